@@ -1,0 +1,185 @@
+"""An experiment (one run) and a suite (a comparison of runs)."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from moejax.config import checks
+from moejax.config.data import Data
+from moejax.config.model import Model
+from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
+from moejax.config.training import Optimizer, Training
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluation:
+  """Held-out evaluation: bits per byte and next-token accuracy."""
+
+  batch_size: int = 16
+  """Sequences in one evaluation step, over all devices."""
+  max_tokens: int | None = 1_000_000
+  """Held-out tokens that are scored, whole documents in a fixed order; None scores all."""
+  every: int | None = None
+  """Steps between two evaluations during training; None evaluates at the end only."""
+
+  def __post_init__(self):
+    checks.positive(self, "batch_size")
+    for name in ("max_tokens", "every"):
+      if getattr(self, name) is not None:
+        checks.positive(self, name)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+  """One run: everything that decides its result, and nothing else."""
+
+  name: str
+  """Its name in the list, in reports and on disk."""
+  model: Model
+  """The transformer."""
+  data: Data
+  """The text."""
+  training: Training
+  """Length, batch, losses, checkpoints."""
+  optimizer: Optimizer
+  """AdamW and its schedule."""
+  evaluation: Evaluation = Evaluation()
+  """What is scored on held-out text."""
+  mesh: Mesh = Mesh()
+  """Devices along each axis."""
+  rules: Rules = DATA_EXPERT_MODEL
+  """Which mesh axes shard which logical axis."""
+
+  def __post_init__(self):
+    self._check_losses()
+    self._check_groups()
+    self._check_sharding()
+
+  def _check_losses(self):
+    for name in ("load_balance", "router_z"):
+      coefficient = getattr(self.training.losses, name)
+      if coefficient and self.model.moe is None:
+        raise ValueError(
+          f"training.losses.{name}={coefficient} and no layer is sparse, so it would do nothing; "
+          "set it to 0 or give the model a moe"
+        )
+
+  def _check_groups(self):
+    if self.model.moe is None:
+      return
+    group = self.model.moe.group_size
+    for name, batch in (("training", self.micro_batch_size), ("evaluation", self.evaluation.batch_size)):
+      tokens = batch * self.data.sequence_length
+      if tokens % group:
+        raise ValueError(
+          f"moe.group_size={group} does not divide the {tokens} tokens of a {name} batch "
+          f"({batch} sequences of {self.data.sequence_length}); use a group size that does"
+        )
+
+  def _check_sharding(self):
+    """Every dimension that a rule shards is divisible, as far as the open data axis allows to know."""
+    model, rules, mesh = self.model, self.rules, self.mesh
+    table(rules)
+
+    def check(what: str, **dimensions: int):
+      check_dimensions(what, dimensions, rules, mesh)
+
+    check(
+      "training.batch_size / gradient_accumulation", batch=self.micro_batch_size, sequence=self.data.sequence_length
+    )
+    check("evaluation.batch_size", batch=self.evaluation.batch_size)
+    check("model.num_heads", embed=model.d_model, heads=model.num_heads, head_dim=model.head_dim)
+    check("model.num_kv_heads", embed=model.d_model, kv_heads=model.num_kv_heads, head_dim=model.head_dim)
+    check("model.vocab_size", vocab=model.vocab_size, embed=model.d_model)
+    check("model.d_model", batch=self.micro_batch_size, act_embed=model.d_model)
+    if model.num_sparse_layers < model.num_layers:
+      check("model.d_ff", embed=model.d_model, mlp=model.d_ff)
+    if model.moe:
+      check(
+        "moe.num_experts", experts=model.moe.num_experts, expert_embed=model.d_model, expert_mlp=model.moe.d_ff
+      )  # fmt: skip
+      self._check_group_shards("training", self.micro_batch_size)
+      self._check_group_shards("evaluation", self.evaluation.batch_size)
+
+  def _check_group_shards(self, name: str, batch: int):
+    assert self.model.moe
+    groups = batch * self.data.sequence_length // self.model.moe.group_size
+    parts = shards(self.rules, self.mesh, "outer") * shards(self.rules, self.mesh, "groups")
+    if groups % parts:
+      raise ValueError(
+        f"a {name} batch of {batch} sequences has {groups} routing groups of moe.group_size="
+        f"{self.model.moe.group_size}, which the {parts} shards of mesh ({self.mesh}) do not divide; "
+        "lower moe.group_size or raise the batch"
+      )
+
+  @property
+  def micro_batch_size(self) -> int:
+    """Sequences that are computed at once."""
+    return self.training.batch_size // self.training.gradient_accumulation
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measurement:
+  """How step times are measured: members take turns, so that drift of the machine hits all alike."""
+
+  warmup_steps: int = 3
+  """Steps of each member that are not counted."""
+  rounds: int = 5
+  """Turns of each member."""
+  steps_per_round: int = 8
+  """Steps in a turn; the step time is the median over all turns."""
+
+  def __post_init__(self):
+    checks.positive(self, "warmup_steps", "rounds", "steps_per_round")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pair:
+  """A dense experiment and the MoE candidates for its step time."""
+
+  dense: Experiment
+  """The reference, whose compute-optimal training time is the budget of the pair."""
+  candidates: tuple[Experiment, ...]
+  """MoE experiments; the one whose step time is nearest is the match."""
+
+  def __post_init__(self):
+    if self.dense.model.moe is not None:
+      raise ValueError(f"the dense member {self.dense.name!r} of a pair has sparse layers; set model.moe to None")
+    if not self.candidates:
+      raise ValueError(f"the pair of {self.dense.name!r} has no candidates; give it at least one MoE experiment")
+    for experiment in self.candidates:
+      if experiment.model.moe is None:
+        raise ValueError(f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; give it a moe")
+      if dataclasses.replace(experiment.data, prefetch=self.dense.data.prefetch) != self.dense.data:
+        raise ValueError(f"candidate {experiment.name!r} reads other data than {self.dense.name!r}; use the same data")
+
+
+Train = Literal["all", "matched"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+  """A comparison at equal step time."""
+
+  name: str
+  """Its name in the list and in reports."""
+  pairs: tuple[Pair, ...]
+  """Dense scales, each with its candidates."""
+  tolerance: float = 0.05
+  """Largest relative difference of two step times that count as equal."""
+  train: Train = "all"
+  """all trains every candidate for its pair's time budget, matched only the nearest of each pair."""
+  measurement: Measurement = Measurement()
+  """How step times are measured."""
+
+  def __post_init__(self):
+    checks.one_of(self, "train", get_args(Train))
+    checks.between(self, "tolerance", 0.0, 1.0)
+    names = [experiment.name for experiment in self.members]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+      raise ValueError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
+
+  @property
+  def members(self) -> tuple[Experiment, ...]:
+    """All experiments, each dense one before its candidates."""
+    return tuple(experiment for pair in self.pairs for experiment in (pair.dense, *pair.candidates))

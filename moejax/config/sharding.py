@@ -1,0 +1,132 @@
+"""The mesh and the rules that say which mesh axes shard which logical axis. Rules are data; look-up is strict."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from moejax.config import checks
+
+MESH_AXES = ("replica", "data", "expert", "model")
+
+LOGICAL_AXES = (
+  # of parameters
+  "layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "expert_embed", "expert_mlp",
+  # of activations; those of heads, mlp, vocab and experts share the parameter's name
+  "batch", "sequence", "act_embed", "outer", "groups", "group_tokens", "capacity",
+)  # fmt: skip
+
+Rules = tuple[tuple[str, tuple[str, ...]], ...]
+"""Pairs of a logical axis and the mesh axes that shard it, () for none; of two pairs with one name the later counts."""
+
+DATA_EXPERT_MODEL: Rules = (
+  # Parameters are sharded over data (FSDP) and, outside expert layers, over expert too.
+  ("layers", ()),
+  ("vocab", ("model",)),
+  ("embed", ("data", "expert")),
+  ("heads", ("model",)),
+  ("kv_heads", ("model",)),
+  ("head_dim", ()),
+  ("mlp", ("model",)),
+  ("experts", ("expert",)),
+  ("expert_embed", ("data",)),
+  ("expert_mlp", ("model",)),
+  ("batch", ("replica", "data", "expert")),
+  ("sequence", ()),
+  ("act_embed", ("model",)),
+  # Table 1 of arXiv 2405.15052: the expert axis shards the groups outside the experts and the experts inside, which
+  # makes each re-shard an all-to-all that never crosses data.
+  ("outer", ("replica", "data")),
+  ("groups", ("expert",)),
+  ("group_tokens", ()),
+  ("capacity", ()),
+)
+"""Data-expert-model 3D sharding (arXiv 2405.15052, Table 1), parameters sharded over data as well."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh:
+  """Devices along each mesh axis."""
+
+  replica: int = 1
+  """Slices joined by the data-centre network; each holds all parameters."""
+  data: int | None = None
+  """Shards of the batch and of the parameters (FSDP); None takes the devices that the other axes leave."""
+  expert: int = 1
+  """Shards of the experts; outside expert layers, of the batch."""
+  model: int = 1
+  """Shards of heads and hidden widths (tensor parallelism)."""
+
+  def __post_init__(self):
+    checks.positive(self, "replica", "expert", "model")
+    if self.data is not None:
+      checks.positive(self, "data")
+
+  @property
+  def shape(self) -> dict[str, int]:
+    """Devices by axis, in MESH_AXES order; a data axis still open counts as 1."""
+    return {"replica": self.replica, "data": self.data or 1, "expert": self.expert, "model": self.model}
+
+  @property
+  def size(self) -> int:
+    """Devices in all."""
+    return math.prod(self.shape.values())
+
+  def resolve(self, device_count: int) -> "Mesh":
+    """This mesh with data filled in for `device_count` devices.
+
+    Raises:
+      ValueError: the mesh needs more devices than there are, or an open data axis cannot use them evenly.
+    """
+    if self.size > device_count:
+      raise ValueError(f"mesh {self} needs {self.size} devices and there are {device_count}; lower an axis")
+    if self.data is not None:
+      return self
+    if device_count % self.size:
+      raise ValueError(f"mesh {self} leaves {device_count} devices no whole data axis; set mesh.data or change an axis")
+    return dataclasses.replace(self, data=device_count // self.size)
+
+  def __str__(self) -> str:
+    return " x ".join(f"{name} {getattr(self, name) or '?'}" for name in MESH_AXES)
+
+
+def table(rules: Rules) -> dict[str, tuple[str, ...]]:
+  """The rules as a look-up table, checked.
+
+  Raises:
+    ValueError: a logical axis that no tensor has, a mesh axis that does not exist, or a logical axis without a rule.
+  """
+  for name, axes in rules:
+    if name not in LOGICAL_AXES:
+      raise ValueError(f"rules: no tensor has a logical axis {name!r}; there are {', '.join(LOGICAL_AXES)}")
+    for axis in axes:
+      if axis not in MESH_AXES:
+        raise ValueError(f"rules: {name!r} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}")
+  missing = [name for name in LOGICAL_AXES if name not in dict(rules)]
+  if missing:
+    raise ValueError(f"rules: no rule for {', '.join(missing)}; use () where an axis is not to be sharded")
+  return dict(rules)
+
+
+def shards(rules: Rules, mesh: Mesh, name: str) -> int:
+  """Parts into which `mesh` cuts a dimension with this logical name."""
+  return math.prod(mesh.shape[axis] for axis in table(rules)[name])
+
+
+def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mesh: Mesh) -> None:
+  """Checks one tensor, given its size by logical axis.
+
+  Raises:
+    ValueError: two dimensions claim one mesh axis, or a dimension is not divisible by its mesh axes.
+  """
+  owner: dict[str, str] = {}
+  for name, size in dimensions.items():
+    for axis in table(rules)[name]:
+      if axis in owner:
+        raise ValueError(f"{what}: rules put mesh axis {axis!r} on both {owner[axis]!r} and {name!r}")
+      owner[axis] = name
+    parts = shards(rules, mesh, name)
+    if size % parts:
+      raise ValueError(
+        f"{what}: {name}={size} is not divisible by the {parts} shards that mesh ({mesh}) gives it "
+        f"through {' x '.join(table(rules)[name])}; change one of them"
+      )

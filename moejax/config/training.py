@@ -1,0 +1,112 @@
+"""How long, on what batch, with which optimizer and which losses a model is trained."""
+
+import dataclasses
+from typing import Literal, get_args
+
+from moejax.config import checks
+
+Counted = Literal["total", "non_embedding", "active", "active_non_embedding"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """AdamW with linear warm-up and cosine decay."""
+
+  learning_rate: float
+  """Peak, reached after warm-up."""
+  final_fraction: float = 0.1
+  """Learning rate at the last step, as a part of the peak."""
+  warmup_fraction: float = 0.02
+  """Part of all steps over which the learning rate rises from 0."""
+  beta1: float = 0.9
+  """Decay of the first moment."""
+  beta2: float = 0.95
+  """Decay of the second moment."""
+  epsilon: float = 1e-8
+  """Added to the root of the second moment."""
+  weight_decay: float = 0.1
+  """Times the learning rate; on matrices only, not on norms and router-free vectors."""
+  gradient_clip: float = 1.0
+  """Largest global norm of the gradient."""
+
+  def __post_init__(self):
+    checks.positive(self, "learning_rate", "epsilon", "gradient_clip")
+    checks.not_negative(self, "weight_decay")
+    for name in ("final_fraction", "warmup_fraction", "beta1", "beta2"):
+      checks.between(self, name, 0.0, 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Losses:
+  """Coefficients of what is added to the cross-entropy; 0 leaves a loss out."""
+
+  z: float = 0.0
+  """Squared log-normaliser of the logits (PaLM, arXiv 2204.02311, section 5)."""
+  load_balance: float = 0.0
+  """Product of each expert's share of choices and mean probability, 1 when balanced (GShard, arXiv 2006.16668)."""
+  router_z: float = 0.0
+  """Squared log-normaliser of the router's logits (ST-MoE, arXiv 2202.08906, equation 5)."""
+
+  def __post_init__(self):
+    checks.not_negative(self, "z", "load_balance", "router_z")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+  """Compute-optimal training length: tokens = multiple x parameters (Chinchilla, arXiv 2203.15556)."""
+
+  tokens_per_parameter: float = 20.0
+  """The multiple."""
+  parameters: Counted = "total"
+  """Which parameters count."""
+
+  def __post_init__(self):
+    checks.positive(self, "tokens_per_parameter")
+    checks.one_of(self, "parameters", get_args(Counted))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoints:
+  """When the run is saved; the last step always is."""
+
+  every: int = 1000
+  """Steps between two checkpoints."""
+  keep_last: int = 2
+  """Newest checkpoints that are kept."""
+  keep_every: int | None = None
+  """Checkpoints at multiples of this many steps are kept for ever; None keeps only the newest."""
+
+  def __post_init__(self):
+    checks.positive(self, "every", "keep_last")
+    if self.keep_every is not None:
+      checks.positive(self, "keep_every")
+      checks.divides(self.every, "checkpoints.every", self.keep_every, "checkpoints.keep_every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+  """One training run."""
+
+  batch_size: int
+  """Sequences in a step, over all devices (B)."""
+  steps: int | None = None
+  """Optimizer steps; None takes what the budget gives."""
+  budget: Budget = Budget()
+  """Length of the run where steps is None."""
+  gradient_accumulation: int = 1
+  """Parts in which a batch is computed, one after the other, to save memory."""
+  seed: int = 0
+  """Seed of the initial parameters."""
+  losses: Losses = Losses()
+  """Auxiliary losses."""
+  checkpoints: Checkpoints = Checkpoints()
+  """What is saved."""
+  log_every: int = 10
+  """Steps between two lines of metrics."""
+
+  def __post_init__(self):
+    checks.positive(self, "batch_size", "gradient_accumulation", "log_every")
+    checks.not_negative(self, "seed")
+    if self.steps is not None:
+      checks.positive(self, "steps")
+    checks.divides(self.gradient_accumulation, "training.gradient_accumulation", self.batch_size, "training.batch_size")

@@ -1,0 +1,38 @@
+"""Packaging of moejax: three packages, and an extra for everything that not every user needs."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "moejax" / "__init__.py").read_text())
+
+setup(
+  name="moejax",
+  version=VERSION.group(1) if VERSION else "0",
+  description="Dense or mixture-of-experts, decided in step time: train, compare and plan language models in JAX.",
+  long_description=(HERE / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11,<3.14",
+  packages=find_packages(include=["moejax", "moejax.*", "experiments", "experiments.*", "launch", "launch.*"]),
+  install_requires=[
+    "jax>=0.10.2",
+    "flax>=0.12.8",
+    "optax>=0.2.8",
+    "orbax-checkpoint>=0.12.8",
+    "grain>=0.2.18",
+    "matplotlib>=3.9",
+    "numpy>=2.0",
+    "rich>=13.7",
+    "tensorboardX>=2.6.2",
+    "tyro>=1.0",
+  ],
+  extras_require={
+    "test": ["chex>=0.1.91", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "pre-commit>=4"],
+    "tpu": ["jax[tpu]>=0.10.2"],
+    "cuda": ["jax[cuda13]>=0.10.2"],
+  },
+  entry_points={"console_scripts": ["moejax = moejax.cli:main"]},
+)
