@@ -1,6 +1,8 @@
-"""The checks that every configuration class uses. Each raises ValueError with the value, the limit and the remedy."""
+"""The checks that every configuration class uses. Each raises UserError with the value, the limit and the remedy."""
 
 from collections.abc import Iterable
+
+from moejax.errors import UserError
 
 
 def positive(owner: object, *names: str) -> None:
@@ -8,7 +10,7 @@ def positive(owner: object, *names: str) -> None:
   for name in names:
     value = getattr(owner, name)
     if not value > 0:
-      raise ValueError(f"{_path(owner, name)}={value} must be above 0")
+      raise UserError(f"{_path(owner, name)}={value} must be above 0")
 
 
 def not_negative(owner: object, *names: str) -> None:
@@ -16,21 +18,21 @@ def not_negative(owner: object, *names: str) -> None:
   for name in names:
     value = getattr(owner, name)
     if not value >= 0:
-      raise ValueError(f"{_path(owner, name)}={value} must be 0 or above")
+      raise UserError(f"{_path(owner, name)}={value} must be 0 or above")
 
 
 def between(owner: object, name: str, low: float, high: float) -> None:
   """Raises unless low <= field <= high."""
   value = getattr(owner, name)
   if not low <= value <= high:
-    raise ValueError(f"{_path(owner, name)}={value} must lie between {low} and {high}")
+    raise UserError(f"{_path(owner, name)}={value} must lie between {low} and {high}")
 
 
 def one_of(owner: object, name: str, allowed: Iterable[str]) -> None:
   """Raises unless the field is one of `allowed`."""
   value, allowed = getattr(owner, name), tuple(allowed)
   if value not in allowed:
-    raise ValueError(f"{_path(owner, name)}={value!r} is not one of {', '.join(allowed)}")
+    raise UserError(f"{_path(owner, name)}={value!r} is not one of {', '.join(allowed)}")
 
 
 def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> None:
@@ -38,7 +40,7 @@ def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> Non
   if value % divisor:
     below, above = value // divisor * divisor, (value // divisor + 1) * divisor
     nearest = f"{below} or {above}" if below else f"{above}"
-    raise ValueError(f"{value_name}={value} is not divisible by {divisor_name}={divisor}; use {nearest}")
+    raise UserError(f"{value_name}={value} is not divisible by {divisor_name}={divisor}; use {nearest}")
 
 
 def _path(owner: object, name: str) -> str:

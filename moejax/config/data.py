@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from moejax.config import checks
+from moejax.errors import UserError
 
 Tokenizer = Literal["bytes"]
 
@@ -36,6 +37,6 @@ class Data:
     checks.one_of(self, "tokenizer", get_args(Tokenizer))
     checks.between(self, "validation_fraction", 0.0, 0.5)
     if not self.train:
-      raise ValueError('data.train is empty; name a file, a folder, a glob or "python-standard-library"')
+      raise UserError('data.train is empty; name a file, a folder, a glob or "python-standard-library"')
     if not self.validation and not self.validation_fraction:
-      raise ValueError("data.validation is empty and data.validation_fraction=0 holds nothing out; set one of them")
+      raise UserError("data.validation is empty and data.validation_fraction=0 holds nothing out; set one of them")

@@ -8,6 +8,7 @@ from moejax.config.data import Data
 from moejax.config.model import Model
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
 from moejax.config.training import Optimizer, Training
+from moejax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class Experiment:
     for name in ("load_balance", "router_z"):
       coefficient = getattr(self.training.losses, name)
       if coefficient and self.model.moe is None:
-        raise ValueError(
+        raise UserError(
           f"training.losses.{name}={coefficient} and no layer is sparse, so it would do nothing; "
           "set it to 0 or give the model a moe"
         )
@@ -70,7 +71,7 @@ class Experiment:
     for name, batch in (("training", self.micro_batch_size), ("evaluation", self.evaluation.batch_size)):
       tokens = batch * self.data.sequence_length
       if tokens % group:
-        raise ValueError(
+        raise UserError(
           f"moe.group_size={group} does not divide the {tokens} tokens of a {name} batch "
           f"({batch} sequences of {self.data.sequence_length}); use a group size that does"
         )
@@ -105,7 +106,7 @@ class Experiment:
     groups = batch * self.data.sequence_length // self.model.moe.group_size
     parts = shards(self.rules, self.mesh, "outer") * shards(self.rules, self.mesh, "groups")
     if groups % parts:
-      raise ValueError(
+      raise UserError(
         f"a {name} batch of {batch} sequences has {groups} routing groups of moe.group_size="
         f"{self.model.moe.group_size}, which the {parts} shards of mesh ({self.mesh}) do not divide; "
         "lower moe.group_size or raise the batch"
@@ -143,14 +144,14 @@ class Pair:
 
   def __post_init__(self):
     if self.dense.model.moe is not None:
-      raise ValueError(f"the dense member {self.dense.name!r} of a pair has sparse layers; set model.moe to None")
+      raise UserError(f"the dense member {self.dense.name!r} of a pair has sparse layers; set model.moe to None")
     if not self.candidates:
-      raise ValueError(f"the pair of {self.dense.name!r} has no candidates; give it at least one MoE experiment")
+      raise UserError(f"the pair of {self.dense.name!r} has no candidates; give it at least one MoE experiment")
     for experiment in self.candidates:
       if experiment.model.moe is None:
-        raise ValueError(f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; give it a moe")
+        raise UserError(f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; give it a moe")
       if dataclasses.replace(experiment.data, prefetch=self.dense.data.prefetch) != self.dense.data:
-        raise ValueError(f"candidate {experiment.name!r} reads other data than {self.dense.name!r}; use the same data")
+        raise UserError(f"candidate {experiment.name!r} reads other data than {self.dense.name!r}; use the same data")
 
 
 Train = Literal["all", "matched"]
@@ -177,7 +178,7 @@ class Suite:
     names = [experiment.name for experiment in self.members]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
-      raise ValueError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
+      raise UserError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
 
   @property
   def members(self) -> tuple[Experiment, ...]:

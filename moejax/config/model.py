@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.moe import MoE
+from moejax.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 Remat = Literal["none", "dots", "layer_inputs"]
@@ -59,7 +60,7 @@ class Model:
     checks.divides(self.num_kv_heads, "model.num_kv_heads", self.num_heads, "model.num_heads")
     checks.divides(2, "rotary pair", self.head_dim, "model.head_dim")
     if self.moe and self.moe.every > self.num_layers:
-      raise ValueError(
+      raise UserError(
         f"moe.every={self.moe.every} is more than model.num_layers={self.num_layers}, so no layer would be sparse; "
         "lower moe.every or set moe to None"
       )

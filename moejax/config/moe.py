@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from moejax.config import checks
+from moejax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class MoE:
   def __post_init__(self):
     checks.positive(self, "num_experts", "experts_per_token", "d_ff", "every", "capacity_factor", "group_size")
     if self.experts_per_token > self.num_experts:
-      raise ValueError(
+      raise UserError(
         f"moe.experts_per_token={self.experts_per_token} is more than moe.num_experts={self.num_experts}; "
         f"use at most {self.num_experts}"
       )

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 from moejax.config import checks
+from moejax.errors import UserError
 
 MESH_AXES = ("replica", "data", "expert", "model")
 
@@ -75,14 +76,14 @@ class Mesh:
     """This mesh with data filled in for `device_count` devices.
 
     Raises:
-      ValueError: the mesh needs more devices than there are, or an open data axis cannot use them evenly.
+      UserError: the mesh needs more devices than there are, or an open data axis cannot use them evenly.
     """
     if self.size > device_count:
-      raise ValueError(f"mesh {self} needs {self.size} devices and there are {device_count}; lower an axis")
+      raise UserError(f"mesh {self} needs {self.size} devices and there are {device_count}; lower an axis")
     if self.data is not None:
       return self
     if device_count % self.size:
-      raise ValueError(f"mesh {self} leaves {device_count} devices no whole data axis; set mesh.data or change an axis")
+      raise UserError(f"mesh {self} leaves {device_count} devices no whole data axis; set mesh.data or change an axis")
     return dataclasses.replace(self, data=device_count // self.size)
 
   def __str__(self) -> str:
@@ -93,17 +94,17 @@ def table(rules: Rules) -> dict[str, tuple[str, ...]]:
   """The rules as a look-up table, checked.
 
   Raises:
-    ValueError: a logical axis that no tensor has, a mesh axis that does not exist, or a logical axis without a rule.
+    UserError: a logical axis that no tensor has, a mesh axis that does not exist, or a logical axis without a rule.
   """
   for name, axes in rules:
     if name not in LOGICAL_AXES:
-      raise ValueError(f"rules: no tensor has a logical axis {name!r}; there are {', '.join(LOGICAL_AXES)}")
+      raise UserError(f"rules: no tensor has a logical axis {name!r}; there are {', '.join(LOGICAL_AXES)}")
     for axis in axes:
       if axis not in MESH_AXES:
-        raise ValueError(f"rules: {name!r} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}")
+        raise UserError(f"rules: {name!r} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}")
   missing = [name for name in LOGICAL_AXES if name not in dict(rules)]
   if missing:
-    raise ValueError(f"rules: no rule for {', '.join(missing)}; use () where an axis is not to be sharded")
+    raise UserError(f"rules: no rule for {', '.join(missing)}; use () where an axis is not to be sharded")
   return dict(rules)
 
 
@@ -116,17 +117,17 @@ def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mes
   """Checks one tensor, given its size by logical axis.
 
   Raises:
-    ValueError: two dimensions claim one mesh axis, or a dimension is not divisible by its mesh axes.
+    UserError: two dimensions claim one mesh axis, or a dimension is not divisible by its mesh axes.
   """
   owner: dict[str, str] = {}
   for name, size in dimensions.items():
     for axis in table(rules)[name]:
       if axis in owner:
-        raise ValueError(f"{what}: rules put mesh axis {axis!r} on both {owner[axis]!r} and {name!r}")
+        raise UserError(f"{what}: rules put mesh axis {axis!r} on both {owner[axis]!r} and {name!r}")
       owner[axis] = name
     parts = shards(rules, mesh, name)
     if size % parts:
-      raise ValueError(
+      raise UserError(
         f"{what}: {name}={size} is not divisible by the {parts} shards that mesh ({mesh}) gives it "
         f"through {' x '.join(table(rules)[name])}; change one of them"
       )

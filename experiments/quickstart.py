@@ -1,0 +1,72 @@
+"""The quickstart suite: two dense scales and their MoE candidates on Python's standard library, minutes on a CPU."""
+
+from dataclasses import replace
+
+from moejax.config import (
+  Checkpoints,
+  Data,
+  Evaluation,
+  Experiment,
+  Losses,
+  Measurement,
+  Model,
+  MoE,
+  Optimizer,
+  Pair,
+  Suite,
+  Training,
+)
+
+
+def quickstart() -> Suite:
+  """Dense against MoE at equal step time: 2 CPU cores, under 8 minutes, about 2.4 bits per byte (bigrams: 3.4)."""
+  small, large = quickstart_small(), quickstart_large()
+  return Suite(
+    name="quickstart",
+    pairs=(
+      Pair(dense=small, candidates=(_sparse(small, 8, d_ff=96), _sparse(small, 16, d_ff=48))),
+      Pair(dense=large, candidates=(_sparse(large, 8, d_ff=128), _sparse(large, 16, d_ff=64))),
+    ),
+    measurement=Measurement(warmup_steps=3, rounds=5, steps_per_round=8),
+  )
+
+
+def quickstart_small() -> Experiment:
+  """Dense, 0.14M parameters: about 20 s on 2 CPU cores, 2.7 bits per byte."""
+  return _dense("quickstart_small", num_layers=2, d_model=64, d_ff=192)
+
+
+def quickstart_large() -> Experiment:
+  """Dense, 0.3M parameters: about 60 s on 2 CPU cores, 2.4 bits per byte."""
+  return _dense("quickstart_large", num_layers=3, d_model=96, d_ff=256)
+
+
+def _dense(name: str, num_layers: int, d_model: int, d_ff: int) -> Experiment:
+  return Experiment(
+    name=name,
+    model=Model(
+      num_layers=num_layers,
+      d_model=d_model,
+      num_heads=d_model // 32,
+      num_kv_heads=d_model // 32,
+      head_dim=32,
+      d_ff=d_ff,
+      vocab_size=264,
+      unroll=num_layers,
+    ),
+    data=Data(sequence_length=128),
+    training=Training(batch_size=16, checkpoints=Checkpoints(every=250)),
+    optimizer=Optimizer(learning_rate=4e-3),
+    evaluation=Evaluation(batch_size=16, max_tokens=200_000),
+  )
+
+
+def _sparse(dense: Experiment, num_experts: int, d_ff: int) -> Experiment:
+  """The dense experiment with `num_experts` experts, two a token, in every layer."""
+  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, group_size=64)
+  return replace(
+    dense,
+    name=f"{dense.name}_{num_experts}e",
+    model=replace(dense.model, moe=moe),
+    training=replace(dense.training, losses=Losses(load_balance=0.01, router_z=0.001)),
+  )

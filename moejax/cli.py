@@ -1,0 +1,178 @@
+"""The commands: parse, call, print. What needs JAX is imported by the verb that needs it, so that the rest is quick."""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+import moejax
+from moejax import describe, lookup
+from moejax.config.experiment import Experiment
+from moejax.display import Display
+from moejax.errors import UserError
+from moejax.overrides import field_help, override
+
+USERS_MISTAKE = 2
+
+DESCRIPTION = """\
+Dense or mixture-of-experts? moejax answers in step time: it measures the step of each model, pairs dense and MoE at
+equal step time, gives each pair the same training time, trains, evaluates, and draws the speed-accuracy curve."""
+
+EXAMPLES = """\
+examples:
+  moejax compare quickstart --workdir /tmp/quickstart    the whole answer on the CPU at hand, in minutes
+  moejax show quickstart_small_8e                        parameters, FLOPs, budget and every field
+  moejax train quickstart_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
+  moejax train mine.py:my_experiment --workdir /tmp/mine an experiment of your own
+
+Every field is set by its dotted path; `moejax train NAME --help` lists them with what they mean.
+Interrupt a run (Ctrl-C, or even kill -9) and give the same command again: it goes on where it was."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+  """The program `moejax`. Exit code 0: done, 2: the user's mistake, 1: everything else."""
+  try:
+    known, overrides = _parser().parse_known_args(arguments)
+    sys.exit(known.verb(known, overrides))
+  except UserError as error:
+    print(f"moejax: {error}", file=sys.stderr)
+    sys.exit(USERS_MISTAKE)
+  except FloatingPointError as error:
+    print(f"moejax: {error}", file=sys.stderr)
+    sys.exit(1)
+  except KeyboardInterrupt as error:
+    print(f"\nmoejax: {error or 'stopped'}; the same command goes on from what is saved", file=sys.stderr)
+    sys.exit(1)
+
+
+def _parser() -> argparse.ArgumentParser:
+  formatter = argparse.RawDescriptionHelpFormatter
+  parser = argparse.ArgumentParser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
+  parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
+  verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+  def verb(name: str, run: Callable[[argparse.Namespace, list[str]], int], summary: str) -> argparse.ArgumentParser:
+    of_verb = verbs.add_parser(
+      name, help=summary, description=summary, formatter_class=formatter, add_help=False, allow_abbrev=False
+    )
+    of_verb.set_defaults(verb=run, parser=of_verb)
+    of_verb.add_argument("-h", "--help", action="store_true", help="what this command does, and NAME's fields")
+    return of_verb
+
+  verb("list", _list, "List all experiments and suites.")
+  show = verb("show", _show, "Show an experiment or a suite: parameters, FLOPs, budget, every field.")
+  show.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
+  show.add_argument("--json", action="store_true", help="print JSON")
+  train = verb("train", _train, "Train one experiment and evaluate it on held-out text; goes on where it stopped.")
+  train.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
+  train.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where checkpoints, metrics and results go")
+  compare = verb(
+    "compare", _compare, "Compare dense and MoE at equal step time, from measuring to the report; goes on too."
+  )
+  compare.add_argument("name", nargs="?", metavar="SUITE", help="a listed suite, or path/to/file.py:function")
+  compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where runs, numbers and the report go")
+  report = verb("report", _report, "Write the report of a comparison directory again.")
+  report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
+  return parser
+
+
+def _list(known: argparse.Namespace, overrides: list[str]) -> int:
+  if not _helped(known):
+    _no_overrides(overrides)
+    Console().print(describe.list_page(lookup.listed()))
+  return 0
+
+
+def _show(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  found = override(lookup.find(_required(known, "name", "NAME")), overrides)
+  if known.json:
+    print(json.dumps(describe.facts(found) if isinstance(found, Experiment) else describe.suite_facts(found), indent=2))
+  else:
+    page = describe.experiment_page(found) if isinstance(found, Experiment) else describe.suite_page(found)
+    Console().print(page, soft_wrap=True)
+  return 0
+
+
+def _train(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
+  directory = _required(known, "workdir", "--workdir DIR")
+  check_data(experiment)
+  from moejax.evaluation.run import train_and_evaluate
+
+  with Display(f"train {experiment.name}") as display:
+    summary = train_and_evaluate(experiment, directory, display)
+  results = {name: round(value, 5) if isinstance(value, float) else value for name, value in summary.items()}
+  Console().print(f"{experiment.name}: {results}", highlight=False)
+  return 0
+
+
+def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  suite = override(lookup.find_suite(_required(known, "name", "SUITE")), overrides)
+  directory = _required(known, "workdir", "--workdir DIR")
+  for member in suite.members:
+    check_data(member)
+  from moejax.comparison.run import compare
+  from moejax.comparison.table import terminal_table
+
+  with Display(f"compare {suite.name}") as display:
+    comparison = compare(suite, directory, display)
+  console = Console()
+  console.print(terminal_table(comparison))
+  console.print(comparison["finding"], highlight=False)
+  return 0
+
+
+def _report(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  from moejax.comparison.report import write_report
+
+  print(write_report(_required(known, "workdir", "DIR")))
+  return 0
+
+
+def check_data(experiment: Experiment) -> None:
+  """Raises UserError where the experiment's text is missing, empty or of no known kind."""
+  from moejax.data.sources import check_sources
+
+  check_sources(experiment.data)
+
+
+def _helped(known: argparse.Namespace) -> bool:
+  """Prints the help that was asked for: the command's, and the fields of the experiment that was named."""
+  if not known.help:
+    return False
+  print(known.parser.format_help())
+  name = getattr(known, "name", None)
+  if name is not None:
+    print(field_help(lookup.find(name), f"{known.parser.prog} {name}"))
+  elif hasattr(known, "name"):
+    print("Give NAME too and all its fields are listed, with what they mean. `moejax list` shows the names.")
+  return True
+
+
+def _required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
+  value = getattr(known, attribute)
+  if value is None:
+    raise UserError(f"{known.parser.prog.removeprefix('moejax ')} needs {shown}; `{known.parser.prog} --help` explains")
+  return value
+
+
+def _no_overrides(overrides: list[str]) -> None:
+  if overrides:
+    raise UserError(f"unexpected {' '.join(overrides)}; this command sets no fields")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,135 @@
+"""What `moejax show` and `moejax list` print, without importing JAX."""
+
+import dataclasses
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.parameters import count, flops_per_token, steps, tokens_per_step
+
+
+def facts(experiment: Experiment) -> dict[str, Any]:
+  """Plain numbers of an experiment and its whole configuration: the content of `moejax show NAME --json`."""
+  parameters = count(experiment.model)
+  return {
+    "name": experiment.name,
+    "parameters_total": parameters.total,
+    "parameters_active": parameters.active,
+    "parameters_embedding": parameters.embedding,
+    "parameters_non_embedding": parameters.non_embedding,
+    "parameters_active_non_embedding": parameters.active_non_embedding,
+    "model_flops_per_token": flops_per_token(experiment.model, experiment.data.sequence_length),
+    "tokens_per_step": tokens_per_step(experiment),
+    "steps": steps(experiment),
+    "tokens": steps(experiment) * tokens_per_step(experiment),
+    "training_flops": steps(experiment)
+    * tokens_per_step(experiment)
+    * flops_per_token(experiment.model, experiment.data.sequence_length),
+    "config": dataclasses.asdict(experiment),
+  }
+
+
+def suite_facts(suite: Suite) -> dict[str, Any]:
+  """The same of every member, and the suite's own settings."""
+  own = dataclasses.asdict(dataclasses.replace(suite, pairs=()))
+  pairs = [
+    {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates]} for pair in suite.pairs
+  ]
+  return {**own, "pairs": pairs, "members": [facts(member) for member in suite.members]}
+
+
+def experiment_page(experiment: Experiment) -> RenderableType:
+  """Counts, budget and every field."""
+  numbers = facts(experiment)
+  table = Table(box=None, show_header=False, pad_edge=False)
+  table.add_column(justify="right")
+  table.add_column()
+  budget = experiment.training.budget
+  source = (
+    "as set"
+    if experiment.training.steps
+    else f"{budget.tokens_per_parameter:g} tokens per parameter ({budget.parameters})"
+  )
+  rows = [
+    ("parameters", f"{numbers['parameters_total']:,}"),
+    ("active", f"{numbers['parameters_active']:,}"),
+    ("embedding", f"{numbers['parameters_embedding']:,}"),
+    ("non-embedding", f"{numbers['parameters_non_embedding']:,}"),
+    ("training FLOPs per token", f"{numbers['model_flops_per_token']:,}"),
+    ("tokens per step", f"{numbers['tokens_per_step']:,}"),
+    ("budget", f"{numbers['tokens']:,} tokens, {numbers['steps']:,} steps: {source}"),
+    ("training FLOPs", f"{numbers['training_flops']:.3e}"),
+  ]
+  for name, value in rows:
+    table.add_row(Text(name, style="dim"), value)
+  return Group(Text(experiment.name, style="bold"), table, Text(), _tree(experiment))
+
+
+def suite_page(suite: Suite) -> RenderableType:
+  """The members side by side, and the suite's own settings."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for head in ("member", "pair", "total", "active", "FLOPs per token", "tokens per step"):
+    table.add_column(head, justify="left" if head in ("member", "pair") else "right")
+  for pair in suite.pairs:
+    for experiment in (pair.dense, *pair.candidates):
+      numbers = facts(experiment)
+      table.add_row(
+        experiment.name,
+        pair.dense.name,
+        *(
+          f"{numbers[name]:,}"
+          for name in ("parameters_total", "parameters_active", "model_flops_per_token", "tokens_per_step")
+        ),
+      )
+  settings = "\n".join(f"{name} = {value}" for name, value in _fields(dataclasses.replace(suite, pairs=())))
+  return Group(Text(suite.name, style="bold"), table, Text(settings))
+
+
+def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:
+  """One line for each experiment and suite."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  table.add_column("name", no_wrap=True)
+  table.add_column("kind")
+  table.add_column("total / active", justify="right", no_wrap=True)
+  table.add_column("what")
+  for name, value, summary in rows:
+    if isinstance(value, Suite):
+      table.add_row(Text(name, style="bold"), "suite", f"{len(value.members)} members", summary)
+    else:
+      parameters = count(value.model)
+      kind = "moe" if value.model.moe else "dense"
+      table.add_row(name, kind, f"{_short(parameters.total)} / {_short(parameters.active)}", summary)
+  return table
+
+
+def _tree(experiment: Experiment) -> Text:
+  """Every field as the option that sets it, with its value."""
+  text = Text()
+  for name, value in _fields(experiment):
+    text.append(f"--{name.replace('_', '-')}", style="cyan")
+    text.append(f" {value}\n")
+  return text
+
+
+def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
+  if path == "rules":
+    return [(f"rules.{name}", " ".join(axes) or "()") for name, axes in dict(value).items()]
+  if not dataclasses.is_dataclass(value):
+    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
+    return [(path, shown)] if path not in ("name", "pairs") else []
+  return [
+    row
+    for field in dataclasses.fields(value)
+    for row in _fields(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)
+  ]
+
+
+def _short(number: int) -> str:
+  for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+    if number >= size:
+      return f"{number / size:.3g}{unit}"
+  return str(number)

@@ -1,0 +1,155 @@
+"""Bits per byte and next-token accuracy on held-out documents, with their standard errors.
+
+B batch  T position  M = B x T tokens
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.training.loss import Batch, token_losses
+from moejax.training.state import Definition, Parameters
+from moejax.training.step import BATCH_TYPES
+
+NATS_PER_BIT = float(np.log(2.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeldOut:
+  """Sums over the scored targets of each held-out document; arrays [documents] in the order of the corpus."""
+
+  nats: np.ndarray
+  """Cross-entropy."""
+  correct: np.ndarray
+  """Targets that the model found most probable."""
+  targets: np.ndarray
+  """Scored targets."""
+  text_bytes: np.ndarray
+  """Bytes of text that they stand for."""
+
+  def summary(self) -> dict[str, float]:
+    """`bits_per_byte`, `accuracy`, and their standard errors over documents."""
+    return {
+      "bits_per_byte": ratio(self.nats, self.text_bytes) / NATS_PER_BIT,
+      "bits_per_byte_stderr": ratio_stderr(self.nats, self.text_bytes) / NATS_PER_BIT,
+      "accuracy": ratio(self.correct, self.targets),
+      "accuracy_stderr": ratio_stderr(self.correct, self.targets),
+      "targets": float(self.targets.sum()),
+      "documents": float((self.targets > 0).sum()),
+    }
+
+  def minus(self, other: "HeldOut") -> dict[str, float]:
+    """Differences to another model on the same documents, and their standard errors: paired, document by document.
+
+    What is hard about a document is hard for both, so this error is far below that of either model alone.
+
+    Raises:
+      ValueError: the two were not scored on the same targets.
+    """
+    if not np.array_equal(self.targets, other.targets):
+      raise ValueError("the two models were scored on different held-out text; evaluate both on the same")
+    nats, correct = self.nats - other.nats, self.correct - other.correct
+    return {
+      "bits_per_byte_difference": ratio(nats, self.text_bytes) / NATS_PER_BIT,
+      "bits_per_byte_difference_stderr": ratio_stderr(nats, self.text_bytes) / NATS_PER_BIT,
+      "accuracy_difference": ratio(correct, self.targets),
+      "accuracy_difference_stderr": ratio_stderr(correct, self.targets),
+    }
+
+  def save(self, path: pathlib.Path) -> None:
+    """Writes the sums as .npz."""
+    np.savez_compressed(path, **{name: getattr(self, name) for name in _FIELDS})
+
+  @classmethod
+  def load(cls, path: pathlib.Path) -> "HeldOut":
+    """Reads what `save` wrote."""
+    with np.load(path) as arrays:
+      return cls(**{name: arrays[name] for name in _FIELDS})
+
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
+  """Sum over sum."""
+  return float(numerators.sum() / denominators.sum())
+
+
+def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
+  """Standard error of sum over sum, documents being the sample (Cochran, Sampling Techniques, equation 2.46).
+
+  Documents and not tokens: tokens of one document are alike, and an error over tokens would be far too small.
+  """
+  used = denominators > 0
+  n = int(used.sum())
+  if n < 2:
+    return float("nan")
+  residual = numerators[used] - ratio(numerators, denominators) * denominators[used]
+  return float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / denominators.sum())
+
+
+def make_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]:
+  """scorer(parameters, batch): cross-entropy in nats [B, T] and whether the best guess was right [B, T]."""
+
+  def score(parameters: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    model = definition.model(parameters)
+    x_BTD, _ = model(batch["tokens"], batch["segments"], batch["positions"])
+    logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
+    targets_M = batch["targets"].reshape(-1)
+    loss_M, _ = token_losses(logits_MV, targets_M)
+    correct_M = jnp.argmax(logits_MV, axis=-1) == targets_M
+    shape = batch["targets"].shape
+    return loss_M.reshape(shape), correct_M.reshape(shape)
+
+  placement = definition.partitioner
+  return jax.jit(
+    score,
+    in_shardings=(definition.shardings.parameters, dict.fromkeys(BATCH_TYPES, placement.batch)),
+    out_shardings=(placement.replicated, placement.replicated),
+  )
+
+
+def score_documents(
+  definition: Definition,
+  parameters: Parameters,
+  batches: Iterable[dict[str, np.ndarray]],
+  byte_lengths: np.ndarray,
+  scorer: Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]],
+) -> HeldOut:
+  """Scores every weighted target of the batches.
+
+  Args:
+    definition: the model.
+    parameters: its parameters.
+    batches: whole batches; beside the model's input `documents` [B, T], each target's document, -1 for padding.
+    byte_lengths: bytes of text by token id, 0 for specials.
+    scorer: as `make_scorer` returns it, so that it is compiled once for many calls.
+  """
+  columns: list[tuple[np.ndarray, ...]] = []
+  for batch in batches:
+    loss_BT, correct_BT = scorer(parameters, _place(batch, definition))
+    scored = batch["weights"] > 0
+    columns.append(
+      (
+        batch["documents"][scored],
+        np.asarray(loss_BT, np.float64)[scored],
+        np.asarray(correct_BT, np.float64)[scored],
+        byte_lengths[batch["targets"][scored]].astype(np.float64),
+      )
+    )
+  documents, nats, correct, text_bytes = (np.concatenate(column) for column in zip(*columns, strict=True))
+  size = int(documents.max()) + 1
+  sums = [np.bincount(documents, values, size) for values in (nats, correct, np.ones_like(nats), text_bytes)]
+  return HeldOut(*sums)
+
+
+def _place(batch: dict[str, np.ndarray], definition: Definition) -> Batch:
+  """The model's input on the devices; every process holds the whole batch and gives what its devices need."""
+  sharding = definition.partitioner.batch
+  return {
+    name: jax.make_array_from_callback(batch[name].shape, sharding, batch[name].__getitem__) for name in BATCH_TYPES
+  }

@@ -1,0 +1,85 @@
+"""Held-out evaluation as the training loop uses it, and one whole run: text, training, evaluation."""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from moejax.config.experiment import Experiment
+from moejax.config.parameters import steps
+from moejax.data.corpus import Corpus, build_corpus
+from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
+from moejax.display import Display, training_facts
+from moejax.evaluation.held_out import make_scorer, score_documents
+from moejax.training.loop import Evaluator, Run, train
+from moejax.training.metrics import Record
+from moejax.training.prepare import prepare
+from moejax.training.run_directory import prepare_directory
+from moejax.training.state import Definition, State, placement_table
+
+
+def train_and_evaluate(experiment: Experiment, directory: pathlib.Path, display: Display) -> dict[str, Any]:
+  """Trains one experiment from wherever an earlier run of it stopped; returns the content of summary.json.
+
+  Raises:
+    UserError: the directory, the text or the devices do not suit the experiment.
+    Interrupted: SIGINT or SIGTERM came; the same call continues.
+  """
+  prepare_directory(directory)
+  display.stage("text: reading and tokenising", total=1.0)
+  corpus = build_corpus(experiment.data, directory / "corpus", lambda what, part: display.advance(part, what))
+  display.stage(f"compile {experiment.name}")
+  prepared = prepare(experiment, corpus)
+  show_placement(prepared.definition, display)
+  length = steps(experiment)
+  display.stage(f"train {experiment.name}", total=length)
+
+  def observe(record: Record) -> None:
+    step, step_time_s = record["step"], record["step_time_s"]
+    display.advance(step, training_facts(record["loss"], record["tokens_per_s"]))
+    display.whole(step * step_time_s, (length - step) * step_time_s)
+
+  return train(
+    Run(
+      definition=prepared.definition,
+      step=prepared.step,
+      batches=prepared.batches,
+      steps=length,
+      directory=directory,
+      evaluators={"held_out": make_evaluator(prepared.definition, corpus, directory, display)},
+      observe=observe,
+    )
+  )
+
+
+def show_placement(definition: Definition, display: Display) -> None:
+  """Prints name, shape, PartitionSpec and bytes per device of every parameter."""
+  rows = [(name, shape, spec, f"{size:,}") for name, shape, spec, size in placement_table(definition)]
+  total = sum(size for *_, size in placement_table(definition))
+  heads = ("parameter", "shape", "sharding", "bytes per device")
+  widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(3)]
+  for name, shape, spec, size in [heads, *rows]:
+    display.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>16}")
+  display.note(f"mesh {definition.partitioner.shape}: {total:,} bytes of parameters per device")
+
+
+def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display) -> Evaluator:
+  """An evaluator that scores the corpus's held-out text, leaves the sums of each document in held_out.npz of
+  `directory`, and returns the summary. The program is compiled at its first use and serves all later ones."""
+  experiment = definition.experiment
+  length, evaluation = experiment.data.sequence_length, experiment.evaluation
+  scorer = make_scorer(definition)
+  arguments = (corpus.validation, length, evaluation.batch_size, evaluation.max_tokens)
+
+  def batches() -> Iterator[dict]:
+    total = num_evaluation_batches(*arguments)
+    display.stage(f"evaluate {experiment.name}", total=total)
+    for i, batch in enumerate(evaluation_batches(*arguments)):
+      yield batch
+      display.advance(i + 1)
+
+  def evaluate(state: State) -> dict[str, float]:
+    held_out = score_documents(definition, state.parameters, batches(), corpus.tokenizer.byte_lengths, scorer)
+    held_out.save(directory / "held_out.npz")
+    return held_out.summary()
+
+  return evaluate

@@ -1,0 +1,1 @@
+"""Hot inner loops: one function each; the best backend is chosen inside."""

@@ -1,0 +1,84 @@
+"""From what a user types to an experiment or a suite."""
+
+import difflib
+import importlib.util
+import pathlib
+from collections.abc import Callable
+
+from experiments import EXPERIMENTS
+from moejax.config.experiment import Experiment, Suite
+from moejax.errors import UserError
+
+
+def find(name: str) -> Experiment | Suite:
+  """The experiment or suite of this name: listed, a member of a listed suite, or `path/to/file.py:function`.
+
+  Raises:
+    UserError: there is none; the message names the nearest.
+  """
+  if ".py:" in name:
+    return _from_file(name)
+  if name in EXPERIMENTS:
+    return EXPERIMENTS[name]()
+  members = {member.name: member for suite in _suites() for member in suite.members}
+  if name in members:
+    return members[name]
+  near = difflib.get_close_matches(name, dict.fromkeys([*EXPERIMENTS, *members]), n=3, cutoff=0.4)
+  hint = f"did you mean {' or '.join(near)}?" if near else "`moejax list` shows all"
+  raise UserError(f"no experiment is named {name!r}; {hint}")
+
+
+def find_experiment(name: str) -> Experiment:
+  """As `find`; raises UserError for a suite."""
+  found = find(name)
+  if isinstance(found, Suite):
+    members = ", ".join(member.name for member in found.members)
+    raise UserError(f"{name!r} is a suite: `moejax compare {name}` runs it whole; its members are {members}")
+  return found
+
+
+def find_suite(name: str) -> Suite:
+  """As `find`; raises UserError for a single experiment."""
+  found = find(name)
+  if isinstance(found, Experiment):
+    suites = ", ".join(suite.name for suite in _suites())
+    raise UserError(f"{name!r} is one experiment: `moejax train {name}` runs it; suites are {suites}")
+  return found
+
+
+def listed() -> list[tuple[str, Experiment | Suite, str]]:
+  """Name, value and first docstring line of everything in the list, the unnamed members of suites last."""
+  rows = [(name, make(), _summary(make)) for name, make in EXPERIMENTS.items()]
+  for suite in _suites():
+    rows += [
+      (member.name, member, f"member of {suite.name}") for member in suite.members if member.name not in EXPERIMENTS
+    ]
+  return rows
+
+
+def _suites() -> list[Suite]:
+  made = [make() for make in EXPERIMENTS.values()]
+  return [value for value in made if isinstance(value, Suite)]
+
+
+def _from_file(name: str) -> Experiment | Suite:
+  path, _, function = name.rpartition(":")
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"{path} does not exist; name a file and a function in it, as in path/to/mine.py:my_experiment")
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  assert spec and spec.loader
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  make = getattr(module, function, None)
+  functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+  if make is None:
+    near = difflib.get_close_matches(function, functions, n=3, cutoff=0.4) or functions
+    raise UserError(f"{path} has no function {function!r}; it has {', '.join(near) or 'none'}")
+  made = make()
+  if not isinstance(made, Experiment | Suite):
+    raise UserError(f"{name} returned {type(made).__name__}; it must return an Experiment or a Suite")
+  return made
+
+
+def _summary(make: Callable[[], Experiment | Suite]) -> str:
+  return (make.__doc__ or "").strip().splitlines()[0] if make.__doc__ else ""

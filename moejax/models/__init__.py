@@ -1,0 +1,1 @@
+"""The transformer: Flax NNX modules that hold parameters and nothing else."""

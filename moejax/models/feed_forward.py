@@ -1,0 +1,34 @@
+"""The dense feed-forward layer.
+
+B batch  T position  D embed  F hidden  M = B x T tokens
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.config.model import Model
+from moejax.models.layers import residual_gain, weight
+from moejax.partitioning import Partitioner
+
+
+class FeedForward(nnx.Module):
+  """SwiGLU: down(silu(gate(x)) x up(x)) (arXiv 2002.05202)."""
+
+  def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
+    D, F = model.d_model, model.d_ff
+    self.w_gate_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D)
+    self.w_up_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D)
+    self.w_down_FD = weight(rngs, (F, D), ("mlp", "embed"), fan_in=F, gain=residual_gain(model.num_layers))
+    self.partitioner = partitioner
+
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    B, T, D = x_BTD.shape
+    place, dtype = self.partitioner.constrain, x_BTD.dtype
+    with jax.named_scope("feed_forward"):
+      x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
+      gate_MF = jnp.einsum("MD,DF->MF", x_MD, self.w_gate_DF[...].astype(dtype))
+      up_MF = jnp.einsum("MD,DF->MF", x_MD, self.w_up_DF[...].astype(dtype))
+      hidden_MF = place(jax.nn.silu(gate_MF) * up_MF, "batch", "mlp")
+      out_MD = jnp.einsum("MF,FD->MD", hidden_MF, self.w_down_FD[...].astype(dtype))
+      return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")

@@ -1,0 +1,80 @@
+"""The small parts: one way to declare a weight, RMSNorm, rotary positions, stacking.
+
+B batch  T position  D embed  N heads  H head dim  L stacked layers
+"""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.partitioning import Names
+
+
+def weight(rngs: nnx.Rngs, shape: tuple[int, ...], names: Names, fan_in: int, gain: float = 1.0) -> nnx.Param:
+  """A float32 matrix drawn from a normal, cut at two deviations, of deviation gain / sqrt(fan_in).
+
+  | weight                                        | fan_in          | gain            |
+  |-----------------------------------------------|-----------------|-----------------|
+  | embedding, output projection                  | D               | 1               |
+  | query, key, value, router, gate, up           | D               | 1               |
+  | attention output, feed-forward down           | what they sum   | 1 / sqrt(2 L)   |
+  """
+  # 0.8796 is the deviation of a unit normal cut at two deviations.
+  scale = gain / math.sqrt(fan_in) / 0.87962566
+  value = jax.random.truncated_normal(rngs.params(), -2.0, 2.0, shape, jnp.float32) * scale
+  return nnx.Param(value, names=names)
+
+
+def residual_gain(num_layers: int) -> float:
+  """Gain of what writes to the residual stream: 2 L writes add up to unit variance (GPT-2)."""
+  return 1.0 / math.sqrt(2 * num_layers)
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) x scale over the last dimension, in float32 (arXiv 1910.07467)."""
+
+  def __init__(self, width: int, epsilon: float, name: str | None):
+    self.scale_D = nnx.Param(jnp.ones((width,), jnp.float32), names=(name,))
+    self.epsilon = epsilon
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x32 = x.astype(jnp.float32)
+    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+    scale = self.scale_D[...].reshape((1,) * (x.ndim - 1) + (-1,))
+    return (x32 * inverse_rms * scale).astype(x.dtype)
+
+
+def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+  """cosine and sine of the rotation of each pair, each [B, T, 1, H / 2] in float32 (arXiv 2104.09864).
+
+  float32: bfloat16 rounds position 257 to 256.
+  """
+  frequency_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle_BTH = positions_BT.astype(jnp.float32)[:, :, None] * frequency_H[None, None, :]
+  return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
+
+
+def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  """Rotates the pairs (i, i + H / 2), as Llama's checkpoints expect."""
+  cosine, sine = angles
+  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+  return rotated.astype(x_BTNH.dtype)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:
+  """`length` modules as one, every parameter with a leading `layers` dimension, each drawn from its own key."""
+
+  def parameters(key: jax.Array) -> nnx.State:
+    return nnx.split(make(nnx.Rngs(params=key)))[1]
+
+  graph = nnx.split(nnx.eval_shape(lambda: make(nnx.Rngs(params=0))))[0]
+  stacked = jax.vmap(parameters)(jax.random.split(rngs.params(), length))
+
+  def named(variable: nnx.Variable) -> nnx.Variable:
+    return variable.replace(names=("layers", *variable.names))
+
+  return nnx.merge(graph, jax.tree.map(named, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))

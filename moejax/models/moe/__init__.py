@@ -1,0 +1,1 @@
+"""Sparse layers in three parts, each swappable alone: router, dispatch, experts."""

@@ -1,0 +1,117 @@
+"""The decoder-only transformer, dense or sparse.
+
+B batch  T position  D embed  V vocab  M = B x T tokens
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from moejax.config.model import Model
+from moejax.models.attention import Attention
+from moejax.models.feed_forward import FeedForward
+from moejax.models.layers import RMSNorm, rotary_angles, stack, weight
+from moejax.models.moe.layer import Auxiliary, MoELayer
+from moejax.partitioning import Partitioner
+
+REMAT_POLICIES = {
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "layer_inputs": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+class Context(NamedTuple):
+  """What every layer needs to know of the tokens."""
+
+  segments_BT: jax.Array
+  angles: tuple[jax.Array, jax.Array]
+
+
+class Block(nnx.Module):
+  """One pre-norm layer: attention, then a dense or a sparse feed-forward."""
+
+  def __init__(self, model: Model, sparse: bool, partitioner: Partitioner, rngs: nnx.Rngs):
+    self.attention_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
+    self.attention = Attention(model, partitioner, rngs)
+    self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
+    self.feed_forward = (MoELayer if sparse else FeedForward)(model, partitioner, rngs)
+
+  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
+    x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context.segments_BT, context.angles)
+    normed_BTD = self.feed_forward_norm(x_BTD)
+    if isinstance(self.feed_forward, MoELayer):
+      out_BTD, auxiliary = self.feed_forward(normed_BTD, context.segments_BT > 0)
+      return x_BTD + out_BTD, auxiliary
+    return x_BTD + self.feed_forward(normed_BTD), {}
+
+
+class Period(nnx.Module):
+  """The layers after which the pattern of dense and sparse repeats; the last one is sparse, if any is."""
+
+  def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
+    sparse = [model.moe is not None and i == model.period - 1 for i in range(model.period)]
+    self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
+
+  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
+    auxiliary: Auxiliary = {}
+    for block in self.blocks:
+      x_BTD, of_block = block(x_BTD, context)
+      auxiliary = auxiliary | of_block
+    return x_BTD, auxiliary
+
+
+class Transformer(nnx.Module):
+  """Tokens to features (`__call__`), features to logits (`logits`)."""
+
+  def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
+    V, D = model.vocab_size, model.d_model
+    self.embedding_VD = weight(rngs, (V, D), ("vocab", "embed"), fan_in=D)
+    self.layers = stack(lambda layer_rngs: Period(model, partitioner, layer_rngs), model.num_periods, rngs)
+    self.final_norm = RMSNorm(D, model.norm_epsilon, "embed")
+    self.w_logits_DV = None if model.tie_embeddings else weight(rngs, (D, V), ("embed", "vocab"), fan_in=D)
+    self.model = model
+    self.partitioner = partitioner
+
+  def __call__(
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
+  ) -> tuple[jax.Array, Auxiliary]:
+    """x_BTD after the last norm, and the sparse layers' losses and statistics with a leading layer dimension.
+
+    Args:
+      tokens_BT: token ids.
+      segments_BT: 1, 2, ... by document, 0 for padding; a document sees only itself.
+      positions_BT: position in the document, from 0.
+    """
+    dtype = self.partitioner.compute_dtype(self.model)
+    with jax.named_scope("embed"):
+      x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
+      x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
+    context = Context(segments_BT, rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta))
+    x_BTD, auxiliary = self._scan(x_BTD, context)
+    return self.final_norm(x_BTD), auxiliary
+
+  def logits(self, x_MD: jax.Array) -> jax.Array:
+    """logits_MV in float32."""
+    with jax.named_scope("logits"):
+      if self.w_logits_DV is None:
+        logits_MV = jnp.einsum(
+          "MD,VD->MV", x_MD, self.embedding_VD[...].astype(x_MD.dtype), preferred_element_type=jnp.float32
+        )
+      else:
+        logits_MV = jnp.einsum(
+          "MD,DV->MV", x_MD, self.w_logits_DV[...].astype(x_MD.dtype), preferred_element_type=jnp.float32
+        )
+      cap = self.model.logit_cap
+      return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
+
+  def _scan(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
+    graph, parameters = nnx.split(self.layers)
+
+    def period(x_BTD: jax.Array, slice_of_parameters: nnx.State) -> tuple[jax.Array, Auxiliary]:
+      return nnx.merge(graph, slice_of_parameters)(x_BTD, context)
+
+    if self.model.remat != "none":
+      period = jax.checkpoint(period, policy=REMAT_POLICIES[self.model.remat], prevent_cse=False)
+    return jax.lax.scan(period, x_BTD, nnx.as_pure(parameters), unroll=self.model.unroll)

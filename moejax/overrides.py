@@ -1,0 +1,140 @@
+"""Fields of a configuration from the command line: dotted paths, typed by the dataclass, one-line errors."""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+from collections.abc import Sequence
+from typing import Any, TypeVar, cast
+
+import tyro
+
+from moejax.config.experiment import Experiment, Suite
+from moejax.errors import UserError
+
+Configuration = TypeVar("Configuration", bound=Experiment | Suite)
+
+# --model.tie-embeddings False rather than a pair of flags; the fields of what an optional field holds, without choice.
+STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+
+OF_EVERY_MEMBER = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "name")
+
+
+def override(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
+  """The configuration with fields set, as in `--model.num-layers 4 --data.train a.txt b.jsonl --rules.embed data`.
+
+  A field of an experiment, given for a suite, is set in every member; `--pairs.0.dense.model.d-ff 512` sets it in one.
+
+  Raises:
+    UserError: an unknown field, a value of the wrong type, or a configuration that is not valid.
+  """
+  if isinstance(configuration, Experiment):
+    return cast(Configuration, _override_experiment(configuration, arguments))
+  groups = _groups(arguments)
+  shared = [group for group in groups if _path(group).split(".")[0] in OF_EVERY_MEMBER]
+  own = [argument for group in groups if group not in shared for argument in group]
+  suite = _parse(cast(Suite, configuration), own)
+  flat = [argument for group in shared for argument in group]
+  pairs = tuple(
+    dataclasses.replace(
+      pair,
+      dense=_override_experiment(pair.dense, flat),
+      candidates=tuple(_override_experiment(candidate, flat) for candidate in pair.candidates),
+    )
+    for pair in suite.pairs
+  )
+  return cast(Configuration, dataclasses.replace(suite, pairs=pairs))
+
+
+def field_help(configuration: Configuration, command: str) -> str:
+  """Every field of a configuration with its type, meaning and value, as `--help` shows it."""
+  return tyro.extras.get_parser(type(configuration), default=configuration, prog=command, config=STYLE).format_help()
+
+
+def _override_experiment(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
+  groups = _groups(arguments)
+  rules = tuple(_rule(group) for group in groups if _path(group).startswith("rules."))
+  others = [argument for group in groups if not _path(group).startswith("rules.") for argument in group]
+  changed = _parse(experiment, others)
+  return dataclasses.replace(changed, rules=changed.rules + rules)
+
+
+def _rule(group: list[str]) -> tuple[str, tuple[str, ...]]:
+  """`--rules.embed data expert` as a rule; no axes leave the dimension whole."""
+  name = _path(group).removeprefix("rules.")
+  axes = tuple(group[0].partition("=")[2].split(",")) if "=" in group[0] else tuple(group[1:])
+  return name, tuple(axis for axis in axes if axis)
+
+
+def _parse(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
+  if not arguments:
+    return configuration
+  _check_names(configuration, arguments)
+  complaint = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(complaint):
+      return tyro.cli(type(configuration), default=configuration, args=list(arguments), config=STYLE)
+  except SystemExit as error:
+    raise UserError(_first_paragraph(complaint.getvalue())) from error
+
+
+def _check_names(configuration: Any, arguments: Sequence[str]) -> None:
+  known = _leaves(configuration)
+  for group in _groups(arguments):
+    path = _path(group)
+    if path in known:
+      continue
+    if any(name.startswith(f"{path}.") for name in known):
+      raise UserError(f"{path} is a group of fields; set one of them, such as --{path}.FIELD VALUE")
+    near = difflib.get_close_matches(path, known, n=3, cutoff=0.5) or [
+      name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]
+    ]
+    of_moe = ".moe." in path and not any(".moe." in name for name in known)
+    hint = "; it has no sparse layers: start from an MoE experiment" if of_moe else ""
+    hint = hint or (f"; did you mean {' or '.join('--' + name.replace('_', '-') for name in near)}?" if near else "")
+    raise UserError(f"{configuration.name!r} has no field {path!r}{hint}")
+
+
+def _leaves(value: Any, path: str = "") -> list[str]:
+  """Dotted names of all fields that hold a value."""
+  if dataclasses.is_dataclass(value):
+    items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+  elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+    items = [(str(i), item) for i, item in enumerate(value)]
+  else:
+    return [path]
+  return [leaf for name, item in items for leaf in _leaves(item, f"{path}.{name}" if path else name)]
+
+
+def _groups(arguments: Sequence[str]) -> list[list[str]]:
+  """Each option with the values that follow it.
+
+  Raises:
+    UserError: a value that no option precedes.
+  """
+  groups: list[list[str]] = []
+  for argument in arguments:
+    if re.match(r"--[A-Za-z]", argument):
+      groups.append([argument])
+    elif groups:
+      groups[-1].append(argument)
+    else:
+      raise UserError(f"unexpected argument {argument!r}; fields are set as --PATH VALUE, as in --model.num-layers 4")
+  return groups
+
+
+def _path(group: list[str]) -> str:
+  return group[0].removeprefix("--").partition("=")[0].replace("-", "_")
+
+
+def _first_paragraph(box: str) -> str:
+  """What a boxed message of tyro says before its first rule, on one line."""
+  lines: list[str] = []
+  for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
+    text = line.strip("│╭╮╰╯ ")
+    if lines and set(text) <= {"─"}:
+      break
+    if text and not line.startswith("╭"):
+      lines.append(text)
+  return " ".join(lines).removeprefix("Error parsing ")

@@ -1,0 +1,101 @@
+"""From logical axis names to devices: the mesh, PartitionSpecs, constraints. Nothing else spells a mesh axis.
+
+Flax's own look-up replicates a tensor whose logical name is misspelt and drops a mesh axis that two dimensions claim,
+both in silence; here either is an error that names the tensor, its shape, the rule and the mesh.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moejax.config.model import Model
+from moejax.config.sharding import MESH_AXES, Mesh, Rules, check_dimensions, table
+from moejax.errors import UserError
+
+Names = tuple[str | None, ...]
+"""The meaning of each dimension of a tensor; None for one that no rule shards."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Partitioner:
+  """A mesh of devices and the rules that place tensors on it."""
+
+  mesh: jax.sharding.Mesh
+  shape: Mesh
+  rules: Rules
+
+  def spec(self, names: Names, shape: Sequence[int], what: str) -> PartitionSpec:
+    """The PartitionSpec of a tensor of this shape.
+
+    Raises:
+      UserError: an unknown name, a mesh axis on two dimensions, or a dimension that its axes do not divide.
+    """
+    if len(names) != len(shape):
+      raise UserError(f"{what}: {len(names)} logical axes {names} for shape {tuple(shape)}")
+    rules = table(self.rules)
+    unknown = [name for name in names if name is not None and name not in rules]
+    if unknown:
+      raise UserError(f"{what}: no rule for logical axis {unknown[0]!r}; there are {', '.join(rules)}")
+    named = [(name, size) for name, size in zip(names, shape, strict=True) if name is not None]
+    if len(dict(named)) != len(named):
+      raise UserError(f"{what}: a logical axis stands twice in {names}")
+    check_dimensions(f"{what} {tuple(shape)}", dict(named), self.rules, self.shape)
+    return PartitionSpec(*(_entry(rules[name]) if name is not None else None for name in names))
+
+  def sharding(self, names: Names, shape: Sequence[int], what: str) -> NamedSharding:
+    """The placement of a tensor of this shape; raises as `spec`."""
+    return NamedSharding(self.mesh, self.spec(names, shape, what))
+
+  def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
+    """`x`, placed by the rules; raises as `spec`."""
+    sharding = self.sharding(names, x.shape, "activation " + " x ".join(str(name) for name in names))
+    return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
+
+  def shards(self, name: str) -> int:
+    """Parts into which the mesh cuts a dimension of this name."""
+    return int(np.prod([self.shape.shape[axis] for axis in table(self.rules)[name]], dtype=int))
+
+  @property
+  def replicated(self) -> NamedSharding:
+    """A copy on every device."""
+    return NamedSharding(self.mesh, PartitionSpec())
+
+  @property
+  def batch(self) -> NamedSharding:
+    """Placement of [B, T] input."""
+    rules = table(self.rules)
+    return NamedSharding(self.mesh, PartitionSpec(_entry(rules["batch"]), _entry(rules["sequence"])))
+
+  def compute_dtype(self, model: Model) -> jnp.dtype:
+    """The type of activations: as set, or float32 on CPU and bfloat16 elsewhere."""
+    if model.compute_dtype != "auto":
+      return jnp.dtype(model.compute_dtype)
+    return jnp.dtype(jnp.float32 if self.mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
+
+
+def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | None = None) -> Partitioner:
+  """A partitioner over `devices`, all of this program's by default, or the first of them where the mesh needs fewer.
+
+  Raises:
+    UserError: the mesh needs more devices than there are, or the rules are not well formed.
+  """
+  devices = list(devices) if devices is not None else jax.devices()
+  table(rules)
+  resolved = mesh.resolve(len(devices))
+  shape = tuple(resolved.shape.values())
+  if resolved.size == 1:
+    array = np.array(devices[:1]).reshape(shape)
+  elif resolved.replica > 1 and len({getattr(device, "slice_index", 0) for device in devices}) > 1:
+    array = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (resolved.replica, 1, 1, 1), devices=devices)
+  else:
+    array = mesh_utils.create_device_mesh(shape, devices[: resolved.size], allow_split_physical_axes=True)
+  return Partitioner(jax.sharding.Mesh(array, MESH_AXES), resolved, rules)
+
+
+def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+  return axes[0] if len(axes) == 1 else axes or None

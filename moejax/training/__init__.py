@@ -1,0 +1,1 @@
+"""One training run: state, loss, step, loop, checkpoints, metrics."""

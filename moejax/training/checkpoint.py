@@ -1,0 +1,59 @@
+"""Saving and restoring a run with Orbax: arrays, the input's position, and what the run has cost so far."""
+
+import pathlib
+from typing import Any
+
+import orbax.checkpoint as ocp
+
+from moejax.config.training import Checkpoints
+from moejax.training.state import State
+
+
+class Checkpointer:
+  """The checkpoints of one run. Saving is asynchronous and atomic: a killed process leaves the last whole one."""
+
+  def __init__(self, directory: pathlib.Path, policy: Checkpoints):
+    self.policy = policy
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      item_names=("state", "progress"),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=policy.keep_last,
+        keep_period=policy.keep_every,
+        create=True,
+        cleanup_tmp_directories=True,
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  def latest(self) -> int | None:
+    """Steps done at the newest checkpoint, None where there is none."""
+    return self._manager.latest_step()
+
+  def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
+    """Begins to save; `progress` is plain data, such as the input's state. A step that is saved is not saved again."""
+    if self.latest() == step:
+      return
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), progress=ocp.args.JsonSave(progress)),
+      force=True,
+    )
+
+  def restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
+    """The state, placed as `abstract` says whatever mesh saved it, and the progress."""
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(state=ocp.args.StandardRestore(_tree(abstract)), progress=ocp.args.JsonRestore()),
+    )
+    return State(**restored["state"]), restored["progress"]
+
+  def close(self) -> None:
+    """Waits for what is being saved."""
+    self._manager.wait_until_finished()
+    self._manager.close()
+
+
+def _tree(state: State) -> dict[str, Any]:
+  """The state as nested dictionaries and tuples, which is all that Orbax needs to know of it."""
+  return {"step": state.step, "parameters": state.parameters, "optimizer": state.optimizer}

@@ -1,0 +1,217 @@
+"""The training loop: next batch, step, the previous step's metrics, evaluate, save, stop."""
+
+import dataclasses
+import math
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from moejax.config.chips import peak_flops
+from moejax.config.parameters import flops_per_token, tokens_per_step
+from moejax.errors import UserError
+from moejax.training.checkpoint import Checkpointer
+from moejax.training.interrupts import Interrupted, deferred_interrupts
+from moejax.training.loss import Batch
+from moejax.training.metrics import MetricsWriter, Record, flatten
+from moejax.training.optimizer import learning_rate
+from moejax.training.provenance import provenance
+from moejax.training.run_directory import claim, write_json
+from moejax.training.state import Definition, State
+from moejax.training.step import TrainStep
+
+
+class Batches(Protocol):
+  """An endless input whose position can be saved."""
+
+  def __next__(self) -> dict[str, np.ndarray]: ...
+  def get_state(self) -> dict[str, Any]: ...
+  def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+Evaluator = Callable[[State], Mapping[str, float]]
+Observer = Callable[[Record], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the loop needs, made by whoever starts it."""
+
+  definition: Definition
+  step: TrainStep
+  """The compiled step."""
+  batches: Callable[[], Batches]
+  """Opens this process's part of the input at its first batch."""
+  steps: int
+  """Length of the run."""
+  directory: pathlib.Path
+  evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+  """What is scored every `evaluation.every` steps and after the last, by the prefix of its metrics."""
+  observe: Observer = lambda record: None
+  """Called with each step's record, for displays."""
+
+
+def train(run: Run) -> dict[str, Any]:
+  """Trains to the last step, from the newest checkpoint if there is one, and returns the content of summary.json.
+
+  Raises:
+    UserError: the directory holds another experiment.
+    FloatingPointError: the loss or the gradient is no longer finite.
+    Interrupted: SIGINT or SIGTERM came; the run is saved.
+  """
+  experiment = run.definition.experiment
+  # 1. The directory is ours.
+  claim(run.directory, experiment, run.steps)
+  checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints)
+  # 2. The state: the newest checkpoint, or fresh from the seed.
+  batches, done, train_time_s = run.batches(), checkpointer.latest() or 0, 0.0
+  if done:
+    state, progress = checkpointer.restore(done, run.definition.abstract)
+    # 3. The input stands where it stood.
+    batches.set_state(progress["data"])
+    train_time_s = progress["train_time_s"]
+  else:
+    state = run.definition.initialise(experiment.training.seed)
+  # 4. The metrics end where the state does.
+  writer = MetricsWriter(run.directory, done)
+  try:
+    with deferred_interrupts() as stop_requested:
+      results = _steps(run, state, batches, done, train_time_s, checkpointer, writer, stop_requested)
+  finally:
+    checkpointer.close()
+    writer.close()
+  write_json(run.directory / "summary.json", results)
+  return results
+
+
+def _steps(
+  run: Run,
+  state: State,
+  batches: Batches,
+  done: int,
+  train_time_s: float,
+  checkpointer: Checkpointer,
+  writer: MetricsWriter,
+  stop_requested: Callable[[], bool],
+) -> dict[str, Any]:
+  experiment, clock = run.definition.experiment, _Clock(run.definition, train_time_s)
+  policy, every = experiment.training.checkpoints, experiment.evaluation.every
+  waiting: tuple[int, Any] | None = None
+  results: dict[str, float] = {}
+
+  def report(waiting: tuple[int, Any]) -> None:
+    """Fetches a step's metrics, which by now another step follows on the device, and hands them on."""
+    step, metrics = waiting
+    record = {"step": step, **flatten(jax.device_get(metrics), experiment.model), **clock.lap()}
+    run.observe(record)
+    if step % experiment.training.log_every == 0 or step in (1, run.steps):
+      writer.write(record | clock.mean())
+    _check_finite(record)
+
+  for step in range(done + 1, run.steps + 1):
+    batch = place(next(batches), run.definition)
+    state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
+    if waiting:
+      report(waiting)
+    waiting = (step, metrics)
+    stop = stop_requested()
+    evaluate = step == run.steps or (every is not None and step % every == 0)
+    if stop or evaluate or step % policy.every == 0:
+      report(waiting)
+      waiting = None
+      checkpointer.save(state, step, {"data": batches.get_state(), "train_time_s": clock.total_s})
+      if evaluate:
+        results = _evaluate(run, state)
+        writer.write({"step": step, **results})
+      clock.restart()
+    if stop and step < run.steps:
+      raise Interrupted(f"stopped after step {step} of {run.steps}; saved in {run.directory}")
+  if not results:  # an earlier run did the last step and did not live to score it
+    results = _evaluate(run, state)
+  return {
+    "name": experiment.name,
+    "steps": run.steps,
+    "tokens": run.steps * tokens_per_step(experiment),
+    "train_time_s": clock.total_s,
+    "seed": experiment.training.seed,
+    **results,
+    "provenance": provenance(),
+  }
+
+
+def _evaluate(run: Run, state: State) -> dict[str, float]:
+  return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
+
+
+def place(batch: Mapping[str, np.ndarray], definition: Definition) -> Batch:
+  """This process's rows as part of the global batch on the devices."""
+  sharding = definition.partitioner.batch
+  return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+
+
+def rows_of_process(definition: Definition) -> tuple[int, int]:
+  """Which part of the batch this process reads: (index, count) of equal runs of rows.
+
+  Raises:
+    UserError: the mesh gives this process rows that do not follow each other.
+  """
+  training, length = definition.experiment.training, definition.experiment.data.sequence_length
+  indices = definition.partitioner.batch.addressable_devices_indices_map((training.batch_size, length))
+  slices = [index[0] for index in indices.values() if index]
+  starts = sorted({(rows.start or 0, rows.stop or training.batch_size) for rows in slices})
+  rows = starts[-1][1] - starts[0][0]
+  if sum(stop - start for start, stop in starts) != rows or starts[0][0] % rows:
+    raise UserError(
+      f"mesh ({definition.partitioner.shape}) gives process {jax.process_index()} rows {starts} of the batch, which do "
+      "not follow each other; let mesh.model be no more than the devices of one process"
+    )
+  return starts[0][0] // rows, training.batch_size // rows
+
+
+class _Clock:
+  """Times steps from one's end to the next's, without what stands between them (evaluation, the first compile)."""
+
+  def __init__(self, definition: Definition, total_s: float):
+    experiment = definition.experiment
+    self.total_s = total_s
+    self._tokens = tokens_per_step(experiment)
+    self._flops = flops_per_token(experiment.model, experiment.data.sequence_length)
+    devices = definition.partitioner.mesh.devices
+    peak = peak_flops(devices.flat[0].device_kind)
+    self._peak = peak and peak * devices.size
+    self._since_written: list[float] = []
+    self.restart()
+
+  def restart(self) -> None:
+    self._last = time.perf_counter()
+
+  def lap(self) -> Record:
+    """Speed of the step that ended now."""
+    now = time.perf_counter()
+    elapsed, self._last = now - self._last, now
+    self.total_s += elapsed
+    self._since_written.append(elapsed)
+    return self._speed(elapsed)
+
+  def mean(self) -> Record:
+    """Mean speed of the steps since this was last asked."""
+    elapsed = sum(self._since_written) / len(self._since_written)
+    self._since_written.clear()
+    return self._speed(elapsed)
+
+  def _speed(self, step_time_s: float) -> Record:
+    tokens_per_s = self._tokens / step_time_s
+    speed: Record = {"step_time_s": step_time_s, "tokens_per_s": tokens_per_s}
+    return speed | ({"mfu": tokens_per_s * self._flops / self._peak} if self._peak else {})
+
+
+def _check_finite(record: Record) -> None:
+  for name in ("loss", "grad_norm"):
+    if not math.isfinite(record[name]):
+      raise FloatingPointError(
+        f"{name} is {record[name]} at step {record['step']}; the newest checkpoint is whole: lower the learning rate "
+        "or raise the warm-up, and start again from there or anew"
+      )

@@ -1,0 +1,70 @@
+"""The objective: cross-entropy of the next token, and the auxiliary losses that have a coefficient.
+
+B batch  T position  D embed  V vocab  M = B x T tokens
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.training import Losses
+from moejax.errors import UserError
+from moejax.models.transformer import Transformer
+
+Batch = dict[str, jax.Array]
+"""tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T], 0 where a target does not count."""
+
+Metrics = dict[str, jax.Array]
+
+
+def token_losses(logits_MV: jax.Array, targets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cross-entropy in nats and log-normaliser of every token, each float32 [M].
+
+  The target's logit is picked by comparing with an iota: that fuses into the pass over the logits, where a gather's
+  gradient would scatter into a second [M, V] array.
+  """
+  log_normalizer_M = jax.nn.logsumexp(logits_MV, axis=-1)
+  is_target_MV = jnp.arange(logits_MV.shape[-1], dtype=targets_M.dtype) == targets_M[:, None]
+  target_logit_M = jnp.sum(jnp.where(is_target_MV, logits_MV, 0.0), axis=-1)
+  return log_normalizer_M - target_logit_M, log_normalizer_M
+
+
+def objective(
+  model: Transformer, batch: Batch, losses: Losses, total_weight: jax.Array, parts: int = 1
+) -> tuple[jax.Array, Metrics]:
+  """The number that is minimised, and what it is made of.
+
+  Args:
+    model: the transformer.
+    batch: one batch, or one of the equal parts of it under gradient accumulation.
+    losses: coefficients.
+    total_weight: sum of the weights of the whole batch.
+    parts: parts of the batch; the objectives, gradients and metrics of all parts add up to the whole's.
+
+  Returns:
+    The objective, and metrics: `loss` (cross-entropy in nats per token), `loss/NAME` of each auxiliary loss (mean over
+    sparse layers) and `router/NAME` by sparse layer.
+
+  Raises:
+    UserError: a coefficient whose loss no layer returns.
+  """
+  x_BTD, auxiliary = model(batch["tokens"], batch["segments"], batch["positions"])
+  logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
+  logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
+  with jax.named_scope("loss"):
+    weights_M = batch["weights"].reshape(-1)
+    loss_M, log_normalizer_M = token_losses(logits_MV, batch["targets"].reshape(-1))
+    metrics = {
+      "loss": jnp.sum(loss_M * weights_M) / total_weight,
+      "loss/z": jnp.sum(jnp.square(log_normalizer_M) * weights_M) / total_weight,
+    }
+    metrics |= {f"loss/{name}": jnp.mean(loss_L) / parts for name, loss_L in auxiliary.get("losses", {}).items()}
+    total = metrics["loss"]
+    for name, coefficient in dataclasses.asdict(losses).items():
+      if coefficient and f"loss/{name}" not in metrics:
+        raise UserError(f"training.losses.{name}={coefficient} and no layer returns that loss; set it to 0")
+      if coefficient:
+        total = total + coefficient * metrics[f"loss/{name}"]
+  metrics |= {f"router/{name}": value / parts for name, value in auxiliary.get("statistics", {}).items()}
+  return total, metrics

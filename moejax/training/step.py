@@ -1,0 +1,83 @@
+"""The train step: pure, jitted once, state donated."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from moejax.training.loss import Batch, Metrics, objective
+from moejax.training.state import Definition, Parameters, State
+
+TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
+"""step(state, batch, learning_rate) to (state, metrics)."""
+
+BATCH_TYPES = {
+  "tokens": jnp.int32,
+  "targets": jnp.int32,
+  "segments": jnp.int32,
+  "positions": jnp.int32,
+  "weights": jnp.float32,
+}
+
+
+def make_train_step(definition: Definition) -> jax.stages.Wrapped:
+  """The step of an experiment, jitted with its placements, the old state's memory reused for the new."""
+
+  def train_step(state: State, batch: Batch, learning_rate: jax.Array) -> tuple[State, Metrics]:
+    gradients, metrics = _gradients(definition, state.parameters, batch)
+    with jax.named_scope("optimizer"):
+      updates, optimizer = definition.optimizer.update(gradients, state.optimizer, state.parameters)
+      updates = jax.tree.map(lambda update: -learning_rate * update, updates)
+      parameters = optax.apply_updates(state.parameters, updates)
+      metrics |= {
+        "grad_norm": optax.global_norm(gradients),
+        "param_norm": optax.global_norm(parameters),
+        "learning_rate": learning_rate,
+      }
+    return State(state.step + 1, parameters, optimizer), metrics
+
+  placement = definition.partitioner
+  batch_placement = dict.fromkeys(BATCH_TYPES, placement.batch)
+  return jax.jit(
+    train_step,
+    in_shardings=(definition.shardings, batch_placement, placement.replicated),
+    out_shardings=(definition.shardings, placement.replicated),
+    donate_argnums=0,
+  )
+
+
+def abstract_inputs(definition: Definition) -> tuple[Any, Any, Any]:
+  """Shapes and placements of the step's arguments, to compile it without data."""
+  experiment, placement = definition.experiment, definition.partitioner
+  shape = (experiment.training.batch_size, experiment.data.sequence_length)
+  batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch) for name, dtype in BATCH_TYPES.items()}
+  return definition.abstract, batch, jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.replicated)
+
+
+def _gradients(definition: Definition, parameters: Parameters, batch: Batch) -> tuple[Parameters, Metrics]:
+  """Gradients and metrics of the batch, computed in as many parts as the experiment says."""
+  training = definition.experiment.training
+  parts = training.gradient_accumulation
+  total_weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+
+  def loss(parameters: Parameters, part: Batch) -> tuple[jax.Array, Metrics]:
+    return objective(definition.model(parameters), part, training.losses, total_weight, parts)
+
+  gradient = jax.grad(loss, has_aux=True)
+  if parts == 1:
+    return gradient(parameters, batch)
+
+  def split(x_BT: jax.Array) -> jax.Array:
+    x_PBT = x_BT.reshape(parts, -1, *x_BT.shape[1:])
+    return definition.partitioner.constrain(x_PBT, None, "batch", "sequence")
+
+  def add_part(total: tuple[Parameters, Metrics], part: Batch) -> tuple[tuple[Parameters, Metrics], None]:
+    return jax.tree.map(jnp.add, total, gradient(parameters, part)), None
+
+  batch_PBT = {name: split(x_BT) for name, x_BT in batch.items()}
+  shapes = jax.eval_shape(gradient, parameters, {name: x_PBT[0] for name, x_PBT in batch_PBT.items()})
+  zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+  return jax.lax.scan(add_part, zeros, batch_PBT)[0]
