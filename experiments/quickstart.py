@@ -24,8 +24,8 @@ def quickstart() -> Suite:
   return Suite(
     name="quickstart",
     pairs=(
-      Pair(dense=small, candidates=(_sparse(small, 8, d_ff=96), _sparse(small, 16, d_ff=48))),
-      Pair(dense=large, candidates=(_sparse(large, 8, d_ff=128), _sparse(large, 16, d_ff=64))),
+      Pair(dense=small, candidates=(_sparse(small, 8, d_ff=40, every=1), _sparse(small, 16, d_ff=80, every=2))),
+      Pair(dense=large, candidates=(_sparse(large, 8, d_ff=64, every=1), _sparse(large, 16, d_ff=128, every=2))),
     ),
     measurement=Measurement(warmup_steps=3, rounds=5, steps_per_round=8),
   )
@@ -33,37 +33,37 @@ def quickstart() -> Suite:
 
 def quickstart_small() -> Experiment:
   """Dense, 0.14M parameters: about 20 s on 2 CPU cores, 2.7 bits per byte."""
-  return _dense("quickstart_small", num_layers=2, d_model=64, d_ff=192)
+  return _dense("quickstart_small", d_model=48, d_ff=192)
 
 
 def quickstart_large() -> Experiment:
   """Dense, 0.3M parameters: about 60 s on 2 CPU cores, 2.4 bits per byte."""
-  return _dense("quickstart_large", num_layers=3, d_model=96, d_ff=256)
+  return _dense("quickstart_large", d_model=80, d_ff=320)
 
 
-def _dense(name: str, num_layers: int, d_model: int, d_ff: int) -> Experiment:
+def _dense(name: str, d_model: int, d_ff: int) -> Experiment:
   return Experiment(
     name=name,
     model=Model(
-      num_layers=num_layers,
+      num_layers=2,
       d_model=d_model,
-      num_heads=d_model // 32,
-      num_kv_heads=d_model // 32,
-      head_dim=32,
+      num_heads=d_model // 16,
+      num_kv_heads=d_model // 16,
+      head_dim=16,
       d_ff=d_ff,
       vocab_size=264,
-      unroll=num_layers,
+      layers="unrolled",
     ),
     data=Data(sequence_length=128),
     training=Training(batch_size=16, checkpoints=Checkpoints(every=250)),
     optimizer=Optimizer(learning_rate=4e-3),
-    evaluation=Evaluation(batch_size=16, max_tokens=200_000),
+    evaluation=Evaluation(batch_size=16, max_tokens=None),
   )
 
 
-def _sparse(dense: Experiment, num_experts: int, d_ff: int) -> Experiment:
-  """The dense experiment with `num_experts` experts, two a token, in every layer."""
-  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, group_size=64)
+def _sparse(dense: Experiment, num_experts: int, d_ff: int, every: int) -> Experiment:
+  """The dense experiment with `num_experts` experts, two a token, in every layer or in every second."""
+  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, every=every, group_size=64)
   return replace(
     dense,
     name=f"{dense.name}_{num_experts}e",

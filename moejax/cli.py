@@ -14,6 +14,7 @@ from moejax import describe, lookup
 from moejax.config.experiment import Experiment
 from moejax.display import Display
 from moejax.errors import UserError
+from moejax.huge_pages import restart_with_huge_pages
 from moejax.overrides import field_help, override
 
 USERS_MISTAKE = 2
@@ -105,6 +106,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   directory = _required(known, "workdir", "--workdir DIR")
   check_data(experiment)
+  restart_with_huge_pages()
   from moejax.evaluation.run import train_and_evaluate
 
   with Display(f"train {experiment.name}") as display:
@@ -121,6 +123,7 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   directory = _required(known, "workdir", "--workdir DIR")
   for member in suite.members:
     check_data(member)
+  restart_with_huge_pages()
   from moejax.comparison.run import compare
   from moejax.comparison.table import terminal_table
 

@@ -5,7 +5,7 @@ both in silence; here either is an error that names the tensor, its shape, the r
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -55,6 +55,21 @@ class Partitioner:
     """`x`, placed by the rules; raises as `spec`."""
     sharding = self.sharding(names, x.shape, "activation " + " x ".join(str(name) for name in names))
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
+
+  def on_each_device(self, function: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names) -> Callable:
+    """`function`, called on every device's own share of its arguments, whose dimensions have these names."""
+    if self.mesh.size == 1:
+      return function
+
+    def sharded(*arguments: jax.Array) -> jax.Array:
+      specs = tuple(
+        self.spec(names, x.shape, f"argument of {function.__name__}")
+        for names, x in zip(inputs, arguments, strict=True)
+      )
+      placed = self.spec(output, arguments[inputs.index(output)].shape, f"result of {function.__name__}")
+      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=placed)(*arguments)
+
+    return sharded
 
   def shards(self, name: str) -> int:
     """Parts into which the mesh cuts a dimension of this name."""

@@ -8,6 +8,7 @@ from moejax.config.moe import MoE
 from moejax.errors import UserError
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+Layers = Literal["scanned", "unrolled"]
 Remat = Literal["none", "dots", "layer_inputs"]
 
 
@@ -46,17 +47,18 @@ class Model:
   remat: Remat = "none"
   """What the backward pass may keep of a layer: none recomputes nothing, dots keeps matrix products without a batch
   dimension, layer_inputs keeps only what enters each layer."""
-  unroll: int = 1
-  """Layers (periods, where dense and sparse alternate) per iteration of the scan; more is faster on CPU and compiles
-  longer."""
+  layers: Layers = "scanned"
+  """scanned keeps the weights of all layers in one array and compiles one layer, however many there are; unrolled keeps
+  them apart and compiles each: faster for small models on CPU, where taking a layer's part copies it."""
 
   def __post_init__(self):
     checks.positive(
       self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size", "rope_theta",
-      "norm_epsilon", "unroll",
+      "norm_epsilon",
     )  # fmt: skip
     checks.one_of(self, "compute_dtype", get_args(Dtype))
     checks.one_of(self, "remat", get_args(Remat))
+    checks.one_of(self, "layers", get_args(Layers))
     checks.divides(self.num_kv_heads, "model.num_kv_heads", self.num_heads, "model.num_heads")
     checks.divides(2, "rotary pair", self.head_dim, "model.head_dim")
     if self.moe and self.moe.every > self.num_layers:
@@ -65,7 +67,6 @@ class Model:
         "lower moe.every or set moe to None"
       )
     checks.divides(self.period, "moe.every", self.num_layers, "model.num_layers")
-    checks.divides(self.unroll, "model.unroll", self.num_periods, "periods of layers")
 
   @property
   def period(self) -> int:

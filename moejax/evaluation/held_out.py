@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.training.loss import Batch, token_losses
+from moejax.kernels.cross_entropy import cross_entropy
+from moejax.training.loss import Batch
 from moejax.training.state import Definition, Parameters
 from moejax.training.step import BATCH_TYPES
 
@@ -100,7 +101,7 @@ def make_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[j
     x_BTD, _ = model(batch["tokens"], batch["segments"], batch["positions"])
     logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
     targets_M = batch["targets"].reshape(-1)
-    loss_M, _ = token_losses(logits_MV, targets_M)
+    loss_M, _ = cross_entropy(logits_MV, targets_M, model.partitioner.shards("vocab") == 1)
     correct_M = jnp.argmax(logits_MV, axis=-1) == targets_M
     shape = batch["targets"].shape
     return loss_M.reshape(shape), correct_M.reshape(shape)

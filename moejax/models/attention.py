@@ -42,8 +42,9 @@ class Attention(nnx.Module):
       q_BTNH = place(rotate(q_BTNH, angles), "batch", "sequence", "heads", "head_dim")
       k_BTKH = place(rotate(k_BTKH, angles), "batch", "sequence", "kv_heads", "head_dim")
     with jax.named_scope("attention"):
-      out_BTNH = attention(q_BTNH, k_BTKH, v_BTKH, segments_BT)
-      out_BTNH = place(out_BTNH, "batch", "sequence", "heads", "head_dim")
+      query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
+      attend = self.partitioner.on_each_device(attention, (query, key, key, ("batch", "sequence")), query)
+      out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT)
     with jax.named_scope("attention_out"):
       w_out_ND = self.w_out_NHD[...].reshape(-1, D).astype(x_BTD.dtype)
       out_MD = jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_ND)

@@ -78,3 +78,8 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -
     return variable.replace(names=("layers", *variable.names))
 
   return nnx.merge(graph, jax.tree.map(named, stacked, is_leaf=lambda leaf: isinstance(leaf, nnx.Variable)))
+
+
+def separate(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:
+  """`length` modules as a list, with the very numbers that `stack` gives them."""
+  return nnx.List([make(nnx.Rngs(params=key)) for key in jax.random.split(rngs.params(), length)])

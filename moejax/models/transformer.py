@@ -12,7 +12,7 @@ from flax import nnx
 from moejax.config.model import Model
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import RMSNorm, rotary_angles, stack, weight
+from moejax.models.layers import RMSNorm, rotary_angles, separate, stack, weight
 from moejax.models.moe.layer import Auxiliary, MoELayer
 from moejax.partitioning import Partitioner
 
@@ -68,7 +68,8 @@ class Transformer(nnx.Module):
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     V, D = model.vocab_size, model.d_model
     self.embedding_VD = weight(rngs, (V, D), ("vocab", "embed"), fan_in=D)
-    self.layers = stack(lambda layer_rngs: Period(model, partitioner, layer_rngs), model.num_periods, rngs)
+    arrange = stack if model.layers == "scanned" else separate
+    self.layers = arrange(lambda layer_rngs: Period(model, partitioner, layer_rngs), model.num_periods, rngs)
     self.final_norm = RMSNorm(D, model.norm_epsilon, "embed")
     self.w_logits_DV = None if model.tie_embeddings else weight(rngs, (D, V), ("embed", "vocab"), fan_in=D)
     self.model = model
@@ -89,7 +90,7 @@ class Transformer(nnx.Module):
       x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     context = Context(segments_BT, rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta))
-    x_BTD, auxiliary = self._scan(x_BTD, context)
+    x_BTD, auxiliary = self._periods(x_BTD, context)
     return self.final_norm(x_BTD), auxiliary
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
@@ -106,12 +107,23 @@ class Transformer(nnx.Module):
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
-  def _scan(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
-    graph, parameters = nnx.split(self.layers)
+  def _periods(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
+    """Runs all layers; what they return besides x has a leading dimension of periods."""
 
-    def period(x_BTD: jax.Array, slice_of_parameters: nnx.State) -> tuple[jax.Array, Auxiliary]:
-      return nnx.merge(graph, slice_of_parameters)(x_BTD, context)
+    def run(graph: nnx.GraphDef, parameters: nnx.State, x_BTD: jax.Array) -> tuple[jax.Array, Auxiliary]:
+      return nnx.merge(graph, parameters)(x_BTD, context)
 
     if self.model.remat != "none":
-      period = jax.checkpoint(period, policy=REMAT_POLICIES[self.model.remat], prevent_cse=False)
-    return jax.lax.scan(period, x_BTD, nnx.as_pure(parameters), unroll=self.model.unroll)
+      # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
+      run = jax.checkpoint(
+        run, policy=REMAT_POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
+      )
+    if isinstance(self.layers, nnx.List):
+      auxiliaries = []
+      for period in self.layers:
+        graph, parameters = nnx.split(period)
+        x_BTD, auxiliary = run(graph, nnx.as_pure(parameters), x_BTD)
+        auxiliaries.append(auxiliary)
+      return x_BTD, jax.tree.map(lambda *of_periods: jnp.stack(of_periods), *auxiliaries)
+    graph, parameters = nnx.split(self.layers)
+    return jax.lax.scan(lambda x_BTD, of_period: run(graph, of_period, x_BTD), x_BTD, nnx.as_pure(parameters))

@@ -10,24 +10,13 @@ import jax.numpy as jnp
 
 from moejax.config.training import Losses
 from moejax.errors import UserError
+from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.transformer import Transformer
 
 Batch = dict[str, jax.Array]
 """tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T], 0 where a target does not count."""
 
 Metrics = dict[str, jax.Array]
-
-
-def token_losses(logits_MV: jax.Array, targets_M: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats and log-normaliser of every token, each float32 [M].
-
-  The target's logit is picked by comparing with an iota: that fuses into the pass over the logits, where a gather's
-  gradient would scatter into a second [M, V] array.
-  """
-  log_normalizer_M = jax.nn.logsumexp(logits_MV, axis=-1)
-  is_target_MV = jnp.arange(logits_MV.shape[-1], dtype=targets_M.dtype) == targets_M[:, None]
-  target_logit_M = jnp.sum(jnp.where(is_target_MV, logits_MV, 0.0), axis=-1)
-  return log_normalizer_M - target_logit_M, log_normalizer_M
 
 
 def objective(
@@ -54,7 +43,8 @@ def objective(
   logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
   with jax.named_scope("loss"):
     weights_M = batch["weights"].reshape(-1)
-    loss_M, log_normalizer_M = token_losses(logits_MV, batch["targets"].reshape(-1))
+    whole = model.partitioner.shards("vocab") == 1
+    loss_M, log_normalizer_M = cross_entropy(logits_MV, batch["targets"].reshape(-1), whole)
     metrics = {
       "loss": jnp.sum(loss_M * weights_M) / total_weight,
       "loss/z": jnp.sum(jnp.square(log_normalizer_M) * weights_M) / total_weight,

@@ -10,13 +10,12 @@ from moejax.config.training import Optimizer
 
 
 def make_optimizer(config: Optimizer, decay_mask: dict) -> optax.GradientTransformation:
-  """Clipped AdamW (arXiv 1711.05101) without its learning rate, which the step multiplies in.
+  """AdamW (arXiv 1711.05101) without clipping and learning rate, which the step multiplies in.
 
   The learning rate stays outside so that the length of a run is no part of the compiled step: the step whose time is
   measured is then the step that trains, however many steps that time turns out to buy.
   """
   return optax.chain(
-    optax.clip_by_global_norm(config.gradient_clip),
     optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
   )

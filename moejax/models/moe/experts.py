@@ -1,6 +1,6 @@
 """The experts' own feed-forward layers, stacked.
 
-O outer batch  U routing groups  C capacity  D embed  F hidden of one expert  E experts
+O outer batch  U routing groups  C capacity  R = O x U x C rows  D embed  F hidden of one expert  E experts
 """
 
 import jax
@@ -10,6 +10,8 @@ from flax import nnx
 from moejax.config.model import Model
 from moejax.models.layers import residual_gain, weight
 from moejax.partitioning import Partitioner
+
+_HIDDEN = ("experts", "outer", "expert_mlp")
 
 
 class Experts(nnx.Module):
@@ -26,11 +28,14 @@ class Experts(nnx.Module):
 
   def __call__(self, x_OEUCD: jax.Array) -> jax.Array:
     place, dtype = self.partitioner.constrain, x_OEUCD.dtype
-    names = ("outer", "experts", None, "capacity")
+    O, E, U, C, D = x_OEUCD.shape
     with jax.named_scope("experts"):
-      gate_OEUCF = jnp.einsum("OEUCD,EDF->OEUCF", x_OEUCD, self.w_gate_EDF[...].astype(dtype))
-      up_OEUCF = jnp.einsum("OEUCD,EDF->OEUCF", x_OEUCD, self.w_up_EDF[...].astype(dtype))
-      gate_OEUCF, up_OEUCF = place(gate_OEUCF, *names, "expert_mlp"), place(up_OEUCF, *names, "expert_mlp")
-      hidden_OEUCF = place(jax.nn.silu(gate_OEUCF) * up_OEUCF, *names, "expert_mlp")
-      out_OEUCD = jnp.einsum("OEUCF,EFD->OEUCD", hidden_OEUCF, self.w_down_EFD[...].astype(dtype))
-      return place(out_OEUCD, *names, "act_embed")
+      # E first and all rows in one dimension: a batched product that each backend has fast, where O beside E takes
+      # CPU 1.6 times as long. O leads the rows, so that its shards stay where they are.
+      x_ERD = place(x_OEUCD.swapaxes(0, 1).reshape(E, O * U * C, D), "experts", "outer", "act_embed")
+      gate_ERF = place(jnp.einsum("ERD,EDF->ERF", x_ERD, self.w_gate_EDF[...].astype(dtype)), *_HIDDEN)
+      up_ERF = place(jnp.einsum("ERD,EDF->ERF", x_ERD, self.w_up_EDF[...].astype(dtype)), *_HIDDEN)
+      hidden_ERF = place(jax.nn.silu(gate_ERF) * up_ERF, *_HIDDEN)
+      out_ERD = jnp.einsum("ERF,EFD->ERD", hidden_ERF, self.w_down_EFD[...].astype(dtype))
+      out_ERD = place(out_ERD, "experts", "outer", "act_embed")
+    return out_ERD.reshape(E, O, U, C, D).swapaxes(0, 1)

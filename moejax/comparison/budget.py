@@ -1,0 +1,53 @@
+"""Equal time for equal step time: the dense model's compute-optimal training time is the budget of its pair."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from moejax.comparison.match import Match
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.parameters import steps, tokens_per_step
+from moejax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Allotment:
+  """What one member may spend."""
+
+  name: str
+  pair: str
+  """The dense member whose time it gets."""
+  budget_s: float
+  """Training time: the dense member's steps x its step time."""
+  steps: int
+  """Steps that fit into that time at this member's step time."""
+  tokens: int
+  trained: bool
+  """False for a candidate that the suite does not train because another one is nearer."""
+
+
+def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float]) -> list[Allotment]:
+  """The budget of every member, each dense one before its candidates.
+
+  Raises:
+    UserError: a candidate's step takes longer than the whole budget.
+  """
+  return [
+    _allotment(
+      experiment, pair.dense, step_times_s, trained=suite.train == "all" or experiment.name in (m.dense, m.moe)
+    )
+    for pair, m in zip(suite.pairs, matches, strict=True)
+    for experiment in (pair.dense, *pair.candidates)
+  ]
+
+
+def _allotment(
+  experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float], trained: bool
+) -> Allotment:
+  budget_s = steps(dense) * step_times_s[dense.name]
+  fitting = steps(dense) if experiment is dense else int(budget_s / step_times_s[experiment.name])
+  if fitting == 0:
+    raise UserError(
+      f"one step of {experiment.name} takes {step_times_s[experiment.name]:.3g} s and the budget of {dense.name} is "
+      f"{budget_s:.3g} s; give the dense model more tokens or the candidate fewer parameters"
+    )
+  return Allotment(experiment.name, dense.name, budget_s, fitting, fitting * tokens_per_step(experiment), trained)

@@ -1,0 +1,98 @@
+"""Series out of metrics.jsonl, as plots need them. Shapes: P points in time, L sparse layers, E experts."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moejax.comparison.record import known
+
+Metrics = Sequence[dict[str, Any]]
+
+
+def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values of one metric, where it is a finite number."""
+  rows = [(row["step"], row[name]) for row in metrics if known(row.get(name))]
+  steps_P, values_P = np.array(rows, dtype=float).reshape(-1, 2).T
+  return steps_P, values_P
+
+
+def smooth(steps_P: np.ndarray, values_P: np.ndarray, width: float = 0.1) -> np.ndarray:
+  """Mean over the points from step / (1 + width) to step x (1 + width): a window of one width on a log axis.
+
+  So the steep beginning keeps its shape and the flat end loses its noise.
+  """
+  if not len(steps_P):
+    return values_P
+  sums = np.concatenate([[0.0], np.cumsum(values_P)])
+  # The margin keeps a point that lies on the window's edge inside it, whatever the rounding.
+  first = np.searchsorted(steps_P, steps_P / (1 + width) * (1 - 1e-9), side="left")
+  last = np.searchsorted(steps_P, steps_P * (1 + width) * (1 + 1e-9), side="right")
+  return (sums[last] - sums[first]) / (last - first)
+
+
+def thin(steps_P: np.ndarray, *values_P: np.ndarray, points: int = 500) -> tuple[np.ndarray, ...]:
+  """At most about `points` points, evenly spread along a log axis; the first and the last stay."""
+  size = len(steps_P)
+  if size <= points:
+    return steps_P, *values_P
+  even = np.geomspace(1, size, points).round().astype(int) - 1
+  linear = np.linspace(0, size - 1, points // 4).round().astype(int)
+  keep = np.unique(np.concatenate([even, linear]))
+  return steps_P[keep], *(values[keep] for values in values_P)
+
+
+def relative_load(metrics: Metrics) -> tuple[np.ndarray, np.ndarray]:
+  """Steps [P] and each expert's load relative to balance [P, L, E]: share of choices x experts, 1 when balanced."""
+  rows = [(row["step"], np.array(row["router/load"], dtype=float)) for row in metrics if _is_load(row)]
+  rows = [(step, load) for step, load in rows if load.shape == rows[-1][1].shape]
+  if not rows:
+    return np.zeros(0), np.zeros((0, 0, 0))
+  load_PLE = np.stack([load for _, load in rows])
+  return np.array([step for step, _ in rows], dtype=float), load_PLE * load_PLE.shape[-1]
+
+
+def per_layer(metrics: Metrics, name: str) -> tuple[np.ndarray, list[int], np.ndarray]:
+  """Steps [P], layer numbers [L] and values [P, L] of `name`/layer_NN, at the steps that have every layer."""
+  pattern = re.compile(re.escape(name) + r"/layer_(\d+)")
+  keys = {key: int(match[1]) for row in metrics for key in row if (match := pattern.fullmatch(key))}
+  ordered = sorted(keys, key=lambda key: keys[key])
+  rows = [[row["step"], *(row[key] for key in ordered)] for row in metrics if all(known(row.get(k)) for k in ordered)]
+  if not keys or not rows:
+    return np.zeros(0), [], np.zeros((0, 0))
+  table = np.array(rows, dtype=float)
+  return table[:, 0], [keys[key] for key in ordered], table[:, 1:]
+
+
+def layer_names(metrics: Metrics, sparse_layers: int) -> list[str]:
+  """What to call the rows of `router/load`: as the metrics number the layers, else in order."""
+  _, layers, _ = per_layer(metrics, "router/load_max_over_mean")
+  if len(layers) == sparse_layers:
+    return [f"layer {layer}" for layer in layers]
+  return [f"sparse layer {i + 1}" for i in range(sparse_layers)]
+
+
+def columns(steps_P: np.ndarray, values_P: np.ndarray, most: int = 160) -> tuple[np.ndarray, np.ndarray]:
+  """Edges [C + 1] and values [C, ...] of at most `most` columns of a heat map, each the mean of neighbouring points."""
+  size = len(steps_P)
+  starts = np.unique(np.linspace(0, size, min(most, size), endpoint=False).astype(int))
+  counts = np.diff(np.append(starts, size))
+  sums = np.add.reduceat(values_P, starts, axis=0)
+  means = sums / counts.reshape(-1, *[1] * (values_P.ndim - 1))
+  between = (steps_P[starts[1:]] + steps_P[starts[1:] - 1]) / 2
+  # A lone point still needs a width: all the steps up to it.
+  before = max(0.0, steps_P[0] - (steps_P[1] - steps_P[0]) / 2) if size > 1 else 0.0
+  return np.concatenate([[before], between, [steps_P[-1]]]), means
+
+
+def last_tenth(values_P: np.ndarray) -> np.ndarray:
+  """Mean over the last tenth of the points."""
+  return values_P[-max(1, len(values_P) // 10) :].mean(axis=0)
+
+
+def _is_load(row: dict[str, Any]) -> bool:
+  load = row.get("router/load")
+  if not isinstance(load, list) or not load or not all(isinstance(layer, list) and layer for layer in load):
+    return False
+  return len({len(layer) for layer in load}) == 1 and all(known(share) for layer in load for share in layer)

@@ -1,0 +1,69 @@
+"""What a comparison found, in plain sentences that claim no more than the numbers do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moejax.comparison.match import Match
+
+BEYOND_NOISE = 2.0
+"""Standard errors of the paired difference above which two models differ."""
+
+
+def verdict(match: Match, differences: Mapping[str, float] | None, tolerance: float) -> str:
+  """One sentence on a pair; `differences` as `HeldOut.minus` gives them, None while a member is not trained."""
+  if not match.within_tolerance:
+    equal = (
+      f"nothing matches {match.dense} within {tolerance:.0%}: the nearest is {match.moe} at "
+      f"{match.step_time_ratio:.2f} times its step time"
+    )
+  else:
+    equal = f"{match.moe} matches {match.dense} at {match.step_time_ratio:.2f} times its step time"
+  if differences is None:
+    return f"{equal}; not trained yet"
+  return f"{equal}; {_difference(match, differences)}"
+
+
+def finding(pairs: Sequence[Mapping[str, Any]]) -> str:
+  """One sentence on all pairs."""
+  trained = [pair for pair in pairs if pair["bits_per_byte_difference"] is not None]
+  if len(trained) < len(pairs):
+    return f"{len(pairs) - len(trained)} of {len(pairs)} pairs are not trained yet."
+  matched = [pair for pair in pairs if pair["within_tolerance"]]
+  if not matched:
+    return "No MoE candidate matches a dense model's step time within the tolerance, so nothing was compared equally."
+  better = [pair for pair in matched if _sign(pair) < 0]
+  worse = [pair for pair in matched if _sign(pair) > 0]
+  even = [pair for pair in matched if _sign(pair) == 0]
+  parts = []
+  if better:
+    parts.append(f"the MoE is better at {_scales(better)}")
+  if worse:
+    parts.append(f"the dense model is better at {_scales(worse)}")
+  if even:
+    parts.append(f"there is no difference beyond noise at {_scales(even)}")
+  unmatched = [pair["dense"] for pair in pairs if not pair["within_tolerance"]]
+  tail = f"; nothing matches the step time of {', '.join(unmatched)}" if unmatched else ""
+  return f"At equal step time and equal training time, {', and '.join(parts)}{tail}."
+
+
+def _difference(match: Match, differences: Mapping[str, float]) -> str:
+  bits, stderr = differences["bits_per_byte_difference"], differences["bits_per_byte_difference_stderr"]
+  size = f"{abs(bits):.3f} ± {stderr:.3f} bits per byte"
+  if abs(bits) <= BEYOND_NOISE * stderr:
+    return f"no difference beyond noise ({bits:+.3f} ± {stderr:.3f} bits per byte)"
+  better, worse = (match.moe, match.dense) if bits < 0 else (match.dense, match.moe)
+  return f"in the same training time {better} is better than {worse} by {size}"
+
+
+def _sign(pair: Mapping[str, Any]) -> int:
+  """-1 where the MoE is better beyond noise, 1 where the dense model is, 0 where neither."""
+  bits, stderr = pair["bits_per_byte_difference"], pair["bits_per_byte_difference_stderr"]
+  return 0 if abs(bits) <= BEYOND_NOISE * stderr else (1 if bits > 0 else -1)
+
+
+def _scales(pairs: list[Mapping[str, Any]]) -> str:
+  return ", ".join(
+    f"{pair['dense']} ({pair['bits_per_byte_difference']:+.3f} ± {pair['bits_per_byte_difference_stderr']:.3f} "
+    "bits per byte)"
+    for pair in pairs
+  )

@@ -1,0 +1,28 @@
+"""HTML elements as escaped text: whatever is not markup already cannot become any."""
+
+import html
+
+VOID = ("meta", "link", "br")
+
+
+class Markup(str):
+  """Text that is HTML already."""
+
+  __slots__ = ()
+
+
+def element(tag: str, *children: object, **attributes: str | None) -> Markup:
+  """<tag attribute="...">children</tag>; `class_` is class, data_value is data-value, None leaves an attribute out."""
+  named = "".join(
+    f' {name.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
+    for name, value in attributes.items()
+    if value is not None
+  )
+  return Markup(f"<{tag}{named}>" if tag in VOID else f"<{tag}{named}>{join(*children)}</{tag}>")
+
+
+def join(*children: object) -> Markup:
+  """The children one after the other, text escaped, None left out."""
+  return Markup(
+    "".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children if child is not None)
+  )

@@ -1,0 +1,109 @@
+"""Step times of all members of a suite, side by side on the devices present."""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+
+from moejax.config.chips import peak_flops
+from moejax.config.experiment import Measurement
+from moejax.training.loop import place
+from moejax.training.optimizer import learning_rate
+from moejax.training.prepare import Prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """Step time of one member."""
+
+  step_time_s: float
+  """Median."""
+  step_time_spread: float
+  """Interquartile range over median."""
+  compile_time_s: float
+  """Tracing and compiling the step."""
+  peak_flops: float | None
+  """Of all devices together, in bfloat16; None where unknown."""
+  samples_s: list[float]
+  """Every timed step, in order."""
+
+
+def measure(
+  members: Mapping[str, Prepared],
+  measurement: Measurement,
+  observe: Callable[[str, int, dict[str, float]], None],
+) -> dict[str, Timing]:
+  """The step time of each member: members take turns of a few steps, so that drift of the machine hits all alike.
+
+  Each member really trains meanwhile, from its own initial parameters on its own input, so that the router's load is
+  what its learning makes it and never balanced by force. A step lasts from the end of the one before to its own end,
+  input included (axlearn times so). What is trained here is thrown away.
+
+  Args:
+    members: by name, with the very programs that train.
+    measurement: turns and steps.
+    observe: called with a member's name, how many steps are done in all, and the step's loss.
+  """
+  turns = {name: _Turns(member) for name, member in members.items()}
+  samples_s: dict[str, list[float]] = {name: [] for name in members}
+  done = 0
+  for turn in range(measurement.rounds + 1):
+    steps = measurement.warmup_steps if turn == 0 else measurement.steps_per_round
+    for name in members:
+      times_s, loss = turns[name].run(steps)
+      done += steps
+      observe(name, done, {"loss": loss, "step_time_s": statistics.median(times_s)})
+      if turn:
+        samples_s[name] += times_s
+  return {name: _timing(members[name], times_s) for name, times_s in samples_s.items()}
+
+
+def total_steps(members: int, measurement: Measurement) -> int:
+  """Steps that `measure` takes in all."""
+  return members * (measurement.warmup_steps + measurement.rounds * measurement.steps_per_round)
+
+
+class _Turns:
+  """A member in training, some steps at a time."""
+
+  def __init__(self, member: Prepared):
+    self._member = member
+    experiment = member.definition.experiment
+    self._state = member.definition.initialise(experiment.training.seed)
+    self._batches = member.batches()
+    self._rate = np.float32(learning_rate(experiment.optimizer, 0, 100))
+
+  def run(self, steps: int) -> tuple[list[float], float]:
+    """Duration of each of `steps` steps, metrics fetched one step late as in training, and the last loss."""
+    times_s: list[float] = []
+    waiting, last = None, 0.0
+    for i in range(steps + 1):  # one more: the first only fills the queue
+      batch = place(next(self._batches), self._member.definition)
+      self._state, metrics = self._member.step(self._state, batch, self._rate)
+      if waiting is not None:
+        loss = float(jax.device_get(waiting["loss"]))
+        now = time.perf_counter()
+        if i > 1:
+          times_s.append(now - last)
+        last = now
+      waiting = metrics
+    jax.block_until_ready(waiting)
+    times_s.append(time.perf_counter() - last)
+    return times_s, loss
+
+
+def _timing(member: Prepared, times_s: list[float]) -> Timing:
+  median = statistics.median(times_s)
+  low, _, high = statistics.quantiles(times_s, n=4)
+  devices = member.definition.partitioner.mesh.devices
+  peak = peak_flops(devices.flat[0].device_kind)
+  return Timing(
+    step_time_s=median,
+    step_time_spread=(high - low) / median,
+    compile_time_s=member.compile_time_s,
+    peak_flops=peak and peak * devices.size,
+    samples_s=[round(x, 6) for x in times_s],
+  )

@@ -1,0 +1,104 @@
+"""The content of comparison.json: every number of the report."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moejax.comparison.budget import Allotment
+from moejax.comparison.findings import finding, verdict
+from moejax.comparison.match import Match
+from moejax.comparison.measure import Timing
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.evaluation.held_out import HeldOut
+
+DIFFERENCES = (
+  "bits_per_byte_difference",
+  "bits_per_byte_difference_stderr",
+  "accuracy_difference",
+  "accuracy_difference_stderr",
+)
+RESULTS = ("bits_per_byte", "bits_per_byte_stderr", "accuracy", "accuracy_stderr")
+
+
+def outcome(
+  suite: Suite,
+  timings: Mapping[str, Timing],
+  matches: list[Match],
+  allotments: list[Allotment],
+  summaries: Mapping[str, Mapping[str, Any]],
+  held_out: Mapping[str, HeldOut],
+) -> dict[str, Any]:
+  """Members, pairs and finding; null where a member of `summaries` or `held_out` is missing because it did not run.
+
+  Args:
+    suite: what is compared.
+    timings: of every member.
+    matches: the nearest candidate of each pair.
+    allotments: of every member.
+    summaries: summary.json of each trained member.
+    held_out: scores of each trained member, document by document.
+  """
+  experiments = {experiment.name: experiment for experiment in suite.members}
+  matched = {name for match in matches for name in (match.dense, match.moe)}
+  members = [
+    _member(experiments[a.name], a, timings[a.name], summaries.get(a.name, {}), a.name in matched) for a in allotments
+  ]
+  pairs = [_pair(match, held_out, suite.tolerance) for match in matches]
+  return {
+    "suite": suite.name,
+    "tolerance": suite.tolerance,
+    "complete": all(a.name in summaries for a in allotments if a.trained),
+    "members": members,
+    "pairs": pairs,
+    "finding": finding(pairs),
+  }
+
+
+def _member(
+  experiment: Experiment, allotment: Allotment, timing: Timing, summary: Mapping[str, Any], matched: bool
+) -> dict[str, Any]:
+  model, parameters = experiment.model, count(experiment.model)
+  tokens_per_s = tokens_per_step(experiment) / timing.step_time_s
+  flops = flops_per_token(model, experiment.data.sequence_length)
+  return {
+    "name": experiment.name,
+    "kind": "moe" if model.moe else "dense",
+    "pair": allotment.pair,
+    "matched": matched,
+    "parameters_total": parameters.total,
+    "parameters_active": parameters.active,
+    "parameters_embedding": parameters.embedding,
+    "model_flops_per_token": flops,
+    "tokens_per_step": tokens_per_step(experiment),
+    "step_time_s": timing.step_time_s,
+    "step_time_spread": timing.step_time_spread,
+    "tokens_per_s": tokens_per_s,
+    "mfu": tokens_per_s * flops / timing.peak_flops if timing.peak_flops else None,
+    "budget_s": allotment.budget_s,
+    "steps": allotment.steps,
+    "tokens": allotment.tokens,
+    **{name: summary.get(f"held_out/{name}") for name in RESULTS},
+    "seed": experiment.training.seed,
+    "train_time_s": summary.get("train_time_s"),
+    "compile_time_s": timing.compile_time_s,
+    "num_layers": model.num_layers,
+    "d_model": model.d_model,
+    "num_experts": model.moe.num_experts if model.moe else 0,
+    "experts_per_token": model.moe.experts_per_token if model.moe else 0,
+    "capacity_factor": model.moe.capacity_factor if model.moe else None,
+    "sparse_every": model.moe.every if model.moe else None,
+  }
+
+
+def _pair(match: Match, held_out: Mapping[str, HeldOut], tolerance: float) -> dict[str, Any]:
+  differences = None
+  if match.dense in held_out and match.moe in held_out:
+    differences = held_out[match.moe].minus(held_out[match.dense])
+  return {
+    "dense": match.dense,
+    "moe": match.moe,
+    "step_time_ratio": match.step_time_ratio,
+    "within_tolerance": match.within_tolerance,
+    "verdict": verdict(match, differences, tolerance),
+    **(differences or dict.fromkeys(DIFFERENCES)),
+  }

@@ -1,0 +1,202 @@
+"""The report as one HTML page that loads nothing: every style, script and picture stands in it."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from moejax.comparison import curves, page_tables, quantities, record
+from moejax.comparison.markup import Markup, element, join
+from moejax.comparison.page_style import CSS, SORT
+from moejax.comparison.palette import member_colours
+from moejax.comparison.plots.drawing import Plot
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+CLEAR = 2.0
+"""Standard errors from which a difference is said to be one."""
+
+
+def page(
+  comparison: Mapping[str, Any],
+  metrics: Mapping[str, curves.Metrics],
+  speed: Sequence[Plot],
+  losses: Sequence[Plot],
+  loads: Mapping[str, Plot],
+) -> str:
+  """The whole document."""
+  title = f"{comparison['suite']}: dense against mixture-of-experts at equal step time"
+  head = join(
+    element("meta", charset="utf-8"),
+    element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+    element("meta", name="color-scheme", content="light dark"),
+    element("meta", http_equiv="Content-Security-Policy", content=POLICY),
+    element("title", title),
+    element("style", Markup(CSS)),
+  )
+  colours = member_colours(comparison)
+  main = element(
+    "main",
+    _opening(comparison, metrics),
+    _section("Pairs", _pairs(comparison, colours)),
+    _section("Speed and accuracy", _figures(speed, "No member has both a step time and a result yet.")),
+    _section("Members", _members(comparison, colours)),
+    _section("Training loss", _figures(losses, "No member has logged a loss and a step time yet.")),
+    _section("Expert load", _loads(comparison, metrics, loads)),
+    _section("How it was done", _method(comparison)),
+    _section("Provenance", _provenance(comparison, metrics)),
+  )
+  body = element("body", main, element("script", Markup(SORT)))
+  return "<!doctype html>\n" + element("html", element("head", head), body, lang="en") + "\n"
+
+
+def _section(title: str, *children: object) -> Markup:
+  name = title.lower().replace(" ", "-")
+  return element("section", element("h2", title, id=name), *children, aria_labelledby=name)
+
+
+def _opening(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> Markup:
+  finding = comparison["finding"] or "No finding yet: the comparison is not complete."
+  notice = None
+  if not comparison["complete"]:
+    lacking = record.missing(comparison, metrics)
+    items = element("ul", *(element("li", text) for text in lacking)) if lacking else None
+    notice = element("div", "This comparison is not complete. Still missing:", items, class_="notice", role="note")
+  return element(
+    "header",
+    element("p", "moejax: dense against mixture-of-experts at equal step time", class_="eyebrow"),
+    element("h1", comparison["suite"]),
+    element("p", finding, class_="finding"),
+    notice,
+  )
+
+
+def _pairs(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
+  cards = [_card(pair, comparison["tolerance"], colours) for pair in comparison["pairs"]]
+  if not cards:
+    return element("p", "No pair is matched yet.", class_="note")
+  return join(
+    element("div", *cards, class_="cards"),
+    element(
+      "p",
+      "Differences are MoE minus dense, paired over documents, ± their standard error; fewer bits per byte are better.",
+      class_="note",
+    ),
+  )
+
+
+def _card(pair: Mapping[str, Any], tolerance: float, colours: Mapping[str, str]) -> Markup:
+  within, verdict = pair["within_tolerance"], pair["verdict"]
+  if within is None:
+    chip = element("span", "not matched yet", class_="chip warn")
+  elif within:
+    chip = element("span", f"✓ step times equal within {quantities.percent(tolerance, 0)}", class_="chip good")
+  else:
+    chip = element("span", f"✗ step times not equal within {quantities.percent(tolerance, 0)}", class_="chip warn")
+  bits, bits_stderr = pair["bits_per_byte_difference"], pair["bits_per_byte_difference_stderr"]
+  accuracy, accuracy_stderr = pair["accuracy_difference"], pair["accuracy_difference_stderr"]
+  rows = (
+    ("Step-time ratio", quantities.ratio(pair["step_time_ratio"]), "MoE / dense"),
+    ("Bits per byte", quantities.estimate(bits, bits_stderr, signed=True), _side(bits, bits_stderr, -1)),
+    (
+      "Accuracy",
+      quantities.estimate(accuracy, accuracy_stderr, scale=100.0, unit="points", signed=True),
+      _side(accuracy, accuracy_stderr, 1),
+    ),
+  )
+  facts = [join(element("dt", name), element("dd", value, element("small", words))) for name, value, words in rows]
+  return element(
+    "article",
+    element("h3", f"{pair['dense']} and {pair['moe']}" if pair["moe"] else f"{pair['dense']}, no match yet"),
+    chip,
+    element("dl", *facts),
+    element("p", verdict) if verdict else None,
+    class_="card",
+    style=f"--pair:{colours[pair['moe'] or pair['dense']]}",
+  )
+
+
+def _side(difference: float | None, stderr: float | None, better: int) -> str | None:
+  """Which side a difference favours, in units of its error."""
+  if not record.known(difference) or not record.known(stderr):
+    return None
+  assert difference is not None and stderr is not None
+  if abs(difference) <= CLEAR * stderr:
+    return f"no clear difference: within {CLEAR:g} standard errors"
+  return f"{'MoE' if difference * better > 0 else 'dense'} is better, by more than {CLEAR:g} standard errors"
+
+
+def _figures(plots: Sequence[Plot], nothing: str) -> Markup:
+  if not plots:
+    return element("p", nothing, class_="note")
+  return element("div", *(_figure(plot) for plot in plots), class_="plots")
+
+
+def _figure(plot: Plot, below: Markup | None = None) -> Markup:
+  link = element("a", "PNG", href=quote(f"{plot.name}.png"))
+  caption = element("figcaption", plot.caption, " ", link)
+  return element("figure", element("div", Markup(plot.svg), class_="plot"), caption, below)
+
+
+def _members(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
+  note = (
+    "± is the standard error over held-out documents; at step times, the interquartile range over the median. Budget "
+    "is the training time of the pair. MFU needs the device's peak rate, which is not known for every device."
+  )
+  untrained = [member["name"] for member in comparison["members"] if member["bits_per_byte"] is None]
+  if untrained and comparison["complete"]:
+    note += f" Not trained in this comparison: {', '.join(untrained)}."
+  return join(
+    page_tables.members_table(comparison, colours),
+    element("p", note, class_="note"),
+    element("details", element("summary", "Every number, unrounded"), page_tables.numbers_table(comparison)),
+  )
+
+
+def _loads(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics], loads: Mapping[str, Plot]) -> Markup:
+  if not loads:
+    return element("p", "No MoE member has logged its router load yet.", class_="note")
+  figures: list[Markup | None] = []
+  for name, plot in loads.items():
+    table = page_tables.router_table(name, metrics[name])
+    # The table of a lone member fills the place beside its plot, else each stands below its own.
+    figures += [_figure(plot), table] if len(loads) == 1 else [_figure(plot, table)]
+  return join(
+    element(
+      "p",
+      "A load of 1 means that an expert gets its even share of the tokens' choices. Tables: mean over the last tenth "
+      "of training; dropped is the part of choices beyond an expert's capacity.",
+      class_="note",
+    ),
+    element("div", *figures, class_="plots"),
+  )
+
+
+def _method(comparison: Mapping[str, Any]) -> Markup:
+  tolerance = quantities.percent(comparison["tolerance"], 0)
+  seeds = sorted({member["seed"] for member in comparison["members"] if member["seed"] is not None})
+  trained = (
+    f"one training seed ({', '.join(map(str, seeds))})" if len(seeds) == 1 else "one training run of each member"
+  )
+  steps = (
+    "Measure: all members take turns on the same devices, so that drift hits all alike; the step time is the median.",
+    f"Match: each dense model is paired with the MoE candidate nearest in step time, equal if within {tolerance}.",
+    "Budget: the dense model's Chinchilla-optimal tokens, at its step time, give the pair's training time.",
+    "Train: every member trains on the same text for as many steps as fit that time at its own measured step time.",
+    "Evaluate: all score the same held-out documents by bits per byte and by next-token accuracy.",
+  )
+  return join(
+    element("ol", *(element("li", step) for step in steps)),
+    element(
+      "p",
+      "The standard error is over held-out documents, paired by document for differences, and all results come from "
+      f"{trained}: it says how far other documents of this kind would move a result, and leaves out what another seed, "
+      "data order or learning rate would change.",
+    ),
+  )
+
+
+def _provenance(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> Markup:
+  logged = [member["name"] for member in comparison["members"] if metrics.get(member["name"])]
+  links = [element("a", "comparison.json", href="../comparison.json")]
+  links += [element("a", f"metrics of {name}", href=f"../runs/{quote(name)}/metrics.jsonl") for name in logged]
+  listed = join(*(join(", " if i else None, link) for i, link in enumerate(links)))
+  return join(page_tables.provenance_table(comparison["provenance"]), element("p", "Data: ", listed, "."))

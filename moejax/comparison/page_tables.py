@@ -1,0 +1,168 @@
+"""The report's tables: members and baselines, router health, provenance, all numbers."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from moejax.comparison import curves, quantities
+from moejax.comparison.markup import Markup, element, join
+from moejax.comparison.quantities import MISSING, Number
+from moejax.comparison.record import equal_names, known
+
+HEADS = (
+  "Member", "Total parameters", "Active parameters", "Step time", "Tokens/s", "MFU", "Budget", "Steps",
+  "Tokens", "Bits per byte", "Accuracy %",
+)  # fmt: skip
+
+
+def members_table(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
+  """A row for each member as the file has them, baselines last."""
+  equal = equal_names(comparison)
+  rows = [_member_row(member, colours[member["name"]], role(member, equal)) for member in comparison["members"]]
+  head = element("thead", element("tr", *(element("th", text, scope="col") for text in HEADS)))
+  body = element("tbody", *rows)
+  baselines = element("tbody", *_baseline_rows(comparison["baselines"]), class_="baselines")
+  table = element("table", head, body, baselines, class_="members narrow sortable")
+  return _scroll("Members and baselines", table)
+
+
+def shape(member: Mapping[str, Any]) -> str:
+  """The model in words: 4 layers, 128 wide; 8 experts, 2 per token, capacity 1.25, every 2nd layer sparse."""
+  parts = []
+  if known(member["num_layers"]) and known(member["d_model"]):
+    parts.append(f"{member['num_layers']} layers, {member['d_model']:,} wide")
+  if member["num_experts"]:
+    experts = [f"{member['num_experts']} experts"]
+    if known(member["experts_per_token"]):
+      experts.append(f"{member['experts_per_token']} per token")
+    if known(member["capacity_factor"]):
+      experts.append(f"capacity {member['capacity_factor']:g}")
+    if known(member["sparse_every"]):
+      every = member["sparse_every"]
+      experts.append("every layer sparse" if every == 1 else f"one layer in {every} sparse")
+    parts.append(", ".join(experts))
+  return "; ".join(parts)
+
+
+def role(member: Mapping[str, Any], equal: set[str]) -> str:
+  if member["kind"] == "dense":
+    return "dense"
+  if not member["matched"]:
+    return "MoE, other candidate"
+  return "MoE, matched" if member["name"] in equal else "MoE, nearest but not equal"
+
+
+def router_table(name: str, metrics: curves.Metrics) -> Markup | None:
+  """How the routers of one member ended; None where nothing was logged."""
+  columns = {
+    "Largest / mean load": ("router/load_max_over_mean", lambda value: f"{value:.2f}"),
+    "Dropped": ("router/dropped_fraction", lambda value: quantities.percent(value, 2)),
+    "Entropy (nats)": ("router/entropy", lambda value: f"{value:.3f}"),
+  }
+  ends: dict[str, dict[int, str]] = {}
+  for head, (key, text) in columns.items():
+    _, layers, values_PL = curves.per_layer(metrics, key)
+    if layers:
+      ends[head] = {layer: text(end) for layer, end in zip(layers, curves.last_tenth(values_PL), strict=True)}
+  if not ends:
+    return None
+  layers = sorted(set().union(*ends.values()))
+  head = element("tr", element("th", "Layer", scope="col"), *(element("th", text, scope="col") for text in ends))
+  rows = [
+    element(
+      "tr",
+      element("th", f"layer {layer}", scope="row"),
+      *(element("td", column.get(layer, MISSING)) for column in ends.values()),
+    )
+    for layer in layers
+  ]
+  return _scroll(
+    f"Routers of {name}", element("table", element("thead", head), element("tbody", *rows), class_="narrow")
+  )
+
+
+def provenance_table(provenance: Mapping[str, Any]) -> Markup:
+  """Nested values as rows, names joined by a dot."""
+  rows = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in _flatten(provenance)]
+  return _scroll("Provenance", element("table", element("tbody", *rows), class_="words"))
+
+
+def numbers_table(comparison: Mapping[str, Any]) -> Markup:
+  """Every value of every member, unrounded: what the tables above leave out or round."""
+  members = comparison["members"]
+  keys = [key for key in dict.fromkeys(key for member in members for key in member) if key != "name"]
+  head = element(
+    "tr", element("th", "Key", scope="col"), *(element("th", member["name"], scope="col") for member in members)
+  )
+  rows = [
+    element("tr", element("th", key, scope="row"), *(element("td", _raw(member.get(key))) for member in members))
+    for key in keys
+  ]
+  table = element("table", element("thead", head), element("tbody", *rows), class_="numbers")
+  return _scroll("Every number of every member", table)
+
+
+def _member_row(member: Mapping[str, Any], colour: str, part: str) -> Markup:
+  hollow = " hollow" if not member["matched"] else ""
+  swatch = element("span", class_=f"swatch{hollow}", style=f"background:{colour};border-color:{colour}")
+  words = "; ".join(text for text in (part, shape(member)) if text)
+  name = element("th", swatch, member["name"], element("small", words), scope="row")
+  step_time: Markup = join(quantities.duration(member["step_time_s"]))
+  if known(member["step_time_s"]) and known(member["step_time_spread"]):
+    step_time = join(step_time, element("span", f"± {quantities.percent(member['step_time_spread'])}", class_="under"))
+  mfu = "unknown peak" if member["mfu"] is None else quantities.percent(member["mfu"])
+  return element(
+    "tr",
+    name,
+    _number(member["parameters_total"], quantities.count(member["parameters_total"])),
+    _number(member["parameters_active"], quantities.count(member["parameters_active"])),
+    _number(member["step_time_s"], step_time),
+    _number(member["tokens_per_s"], quantities.count(member["tokens_per_s"])),
+    _number(
+      member["mfu"],
+      mfu if member["step_time_s"] is not None else MISSING,
+      class_="wrap" if member["mfu"] is None else None,
+    ),
+    _number(member["budget_s"], quantities.duration(member["budget_s"])),
+    _number(member["steps"], quantities.whole(member["steps"])),
+    _number(member["tokens"], quantities.count(member["tokens"])),
+    _number(member["bits_per_byte"], quantities.estimate(member["bits_per_byte"], member["bits_per_byte_stderr"])),
+    _number(member["accuracy"], quantities.estimate(member["accuracy"], member["accuracy_stderr"], scale=100.0)),
+  )
+
+
+def _baseline_rows(baselines: Mapping[str, Any]) -> Iterator[Markup]:
+  for name in ("unigram", "bigram"):
+    bits, accuracy = baselines[f"{name}_bits_per_byte"], baselines[f"{name}_accuracy"]
+    yield element(
+      "tr",
+      element("th", f"{name} baseline", element("small", f"token {name} counts of the training text"), scope="row"),
+      *(element("td") for _ in HEADS[1:-2]),
+      element("td", quantities.estimate(bits, None)),
+      element("td", quantities.estimate(accuracy, None, scale=100.0)),
+    )
+
+
+def _number(value: Number, text: object, **attributes: str | None) -> Markup:
+  return element("td", text, data_value=repr(value) if known(value) else "", **attributes)
+
+
+def _scroll(label: str, table: Markup) -> Markup:
+  """A wide table scrolls inside its frame; focusable, so that the keyboard can scroll it too."""
+  return element("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+  for name, value in values.items():
+    if isinstance(value, dict) and value:
+      yield from _flatten(value, f"{prefix}{name}.")
+    else:
+      yield f"{prefix}{name}", _raw(value)
+
+
+def _raw(value: Any) -> str:
+  if value is None:
+    return MISSING
+  if isinstance(value, list):
+    return ", ".join(_raw(item) for item in value)
+  return value if isinstance(value, str) else json.dumps(value)

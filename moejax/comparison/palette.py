@@ -1,0 +1,33 @@
+"""A colour for each member, the same in every plot and on the page."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moejax.comparison.record import dense_names, pair_members
+
+FAMILIES = (
+  # A pair is a hue; in it dense is dark, the match is bright, other candidates are paler. Hues of Okabe and Ito, told
+  # apart by every kind of colour vision, and lightness tells the members of one pair apart without any.
+  ("#0b3c6b", "#1f8fd8", "#85bde6", "#6aa3cf"),
+  ("#8a3200", "#ee7a1c", "#f2b27c", "#d99a66"),
+  ("#004d3b", "#00a37a", "#7fcdb7", "#62b39d"),
+  ("#5a1846", "#cc6aa5", "#e2add0", "#c792b3"),
+  ("#3b3b3b", "#8a8a8a", "#bdbdbd", "#a6a6a6"),
+)
+
+
+def member_colours(comparison: Mapping[str, Any]) -> dict[str, str]:
+  """Colour by member name."""
+  colours = {}
+  for i, dense in enumerate(dense_names(comparison)):
+    family = FAMILIES[i % len(FAMILIES)]
+    others = 0
+    for member in pair_members(comparison, dense):
+      if member["kind"] == "dense":
+        colours[member["name"]] = family[0]
+      elif member["matched"]:
+        colours[member["name"]] = family[1]
+      else:
+        colours[member["name"]] = family[2 + others % 2]
+        others += 1
+  return colours

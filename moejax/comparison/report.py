@@ -1,0 +1,41 @@
+"""The report of a comparison directory: report/index.html and its plots as PNG."""
+
+import os
+from pathlib import Path
+
+from moejax.comparison import record
+from moejax.comparison.page import page
+from moejax.comparison.plots.expert_load import expert_load
+from moejax.comparison.plots.loss_curves import loss_curves
+from moejax.comparison.plots.speed_accuracy import speed_accuracy
+
+
+def write_report(directory: Path) -> Path:
+  """Writes DIR/report/ from DIR/comparison.json and DIR/runs/; returns the path of its index.html.
+
+  A comparison that is not complete gives a report of what there is, which names what is missing.
+
+  Raises:
+    ValueError: comparison.json is missing, is not JSON, or lacks what a report needs.
+  """
+  directory = Path(directory)
+  comparison = record.read_comparison(directory)
+  names = [member["name"] for member in comparison["members"]]
+  metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
+  speed = speed_accuracy(comparison)
+  losses = loss_curves(comparison, metrics)
+  loads = expert_load(comparison, metrics)
+  report = directory / "report"
+  report.mkdir(exist_ok=True)
+  for plot in (*speed, *losses, *loads.values()):
+    _write(report / f"{plot.name}.png", plot.png)
+  # The page last: whoever finds it finds its pictures.
+  return _write(report / "index.html", page(comparison, metrics, speed, losses, loads).encode())
+
+
+def _write(path: Path, content: bytes) -> Path:
+  """Writes whole or not at all."""
+  temporary = path.with_name(f".{path.name}.{os.getpid()}")
+  temporary.write_bytes(content)
+  os.replace(temporary, path)
+  return path

@@ -1,0 +1,176 @@
+"""The comparison itself: measure, match, allot, train, evaluate, report; whatever is done is not done again."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from moejax.comparison.budget import Allotment, allot
+from moejax.comparison.match import Match, match
+from moejax.comparison.measure import Timing, measure, total_steps
+from moejax.comparison.outcome import outcome
+from moejax.comparison.report import write_report
+from moejax.config.experiment import Experiment, Suite
+from moejax.data.baselines import ngram_baselines
+from moejax.data.corpus import Corpus, build_corpus
+from moejax.display import Display, training_facts
+from moejax.evaluation.held_out import HeldOut
+from moejax.evaluation.run import make_evaluator
+from moejax.training.loop import Run, train
+from moejax.training.metrics import Record
+from moejax.training.prepare import Prepared, prepare
+from moejax.training.provenance import provenance
+from moejax.training.run_directory import claim_json, write_json
+
+EVALUATION_S = 5.0
+"""First guess of the seconds that compiling and running one evaluation takes; the first one corrects it."""
+
+
+def compare(suite: Suite, directory: pathlib.Path, display: Display) -> dict[str, Any]:
+  """Runs a suite to its report, from wherever an earlier run of it stopped, and returns comparison.json's content.
+
+  Args:
+    suite: what is compared.
+    directory: where everything of it lies.
+    display: shows what runs.
+
+  Raises:
+    UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
+    Interrupted: SIGINT or SIGTERM came during training; the same call continues.
+  """
+  claim_json(directory, "suite.json", dataclasses.asdict(suite))
+  comparison = _Comparison(suite, directory, display)
+  comparison.build_corpus()
+  comparison.measure()
+  for allotment in comparison.allotments:
+    if allotment.trained:
+      comparison.train(allotment)
+  result = comparison.write()
+  display.note(f"report: {write_report(directory)}")
+  return result
+
+
+class _Comparison:
+  """A comparison under way. Each stage leaves a file, and a stage whose file is there is read, not run."""
+
+  corpus: Corpus
+  baselines: dict[str, float]
+  timings: dict[str, Timing]
+  matches: list[Match]
+  allotments: list[Allotment]
+
+  def __init__(self, suite: Suite, directory: pathlib.Path, display: Display):
+    self.suite, self.directory, self.display = suite, directory, display
+    self.experiments = {experiment.name: experiment for experiment in suite.members}
+    self._prepared: dict[str, Prepared] = {}
+    self._evaluation_s = EVALUATION_S
+
+  def build_corpus(self) -> None:
+    """Tokenised text, and what counting its bytes alone predicts."""
+    first = self.suite.members[0]
+    self.display.stage("text: reading and tokenising", total=1.0)
+    self.corpus = build_corpus(
+      first.data, self.directory / "corpus", lambda what, part: self.display.advance(part, what)
+    )
+    path = self.directory / "baselines.json"
+    if not path.exists():
+      self.display.stage("baselines: unigrams and bigrams")
+      write_json(path, ngram_baselines(self.corpus, first.evaluation.max_tokens))
+    self.baselines = json.loads(path.read_text())
+
+  def measure(self) -> None:
+    """Step times, and from them matches and budgets."""
+    path = self.directory / "measurements.json"
+    if not path.exists():
+      write_json(path, {name: dataclasses.asdict(timing) for name, timing in self._measured().items()})
+    self.timings = {name: Timing(**timing) for name, timing in json.loads(path.read_text()).items()}
+    step_times_s = {name: timing.step_time_s for name, timing in self.timings.items()}
+    self.matches = match(self.suite, step_times_s)
+    self.allotments = allot(self.suite, self.matches, step_times_s)
+    for matched in self.matches:
+      sign = "=" if matched.within_tolerance else "no match nearer than"
+      self.display.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
+    self.write()
+
+  def train(self, allotment: Allotment) -> None:
+    """Trains and evaluates one member, or does nothing where that is done."""
+    run_directory = self.directory / "runs" / allotment.name
+    if _is_done(run_directory, allotment):
+      return
+    self._show_whole(allotment, 0)
+    prepared = self._prepare(self.experiments[allotment.name])
+    self.display.stage(f"train {allotment.name}", total=allotment.steps)
+
+    def observe(record: Record) -> None:
+      self.display.advance(record["step"], training_facts(record["loss"], record["tokens_per_s"]))
+      self._show_whole(allotment, record["step"])
+
+    train(
+      Run(
+        definition=prepared.definition,
+        step=prepared.step,
+        batches=prepared.batches,
+        steps=allotment.steps,
+        directory=run_directory,
+        evaluators={"held_out": make_evaluator(prepared.definition, self.corpus, run_directory, self.display)},
+        observe=observe,
+      )
+    )
+    self._prepared.pop(allotment.name)  # its program is not needed again
+    self.write()
+
+  def write(self) -> dict[str, Any]:
+    """comparison.json, as complete as the comparison is."""
+    summaries = {}
+    held_out = {}
+    for allotment in self.allotments:
+      run_directory = self.directory / "runs" / allotment.name
+      if _is_done(run_directory, allotment):
+        summaries[allotment.name] = json.loads((run_directory / "summary.json").read_text())
+        held_out[allotment.name] = HeldOut.load(run_directory / "held_out.npz")
+    content = outcome(self.suite, self.timings, self.matches, self.allotments, summaries, held_out)
+    content |= {
+      "baselines": self.baselines,
+      "provenance": provenance() | {"corpus": self.corpus.summary()},
+    }
+    write_json(self.directory / "comparison.json", content)
+    return content
+
+  def _measured(self) -> dict[str, Timing]:
+    members = {name: self._prepare(experiment) for name, experiment in self.experiments.items()}
+    total = total_steps(len(members), self.suite.measurement)
+    self.display.stage("measure step times, members in turn", total=total)
+
+    def observe(name: str, done: int, facts: dict[str, float]) -> None:
+      self.display.advance(done, f"{name} {facts['step_time_s'] * 1e3:.1f} ms  {training_facts(facts['loss'])}")
+
+    return measure(members, self.suite.measurement, observe)
+
+  def _prepare(self, experiment: Experiment) -> Prepared:
+    if experiment.name not in self._prepared:
+      self.display.stage(f"compile {experiment.name}")
+      self._prepared[experiment.name] = prepare(experiment, self.corpus)
+    return self._prepared[experiment.name]
+
+  def _show_whole(self, current: Allotment, step: int) -> None:
+    """Seconds of training and evaluation done and left, of all members."""
+    done_s = left_s = 0.0
+    passed = True
+    for allotment in self.allotments:
+      seconds = allotment.steps * self.timings[allotment.name].step_time_s * allotment.trained
+      evaluation_s = self._evaluation_s * allotment.trained
+      if allotment is current:
+        passed = False
+        done_s += seconds * step / allotment.steps
+        left_s += seconds * (1 - step / allotment.steps) + evaluation_s
+      elif passed:
+        done_s += seconds + evaluation_s
+      else:
+        left_s += seconds + evaluation_s
+    self.display.whole(done_s, left_s)
+
+
+def _is_done(run_directory: pathlib.Path, allotment: Allotment) -> bool:
+  """Whether this member was trained to the end of this allotment."""
+  path = run_directory / "summary.json"
+  return path.exists() and json.loads(path.read_text())["steps"] == allotment.steps

@@ -1,0 +1,51 @@
+"""The members of a comparison as a table for the terminal, within 100 columns."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from moejax.comparison import quantities
+from moejax.comparison.record import checked, dense_names, equal_names, known, pair_members
+
+
+def terminal_table(comparison: Mapping[str, Any]) -> Table:
+  """One line a member, pair by pair: the dense one, then its candidates, the nearest marked; baselines last.
+
+  = marks a step time that is equal within the tolerance, ~ a nearest one that is not.
+  """
+  comparison = checked(dict(comparison))
+  title = Text(f"{comparison['suite']}: dense and MoE at equal step time")
+  table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True, pad_edge=False)
+  table.add_column("member", overflow="fold")
+  for head in ("active/total", "step time", "ratio", "tokens", "bits/byte", "accuracy %"):
+    table.add_column(head, justify="right", no_wrap=True)
+  equal = equal_names(comparison)
+  for dense in dense_names(comparison):
+    members = pair_members(comparison, dense)
+    for member in members:
+      mark = "" if member["kind"] == "dense" else "  " if not member["matched"] else "~ "
+      table.add_row(*_row("= " if member["name"] in equal else mark, member, members[0]))
+    table.add_section()
+  for name in ("unigram", "bigram"):
+    bits, accuracy = (comparison["baselines"][f"{name}_{key}"] for key in ("bits_per_byte", "accuracy"))
+    result = (quantities.estimate(bits, None), quantities.estimate(accuracy, None, scale=100.0))
+    table.add_row(Text(f"{name} baseline"), *[""] * 4, *result)
+  return table
+
+
+def _row(mark: str, member: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[Text | str, ...]:
+  # As Text: a name in [brackets] is no markup.
+  name = Text(mark + member["name"], style="bold" if member["matched"] else "")
+  comparable = member is not dense and known(member["step_time_s"]) and known(dense["step_time_s"])
+  return (
+    name,
+    f"{quantities.count(member['parameters_active'])}/{quantities.count(member['parameters_total'])}",
+    quantities.duration(member["step_time_s"]),
+    quantities.ratio(member["step_time_s"] / dense["step_time_s"]) if comparable else "",
+    quantities.count(member["tokens"]),
+    quantities.estimate(member["bits_per_byte"], member["bits_per_byte_stderr"]),
+    quantities.estimate(member["accuracy"], member["accuracy_stderr"], scale=100.0),
+  )

@@ -1,0 +1,155 @@
+"""Sources: the files behind an entry of data.train or data.validation. Imports neither JAX nor grain, so that a bad
+source is found at once."""
+
+import glob
+import os
+import pathlib
+import sysconfig
+from collections.abc import Callable, Iterator
+
+from moejax.config.data import STANDARD_LIBRARY, Data
+from moejax.data.documents import JSON_SUFFIXES, TEXT_SUFFIXES, Document, SourceFile, read_documents
+from moejax.errors import UserError
+
+SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES
+_ANY_SUFFIX = ", ".join(SUFFIXES[:-1]) + " or " + SUFFIXES[-1]
+_NAME_ONE = f"name a file, a folder or a glob of {_ANY_SUFFIX}, or {STANDARD_LIBRARY!r}"
+
+
+def check_sources(data: Data) -> None:
+  """Checks every source without reading it: of a .jsonl file the first line, of others only name and size.
+
+  Raises:
+    UserError: a source is missing, matches or holds no readable text, or a file is in both splits; one line that names
+      the source and the remedy.
+  """
+  train, validation = (
+    {file.path.resolve() for source in getattr(data, field) for file in _checked_files(field, source)}
+    for field in ("train", "validation")
+  )
+  if both := sorted(train & validation):
+    raise UserError(
+      f"{both[0]} is in data.train and in data.validation ({len(both)} such files); leave it out of one, "
+      "or validation would measure memory"
+    )
+
+
+def documents(source: str) -> Iterator[Document]:
+  """The documents of a source, in the order of their files' names.
+
+  Raises:
+    UserError: as source_files, and as read_documents for each file.
+  """
+  for file in source_files(source):
+    for document, _ in read_documents(file):
+      yield document
+
+
+def source_files(source: str) -> list[SourceFile]:
+  """The files of a source, by name.
+
+  A source is a file, a folder (with its subfolders), a glob (** for any depth) or python-standard-library. Folders and
+  globs take the files with one of SUFFIXES and skip hidden ones.
+
+  Raises:
+    UserError: nothing is there, or nothing that can be read as text.
+  """
+  if source == STANDARD_LIBRARY:
+    return _standard_library_files()
+  if not source:  # pathlib would take it for the current folder
+    raise UserError(f"a source is an empty string; {_NAME_ONE}")
+  path = pathlib.Path(source).expanduser()
+  if path.is_dir():
+    files = _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
+    if not files:
+      raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; name one that does")
+    return files
+  if path.exists():
+    if not path.name.endswith(SUFFIXES):
+      raise UserError(f"file {source!r} is not a text file that is understood; convert it to {_ANY_SUFFIX}")
+    return [SourceFile(path.name, path)]
+  if glob.has_magic(source):
+    return _glob_files(source, path)
+  raise UserError(f"{source!r} does not exist; {_NAME_ONE}")
+
+
+def _checked_files(field: str, source: str) -> list[SourceFile]:
+  try:
+    files = source_files(source)
+    if not any(file.path.stat().st_size for file in files):
+      raise UserError(
+        f"{source!r} is empty"
+        + (f" ({len(files)} files of 0 bytes)" if len(files) > 1 else "")
+        + "; name a source with text"
+      )
+    for file in files:
+      if not os.access(file.path, os.R_OK):
+        raise UserError(f"{str(file.path)!r} cannot be read (no permission); make it readable or leave it out")
+      if file.holds_lines:
+        next(read_documents(file), None)
+  except UserError as error:
+    raise UserError(f"data.{field}: {error}") from None
+  return files
+
+
+def _visible(name: str) -> bool:
+  return not name.startswith(".")
+
+
+def _folder_files(
+  root: pathlib.Path, *, keep_folder: Callable[[str], bool], keep_file: Callable[[str], bool]
+) -> list[SourceFile]:
+  """Files below `root` whose own name, and whose folders' names, are kept."""
+  paths = []
+  for folder, folders, names in os.walk(root, onerror=_raise_unreadable):
+    folders[:] = filter(keep_folder, folders)
+    paths += [pathlib.Path(folder, name) for name in names if keep_file(name)]
+  return _by_name(root, paths)
+
+
+def _raise_unreadable(error: OSError) -> None:
+  raise UserError(f"folder {error.filename!r} cannot be read ({error.strerror}); make it readable or leave it out")
+
+
+def _glob_files(source: str, pattern: pathlib.Path) -> list[SourceFile]:
+  matches = [pathlib.Path(match) for match in glob.glob(str(pattern), recursive=True)]
+  if not matches:
+    raise UserError(f"glob {source!r} matches nothing; correct it")
+  plain = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
+  files = _by_name(pathlib.Path(*pattern.parts[:plain]), [match for match in matches if match.name.endswith(SUFFIXES)])
+  if not files:
+    raise UserError(f"glob {source!r} matches no {_ANY_SUFFIX} file; correct it")
+  return files
+
+
+def _by_name(root: pathlib.Path, paths: list[pathlib.Path]) -> list[SourceFile]:
+  """The paths that are files (no folders, no broken links), named relative to `root`, in the order of their names."""
+  files = [SourceFile(path.relative_to(root).as_posix(), path) for path in set(paths) if path.is_file()]
+  return sorted(files, key=lambda file: file.name)
+
+
+# What not every installation of a Python version has, or has with the same content: tests, packages that distributions
+# split off (Debian: idlelib, tkinter, ensurepip, distutils, lib2to3) and files that describe the installation itself.
+# fmt: off
+_NOT_EVERYWHERE = frozenset((
+  "site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "tests", "idle_test",
+  "distutils", "ensurepip", "idlelib", "lib2to3", "tkinter", "turtledemo",
+))
+# fmt: on
+_ABOUT_THE_INSTALLATION = ("_sysconfigdata", "_distutils_system_mod", "sitecustomize", "usercustomize")
+
+
+def _standard_library_files() -> list[SourceFile]:
+  root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  files = _folder_files(
+    root,
+    keep_folder=lambda name: _visible(name) and name not in _NOT_EVERYWHERE and not name.startswith("config-"),
+    keep_file=lambda name: name.endswith(".py") and not name.startswith((".", *_ABOUT_THE_INSTALLATION)),
+  )
+  if not files:
+    raise UserError(
+      f"{STANDARD_LIBRARY!r}: this Python has no source files under {str(root)!r}; use a Python that has them, "
+      "or name text files"
+    )
+  # An installation may hold a file that its declared encoding does not decode; that must not stop a first run.
+  return [SourceFile(file.name, file.path, errors="replace") for file in files]

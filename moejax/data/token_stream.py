@@ -1,0 +1,92 @@
+"""A stream of tokens on disk: documents one after the other, each BEGIN and its tokens."""
+
+import dataclasses
+import os
+import pathlib
+
+import numpy as np
+
+from moejax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TokenStream:
+  """n tokens of d documents."""
+
+  tokens: np.ndarray
+  """uint16 or uint32 [n], memory-mapped."""
+  starts: np.ndarray
+  """int64 [d + 1]: index of each document's BEGIN, then n."""
+  padding: int
+  """Id that fills what is missing of a sequence."""
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+  @property
+  def num_documents(self) -> int:
+    """Documents (d)."""
+    return len(self.starts) - 1
+
+  def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens int32 [stop - start] and, for each, the index of its document int32 [stop - start]."""
+    assert 0 <= start < stop <= len(self), (start, stop, len(self))
+    first = np.searchsorted(self.starts, start, side="right") - 1
+    last = np.searchsorted(self.starts, stop, side="left")
+    # BEGINs inside the slice; only their neighbourhood of `starts` is touched, not all d of them.
+    documents = np.zeros(stop - start, np.int32)
+    documents[self.starts[first + 1 : last] - start] = 1
+    documents[0] = first
+    return self.tokens[start:stop].astype(np.int32), np.cumsum(documents, dtype=np.int32)
+
+
+class StreamWriter:
+  """Writes a stream, document by document; a context manager, after which the files are complete and on disk."""
+
+  def __init__(self, folder: pathlib.Path, name: str, vocab_size: int):
+    self._dtype = _dtype(vocab_size)
+    self._tokens = (folder / f"{name}.tokens").open("wb")
+    self._starts = (folder / f"{name}.starts").open("wb")
+    self.num_tokens = 0
+    self.num_documents = 0
+
+  def add(self, *tokens: np.ndarray) -> None:
+    """Appends one document, given as the parts [n1], [n2], ... of its tokens."""
+    self._starts.write(np.int64(self.num_tokens).astype("<i8").tobytes())
+    for part in tokens:
+      self._tokens.write(part.astype(self._dtype).tobytes())
+      self.num_tokens += len(part)
+    self.num_documents += 1
+
+  def __enter__(self) -> "StreamWriter":
+    return self
+
+  def __exit__(self, *_) -> None:
+    self._starts.write(np.int64(self.num_tokens).astype("<i8").tobytes())
+    for file in (self._tokens, self._starts):
+      file.flush()
+      # A machine that is lost right after the folder got its name must not leave that name with empty files.
+      os.fsync(file.fileno())
+      file.close()
+
+
+def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) -> TokenStream:
+  """The stream that a StreamWriter wrote, memory-mapped.
+
+  Raises:
+    UserError: the files do not fit each other.
+  """
+  try:
+    tokens = np.memmap(folder / f"{name}.tokens", _dtype(vocab_size), "r")
+    starts = np.memmap(folder / f"{name}.starts", "<i8", "r")
+    damage = None if starts[-1] == len(tokens) else f"it has {len(tokens)} tokens, not {starts[-1]}"
+  except (OSError, ValueError) as error:
+    damage = str(error)
+  if damage:
+    raise UserError(f"the {name} stream in {folder} is damaged ({damage}); delete that folder and run again")
+  return TokenStream(tokens, starts, padding)
+
+
+def _dtype(vocab_size: int) -> str:
+  """Little-endian, so that a cache can move between machines."""
+  return "<u2" if vocab_size <= 2**16 else "<u4"

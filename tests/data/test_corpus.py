@@ -1,0 +1,228 @@
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from moejax.config import Data
+from moejax.data import corpus as corpus_module
+from moejax.data.corpus import build_corpus
+from moejax.data.documents import document_key, is_held_out
+from moejax.data.sources import documents
+from moejax.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """60 documents of text, some of it outside ASCII."""
+  folder = tmp_path / "text"
+  folder.mkdir()
+  for n in range(20):
+    (folder / f"{n:02}.txt").write_text(f"Document {n}: " + "größer " * n)
+  lines = (json.dumps({"text": f"line {n} " * (n % 7 + 1), "id": n}) for n in range(40))
+  (folder / "lines.jsonl").write_text("\n".join(lines))
+  return folder
+
+
+@pytest.fixture
+def data(folder):
+  return Data(train=(str(folder),), validation_fraction=0.2, sequence_length=8)
+
+
+@pytest.fixture
+def no_tokenising(monkeypatch):
+  """Call it, and tokenising fails."""
+
+  def fail(*_):
+    raise AssertionError("tokenised again")
+
+  return lambda: monkeypatch.setattr(corpus_module, "_tokenise", fail)
+
+
+def texts(corpus, split):
+  stream = getattr(corpus, split)
+  bounds = zip(stream.starts[:-1], stream.starts[1:], strict=True)
+  assert set(stream.tokens[stream.starts[:-1]]) == {corpus.tokenizer.begin}
+  return [corpus.tokenizer.decode(stream.tokens[start + 1 : stop]) for start, stop in bounds]
+
+
+def test_both_streams_hold_the_documents_of_their_split(data, folder, tmp_path):
+  corpus = build_corpus(data, tmp_path / "cache")
+  everything = list(documents(str(folder)))
+  assert texts(corpus, "train") == [document.text for document in everything if not is_held_out(document, 0.2)]
+  held_out = sorted((document for document in everything if is_held_out(document, 0.2)), key=document_key)
+  assert texts(corpus, "validation") == [document.text for document in held_out]
+  assert 4 <= len(held_out) <= 20
+  assert [document.text for document in everything if is_held_out(document, 0.2)] != texts(corpus, "validation")
+
+
+def test_validation_sources_are_used_whole_and_train_keeps_all(data, folder, tmp_path):
+  other = tmp_path / "other.jsonl"
+  other.write_text("\n".join(json.dumps({"text": f"held out {n}"}) for n in range(9)))
+  corpus = build_corpus(Data(train=data.train, validation=(str(other),), sequence_length=8), tmp_path / "cache")
+  assert texts(corpus, "train") == [document.text for document in documents(str(folder))]
+  by_key = sorted(documents(str(other)), key=document_key)
+  assert texts(corpus, "validation") == [document.text for document in by_key]
+
+
+def test_the_summary_counts_both_splits(data, tmp_path):
+  corpus = build_corpus(data, tmp_path / "cache")
+  summary = corpus.summary()
+  for split in ("train", "validation"):
+    split_texts = texts(corpus, split)
+    assert summary[f"{split}_documents"] == len(split_texts) == getattr(corpus, split).num_documents
+    assert summary[f"{split}_bytes"] == sum(len(text.encode()) for text in split_texts)
+    assert summary[f"{split}_tokens"] == len(getattr(corpus, split))
+    assert summary[f"{split}_tokens"] == summary[f"{split}_bytes"] + summary[f"{split}_documents"]
+  assert json.loads(json.dumps(summary)) == summary
+
+
+def test_a_second_run_reads_the_cache(data, tmp_path, no_tokenising):
+  first = build_corpus(data, tmp_path / "cache")
+  no_tokenising()
+  second = build_corpus(Data(**{**vars(data), "sequence_length": 16, "seed": 5, "prefetch": 1}), tmp_path / "cache")
+  assert second.summary() == first.summary()
+  np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
+  assert isinstance(second.train.tokens, np.memmap)
+
+
+def test_the_content_hash_is_of_the_text_and_not_of_the_place(data, folder, tmp_path):
+  here = build_corpus(data, tmp_path / "cache").summary()
+  moved = folder.rename(tmp_path / "moved")
+  data = Data(**{**vars(data), "train": (str(moved),)})
+  assert build_corpus(data, tmp_path / "cache2").summary() == here
+  (moved / "00.txt").write_text("Document 1: ")
+  assert build_corpus(data, tmp_path / "cache2").summary()["sha256"] != here["sha256"]
+
+
+@pytest.mark.parametrize("change", ["content", "time", "file", "fraction", "tokenizer"])
+def test_what_decides_the_streams_makes_another_corpus(data, folder, tmp_path, monkeypatch, change):
+  first = build_corpus(data, tmp_path / "cache")
+  match change:
+    case "content":
+      (folder / "03.txt").write_text("changed")
+    case "time":
+      os.utime(folder / "03.txt", ns=(0, 0))
+    case "file":
+      (folder / "20.txt").write_text("new")
+    case "fraction":
+      data = Data(**{**vars(data), "validation_fraction": 0.3})
+    case "tokenizer":
+      monkeypatch.setattr("moejax.data.tokenizers.ByteTokenizer.identity", "other")
+  assert build_corpus(data, tmp_path / "cache").folder != first.folder
+
+
+def test_the_python_version_counts_where_the_standard_library_is_read(data, monkeypatch, tmp_path):
+  library = tmp_path / "library"
+  library.mkdir()
+  for n in range(20):
+    (library / f"m{n}.py").write_text(f"x = {n}\n")
+  monkeypatch.setattr("moejax.data.sources.sysconfig.get_paths", lambda: {"stdlib": str(library)})
+  folders = set()
+  for version in ("3.11.0", "3.12.0"):
+    monkeypatch.setattr("platform.python_version", lambda version=version: version)
+    for train in (("python-standard-library",), data.train):
+      folders.add(
+        build_corpus(Data(train=train, validation_fraction=0.4, sequence_length=8), tmp_path / "cache").folder
+      )
+  assert len(folders) == 3
+
+
+def test_an_error_while_reading_leaves_nothing_behind(data, folder, tmp_path):
+  (folder / "lines.jsonl").write_text('{"text": "good"}\nbad\n')
+  with pytest.raises(UserError, match=r"lines\.jsonl line 2: not JSON"):
+    build_corpus(data, tmp_path / "cache")
+  assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_killed_process_leaves_nothing_that_looks_complete(data, tmp_path):
+  program = (
+    "import os, pathlib, signal, sys\n"
+    "from moejax.config import Data\n"
+    "from moejax.data.corpus import build_corpus\n"
+    "def kill(what, done):\n"
+    "  if done > 0.5: os.kill(os.getpid(), signal.SIGKILL)\n"
+    "data = Data(train=(sys.argv[1],), validation_fraction=0.2, sequence_length=8)\n"
+    "build_corpus(data, pathlib.Path(sys.argv[2]), kill)\n"
+  )
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  cache = tmp_path / "cache"
+  killed = subprocess.run([sys.executable, "-c", program, data.train[0], str(cache)], env=environment, check=False)
+  assert killed.returncode == -9
+  (left,) = cache.iterdir()
+  assert left.name.startswith(".partial-")
+  corpus = build_corpus(data, cache)
+  assert corpus.summary()["train_documents"] + corpus.summary()["validation_documents"] == 60
+  assert left.exists(), "it may belong to a process that still writes"
+  for path in (left, *left.iterdir()):
+    os.utime(path, (time.time() - 2 * 86_400,) * 2)
+  build_corpus(Data(**{**vars(data), "validation_fraction": 0.3}), cache)
+  assert not left.exists()
+
+
+def test_of_two_that_tokenise_at_once_one_result_stays(data, tmp_path):
+  cache = tmp_path / "cache"
+  inner = []
+
+  def second(what, done):
+    if not inner:
+      inner.append(None)
+      inner.append(build_corpus(data, cache))
+
+  outer = build_corpus(data, cache, second)
+  assert outer.folder == inner[1].folder
+  np.testing.assert_array_equal(outer.train.tokens, inner[1].train.tokens)
+  assert list(cache.iterdir()) == [outer.folder]
+
+
+def test_progress_rises_to_one(data, tmp_path):
+  calls = []
+  build_corpus(data, tmp_path / "cache", lambda what, done: calls.append((what, done)))
+  done = [part for _, part in calls]
+  assert done == sorted(done)
+  assert done[-1] == 1.0
+  assert len(set(done)) > 10
+  assert {what for what, _ in calls} == {"tokenising"}
+
+
+def test_too_few_documents_for_the_fraction_say_what_to_do(tmp_path):
+  path = tmp_path / "one.txt"
+  path.write_text("a single document")
+  with pytest.raises(UserError, match=r"data\.validation_fraction=0\.05 leaves no document of 1 for validation; name"):
+    build_corpus(Data(train=(str(path),), sequence_length=8), tmp_path / "cache")
+
+
+def test_a_source_of_empty_texts_says_what_to_do(data, tmp_path):
+  path = tmp_path / "empty.jsonl"
+  path.write_text('{"text": ""}\n')
+  with pytest.raises(UserError, match=r"data\.validation=.*empty\.jsonl holds no document with text"):
+    build_corpus(Data(train=data.train, validation=(str(path),), sequence_length=8), tmp_path / "cache")
+  with pytest.raises(UserError, match=r"data\.train=.*empty\.jsonl holds no document with text"):
+    build_corpus(Data(train=(str(path),), sequence_length=8), tmp_path / "cache")
+
+
+def test_a_damaged_cache_says_what_to_delete(data, tmp_path):
+  corpus = build_corpus(data, tmp_path / "cache")
+  (corpus.folder / "validation.tokens").write_bytes(b"")
+  with pytest.raises(UserError, match=r"validation stream in .* is damaged .*delete that folder and run again"):
+    build_corpus(data, tmp_path / "cache")
+
+
+def test_memory_does_not_grow_with_the_corpus(tmp_path):
+  peaks = []
+  for megabytes in (1, 16):
+    path = tmp_path / f"{megabytes}.jsonl"
+    with path.open("w") as file:
+      for n in range(megabytes * 16):
+        file.write(json.dumps({"text": f"{n:07} text".ljust(65536, "x")}) + "\n")
+    tracemalloc.start()
+    build_corpus(Data(train=(str(path),), validation_fraction=0.2, sequence_length=8), tmp_path / "cache")
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+  # A few documents of 64 kB at a time, as text, int32 ids and bytes; a megabyte is slack.
+  assert peaks[1] < peaks[0] + 2**20

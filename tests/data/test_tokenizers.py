@@ -1,0 +1,38 @@
+import numpy as np
+import pytest
+
+from moejax.data.tokenizers import ByteTokenizer, make_tokenizer
+from moejax.errors import UserError
+
+
+def test_ids_are_the_utf8_bytes_without_specials():
+  np.testing.assert_array_equal(ByteTokenizer().encode("aé"), [97, 0xC3, 0xA9])
+  assert ByteTokenizer().encode("").shape == (0,)
+
+
+@pytest.mark.parametrize("text", ["", "plain\n", "naïve — 漢字 🙂", "\0\x7f"])
+def test_decode_returns_the_text(text):
+  tokenizer = ByteTokenizer()
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_decode_leaves_specials_and_unknown_ids_out_and_survives_half_a_character():
+  tokenizer = ByteTokenizer()
+  ids = [tokenizer.begin, 104, tokenizer.padding, 105, tokenizer.end, 400, -1]
+  assert tokenizer.decode(ids) == "hi"
+  assert tokenizer.decode([104, 0xC3]) == "h�"
+
+
+def test_byte_lengths_count_every_byte_of_the_text_and_nothing_for_specials():
+  tokenizer = ByteTokenizer()
+  text = "Größe 🙂"
+  assert tokenizer.byte_lengths.shape == (tokenizer.vocab_size,) == (259,)
+  assert tokenizer.byte_lengths[tokenizer.encode(text)].sum() == len(text.encode())
+  assert tokenizer.byte_lengths[[tokenizer.padding, tokenizer.begin, tokenizer.end]].tolist() == [0, 0, 0]
+  assert sorted([tokenizer.padding, tokenizer.begin, tokenizer.end]) == [256, 257, 258]
+
+
+def test_make_tokenizer_names_what_exists():
+  assert make_tokenizer("bytes").vocab_size == 259
+  with pytest.raises(UserError, match=r"data\.tokenizer='words' is not one of bytes"):
+    make_tokenizer("words")
