@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from experiments.quickstart import quickstart, quickstart_large, quickstart_small
+from experiments.quickstart import quickstart, quick_large, quick_small
 from moejax.config import Experiment, Suite
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "quickstart": quickstart,
-  "quickstart_small": quickstart_small,
-  "quickstart_large": quickstart_large,
+  "quick_small": quick_small,
+  "quick_large": quick_large,
 }
 """By the name that the command line knows; members of a suite are found by their own names too."""

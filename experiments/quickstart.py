@@ -20,25 +20,25 @@ from moejax.config import (
 
 def quickstart() -> Suite:
   """Dense against MoE at equal step time: 2 CPU cores, under 8 minutes, about 2.4 bits per byte (bigrams: 3.4)."""
-  small, large = quickstart_small(), quickstart_large()
+  small, large = quick_small(), quick_large()
   return Suite(
     name="quickstart",
     pairs=(
-      Pair(dense=small, candidates=(_sparse(small, 8, d_ff=40, every=1), _sparse(small, 16, d_ff=80, every=2))),
+      Pair(dense=small, candidates=(_sparse(small, 8, d_ff=64, every=2), _sparse(small, 16, d_ff=56, every=2))),
       Pair(dense=large, candidates=(_sparse(large, 8, d_ff=64, every=1), _sparse(large, 16, d_ff=128, every=2))),
     ),
     measurement=Measurement(warmup_steps=3, rounds=5, steps_per_round=8),
   )
 
 
-def quickstart_small() -> Experiment:
+def quick_small() -> Experiment:
   """Dense, 0.14M parameters: about 20 s on 2 CPU cores, 2.7 bits per byte."""
-  return _dense("quickstart_small", d_model=48, d_ff=192)
+  return _dense("quick_small", d_model=48, d_ff=256)
 
 
-def quickstart_large() -> Experiment:
+def quick_large() -> Experiment:
   """Dense, 0.3M parameters: about 60 s on 2 CPU cores, 2.4 bits per byte."""
-  return _dense("quickstart_large", d_model=80, d_ff=320)
+  return _dense("quick_large", d_model=80, d_ff=320)
 
 
 def _dense(name: str, d_model: int, d_ff: int) -> Experiment:
@@ -63,7 +63,7 @@ def _dense(name: str, d_model: int, d_ff: int) -> Experiment:
 
 def _sparse(dense: Experiment, num_experts: int, d_ff: int, every: int) -> Experiment:
   """The dense experiment with `num_experts` experts, two a token, in every layer or in every second."""
-  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, every=every, group_size=64)
+  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, every=every, group_size=64, priority="token")
   return replace(
     dense,
     name=f"{dense.name}_{num_experts}e",

@@ -1,7 +1,9 @@
 """The commands: parse, call, print. What needs JAX is imported by the verb that needs it, so that the rest is quick."""
 
 import argparse
+import dataclasses
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +14,12 @@ from rich.console import Console
 import moejax
 from moejax import describe, lookup
 from moejax.config.experiment import Experiment
+from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.huge_pages import restart_with_huge_pages
 from moejax.overrides import field_help, override
+from moejax.training.run_directory import COMPARISON, RUN, check_json, run_configuration
 
 USERS_MISTAKE = 2
 
@@ -26,8 +30,8 @@ equal step time, gives each pair the same training time, trains, evaluates, and 
 EXAMPLES = """\
 examples:
   moejax compare quickstart --workdir /tmp/quickstart    the whole answer on the CPU at hand, in minutes
-  moejax show quickstart_small_8e                        parameters, FLOPs, budget and every field
-  moejax train quickstart_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
+  moejax show quick_small_8e                             parameters, FLOPs, budget and every field
+  moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
   moejax train mine.py:my_experiment --workdir /tmp/mine an experiment of your own
 
 Every field is set by its dotted path; `moejax train NAME --help` lists them with what they mean.
@@ -38,21 +42,33 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
   """The program `moejax`. Exit code 0: done, 2: the user's mistake, 1: everything else."""
   try:
     known, overrides = _parser().parse_known_args(arguments)
-    sys.exit(known.verb(known, overrides))
+    code = known.verb(known, overrides)
+    sys.stdout.flush()
+    sys.exit(code)
   except UserError as error:
     print(f"moejax: {error}", file=sys.stderr)
     sys.exit(USERS_MISTAKE)
   except FloatingPointError as error:
     print(f"moejax: {error}", file=sys.stderr)
     sys.exit(1)
+  except BrokenPipeError:  # the reader, such as `head`, went away; what is not yet written goes nowhere
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
   except KeyboardInterrupt as error:
     print(f"\nmoejax: {error or 'stopped'}; the same command goes on from what is saved", file=sys.stderr)
     sys.exit(1)
 
 
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message}; `{self.prog} --help` explains")
+
+
 def _parser() -> argparse.ArgumentParser:
   formatter = argparse.RawDescriptionHelpFormatter
-  parser = argparse.ArgumentParser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
+  parser = _Parser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
   parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
   verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -106,13 +122,14 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   directory = _required(known, "workdir", "--workdir DIR")
   check_data(experiment)
+  check_json(directory, RUN, run_configuration(experiment, steps(experiment)))
   restart_with_huge_pages()
   from moejax.evaluation.run import train_and_evaluate
 
   with Display(f"train {experiment.name}") as display:
     summary = train_and_evaluate(experiment, directory, display)
   results = {name: round(value, 5) if isinstance(value, float) else value for name, value in summary.items()}
-  Console().print(f"{experiment.name}: {results}", highlight=False)
+  Console().print(f"{experiment.name}: {results}", highlight=False, markup=False)
   return 0
 
 
@@ -123,6 +140,7 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   directory = _required(known, "workdir", "--workdir DIR")
   for member in suite.members:
     check_data(member)
+  check_json(directory, COMPARISON, dataclasses.asdict(suite))
   restart_with_huge_pages()
   from moejax.comparison.run import compare
   from moejax.comparison.table import terminal_table
@@ -131,7 +149,7 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
     comparison = compare(suite, directory, display)
   console = Console()
   console.print(terminal_table(comparison))
-  console.print(comparison["finding"], highlight=False)
+  console.print(comparison["finding"], highlight=False, markup=False)
   return 0
 
 
@@ -139,9 +157,15 @@ def _report(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
   _no_overrides(overrides)
+  directory = _required(known, "workdir", "DIR")
+  from moejax.comparison.record import read_comparison
   from moejax.comparison.report import write_report
 
-  print(write_report(_required(known, "workdir", "DIR")))
+  try:
+    read_comparison(directory)  # what it complains of is the user's to mend, what drawing complains of is not
+  except ValueError as error:
+    raise UserError(str(error)) from error
+  print(write_report(directory))
   return 0
 
 

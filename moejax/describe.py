@@ -117,7 +117,7 @@ def _tree(experiment: Experiment) -> Text:
 
 def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
   if path == "rules":
-    return [(f"rules.{name}", " ".join(axes) or "()") for name, axes in dict(value).items()]
+    return [(f"rules.{name}", " ".join(axes)) for name, axes in dict(value).items()]
   if not dataclasses.is_dataclass(value):
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return [(path, shown)] if path not in ("name", "pairs") else []

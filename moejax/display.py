@@ -20,15 +20,16 @@ class Display:
       SpinnerColumn(),
       TextColumn("{task.description}"),
       BarColumn(bar_width=24),
-      TextColumn("{task.fields[facts]}"),
+      TextColumn("{task.fields[facts]}", markup=False),
       _TimeLeft(),
       console=self.console,
       disable=not self.console.is_terminal,
     )
     self._all = self._progress.add_task(f"[bold]{title}", total=None, facts="", left_s=None)
     self._now = self._progress.add_task("", total=None, facts="", left_s=None, visible=False)
-    self._done_s, self._next_line = 0.0, 0.0
     self._name, self._total = "", 0.0
+    self._next_line = 0.0
+    self._left_s: float | None = None
 
   def __enter__(self) -> "Display":
     self._progress.start()
@@ -60,15 +61,14 @@ class Display:
 
   def note(self, text: str) -> None:
     """A line that stays above the bars."""
-    self.console.print(text, highlight=False)
+    self.console.print(text, highlight=False, markup=False)
 
   def _line(self, text: str, force: bool = False) -> None:
     now = time.monotonic()
     if self.console.is_terminal or (now < self._next_line and not force):
       return
     self._next_line = now + LINE_EVERY_S
-    left_s = getattr(self, "_left_s", None)
-    left = "" if left_s is None else f", {_clock(left_s)} left in all"
+    left = "" if self._left_s is None else f", {_clock(self._left_s)} left in all"
     self.console.print(f"{text.rstrip()}{left}", highlight=False, markup=False)
 
 

@@ -18,6 +18,8 @@ def find(name: str) -> Experiment | Suite:
   """
   if ".py:" in name:
     return _from_file(name)
+  if name.endswith(".py"):
+    raise UserError(f"{name} names no function; add one of that file, as in {name}:my_experiment")
   if name in EXPERIMENTS:
     return EXPERIMENTS[name]()
   members = {member.name: member for suite in _suites() for member in suite.members}
@@ -69,9 +71,14 @@ def _from_file(name: str) -> Experiment | Suite:
   assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
+  # Its own functions, not those that it imports: `replace` would be no help.
+  functions = [
+    key
+    for key, value in vars(module).items()
+    if callable(value) and not key.startswith("_") and value.__module__ == module.__name__
+  ]
   make = getattr(module, function, None)
-  functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-  if make is None:
+  if not callable(make):
     near = difflib.get_close_matches(function, functions, n=3, cutoff=0.4) or functions
     raise UserError(f"{path} has no function {function!r}; it has {', '.join(near) or 'none'}")
   made = make()

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any, TypeVar, cast
@@ -76,7 +77,8 @@ def _parse(configuration: Configuration, arguments: Sequence[str]) -> Configurat
     with contextlib.redirect_stderr(complaint):
       return tyro.cli(type(configuration), default=configuration, args=list(arguments), config=STYLE)
   except SystemExit as error:
-    raise UserError(_first_paragraph(complaint.getvalue())) from error
+    # A configuration's own complaint as it is; tyro boxes and wraps it.
+    raise _own(error) or UserError(_first_paragraph(complaint.getvalue())) from error
 
 
 def _check_names(configuration: Any, arguments: Sequence[str]) -> None:
@@ -86,20 +88,24 @@ def _check_names(configuration: Any, arguments: Sequence[str]) -> None:
     if path in known:
       continue
     if any(name.startswith(f"{path}.") for name in known):
-      raise UserError(f"{path} is a group of fields; set one of them, such as --{path}.FIELD VALUE")
+      example = "embed data" if path == "rules" else "FIELD VALUE"
+      raise UserError(f"{path} is a group of fields; set one of them, as in --{path}.{example}")
     near = difflib.get_close_matches(path, known, n=3, cutoff=0.5) or [
       name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]
     ]
-    of_moe = ".moe." in path and not any(".moe." in name for name in known)
+    of_moe = ".moe" in path and not any(".moe." in name for name in known)
     hint = "; it has no sparse layers: start from an MoE experiment" if of_moe else ""
     hint = hint or (f"; did you mean {' or '.join('--' + name.replace('_', '-') for name in near)}?" if near else "")
     raise UserError(f"{configuration.name!r} has no field {path!r}{hint}")
 
 
 def _leaves(value: Any, path: str = "") -> list[str]:
-  """Dotted names of all fields that hold a value."""
+  """Dotted names of all fields that can be set."""
   if dataclasses.is_dataclass(value):
     items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    items = [(name, item) for name, item in items if name != "moe" or item is not None]
+  elif path == "rules":
+    items = [(name, ()) for name in dict(value)]
   elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
     items = [(str(i), item) for i, item in enumerate(value)]
   else:
@@ -128,13 +134,19 @@ def _path(group: list[str]) -> str:
   return group[0].removeprefix("--").partition("=")[0].replace("-", "_")
 
 
+def _own(error: BaseException) -> UserError | None:
+  """The UserError that this exception was raised in the course of handling, if any."""
+  cause = error.__cause__ or error.__context__
+  return cause if cause is None or isinstance(cause, UserError) else _own(cause)
+
+
 def _first_paragraph(box: str) -> str:
-  """What a boxed message of tyro says before its first rule, on one line."""
-  lines: list[str] = []
-  for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines():
-    text = line.strip("│╭╮╰╯ ")
-    if lines and set(text) <= {"─"}:
-      break
-    if text and not line.startswith("╭"):
-      lines.append(text)
-  return " ".join(lines).removeprefix("Error parsing ")
+  """What a boxed message of tyro says below its title, on one line; where the output is ASCII, rules are its box."""
+  lines = [line.strip("│╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]]
+  paragraph = itertools.takewhile(_is_text, itertools.dropwhile(lambda line: not _is_text(line), lines))
+  return " ".join(paragraph).removeprefix("Error parsing ")
+
+
+def _is_text(line: str) -> bool:
+  """False for a rule or an empty line."""
+  return not set(line) <= set("─-")

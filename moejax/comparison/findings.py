@@ -49,7 +49,7 @@ def finding(pairs: Sequence[Mapping[str, Any]]) -> str:
 def _difference(match: Match, differences: Mapping[str, float]) -> str:
   bits, stderr = differences["bits_per_byte_difference"], differences["bits_per_byte_difference_stderr"]
   size = f"{abs(bits):.3f} ± {stderr:.3f} bits per byte"
-  if abs(bits) <= BEYOND_NOISE * stderr:
+  if not _beyond_noise(bits, stderr):
     return f"no difference beyond noise ({bits:+.3f} ± {stderr:.3f} bits per byte)"
   better, worse = (match.moe, match.dense) if bits < 0 else (match.dense, match.moe)
   return f"in the same training time {better} is better than {worse} by {size}"
@@ -58,7 +58,12 @@ def _difference(match: Match, differences: Mapping[str, float]) -> str:
 def _sign(pair: Mapping[str, Any]) -> int:
   """-1 where the MoE is better beyond noise, 1 where the dense model is, 0 where neither."""
   bits, stderr = pair["bits_per_byte_difference"], pair["bits_per_byte_difference_stderr"]
-  return 0 if abs(bits) <= BEYOND_NOISE * stderr else (1 if bits > 0 else -1)
+  return (1 if bits > 0 else -1) if _beyond_noise(bits, stderr) else 0
+
+
+def _beyond_noise(bits: float, stderr: float) -> bool:
+  """False too where the error is not known (NaN, from a single document)."""
+  return abs(bits) > BEYOND_NOISE * stderr
 
 
 def _scales(pairs: list[Mapping[str, Any]]) -> str:

@@ -28,6 +28,14 @@ def between(owner: object, name: str, low: float, high: float) -> None:
     raise UserError(f"{_path(owner, name)}={value} must lie between {low} and {high}")
 
 
+def below_one(owner: object, *names: str) -> None:
+  """Raises unless 0 <= field < 1 for every named field."""
+  for name in names:
+    value = getattr(owner, name)
+    if not 0.0 <= value < 1.0:
+      raise UserError(f"{_path(owner, name)}={value} must be 0 or above and below 1")
+
+
 def one_of(owner: object, name: str, allowed: Iterable[str]) -> None:
   """Raises unless the field is one of `allowed`."""
   value, allowed = getattr(owner, name), tuple(allowed)

@@ -156,6 +156,12 @@ class Pair:
 
 Train = Literal["all", "matched"]
 
+OF_THE_TEXT = (
+  ("data", "train"), ("data", "validation"), ("data", "validation_fraction"), ("data", "tokenizer"),
+  ("evaluation", "max_tokens"),
+)  # fmt: skip
+"""Fields that all members of a suite share."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
@@ -179,6 +185,19 @@ class Suite:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
       raise UserError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
+    self._check_text()
+
+  def _check_text(self):
+    """All members read one text and are scored on one part of it, which a comparison prepares once."""
+    for experiment in self.members[1:]:
+      first = self.members[0]
+      for group, name in OF_THE_TEXT:
+        there, here = (getattr(getattr(member, group), name) for member in (first, experiment))
+        if there != here:
+          raise UserError(
+            f"suite {self.name!r}: {group}.{name} is {there!r} in {first.name!r} and {here!r} in {experiment.name!r}; "
+            "a comparison has one text"
+          )
 
   @property
   def members(self) -> tuple[Experiment, ...]:

@@ -56,6 +56,8 @@ class Model:
       self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size", "rope_theta",
       "norm_epsilon",
     )  # fmt: skip
+    if self.logit_cap is not None:
+      checks.positive(self, "logit_cap")
     checks.one_of(self, "compute_dtype", get_args(Dtype))
     checks.one_of(self, "remat", get_args(Remat))
     checks.one_of(self, "layers", get_args(Layers))

@@ -2,9 +2,12 @@
 
 import dataclasses
 import math
+from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.errors import UserError
+
+Priority = Literal["choice", "token"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,10 +28,15 @@ class MoE:
   group_size: int = 256
   """Tokens that compete for one capacity (M). A property of the experiment and never of the mesh, so that the same
   tokens are dropped on every mesh. Dispatch masks hold capacity_factor x A x M^2 elements a group."""
+  priority: Priority = "choice"
+  """Who takes the rows of an expert that is full: choice gives them to all first choices before any second choice
+  (GShard), so that a later token may push out an earlier one, which then depends on what it is to predict; token gives
+  them to earlier tokens first, and no prediction depends on a later token."""
   renormalize: bool = True
   """Whether the weights of a token's chosen experts are scaled to sum to 1 (GShard) or stay probabilities (Switch)."""
 
   def __post_init__(self):
+    checks.one_of(self, "priority", get_args(Priority))
     checks.positive(self, "num_experts", "experts_per_token", "d_ff", "every", "capacity_factor", "group_size")
     if self.experts_per_token > self.num_experts:
       raise UserError(

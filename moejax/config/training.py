@@ -32,7 +32,8 @@ class Optimizer:
   def __post_init__(self):
     checks.positive(self, "learning_rate", "epsilon", "gradient_clip")
     checks.not_negative(self, "weight_decay")
-    for name in ("final_fraction", "warmup_fraction", "beta1", "beta2"):
+    checks.below_one(self, "beta1", "beta2")  # at 1 Adam divides by 1 - beta^step = 0
+    for name in ("final_fraction", "warmup_fraction"):
       checks.between(self, name, 0.0, 1.0)
 
 

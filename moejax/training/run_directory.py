@@ -13,9 +13,18 @@ from moejax.errors import UserError
 OPERATIONAL = ("mesh", "rules", "data.prefetch", "training.checkpoints", "training.log_every", "evaluation")
 
 
+RUN, COMPARISON = "experiment.json", "suite.json"
+"""The configuration that a directory belongs to: one run's or one comparison's."""
+
+
 def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> None:
   """Makes `directory` this experiment's, or checks that it is; raises as `claim_json`."""
-  claim_json(directory, "experiment.json", {"steps": steps, **dataclasses.asdict(experiment)})
+  claim_json(directory, RUN, run_configuration(experiment, steps))
+
+
+def run_configuration(experiment: Experiment, steps: int) -> dict[str, Any]:
+  """The content of experiment.json."""
+  return {"steps": steps, **dataclasses.asdict(experiment)}
 
 
 def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> None:
@@ -24,17 +33,30 @@ def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> N
   Raises:
     UserError: another configuration is there, or the directory cannot be written.
   """
-  path = directory / file
+  check_json(directory, file, content)
+  write_json(directory / file, content)
+
+
+def check_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> None:
+  """As `claim_json`, but leaves nothing in the directory, which it makes."""
   prepare_directory(directory)
-  if path.exists():
-    differences = _differences(json.loads(path.read_text()), json.loads(json.dumps(content)))
-    if differences:
-      raise UserError(
-        f"{directory} holds another configuration: {'; '.join(differences[:3])}"
-        f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; choose another --workdir, "
-        "or change the configuration back to continue what is there"
-      )
-  write_json(path, content)
+  for kind, other in (("run", RUN), ("comparison", COMPARISON)):
+    if other != file and (directory / other).exists():
+      raise UserError(f"{directory} holds a {kind}; choose another --workdir")
+  path = directory / file
+  if not path.exists():
+    return
+  try:
+    there = json.loads(path.read_text())
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+  differences = _differences(there, json.loads(json.dumps(content)))
+  if differences:
+    raise UserError(
+      f"{directory} holds another configuration: {'; '.join(differences[:3])}"
+      f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; choose another --workdir, "
+      "or change the configuration back to continue what is there"
+    )
 
 
 def prepare_directory(directory: pathlib.Path) -> None:
@@ -46,10 +68,13 @@ def prepare_directory(directory: pathlib.Path) -> None:
   probe = directory / ".probe"
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    probe.write_bytes(bytes(4096))
-    probe.unlink()
+    try:
+      probe.write_bytes(bytes(4096))
+    finally:
+      probe.unlink(missing_ok=True)
   except OSError as error:
-    raise UserError(f"cannot write to {directory}: {error.strerror}; choose another --workdir") from error
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    raise UserError(f"cannot write to {directory}: {reason}; choose another --workdir") from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
@@ -61,11 +86,25 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:
   """Dotted fields in which two configurations differ, with both values."""
-  if path.removeprefix("members.").partition(".")[2] in OPERATIONAL or path in OPERATIONAL:
+  if path in OPERATIONAL or old == new:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     names = [*old, *(name for name in new if name not in old)]
-    return [
-      line for name in names for line in _differences(old.get(name), new.get(name), f"{path}.{name}" if path else name)
-    ]
-  return [] if old == new else [f"{path} is {old!r} there and {new!r} here"]
+    return [line for name in names for line in _differences(old.get(name), new.get(name), _join(path, name))]
+  if _is_of_records(old) and _is_of_records(new) and len(old) == len(new):
+    return [line for i in range(len(old)) for line in _differences(old[i], new[i], _join(path, str(i)))]
+  return [f"{path} is {_short(old)} there and {_short(new)} here"]
+
+
+def _join(path: str, name: str) -> str:
+  return f"{path}.{name}" if path else name
+
+
+def _is_of_records(value: Any) -> bool:
+  return isinstance(value, list) and all(isinstance(item, dict) for item in value)
+
+
+def _short(value: Any) -> str:
+  """A value for one line."""
+  text = repr(value)
+  return text if len(text) <= 60 else f"{text[:57]}..."

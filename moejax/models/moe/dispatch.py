@@ -8,6 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moejax.config.moe import MoE, Priority
 from moejax.models.moe.router import Routing
 from moejax.partitioning import Partitioner
 
@@ -16,7 +17,7 @@ Experts = Callable[[jax.Array], jax.Array]
 
 
 def einsum_dispatch(
-  x_OUMD: jax.Array, routing: Routing, experts: Experts, num_experts: int, capacity: int, partitioner: Partitioner
+  x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
   """Sends each token to its experts and adds up what they return.
 
@@ -29,8 +30,8 @@ def einsum_dispatch(
   place = partitioner.constrain
   O, U, M, _ = x_OUMD.shape
   with jax.named_scope("dispatch"):
-    slots_OUMA, kept_OUMA = capacity_slots(routing, num_experts, capacity)
-    mask_shape = (O, U, M, num_experts, capacity)
+    slots_OUMA, kept_OUMA = capacity_slots(routing, moe.num_experts, moe.capacity, moe.priority)
+    mask_shape = (O, U, M, moe.num_experts, moe.capacity)
     mask_names = ("outer", "groups", "group_tokens", None, "capacity")
     kept = kept_OUMA.astype(x_OUMD.dtype)
     dispatch_OUMEC = place(_scatter(slots_OUMA, kept, mask_shape), *mask_names)
@@ -47,23 +48,27 @@ def einsum_dispatch(
   return out_OUMD, 1.0 - jnp.sum(kept_OUMA) / chosen
 
 
-def capacity_slots(routing: Routing, num_experts: int, capacity: int) -> tuple[jax.Array, jax.Array]:
+def capacity_slots(
+  routing: Routing, num_experts: int, capacity: int, priority: Priority
+) -> tuple[jax.Array, jax.Array]:
   """The row that each choice gets among the E x C rows of its group, and whether it gets one.
 
-  Rows go to all first choices in the order of their tokens, then to all second choices, and so on (GShard).
+  Rows go to all first choices in the order of their tokens, then to all second choices, and so on (GShard, arXiv
+  2006.16668, algorithm 1), or to all choices of the first token, then of the second, and so on.
 
   Returns:
     slots_OUMA: expert x C + row, int32; kept_OUMA: bool, False for padding and for choices beyond the capacity.
   """
-  experts_OUAM = routing.experts_OUMA.swapaxes(-1, -2)
-  O, U, A, M = experts_OUAM.shape
-  chosen_OURE = jax.nn.one_hot(experts_OUAM, num_experts, dtype=jnp.int32) * routing.valid_OUM[:, :, None, :, None]
-  chosen_OURE = chosen_OURE.reshape(O, U, A * M, num_experts)
-  before_OURE = jnp.cumsum(chosen_OURE, axis=2) - chosen_OURE
-  row_OUAM = jnp.sum(before_OURE * chosen_OURE, axis=-1).reshape(O, U, A, M)
-  kept_OUAM = (row_OUAM < capacity) & routing.valid_OUM[:, :, None]
-  slots_OUAM = experts_OUAM * capacity + row_OUAM
-  return slots_OUAM.swapaxes(-1, -2), kept_OUAM.swapaxes(-1, -2)
+  O, U, M, A = routing.experts_OUMA.shape
+  chosen_OUMAE = jax.nn.one_hot(routing.experts_OUMA, num_experts, dtype=jnp.int32)
+  chosen_OUMAE = chosen_OUMAE * routing.valid_OUM[..., None, None]
+  first_come = chosen_OUMAE if priority == "token" else chosen_OUMAE.swapaxes(2, 3)
+  in_line_OURE = first_come.reshape(O, U, M * A, num_experts)
+  before_OURE = jnp.cumsum(in_line_OURE, axis=2) - in_line_OURE
+  row = jnp.sum(before_OURE * in_line_OURE, axis=-1).reshape(first_come.shape[:-1])
+  row_OUMA = row if priority == "token" else row.swapaxes(2, 3)
+  kept_OUMA = (row_OUMA < capacity) & routing.valid_OUM[..., None]
+  return routing.experts_OUMA * capacity + row_OUMA, kept_OUMA
 
 
 def _scatter(slots_OUMA: jax.Array, values_OUMA: jax.Array, shape: tuple[int, ...]) -> jax.Array:

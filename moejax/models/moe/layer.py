@@ -41,7 +41,7 @@ class MoELayer(nnx.Module):
       logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD.astype(jnp.float32), self.w_router_DE[...])
       logits_OUME = place(logits_OUME, "outer", "groups", "group_tokens", None)
       routing = top_k_softmax(logits_OUME, valid_OUM, moe.experts_per_token, moe.renormalize)
-    out_OUMD, dropped = einsum_dispatch(x_OUMD, routing, self.experts, moe.num_experts, moe.capacity, self.partitioner)
+    out_OUMD, dropped = einsum_dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
     statistics = {**routing.statistics, "dropped_fraction": dropped}
     out_BTD = place(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
     return out_BTD, {"losses": routing.losses, "statistics": statistics}

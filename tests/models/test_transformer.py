@@ -1,0 +1,123 @@
+"""The whole model: what sees what, and that arrangement, recomputation and precision do not change the result."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
+from moejax.config.parameters import count
+from moejax.models.transformer import Transformer
+from moejax.partitioning import make_partitioner
+
+DENSE = Model(num_layers=4, d_model=16, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=24, vocab_size=29, qk_norm=True)
+SPARSE = dataclasses.replace(DENSE, moe=MoE(num_experts=4, experts_per_token=2, d_ff=12, every=2, group_size=6))
+CAUSAL = dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, priority="token"))
+UNTIED = dataclasses.replace(DENSE, tie_embeddings=False, qk_norm=False, logit_cap=5.0)
+MODELS = {"dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL}
+
+
+@functools.cache
+def make(model):
+  partitioner = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
+
+  def new():
+    return Transformer(model, partitioner, nnx.Rngs(params=0))
+
+  graph = nnx.split(nnx.eval_shape(new))[0]
+  return nnx.merge(graph, jax.jit(lambda: nnx.to_pure_dict(nnx.split(new())[1]))())
+
+
+def logits(transformer, tokens_BT, segments_BT=None):
+  graph, state = nnx.split(transformer)
+  return jax.jit(lambda state, *batch: _logits(nnx.merge(graph, state), *batch))(state, tokens_BT, segments_BT)
+
+
+def _logits(transformer, tokens_BT, segments_BT=None):
+  segments_BT = jnp.ones_like(tokens_BT) if segments_BT is None else segments_BT
+  positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1]), tokens_BT.shape)
+  x_BTD, _ = transformer(tokens_BT, segments_BT, positions_BT)
+  return transformer.logits(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*tokens_BT.shape, -1)
+
+
+def tokens(shape=(2, 12)):
+  return jax.random.randint(jax.random.key(3), shape, 0, 29)
+
+
+@pytest.mark.parametrize("name", ["dense", "untied", "causal"])
+def test_no_logit_depends_on_a_later_token(name):
+  transformer, tokens_BT = make(MODELS[name]), tokens()
+  before = logits(transformer, tokens_BT)
+  after = logits(transformer, tokens_BT.at[:, 7].add(1))
+  np.testing.assert_array_equal(before[:, :7], after[:, :7])
+  assert float(jnp.abs(before[:, 7:] - after[:, 7:]).max()) > 1e-3
+
+
+def test_gshards_priority_lets_a_later_token_push_out_an_earlier_one():
+  """Why `moe.priority` has a second value: this is what the first one does."""
+  transformer = make(SPARSE)
+  before = logits(transformer, tokens())
+  changed = [logits(transformer, tokens().at[:, 7].add(i))[:, :7] for i in range(1, 6)]
+  assert max(float(jnp.abs(before[:, :7] - after).max()) for after in changed) > 1e-3
+
+
+def test_packed_documents_do_not_see_each_other():
+  transformer, tokens_BT = make(DENSE), tokens()
+  segments_BT = jnp.array([[1] * 5 + [2] * 7] * 2)
+  before = logits(transformer, tokens_BT, segments_BT)
+  after = logits(transformer, tokens_BT.at[:, 2].add(1), segments_BT)
+  np.testing.assert_array_equal(before[:, 5:], after[:, 5:])
+  assert float(jnp.abs(before[:, 2:5] - after[:, 2:5]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_formula_counts_the_parameters_that_the_model_makes(name):
+  made = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(make(MODELS[name]))[1]))
+  assert made == count(MODELS[name]).total
+
+
+def test_layers_follow_the_period_of_dense_and_sparse():
+  blocks = make(SPARSE).layers.blocks
+  assert [type(block.feed_forward).__name__ for block in blocks] == ["FeedForward", "MoELayer"]
+
+
+@pytest.mark.parametrize("name", ["dense", "sparse"])
+@pytest.mark.parametrize("fields", [{"layers": "unrolled"}, {"remat": "dots"}, {"remat": "layer_inputs"},
+                                    {"layers": "unrolled", "remat": "layer_inputs"}], ids=str)  # fmt: skip
+def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(name, fields):
+  model, tokens_BT = MODELS[name], tokens()
+  results = []
+  for variant in (model, dataclasses.replace(model, **fields)):
+    graph, state = nnx.split(make(variant))
+
+    def total(parameters, graph=graph):
+      return jnp.sum(jnp.square(_logits(nnx.merge(graph, parameters), tokens_BT)))
+
+    value, gradients = jax.jit(jax.value_and_grad(total))(nnx.to_pure_dict(state))
+    results.append((value, jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))))
+  np.testing.assert_allclose(results[0], results[1], rtol=2e-5)
+
+
+def test_sparse_layers_report_losses_and_statistics_by_layer():
+  positions_BT = jnp.broadcast_to(jnp.arange(12), (2, 12))
+  _, auxiliary = make(SPARSE)(tokens(), jnp.ones((2, 12), jnp.int32), positions_BT)
+  assert {name: loss.shape for name, loss in auxiliary["losses"].items()} == {"load_balance": (2,), "router_z": (2,)}
+  assert auxiliary["statistics"]["load"].shape == (2, 4)
+  np.testing.assert_allclose(auxiliary["statistics"]["load"].sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_bfloat16_compute_stays_near_float32_and_logits_are_float32():
+  exact = logits(make(DENSE), tokens())
+  rounded = logits(make(dataclasses.replace(DENSE, compute_dtype="bfloat16")), tokens())
+  assert rounded.dtype == jnp.float32
+  difference = float(jnp.abs(exact - rounded).max())
+  assert 0.0 < difference < 0.15  # 8 bits of mantissa through 4 layers, logits of order 1
+
+
+def test_the_logit_cap_bounds_every_logit():
+  largest = float(jnp.abs(logits(make(dataclasses.replace(UNTIED, logit_cap=0.1)), tokens())).max())
+  assert largest == pytest.approx(0.1)
