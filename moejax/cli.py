@@ -18,7 +18,7 @@ from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.huge_pages import restart_with_huge_pages
-from moejax.overrides import field_help, override
+from moejax.overrides import override, print_field_help
 from moejax.training.run_directory import COMPARISON, RUN, check_json, run_configuration
 
 USERS_MISTAKE = 2
@@ -183,7 +183,7 @@ def _helped(known: argparse.Namespace) -> bool:
   print(known.parser.format_help())
   name = getattr(known, "name", None)
   if name is not None:
-    print(field_help(lookup.find(name), f"{known.parser.prog} {name}"))
+    print_field_help(lookup.find(name), f"{known.parser.prog} {name}")
   elif hasattr(known, "name"):
     print("Give NAME too and all its fields are listed, with what they mean. `moejax list` shows the names.")
   return True

@@ -130,6 +130,6 @@ def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
 
 def _short(number: int) -> str:
   for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-    if number >= size:
+    if number >= 0.9995 * size:  # three digits round up to the next unit
       return f"{number / size:.3g}{unit}"
   return str(number)

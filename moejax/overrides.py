@@ -10,14 +10,29 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, cast
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.sharding import Rules
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration", bound=Experiment | Suite)
 
 # --model.tie-embeddings False rather than a pair of flags; the fields of what an optional field holds, without choice.
 STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+
+RULES_BY_NAME = ConstructorRegistry()
+
+
+@RULES_BY_NAME.struct_rule
+def _rules_by_name(info: StructTypeInfo) -> StructConstructorSpec | None:
+  """Sharding rules as one option for each logical axis: `--rules.embed data expert`; no axes leave it whole."""
+  if info.type != Rules:
+    return None
+  meaning = "Mesh axes that shard it."
+  fields = [StructFieldSpec(name, tuple[str, ...], axes, meaning) for name, axes in dict(info.default).items()]
+  return StructConstructorSpec(instantiate=lambda **axes: tuple(axes.items()), fields=tuple(fields))
+
 
 OF_EVERY_MEMBER = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "name")
 
@@ -31,7 +46,7 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
     UserError: an unknown field, a value of the wrong type, or a configuration that is not valid.
   """
   if isinstance(configuration, Experiment):
-    return cast(Configuration, _override_experiment(configuration, arguments))
+    return _parse(configuration, arguments)
   groups = _groups(arguments)
   shared = [group for group in groups if _path(group).split(".")[0] in OF_EVERY_MEMBER]
   own = [argument for group in groups if group not in shared for argument in group]
@@ -40,32 +55,20 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
   pairs = tuple(
     dataclasses.replace(
       pair,
-      dense=_override_experiment(pair.dense, flat),
-      candidates=tuple(_override_experiment(candidate, flat) for candidate in pair.candidates),
+      dense=_parse(pair.dense, flat),
+      candidates=tuple(_parse(candidate, flat) for candidate in pair.candidates),
     )
     for pair in suite.pairs
   )
   return cast(Configuration, dataclasses.replace(suite, pairs=pairs))
 
 
-def field_help(configuration: Configuration, command: str) -> str:
-  """Every field of a configuration with its type, meaning and value, as `--help` shows it."""
-  return tyro.extras.get_parser(type(configuration), default=configuration, prog=command, config=STYLE).format_help()
-
-
-def _override_experiment(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
-  groups = _groups(arguments)
-  rules = tuple(_rule(group) for group in groups if _path(group).startswith("rules."))
-  others = [argument for group in groups if not _path(group).startswith("rules.") for argument in group]
-  changed = _parse(experiment, others)
-  return dataclasses.replace(changed, rules=changed.rules + rules)
-
-
-def _rule(group: list[str]) -> tuple[str, tuple[str, ...]]:
-  """`--rules.embed data expert` as a rule; no axes leave the dimension whole."""
-  name = _path(group).removeprefix("rules.")
-  axes = tuple(group[0].partition("=")[2].split(",")) if "=" in group[0] else tuple(group[1:])
-  return name, tuple(axis for axis in axes if axis)
+def print_field_help(configuration: Configuration, command: str) -> None:
+  """Prints every field of a configuration with its type, meaning and value."""
+  if isinstance(configuration, Suite):
+    print("A field of an experiment, as in --training.steps 200, is set in every member; those of one member follow.\n")
+  with contextlib.suppress(SystemExit):
+    _tyro(configuration, ["--help"], command)
 
 
 def _parse(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
@@ -75,10 +78,21 @@ def _parse(configuration: Configuration, arguments: Sequence[str]) -> Configurat
   complaint = io.StringIO()
   try:
     with contextlib.redirect_stderr(complaint):
-      return tyro.cli(type(configuration), default=configuration, args=list(arguments), config=STYLE)
+      return _tyro(configuration, arguments)
   except SystemExit as error:
     # A configuration's own complaint as it is; tyro boxes and wraps it.
     raise _own(error) or UserError(_first_paragraph(complaint.getvalue())) from error
+
+
+def _tyro(configuration: Configuration, arguments: Sequence[str], program: str | None = None) -> Configuration:
+  return tyro.cli(
+    type(configuration),
+    default=configuration,
+    args=list(arguments),
+    prog=program,
+    config=STYLE,
+    registry=RULES_BY_NAME,
+  )
 
 
 def _check_names(configuration: Any, arguments: Sequence[str]) -> None:
@@ -104,7 +118,7 @@ def _leaves(value: Any, path: str = "") -> list[str]:
   if dataclasses.is_dataclass(value):
     items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
     items = [(name, item) for name, item in items if name != "moe" or item is not None]
-  elif path == "rules":
+  elif path.rpartition(".")[2] == "rules":
     items = [(name, ()) for name in dict(value)]
   elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
     items = [(str(i), item) for i, item in enumerate(value)]

@@ -6,6 +6,7 @@ both in silence; here either is an error that names the tensor, its shape, the r
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,18 +57,27 @@ class Partitioner:
     sharding = self.sharding(names, x.shape, "activation " + " x ".join(str(name) for name in names))
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
 
-  def on_each_device(self, function: Callable[..., jax.Array], inputs: tuple[Names, ...], output: Names) -> Callable:
-    """`function`, called on every device's own share of its arguments, whose dimensions have these names."""
+  def on_each_device(self, function: Callable, inputs: tuple[Names, ...], outputs: Any) -> Callable:
+    """`function`, called on every device's own share of its arguments.
+
+    Args:
+      function: arrays to arrays; nothing in it crosses devices.
+      inputs: names of each argument's dimensions.
+      outputs: names of each result's dimensions, in the structure of the result.
+    """
     if self.mesh.size == 1:
       return function
 
-    def sharded(*arguments: jax.Array) -> jax.Array:
-      specs = tuple(
-        self.spec(names, x.shape, f"argument of {function.__name__}")
-        for names, x in zip(inputs, arguments, strict=True)
+    def sharded(*arguments: jax.Array) -> Any:
+      what = f"argument of {function.__name__}"
+      specs = tuple(self.spec(names, x.shape, what) for names, x in zip(inputs, arguments, strict=True))
+      rules = table(self.rules)
+      results = jax.tree.map(
+        lambda names: PartitionSpec(*(_entry(rules[name]) if name is not None else None for name in names)),
+        outputs,
+        is_leaf=lambda names: all(name is None or isinstance(name, str) for name in names),
       )
-      placed = self.spec(output, arguments[inputs.index(output)].shape, f"result of {function.__name__}")
-      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=placed)(*arguments)
+      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results)(*arguments)
 
     return sharded
 

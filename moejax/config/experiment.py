@@ -72,7 +72,7 @@ class Experiment:
       tokens = batch * self.data.sequence_length
       if tokens % group:
         raise UserError(
-          f"moe.group_size={group} does not divide the {tokens} tokens of a {name} batch "
+          f"moe.group_size={group} does not divide the {tokens} tokens of the {name} batch "
           f"({batch} sequences of {self.data.sequence_length}); use a group size that does"
         )
 
@@ -107,7 +107,7 @@ class Experiment:
     parts = shards(self.rules, self.mesh, "outer") * shards(self.rules, self.mesh, "groups")
     if groups % parts:
       raise UserError(
-        f"a {name} batch of {batch} sequences has {groups} routing groups of moe.group_size="
+        f"the {name} batch of {batch} sequences has {groups} routing groups of moe.group_size="
         f"{self.model.moe.group_size}, which the {parts} shards of mesh ({self.mesh}) do not divide; "
         "lower moe.group_size or raise the batch"
       )

@@ -20,7 +20,7 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   G = N // K
-  mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & jnp.tril(jnp.ones((T, S), bool))
+  mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & jnp.tril(jnp.ones((1, T, S), bool))
   q_ZQH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
   k_ZSH = k_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
   v_ZSH = v_BSKH.swapaxes(1, 2).reshape(B * K, S, H)

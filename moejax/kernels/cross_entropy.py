@@ -40,7 +40,7 @@ def _backward(whole_vocabulary: bool, saved: tuple[jax.Array, ...], gradients: t
 
 
 def _is_target(logits_MV: jax.Array, targets_M: jax.Array) -> jax.Array:
-  return jnp.arange(logits_MV.shape[-1], dtype=targets_M.dtype) == targets_M[:, None]
+  return jnp.arange(logits_MV.shape[-1], dtype=targets_M.dtype)[None] == targets_M[:, None]
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -125,7 +125,8 @@ def _steps(
       checkpointer.save(state, step, {"data": batches.get_state(), "train_time_s": clock.total_s})
       if evaluate:
         results = _evaluate(run, state)
-        writer.write({"step": step, **results})
+        if results:
+          writer.write({"step": step, **results})
       clock.restart()
     if stop and step < run.steps:
       raise Interrupted(f"stopped after step {step} of {run.steps}; saved in {run.directory}")

@@ -29,7 +29,7 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
   def train_step(state: State, batch: Batch, learning_rate: jax.Array) -> tuple[State, Metrics]:
     gradients, metrics = _gradients(definition, state.parameters, batch)
     with jax.named_scope("optimizer"):
-      grad_norm = optax.global_norm(gradients)
+      grad_norm = optax.tree.norm(gradients)
       # A scale, where optax's clipping selects between two arrays and keeps one more copy of every gradient.
       clip = jnp.minimum(1.0, definition.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
       gradients = jax.tree.map(lambda gradient: gradient * clip, gradients)
@@ -38,7 +38,7 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
       parameters = optax.apply_updates(state.parameters, updates)
       metrics |= {
         "grad_norm": grad_norm,
-        "param_norm": optax.global_norm(parameters),
+        "param_norm": optax.tree.norm(parameters),
         "learning_rate": learning_rate,
       }
     return State(state.step + 1, parameters, optimizer), metrics

@@ -74,7 +74,7 @@ def capacity_slots(
 def _scatter(slots_OUMA: jax.Array, values_OUMA: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """mask_OUMEC with each choice's value at its slot: compares with an iota, which fuses, and never scatters."""
   O, U, M, E, C = shape
-  rows = jnp.arange(E * C, dtype=slots_OUMA.dtype)
+  rows = jnp.arange(E * C, dtype=slots_OUMA.dtype).reshape(1, 1, 1, -1)
   mask = jnp.zeros((O, U, M, E * C), values_OUMA.dtype)
   for a in range(slots_OUMA.shape[-1]):  # A is small; one fused pass, where a one-hot of all would hold A masks
     at_slot = slots_OUMA[..., a, None] == rows

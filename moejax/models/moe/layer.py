@@ -40,7 +40,7 @@ class MoELayer(nnx.Module):
     with jax.named_scope("router"):  # float32: bfloat16 logits tie, and ties decide who is dropped
       logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD.astype(jnp.float32), self.w_router_DE[...])
       logits_OUME = place(logits_OUME, "outer", "groups", "group_tokens", None)
-      routing = top_k_softmax(logits_OUME, valid_OUM, moe.experts_per_token, moe.renormalize)
+      routing = top_k_softmax(logits_OUME, valid_OUM, moe.experts_per_token, moe.renormalize, self.partitioner)
     out_OUMD, dropped = einsum_dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
     statistics = {**routing.statistics, "dropped_fraction": dropped}
     out_BTD = place(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")

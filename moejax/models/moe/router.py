@@ -8,6 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from moejax.partitioning import Partitioner
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,9 @@ class Routing:
   """`load` [E], each expert's share of the choices before any are dropped, and `entropy` of the probabilities, nats."""
 
 
-def top_k_softmax(logits_OUME: jax.Array, valid_OUM: jax.Array, experts_per_token: int, renormalize: bool) -> Routing:
+def top_k_softmax(
+  logits_OUME: jax.Array, valid_OUM: jax.Array, experts_per_token: int, renormalize: bool, partitioner: Partitioner
+) -> Routing:
   """Softmax over all experts, then the best A (GShard, arXiv 2006.16668; Switch, arXiv 2101.03961, where A = 1).
 
   Args:
@@ -34,9 +38,15 @@ def top_k_softmax(logits_OUME: jax.Array, valid_OUM: jax.Array, experts_per_toke
     valid_OUM: False for padding.
     experts_per_token: A.
     renormalize: whether the chosen weights are scaled to sum to 1; else they stay probabilities.
+    partitioner: says which tokens a device holds.
   """
   probs_OUME = jax.nn.softmax(logits_OUME, axis=-1)
-  weights_OUMA, experts_OUMA = jax.lax.top_k(probs_OUME, experts_per_token)
+  names = ("outer", "groups", "group_tokens", None)
+  # On each device: the compiler does not divide a top-k and would gather the tokens of all devices for it.
+  best = partitioner.on_each_device(
+    lambda probs: tuple(jax.lax.top_k(probs, experts_per_token)), (names,), (names, names)
+  )
+  weights_OUMA, experts_OUMA = best(probs_OUME)
   if renormalize:
     weights_OUMA = weights_OUMA / jnp.sum(weights_OUMA, axis=-1, keepdims=True)
   E = logits_OUME.shape[-1]

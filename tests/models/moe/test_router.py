@@ -5,15 +5,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.config import DATA_EXPERT_MODEL, Mesh
 from moejax.models.moe.router import load_balance_loss, router_z_loss, top_k_softmax
+from moejax.partitioning import make_partitioner
 
-EVERYONE = jnp.ones((1, 1, 4), bool)
+ONE_DEVICE = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
 
 
 def route(logits_ME, valid_M=None, experts_per_token=2, renormalize=True):
   logits_OUME = jnp.asarray(logits_ME, jnp.float32)[None, None]
   valid_OUM = jnp.ones(logits_OUME.shape[:3], bool) if valid_M is None else jnp.asarray(valid_M)[None, None]
-  return top_k_softmax(logits_OUME, valid_OUM, experts_per_token, renormalize)
+  return top_k_softmax(logits_OUME, valid_OUM, experts_per_token, renormalize, ONE_DEVICE)
 
 
 def test_the_best_experts_are_chosen_best_first():

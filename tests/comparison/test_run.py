@@ -1,0 +1,193 @@
+"""A whole comparison of a tiny suite on real text: every stage, its files, and going on after a stop."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from moejax.comparison.run import compare
+from moejax.config import (
+  Data,
+  Evaluation,
+  Experiment,
+  Losses,
+  Measurement,
+  Model,
+  MoE,
+  Optimizer,
+  Pair,
+  Suite,
+  Training,
+)
+from moejax.display import Display
+from moejax.training.interrupts import Interrupted
+from moejax.training.metrics import read_metrics
+
+ROOT = Path(__file__).parents[2]
+
+
+def tiny_suite(text: Path) -> Suite:
+  """One dense model and two candidates: some 40 steps each."""
+  dense = Experiment(
+    name="dense",
+    model=Model(num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, vocab_size=264),
+    data=Data(sequence_length=32, train=(str(text),), validation_fraction=0.2),
+    training=Training(batch_size=8, steps=40, log_every=5),
+    optimizer=Optimizer(learning_rate=1e-2),
+    evaluation=Evaluation(batch_size=8, max_tokens=4000),
+  )
+
+  def sparse(num_experts: int) -> Experiment:
+    moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=16, group_size=32)
+    return dataclasses.replace(
+      dense,
+      name=f"moe_{num_experts}e",
+      model=dataclasses.replace(dense.model, moe=moe),
+      training=dataclasses.replace(dense.training, steps=None, losses=Losses(load_balance=0.01)),
+    )
+
+  return Suite(
+    name="tiny",
+    pairs=(Pair(dense=dense, candidates=(sparse(4), sparse(8))),),
+    tolerance=0.9,
+    measurement=Measurement(warmup_steps=2, rounds=2, steps_per_round=3),
+  )
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("text")
+  for i in range(40):
+    (folder / f"{i:02d}.txt").write_text(
+      f"chapter {i}\n" + "it was the best of times, it was the worst of times; " * 20
+    )
+  return folder
+
+
+def quiet() -> Display:
+  return Display("test", Console(quiet=True))
+
+
+def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_path):
+  suite = tiny_suite(text)
+  result = compare(suite, tmp_path, quiet())
+  assert result == json.loads((tmp_path / "comparison.json").read_text())
+  assert result["complete"] and [member["name"] for member in result["members"]] == ["dense", "moe_4e", "moe_8e"]
+  dense, *candidates = result["members"]
+  assert (dense["steps"], dense["kind"], dense["pair"]) == (40, "dense", "dense")
+  assert dense["budget_s"] == pytest.approx(40 * dense["step_time_s"])
+  for member in candidates:
+    assert member["budget_s"] == dense["budget_s"]
+    assert member["steps"] == int(dense["budget_s"] / member["step_time_s"])
+    assert member["parameters_active"] < member["parameters_total"]
+  for member in result["members"]:
+    assert 0 < member["bits_per_byte"] < result["baselines"]["unigram_bits_per_byte"]
+    assert 0 < member["bits_per_byte_stderr"] and 0 < member["accuracy"] < 1
+    steps = [record["step"] for record in read_metrics(tmp_path / "runs" / member["name"]) if "loss" in record]
+    assert steps[-1] == member["steps"]
+  (pair,) = result["pairs"]
+  nearest = min(candidates, key=lambda member: abs(member["step_time_s"] / dense["step_time_s"] - 1))
+  assert pair["moe"] == nearest["name"] or pair["step_time_ratio"] < 1
+  assert pair["bits_per_byte_difference"] == pytest.approx(
+    next(m for m in candidates if m["name"] == pair["moe"])["bits_per_byte"] - dense["bits_per_byte"], abs=1e-6
+  )
+  assert result["finding"] and (tmp_path / "report" / "index.html").read_text().count("moe_8e") > 2
+  assert result["provenance"]["corpus"]["train_documents"] > 20
+
+
+def test_a_stopped_comparison_repeats_nothing_that_was_done(text, tmp_path):
+  suite = tiny_suite(text)
+
+  class Stopping(Display):
+    def advance(self, completed, facts=""):
+      super().advance(completed, facts)
+      if self._name == "train moe_4e" and completed == 5:
+        os.kill(os.getpid(), signal.SIGINT)
+
+  with pytest.raises(Interrupted):
+    compare(suite, tmp_path, Stopping("test", Console(quiet=True)))
+  measured = (tmp_path / "measurements.json").read_bytes()
+  dense_done = (tmp_path / "runs" / "dense" / "summary.json").stat().st_mtime_ns
+
+  class Watching(Display):
+    stages: list[str] = []
+    first: dict[str, float] = {}
+
+    def stage(self, name, total=None):
+      self.stages.append(name)
+      super().stage(name, total)
+
+    def advance(self, completed, facts=""):
+      self.first.setdefault(self._name, completed)
+      super().advance(completed, facts)
+
+  display = Watching("test", Console(quiet=True))
+  result = compare(suite, tmp_path, display)
+  assert result["complete"]
+  assert (tmp_path / "measurements.json").read_bytes() == measured
+  assert (tmp_path / "runs" / "dense" / "summary.json").stat().st_mtime_ns == dense_done
+  assert "train dense" not in display.stages and not any(name.startswith("measure") for name in display.stages)
+  assert display.first["train moe_4e"] > 5
+
+
+def test_a_directory_of_another_suite_is_refused(text, tmp_path):
+  suite = tiny_suite(text)
+  (tmp_path / "suite.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(suite, tolerance=0.5))))
+  with pytest.raises(ValueError, match=r"tolerance is 0\.5 there and 0\.9 here"):
+    compare(suite, tmp_path, quiet())
+
+
+@pytest.mark.slow
+def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp_path):
+  """kill -9 of a real process at growing times, until one lives to the end."""
+  (tmp_path / "mine.py").write_text(
+    "import pathlib, sys\n"
+    f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+    "from test_run import tiny_suite\n"
+    f"def suite():\n  return tiny_suite(pathlib.Path({str(text)!r}))\n"
+  )
+  command = [
+    sys.executable,
+    "-m",
+    "moejax.cli",
+    "compare",
+    f"{tmp_path / 'mine.py'}:suite",
+    "--workdir",
+    tmp_path / "out",
+  ]
+  for seconds in range(8, 400, 7):
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+      time.sleep(0.1)  # waiting for a process, not for a result
+    if process.poll() is not None:
+      break
+    process.kill()
+    process.wait()
+  assert process.returncode == 0, process.stdout.read()
+  result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+  assert result["complete"]
+  for member in result["members"]:
+    steps = [record["step"] for record in read_metrics(tmp_path / "out" / "runs" / member["name"]) if "loss" in record]
+    assert steps == sorted(set(steps)) and steps[-1] == member["steps"]
+
+
+@pytest.mark.slow
+def test_the_quickstart_beats_counting_bigrams_and_pairs_both_scales(tmp_path):
+  """The README's first command, whole."""
+  command = [sys.executable, "-m", "moejax.cli", "compare", "quickstart", "--workdir", tmp_path]
+  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  assert done.returncode == 0, done.stderr
+  result = json.loads((tmp_path / "comparison.json").read_text())
+  assert result["complete"] and len(result["pairs"]) == 2 and len(result["members"]) == 6
+  for member in result["members"]:
+    assert member["bits_per_byte"] < result["baselines"]["bigram_bits_per_byte"] - 0.5
+    assert member["accuracy"] > result["baselines"]["bigram_accuracy"] + 0.1
+  assert result["finding"] in done.stdout.replace("\n", " ") or result["finding"][:40] in done.stdout

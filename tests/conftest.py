@@ -1,0 +1,72 @@
+"""Eight simulated devices for every test, strict ranks, and three tiny experiments."""
+
+import os
+import pathlib
+from dataclasses import replace
+
+import pytest
+
+from moejax.config import Data, Evaluation, Experiment, Losses, Model, MoE, Optimizer, Pair, Suite, Training
+
+# JAX reads these when it is imported, which nothing has done yet. The rank of two operands must agree, or be written.
+# Programs of tests are tiny: compiling them is what takes the time, so it is done with little optimisation.
+FLAGS = (
+  "--xla_force_host_platform_device_count=8",
+  "--xla_backend_optimization_level=0",
+  "--xla_llvm_disable_expensive_passes=true",
+)
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+
+def dense() -> Experiment:
+  """Every layer dense; small enough to count by hand."""
+  return Experiment(
+    name="dense",
+    model=Model(num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24, vocab_size=264),
+    data=Data(sequence_length=32),
+    training=Training(batch_size=8),
+    optimizer=Optimizer(learning_rate=1e-3),
+    evaluation=Evaluation(batch_size=8),
+  )
+
+
+def sparse() -> Experiment:
+  """The same with experts in its second layer."""
+  moe = MoE(num_experts=4, experts_per_token=2, d_ff=8, every=2, group_size=32)
+  return replace(
+    dense(),
+    name="sparse",
+    model=replace(dense().model, moe=moe),
+    training=replace(dense().training, losses=Losses(load_balance=0.01, router_z=0.001)),
+  )
+
+
+def suite() -> Suite:
+  """One pair with two candidates."""
+  narrow = sparse()
+  assert narrow.model.moe
+  wide = replace(narrow, name="wide", model=replace(narrow.model, moe=replace(narrow.model.moe, d_ff=16)))
+  return Suite(name="suite", pairs=(Pair(dense=dense(), candidates=(narrow, wide)),))
+
+
+@pytest.fixture
+def tiny_dense() -> Experiment:
+  return dense()
+
+
+@pytest.fixture
+def tiny_moe() -> Experiment:
+  return sparse()
+
+
+@pytest.fixture
+def tiny_suite() -> Suite:
+  return suite()
+
+
+@pytest.fixture
+def mine() -> str:
+  """This file as a user's own: `{mine}:dense`, `{mine}:sparse` and `{mine}:suite` name experiments."""
+  return str(pathlib.Path(__file__))

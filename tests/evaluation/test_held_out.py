@@ -1,0 +1,79 @@
+"""Held-out scores: sums over documents, ratio errors, paired differences."""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from training_fixtures import definition_of, random_batch, tiny
+
+from moejax.config import Mesh
+from moejax.evaluation.held_out import HeldOut, make_scorer, ratio_stderr, score_documents
+
+
+def held_out(nats, correct=(3.0, 1.0), targets=(4.0, 4.0), text_bytes=(4.0, 4.0)):
+  return HeldOut(*(np.array(values, float) for values in (nats, correct, targets, text_bytes)))
+
+
+def test_bits_per_byte_and_accuracy_are_ratios_of_sums():
+  scores = held_out(nats=(4 * np.log(2.0), 12 * np.log(2.0))).summary()
+  assert scores["bits_per_byte"] == pytest.approx(2.0)
+  assert scores["accuracy"] == pytest.approx(0.5)
+
+
+def test_standard_error_of_equal_documents_is_that_of_their_mean():
+  values = np.array([1.0, 2.0, 4.0, 7.0])
+  assert ratio_stderr(values, np.ones(4)) == pytest.approx(values.std(ddof=1) / 2.0)
+
+
+def test_standard_error_covers_the_spread_of_resampled_documents():
+  random = np.random.default_rng(0)
+  sizes = random.integers(10, 100, 200).astype(float)
+  values = sizes * random.normal(2.0, 0.5, 200)
+  samples = [random.integers(0, 200, 200) for _ in range(2000)]
+  spread = np.std([values[s].sum() / sizes[s].sum() for s in samples])
+  assert ratio_stderr(values, sizes) == pytest.approx(spread, rel=0.1)
+
+
+def test_a_paired_difference_has_a_smaller_error_than_two_models_apart():
+  hard = np.array([10.0, 40.0, 20.0, 80.0])
+  ones = np.full(4, 10.0)
+  one = HeldOut(hard, ones / 2, ones, ones)
+  other = HeldOut(hard + np.array([1.0, 1.2, 0.9, 1.1]), ones / 2, ones, ones)
+  difference = one.minus(other)
+  assert difference["bits_per_byte_difference"] == pytest.approx(-4.2 / 40 / np.log(2.0))
+  assert difference["bits_per_byte_difference_stderr"] < 0.05 * one.summary()["bits_per_byte_stderr"]
+
+
+def test_models_that_were_scored_on_different_text_are_not_compared():
+  with pytest.raises(ValueError, match="different held-out text"):
+    held_out((1.0, 2.0)).minus(held_out((1.0, 2.0), targets=(4.0, 5.0)))
+
+
+def test_scores_survive_saving(tmp_path):
+  held_out((1.0, 2.0)).save(tmp_path / "scores.npz")
+  assert HeldOut.load(tmp_path / "scores.npz").summary() == held_out((1.0, 2.0)).summary()
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=2, expert=2, model=2)], ids=str)
+def test_documents_are_scored_by_their_own_weighted_targets(mesh):
+  experiment = tiny(True, mesh=mesh)
+  definition = definition_of(experiment)
+  parameters = definition.initialise(0).parameters
+  batch = random_batch(experiment)
+  batch["documents"] = np.where(batch["segments"] > 0, batch["segments"] - 1, -1)
+  byte_lengths = np.ones(264, int)
+  scores = score_documents(definition, parameters, [batch, batch], byte_lengths, make_scorer(definition))
+  expected_targets = [2 * np.sum((batch["documents"] == d) & (batch["weights"] > 0)) for d in range(3)]
+  np.testing.assert_array_equal(scores.targets, expected_targets)
+  model = definition.model(parameters)
+  x_BTD, _ = model(*(batch[name] for name in ("tokens", "segments", "positions")))
+  logits_MV = np.asarray(model.logits(x_BTD.reshape(-1, 32)), np.float64)
+  targets_M, weights_M = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
+  nats_M = np.log(np.exp(logits_MV).sum(-1)) - logits_MV[np.arange(len(targets_M)), targets_M]
+  expected = 2 * np.bincount(np.maximum(batch["documents"].reshape(-1), 0), nats_M * weights_M, 3)
+  np.testing.assert_allclose(scores.nats, expected, rtol=1e-4)
+  assert jax.device_count() == 8

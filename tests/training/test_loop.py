@@ -1,0 +1,175 @@
+"""The loop: resumes bit for bit, reports every step, and loses nothing when stopped."""
+
+import dataclasses
+import json
+import math
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+from training_fixtures import tiny
+
+from moejax.config import Checkpoints, Mesh
+from moejax.data.corpus import build_corpus
+from moejax.training.checkpoint import Checkpointer
+from moejax.training.interrupts import Interrupted
+from moejax.training.loop import Run, train
+from moejax.training.metrics import read_metrics
+from moejax.training.prepare import prepare
+
+TEXT = "the quick brown fox jumps over the lazy dog; " * 400
+
+
+@pytest.fixture(scope="module")
+def corpus_and_data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("corpus")
+  (folder / "train.txt").write_text(TEXT)
+  (folder / "validation.txt").write_text(TEXT[:3000])
+  data = dataclasses.replace(
+    tiny(True).data, train=(str(folder / "train.txt"),), validation=(str(folder / "validation.txt"),)
+  )
+  return build_corpus(data, folder / "cache"), data
+
+
+def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=lambda record: None, evaluators=None):
+  corpus, data = corpus_and_data
+  experiment = tiny(sparse, data=data, mesh=mesh or Mesh(data=1))
+  prepared = prepare(experiment, corpus)
+  run = Run(
+    definition=prepared.definition,
+    step=prepared.step,
+    batches=prepared.batches,
+    steps=steps,
+    directory=directory,
+    evaluators=evaluators or {},
+    observe=observe,
+  )
+  return run, train(run)
+
+
+def final_state(run):
+  checkpointer = Checkpointer(run.directory / "checkpoints", Checkpoints())
+  state, progress = checkpointer.restore(run.steps, run.definition.abstract)
+  checkpointer.close()
+  return jax.device_get(state), progress
+
+
+def stop_at(step):
+  """An observer that sends Ctrl-C to this process when the record of `step` is reported."""
+
+  def observe(record):
+    if record["step"] == step:
+      os.kill(os.getpid(), signal.SIGINT)
+
+  return observe
+
+
+def without_times(records):
+  timed = ("step_time_s", "tokens_per_s", "mfu")
+  return [{name: value for name, value in record.items() if name not in timed} for record in records]
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
+def test_a_run_that_is_interrupted_twice_ends_with_the_very_bits_of_one_that_is_not(tmp_path, corpus_and_data, sparse):
+  straight, _ = start(tmp_path / "straight", corpus_and_data, sparse)
+  for step in (1, 3):
+    with pytest.raises(Interrupted):
+      start(tmp_path / "stopped", corpus_and_data, sparse, observe=stop_at(step))
+  stopped, _ = start(tmp_path / "stopped", corpus_and_data, sparse)
+  expected, expected_progress = final_state(straight)
+  found, progress = final_state(stopped)
+  for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_array_equal(mine, other)
+  assert progress["data"] == expected_progress["data"]
+  assert without_times(read_metrics(stopped.directory)) == without_times(read_metrics(straight.directory))
+
+
+def test_a_run_goes_on_from_the_newest_checkpoint_when_the_later_steps_were_lost(tmp_path, corpus_and_data):
+  straight, _ = start(tmp_path / "straight", corpus_and_data)
+
+  class Killed(Exception):
+    pass
+
+  def die(record):
+    if record["step"] == 4:  # after the checkpoint of step 4's predecessor, before its own
+      raise Killed
+
+  with pytest.raises(Killed):
+    start(tmp_path / "killed", corpus_and_data, observe=die)
+  assert max(int(path.name) for path in (tmp_path / "killed" / "checkpoints").iterdir()) == 2
+  steps = []
+  killed, _ = start(tmp_path / "killed", corpus_and_data, observe=lambda record: steps.append(record["step"]))
+  assert steps == [3, 4, 5, 6]
+  for mine, other in zip(
+    jax.tree.leaves(final_state(killed)[0]), jax.tree.leaves(final_state(straight)[0]), strict=True
+  ):
+    np.testing.assert_array_equal(mine, other)
+  assert [record["step"] for record in read_metrics(killed.directory)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, corpus_and_data):
+  straight, _ = start(tmp_path / "straight", corpus_and_data)
+  with pytest.raises(Interrupted):
+    start(tmp_path / "moved", corpus_and_data, observe=stop_at(3))
+  moved, _ = start(tmp_path / "moved", corpus_and_data, mesh=Mesh(data=2, expert=2, model=2))
+  for mine, other in zip(
+    jax.tree.leaves(final_state(moved)[0].parameters), jax.tree.leaves(final_state(straight)[0].parameters), strict=True
+  ):
+    np.testing.assert_allclose(mine, other, atol=3e-4)  # as in test_step: sums over shards round differently
+
+
+def test_a_finished_run_trains_no_more_and_scores_what_was_not_scored(tmp_path, corpus_and_data):
+  start(tmp_path, corpus_and_data)
+  steps, scored = [], []
+
+  def score(state):
+    scored.append(int(state.step))
+    return {"value": 1.5}
+
+  _, summary = start(
+    tmp_path, corpus_and_data, observe=lambda record: steps.append(record["step"]), evaluators={"again": score}
+  )
+  assert steps == [] and scored == [6] and summary["again/value"] == 1.5
+
+
+def test_metrics_have_the_contracts_keys_for_every_step_and_only_plain_numbers(tmp_path, corpus_and_data):
+  start(tmp_path, corpus_and_data)
+  records = read_metrics(tmp_path)
+  assert [record["step"] for record in records] == list(range(1, 7))
+  for name in (
+    "loss", "tokens_per_s", "step_time_s", "learning_rate", "grad_norm", "param_norm", "loss/z", "loss/load_balance",
+    "loss/router_z", "router/load_max_over_mean/layer_01", "router/dropped_fraction/layer_01",
+    "router/entropy/layer_01",
+  ):  # fmt: skip
+    assert all(isinstance(record[name], float) and math.isfinite(record[name]) for record in records), name
+  assert all(np.isclose(sum(record["router/load"][0]), 1.0, atol=1e-3) for record in records)
+  assert any((tmp_path / "tensorboard").iterdir())
+  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert summary["steps"] == 6 and summary["tokens"] == 6 * 16 * 32 and summary["provenance"]["versions"]["jax"]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, corpus_and_data):
+  corpus, data = corpus_and_data
+  experiment = tiny(False, data=data)
+  prepared = prepare(experiment, corpus)
+
+  def poisoned(state, batch, learning_rate):
+    state, metrics = prepared.step(state, batch, learning_rate)
+    return state, metrics | {"loss": metrics["loss"] + (np.nan if int(state.step) == 3 else 0.0)}
+
+  run = Run(prepared.definition, poisoned, prepared.batches, 6, tmp_path)
+  with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+    train(run)
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_old_checkpoints_go_and_those_at_multiples_of_keep_every_stay(tmp_path, corpus_and_data):
+  corpus, data = corpus_and_data
+  experiment = tiny(False, data=data)
+  policy = Checkpoints(every=1, keep_last=1, keep_every=2)
+  experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, checkpoints=policy))
+  prepared = prepare(experiment, corpus)
+  train(Run(prepared.definition, prepared.step, prepared.batches, 5, tmp_path))
+  assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]

@@ -1,0 +1,206 @@
+"""Whose directory it is, and that files are whole."""
+
+import errno
+import json
+import os
+import pathlib
+import re
+from dataclasses import asdict, replace
+
+import pytest
+
+from moejax.config import Checkpoints, Evaluation, Mesh
+from moejax.errors import UserError
+from moejax.training.run_directory import (
+  COMPARISON,
+  RUN,
+  check_json,
+  claim,
+  claim_json,
+  prepare_directory,
+  run_configuration,
+  write_json,
+)
+
+
+def held(directory: pathlib.Path, file: str = RUN) -> dict:
+  return json.loads((directory / file).read_text())
+
+
+def files(directory: pathlib.Path) -> dict[str, bytes]:
+  return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_a_fresh_directory_is_made_and_holds_the_resolved_experiment_and_nothing_else(tiny_moe, tmp_path):
+  directory = tmp_path / "runs" / "mine"
+  claim(directory, tiny_moe, 7)
+  assert list(files(directory)) == [RUN]
+  assert held(directory) == {"steps": 7} | json.loads(json.dumps(asdict(tiny_moe)))
+
+
+def test_the_same_experiment_goes_on(tiny_moe, tmp_path):
+  claim(tmp_path, tiny_moe, 7)
+  before = files(tmp_path)
+  claim(tmp_path, tiny_moe, 7)
+  assert files(tmp_path) == before
+
+
+def test_another_experiment_is_refused_with_the_field_and_both_values_and_the_directory_stays_as_it_is(
+  tiny_moe, tmp_path
+):
+  claim(tmp_path, tiny_moe, 7)
+  before = files(tmp_path)
+  other = replace(tiny_moe, optimizer=replace(tiny_moe.optimizer, learning_rate=0.5))
+  message = (
+    f"{tmp_path} holds another configuration: optimizer.learning_rate is 0.001 there and 0.5 here; "
+    "choose another --workdir, or change the configuration back to continue what is there"
+  )
+  with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    claim(tmp_path, other, 7)
+  assert files(tmp_path) == before
+
+
+def test_another_length_is_another_run(tiny_moe, tmp_path):
+  claim(tmp_path, tiny_moe, 7)
+  with pytest.raises(UserError, match="steps is 7 there and 8 here"):
+    claim(tmp_path, tiny_moe, 8)
+
+
+def test_of_many_differences_three_are_named_and_the_rest_counted(tiny_moe, tmp_path):
+  claim(tmp_path, tiny_moe, 7)
+  other = replace(tiny_moe, name="other", optimizer=replace(tiny_moe.optimizer, beta1=0.5, beta2=0.5, epsilon=1.0))
+  with pytest.raises(UserError) as error:
+    claim(tmp_path, other, 7)
+  assert "name is 'sparse' there and 'other' here; optimizer.beta1 is 0.9 there and 0.5 here" in str(error.value)
+  assert "optimizer.beta2 is 0.95 there and 0.5 here and 1 more; choose" in str(error.value)
+
+
+def test_an_experiment_that_became_dense_is_refused_in_one_short_line(tiny_moe, tmp_path):
+  claim(tmp_path, tiny_moe, 7)
+  content = run_configuration(tiny_moe, 7)
+  content["model"]["moe"] = None
+  with pytest.raises(UserError, match=r"model\.moe is \{'num_experts': 4, .{0,60}\.\.\. there and None here"):
+    claim_json(tmp_path, RUN, content)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda e: replace(e, mesh=Mesh(data=2, expert=2)),
+    lambda e: replace(e, rules=(*e.rules, ("embed", ()))),
+    lambda e: replace(e, data=replace(e.data, prefetch=2)),
+    lambda e: replace(e, training=replace(e.training, log_every=1)),
+    lambda e: replace(e, training=replace(e.training, checkpoints=Checkpoints(every=5))),
+    lambda e: replace(e, evaluation=Evaluation(batch_size=4)),
+  ],
+  ids=["mesh", "rules", "prefetch", "log_every", "checkpoints", "evaluation"],
+)
+def test_what_never_changes_the_result_may_change_and_is_noted(tiny_moe, tmp_path, change):
+  claim(tmp_path, tiny_moe, 7)
+  changed = change(tiny_moe)
+  claim(tmp_path, changed, 7)
+  assert held(tmp_path) == json.loads(json.dumps(run_configuration(changed, 7)))
+
+
+def test_another_suite_is_refused_with_the_path_of_the_field(tiny_suite, tmp_path):
+  claim_json(tmp_path, COMPARISON, asdict(tiny_suite))
+  (pair,) = tiny_suite.pairs
+  first, second = pair.candidates
+  second = replace(second, training=replace(second.training, batch_size=16))
+  other = replace(tiny_suite, pairs=(replace(pair, candidates=(first, second)),))
+  with pytest.raises(
+    UserError, match=r"configuration: pairs\.0\.candidates\.1\.training\.batch_size is 8 there and 16 here; choose"
+  ):
+    claim_json(tmp_path, COMPARISON, asdict(other))
+
+
+def test_a_suite_with_fewer_candidates_is_refused_in_one_short_line(tiny_suite, tmp_path):
+  claim_json(tmp_path, COMPARISON, asdict(tiny_suite))
+  (pair,) = tiny_suite.pairs
+  other = replace(tiny_suite, pairs=(replace(pair, candidates=pair.candidates[:1]),))
+  with pytest.raises(UserError, match=r"configuration: pairs\.0\.candidates is \[") as error:
+    claim_json(tmp_path, COMPARISON, asdict(other))
+  assert len(str(error.value)) < 400 + len(str(tmp_path))
+
+
+def test_step_times_depend_on_the_mesh_so_a_comparison_keeps_its_own(tiny_suite, tmp_path):
+  claim_json(tmp_path, COMPARISON, asdict(tiny_suite))
+  (pair,) = tiny_suite.pairs
+  other = replace(tiny_suite, pairs=(replace(pair, dense=replace(pair.dense, mesh=Mesh(data=2))),))
+  with pytest.raises(UserError, match=r"pairs\.0\.dense\.mesh\.data is None there and 2 here"):
+    claim_json(tmp_path, COMPARISON, asdict(other))
+
+
+def test_a_run_does_not_go_into_a_comparisons_directory_nor_the_other_way(tiny_moe, tiny_suite, tmp_path):
+  claim_json(tmp_path / "comparison", COMPARISON, asdict(tiny_suite))
+  with pytest.raises(UserError, match=r"comparison holds a comparison; choose another --workdir$"):
+    claim(tmp_path / "comparison", tiny_moe, 7)
+  claim(tmp_path / "run", tiny_moe, 7)
+  with pytest.raises(UserError, match=r"run holds a run; choose another --workdir$"):
+    claim_json(tmp_path / "run", COMPARISON, asdict(tiny_suite))
+
+
+def test_a_file_that_is_no_configuration_is_refused_and_not_overwritten(tiny_moe, tmp_path):
+  (tmp_path / RUN).write_text("my notes")
+  with pytest.raises(UserError, match=rf"^{re.escape(str(tmp_path / RUN))} is not JSON \(.*\); choose another"):
+    claim(tmp_path, tiny_moe, 7)
+  assert files(tmp_path) == {RUN: b"my notes"}
+
+
+def test_checking_refuses_as_claiming_does_and_leaves_nothing(tiny_moe, tmp_path):
+  check_json(tmp_path / "new", RUN, run_configuration(tiny_moe, 7))
+  assert files(tmp_path / "new") == {}
+  claim(tmp_path / "new", tiny_moe, 7)
+  with pytest.raises(UserError, match="steps is 7 there and 8 here"):
+    check_json(tmp_path / "new", RUN, run_configuration(tiny_moe, 8))
+
+
+def test_a_directory_is_made_with_its_parents_and_the_try_to_write_leaves_nothing(tmp_path):
+  prepare_directory(tmp_path / "a" / "b")
+  assert list((tmp_path / "a" / "b").iterdir()) == []
+
+
+def test_a_file_in_the_directorys_place_is_refused(tmp_path):
+  (tmp_path / "file").write_text("mine")
+  message = f"cannot write to {tmp_path / 'file'}: it is a file; choose another --workdir"
+  with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
+    prepare_directory(tmp_path / "file")
+  with pytest.raises(UserError, match=r"/file/below: Not a directory; choose another --workdir$"):
+    prepare_directory(tmp_path / "file" / "below")
+  assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_directory_that_may_not_be_written_is_refused(tmp_path):
+  tmp_path.chmod(0o500)
+  try:
+    with pytest.raises(UserError, match=r": Permission denied; choose another --workdir$"):
+      prepare_directory(tmp_path)
+  finally:
+    tmp_path.chmod(0o700)
+
+
+def test_a_full_disk_is_found_and_nothing_is_left_behind(tmp_path, monkeypatch):
+  def write_bytes(path: pathlib.Path, data: bytes) -> int:
+    path.touch()  # a full disk still makes the file
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(pathlib.Path, "write_bytes", write_bytes)
+  with pytest.raises(UserError, match=r": No space left on device; choose another --workdir$"):
+    prepare_directory(tmp_path)
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_json_is_replaced_whole_or_stays_as_it_was(tmp_path, monkeypatch):
+  path = tmp_path / "summary.json"
+  write_json(path, {"loss": 1.5})
+  assert files(tmp_path) == {"summary.json": b'{\n  "loss": 1.5\n}\n'}
+
+  def replace_fails(source: pathlib.Path, target: pathlib.Path) -> None:
+    assert json.loads(source.read_text()) == {"loss": 2.5}, "all is written before the old file goes"
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(pathlib.Path, "replace", replace_fails)
+  with pytest.raises(KeyboardInterrupt):
+    write_json(path, {"loss": 2.5})
+  assert json.loads(path.read_text()) == {"loss": 1.5}

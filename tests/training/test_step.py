@@ -1,0 +1,175 @@
+"""The train step: the same on every mesh and in parts, and what its compiled program exchanges."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from training_fixtures import definition_of, random_batch, run_steps, tiny
+
+from moejax.config import Losses, Mesh, Training
+from moejax.training.state import parameter_name
+from moejax.training.step import abstract_inputs, make_train_step
+
+FACTORISATIONS = [(d, e, 8 // d // e) for d in (1, 2, 4, 8) for e in (1, 2, 4, 8) if 8 % (d * e) == 0]
+
+
+@functools.cache
+def on_one_device(sparse):
+  return run_steps(tiny(sparse))
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
+@pytest.mark.parametrize(("data", "expert", "model"), FACTORISATIONS)
+def test_eight_devices_train_as_one_does_on_every_mesh(data, expert, model, sparse):
+  state, losses, _ = run_steps(tiny(sparse, mesh=Mesh(data=data, expert=expert, model=model)))
+  expected_state, expected_losses, _ = on_one_device(sparse)
+  # Sums over shards round differently: float32 holds 7 digits, and Adam's first steps divide by tiny second moments.
+  np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+  for (path, mine), other in zip(
+    jax.tree_util.tree_leaves_with_path(state.parameters), jax.tree.leaves(expected_state.parameters), strict=True
+  ):
+    np.testing.assert_allclose(mine, other, atol=3e-4, err_msg=parameter_name(path))
+
+
+def test_training_moves_parameters_far_beyond_that_tolerance():
+  before = definition_of(tiny(True)).initialise(0).parameters
+  after = on_one_device(True)[0].parameters
+  moved = [float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
+  assert min(moved) > 3e-3
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
+def test_replicas_train_as_one_does(sparse):
+  _, losses, _ = run_steps(tiny(sparse, mesh=Mesh(replica=2, data=2, expert=2)))
+  np.testing.assert_allclose(losses, on_one_device(sparse)[1], rtol=2e-5)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
+def test_a_batch_in_four_parts_trains_as_in_one(sparse):
+  experiment = tiny(sparse)
+  parts = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, gradient_accumulation=4))
+  state, losses, metrics = run_steps(parts)
+  expected_state, expected_losses, expected_metrics = on_one_device(sparse)
+  np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+  for mine, other in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(expected_state.parameters), strict=True):
+    np.testing.assert_allclose(mine, other, atol=3e-4)
+  assert metrics.keys() == expected_metrics.keys()
+  # z-loss and norms add up exactly; router statistics are means over parts of unequal padding.
+  for name in ("loss", "loss/z", "grad_norm", "param_norm"):
+    np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
+def test_five_steps_on_one_batch_lower_the_loss(sparse):
+  losses = on_one_device(sparse)[1]
+  assert losses[-1] < losses[0] - 0.3
+
+
+def test_the_step_is_clipped_adamw_with_decay_on_matrices_alone():
+  experiment = tiny(False)
+  experiment = dataclasses.replace(
+    experiment, optimizer=dataclasses.replace(experiment.optimizer, gradient_clip=0.5, weight_decay=0.3)
+  )
+  definition = definition_of(experiment)
+  state = definition.initialise(0)
+  before = jax.device_get(state.parameters)
+  gradients = _gradients(definition, before, random_batch(experiment))
+  assert float(optax.tree.norm(gradients)) > 0.5
+  after, _ = make_train_step(definition)(state, random_batch(experiment), jnp.float32(0.01))
+  matrices = jax.tree.map(lambda names: len(set(names) - {"layers"}) > 1, definition.names, is_leaf=_is_names)
+  assert {len(set(names) - {"layers"}) for names in jax.tree.leaves(definition.names, is_leaf=_is_names)} > {1}
+  config = experiment.optimizer
+  reference = optax.chain(
+    optax.clip_by_global_norm(0.5),
+    optax.adamw(0.01, b1=config.beta1, b2=config.beta2, eps=config.epsilon, weight_decay=0.3, mask=matrices),
+  )
+  updates, _ = reference.update(gradients, reference.init(before), before)
+  expected = optax.apply_updates(before, updates)
+  for mine, other in zip(jax.tree.leaves(after.parameters), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(mine, other, atol=2e-5)
+
+
+def test_a_coefficient_whose_loss_no_layer_returns_is_an_error():
+  experiment = tiny(True)
+  definition = definition_of(experiment)
+  broken = dataclasses.replace(tiny(False), name="broken")
+  training: Training = dataclasses.replace(broken.training)
+  object.__setattr__(training, "losses", Losses(load_balance=0.5))  # past the experiment's own check
+  object.__setattr__(broken, "training", training)
+  definition = definition_of(broken)
+  with pytest.raises(ValueError, match=r"load_balance=0\.5 and no layer returns that loss"):
+    make_train_step(definition).lower(*abstract_inputs(definition))
+
+
+def test_the_balance_coefficient_reaches_the_routers_gradient():
+  experiment = tiny(True)
+  gradients = []
+  for coefficient in (0.0, 10.0):
+    losses = dataclasses.replace(experiment.training.losses, load_balance=coefficient)
+    changed = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, losses=losses))
+    definition = definition_of(changed)
+    found = _gradients(definition, definition.initialise(0).parameters, random_batch(changed))
+    gradients.append(found["layers"]["blocks"][1]["feed_forward"]["w_router_DE"])
+  assert float(jnp.abs(gradients[1] - gradients[0]).max()) > 10 * float(jnp.abs(gradients[0]).max())
+
+
+def test_both_reshards_compile_to_all_to_alls_over_expert_and_no_expert_weight_is_gathered_over_it():
+  definition = definition_of(tiny(True, mesh=Mesh(data=2, expert=4)))
+  program = make_train_step(definition).lower(*abstract_inputs(definition)).compile().as_text()
+  expert_groups, data_groups = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
+  exchanges = _collectives(program, "all-to-all", "dispatch|combine|experts")
+  # Dispatch and combine, forwards and backwards; inside a data shard, which an all-to-all over expert never leaves.
+  assert [_groups(line) for line in exchanges] == [expert_groups] * 4, exchanges
+  gathers = _collectives(program, "all-gather", "dispatch|combine|experts")
+  assert gathers and all(_groups(line) == data_groups for line in gathers), gathers
+  assert not _collectives(program, "all-gather", "router"), "a device routes its own tokens"
+
+
+def _collectives(program, kind, scopes):
+  """Lines of a compiled program with this collective, from these scopes of the model."""
+  return [
+    line
+    for line in program.splitlines()
+    if re.search(rf"= .* {kind}(-start)?\(", line) and re.search(rf'op_name="[^"]*/({scopes})/', line)
+  ]
+
+
+def _groups(line):
+  """Which devices exchange with each other, from an HLO line: explicit, in iota form, or by axes of a mesh."""
+  explicit = re.search(r"replica_groups=\{(\{[\d,]+\}(?:,\{[\d,]+\})*)\}", line)
+  if explicit:
+    return [[int(i) for i in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", explicit.group(1))]
+  iota = re.search(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line)
+  if iota:
+    rows, columns, shape, order = iota.groups()
+    return _iota(shape, order).reshape(int(rows), int(columns)).tolist()
+  axes, used = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line).groups()
+  ids = re.search(r"device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\)", line)
+  names, sizes = re.findall(r"'(\w+)'", axes), [int(size) for size in re.findall(r"=(\d+)", axes)]
+  devices = (_iota(*ids.groups()) if ids else np.arange(8)).reshape(sizes)
+  together = [names.index(name) for name in re.findall(r"'(\w+)'", used)]
+  apart = [axis for axis in range(len(names)) if axis not in together]
+  size = int(np.prod([sizes[axis] for axis in together]))
+  return sorted(sorted(row) for row in devices.transpose(apart + together).reshape(-1, size).tolist())
+
+
+def _iota(shape, order):
+  devices = np.arange(8).reshape([int(n) for n in shape.split(",")])
+  return devices.transpose([int(n) for n in order.split(",")]) if order else devices
+
+
+def _gradients(definition, parameters, batch):
+  from moejax.training.step import _gradients as gradients
+
+  return jax.device_get(
+    jax.jit(lambda parameters, batch: gradients(definition, parameters, batch)[0])(parameters, batch)
+  )
+
+
+def _is_names(value):
+  return isinstance(value, tuple)

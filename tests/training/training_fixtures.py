@@ -1,0 +1,64 @@
+"""Tiny experiments and batches that the tests of training share."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.config import Budget, Checkpoints, Data, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.partitioning import make_partitioner
+from moejax.training.state import define
+from moejax.training.step import BATCH_TYPES, make_train_step
+
+
+def tiny(sparse: bool, **fields) -> Experiment:
+  """A model that every mesh of 8 devices divides."""
+  moe = MoE(num_experts=8, experts_per_token=2, d_ff=16, every=2, group_size=16) if sparse else None
+  experiment = Experiment(
+    name="tiny_moe" if sparse else "tiny_dense",
+    model=Model(num_layers=2, d_model=32, num_heads=8, num_kv_heads=8, head_dim=4, d_ff=32, vocab_size=264, moe=moe),
+    data=Data(sequence_length=32),
+    training=Training(
+      batch_size=16,
+      steps=6,
+      budget=Budget(),
+      losses=Losses(z=1e-4, load_balance=0.01 if sparse else 0.0, router_z=0.001 if sparse else 0.0),
+      checkpoints=Checkpoints(every=2),
+      log_every=1,
+    ),
+    optimizer=Optimizer(learning_rate=3e-3),
+    mesh=Mesh(data=1),
+  )
+  return dataclasses.replace(experiment, **fields)
+
+
+def definition_of(experiment: Experiment):
+  return define(experiment, make_partitioner(experiment.mesh, experiment.rules))
+
+
+def random_batch(experiment: Experiment, seed: int = 0) -> dict[str, np.ndarray]:
+  """Tokens with a pattern to learn, documents of 12 tokens, a padded tail in the last row."""
+  shape = (experiment.training.batch_size, experiment.data.sequence_length)
+  random = np.random.default_rng(seed)
+  tokens = (np.arange(shape[1]) * 7 + random.integers(0, 50, (shape[0], 1))) % 257
+  segments = np.broadcast_to(np.arange(shape[1]) // 12 + 1, shape).copy()
+  segments[-1, 20:] = 0
+  weights = (segments > 0) & (np.arange(shape[1]) % 12 != 11)
+  batch = {
+    "tokens": tokens, "targets": (tokens + 7) % 257, "segments": segments,
+    "positions": np.broadcast_to(np.arange(shape[1]) % 12, shape), "weights": weights,
+  }  # fmt: skip
+  return {name: np.asarray(rows, BATCH_TYPES[name]) for name, rows in batch.items()}
+
+
+def run_steps(experiment: Experiment, steps: int = 5):
+  """Parameters, losses and last metrics after some steps on one batch."""
+  definition = definition_of(experiment)
+  state, step = definition.initialise(experiment.training.seed), make_train_step(definition)
+  losses = []
+  for _ in range(steps):
+    batch = jax.device_put(random_batch(experiment), definition.partitioner.batch)
+    state, metrics = step(state, batch, jnp.float32(3e-3))
+    losses.append(float(metrics["loss"]))
+  return jax.device_get(state), losses, jax.device_get(metrics)
