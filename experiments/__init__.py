@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from experiments.quickstart import quickstart, quick_large, quick_small
+from experiments.quickstart import quick_large, quick_small, quickstart
 from moejax.config import Experiment, Suite
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {

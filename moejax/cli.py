@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except KeyboardInterrupt as error:
-    print(f"\nmoejax: {error or 'stopped'}; the same command goes on from what is saved", file=sys.stderr)
+    print(f"\nmoejax: {str(error) or 'stopped'}; the same command goes on from what is saved", file=sys.stderr)
     sys.exit(1)
 
 
@@ -128,8 +128,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
 
   with Display(f"train {experiment.name}") as display:
     summary = train_and_evaluate(experiment, directory, display)
-  results = {name: round(value, 5) if isinstance(value, float) else value for name, value in summary.items()}
-  Console().print(f"{experiment.name}: {results}", highlight=False, markup=False)
+  Console().print(describe.summary_page(summary))
   return 0
 
 
@@ -158,13 +157,8 @@ def _report(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   _no_overrides(overrides)
   directory = _required(known, "workdir", "DIR")
-  from moejax.comparison.record import read_comparison
   from moejax.comparison.report import write_report
 
-  try:
-    read_comparison(directory)  # what it complains of is the user's to mend, what drawing complains of is not
-  except ValueError as error:
-    raise UserError(str(error)) from error
   print(write_report(directory))
   return 0
 

@@ -1,6 +1,7 @@
 """What `moejax show` and `moejax list` print, without importing JAX."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from rich import box
@@ -87,6 +88,17 @@ def suite_page(suite: Suite) -> RenderableType:
       )
   settings = "\n".join(f"{name} = {value}" for name, value in _fields(dataclasses.replace(suite, pairs=())))
   return Group(Text(suite.name, style="bold"), table, Text(settings))
+
+
+def summary_page(summary: Mapping[str, Any]) -> RenderableType:
+  """What a run came to: the figures of its summary.json, a line each."""
+  table = Table(box=None, show_header=False, pad_edge=False, title=Text(summary["name"]), title_justify="left")
+  table.add_column(justify="right", style="dim")
+  table.add_column()
+  for name, value in summary.items():
+    if isinstance(value, int | float):
+      table.add_row(Text(name), f"{value:,}" if isinstance(value, int) else f"{value:,.5g}")
+  return table
 
 
 def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:

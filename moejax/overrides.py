@@ -35,12 +35,14 @@ def _rules_by_name(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 OF_EVERY_MEMBER = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "name")
+OF_SPARSE_MEMBERS = ("model.moe.", "training.losses.load_balance", "training.losses.router_z")
 
 
 def override(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
   """The configuration with fields set, as in `--model.num-layers 4 --data.train a.txt b.jsonl --rules.embed data`.
 
-  A field of an experiment, given for a suite, is set in every member; `--pairs.0.dense.model.d-ff 512` sets it in one.
+  A field of an experiment, given for a suite, is set in every member, one of sparse layers in every sparse member;
+  `--pairs.0.dense.model.d-ff 512` sets it in one.
 
   Raises:
     UserError: an unknown field, a value of the wrong type, or a configuration that is not valid.
@@ -51,12 +53,13 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
   shared = [group for group in groups if _path(group).split(".")[0] in OF_EVERY_MEMBER]
   own = [argument for group in groups if group not in shared for argument in group]
   suite = _parse(cast(Suite, configuration), own)
-  flat = [argument for group in shared for argument in group]
+  of_all = [argument for group in shared for argument in group]
+  of_dense = [argument for group in shared if not _path(group).startswith(OF_SPARSE_MEMBERS) for argument in group]
   pairs = tuple(
     dataclasses.replace(
       pair,
-      dense=_parse(pair.dense, flat),
-      candidates=tuple(_parse(candidate, flat) for candidate in pair.candidates),
+      dense=_parse(pair.dense, of_dense),
+      candidates=tuple(_parse(candidate, of_all) for candidate in pair.candidates),
     )
     for pair in suite.pairs
   )

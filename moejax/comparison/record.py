@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moejax.errors import UserError
+
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to write it anew"
 
@@ -26,15 +28,15 @@ def read_comparison(directory: Path) -> dict[str, Any]:
   """DIR/comparison.json as `checked` returns it.
 
   Raises:
-    ValueError: the file is missing, is not JSON, or lacks what a report needs.
+    UserError: the file is missing, is not JSON, or lacks what a report needs.
   """
   path = Path(directory) / "comparison.json"
   if not path.is_file():
-    raise ValueError(f"{path} does not exist; name a directory that `moejax compare` wrote")
+    raise UserError(f"{path} does not exist; name a directory that `moejax compare` wrote")
   try:
     comparison = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
-    raise ValueError(f"{path} is not JSON ({error}); {AGAIN}") from error
+    raise UserError(f"{path} is not JSON ({error}); {AGAIN}") from error
   return checked(comparison, str(path))
 
 
@@ -42,7 +44,7 @@ def checked(comparison: Any, source: str = "the comparison") -> dict[str, Any]:
   """A copy in which every optional key is present, None where it was not.
 
   Raises:
-    ValueError: something without which members and pairs cannot be told apart is missing, or a number is none.
+    UserError: something without which members and pairs cannot be told apart is missing, or a number is none.
   """
   comparison = _keys(comparison, source, ("suite", "members", "pairs"))
   members = [
@@ -53,7 +55,7 @@ def checked(comparison: Any, source: str = "the comparison") -> dict[str, Any]:
   named = [member["pair"] for member in members] + [pair[key] for pair in pairs for key in KINDS]
   for name in named:
     if name is not None and name not in names:
-      raise ValueError(f"{source}: a pair names {name!r} and the members are {', '.join(names)}; {AGAIN}")
+      raise UserError(f"{source}: a pair names {name!r} and the members are {', '.join(names)}; {AGAIN}")
   baselines = _numbers(comparison.get("baselines") or {}, f"{source}: baselines", BASELINE_NUMBERS)
   optional: dict[str, Any] = {"tolerance": 0.05, "complete": False, "finding": None, "provenance": {}}
   given = {name: value for name, value in comparison.items() if value is not None}
@@ -124,7 +126,7 @@ def _member(member: Any, source: str) -> dict[str, Any]:
   member = _numbers(_keys(member, source, ("name", "kind", "pair")), source, MEMBER_NUMBERS)
   _texts(member, source, "name", "pair")
   if member["kind"] not in KINDS:
-    raise ValueError(f"{source}: kind={member['kind']!r} is not one of {', '.join(KINDS)}; {AGAIN}")
+    raise UserError(f"{source}: kind={member['kind']!r} is not one of {', '.join(KINDS)}; {AGAIN}")
   return {**member, "matched": bool(member.get("matched", member["kind"] == "dense"))}
 
 
@@ -136,22 +138,22 @@ def _pair(pair: Any, source: str) -> dict[str, Any]:
 
 def _keys(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:
   if not isinstance(value, dict):
-    raise ValueError(f"{source} is {type(value).__name__}, not an object; {AGAIN}")
+    raise UserError(f"{source} is {type(value).__name__}, not an object; {AGAIN}")
   lacking = [name for name in names if name not in value]
   if lacking:
-    raise ValueError(f"{source} lacks {', '.join(lacking)}; {AGAIN}")
+    raise UserError(f"{source} lacks {', '.join(lacking)}; {AGAIN}")
   return value
 
 
 def _texts(values: dict[str, Any], source: str, *names: str) -> None:
   for name in names:
     if not isinstance(values[name], str):
-      raise ValueError(f"{source}: {name}={values[name]!r} is not text; {AGAIN}")
+      raise UserError(f"{source}: {name}={values[name]!r} is not text; {AGAIN}")
 
 
 def _list(comparison: dict[str, Any], name: str, source: str) -> list:
   if not isinstance(comparison[name], list):
-    raise ValueError(f"{source}: {name} is not a list; {AGAIN}")
+    raise UserError(f"{source}: {name} is not a list; {AGAIN}")
   return comparison[name]
 
 
@@ -159,5 +161,5 @@ def _numbers(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:
   value = {**dict.fromkeys(names), **_keys(value, source, ())}
   for name in names:
     if value[name] is not None and (isinstance(value[name], bool) or not isinstance(value[name], int | float)):
-      raise ValueError(f"{source}: {name}={value[name]!r} is not a number; {AGAIN}")
+      raise UserError(f"{source}: {name}={value[name]!r} is not a number; {AGAIN}")
   return value

@@ -18,9 +18,9 @@ from moejax.evaluation.held_out import HeldOut
 from moejax.evaluation.run import make_evaluator
 from moejax.training.loop import Run, train
 from moejax.training.metrics import Record
-from moejax.training.prepare import Prepared, prepare
+from moejax.training.prepare import Prepared, on_devices, prepare
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import claim_json, write_json
+from moejax.training.run_directory import COMPARISON, claim_json, write_json
 
 EVALUATION_S = 5.0
 """First guess of the seconds that compiling and running one evaluation takes; the first one corrects it."""
@@ -38,7 +38,9 @@ def compare(suite: Suite, directory: pathlib.Path, display: Display) -> dict[str
     UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
     Interrupted: SIGINT or SIGTERM came during training; the same call continues.
   """
-  claim_json(directory, "suite.json", dataclasses.asdict(suite))
+  for experiment in suite.members:
+    on_devices(experiment)
+  claim_json(directory, COMPARISON, dataclasses.asdict(suite))
   comparison = _Comparison(suite, directory, display)
   comparison.build_corpus()
   comparison.measure()

@@ -12,7 +12,7 @@ from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import make_scorer, score_documents
 from moejax.training.loop import Evaluator, Run, train
 from moejax.training.metrics import Record
-from moejax.training.prepare import prepare
+from moejax.training.prepare import on_devices, prepare
 from moejax.training.run_directory import prepare_directory
 from moejax.training.state import Definition, State, placement_table
 
@@ -24,6 +24,7 @@ def train_and_evaluate(experiment: Experiment, directory: pathlib.Path, display:
     UserError: the directory, the text or the devices do not suit the experiment.
     Interrupted: SIGINT or SIGTERM came; the same call continues.
   """
+  on_devices(experiment)
   prepare_directory(directory)
   display.stage("text: reading and tokenising", total=1.0)
   corpus = build_corpus(experiment.data, directory / "corpus", lambda what, part: display.advance(part, what))

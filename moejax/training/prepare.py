@@ -7,8 +7,9 @@ from collections.abc import Callable
 from moejax.config.experiment import Experiment
 from moejax.data.corpus import Corpus
 from moejax.data.pipeline import train_batches
+from moejax.data.tokenizers import make_tokenizer
 from moejax.errors import UserError
-from moejax.partitioning import make_partitioner
+from moejax.partitioning import Partitioner, make_partitioner
 from moejax.training.loop import Batches, rows_of_process
 from moejax.training.state import Definition, define
 from moejax.training.step import TrainStep, abstract_inputs, make_train_step
@@ -31,10 +32,10 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   """Places and compiles an experiment on the devices present.
 
   Raises:
-    UserError: the mesh does not fit the devices or the tensors, or the vocabulary is smaller than the tokenizer's.
+    UserError: as `on_devices`.
   """
-  check_vocabulary(experiment, corpus)
-  definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules))
+  experiment, partitioner = on_devices(experiment)
+  definition = define(experiment, partitioner)
   begin = time.perf_counter()
   step = make_train_step(definition).lower(*abstract_inputs(definition)).compile()
   compile_time_s = time.perf_counter() - begin
@@ -46,11 +47,18 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   return Prepared(definition, step, batches, compile_time_s)
 
 
-def check_vocabulary(experiment: Experiment, corpus: Corpus) -> None:
-  """Raises UserError where the model has fewer embeddings than the tokenizer has tokens."""
-  needed, there = corpus.tokenizer.vocab_size, experiment.model.vocab_size
+def on_devices(experiment: Experiment) -> tuple[Experiment, Partitioner]:
+  """The experiment with its mesh filled in for the devices present, and the mesh itself; reads and compiles nothing.
+
+  Raises:
+    UserError: the mesh does not fit the devices or the tensors, or the vocabulary is smaller than the tokenizer's.
+  """
+  partitioner = make_partitioner(experiment.mesh, experiment.rules)
+  needed, there = make_tokenizer(experiment.data.tokenizer).vocab_size, experiment.model.vocab_size
   if there < needed:
     raise UserError(
       f"model.vocab_size={there} is less than the {needed} tokens of data.tokenizer={experiment.data.tokenizer!r}; "
       f"use at least {needed}"
     )
+  # Made anew, it checks batch and tensors against the data axis that only the devices decide.
+  return dataclasses.replace(experiment, mesh=partitioner.shape), partitioner

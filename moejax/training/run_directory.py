@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 from typing import Any
@@ -80,7 +81,7 @@ def prepare_directory(directory: pathlib.Path) -> None:
 def write_json(path: pathlib.Path, content: Any) -> None:
   """Writes a JSON file so that a reader, or a kill, sees the old one or the new one and nothing between."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(content, indent=2) + "\n")
+  temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
   temporary.replace(path)
 
 
@@ -108,3 +109,12 @@ def _short(value: Any) -> str:
   """A value for one line."""
   text = repr(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _finite(content: Any) -> Any:
+  """The same with null for what JSON cannot say: a standard error of a single document is not a number."""
+  if isinstance(content, dict):
+    return {name: _finite(value) for name, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_finite(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -89,7 +89,7 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_pa
     assert member["parameters_active"] < member["parameters_total"]
   for member in result["members"]:
     assert 0 < member["bits_per_byte"] < result["baselines"]["unigram_bits_per_byte"]
-    assert 0 < member["bits_per_byte_stderr"] and 0 < member["accuracy"] < 1
+    assert member["bits_per_byte_stderr"] > 0 and 0 < member["accuracy"] < 1
     steps = [record["step"] for record in read_metrics(tmp_path / "runs" / member["name"]) if "loss" in record]
     assert steps[-1] == member["steps"]
   (pair,) = result["pairs"]
@@ -117,8 +117,9 @@ def test_a_stopped_comparison_repeats_nothing_that_was_done(text, tmp_path):
   dense_done = (tmp_path / "runs" / "dense" / "summary.json").stat().st_mtime_ns
 
   class Watching(Display):
-    stages: list[str] = []
-    first: dict[str, float] = {}
+    def __init__(self):
+      super().__init__("test", Console(quiet=True))
+      self.stages, self.first = [], {}
 
     def stage(self, name, total=None):
       self.stages.append(name)
@@ -128,7 +129,7 @@ def test_a_stopped_comparison_repeats_nothing_that_was_done(text, tmp_path):
       self.first.setdefault(self._name, completed)
       super().advance(completed, facts)
 
-  display = Watching("test", Console(quiet=True))
+  display = Watching()
   result = compare(suite, tmp_path, display)
   assert result["complete"]
   assert (tmp_path / "measurements.json").read_bytes() == measured

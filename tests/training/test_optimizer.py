@@ -1,6 +1,7 @@
 """The learning rate of each step."""
 
 import dataclasses
+import itertools
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_it_rises_in_equal_steps_to_the_peak_and_falls_to_the_final_fraction():
   assert rates[:3] == pytest.approx([1 / 11, 2 / 11, 3 / 11])
   assert rates[10] == pytest.approx(1.0) and max(rates) == pytest.approx(1.0)
   assert rates[-1] == pytest.approx(0.1)
-  assert all(a >= b for a, b in zip(rates[11:], rates[12:], strict=False))
+  assert all(a >= b for a, b in itertools.pairwise(rates[11:]))
 
 
 def test_half_way_down_it_is_the_mean_of_peak_and_final():

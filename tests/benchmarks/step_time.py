@@ -1,0 +1,200 @@
+"""Train steps against the bare matrix products of the same steps, in one interleaved run.
+
+    python tests/benchmarks/step_time.py                      # moejax against the floor, 7 rounds
+    python tests/benchmarks/step_time.py --rounds 11 --peers spec_train.json
+    python tests/benchmarks/step_time.py --layers scanned     # the layout that compiles in time flat in the layers
+    python tests/benchmarks/step_time.py --worker moe         # one worker, for another program to drive
+
+A worker is a process that prints `READY {json}` and then, for each line `N` on its standard input, runs N steps and
+prints `T t1 t2 ...` in seconds; `q` ends it. A peer is any command that speaks this, given as {"name": {"cmd": [...],
+"env": {...}, "cwd": "..."}}. Workers take turns, so that whatever else the machine does hits all alike; what counts is
+the median over rounds of the ratio to the floor of the same round.
+
+The floor runs every matrix product of the step forwards and backwards at its own shape, and nothing else. Shapes come
+from the environment, as the peers' workers read them: PB batch 8, PL layers 4, PD width 256, PH heads 4, PF expert
+width 512, PE experts 8, PK experts a token 2, PS sequence 256, PV vocabulary 8192; a dense layer is PF x PK wide.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+DEFAULTS = {"PB": 8, "PL": 4, "PD": 256, "PH": 4, "PF": 512, "PE": 8, "PK": 2, "PS": 256, "PV": 8192}
+WORKERS = ("floor-dense", "floor-moe", "dense", "moe")
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--rounds", type=int, default=7, help="turns of each worker")
+  parser.add_argument("--steps", type=int, default=5, help="steps in a turn, of which the median counts")
+  parser.add_argument("--layers", default="unrolled", choices=("unrolled", "scanned"), help="layout of our layers")
+  parser.add_argument("--peers", type=pathlib.Path, help="JSON file of other workers")
+  parser.add_argument("--out", type=pathlib.Path, help="JSON file for every sample")
+  parser.add_argument("--worker", choices=WORKERS, help="be this worker instead")
+  chosen = parser.parse_args()
+  if chosen.worker:
+    serve(*make_worker(chosen.worker, chosen.layers))
+  else:
+    compare(chosen)
+
+
+def compare(chosen: argparse.Namespace) -> None:
+  """Starts all workers, lets them take turns, and prints the table."""
+  own = {name: {"cmd": [sys.executable, __file__, "--layers", chosen.layers, "--worker", name]} for name in WORKERS}
+  peers = json.loads(chosen.peers.read_text()) if chosen.peers else {}
+  folder = chosen.peers.parent if chosen.peers else None
+  workers = {name: start(name, spec, folder) for name, spec in (own | peers).items()}
+  rounds: dict[str, list[float]] = {name: [] for name in workers}
+  for turn in range(chosen.rounds):
+    for name, worker in workers.items():
+      rounds[name].append(statistics.median(run(worker, chosen.steps)))
+    print(f"round {turn + 1} of {chosen.rounds}", file=sys.stderr)
+  for worker in workers.values():
+    worker.communicate("q\n")
+  if chosen.out:
+    chosen.out.write_text(json.dumps(rounds, indent=1) + "\n")
+  print(f"\n{'worker':<28} {'median ms':>10} {'x floor':>8} {'x our dense':>12}")
+  for name, times_s in rounds.items():
+    floor = rounds["floor-moe" if "moe" in name else "floor-dense"]
+    print(f"{name:<28} {1e3 * statistics.median(times_s):>10.1f} {ratio(times_s, floor):>8.2f} "
+          f"{ratio(times_s, rounds['dense']):>12.2f}")  # fmt: skip
+
+
+def ratio(times_s: list[float], floor_s: list[float]) -> float:
+  """Median over rounds of the ratio within a round."""
+  return statistics.median(a / b for a, b in zip(times_s, floor_s, strict=True))
+
+
+def start(name: str, spec: dict, folder: pathlib.Path | None) -> subprocess.Popen:
+  # Every JAX worker gets what the program gives itself: huge pages, without which page faults take a third of a step.
+  environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, **spec.get("env", {})}
+  begin = time.perf_counter()
+  worker = subprocess.Popen(
+    spec["cmd"], env=environment, cwd=spec.get("cwd", folder), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+  )
+  assert worker.stdout
+  line = worker.stdout.readline()
+  if not line.startswith("READY "):
+    raise SystemExit(f"worker {name} did not start; run {' '.join(spec['cmd'])} to see why")
+  print(f"{name} ready in {time.perf_counter() - begin:.1f} s: {line[6:].strip()}", file=sys.stderr)
+  return worker
+
+
+def run(worker: subprocess.Popen, steps: int) -> list[float]:
+  assert worker.stdin and worker.stdout
+  worker.stdin.write(f"{steps}\n")
+  worker.stdin.flush()
+  return [float(value) for value in worker.stdout.readline().split()[1:]]
+
+
+def serve(step: Callable[[], None], facts: dict) -> None:
+  """The worker's side of the protocol; whatever libraries print goes to standard error."""
+  answers = os.fdopen(os.dup(1), "w", buffering=1)
+  os.dup2(2, 1)
+  answers.write(f"READY {json.dumps(facts)}\n")
+  for line in sys.stdin:
+    if line.strip() == "q":
+      break
+    times_s = []
+    for _ in range(int(line)):
+      begin = time.perf_counter()
+      step()
+      times_s.append(time.perf_counter() - begin)
+    answers.write("T " + " ".join(f"{value:.6f}" for value in times_s) + "\n")
+
+
+def make_worker(name: str, layers: str) -> tuple[Callable[[], None], dict]:
+  sizes = {key: int(os.environ.get(key, value)) for key, value in DEFAULTS.items()}
+  step, facts = (
+    floor(name == "floor-moe", sizes) if name.startswith("floor") else train_step(name == "moe", layers, sizes)
+  )
+  for _ in range(3):
+    step()
+  return step, {"name": name, **facts}
+
+
+def floor(sparse: bool, sizes: dict[str, int]) -> tuple[Callable[[], None], dict]:
+  """Every matrix product of one step: forwards, and both gradients."""
+  import jax
+  import numpy as np
+
+  B, L, D, N, F, E, A, T, V = (sizes[key] for key in ("PB", "PL", "PD", "PH", "PF", "PE", "PK", "PS", "PV"))
+  M, H = B * T, D // N
+  forward = [(4 * L, 1, M, D, D), (L, B * N, T, H, T), (L, B * N, T, T, H), (1, 1, M, D, V)]
+  if sparse:
+    rows = M * A // E
+    forward += [(2 * L, E, rows, D, F), (L, E, rows, F, D), (L, 1, M, D, E)]
+  else:
+    forward += [(2 * L, 1, M, D, F * A), (L, 1, M, F * A, D)]
+  multiply, random = jax.jit(lambda a, b: a @ b), np.random.default_rng(0)
+  products = []
+  for times, batch, m, k, n in forward:
+    for rows, inner, columns in ((m, k, n), (m, n, k), (k, m, n)):
+      lead = (batch,) if batch > 1 else ()
+      a, b = (random.normal(size=(*lead, *shape)).astype(np.float32) for shape in ((rows, inner), (inner, columns)))
+      products.append((times, jax.device_put(a), jax.device_put(b)))
+
+  def step() -> None:
+    for times, a, b in products:
+      for _ in range(times):
+        multiply(a, b).block_until_ready()
+
+  return step, {"gflop": 6e-9 * sum(times * batch * m * k * n for times, batch, m, k, n in forward)}
+
+
+def train_step(sparse: bool, layers: str, sizes: dict[str, int]) -> tuple[Callable[[], None], dict]:
+  """moejax's own step on one device."""
+  begin = time.perf_counter()
+  import jax
+  import numpy as np
+
+  from moejax.config import Data, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+  from moejax.partitioning import make_partitioner
+  from moejax.training.state import define
+  from moejax.training.step import abstract_inputs, make_train_step
+
+  B, L, D, N, F, E, A, T, V = (sizes[key] for key in ("PB", "PL", "PD", "PH", "PF", "PE", "PK", "PS", "PV"))
+  moe = MoE(num_experts=E, experts_per_token=A, d_ff=F, group_size=64) if sparse else None
+  experiment = Experiment(
+    name="benchmark",
+    model=Model(
+      num_layers=L, d_model=D, num_heads=N, num_kv_heads=N, head_dim=D // N, d_ff=F * A, vocab_size=V,
+      tie_embeddings=False, moe=moe, layers=layers,
+    ),
+    data=Data(sequence_length=T),
+    training=Training(batch_size=B, losses=Losses(load_balance=0.01 if sparse else 0.0)),
+    optimizer=Optimizer(learning_rate=1e-3),
+    mesh=Mesh(data=1),
+  )  # fmt: skip
+  definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules))
+  state = definition.initialise(0)
+  compile_begin = time.perf_counter()
+  compiled = make_train_step(definition).lower(*abstract_inputs(definition)).compile()
+  compile_s = time.perf_counter() - compile_begin
+  random, rows = np.random.default_rng(0), (B, T)
+  batch = {
+    "tokens": random.integers(0, V, rows, np.int32), "targets": random.integers(0, V, rows, np.int32),
+    "segments": np.ones(rows, np.int32), "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+    "weights": np.ones(rows, np.float32),
+  }  # fmt: skip
+  batch = jax.device_put(batch, definition.partitioner.batch)
+
+  def step() -> None:
+    nonlocal state
+    state, metrics = compiled(state, batch, np.float32(1e-3))
+    jax.block_until_ready((state, metrics))
+
+  step()
+  first_step_s = time.perf_counter() - begin
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(state.parameters))
+  return step, {"parameters": parameters, "compile_s": compile_s, "first_step_s": first_step_s}
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,89 @@
+"""Optimizer, losses, budget, checkpoints, training: what is refused."""
+
+import pytest
+
+from moejax.config import Budget, Checkpoints, Losses, Optimizer, Training
+from moejax.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["learning_rate", "epsilon", "gradient_clip"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_rate_epsilon_and_clip_must_be_above_0(name, value):
+  with pytest.raises(UserError, match=rf"^optimizer\.{name}={value} must be above 0$"):
+    Optimizer(**{"learning_rate": 1e-3, name: value})
+
+
+def test_weight_decay_may_be_0_but_not_below():
+  assert Optimizer(learning_rate=1e-3, weight_decay=0.0).weight_decay == 0.0
+  with pytest.raises(UserError, match=r"^optimizer\.weight_decay=-0\.1 must be 0 or above$"):
+    Optimizer(learning_rate=1e-3, weight_decay=-0.1)
+
+
+@pytest.mark.parametrize("name", ["final_fraction", "warmup_fraction"])
+def test_fractions_lie_between_0_and_1_with_both(name):
+  for value in (0.0, 1.0):
+    assert getattr(Optimizer(learning_rate=1e-3, **{name: value}), name) == value
+  for value in (-0.01, 1.01):
+    with pytest.raises(UserError, match=rf"^optimizer\.{name}={value} must lie between 0\.0 and 1\.0$"):
+      Optimizer(learning_rate=1e-3, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["beta1", "beta2"])
+def test_moments_decay(name):
+  assert getattr(Optimizer(learning_rate=1e-3, **{name: 0.0}), name) == 0.0
+  for value in (-0.1, 1.0):  # at 1 the bias correction would divide by 0
+    with pytest.raises(UserError, match=rf"^optimizer\.{name}={value} must be 0 or above and below 1$"):
+      Optimizer(learning_rate=1e-3, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["z", "load_balance", "router_z"])
+def test_coefficients_may_be_0_but_not_below(name):
+  assert getattr(Losses(**{name: 0.0}), name) == 0.0
+  with pytest.raises(UserError, match=rf"^losses\.{name}=-0\.5 must be 0 or above$"):
+    Losses(**{name: -0.5})
+
+
+def test_a_budget_has_tokens_and_counts_parameters_in_one_of_four_ways():
+  with pytest.raises(UserError, match=r"^budget\.tokens_per_parameter=0 must be above 0$"):
+    Budget(tokens_per_parameter=0)
+  with pytest.raises(
+    UserError,
+    match=r"^budget\.parameters='all' is not one of total, non_embedding, active, active_non_embedding$",
+  ):
+    Budget(parameters="all")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["every", "keep_last", "keep_every"])
+def test_checkpoints_come_after_a_step_or_more(name):
+  with pytest.raises(UserError, match=rf"^checkpoints\.{name}=0 must be above 0$"):
+    Checkpoints(**{name: 0})
+
+
+def test_checkpoints_that_are_kept_for_ever_must_be_among_those_that_are_made():
+  assert Checkpoints(every=100, keep_every=500).keep_every == 500
+  with pytest.raises(
+    UserError, match=r"^checkpoints\.keep_every=250 is not divisible by checkpoints\.every=100; use 200 or 300$"
+  ):
+    Checkpoints(every=100, keep_every=250)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "gradient_accumulation", "log_every", "steps"])
+@pytest.mark.parametrize("value", [0, -1])
+def test_sizes_of_a_run_must_be_above_0(name, value):
+  with pytest.raises(UserError, match=rf"^training\.{name}={value} must be above 0$"):
+    Training(**{"batch_size": 8, name: value})
+
+
+def test_a_seed_is_not_negative():
+  assert Training(batch_size=8, seed=0).seed == 0
+  with pytest.raises(UserError, match=r"^training\.seed=-1 must be 0 or above$"):
+    Training(batch_size=8, seed=-1)
+
+
+@pytest.mark.parametrize(("batch", "nearest"), [(15, "12 or 16"), (3, "4")])
+def test_the_parts_of_a_batch_are_equal_or_the_nearest_batches_are_named(batch, nearest):
+  with pytest.raises(
+    UserError,
+    match=rf"^training\.batch_size={batch} is not divisible by training\.gradient_accumulation=4; use {nearest}$",
+  ):
+    Training(batch_size=batch, gradient_accumulation=4)

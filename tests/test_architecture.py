@@ -1,0 +1,211 @@
+"""The floors of the house, and how large a thing may become. Reads the source, imports none of it."""
+
+import ast
+import functools
+import graphlib
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# A file imports from its own floor and from floors below it. Each stands as low as its imports allow.
+FLOORS = (
+  ("moejax", "moejax.errors", "moejax.config", "moejax.display", "moejax.huge_pages"),
+  ("experiments",),
+  ("moejax.partitioning", "moejax.overrides", "moejax.lookup", "moejax.describe"),
+  ("moejax.kernels",),
+  ("moejax.models",),
+  ("moejax.data",),
+  ("moejax.training",),
+  ("moejax.evaluation",),
+  ("moejax.comparison",),
+  ("moejax.cli", "launch"),
+)
+FLOOR_OF = {name: i + 1 for i, names in enumerate(FLOORS) for name in names}
+
+ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
+"""What takes seconds to import."""
+
+MAX_FILE_LINES = 500
+MAX_FUNCTION_LINES = 80
+MAX_CONFIG_FIELDS = 100
+SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
+
+NOT_SOURCE = re.compile(r"\.git|\.venv.*|__pycache__|build|dist|.*\.egg-info|.*_cache")
+TEXT_SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".cfg", ".html", ".css", ".js", "")
+
+
+def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  for path in sorted(folder.iterdir()):
+    if path.is_dir() and not NOT_SOURCE.fullmatch(path.name):
+      yield from _files(path)
+    elif path.is_file():
+      yield path
+
+
+TEXTS = [path for path in _files(ROOT) if path.suffix in TEXT_SUFFIXES and path.name != ".git"]
+SOURCES = [path for path in TEXTS if path.suffix == ".py"]
+OURS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("moejax", "experiments", "launch")]
+
+
+def each(paths: list[pathlib.Path]) -> pytest.MarkDecorator:
+  """Parametrises a test by file, with the file in the test's name."""
+  return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
+
+
+def below(*names: str) -> list[pathlib.Path]:
+  """Files of these modules and packages."""
+  return [path for path in OURS if any(f"{module(path)}.".startswith(f"{name}.") for name in names)]
+
+
+@functools.cache
+def tree(path: pathlib.Path) -> ast.Module:
+  return ast.parse(path.read_text(), str(path))
+
+
+def module(path: pathlib.Path) -> str:
+  """Its name to `import`."""
+  return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+BY_MODULE = {module(path): path for path in OURS}
+
+
+@functools.cache
+def imported(path: pathlib.Path, also_local: bool = True) -> frozenset[str]:
+  """Modules that a file imports: of ours the very module, of others the package. `also_local`: in functions too."""
+  names = set()
+  for node in _walk(tree(path), also_local):
+    if isinstance(node, ast.Import):
+      names |= {alias.name for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, f"{path}:{node.lineno}: relative import; write the whole name"
+      submodules = [f"{node.module}.{alias.name}" for alias in node.names]
+      names |= {name if name in BY_MODULE else str(node.module) for name in submodules}
+  return frozenset(name if is_ours(name) else name.partition(".")[0] for name in names)
+
+
+def _walk(node: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
+  for child in ast.iter_child_nodes(node):
+    yield child
+    if into_functions or not isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+      yield from _walk(child, into_functions)
+
+
+def is_ours(name: str) -> bool:
+  return name.partition(".")[0] in ("moejax", "experiments", "launch")
+
+
+def floor(name: str) -> int | None:
+  """The floor of a module: its own, or that of the package it is in. The package moejax itself gives its files none."""
+  parts = name.split(".")
+  names = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+  return next((FLOOR_OF[stem] for stem in names if stem in FLOOR_OF and (stem != "moejax" or stem == name)), None)
+
+
+def reached(name: str, also_local: bool = True) -> set[str]:
+  """All that importing a module of ours imports, directly or not."""
+  seen: set[str] = set()
+  waiting = [name]
+  while waiting:
+    name = waiting.pop()
+    # Importing a module imports the packages that it is in.
+    for found in imported(BY_MODULE[name], also_local) if name in BY_MODULE else ():
+      parents = [found.rsplit(".", depth)[0] for depth in range(found.count(".") + 1)] if is_ours(found) else [found]
+      waiting += [parent for parent in parents if parent not in seen]
+      seen |= set(parents)
+  return seen
+
+
+@each(OURS)
+def test_a_file_imports_only_from_its_own_floor_and_below(path):
+  here = floor(module(path))
+  assert here is not None, f"{module(path)} stands on no floor; add it to FLOORS as low as its imports allow"
+  ours = [name for name in imported(path) if is_ours(name)]
+  wrong = sorted(f"{name} (floor {floor(name)})" for name in ours if (floor(name) or len(FLOORS)) > here)
+  assert not wrong, f"{module(path)} stands on floor {here} and imports {', '.join(wrong)}"
+
+
+def test_every_floor_is_there():
+  gone = [name for name in FLOOR_OF if not below(name)]
+  assert not gone, f"FLOORS names {gone}, which no longer exist"
+
+
+@each(below("moejax.config", "moejax.errors"))
+def test_the_configuration_imports_only_the_standard_library_and_the_errors(path):
+  allowed = {*sys.stdlib_module_names, *map(module, below("moejax.config", "moejax.errors"))}
+  assert imported(path) <= allowed
+
+
+@each(below("experiments"))
+def test_experiments_import_only_the_configuration(path):
+  allowed = {*sys.stdlib_module_names, *map(module, below("experiments", "moejax.config"))}
+  assert imported(path) <= allowed
+
+
+@each(below("moejax.data"))
+def test_the_input_pipeline_never_reaches_jax(path):
+  found = reached(module(path)) & (ACCELERATED - {"grain"})
+  assert not found
+
+
+def test_the_commands_import_nothing_slow_before_they_need_it():
+  assert not reached("moejax.cli", also_local=False) & ACCELERATED
+
+
+@each([path for path in below("moejax", "experiments", "launch") if module(path) != "moejax.cli"])
+def test_only_the_commands_import_inside_functions(path):
+  local = imported(path) - imported(path, also_local=False)
+  assert not local, f"{', '.join(sorted(local))}: import at the top, or move what is shared down a floor"
+
+
+@each(OURS)
+def test_no_import_is_for_types_only(path):
+  names = {node.id for node in ast.walk(tree(path)) if isinstance(node, ast.Name)}
+  names |= {alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom) for alias in node.names}
+  assert "TYPE_CHECKING" not in names, "it hides a cycle; move what is shared down a floor"
+
+
+def test_no_file_imports_itself_through_others():
+  graph = {name: {other for other in imported(path) if other in BY_MODULE} for name, path in BY_MODULE.items()}
+  try:
+    graphlib.TopologicalSorter(graph).prepare()
+  except graphlib.CycleError as error:
+    pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
+
+
+@each(SOURCES)
+def test_no_file_is_longer_than_500_lines(path):
+  lines = len(path.read_text().splitlines())
+  assert lines <= MAX_FILE_LINES, f"{lines} lines: it holds more than one noun; split it"
+
+
+@each(SOURCES)
+def test_no_function_is_longer_than_80_lines(path):
+  functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+  long = {f.name: size for f in functions if (size := (f.end_lineno or 0) - f.lineno + 1) > MAX_FUNCTION_LINES}
+  assert not long, f"{long}: name its parts and call them"
+
+
+@each(SOURCES)
+def test_a_file_is_named_by_its_content(path):
+  assert path.stem.removeprefix("test_") not in SAYS_NOTHING
+  assert not path.stem.endswith(("_v2", "_new", "_old", "_legacy"))
+
+
+def test_the_configuration_stays_small():
+  classes = [node for path in below("moejax.config") for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
+  fields = [item for node in classes for item in node.body if isinstance(item, ast.AnnAssign)]
+  assert len(fields) <= MAX_CONFIG_FIELDS, f"{len(fields)} fields: delete one, or argue for a new number"
+
+
+@each(TEXTS)
+def test_no_file_names_a_folder_of_somebodys_machine(path):
+  private = re.compile(r"(?<![\w.~}\-])/(" + "|".join(("work", "root", "home")) + ")/")
+  lines = path.read_text(errors="replace").splitlines()
+  found = [f"line {i}: {line.strip()[:100]}" for i, line in enumerate(lines, 1) if private.search(line)]
+  assert not found

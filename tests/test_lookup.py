@@ -1,0 +1,127 @@
+"""From a name to an experiment, with a list of our own."""
+
+import pytest
+
+from moejax import lookup
+from moejax.errors import UserError
+from moejax.lookup import find, find_experiment, find_suite, listed
+
+
+@pytest.fixture(autouse=True)
+def our_list(monkeypatch, tiny_dense, tiny_suite):
+  def suite():
+    """A comparison.
+
+    More of it.
+    """
+    return tiny_suite
+
+  monkeypatch.setattr(lookup, "EXPERIMENTS", {"suite": suite, "dense": lambda: tiny_dense})
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+  """Writes a user's file and returns its name; the file is in the current folder."""
+  monkeypatch.chdir(tmp_path)
+
+  def write_file(text: str) -> str:
+    (tmp_path / "own.py").write_text(text)
+    return "own.py"
+
+  return write_file
+
+
+def test_a_listed_name_is_made_anew_by_its_function(tiny_dense, tiny_suite):
+  assert find("dense") == tiny_dense
+  assert find("suite") == tiny_suite
+
+
+def test_a_member_of_a_listed_suite_is_found_by_its_own_name(tiny_moe):
+  assert find("sparse") == find_experiment("sparse") == tiny_moe
+
+
+@pytest.mark.parametrize(
+  ("name", "hint"),
+  [
+    ("sparce", "did you mean sparse?"),
+    ("suit", "did you mean suite?"),
+    ("Dense", "did you mean dense or suite?"),
+    ("xyz", "`moejax list` shows all"),
+  ],
+)
+def test_an_unknown_name_is_told_the_nearest(name, hint):
+  with pytest.raises(UserError) as error:
+    find(name)
+  assert str(error.value) == f"no experiment is named {name!r}; {hint}"
+
+
+def test_a_suite_where_an_experiment_is_needed_names_the_command_and_the_members():
+  with pytest.raises(
+    UserError,
+    match=r"^'suite' is a suite: `moejax compare suite` runs it whole; its members are dense, sparse, wide$",
+  ):
+    find_experiment("suite")
+
+
+def test_an_experiment_where_a_suite_is_needed_names_the_command_and_the_suites():
+  with pytest.raises(UserError, match=r"^'dense' is one experiment: `moejax train dense` runs it; suites are suite$"):
+    find_suite("dense")
+
+
+def test_the_list_has_each_name_once_with_its_first_line_and_then_the_members_that_have_no_name_in_it(
+  tiny_dense, tiny_moe, tiny_suite
+):
+  rows = listed()
+  assert rows[:3] == [
+    ("suite", tiny_suite, "A comparison."),
+    ("dense", tiny_dense, ""),
+    ("sparse", tiny_moe, "member of suite"),
+  ]
+  assert [name for name, _, _ in rows] == ["suite", "dense", "sparse", "wide"]
+
+
+def test_a_users_own_file_gives_experiments_and_suites(mine, tiny_dense, tiny_suite):
+  assert find(f"{mine}:dense") == find_experiment(f"{mine}:dense") == tiny_dense
+  assert find_suite(f"{mine}:suite") == tiny_suite
+
+
+@pytest.mark.parametrize(
+  ("text", "function", "message"),
+  [
+    ("def mine(): ...", "mime", "own.py has no function 'mime'; it has mine"),
+    ("def one(): ...\ndef two(): ...\ndef _three(): ...", "xyz", "own.py has no function 'xyz'; it has one, two"),
+    ("from dataclasses import replace\nx = 1", "replacement", "own.py has no function 'replacement'; it has none"),
+    ("x = 1\ndef mine(): ...", "x", "own.py has no function 'x'; it has mine"),
+    ("def mine(): return 3", "mine", "own.py:mine returned int; it must return an Experiment or a Suite"),
+    (
+      "from moejax.config import Budget\ndef mine(): return Budget(tokens_per_parameter=0)",
+      "mine",
+      "budget.tokens_per_parameter=0 must be above 0",
+    ),
+  ],
+  ids=["nearly", "not at all", "imports do not count", "no function", "no experiment", "not valid"],
+)
+def test_a_file_that_gives_no_experiment_is_told_what_it_has(write, text, function, message):
+  with pytest.raises(UserError) as error:
+    find(f"{write(text)}:{function}")
+  assert str(error.value) == message
+
+
+def test_a_file_that_is_not_there(write):
+  with pytest.raises(
+    UserError,
+    match=r"^other\.py does not exist; name a file and a function in it, as in path/to/mine\.py:my_experiment$",
+  ):
+    find("other.py:mine")
+
+
+def test_a_file_without_a_function(write):
+  with pytest.raises(
+    UserError, match=r"^own\.py names no function; add one of that file, as in own\.py:my_experiment$"
+  ):
+    find(write("def mine(): ..."))
+
+
+def test_a_mistake_in_the_users_own_code_keeps_its_traceback(write):
+  with pytest.raises(ZeroDivisionError):
+    find(f"{write('def mine(): return 1 / 0')}:mine")
