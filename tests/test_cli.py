@@ -328,12 +328,12 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
 
   def train(experiment, directory, display):
     seen.append((experiment.name, experiment.training.steps, directory))
-    return {"held_out/bits_per_byte": 2.3456789, "steps": 5, "path": "[brackets]"}
+    return {"name": "[brackets]", "held_out/bits_per_byte": 2.3456789, "tokens": 1234567, "provenance": {"git": "abc"}}
 
   train_instead(train)
   code, out, err = run("train", "{dense}", "--training.steps", "5", *RUN)
   assert (code, err) == (0, "") and seen == [("dense", 5, tmp_path / "run")]
-  assert "2.34568" in out and "[brackets]" in out
+  assert "[brackets]" in out and "2.3457" in out and "1,234,567" in out and "abc" not in out
 
 
 @pytest.mark.parametrize(
