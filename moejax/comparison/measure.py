@@ -10,7 +10,7 @@ import numpy as np
 
 from moejax.config.chips import peak_flops
 from moejax.config.experiment import Measurement
-from moejax.training.loop import place
+from moejax.training.loop import fetch_essential, place
 from moejax.training.optimizer import learning_rate
 from moejax.training.prepare import Prepared
 
@@ -84,7 +84,7 @@ class _Turns:
       batch = place(next(self._batches), self._member.definition)
       self._state, metrics = self._member.step(self._state, batch, self._rate)
       if waiting is not None:
-        loss = float(jax.device_get(waiting["loss"]))
+        loss = fetch_essential(waiting)["loss"]
         now = time.perf_counter()
         if i > 1:
           times_s.append(now - last)

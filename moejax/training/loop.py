@@ -15,7 +15,7 @@ from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.interrupts import Interrupted, deferred_interrupts
-from moejax.training.loss import Batch
+from moejax.training.loss import Batch, Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.optimizer import learning_rate
 from moejax.training.provenance import provenance
@@ -31,6 +31,8 @@ class Batches(Protocol):
   def get_state(self) -> dict[str, Any]: ...
   def set_state(self, state: dict[str, Any]) -> None: ...
 
+
+ESSENTIAL = ("loss", "grad_norm")
 
 Evaluator = Callable[[State], Mapping[str, float]]
 Observer = Callable[[Record], None]
@@ -103,12 +105,15 @@ def _steps(
   results: dict[str, float] = {}
 
   def report(waiting: tuple[int, Any]) -> None:
-    """Fetches a step's metrics, which by now another step follows on the device, and hands them on."""
+    """Fetches a step's metrics, which by now another step follows on the device, and hands them on.
+
+    All of them only where they are written: on CPU what the host does is taken from the step.
+    """
     step, metrics = waiting
-    record = {"step": step, **flatten(jax.device_get(metrics), experiment.model), **clock.lap()}
+    record = {"step": step, **fetch_essential(metrics), **clock.lap()}
     run.observe(record)
     if step % experiment.training.log_every == 0 or step in (1, run.steps):
-      writer.write(record | clock.mean())
+      writer.write(record | flatten(jax.device_get(metrics), experiment.model) | clock.mean())
     _check_finite(record)
 
   for step in range(done + 1, run.steps + 1):
@@ -145,6 +150,11 @@ def _steps(
 
 def _evaluate(run: Run, state: State) -> dict[str, float]:
   return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
+
+
+def fetch_essential(metrics: Metrics) -> Record:
+  """What every step is watched by; waits for the step to end."""
+  return {name: float(value) for name, value in jax.device_get({name: metrics[name] for name in ESSENTIAL}).items()}
 
 
 def place(batch: Mapping[str, np.ndarray], definition: Definition) -> Batch:
@@ -210,7 +220,7 @@ class _Clock:
 
 
 def _check_finite(record: Record) -> None:
-  for name in ("loss", "grad_norm"):
+  for name in ESSENTIAL:
     if not math.isfinite(record[name]):
       raise FloatingPointError(
         f"{name} is {record[name]} at step {record['step']}; the newest checkpoint is whole: lower the learning rate "
