@@ -24,7 +24,7 @@ def quickstart() -> Suite:
   return Suite(
     name="quickstart",
     pairs=(
-      Pair(dense=small, candidates=(_sparse(small, 8, 56, base_d_ff=128), _sparse(small, 16, 48, base_d_ff=128))),
+      Pair(dense=small, candidates=(_sparse(small, 8, 48, base_d_ff=64), _sparse(small, 16, 40, base_d_ff=64))),
       Pair(dense=large, candidates=(_sparse(large, 8, 96, base_d_ff=240), _sparse(large, 16, 80, base_d_ff=240))),
     ),
     measurement=Measurement(warmup_steps=3, rounds=8, steps_per_round=10),
@@ -33,7 +33,7 @@ def quickstart() -> Suite:
 
 def quick_small() -> Experiment:
   """Dense, 0.14M parameters: about 20 s on 2 CPU cores, 2.7 bits per byte."""
-  return _dense("quick_small", d_model=48, d_ff=224)
+  return _dense("quick_small", d_model=48, d_ff=240)
 
 
 def quick_large() -> Experiment:
