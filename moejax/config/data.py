@@ -17,8 +17,8 @@ class Data:
   """Text sources and their packing into sequences."""
 
   train: tuple[str, ...] = (STANDARD_LIBRARY,)
-  """Text to train on: files, folders or globs of .txt, .md, .py, .jsonl or .jsonl.gz (field "text"), or the embedded
-  corpus python-standard-library."""
+  """Text to train on: files, folders or globs of .txt, .md, .rst, .py, .jsonl or .jsonl.gz (field "text"), or the
+  embedded corpus python-standard-library."""
   validation: tuple[str, ...] = ()
   """Held-out text, as train; empty holds out documents of train by the hash of their name and text."""
   validation_fraction: float = 0.05

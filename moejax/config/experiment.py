@@ -18,7 +18,7 @@ class Evaluation:
   batch_size: int = 16
   """Sequences in one evaluation step, over all devices."""
   max_tokens: int | None = 1_000_000
-  """Held-out tokens that are scored, whole documents in a fixed order; None scores all."""
+  """Held-out tokens that are scored, the first of a fixed shuffled order of documents; None scores all."""
   every: int | None = None
   """Steps between two evaluations during training; None evaluates at the end only."""
 

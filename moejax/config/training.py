@@ -25,7 +25,7 @@ class Optimizer:
   epsilon: float = 1e-8
   """Added to the root of the second moment."""
   weight_decay: float = 0.1
-  """Times the learning rate; on matrices only, not on norms and router-free vectors."""
+  """Times the learning rate; on matrices only, not on the scales of norms."""
   gradient_clip: float = 1.0
   """Largest global norm of the gradient."""
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from moejax.data.corpus import Corpus
 from moejax.data.packing import evaluation_window, num_evaluation_windows
+from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.data.token_stream import TokenStream
 
 _CHUNK = 2**20
@@ -35,7 +36,9 @@ def ngram_baselines(corpus: Corpus, max_tokens: int | None = None) -> dict[str, 
       scores[name] += np.bincount(documents, weights=value, minlength=len(scores[name]))
   result: dict[str, float | None] = {}
   for name, denominator in _SCORES.items():
-    result[name], result[f"{name}_stderr"] = _ratio(scores[name], scores[denominator])
+    stderr = ratio_stderr(scores[name], scores[denominator])
+    result[name] = ratio(scores[name], scores[denominator])
+    result[f"{name}_stderr"] = stderr if np.isfinite(stderr) else None
   return result
 
 
@@ -126,13 +129,3 @@ def _score(model: _Bigrams, contexts: np.ndarray, targets: np.ndarray) -> dict[s
     "unigram_accuracy": targets == model.unigram.argmax(),
     "bigram_accuracy": targets == model.best[contexts],
   }
-
-
-def _ratio(values: np.ndarray, sizes: np.ndarray) -> tuple[float, float | None]:
-  """Sum of `values` over sum of `sizes`, both by document [d], and its standard error."""
-  values, sizes = values[sizes > 0], sizes[sizes > 0]
-  ratio = values.sum() / sizes.sum()
-  d = len(sizes)
-  if d < 2:
-    return float(ratio), None
-  return float(ratio), float(np.sqrt(d / (d - 1) * ((values - ratio * sizes) ** 2).sum()) / sizes.sum())

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.training.loss import Batch
 from moejax.training.state import Definition, Parameters
@@ -73,24 +74,6 @@ class HeldOut:
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))
-
-
-def ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
-  """Sum over sum."""
-  return float(numerators.sum() / denominators.sum())
-
-
-def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
-  """Standard error of sum over sum, documents being the sample (Cochran, Sampling Techniques, equation 2.46).
-
-  Documents and not tokens: tokens of one document are alike, and an error over tokens would be far too small.
-  """
-  used = denominators > 0
-  n = int(used.sum())
-  if n < 2:
-    return float("nan")
-  residual = numerators[used] - ratio(numerators, denominators) * denominators[used]
-  return float(np.sqrt(n / (n - 1) * np.square(residual).sum()) / denominators.sum())
 
 
 def make_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]:

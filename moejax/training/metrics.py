@@ -66,11 +66,6 @@ class MetricsWriter:
     self._board.close()
 
 
-def read_metrics(directory: pathlib.Path) -> list[Record]:
-  """The records of a run; a line that a killed process left half written is passed over."""
-  return [json.loads(line) for line in _lines(directory / "metrics.jsonl")]
-
-
 def _lines(path: pathlib.Path) -> list[str]:
   """Whole lines of a JSONL file, empty where there is none."""
   if not path.exists():

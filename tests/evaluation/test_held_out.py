@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from training_fixtures import definition_of, random_batch, tiny
 
 from moejax.config import Mesh
-from moejax.evaluation.held_out import HeldOut, make_scorer, ratio_stderr, score_documents
+from moejax.evaluation.held_out import HeldOut, make_scorer, score_documents
 
 
 def held_out(nats, correct=(3.0, 1.0), targets=(4.0, 4.0), text_bytes=(4.0, 4.0)):
@@ -22,20 +22,6 @@ def test_bits_per_byte_and_accuracy_are_ratios_of_sums():
   scores = held_out(nats=(4 * np.log(2.0), 12 * np.log(2.0))).summary()
   assert scores["bits_per_byte"] == pytest.approx(2.0)
   assert scores["accuracy"] == pytest.approx(0.5)
-
-
-def test_standard_error_of_equal_documents_is_that_of_their_mean():
-  values = np.array([1.0, 2.0, 4.0, 7.0])
-  assert ratio_stderr(values, np.ones(4)) == pytest.approx(values.std(ddof=1) / 2.0)
-
-
-def test_standard_error_covers_the_spread_of_resampled_documents():
-  random = np.random.default_rng(0)
-  sizes = random.integers(10, 100, 200).astype(float)
-  values = sizes * random.normal(2.0, 0.5, 200)
-  samples = [random.integers(0, 200, 200) for _ in range(2000)]
-  spread = np.std([values[s].sum() / sizes[s].sum() for s in samples])
-  assert ratio_stderr(values, sizes) == pytest.approx(spread, rel=0.1)
 
 
 def test_a_paired_difference_has_a_smaller_error_than_two_models_apart():

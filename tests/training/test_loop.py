@@ -9,14 +9,13 @@ import signal
 import jax
 import numpy as np
 import pytest
-from training_fixtures import tiny
+from training_fixtures import read_metrics, tiny
 
 from moejax.config import Checkpoints, Mesh
 from moejax.data.corpus import build_corpus
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.interrupts import Interrupted
 from moejax.training.loop import Run, train
-from moejax.training.metrics import read_metrics
 from moejax.training.prepare import prepare
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 400

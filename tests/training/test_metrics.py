@@ -4,9 +4,9 @@ import dataclasses
 import json
 
 import numpy as np
-from training_fixtures import tiny
+from training_fixtures import read_metrics, tiny
 
-from moejax.training.metrics import MetricsWriter, flatten, read_metrics, sparse_layers
+from moejax.training.metrics import MetricsWriter, flatten, sparse_layers
 
 
 def test_routing_statistics_are_named_by_the_layer_they_come_from():

@@ -1,6 +1,7 @@
 """Tiny experiments and batches that the tests of training share."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +51,11 @@ def random_batch(experiment: Experiment, seed: int = 0) -> dict[str, np.ndarray]
     "positions": np.broadcast_to(np.arange(shape[1]) % 12, shape), "weights": weights,
   }  # fmt: skip
   return {name: np.asarray(rows, BATCH_TYPES[name]) for name, rows in batch.items()}
+
+
+def read_metrics(directory):
+  """The records of a run."""
+  return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
 def run_steps(experiment: Experiment, steps: int = 5):
