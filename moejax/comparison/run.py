@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import pathlib
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from moejax.comparison.budget import Allotment, allot
@@ -11,6 +13,7 @@ from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
 from moejax.comparison.report import write_report
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.parameters import steps
 from moejax.data.baselines import ngram_baselines
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.display import Display, training_facts
@@ -21,6 +24,7 @@ from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, on_devices, prepare
 from moejax.training.provenance import provenance
 from moejax.training.run_directory import COMPARISON, claim_json, write_json
+from moejax.training.state import State
 
 EVALUATION_S = 5.0
 """First guess of the seconds that compiling and running one evaluation takes; the first one corrects it."""
@@ -66,6 +70,7 @@ class _Comparison:
     self.experiments = {experiment.name: experiment for experiment in suite.members}
     self._prepared: dict[str, Prepared] = {}
     self._evaluation_s = EVALUATION_S
+    self._begin = time.perf_counter()
 
   def build_corpus(self) -> None:
     """Tokenised text, and what counting its bytes alone predicts."""
@@ -99,13 +104,21 @@ class _Comparison:
     run_directory = self.directory / "runs" / allotment.name
     if _is_done(run_directory, allotment):
       return
-    self._show_whole(allotment, 0)
+    self._show_left(allotment, 0)
     prepared = self._prepare(self.experiments[allotment.name])
     self.display.stage(f"train {allotment.name}", total=allotment.steps)
 
     def observe(record: Record) -> None:
       self.display.advance(record["step"], training_facts(record["loss"], record["tokens_per_s"]))
-      self._show_whole(allotment, record["step"])
+      self._show_left(allotment, record["step"])
+
+    score = make_evaluator(prepared.definition, self.corpus, run_directory, self.display)
+
+    def timed_score(state: State) -> Mapping[str, float]:
+      begin = time.perf_counter()
+      scores = score(state)
+      self._evaluation_s = time.perf_counter() - begin
+      return scores
 
     train(
       Run(
@@ -114,7 +127,7 @@ class _Comparison:
         batches=prepared.batches,
         steps=allotment.steps,
         directory=run_directory,
-        evaluators={"held_out": make_evaluator(prepared.definition, self.corpus, run_directory, self.display)},
+        evaluators={"held_out": timed_score},
         observe=observe,
       )
     )
@@ -143,7 +156,12 @@ class _Comparison:
     total = total_steps(len(members), self.suite.measurement)
     self.display.stage("measure step times, members in turn", total=total)
 
+    seen_s: dict[str, float] = {}
+
     def observe(name: str, done: int, facts: dict[str, float]) -> None:
+      seen_s[name] = facts["step_time_s"]
+      if len(seen_s) == len(members):
+        self._expect_left(seen_s, total - done)
       self.display.advance(done, f"{name} {facts['step_time_s'] * 1e3:.1f} ms  {training_facts(facts['loss'])}")
 
     return measure(members, self.suite.measurement, observe)
@@ -154,22 +172,23 @@ class _Comparison:
       self._prepared[experiment.name] = prepare(experiment, self.corpus)
     return self._prepared[experiment.name]
 
-  def _show_whole(self, current: Allotment, step: int) -> None:
-    """Seconds of training and evaluation done and left, of all members."""
-    done_s = left_s = 0.0
-    passed = True
+  def _show_left(self, current: Allotment, step: int) -> None:
+    """The time left for the whole comparison while `current` trains."""
+    left_s, passed = 0.0, True
     for allotment in self.allotments:
-      seconds = allotment.steps * self.timings[allotment.name].step_time_s * allotment.trained
-      evaluation_s = self._evaluation_s * allotment.trained
-      if allotment is current:
-        passed = False
-        done_s += seconds * step / allotment.steps
-        left_s += seconds * (1 - step / allotment.steps) + evaluation_s
-      elif passed:
-        done_s += seconds + evaluation_s
-      else:
-        left_s += seconds + evaluation_s
-    self.display.whole(done_s, left_s)
+      passed = passed and allotment is not current
+      if allotment.trained and not passed:
+        left = 1.0 - (step / allotment.steps if allotment is current else 0.0)
+        left_s += left * allotment.steps * self.timings[allotment.name].step_time_s + self._evaluation_s
+    self.display.whole(time.perf_counter() - self._begin, left_s)
+
+  def _expect_left(self, step_times_s: Mapping[str, float], steps_to_measure: int) -> None:
+    """The same while step times are being measured, from what they seem to be."""
+    left_s = steps_to_measure * sum(step_times_s.values()) / len(step_times_s)
+    for pair in self.suite.pairs:
+      trained = 1 + (len(pair.candidates) if self.suite.train == "all" else 1)
+      left_s += trained * (steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
+    self.display.whole(time.perf_counter() - self._begin, left_s)
 
 
 def _is_done(run_directory: pathlib.Path, allotment: Allotment) -> bool:

@@ -40,8 +40,8 @@ class HeldOut:
       "bits_per_byte_stderr": ratio_stderr(self.nats, self.text_bytes) / NATS_PER_BIT,
       "accuracy": ratio(self.correct, self.targets),
       "accuracy_stderr": ratio_stderr(self.correct, self.targets),
-      "targets": float(self.targets.sum()),
-      "documents": float((self.targets > 0).sum()),
+      "targets": int(self.targets.sum()),
+      "documents": int((self.targets > 0).sum()),
     }
 
   def minus(self, other: "HeldOut") -> dict[str, float]:
