@@ -120,15 +120,6 @@ def test_a_prediction_that_no_context_was_seen_with_may_win():
   assert (best[1], best[2]) == (5, 5)
 
 
-def test_the_standard_error_is_that_of_a_ratio_over_documents():
-  values, sizes = np.array([3.0, 5.0, 0.0, 9.0]), np.array([1.0, 2.0, 0.0, 3.0])
-  ratio, stderr = baselines._ratio(values, sizes)
-  assert ratio == 17 / 6
-  residual = [(3 - ratio) ** 2, (5 - 2 * ratio) ** 2, (9 - 3 * ratio) ** 2]
-  assert stderr == pytest.approx(math.sqrt(3 / 2 * sum(residual)) / 6)
-  assert baselines._ratio(values[:1], sizes[:1]) == (3.0, None)
-
-
 def test_a_corpus_that_repeats_itself_is_easy(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "abcd" * 200}) for _ in range(20)))
   data = Data(train=(str(tmp_path / "a.jsonl"),), validation_fraction=0.3, sequence_length=8)
