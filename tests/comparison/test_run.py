@@ -31,6 +31,9 @@ from moejax.training.interrupts import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
+# A user's environment: without the simulated devices and the quick compilation that conftest.py sets for tests.
+USERS = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION")}
+
 
 def tiny_suite(text: Path) -> Suite:
   """One dense model and two candidates: some 40 steps each."""
@@ -169,7 +172,9 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp
     tmp_path / "out",
   ]
   for seconds in range(8, 400, 7):
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+      command, cwd=ROOT, env=USERS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
       time.sleep(0.1)  # waiting for a process, not for a result
@@ -189,7 +194,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp
 def test_the_quickstart_beats_counting_bigrams_and_pairs_both_scales(tmp_path):
   """The README's first command, whole."""
   command = [sys.executable, "-m", "moejax.cli", "compare", "quickstart", "--workdir", tmp_path]
-  done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+  done = subprocess.run(command, cwd=ROOT, env=USERS, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "comparison.json").read_text())
   assert result["complete"] and len(result["pairs"]) == 2 and len(result["members"]) == 6
