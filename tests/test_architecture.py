@@ -21,6 +21,7 @@ FLOORS = (
   ("moejax.models",),
   ("moejax.data",),
   ("moejax.training",),
+  ("moejax.inference",),
   ("moejax.evaluation",),
   ("moejax.comparison",),
   ("moejax.cli", "launch"),

@@ -9,7 +9,8 @@ from flax import nnx
 
 from moejax.config.model import Model
 from moejax.kernels.attention import attention
-from moejax.models.layers import RMSNorm, residual_gain, rotate, weight
+from moejax.kernels.cached_attention import cached_attention
+from moejax.models.layers import Context, Memory, RMSNorm, residual_gain, rotate, weight
 from moejax.partitioning import Partitioner
 
 
@@ -28,7 +29,10 @@ class Attention(nnx.Module):
     self.k_norm = RMSNorm(H, model.norm_epsilon, None) if model.qk_norm else None
     self.partitioner = partitioner
 
-  def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  def __call__(
+    self, x_BTD: jax.Array, context: Context, memory: Memory | None = None
+  ) -> tuple[jax.Array, Memory | None]:
+    """With `memory`, the tokens follow what is in it, and it is returned with them."""
     B, T, D = x_BTD.shape
     place = self.partitioner.constrain
     # Tokens flattened: on CPU the backward products over [B, T, D] take twice as long as over [M, D].
@@ -39,16 +43,23 @@ class Attention(nnx.Module):
       v_BTKH = _project(x_MD, self.w_v_DKH[...]).reshape(B, T, *self.w_v_DKH.shape[1:])
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-      q_BTNH = place(rotate(q_BTNH, angles), "batch", "sequence", "heads", "head_dim")
-      k_BTKH = place(rotate(k_BTKH, angles), "batch", "sequence", "kv_heads", "head_dim")
+      q_BTNH = place(rotate(q_BTNH, context.angles), "batch", "sequence", "heads", "head_dim")
+      k_BTKH = place(rotate(k_BTKH, context.angles), "batch", "sequence", "kv_heads", "head_dim")
     with jax.named_scope("attention"):
       query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
-      attend = self.partitioner.on_each_device(attention, (query, key, key, ("batch", "sequence")), query)
-      out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+      if memory is None:
+        attend = self.partitioner.on_each_device(attention, (query, key, key, ("batch", "sequence")), query)
+        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT)
+      else:
+        slots = ("batch", None, "kv_heads", "head_dim")
+        inputs = (query, key, key, slots, slots, ("batch", "sequence"))
+        attend = self.partitioner.on_each_device(cached_attention, inputs, (query, slots, slots))
+        out_BTNH, *memory = attend(q_BTNH, k_BTKH, v_BTKH, *memory, context.positions_BT)
+        memory = Memory(*memory)
     with jax.named_scope("attention_out"):
       w_out_ND = self.w_out_NHD[...].reshape(-1, D).astype(x_BTD.dtype)
       out_MD = jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_ND)
-    return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
+    return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed"), memory
 
 
 def _project(x_MD: jax.Array, w_DNH: jax.Array) -> jax.Array:

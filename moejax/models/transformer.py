@@ -3,7 +3,7 @@
 B batch  T position  D embed  V vocab  M = B x T tokens
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from flax import nnx
 from moejax.config.model import Model
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import RMSNorm, rotary_angles, separate, stack, weight
+from moejax.models.layers import Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
 from moejax.models.moe.layer import Auxiliary, MoELayer
 from moejax.partitioning import Partitioner
 
@@ -22,11 +22,8 @@ REMAT_POLICIES = {
 }
 
 
-class Context(NamedTuple):
-  """What every layer needs to know of the tokens."""
-
-  segments_BT: jax.Array
-  angles: tuple[jax.Array, jax.Array]
+Memories = Any
+"""A Memory of every layer: for each period that of each of its blocks, arranged as the layers are, stacked or apart."""
 
 
 class Block(nnx.Module):
@@ -38,13 +35,16 @@ class Block(nnx.Module):
     self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
     self.feed_forward = (MoELayer if sparse else FeedForward)(model, partitioner, rngs)
 
-  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
-    x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context.segments_BT, context.angles)
+  def __call__(
+    self, x_BTD: jax.Array, context: Context, memory: Memory | None
+  ) -> tuple[jax.Array, Auxiliary, Memory | None]:
+    attended_BTD, memory = self.attention(self.attention_norm(x_BTD), context, memory)
+    x_BTD = x_BTD + attended_BTD
     normed_BTD = self.feed_forward_norm(x_BTD)
     if isinstance(self.feed_forward, MoELayer):
       out_BTD, auxiliary = self.feed_forward(normed_BTD, context.segments_BT > 0)
-      return x_BTD + out_BTD, auxiliary
-    return x_BTD + self.feed_forward(normed_BTD), {}
+      return x_BTD + out_BTD, auxiliary, memory
+    return x_BTD + self.feed_forward(normed_BTD), {}, memory
 
 
 class Period(nnx.Module):
@@ -54,12 +54,16 @@ class Period(nnx.Module):
     sparse = [model.moe is not None and i == model.period - 1 for i in range(model.period)]
     self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
 
-  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
+  def __call__(
+    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None
+  ) -> tuple[jax.Array, Auxiliary, tuple[Memory | None, ...]]:
     auxiliary: Auxiliary = {}
-    for block in self.blocks:
-      x_BTD, of_block = block(x_BTD, context)
+    after = []
+    for block, memory in zip(self.blocks, memories or (None,) * len(self.blocks), strict=True):
+      x_BTD, of_block, memory = block(x_BTD, context, memory)
       auxiliary = auxiliary | of_block
-    return x_BTD, auxiliary
+      after.append(memory)
+    return x_BTD, auxiliary, tuple(after)
 
 
 class Transformer(nnx.Module):
@@ -85,13 +89,22 @@ class Transformer(nnx.Module):
       segments_BT: 1, 2, ... by document, 0 for padding; a document sees only itself.
       positions_BT: position in the document, from 0.
     """
-    dtype = self.partitioner.compute_dtype(self.model)
-    with jax.named_scope("embed"):
-      x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
-      x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
-    context = Context(segments_BT, rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta))
-    x_BTD, auxiliary = self._periods(x_BTD, context)
-    return self.final_norm(x_BTD), auxiliary
+    x_BTD, auxiliary, _ = self._layers(tokens_BT, segments_BT, positions_BT, None)
+    return x_BTD, auxiliary
+
+  def extend(
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
+  ) -> tuple[jax.Array, Memories]:
+    """x_BTD of tokens that follow those in `memories`, and `memories` with them; no documents are packed here.
+
+    Args:
+      tokens_BT: token ids.
+      segments_BT: 1, and 0 for padding, which stands after the tokens.
+      positions_BT: position in the sequence, rising by 1 along T; the slots that the tokens take.
+      memories: of every layer.
+    """
+    x_BTD, _, memories = self._layers(tokens_BT, segments_BT, positions_BT, memories)
+    return x_BTD, memories
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
     """logits_MV in float32."""
@@ -107,11 +120,24 @@ class Transformer(nnx.Module):
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
-  def _periods(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
-    """Runs all layers; what they return besides x has a leading dimension of periods."""
+  def _layers(
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
+  ) -> tuple[jax.Array, Auxiliary, Memories]:
+    dtype = self.partitioner.compute_dtype(self.model)
+    with jax.named_scope("embed"):
+      x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
+      x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
+    angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
+    x_BTD, auxiliary, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories)
+    return self.final_norm(x_BTD), auxiliary, memories
 
-    def run(graph: nnx.GraphDef, parameters: nnx.State, x_BTD: jax.Array) -> tuple[jax.Array, Auxiliary]:
-      return nnx.merge(graph, parameters)(x_BTD, context)
+  def _periods(self, x_BTD: jax.Array, context: Context, memories: Memories) -> tuple[jax.Array, Auxiliary, Memories]:
+    """Runs all layers; their losses and statistics have a leading dimension of periods."""
+
+    def run(
+      graph: nnx.GraphDef, parameters: nnx.State, x_BTD: jax.Array, memory: Memories
+    ) -> tuple[jax.Array, Auxiliary, Memories]:
+      return nnx.merge(graph, parameters)(x_BTD, context, memory)
 
     if self.model.remat != "none":
       # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
@@ -119,11 +145,18 @@ class Transformer(nnx.Module):
         run, policy=REMAT_POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
       )
     if isinstance(self.layers, nnx.List):
-      auxiliaries = []
-      for period in self.layers:
+      auxiliaries, after = [], []
+      for period, memory in zip(self.layers, memories or (None,) * len(self.layers), strict=True):
         graph, parameters = nnx.split(period)
-        x_BTD, auxiliary = run(graph, nnx.as_pure(parameters), x_BTD)
+        x_BTD, auxiliary, memory = run(graph, nnx.as_pure(parameters), x_BTD, memory)
         auxiliaries.append(auxiliary)
-      return x_BTD, jax.tree.map(lambda *of_periods: jnp.stack(of_periods), *auxiliaries)
+        after.append(memory)
+      return x_BTD, jax.tree.map(lambda *of_periods: jnp.stack(of_periods), *auxiliaries), tuple(after)
     graph, parameters = nnx.split(self.layers)
-    return jax.lax.scan(lambda x_BTD, of_period: run(graph, of_period, x_BTD), x_BTD, nnx.as_pure(parameters))
+
+    def body(x_BTD: jax.Array, of_period: tuple[nnx.State, Memories]) -> tuple[jax.Array, tuple[Auxiliary, Memories]]:
+      x_BTD, auxiliary, memory = run(graph, of_period[0], x_BTD, of_period[1])
+      return x_BTD, (auxiliary, memory)
+
+    x_BTD, (auxiliary, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories))
+    return x_BTD, auxiliary, memories

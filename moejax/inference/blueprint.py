@@ -1,0 +1,53 @@
+"""A model as it predicts, without its numbers: what every function of inference is compiled from."""
+
+import dataclasses
+from typing import Any
+
+import jax
+from flax import nnx
+
+from moejax.config.model import Model
+from moejax.models.transformer import Transformer
+from moejax.partitioning import Partitioner
+from moejax.training.state import Parameters, abstract_variables
+
+
+@dataclasses.dataclass(frozen=True)
+class Blueprint:
+  """A model on a mesh. Its parameters are those of training, name for name and shape for shape."""
+
+  model: Model
+  partitioner: Partitioner
+  graph: nnx.GraphDef
+  abstract: Any
+  """Parameters as shapes, types and placements."""
+
+  @property
+  def shardings(self) -> Any:
+    """Placement of each parameter."""
+    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract)
+
+  def module(self, parameters: Parameters) -> Transformer:
+    """The module with these parameters."""
+    return nnx.merge(self.graph, parameters)
+
+
+def make_blueprint(model: Model, partitioner: Partitioner) -> Blueprint:
+  """The blueprint of a trained model; allocates nothing.
+
+  Raises:
+    UserError: a parameter that the rules cannot place.
+  """
+  model = dropless(dataclasses.replace(model, remat="none"))
+  graph, variables = abstract_variables(model, partitioner)
+  return Blueprint(model, partitioner, graph, nnx.to_pure_dict(variables))
+
+
+def dropless(model: Model) -> Model:
+  """The model with sparse layers that drop no choice: what a token gets depends on no other token of the batch.
+
+  A group of one token has a row for each of its choices, whatever the capacity factor, and divides any batch.
+  """
+  if model.moe is None:
+    return model
+  return dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=1))
