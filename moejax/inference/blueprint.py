@@ -4,7 +4,9 @@ import dataclasses
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from moejax.config.model import Model
 from moejax.models.transformer import Transformer
@@ -51,3 +53,8 @@ def dropless(model: Model) -> Model:
   if model.moe is None:
     return model
   return dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=1))
+
+
+def put(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:
+  """Rows on the devices; every process holds all of them and gives what its devices need."""
+  return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.inference.blueprint import Blueprint
+from moejax.inference.blueprint import Blueprint, put
 from moejax.inference.buckets import batches_by_length, bucket
 from moejax.inference.cache import Cache, cache_shardings, empty_cache, extend, row_sharding
 from moejax.inference.sampling import GREEDY, Sampling, sample
@@ -84,7 +84,7 @@ class Generator:
     continuations: list[list[int]] = [[] for _ in prompts]
     active_B = (counts_B > 0).astype(np.int32)
     token_B, cache = self._prefill(
-      parameters, _put(tokens_BT, self._blueprint.partitioner.batch), _put(counts_B, self._rows), key, slots
+      parameters, put(tokens_BT, self._blueprint.partitioner.batch), put(counts_B, self._rows), key, slots
     )
     for step in range(1, max_new + 1):
       for row, token in enumerate(np.asarray(token_B)[: len(prompts)].tolist()):
@@ -94,7 +94,7 @@ class Generator:
       if step == max_new or not active_B.any():
         break
       token_B, cache = self._decode(
-        parameters, cache, _put(np.asarray(token_B), self._rows), _put(active_B, self._rows),
+        parameters, cache, put(np.asarray(token_B), self._rows), put(active_B, self._rows),
         jax.random.fold_in(key, step),
       )  # fmt: skip
     return continuations
@@ -102,8 +102,3 @@ class Generator:
 
 def _logits(model: Transformer, x_BD: jax.Array) -> jax.Array:
   return model.partitioner.constrain(model.logits(x_BD), "batch", "vocab")
-
-
-def _put(rows: np.ndarray, sharding: jax.sharding.NamedSharding) -> jax.Array:
-  """Rows on the devices; every process holds all of them and gives what its devices need."""
-  return jax.make_array_from_callback(rows.shape, sharding, rows.__getitem__)

@@ -1,23 +1,21 @@
 """Generation: every step equals the full forward pass, stop conditions, sampling, on one device and on eight."""
 
 import dataclasses
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
-from moejax.inference.blueprint import make_blueprint
+sys.path.insert(0, str(Path(__file__).parent))
+from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
+
 from moejax.inference.cache import cache_shardings, empty_cache, extend
 from moejax.inference.generate import Generator
 from moejax.inference.sampling import Sampling
-from moejax.partitioning import make_partitioner
 
-DENSE = Model(num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=32, vocab_size=40)
-SPARSE = dataclasses.replace(
-  DENSE, num_kv_heads=4, qk_norm=True, moe=MoE(num_experts=4, experts_per_token=2, d_ff=16, every=2, group_size=64)
-)
 MODELS = {
   "dense, grouped queries, scanned": DENSE,
   "dense, untied, capped, unrolled": dataclasses.replace(
@@ -26,40 +24,11 @@ MODELS = {
   "sparse, qk-norm, scanned": SPARSE,
   "sparse, unrolled": dataclasses.replace(SPARSE, layers="unrolled"),
 }
-ONE, EIGHT = Mesh(data=1), Mesh(data=2, expert=2, model=2)
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [8], [4, 6, 2]]
-
-
-def make(model, mesh=ONE):
-  """A blueprint and parameters drawn wide, so that logits differ clearly."""
-  blueprint = make_blueprint(model, make_partitioner(mesh, DATA_EXPERT_MODEL, jax.devices()[: mesh.size]))
-  random = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    return np.asarray(random.normal(float("scale" in jax.tree_util.keystr(path)), 0.3, leaf.shape), np.float32)
-
-  drawn = jax.tree_util.tree_map_with_path(draw, blueprint.abstract)
-  return blueprint, jax.device_put(drawn, blueprint.shardings)
 
 
 def never(ids):
   return False
-
-
-def full_logits(blueprint, parameters, rows):
-  """logits_BTV of whole sequences, without a cache."""
-  longest = max(map(len, rows))
-  tokens_BT = np.array([row + [0] * (longest - len(row)) for row in rows], np.int32)
-  segments_BT = np.array([[1] * len(row) + [0] * (longest - len(row)) for row in rows], np.int32)
-  positions_BT = np.broadcast_to(np.arange(longest, dtype=np.int32), tokens_BT.shape)
-
-  @jax.jit
-  def forward(parameters, tokens_BT, segments_BT, positions_BT):
-    model = blueprint.module(parameters)
-    x_BTD, _ = model(tokens_BT, segments_BT, positions_BT)
-    return model.logits(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*tokens_BT.shape, -1)
-
-  return np.asarray(forward(parameters, tokens_BT, segments_BT, positions_BT))
 
 
 @pytest.mark.parametrize("mesh", [ONE, EIGHT], ids=str)
