@@ -101,6 +101,22 @@ def summary_page(summary: Mapping[str, Any]) -> RenderableType:
   return table
 
 
+def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
+  """The headline of each benchmark, `Score` by name, and what the harness's results say of how it was asked."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for head in ("benchmark", "metric"):
+    table.add_column(head, overflow="fold")
+  for head in ("score", "examples", "shots"):
+    table.add_column(head, justify="right", no_wrap=True)
+  for name, score in scores.items():
+    subtasks = results["group_subtasks"].get(name) or [name]
+    examples = sum(results["n-samples"].get(task, {}).get("effective", 0) for task in subtasks)
+    stderr = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+    shots = str(results["n-shot"].get(name, results["n-shot"].get(subtasks[0], "")))
+    table.add_row(Text(name), Text(score.metric), f"{score.value:.4f}{stderr}", f"{examples:,}", shots)
+  return table
+
+
 def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:
   """One line for each experiment and suite."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

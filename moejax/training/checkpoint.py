@@ -61,7 +61,7 @@ def restore_parameters(directory: pathlib.Path, abstract: Parameters) -> tuple[P
   Raises:
     UserError: the directory has no checkpoint.
   """
-  options = ocp.CheckpointManagerOptions(read_only=True)
+  options = ocp.CheckpointManagerOptions(create=False)
   with ocp.CheckpointManager(directory.absolute(), item_names=("state", "progress"), options=options) as manager:
     step = manager.latest_step()
     if step is None:
