@@ -183,7 +183,7 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   evaluation = experiment.evaluation
   request = harness.Request(
     tasks=tuple(known.tasks or evaluation.tasks or ("core_en",)),
-    limit=known.limit or evaluation.task_limit,
+    limit=evaluation.task_limit if known.limit is None else known.limit,
     few_shot=known.few_shot,
     data=known.data or (pathlib.Path(evaluation.task_data) if evaluation.task_data else None),
   )

@@ -109,10 +109,10 @@ def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> Render
   for head in ("score", "examples", "shots"):
     table.add_column(head, justify="right", no_wrap=True)
   for name, score in scores.items():
-    subtasks = results["group_subtasks"].get(name) or [name]
-    examples = sum(results["n-samples"].get(task, {}).get("effective", 0) for task in subtasks)
+    tasks = _subtasks(name, results["group_subtasks"])
+    examples = sum(results["n-samples"][task]["effective"] for task in tasks)
     stderr = "" if score.stderr is None else f" ± {score.stderr:.4f}"
-    shots = str(results["n-shot"].get(name, results["n-shot"].get(subtasks[0], "")))
+    shots = ", ".join(str(n) for n in sorted({results["n-shot"][task] for task in tasks}))
     table.add_row(Text(name), Text(score.metric), f"{score.value:.4f}{stderr}", f"{examples:,}", shots)
   return table
 
@@ -132,6 +132,12 @@ def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType
       kind = "moe" if value.model.moe else "dense"
       table.add_row(name, kind, f"{_short(parameters.total)} / {_short(parameters.active)}", summary)
   return table
+
+
+def _subtasks(name: str, groups: Mapping[str, list[str]]) -> list[str]:
+  """The tasks of a group and of the groups in it; a task's own name."""
+  children = groups.get(name) or []
+  return [task for child in children for task in _subtasks(child, groups)] if children else [name]
 
 
 def _tree(experiment: Experiment) -> Text:

@@ -19,7 +19,7 @@ FLOORS = (
   ("moejax.partitioning", "moejax.overrides", "moejax.lookup", "moejax.describe"),
   ("moejax.kernels",),
   ("moejax.models",),
-  ("moejax.data",),
+  ("moejax.data", "moejax.interop"),
   ("moejax.training",),
   ("moejax.inference",),
   ("moejax.evaluation",),

@@ -14,6 +14,7 @@ import lm_eval
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
@@ -174,6 +175,12 @@ class Request:
   data: pathlib.Path | None = None
   """Folder of the tasks' data; None leaves to the harness where it comes from."""
 
+  def __post_init__(self):
+    if self.limit is not None and self.limit < 1:
+      raise UserError(f"limit={self.limit} must be 1 or above")
+    if self.few_shot is not None and self.few_shot < 0:
+      raise UserError(f"few_shot={self.few_shot} must be 0 or above")
+
 
 def evaluate(
   model: HarnessModel, request: Request, directory: pathlib.Path, parameters: Parameters, step: int
@@ -242,8 +249,24 @@ def _load(manager: TaskManager, benchmark: Benchmark, few_shot: int | None) -> l
   """A benchmark's task, its group or the tasks of its tag, with their data, and the examples in a prompt set."""
   loaded = manager.load([benchmark.name])
   shots = benchmark.few_shot if few_shot is None else few_shot
-  if shots is not None:
-    for task in loaded["tasks"].values():
+  for task in loaded["tasks"].values():
+    if shots is not None:
       task.set_config(key="num_fewshot", value=shots)
+    if isinstance(task, ConfigurableTask) and task.config.num_fewshot and task.config.doc_to_choice:
+      _show_one_choice(task)
   group = loaded["groups"].get(benchmark.name)
   return [group] if group else list(loaded["tasks"].values())
+
+
+def _show_one_choice(task: ConfigurableTask) -> None:
+  """Lets examples in a prompt show the first of several right choices, where harness 0.4.13 stops at the list."""
+  given = task.fewshot_cfg.doc_to_target
+
+  def target(doc: dict) -> Any:
+    answer = task.doc_to_target(doc, given)
+    return answer[0] if isinstance(answer, list) else answer
+
+  example = next(iter(task.fewshot_docs()))
+  answer = task.doc_to_target(example, given)
+  if isinstance(answer, list) and all(isinstance(choice, int) for choice in answer):
+    task.fewshot_cfg.doc_to_target = target

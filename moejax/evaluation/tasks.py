@@ -84,15 +84,19 @@ def average(scores: Mapping[str, Score]) -> Score | None:
   stderrs = [score.stderr for score in accuracies if score.stderr is not None]
   whole = len(stderrs) == len(accuracies)
   stderr = math.sqrt(sum(stderr**2 for stderr in stderrs)) / len(accuracies) if whole else None
-  return Score(sum(score.value for score in accuracies) / len(accuracies), stderr, "mean accuracy")
+  return Score(sum(score.value for score in accuracies) / len(accuracies), stderr, "accuracy")
 
 
 def flat(scores: Mapping[str, Score]) -> dict[str, float]:
-  """NAME and NAME_stderr of every benchmark and of their `average`."""
+  """NAME/METRIC and NAME/METRIC_stderr of every benchmark, and of their `average/accuracy`."""
   mean = average(scores)
-  named = {**scores, **({"average": mean} if mean else {})}
-  values = {name: score.value for name, score in named.items()}
-  return values | {f"{name}_stderr": score.stderr for name, score in named.items() if score.stderr is not None}
+  values = {}
+  for name, score in {**scores, **({"average": mean} if mean else {})}.items():
+    key = f"{name}/{score.metric.partition(',')[0]}"
+    values[key] = score.value
+    if score.stderr is not None:
+      values[f"{key}_stderr"] = score.stderr
+  return values
 
 
 def _headline(results: Mapping[str, Any], benchmark: Benchmark) -> Score:
