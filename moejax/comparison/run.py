@@ -49,6 +49,8 @@ def compare(
   for experiment in suite.members:
     on_devices(experiment)
   claim_json(directory, COMPARISON, dataclasses.asdict(suite))
+  for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
+    display.note(f"caution: {name}: {caution}")
   comparison = _Comparison(suite, directory, display, ask)
   comparison.build_corpus()
   comparison.measure()
@@ -135,6 +137,7 @@ class _Comparison:
         directory=run_directory,
         evaluators={name: functools.partial(timed, name) for name in evaluators},
         observe=observe,
+        warn=lambda text: self.display.note(f"warning: {allotment.name}: {text}"),
       )
     )
     self._prepared.pop(allotment.name)  # its program is not needed again

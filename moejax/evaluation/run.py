@@ -38,6 +38,8 @@ def train_and_evaluate(
   """
   on_devices(experiment)
   prepare_directory(directory)
+  for caution in experiment.cautions:
+    display.note(f"caution: {caution}")
   display.stage("text: reading and tokenising", total=1.0)
   corpus = build_corpus(experiment.data, directory / "corpus", lambda what, part: display.advance(part, what))
   display.stage(f"compile {experiment.name}")
@@ -60,6 +62,7 @@ def train_and_evaluate(
       directory=directory,
       evaluators=make_evaluators(prepared.definition, corpus, directory, display, ask),
       observe=observe,
+      warn=lambda text: display.note(f"warning: {text}"),
     )
   )
 

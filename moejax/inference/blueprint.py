@@ -9,6 +9,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from moejax.config.model import Model
+from moejax.errors import UserError
 from moejax.models.transformer import Transformer
 from moejax.partitioning import Partitioner
 from moejax.training.state import Parameters, abstract_variables
@@ -38,7 +39,7 @@ def make_blueprint(model: Model, partitioner: Partitioner) -> Blueprint:
   """The blueprint of a trained model; allocates nothing.
 
   Raises:
-    UserError: a parameter that the rules cannot place.
+    UserError: a parameter that the rules cannot place, or as `dropless`.
   """
   model = dropless(dataclasses.replace(model, remat="none"))
   graph, variables = abstract_variables(model, partitioner)
@@ -48,11 +49,24 @@ def make_blueprint(model: Model, partitioner: Partitioner) -> Blueprint:
 def dropless(model: Model) -> Model:
   """The model with sparse layers that drop no choice: what a token gets depends on no other token of the batch.
 
-  A group of one token has a row for each of its choices, whatever the capacity factor, and divides any batch.
+  Raises:
+    UserError: experts choose their tokens, later ones too, so that no token can be predicted before it is there.
   """
-  if model.moe is None:
+  moe = model.moe
+  if moe is None:
     return model
-  return dataclasses.replace(model, moe=dataclasses.replace(model.moe, group_size=1))
+  if moe.router.kind == "expert_choice":
+    raise UserError(
+      "router.kind='expert_choice' lets a prediction depend on later tokens, so the model cannot continue or score a "
+      "text; train with another router for that"
+    )
+  if moe.dispatch == "dense":
+    return model
+  # Groups of one token divide any batch; what limits rows goes back to its default, which grouped does not read.
+  moe = dataclasses.replace(
+    moe, dispatch="grouped", group_size=1, capacity_factor=1.0, priority="choice", receive_factor=None
+  )
+  return dataclasses.replace(model, moe=moe)
 
 
 def put(rows: np.ndarray, sharding: NamedSharding) -> jax.Array:

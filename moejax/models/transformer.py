@@ -13,7 +13,8 @@ from moejax.config.model import Model
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
-from moejax.models.moe.layer import Auxiliary, MoELayer
+from moejax.models.moe.balance import Auxiliary
+from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import Partitioner
 
 REMAT_POLICIES = {
@@ -33,18 +34,25 @@ class Block(nnx.Module):
     self.attention_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
     self.attention = Attention(model, partitioner, rngs)
     self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
-    self.feed_forward = (MoELayer if sparse else FeedForward)(model, partitioner, rngs)
+    if sparse:
+      self.feed_forward: MoELayer | FeedForward = MoELayer(model, partitioner, rngs)
+    else:
+      self.feed_forward = FeedForward(model, model.d_ff, partitioner, rngs)
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memory: Memory | None
-  ) -> tuple[jax.Array, Auxiliary, Memory | None]:
-    attended_BTD, memory = self.attention(self.attention_norm(x_BTD), context, memory)
-    x_BTD = x_BTD + attended_BTD
+    self, x_BTD: jax.Array, context: Context, memory: Memory | None, key: jax.Array | None
+  ) -> tuple[jax.Array, list[Auxiliary], Memory | None]:
+    """x_BTD, what each part of the layer that has a router says of it, and `memory` with the tokens."""
+    auxiliaries = []
+    out_BTD, of_heads, memory = self.attention(self.attention_norm(x_BTD), context, memory)
+    x_BTD = x_BTD + out_BTD
+    if of_heads is not None:
+      auxiliaries.append(of_heads)
     normed_BTD = self.feed_forward_norm(x_BTD)
-    if isinstance(self.feed_forward, MoELayer):
-      out_BTD, auxiliary = self.feed_forward(normed_BTD, context.segments_BT > 0)
-      return x_BTD + out_BTD, auxiliary, memory
-    return x_BTD + self.feed_forward(normed_BTD), {}, memory
+    if isinstance(self.feed_forward, FeedForward):
+      return x_BTD + self.feed_forward(normed_BTD), auxiliaries, memory
+    out_BTD, of_experts = self.feed_forward(normed_BTD, context.segments_BT > 0, key)
+    return x_BTD + out_BTD, [*auxiliaries, of_experts], memory
 
 
 class Period(nnx.Module):
@@ -55,15 +63,28 @@ class Period(nnx.Module):
     self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None
+    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None, key: jax.Array | None
   ) -> tuple[jax.Array, Auxiliary, tuple[Memory | None, ...]]:
-    auxiliary: Auxiliary = {}
+    """x_BTD, losses and statistics with a leading dimension of the layers of this period that have them, and
+    `memories` with the tokens."""
+    auxiliaries: list[Auxiliary] = []
     after = []
     for block, memory in zip(self.blocks, memories or (None,) * len(self.blocks), strict=True):
-      x_BTD, of_block, memory = block(x_BTD, context, memory)
-      auxiliary = auxiliary | of_block
+      x_BTD, of_block, memory = block(x_BTD, context, memory, key)
+      auxiliaries += of_block
       after.append(memory)
-    return x_BTD, auxiliary, tuple(after)
+    return x_BTD, _by_name(auxiliaries), tuple(after)
+
+
+def _by_name(auxiliaries: list[Auxiliary]) -> Auxiliary:
+  """One array for each loss and statistic, with a leading dimension of the layers that have it."""
+  kinds = {kind: [auxiliary[kind] for auxiliary in auxiliaries] for kind in (auxiliaries[0] if auxiliaries else ())}
+  return {
+    kind: {
+      name: jnp.stack([of[name] for of in found if name in of]) for name in dict.fromkeys(n for of in found for n in of)
+    }
+    for kind, found in kinds.items()
+  }
 
 
 class Transformer(nnx.Module):
@@ -80,16 +101,17 @@ class Transformer(nnx.Module):
     self.partitioner = partitioner
 
   def __call__(
-    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, key: jax.Array | None = None
   ) -> tuple[jax.Array, Auxiliary]:
-    """x_BTD after the last norm, and the sparse layers' losses and statistics with a leading layer dimension.
+    """x_BTD after the last norm, and routers' losses and statistics with a leading dimension of layers that have them.
 
     Args:
       tokens_BT: token ids.
       segments_BT: 1, 2, ... by document, 0 for padding; a document sees only itself.
       positions_BT: position in the document, from 0.
+      key: of routers' noise in training; None has no noise.
     """
-    x_BTD, auxiliary, _ = self._layers(tokens_BT, segments_BT, positions_BT, None)
+    x_BTD, auxiliary, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, key)
     return x_BTD, auxiliary
 
   def extend(
@@ -103,7 +125,7 @@ class Transformer(nnx.Module):
       positions_BT: position in the sequence, rising by 1 along T; the slots that the tokens take.
       memories: of every layer.
     """
-    x_BTD, _, memories = self._layers(tokens_BT, segments_BT, positions_BT, memories)
+    x_BTD, _, memories = self._layers(tokens_BT, segments_BT, positions_BT, memories, None)
     return x_BTD, memories
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
@@ -121,23 +143,31 @@ class Transformer(nnx.Module):
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
   def _layers(
-    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
+    self,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    positions_BT: jax.Array,
+    memories: Memories,
+    key: jax.Array | None,
   ) -> tuple[jax.Array, Auxiliary, Memories]:
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
       x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
-    x_BTD, auxiliary, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories)
+    x_BTD, auxiliary, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, key)
     return self.final_norm(x_BTD), auxiliary, memories
 
-  def _periods(self, x_BTD: jax.Array, context: Context, memories: Memories) -> tuple[jax.Array, Auxiliary, Memories]:
-    """Runs all layers; their losses and statistics have a leading dimension of periods."""
+  def _periods(
+    self, x_BTD: jax.Array, context: Context, memories: Memories, key: jax.Array | None
+  ) -> tuple[jax.Array, Auxiliary, Memories]:
+    """Runs all layers; their losses and statistics have a leading dimension of layers."""
+    keys = None if key is None else jax.random.split(key, self.model.num_periods)
 
     def run(
-      graph: nnx.GraphDef, parameters: nnx.State, x_BTD: jax.Array, memory: Memories
+      graph: nnx.GraphDef, parameters: nnx.State, memory: Memories, key: jax.Array | None, x_BTD: jax.Array
     ) -> tuple[jax.Array, Auxiliary, Memories]:
-      return nnx.merge(graph, parameters)(x_BTD, context, memory)
+      return nnx.merge(graph, parameters)(x_BTD, context, memory, key)
 
     if self.model.remat != "none":
       # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
@@ -146,17 +176,21 @@ class Transformer(nnx.Module):
       )
     if isinstance(self.layers, nnx.List):
       auxiliaries, after = [], []
-      for period, memory in zip(self.layers, memories or (None,) * len(self.layers), strict=True):
+      for i, period in enumerate(self.layers):
         graph, parameters = nnx.split(period)
-        x_BTD, auxiliary, memory = run(graph, nnx.as_pure(parameters), x_BTD, memory)
+        memory, of_period = memories and memories[i], None if keys is None else keys[i]
+        x_BTD, auxiliary, memory = run(graph, nnx.as_pure(parameters), memory, of_period, x_BTD)
         auxiliaries.append(auxiliary)
         after.append(memory)
-      return x_BTD, jax.tree.map(lambda *of_periods: jnp.stack(of_periods), *auxiliaries), tuple(after)
+      return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *auxiliaries), tuple(after)
     graph, parameters = nnx.split(self.layers)
 
-    def body(x_BTD: jax.Array, of_period: tuple[nnx.State, Memories]) -> tuple[jax.Array, tuple[Auxiliary, Memories]]:
-      x_BTD, auxiliary, memory = run(graph, of_period[0], x_BTD, of_period[1])
+    def body(
+      x_BTD: jax.Array, of_period: tuple[nnx.State, Memories, jax.Array | None]
+    ) -> tuple[jax.Array, tuple[Auxiliary, Memories]]:
+      x_BTD, auxiliary, memory = run(graph, *of_period, x_BTD)
       return x_BTD, (auxiliary, memory)
 
-    x_BTD, (auxiliary, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories))
+    x_BTD, (auxiliary, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys))
+    auxiliary = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), auxiliary)
     return x_BTD, auxiliary, memories
