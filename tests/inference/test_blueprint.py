@@ -5,9 +5,11 @@ from functools import partial
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
+from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
+from moejax.errors import UserError
 from moejax.inference.blueprint import make_blueprint
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
@@ -42,3 +44,10 @@ def test_a_blueprint_equals_the_model_whose_capacity_drops_nothing_and_not_the_o
   np.testing.assert_allclose(got, expected, atol=2e-5)
   cut, dropped = features(graph_of(TRAINED), parameters, TOKENS_BT)
   assert np.all(dropped > 0.3) and np.abs(got - cut).max() > 1e-2
+
+
+def test_a_model_whose_experts_choose_their_tokens_is_refused():
+  router = Router(kind="expert_choice", renormalize=False)
+  moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, router=router)
+  with pytest.raises(UserError, match="depend on later tokens"):
+    make_blueprint(dataclasses.replace(TRAINED, moe=moe), PARTITIONER)

@@ -18,11 +18,13 @@ from moejax.inference.sampling import Sampling
 
 MODELS = {
   "dense, grouped queries, scanned": DENSE,
-  "dense, untied, capped, unrolled": dataclasses.replace(
-    DENSE, tie_embeddings=False, logit_cap=3.0, qk_norm=True, layers="unrolled"
+  "experts of heads, untied, capped, unrolled": dataclasses.replace(
+    DENSE, tie_embeddings=False, logit_cap=3.0, qk_norm=True, layers="unrolled", attention_experts=2
   ),
   "sparse, qk-norm, scanned": SPARSE,
-  "sparse, unrolled": dataclasses.replace(SPARSE, layers="unrolled"),
+  "sparse, shared expert, unrolled": dataclasses.replace(
+    SPARSE, layers="unrolled", moe=dataclasses.replace(SPARSE.moe, num_shared_experts=1, priority="token")
+  ),
 }
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [8], [4, 6, 2]]
 
@@ -67,7 +69,7 @@ def _each(blueprint, batch, slots):
   return dataclasses.replace(cache, memories=memories, lengths_B=shardings.lengths_B)
 
 
-@pytest.mark.parametrize("name", ["dense, grouped queries, scanned", "sparse, unrolled"])
+@pytest.mark.parametrize("name", ["dense, grouped queries, scanned", "sparse, shared expert, unrolled"])
 def test_every_token_of_a_continuation_is_the_best_after_what_is_before_it(name):
   blueprint, parameters = make(MODELS[name], EIGHT)
   new = dict(Generator(blueprint, batch_size=4, vocab_size=38).generate(parameters, PROMPTS, [never] * 4, max_new=5))

@@ -50,23 +50,27 @@ def test_scores_are_those_of_the_full_forward_pass_and_come_once_each(model, mes
   random = np.random.default_rng(2)
   sizes = [(3, 4), (1, 1), (7, 0), (20, 2), (1, 20), (1, 31), (9, 16), (4, 1)]
   pairs = [(random.integers(0, 40, a).tolist(), random.integers(0, 40, b).tolist()) for a, b in sizes]
-  best_V = full_logits(blueprint, parameters, [pairs[7][0]] * 4)[0, -1]
-  pairs[7] = (pairs[7][0], [int(best_V.argmax())])  # what greedy decoding gives
+  pairs[7] = (pairs[7][0], greedy_token(blueprint, parameters, pairs[7][0]))
   got = list(Scorer(blueprint, batch_size=4, max_length=16).score(parameters, pairs))
   assert sorted(i for i, _ in got) == list(range(len(pairs)))
   assert dict(got)[2] == (0.0, True) and dict(got)[7][1] and not dict(got)[0][1]
+  parts = [(i, part) for i, pair in enumerate(pairs) for part in windows(*pair, 16)]
+  rows = [part.tokens for _, part in parts]
+  logits_BTV = full_logits(blueprint, parameters, rows + [[0]] * (-len(rows) % 4)).astype(np.float64)
+  expected = {i: (0.0, True) for i in range(len(pairs))}
+  for (i, part), logits_TV in zip(parts, logits_BTV, strict=False):
+    for t in range(len(part.tokens) - part.scored, len(part.tokens)):
+      logits_V, (score, greedy) = logits_TV[t - 1], expected[i]
+      score += logits_V[part.tokens[t]] - np.log(np.exp(logits_V).sum())
+      expected[i] = (score, greedy and logits_V.argmax() == part.tokens[t])
   for i, (score, greedy) in got:
-    parts = windows(*pairs[i], 16)
-    rows = [part.tokens for part in parts] + [[0]] * (4 - len(parts))
-    logits_BTV = full_logits(blueprint, parameters, rows).astype(np.float64)
-    expected, all_best = 0.0, True
-    for part, logits_TV in zip(parts, logits_BTV, strict=False):
-      for t in range(len(part.tokens) - part.scored, len(part.tokens)):
-        logits_V = logits_TV[t - 1]
-        expected += logits_V[part.tokens[t]] - np.log(np.exp(logits_V).sum())
-        all_best = all_best and logits_V.argmax() == part.tokens[t]
-    assert score == pytest.approx(expected, abs=2e-4), pairs[i]
-    assert greedy == all_best
+    assert score == pytest.approx(expected[i][0], abs=2e-4), pairs[i]
+    assert greedy == expected[i][1]
+
+
+def greedy_token(blueprint, parameters, prompt):
+  """The one token that greedy decoding adds."""
+  return [int(full_logits(blueprint, parameters, [prompt] * 4)[0, -1].argmax())]
 
 
 def test_a_program_is_compiled_for_a_few_lengths_and_not_for_each_example():
