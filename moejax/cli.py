@@ -14,7 +14,7 @@ from rich.console import Console
 
 import moejax
 from moejax import describe, lookup
-from moejax.config.experiment import Experiment
+from moejax.config.experiment import Evaluation, Experiment
 from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
@@ -141,7 +141,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   restart_with_huge_pages()
   from moejax.evaluation.run import train_and_evaluate
 
-  ask = import_harness().make_task_evaluator if experiment.evaluation.tasks else None
+  ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   with Display(f"train {experiment.name}") as display:
     summary = train_and_evaluate(experiment, directory, display, ask)
   Console().print(describe.summary_page(summary))
@@ -160,7 +160,8 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.comparison.run import compare
   from moejax.comparison.table import terminal_table
 
-  ask = import_harness().make_task_evaluator if suite.members[0].evaluation.tasks else None
+  evaluation = suite.members[0].evaluation
+  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
   with Display(f"compare {suite.name}") as display:
     comparison = compare(suite, directory, display, ask)
   console = Console()
@@ -176,30 +177,33 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   there = read_experiment(directory)
   experiment = override(there, overrides)
   check_only_operational(there, experiment)
+  given = {
+    "tasks": known.tasks and tuple(known.tasks),
+    "task_limit": known.limit,
+    "task_data": known.data and str(known.data),
+  }
+  given = {name: value for name, value in given.items() if value is not None}
+  evaluation = dataclasses.replace(experiment.evaluation, **given)
   restart_with_huge_pages()
-  harness = import_harness()
+  harness = import_harness(evaluation)
   from moejax.evaluation.tasks import benchmarks, headlines
 
-  evaluation = experiment.evaluation
-  request = harness.Request(
-    tasks=tuple(known.tasks or evaluation.tasks or ("core_en",)),
-    limit=evaluation.task_limit if known.limit is None else known.limit,
-    few_shot=known.few_shot,
-    data=known.data or (pathlib.Path(evaluation.task_data) if evaluation.task_data else None),
-  )
+  request = harness.make_request(evaluation, known.few_shot)
   with Display(f"evaluate {experiment.name}") as display:
     results = harness.evaluate_run(directory, experiment, request, display)
   Console().print(describe.scores_page(headlines(results, benchmarks(request.tasks)), results))
   return 0
 
 
-def import_harness() -> ModuleType:
-  """moejax.evaluation.harness, told to leave progress to us.
+def import_harness(evaluation: Evaluation) -> ModuleType:
+  """moejax.evaluation.harness, told to leave progress to us, and to fetch nothing where the tasks' data is at hand.
 
   Raises:
     UserError: lm-evaluation-harness is not installed.
   """
   os.environ.setdefault("TQDM_DISABLE", "1")
+  if evaluation.task_data is not None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
   # It would fork this process, whose JAX threads a child does not have.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   try:

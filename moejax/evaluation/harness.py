@@ -19,7 +19,7 @@ from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_tex
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable
 
-from moejax.config.experiment import Experiment
+from moejax.config.experiment import Evaluation, Experiment
 from moejax.config.parameters import count
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.display import Display
@@ -176,10 +176,14 @@ class Request:
   """Folder of the tasks' data; None leaves to the harness where it comes from."""
 
   def __post_init__(self):
-    if self.limit is not None and self.limit < 1:
-      raise UserError(f"limit={self.limit} must be 1 or above")
     if self.few_shot is not None and self.few_shot < 0:
       raise UserError(f"few_shot={self.few_shot} must be 0 or above")
+
+
+def make_request(evaluation: Evaluation, few_shot: int | None = None) -> Request:
+  """What an experiment says that is asked, core_en where it says nothing."""
+  data = None if evaluation.task_data is None else pathlib.Path(evaluation.task_data)
+  return Request(tasks=evaluation.tasks or ("core_en",), limit=evaluation.task_limit, few_shot=few_shot, data=data)
 
 
 def evaluate(
@@ -234,9 +238,7 @@ def make_task_evaluator(
   experiment = definition.experiment
   blueprint = make_blueprint(experiment.model, definition.partitioner)
   model = HarnessModel(experiment, blueprint, tokenizer, display)
-  evaluation = experiment.evaluation
-  data = None if evaluation.task_data is None else pathlib.Path(evaluation.task_data)
-  request = Request(tasks=evaluation.tasks, limit=evaluation.task_limit, data=data)
+  request = make_request(experiment.evaluation)
 
   def score(state: State) -> dict[str, float]:
     results = evaluate(model, request, directory, state.parameters, int(state.step))

@@ -116,10 +116,9 @@ def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, monkeyp
   assert rows["webqs"][0] == "exact_match,none" and rows["webqs"][-2:] == ["2", "1"]
 
 
-@pytest.mark.parametrize("fields", [{"limit": 0}, {"few_shot": -1}], ids=str)
-def test_a_request_out_of_range_is_refused(fields):
-  with pytest.raises(UserError, match=next(iter(fields))):
-    Request(tasks=("arc_easy",), **fields)
+def test_fewer_than_no_examples_are_refused():
+  with pytest.raises(UserError, match="few_shot=-1 must be 0 or above"):
+    Request(tasks=("arc_easy",), few_shot=-1)
 
 
 def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given(data, tmp_path):
