@@ -139,9 +139,9 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   check_data(experiment)
   check_json(directory, RUN, run_configuration(experiment, steps(experiment)))
   restart_with_huge_pages()
+  ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   from moejax.evaluation.run import train_and_evaluate
 
-  ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   with Display(f"train {experiment.name}") as display:
     summary = train_and_evaluate(experiment, directory, display, ask)
   Console().print(describe.summary_page(summary))
@@ -157,11 +157,11 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
     check_data(member)
   check_json(directory, COMPARISON, dataclasses.asdict(suite))
   restart_with_huge_pages()
+  evaluation = suite.members[0].evaluation
+  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
   from moejax.comparison.run import compare
   from moejax.comparison.table import terminal_table
 
-  evaluation = suite.members[0].evaluation
-  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
   with Display(f"compare {suite.name}") as display:
     comparison = compare(suite, directory, display, ask)
   console = Console()
@@ -201,7 +201,9 @@ def import_harness(evaluation: Evaluation) -> ModuleType:
   Raises:
     UserError: lm-evaluation-harness is not installed.
   """
+  # Read when they are imported, which others do too: so this comes before any other import of a verb.
   os.environ.setdefault("TQDM_DISABLE", "1")
+  os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
   if evaluation.task_data is not None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
   # It would fork this process, whose JAX threads a child does not have.

@@ -45,7 +45,10 @@ def benchmarks_table(comparison: Mapping[str, Any], colours: Mapping[str, str], 
 
 def _score(member: Mapping[str, Any], measure: Measure) -> Markup:
   value, stderr = member.get(measure.key), member.get(f"{measure.key}_stderr")
-  return _number(value, quantities.estimate(value, stderr, scale=measure.scale))
+  in_percent = measure.scale != 1.0
+  return _number(
+    value, quantities.estimate(value, stderr, scale=measure.scale) if in_percent else quantities.count(value)
+  )
 
 
 def shape(member: Mapping[str, Any]) -> str:

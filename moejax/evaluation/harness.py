@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import io
 import json
+import logging
 import pathlib
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -199,12 +200,14 @@ def evaluate(
   work = directory / "evaluation"
   # Processes of one run would each keep other answers, and then no longer compute the same batches together.
   model.take(parameters, step, Answers(work / f"answers_{step}.jsonl" if jax.process_count() == 1 else None))
+  # It warns of what its own tasks leave to defaults, and that an overlay takes a task's place.
+  logging.getLogger("lm_eval").setLevel(logging.ERROR)
   chosen = benchmarks(request.tasks)
   manager = find_tasks([benchmark.name for benchmark in chosen], request.data, work / "tasks")
   model.display.stage(f"read {', '.join(request.tasks)}")
   tasks = [task for benchmark in chosen for task in _load(manager, benchmark, request.few_shot)]
-  # Progress is shown by the display; what the harness prints is not part of a command's output.
-  with contextlib.redirect_stdout(sys.stderr):
+  # Progress is shown by the display.
+  with contextlib.redirect_stdout(io.StringIO()):
     results = lm_eval.simple_evaluate(
       model, tasks=tasks, limit=request.limit, batch_size=model.batch_size, log_samples=False
     )

@@ -8,7 +8,6 @@ An overlay is a task's own YAML, included, with its dataset replaced by local fi
 """
 
 import json
-import logging
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,8 +44,6 @@ def find_tasks(names: Sequence[str], data: pathlib.Path | None, overlays: pathli
   leaves = list(dict.fromkeys(leaf for name in names for leaf in _leaves(manager.task_index, name)))
   for name in leaves:
     _write_overlay(manager.task_index, name, data, overlays)
-  # It would warn that each overlay takes the place of the harness's own task.
-  logging.getLogger("lm_eval.tasks._index").setLevel(logging.ERROR)
   return TaskManager(include_defaults=False, include_path=[*families, overlays])
 
 
