@@ -37,7 +37,8 @@ from moejax.training.loop import Evaluator
 from moejax.training.run_directory import write_json
 from moejax.training.state import Definition, Parameters, State
 
-RESULTS = "results.json"
+RESULTS, WORK = "results.json", "evaluation"
+"""In a run's directory: the results, and the folder of answers and overlays."""
 MAX_NEW_TOKENS = 256
 """Tokens to generate where a task does not say, as in the harness's own models."""
 
@@ -187,37 +188,43 @@ def make_request(evaluation: Evaluation, few_shot: int | None = None) -> Request
   return Request(tasks=evaluation.tasks or ("core_en",), limit=evaluation.task_limit, few_shot=few_shot, data=data)
 
 
-def evaluate(
-  model: HarnessModel, request: Request, directory: pathlib.Path, parameters: Parameters, step: int
-) -> dict[str, Any]:
-  """Asks the benchmarks, writes results.json of `directory` in the harness's format, and returns it.
+def load_tasks(request: Request, overlays: pathlib.Path) -> list[Any]:
+  """The harness's tasks and groups, with their data and as many examples in a prompt as are asked for.
 
-  Answers are kept in DIRECTORY/evaluation, and not asked twice of one checkpoint.
+  Args:
+    request: what is asked.
+    overlays: folder for what redirects tasks to local data.
 
   Raises:
-    UserError: there is no such task, or no data for it.
+    UserError: there is no such task, no data for it, or it is a tag, which has no score of its own.
   """
-  work = directory / "evaluation"
-  # Processes of one run would each keep other answers, and then no longer compute the same batches together.
-  model.take(parameters, step, Answers(work / f"answers_{step}.jsonl" if jax.process_count() == 1 else None))
   # It warns of what its own tasks leave to defaults, and that an overlay takes a task's place.
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
   chosen = benchmarks(request.tasks)
-  manager = find_tasks([benchmark.name for benchmark in chosen], request.data, work / "tasks")
-  model.display.stage(f"read {', '.join(request.tasks)}")
-  tasks = [task for benchmark in chosen for task in _load(manager, benchmark, request.few_shot)]
+  manager = find_tasks([benchmark.name for benchmark in chosen], request.data, overlays)
+  return [_load(manager, benchmark, request.few_shot) for benchmark in chosen]
+
+
+def evaluate(
+  model: HarnessModel, tasks: list[Any], limit: int | None, directory: pathlib.Path, parameters: Parameters, step: int
+) -> dict[str, Any]:
+  """Asks tasks, writes results.json of `directory` in the harness's format, and returns it.
+
+  Answers are kept in DIRECTORY/evaluation, and not asked twice of one checkpoint.
+  """
+  # Processes of one run would each keep other answers, and then no longer compute the same batches together.
+  path = directory / WORK / f"answers_{step}.jsonl" if jax.process_count() == 1 else None
+  model.take(parameters, step, Answers(path))
   # Progress is shown by the display.
   with contextlib.redirect_stdout(io.StringIO()):
-    results = lm_eval.simple_evaluate(
-      model, tasks=tasks, limit=request.limit, batch_size=model.batch_size, log_samples=False
-    )
+    results = lm_eval.simple_evaluate(model, tasks=tasks, limit=limit, batch_size=model.batch_size, log_samples=False)
   results = json.loads(json.dumps(results, default=handle_non_serializable))
   write_json(directory / RESULTS, results)
   return results
 
 
 def evaluate_run(directory: pathlib.Path, experiment: Experiment, request: Request, display: Display) -> dict[str, Any]:
-  """Asks a trained run, from its newest checkpoint; as `evaluate`.
+  """Asks a trained run, from its newest checkpoint, and returns what it writes to results.json.
 
   Args:
     directory: of the run.
@@ -226,41 +233,50 @@ def evaluate_run(directory: pathlib.Path, experiment: Experiment, request: Reque
     display: shows what runs.
 
   Raises:
-    UserError: as `load_run` and `evaluate`.
+    UserError: as `load_run` and `load_tasks`.
   """
-  display.stage("load")
+  display.stage(f"read {', '.join(request.tasks)}")
+  tasks = load_tasks(request, directory / WORK / "tasks")
   loaded = load_run(directory, experiment)
   model = HarnessModel(experiment, loaded.blueprint, make_tokenizer(experiment.data.tokenizer), display)
-  return evaluate(model, request, directory, loaded.parameters, loaded.step)
+  return evaluate(model, tasks, request.limit, directory, loaded.parameters, loaded.step)
 
 
 def make_task_evaluator(
   definition: Definition, tokenizer: Tokenizer, directory: pathlib.Path, display: Display
 ) -> Evaluator:
-  """An evaluator that asks the experiment's benchmarks and returns their headlines and their average."""
+  """An evaluator that asks the experiment's benchmarks and returns their headlines and their average.
+
+  Raises:
+    UserError: as `load_tasks`, before any training.
+  """
   experiment = definition.experiment
   blueprint = make_blueprint(experiment.model, definition.partitioner)
   model = HarnessModel(experiment, blueprint, tokenizer, display)
   request = make_request(experiment.evaluation)
+  display.stage(f"read {', '.join(request.tasks)}")
+  tasks = load_tasks(request, directory / WORK / "tasks")
 
   def score(state: State) -> dict[str, float]:
-    results = evaluate(model, request, directory, state.parameters, int(state.step))
+    results = evaluate(model, tasks, request.limit, directory, state.parameters, int(state.step))
     return flat(headlines(results, benchmarks(request.tasks)))
 
   return score
 
 
-def _load(manager: TaskManager, benchmark: Benchmark, few_shot: int | None) -> list[Any]:
-  """A benchmark's task, its group or the tasks of its tag, with their data, and the examples in a prompt set."""
+def _load(manager: TaskManager, benchmark: Benchmark, few_shot: int | None) -> Any:
+  """A benchmark's task or group."""
   loaded = manager.load([benchmark.name])
+  found = {**loaded["tasks"], **loaded["groups"]}
+  if benchmark.name not in found:
+    raise UserError(f"{benchmark.name} is a tag and has no score of its own; name its tasks: {', '.join(found)}")
   shots = benchmark.few_shot if few_shot is None else few_shot
   for task in loaded["tasks"].values():
     if shots is not None:
       task.set_config(key="num_fewshot", value=shots)
     if isinstance(task, ConfigurableTask) and task.config.num_fewshot and task.config.doc_to_choice:
       _show_one_choice(task)
-  group = loaded["groups"].get(benchmark.name)
-  return [group] if group else list(loaded["tasks"].values())
+  return found[benchmark.name]
 
 
 def _show_one_choice(task: ConfigurableTask) -> None:

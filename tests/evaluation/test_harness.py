@@ -19,7 +19,7 @@ from moejax import cli
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.display import Display
 from moejax.errors import UserError
-from moejax.evaluation.harness import Request, evaluate_run, make_task_evaluator
+from moejax.evaluation.harness import Request, evaluate_run, load_tasks, make_task_evaluator
 from moejax.evaluation.task_data import find_tasks
 from moejax.evaluation.tasks import benchmarks, headlines
 from moejax.training.checkpoint import Checkpointer
@@ -128,8 +128,9 @@ def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given
   states = [definition.initialise(seed) for seed in (0, 1)]
   states[1] = dataclasses.replace(states[1], step=states[1].step + 7)
   scores = [evaluator(state) for state in states]
+  assert evaluator(states[0]) == scores[0]
   assert set(scores[0]) == {"arc_easy/acc", "arc_easy/acc_stderr", "average/accuracy", "average/accuracy_stderr"}
-  assert json.loads((tmp_path / "results.json").read_text())["config"]["step"] == 7
+  assert json.loads((tmp_path / "results.json").read_text())["config"]["step"] == 0
   assert sorted(path.name for path in (tmp_path / "evaluation").glob("*.jsonl")) == [
     "answers_0.jsonl",
     "answers_7.jsonl",
@@ -143,6 +144,11 @@ def test_a_group_is_its_tasks_each_with_its_own_folder(data, tmp_path):
   assert folders["gsm8k_cot"] == {"test": str(data / "gsm8k" / "test.jsonl")}
   assert set(folders["mmlu_anatomy"]) == {"dev", "test"}
   assert index["gsm8k_cot"].cfg["test_split"] == "test" and index["gsm8k_cot"].cfg["dataset_name"] is None
+
+
+def test_a_tag_is_refused_with_its_tasks_before_anything_is_asked(data, tmp_path):
+  with pytest.raises(UserError, match=r"freebase is a tag and has no score of its own; name its tasks: .*webqs"):
+    load_tasks(Request(tasks=("freebase",), data=data), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ RESULTS = {
     "wikitext": {"word_perplexity,none": 30.0, "word_perplexity_stderr,none": "N/A"},
     "mine": {"acc,none": 1, "acc_stderr,none": math.nan},
     "group": {"alias": "a group without a number"},
-  }
+    "empty": {"alias": "no number at all"},
+  },
+  "group_subtasks": {"group": ["inner", "mine"], "inner": ["arc_easy"], "webqs": []},
 }
 
 
@@ -39,8 +41,12 @@ def test_headlines_are_the_suites_metric_or_the_first_with_its_error():
   assert (found["arc_easy"].value, found["arc_easy"].stderr, found["arc_easy"].metric) == (0.5, 0.03, "acc,none")
   assert (found["wikitext"].value, found["wikitext"].stderr) == (30.0, None)
   assert (found["mine"].value, found["mine"].stderr) == (1.0, None)
-  with pytest.raises(UserError, match="group has no number of its own; name its subtasks"):
-    scores("group")
+  with pytest.raises(UserError, match="empty has no number in alias"):
+    scores("empty")
+
+
+def test_a_group_without_a_score_stands_for_its_tasks():
+  assert list(scores("group")) == ["arc_easy", "mine"]
 
 
 def test_the_average_is_of_accuracies_and_its_error_of_all_of_theirs():
