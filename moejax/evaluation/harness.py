@@ -196,7 +196,7 @@ def load_tasks(request: Request, overlays: pathlib.Path) -> list[Any]:
     overlays: folder for what redirects tasks to local data.
 
   Raises:
-    UserError: there is no such task, no data for it, or it is a tag, which has no score of its own.
+    UserError: there is no such task or group, or no data for it.
   """
   # It warns of what its own tasks leave to defaults, and that an overlay takes a task's place.
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -267,16 +267,13 @@ def make_task_evaluator(
 def _load(manager: TaskManager, benchmark: Benchmark, few_shot: int | None) -> Any:
   """A benchmark's task or group."""
   loaded = manager.load([benchmark.name])
-  found = {**loaded["tasks"], **loaded["groups"]}
-  if benchmark.name not in found:
-    raise UserError(f"{benchmark.name} is a tag and has no score of its own; name its tasks: {', '.join(found)}")
   shots = benchmark.few_shot if few_shot is None else few_shot
   for task in loaded["tasks"].values():
     if shots is not None:
       task.set_config(key="num_fewshot", value=shots)
     if isinstance(task, ConfigurableTask) and task.config.num_fewshot and task.config.doc_to_choice:
       _show_one_choice(task)
-  return found[benchmark.name]
+  return {**loaded["tasks"], **loaded["groups"]}[benchmark.name]
 
 
 def _show_one_choice(task: ConfigurableTask) -> None:

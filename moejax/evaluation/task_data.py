@@ -19,7 +19,7 @@ from lm_eval.tasks import TaskManager
 from moejax.errors import UserError
 
 TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
-DECLARED = re.compile(r"""^["']?(?:task|group|tag)["']?:[ ]*["']?([\w.-]+)""", re.MULTILINE)
+DECLARED = re.compile(r"""^["']?(?:task|group)["']?:[ ]*["']?([\w.-]+)""", re.MULTILINE)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 
 
@@ -27,7 +27,7 @@ def find_tasks(names: Sequence[str], data: pathlib.Path | None, overlays: pathli
   """A manager that knows these tasks.
 
   Args:
-    names: tasks, groups or tags of the harness.
+    names: tasks or groups of the harness.
     data: folder of their data; None leaves to the harness where it comes from.
     overlays: folder for the overlays, written anew.
 
@@ -57,7 +57,7 @@ def _families(names: Iterable[str]) -> list[pathlib.Path]:
         found.setdefault(name, TASKS / path.relative_to(TASKS).parts[0])
   missing = sorted(wanted - set(found))
   if missing:
-    raise UserError(f"lm-evaluation-harness has no task {', '.join(missing)}; `lm-eval ls tasks` lists them")
+    raise UserError(f"lm-evaluation-harness has no task or group {', '.join(missing)}; `lm-eval ls tasks` lists them")
   return sorted(set(found.values()))
 
 

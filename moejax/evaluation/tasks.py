@@ -68,12 +68,12 @@ def benchmarks(names: Iterable[str]) -> list[Benchmark]:
 
 
 def headlines(results: Mapping[str, Any], chosen: Sequence[Benchmark]) -> dict[str, Score]:
-  """The headline of each benchmark in the harness's results, by its name.
+  """The headline of each benchmark in the harness's results, by its name; of a group without a score those of its tasks.
 
   Raises:
     UserError: a benchmark has no number.
   """
-  return {benchmark.name: _headline(results["results"], benchmark) for benchmark in chosen}
+  return {b.name: _headline(results["results"], b) for benchmark in chosen for b in _scored(results, benchmark)}
 
 
 def average(scores: Mapping[str, Score]) -> Score | None:
@@ -99,11 +99,24 @@ def flat(scores: Mapping[str, Score]) -> dict[str, float]:
   return values
 
 
+def _scored(results: Mapping[str, Any], benchmark: Benchmark) -> list[Benchmark]:
+  """The benchmark, or in place of a group that adds up no score what is in it."""
+  children = results["group_subtasks"].get(benchmark.name) or []
+  if children and not _metrics(results["results"].get(benchmark.name, {})):
+    return [b for child in children for b in _scored(results, Benchmark(child, metric=benchmark.metric))]
+  return [benchmark]
+
+
+def _metrics(numbers: Mapping[str, Any]) -> list[str]:
+  """Metrics that have a value, as the harness names them."""
+  return [name for name, value in numbers.items() if "," in name and "_stderr," not in name and _is_number(value)]
+
+
 def _headline(results: Mapping[str, Any], benchmark: Benchmark) -> Score:
-  numbers = results.get(benchmark.name, {})
-  metrics = [name for name, value in numbers.items() if "," in name and "_stderr," not in name and _is_number(value)]
+  numbers = results[benchmark.name]
+  metrics = _metrics(numbers)
   if not metrics:
-    raise UserError(f"{benchmark.name} has no number of its own; name its subtasks")
+    raise UserError(f"{benchmark.name} has no number in {', '.join(numbers)}")
   metric = next((name for name in metrics if name == benchmark.metric), metrics[0])
   stderr = numbers.get(metric.replace(",", "_stderr,", 1))
   return Score(float(numbers[metric]), float(stderr) if _is_number(stderr) else None, metric)
