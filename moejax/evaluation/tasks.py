@@ -68,7 +68,7 @@ def benchmarks(names: Iterable[str]) -> list[Benchmark]:
 
 
 def headlines(results: Mapping[str, Any], chosen: Sequence[Benchmark]) -> dict[str, Score]:
-  """The headline of each benchmark in the harness's results, by its name; of a group without a score those of its tasks.
+  """The headline of each benchmark in the results, by its name; of a group without a score those of its tasks.
 
   Raises:
     UserError: a benchmark has no number.
