@@ -31,6 +31,7 @@ setup(
   ],
   extras_require={
     "test": ["chex>=0.1.91", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "pre-commit>=4"],
+    "eval": ["lm-eval>=0.4.13"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
   },

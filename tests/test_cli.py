@@ -95,6 +95,9 @@ MISTAKES = {
   "word without an option": (["show", "{dense}", "and"], ["unexpected argument 'and'", "--model.num-layers 4"]),
   "field of the list": (["list", "--model.num-layers", "4"], ["unexpected --model.num-layers 4", "no fields"]),
   "report of nothing": (["report", "{tmp}"], ["{tmp}/comparison.json does not exist", "moejax compare"]),
+  "evaluation of nothing": (["evaluate", "{tmp}"], ["{tmp}/experiment.json does not exist", "moejax train"]),
+  "no run to evaluate": (["evaluate"], ["evaluate needs RUN"]),
+  "limit that is no number": (["evaluate", "{tmp}", "--limit", "many"], ["--limit: invalid int value: 'many'"]),
   "no directory to report": (["report"], ["report needs DIR"]),
   "work directory is a file": (
     ["train", "{dense}", "--workdir", "{tmp}/text.txt"],
@@ -226,6 +229,25 @@ def test_more_devices_than_there_are_is_refused_before_anything_compiles(run, mo
   )
 
 
+def test_tasks_without_the_harness_are_refused_with_what_to_install(run, monkeypatch, tmp_path, tiny_dense):
+  import moejax.evaluation
+
+  claim(tmp_path / "done", tiny_dense, 2)
+  monkeypatch.setitem(sys.modules, "lm_eval", None)
+  monkeypatch.delitem(sys.modules, "moejax.evaluation.harness", raising=False)
+  monkeypatch.delattr(moejax.evaluation, "harness", raising=False)
+  text = ["--data.train", "{tmp}/text.txt", "--evaluation.tasks", "core_en"]
+  for words in (["evaluate", "{tmp}/done"], ["train", "{dense}", *RUN, *text], ["compare", "{suite}", *RUN, *text]):
+    assert "which is not installed; pip install 'moejax[eval]'" in refused(run(*words))
+
+
+def test_a_trained_model_is_evaluated_as_it_is(run, tmp_path, tiny_dense):
+  claim(tmp_path / "done", tiny_dense, 2)
+  line = refused(run("evaluate", "{tmp}/done", "--model.d-ff", "48", "--mesh.data", "2"))
+  assert "model.d_ff is 24 there and 48 here; only mesh, rules" in line
+  assert "evaluation.task_limit=0 must be above 0" in refused(run("evaluate", "{tmp}/done", "--limit", "0"))
+
+
 def test_the_version(run):
   assert run("--version") == (0, f"moejax {moejax.__version__}\n", "")
 
@@ -233,7 +255,7 @@ def test_the_version(run):
 def test_help_names_every_command_and_gives_examples(run):
   code, out, err = run("--help")
   assert (code, err) == (0, "")
-  for command in ("list", "show", "train", "compare", "report"):
+  for command in ("list", "show", "train", "compare", "evaluate", "report"):
     assert f"\n    {command} " in out
   examples = [line.split() for line in out.splitlines() if line.startswith("  moejax ")]
   assert {words[1] for words in examples} >= {"compare", "show", "train"}
@@ -244,13 +266,13 @@ def test_the_examples_of_the_help_are_valid(run):
   """Every example names something that exists and fields that it has."""
   _, out, _ = run("--help")
   for line in out.splitlines():
-    if line.startswith("  moejax ") and ".py:" not in line:
+    if line.startswith("  moejax ") and ".py:" not in line and "evaluate" not in line:
       words = line.partition("    ")[0].split()[1:]
       without_directory = [word for i, word in enumerate(words) if "--workdir" not in words[max(0, i - 1) : i + 1]]
       assert run("show", *without_directory[1:])[0] == 0, line
 
 
-@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "report"])
+@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "evaluate", "report"])
 def test_the_help_of_a_command_says_what_it_does_and_takes(run, command):
   code, out, err = run(command, "--help")
   assert (code, err) == (0, "")
@@ -326,7 +348,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
 ):
   seen = []
 
-  def train(experiment, directory, display):
+  def train(experiment, directory, display, ask):
     seen.append((experiment.name, experiment.training.steps, directory))
     return {"name": "[brackets]", "held_out/bits_per_byte": 2.3456789, "tokens": 1234567, "provenance": {"git": "abc"}}
 
@@ -346,7 +368,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
   ids=["not finite", "interrupted", "interrupted and saved"],
 )
 def test_what_stops_a_run_is_one_line_with_exit_code_1(run, train_instead, error, line):
-  def train(experiment, directory, display):
+  def train(experiment, directory, display, ask):
     raise error
 
   train_instead(train)
@@ -355,7 +377,7 @@ def test_what_stops_a_run_is_one_line_with_exit_code_1(run, train_instead, error
 
 
 def test_a_bug_of_ours_keeps_its_traceback(places, train_instead, monkeypatch):
-  def train(experiment, directory, display):
+  def train(experiment, directory, display, ask):
     raise ValueError("shapes do not match")
 
   train_instead(train)
