@@ -92,9 +92,28 @@ def _parser() -> argparse.ArgumentParser:
   )
   compare.add_argument("name", nargs="?", metavar="SUITE", help="a listed suite, or path/to/file.py:function")
   compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where runs, numbers and the report go")
+  data = verb("data", _data, "Tokenise text once into shards that any number of runs and hosts read; goes on too.")
+  data.add_argument("action", nargs="?", choices=("pack",), help="pack: text into a folder for data.train")
+  _add_text(data)
+  data.add_argument("--tokenizer", default="bytes", metavar="NAME", help="as data.tokenizer; bytes by default")
+  data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="the folder that is written")
+  data.add_argument("--keep", choices=("all", "train", "validation"), default="all", help="one side of the hash split")
+  data.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="as data.validation_fraction")
+  data.add_argument("--processes", type=int, metavar="N", help="that tokenise; one for each core by default")
+  data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens in a shard")
+  tokenizer = verb("tokenizer", _tokenizer, "Train a byte-level BPE tokenizer on text.")
+  tokenizer.add_argument("action", nargs="?", choices=("train",), help="train: write a tokenizer.json")
+  _add_text(tokenizer)
+  tokenizer.add_argument("--vocab-size", type=int, default=32_768, metavar="N", help="ids, specials included")
+  tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the .json file that is written")
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
+
+
+def _add_text(verb: argparse.ArgumentParser) -> None:
+  verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text, as in data.train")
+  verb.add_argument("--text-field", default="text", metavar="NAME", help="as data.text_field")
 
 
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -152,6 +171,57 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   return 0
 
 
+def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  _required(known, "action", "pack")
+  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out DIR")
+  from moejax.data.pack import pack
+  from moejax.data.tokenizers import padded_vocab_size
+
+  with Display(f"pack {out}") as display:
+    display.stage("text: reading and tokenising", total=1.0)
+    manifest = pack(
+      sources,
+      known.tokenizer,
+      out,
+      text_field=known.text_field,
+      keep=known.keep,
+      validation_fraction=known.validation_fraction,
+      processes=known.processes,
+      shard_tokens=known.shard_tokens,
+      progress=lambda what, done: display.advance(done, what),
+    )
+  print(
+    f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['text_bytes']:,} bytes of "
+    f"text in {len(manifest['shards'])} shards; --model.vocab-size {padded_vocab_size(manifest['vocab_size'])} fits"
+  )
+  return 0
+
+
+def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  _required(known, "action", "train")
+  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out FILE")
+  from moejax.data.tokenizer_training import train_tokenizer
+  from moejax.data.tokenizers import padded_vocab_size
+
+  with Display(f"tokenizer {out}") as display:
+    display.stage("text: reading", total=1.0)
+    size = train_tokenizer(
+      sources,
+      known.vocab_size,
+      out,
+      text_field=known.text_field,
+      progress=lambda what, done: display.advance(done, what),
+    )
+  print(f"{out}: {size:,} ids; --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
+  return 0
+
+
 def _report(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
@@ -164,9 +234,11 @@ def _report(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def check_data(experiment: Experiment) -> None:
-  """Raises UserError where the experiment's text is missing, empty or of no known kind."""
+  """Raises UserError where the experiment's text or tokenizer is missing, empty or of no known kind."""
   from moejax.data.sources import check_sources
+  from moejax.data.tokenizers import make_tokenizer
 
+  make_tokenizer(experiment.data.tokenizer)
   check_sources(experiment.data)
 
 

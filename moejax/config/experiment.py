@@ -157,8 +157,8 @@ class Pair:
 Train = Literal["all", "matched"]
 
 OF_THE_TEXT = (
-  ("data", "train"), ("data", "validation"), ("data", "validation_fraction"), ("data", "tokenizer"),
-  ("evaluation", "max_tokens"),
+  ("data", "train"), ("data", "weights"), ("data", "validation"), ("data", "validation_fraction"),
+  ("data", "text_field"), ("data", "tokenizer"), ("evaluation", "max_tokens"),
 )  # fmt: skip
 """Fields that all members of a suite share."""
 
