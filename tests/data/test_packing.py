@@ -2,12 +2,11 @@ import numpy as np
 import pytest
 
 from moejax.data.packing import (
+  Concatenated,
   evaluation_window,
   num_evaluation_windows,
   num_targets,
-  num_train_windows,
   stack,
-  train_window,
 )
 
 BEGIN, PADDING = 257, 256
@@ -19,8 +18,12 @@ def stream(make_stream):
   return make_stream("abc", "d", "", "efghijk", "lmnopqrs")
 
 
+def every(windows):
+  return [windows[index] for index in range(len(windows))]
+
+
 def test_a_window_with_three_documents(stream):
-  window = train_window(stream, 0, 8)
+  window = Concatenated(stream, 8)[0]
   a, b, c, d, e = map(ord, "abcde")
   assert {name: values.tolist() for name, values in window.items()} == {
     "tokens": [BEGIN, a, b, c, BEGIN, d, BEGIN, BEGIN],
@@ -42,7 +45,7 @@ def test_a_window_that_opens_inside_a_document_counts_from_its_own_start(stream)
 
 def test_types_are_int32_and_weights_float32(stream):
   for window in (
-    train_window(stream, 0, 8),
+    Concatenated(stream, 8)[0],
     evaluation_window(stream, 2, 9, None),
     evaluation_window(stream, 9, 9, None),
   ):
@@ -53,7 +56,7 @@ def test_types_are_int32_and_weights_float32(stream):
 
 @pytest.mark.parametrize("length", range(1, 24))
 def test_windows_cover_each_token_but_the_first_once_as_target(stream, length):
-  windows = [train_window(stream, index, length) for index in range(num_train_windows(stream, length))]
+  windows = every(Concatenated(stream, length))
   targets = np.concatenate([window["targets"] for window in windows])
   assert len(targets) == 23 // length * length
   np.testing.assert_array_equal(targets, stream.tokens[1 : len(targets) + 1])
@@ -64,8 +67,7 @@ def test_windows_cover_each_token_but_the_first_once_as_target(stream, length):
 @pytest.mark.parametrize("length", [1, 5, 8, 23])
 def test_segments_never_join_two_documents_nor_part_one(stream, length):
   document = np.repeat(np.arange(stream.num_documents), np.diff(stream.starts))
-  for index in range(num_train_windows(stream, length)):
-    window = train_window(stream, index, length)
+  for index, window in enumerate(every(Concatenated(stream, length))):
     of = document[index * length : (index + 1) * length]
     np.testing.assert_array_equal(
       window["segments"][:, None] == window["segments"][None], of[:, None] == of[None]
@@ -105,8 +107,8 @@ def test_a_window_beyond_the_last_is_all_padding(stream):
 
 
 def test_a_stream_shorter_than_one_sequence_is_refused(stream):
-  assert num_train_windows(stream, 23) == 1
+  assert len(Concatenated(stream, 23)) == 1
   with pytest.raises(
     ValueError, match=r"24 tokens, fewer than the data\.sequence_length \+ 1 = 25 .*train on more text"
   ):
-    num_train_windows(stream, 24)
+    Concatenated(stream, 24)
