@@ -164,7 +164,9 @@ def test_the_input_pipeline_asks_for_no_accelerated_library(path):
 @each(OURS)
 def test_a_file_imports_only_what_every_installation_has(path):
   """Libraries of extras are asked for through moejax.optional, when they are needed."""
-  (call,) = [node for node in ast.walk(tree(ROOT / "setup.py")) if isinstance(node, ast.Call) and _name(node) == "setup"]
+  (call,) = [
+    node for node in ast.walk(tree(ROOT / "setup.py")) if isinstance(node, ast.Call) and _name(node) == "setup"
+  ]
   (required,) = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "install_requires"]
   installed = {re.split(r"[-<>=]", requirement)[0] for requirement in required}
   others = {name for name in imported(path) if not is_ours(name)} - sys.stdlib_module_names - {"jaxlib"}

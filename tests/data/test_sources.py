@@ -71,7 +71,10 @@ def test_good_sources_pass(folder):
       "nowhere",
       r"data\.train: '.*nowhere' does not exist; name a file, a folder, a glob or a URL of .*python-standard-library",
     ),
-    ("e.csv", r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt, .*\.jsonl \(each also"),
+    (
+      "e.csv",
+      r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt, .*\.jsonl \(each also",
+    ),
     ("*.tex", r"data\.train: glob '.*\*\.tex' matches nothing; correct it"),
     ("*.csv", r"data\.train: glob '.*\*\.csv' matches no \.txt, .* file; correct it"),
     ("pictures", r"data\.train: folder '.*pictures' holds no \.txt, .* file; name one that does"),

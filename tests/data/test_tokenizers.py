@@ -34,5 +34,7 @@ def test_byte_lengths_count_every_byte_of_the_text_and_nothing_for_specials():
 
 def test_make_tokenizer_names_what_exists():
   assert make_tokenizer("bytes").vocab_size == 259
-  with pytest.raises(UserError, match=r"data\.tokenizer='words' is not one of bytes, a \.model, \.json, \.tiktoken file"):
+  with pytest.raises(
+    UserError, match=r"data\.tokenizer='words' is not one of bytes, a \.model, \.json, \.tiktoken file"
+  ):
     make_tokenizer("words")
