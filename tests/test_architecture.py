@@ -164,17 +164,12 @@ def test_the_input_pipeline_asks_for_no_accelerated_library(path):
 @each(OURS)
 def test_a_file_imports_only_what_every_installation_has(path):
   """Libraries of extras are asked for through moejax.optional, when they are needed."""
-  (call,) = [
-    node for node in ast.walk(tree(ROOT / "setup.py")) if isinstance(node, ast.Call) and _name(node) == "setup"
-  ]
+  calls = [node for node in ast.walk(tree(ROOT / "setup.py")) if isinstance(node, ast.Call)]
+  (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
   (required,) = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "install_requires"]
   installed = {re.split(r"[-<>=]", requirement)[0] for requirement in required}
   others = {name for name in imported(path) if not is_ours(name)} - sys.stdlib_module_names - {"jaxlib"}
   assert others <= installed
-
-
-def _name(call: ast.Call) -> str:
-  return call.func.id if isinstance(call.func, ast.Name) else ""
 
 
 def test_the_commands_import_nothing_slow_before_they_need_it():

@@ -68,6 +68,10 @@ class BestFit:
   sequence_length: int
   plan: Plan
 
+  def __post_init__(self):
+    if not len(self):
+      raise UserError("the training text has no document of more than one token, so nothing to predict; use more text")
+
   def __len__(self) -> int:
     return len(self.plan)
 

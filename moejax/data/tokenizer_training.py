@@ -40,9 +40,7 @@ def train_tokenizer(
   if path.suffix != ".json":
     raise UserError(f"{path} does not end in .json, by which a tokenizer.json is known; choose another name")
   if vocab_size < _SMALLEST:
-    raise UserError(
-      f"a vocabulary of {vocab_size} has no room for the 256 bytes and {len(SPECIALS)} specials; use more"
-    )
+    raise UserError(f"a vocabulary of {vocab_size} is less than 256 bytes and {len(SPECIALS)} specials; use more")
   tokenizers = library("tokenizers")
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

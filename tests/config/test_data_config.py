@@ -37,9 +37,7 @@ def test_a_tokenizer_is_known_by_its_kind_before_its_file_is_looked_for(name):
 
 def test_weights_are_one_for_each_source_and_above_0():
   assert data(train=("a", "b"), weights=(1, 0.5)).weights == (1, 0.5)
-  with pytest.raises(
-    UserError, match=r"^data\.weights has 1 numbers for the 2 entries of data\.train; give one for each"
-  ):
+  with pytest.raises(UserError, match=r"^data\.weights has 1 numbers for the 2 entries of data\.train; give one"):
     data(train=("a", "b"), weights=(1.0,))
   for weight in (0.0, -1.0, float("nan"), float("inf")):
     with pytest.raises(UserError, match=rf"^data\.weights={weight} must be above 0 and finite; leave the source out"):

@@ -1,5 +1,7 @@
 """Best-fit packing, against the plain algorithm."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -46,9 +48,7 @@ def test_a_plan_has_every_input_once_and_cuts_only_what_is_longer_than_a_sequenc
   pieces = [piece for index in range(len(plan)) for piece in plan.pieces(index)]
   assert all(sum(size for _, size in plan.pieces(index)) <= length for index in range(len(plan)))
   covered = sorted(token for start, size in pieces for token in range(start, start + size))
-  assert covered == [
-    token for start, stop in zip(starts[:-1], starts[1:], strict=True) for token in range(start, stop - 1)
-  ]
+  assert covered == [token for start, stop in itertools.pairwise(starts) for token in range(start, stop - 1)]
   cuts = {start for start, _ in pieces} - set(starts.tolist())
   document = np.repeat(np.arange(len(sizes)), sizes)
   assert all((start - starts[document[start]]) % length == 0 for start in cuts)

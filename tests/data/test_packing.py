@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
+from moejax.data.best_fit import make_plan
 from moejax.data.packing import (
+  BestFit,
   Concatenated,
   evaluation_window,
   num_evaluation_windows,
@@ -112,3 +114,46 @@ def test_a_stream_shorter_than_one_sequence_is_refused(stream):
     ValueError, match=r"24 tokens, fewer than the data\.sequence_length \+ 1 = 25 .*train on more text"
   ):
     Concatenated(stream, 24)
+
+
+def test_what_a_prefix_gives_is_not_predicted(make_stream):
+  stream = make_stream("abc", "d", "efgh", prefixes=[2, 0, 3])
+  window = Concatenated(stream, 10)[0]
+  a, b, c, d, e, f, g = map(ord, "abcdefg")
+  assert window["targets"].tolist() == [a, b, c, BEGIN, d, BEGIN, e, f, g, ord("h")]
+  assert window["weights"].tolist() == [0, 0, 1, 0, 1, 0, 0, 0, 0, 1]
+  (batch,) = [evaluation_window(stream, index, 10, None) for index in range(num_evaluation_windows(stream, 10, None))]
+  assert batch["weights"].tolist() == window["weights"].tolist()
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 50])
+@pytest.mark.parametrize("prefixes", [None, [1, 0, 0, 2, 5]])
+def test_best_fit_predicts_every_token_but_begins_once_from_its_own_document(make_stream, length, prefixes):
+  texts = ("abc", "d", "", "efghijk", "lmnopqrs")
+  stream = make_stream(*texts, prefixes=prefixes)
+  windows = every(BestFit(stream, length, make_plan(stream.starts, length)))
+  predicted = []
+  for window in windows:
+    assert set(window) == {"tokens", "targets", "segments", "positions", "weights"}
+    assert {values.shape for values in window.values()} == {(length,)}
+    used = window["segments"] > 0
+    assert not used[np.flatnonzero(~used)[:1].sum() if (~used).any() else length :].any(), "padding is at the end"
+    assert (window["tokens"][~used] == PADDING).all() and (window["targets"][~used] == PADDING).all()
+    assert window["weights"][~used].sum() == 0
+    for segment in range(1, window["segments"].max() + 1):
+      inside = window["segments"] == segment
+      tokens, targets = window["tokens"][inside], window["targets"][inside]
+      np.testing.assert_array_equal(tokens[1:], targets[:-1])
+      np.testing.assert_array_equal(window["positions"][inside], np.arange(inside.sum()))
+      assert BEGIN not in targets and BEGIN not in tokens[1:]
+    predicted += window["targets"][window["weights"] > 0].tolist()
+  expected = "".join(text[given:] for text, given in zip(texts, prefixes or [0] * 5, strict=True))
+  assert sorted(predicted) == sorted(map(ord, expected))
+
+
+def test_best_fit_keeps_whole_what_fits(make_stream):
+  stream = make_stream("abc", "d", "efghijk", "lm")
+  windows = every(BestFit(stream, 8, make_plan(stream.starts, 8)))
+  rows = [[chr(t) if t < 256 else "|" if t == BEGIN else "." for t in window["tokens"]] for window in windows]
+  assert sorted(map("".join, rows)) == ["|ab|l...", "||efghij"]
+  assert sum((window["segments"] > 0).sum() for window in windows) == 13

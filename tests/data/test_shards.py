@@ -99,9 +99,7 @@ def test_prefixes_come_back_with_their_documents(tmp_path):
 def test_what_is_whole_is_not_written_again_and_another_request_is_refused(tmp_path):
   manifest = write(tmp_path / "packed", make_blocks())
   assert ShardWriter(tmp_path / "packed", REQUEST, 259, SHARD).manifest == manifest
-  with pytest.raises(
-    UserError, match=r"packed was begun with another tokenizer; choose another folder, or delete this"
-  ):
+  with pytest.raises(UserError, match=r"packed was begun with another tokenizer; choose another folder, or delete"):
     ShardWriter(tmp_path / "packed", {"tokenizer": "other"}, 259, SHARD)
   begun = ShardWriter(tmp_path / "begun", REQUEST, 259, SHARD)
   for block in make_blocks():

@@ -73,7 +73,7 @@ def test_good_sources_pass(folder):
     ),
     (
       "e.csv",
-      r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt, .*\.jsonl \(each also",
+      r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt, .*\.arrow",
     ),
     ("*.tex", r"data\.train: glob '.*\*\.tex' matches nothing; correct it"),
     ("*.csv", r"data\.train: glob '.*\*\.csv' matches no \.txt, .* file; correct it"),
