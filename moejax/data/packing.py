@@ -125,7 +125,8 @@ def _window(stream: TokenStream, start: int, length: int) -> Example:
   tokens, documents = stream.slice(start, start + length + 1)
   inputs = documents[:-1]
   index = np.arange(length, dtype=np.int32)
-  opens = np.r_[True, inputs[1:] != inputs[:-1]]
+  opens = np.ones(length, bool)
+  np.not_equal(inputs[1:], inputs[:-1], out=opens[1:])
   return {
     "tokens": tokens[:-1],
     "targets": tokens[1:],

@@ -39,6 +39,10 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
   tensorflow = library("tensorflow")
   base: Any = library("seqio").Vocabulary
 
+  def encode(utf8: Any) -> np.ndarray:
+    """Of bytes as graphs hand them over, or an array of them as eager calls do."""
+    return tokenizer.encode((utf8 if isinstance(utf8, bytes) else utf8.item()).decode())
+
   class TokenizerVocabulary(base):
     """Calls the tokenizer, from graphs too."""
 
@@ -65,7 +69,7 @@ def _vocabulary(tokenizer: Tokenizer) -> Any:
       return tokenizer.decode(np.asarray(ids))
 
     def _encode_tf(self, s: Any) -> Any:
-      ids = tensorflow.numpy_function(lambda text: tokenizer.encode(text.decode()), [s], tensorflow.int32)
+      ids = tensorflow.numpy_function(encode, [tensorflow.convert_to_tensor(s)], tensorflow.int32)
       ids.set_shape([None])
       return ids
 

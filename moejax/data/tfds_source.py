@@ -21,7 +21,7 @@ class TfdsSplit:
 
   @property
   def place(self) -> str:
-    return f"{TFDS}{self._builder.info.full_name} in {self._builder.data_path}"
+    return f"{TFDS}{self._builder.data_path}@{self._split}"
 
   @property
   def size(self) -> int:
@@ -53,7 +53,13 @@ class TfdsSplit:
 
   @property
   def _info(self) -> Any:
-    return self._builder.info.splits[self._split]
+    splits = self._builder.info.splits
+    try:
+      return splits[self._split]
+    except (KeyError, ValueError):
+      raise UserError(
+        f"{self.name!r} has no split {self._split!r} (its splits: {', '.join(splits)}); name one, or a part of one"
+      ) from None
 
   @functools.cached_property
   def _builder(self) -> Any:
