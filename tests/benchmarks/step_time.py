@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable
 
 DEFAULTS = {"PB": 8, "PL": 4, "PD": 256, "PH": 4, "PF": 512, "PE": 8, "PK": 2, "PS": 256, "PV": 8192}
-WORKERS = ("floor-dense", "floor-moe", "dense", "moe")
+WORKERS = ("floor-dense", "floor-moe", "dense", "moe", "moe-dropless")
 
 
 def main() -> None:
@@ -111,9 +111,7 @@ def serve(step: Callable[[], None], facts: dict) -> None:
 
 def make_worker(name: str, layers: str) -> tuple[Callable[[], None], dict]:
   sizes = {key: int(os.environ.get(key, value)) for key, value in DEFAULTS.items()}
-  step, facts = (
-    floor(name == "floor-moe", sizes) if name.startswith("floor") else train_step(name == "moe", layers, sizes)
-  )
+  step, facts = floor("moe" in name, sizes) if name.startswith("floor") else train_step(name, layers, sizes)
   for _ in range(3):
     step()
   return step, {"name": name, **facts}
@@ -148,8 +146,8 @@ def floor(sparse: bool, sizes: dict[str, int]) -> tuple[Callable[[], None], dict
   return step, {"gflop": 6e-9 * sum(times * batch * m * k * n for times, batch, m, k, n in forward)}
 
 
-def train_step(sparse: bool, layers: str, sizes: dict[str, int]) -> tuple[Callable[[], None], dict]:
-  """moejax's own step on one device."""
+def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[[], None], dict]:
+  """moejax's own step on one device: dense, with experts at balanced capacity, or with experts and no drops."""
   begin = time.perf_counter()
   import jax
   import numpy as np
@@ -160,7 +158,8 @@ def train_step(sparse: bool, layers: str, sizes: dict[str, int]) -> tuple[Callab
   from moejax.training.step import abstract_inputs, make_train_step
 
   B, L, D, N, F, E, A, T, V = (sizes[key] for key in ("PB", "PL", "PD", "PH", "PF", "PE", "PK", "PS", "PV"))
-  moe = MoE(num_experts=E, experts_per_token=A, d_ff=F, group_size=64) if sparse else None
+  sparse, dispatch = name != "dense", "grouped" if name == "moe-dropless" else "einsum"
+  moe = MoE(num_experts=E, experts_per_token=A, d_ff=F, group_size=64, dispatch=dispatch) if sparse else None
   experiment = Experiment(
     name="benchmark",
     model=Model(
