@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -67,7 +68,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-  formatter = argparse.RawDescriptionHelpFormatter
+  formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
   parser = _Parser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
   parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
   verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
@@ -181,7 +182,6 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.data.tokenizers import padded_vocab_size
 
   with Display(f"pack {out}") as display:
-    display.stage("text: reading and tokenising", total=1.0)
     manifest = pack(
       sources,
       known.tokenizer,
@@ -191,13 +191,27 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
       validation_fraction=known.validation_fraction,
       processes=known.processes,
       shard_tokens=known.shard_tokens,
-      progress=lambda what, done: display.advance(done, what),
+      progress=_shown(display, "text: reading and tokenising"),
     )
   print(
     f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['text_bytes']:,} bytes of "
     f"text in {len(manifest['shards'])} shards; --model.vocab-size {padded_vocab_size(manifest['vocab_size'])} fits"
   )
   return 0
+
+
+def _shown(display: Display, stage: str) -> Callable[[str, float], None]:
+  """Shows progress from its first call on, so that what is refused before is one line."""
+  begun = False
+
+  def show(what: str, done: float) -> None:
+    nonlocal begun
+    if not begun:
+      begun = True
+      display.stage(stage, total=1.0)
+    display.advance(done, what)
+
+  return show
 
 
 def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -210,13 +224,12 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.data.tokenizers import padded_vocab_size
 
   with Display(f"tokenizer {out}") as display:
-    display.stage("text: reading", total=1.0)
     size = train_tokenizer(
       sources,
       known.vocab_size,
       out,
       text_field=known.text_field,
-      progress=lambda what, done: display.advance(done, what),
+      progress=_shown(display, "text: reading"),
     )
   print(f"{out}: {size:,} ids; --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
   return 0
