@@ -2,7 +2,6 @@
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -68,7 +67,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
-  formatter = functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=30)
+  formatter = argparse.RawDescriptionHelpFormatter
   parser = _Parser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
   parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
   verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
