@@ -63,11 +63,11 @@ def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: j
 def _block_sizes(R: int, E: int) -> tuple[int, int]:
   """Rows of a block, and of the smaller ones for the rest of a group.
 
-  The mean group as a power of two, within bounds: below 64 rows a product on two cores slows down, and above 512 it is
-  no faster. A quarter of that for the rest: it is half empty in the mean, and each block costs a pass over [D, F].
+  The mean group as a power of two, in bounds: a product of fewer than 32 rows costs as much, and above 512 rows it is
+  no faster. A quarter of that for the rest: smaller blocks compute less for nobody, but each passes over [D, F] once.
   """
-  large = min(max(1 << max(R // E, 1).bit_length() - 1, 64), 512, R)
-  return large, max(large // 4, 1)
+  large = min(max(1 << max(R // E, 1).bit_length() - 1, 128), 512)
+  return min(large, R), min(large // 4, R)
 
 
 def _over_blocks(

@@ -1,7 +1,7 @@
 """The experts' own feed-forward layers, stacked.
 
-O outer batch  U routing groups  M tokens in a group  C capacity  R = O x U x C rows  D embed  F hidden of one expert
-E experts
+O outer batch  U routing groups  M tokens in a group  C capacity  R = O x U x C rows  T = O x U x M tokens  D embed
+F hidden of one expert  E experts  X = E x F
 """
 
 import jax
@@ -59,14 +59,16 @@ class Experts(nnx.Module):
     """out_OUMD: the weighted sum of what every expert makes of every token, as two wide products."""
     weights = self.weights(x_OUMD.dtype)
     E, D, F = weights["up"].shape
-    tokens = ("outer", "groups", "group_tokens")
-    place = self.partitioner.constrain
+    tokens = x_OUMD.shape[:3]
+    x_TD = x_OUMD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
+
+    def wide(w_EDF: jax.Array) -> jax.Array:
+      hidden_TX = jnp.einsum("TD,DX->TX", x_TD, w_EDF.swapaxes(0, 1).reshape(D, E * F))
+      names = ("outer", "groups", "group_tokens", None, "expert_mlp")
+      return self.partitioner.constrain(hidden_TX.reshape(*tokens, E, F), *names)
+
     with jax.named_scope("experts"):
-
-      def wide(w_EDF: jax.Array) -> jax.Array:
-        hidden_OUMX = jnp.einsum("OUMD,DX->OUMX", x_OUMD, w_EDF.swapaxes(0, 1).reshape(D, E * F))
-        return place(hidden_OUMX.reshape(*x_OUMD.shape[:3], E, F), *tokens, None, "expert_mlp")
-
       hidden_OUMEF = activate(wide(weights["gate"]) if "gate" in weights else None, wide(weights["up"]))
       hidden_OUMEF = hidden_OUMEF * weights_OUME[..., None].astype(x_OUMD.dtype)
-      return jnp.einsum("OUMEF,EFD->OUMD", hidden_OUMEF, weights["down"])
+      out_TD = jnp.einsum("TX,XD->TD", hidden_OUMEF.reshape(-1, E * F), weights["down"].reshape(E * F, D))
+      return out_TD.reshape(x_OUMD.shape)

@@ -22,6 +22,9 @@ from moejax.models.moe.routing import Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
 from moejax.partitioning import Partitioner
 
+NARROW = 256
+"""Hidden width below which gate and up are one product: reading the rows twice costs more than copying the weights."""
+
 X = ("outer", "groups", "group_tokens", "act_embed")
 
 
@@ -112,8 +115,14 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
   """Each expert on its rows; with the hidden width in shards, this device's part of the sum."""
   with jax.named_scope("experts"):
     multiply = functools.partial(grouped_matmul, group_sizes_E=sizes_e)
-    gate_Rf = multiply(rows_RD, weights["gate"]) if "gate" in weights else None
-    return multiply(activate(gate_Rf, multiply(rows_RD, weights["up"])), weights["down"])
+    if "gate" not in weights:
+      return multiply(activate(None, multiply(rows_RD, weights["up"])), weights["down"])
+    if weights["up"].shape[-1] < NARROW:
+      both_R2f = multiply(rows_RD, jnp.concatenate([weights["gate"], weights["up"]], axis=-1))
+      gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
+    else:
+      gate_Rf, up_Rf = multiply(rows_RD, weights["gate"]), multiply(rows_RD, weights["up"])
+    return multiply(activate(gate_Rf, up_Rf), weights["down"])
 
 
 def _whole(weights: Weights, partitioner: Partitioner) -> Weights:

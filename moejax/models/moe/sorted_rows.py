@@ -31,12 +31,20 @@ def sort_by_expert(experts_MA: jax.Array, chosen_MA: jax.Array, num_experts: int
   """
   real_MA = chosen_MA & (experts_MA >= 0) & (experts_MA < num_experts)
   expert_X = jnp.where(real_MA, experts_MA, num_experts).reshape(-1).astype(jnp.int32)
-  choice_X = jnp.argsort(expert_X, stable=True).astype(jnp.int32)
-  choice_R = choice_X[:rows]
+  choice_R = _stable_argsort(expert_X, num_experts + 1)[:rows]
   row_X = jnp.full(expert_X.shape, rows, jnp.int32).at[choice_R].set(jnp.arange(rows, dtype=jnp.int32))
   row_MA = jnp.where(real_MA, row_X.reshape(experts_MA.shape), rows)
   is_expert_XE = expert_X[:, None] == jnp.arange(num_experts)[None, :]
   return Order(choice_R, row_MA, jnp.sum(is_expert_XE, axis=0, dtype=jnp.int32))
+
+
+def _stable_argsort(key_X: jax.Array, limit: int) -> jax.Array:
+  """Where each element of the sorted keys, 0 to limit - 1, comes from. One number for key and place, where that fits,
+  sorts in half the time of a pair."""
+  X = len(key_X)
+  if limit * X >= 2**31:
+    return jnp.argsort(key_X, stable=True).astype(jnp.int32)
+  return jnp.sort(key_X * X + jnp.arange(X, dtype=jnp.int32)) % X
 
 
 @jax.custom_vjp
@@ -73,12 +81,12 @@ def _combine_forward(rows_RD: jax.Array, weights_MA: jax.Array, order: Order):
 
 def _combine_backward(saved: tuple[jax.Array, jax.Array, Order], of_out_MD: jax.Array):
   rows_RD, weights_MA, order = saved
-  A = weights_MA.shape[-1]
   real_R = jnp.arange(len(order.choice_R)) < jnp.sum(order.sizes_E)
   weight_R = jnp.where(real_R, weights_MA.reshape(-1)[order.choice_R], 0.0)
-  of_rows_RD = (of_out_MD[order.choice_R // A] * weight_R[:, None]).astype(rows_RD.dtype)
-  of_weights = [jnp.sum(_rows_of_choice(rows_RD, order, a) * of_out_MD, axis=-1) for a in range(A)]
-  return of_rows_RD, jnp.stack(of_weights, axis=-1), None
+  of_token_RD = of_out_MD[order.choice_R // weights_MA.shape[-1]]
+  of_rows_RD = (of_token_RD * weight_R[:, None]).astype(rows_RD.dtype)
+  of_weight_R = jnp.sum(of_token_RD * rows_RD.astype(jnp.float32), axis=-1)
+  return of_rows_RD, of_weight_R.at[order.row_MA].get(mode="fill", fill_value=0), None
 
 
 combine_rows.defvjp(_combine_forward, _combine_backward)
