@@ -32,7 +32,7 @@ class JsonTokenizer:
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self._content = json.loads(path.read_text())
-    if self._content["model"]["type"] in ("WordPiece", "WordLevel"):
+    if self._content["model"].get("type") in ("WordPiece", "WordLevel"):
       raise UserError(
         f"data.tokenizer={str(path)!r} is {self._content['model']['type']}, which loses spaces; use one of bytes or "
         "subwords (BPE, Unigram)"
@@ -54,8 +54,8 @@ class JsonTokenizer:
   @functools.cached_property
   def byte_lengths(self) -> np.ndarray:
     lengths = np.zeros(self.vocab_size, np.int32)
-    added = {token["id"]: token for token in self._content["added_tokens"]}
-    of_bytes = '"ByteLevel"' in json.dumps([self._content["pre_tokenizer"], self._content["decoder"]])
+    added = {token["id"]: token for token in self._content.get("added_tokens", ())}
+    of_bytes = '"ByteLevel"' in json.dumps([self._content.get("pre_tokenizer"), self._content.get("decoder")])
     for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
       if i in added:
         lengths[i] = 0 if added[i]["special"] else len(token.encode())
