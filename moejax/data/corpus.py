@@ -44,9 +44,9 @@ class Corpus:
   folder: pathlib.Path
   """Where the streams of text lie."""
 
-  def summary(self) -> dict[str, int | str]:
-    """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, where known) for train and validation;
-    tokenizer; sha256, which is equal exactly where all streams are."""
+  def summary(self) -> dict[str, int | str | None]:
+    """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, None where a seqio task does not say) for
+    train and validation; tokenizer; sha256, which is equal exactly where all streams are."""
     return json.loads((self.folder / "summary.json").read_text())
 
 
