@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 
+from experiments.books_mini import books_mini, books_mini_dense
 from experiments.quickstart import quick_large, quick_small, quickstart
 from moejax.config import Experiment, Suite
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "quickstart": quickstart,
+  "books_mini": books_mini,
+  "books_mini_dense": books_mini_dense,
   "quick_small": quick_small,
   "quick_large": quick_large,
 }

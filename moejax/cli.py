@@ -107,9 +107,28 @@ def _parser() -> argparse.ArgumentParser:
   evaluate.add_argument("--limit", type=int, metavar="N", help="the first N examples of each task")
   evaluate.add_argument("--data", type=pathlib.Path, metavar="DIR", help="the tasks' data as DIR/TASK/SPLIT.jsonl")
   evaluate.add_argument("--few-shot", type=int, metavar="N", help="examples in each prompt; else as task and suite say")
+  data = verb("data", _data, "Tokenise text once into shards that any number of runs and hosts read; goes on too.")
+  data.add_argument("action", nargs="?", choices=("pack",), help="pack: text into a folder for data.train")
+  _add_text(data)
+  data.add_argument("--tokenizer", default="bytes", metavar="NAME", help="as data.tokenizer; bytes by default")
+  data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="the folder that is written")
+  data.add_argument("--keep", choices=("all", "train", "validation"), default="all", help="one side of the hash split")
+  data.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="as data.validation_fraction")
+  data.add_argument("--processes", type=int, metavar="N", help="that tokenise; one for each core by default")
+  data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens in a shard")
+  tokenizer = verb("tokenizer", _tokenizer, "Train a byte-level BPE tokenizer on text.")
+  tokenizer.add_argument("action", nargs="?", choices=("train",), help="train: write a tokenizer.json")
+  _add_text(tokenizer)
+  tokenizer.add_argument("--vocab-size", type=int, default=32_768, metavar="N", help="ids, specials included")
+  tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the .json file that is written")
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
+
+
+def _add_text(verb: argparse.ArgumentParser) -> None:
+  verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text, as in data.train")
+  verb.add_argument("--text-field", default="text", metavar="NAME", help="as data.text_field")
 
 
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -217,6 +236,69 @@ def import_harness(evaluation: Evaluation) -> ModuleType:
   return harness
 
 
+def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  _required(known, "action", "pack")
+  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out DIR")
+  from moejax.data.pack import pack
+  from moejax.data.tokenizers import padded_vocab_size
+
+  with Display(f"pack {out}") as display:
+    manifest = pack(
+      sources,
+      known.tokenizer,
+      out,
+      text_field=known.text_field,
+      keep=known.keep,
+      validation_fraction=known.validation_fraction,
+      processes=known.processes,
+      shard_tokens=known.shard_tokens,
+      progress=_shown(display, "text: reading and tokenising"),
+    )
+  print(
+    f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['text_bytes']:,} bytes of "
+    f"text in {len(manifest['shards'])} shards; --model.vocab-size {padded_vocab_size(manifest['vocab_size'])} fits"
+  )
+  return 0
+
+
+def _shown(display: Display, stage: str) -> Callable[[str, float], None]:
+  """Shows progress from its first call on, so that what is refused before is one line."""
+  begun = False
+
+  def show(what: str, done: float) -> None:
+    nonlocal begun
+    if not begun:
+      begun = True
+      display.stage(stage, total=1.0)
+    display.advance(done, what)
+
+  return show
+
+
+def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  _required(known, "action", "train")
+  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out FILE")
+  from moejax.data.tokenizer_training import train_tokenizer
+  from moejax.data.tokenizers import padded_vocab_size
+
+  with Display(f"tokenizer {out}") as display:
+    size = train_tokenizer(
+      sources,
+      known.vocab_size,
+      out,
+      text_field=known.text_field,
+      progress=_shown(display, "text: reading"),
+    )
+  print(f"{out}: {size:,} ids; --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
+  return 0
+
+
 def _report(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
@@ -229,9 +311,11 @@ def _report(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def check_data(experiment: Experiment) -> None:
-  """Raises UserError where the experiment's text is missing, empty or of no known kind."""
+  """Raises UserError where the experiment's text or tokenizer is missing, empty or of no known kind."""
   from moejax.data.sources import check_sources
+  from moejax.data.tokenizers import make_tokenizer
 
+  make_tokenizer(experiment.data.tokenizer)
   check_sources(experiment.data)
 
 

@@ -94,6 +94,27 @@ MISTAKES = {
   "experiment to compare": (["compare", "{dense}", *RUN], ["is one experiment", "moejax train", "quickstart"]),
   "word without an option": (["show", "{dense}", "and"], ["unexpected argument 'and'", "--model.num-layers 4"]),
   "field of the list": (["list", "--model.num-layers", "4"], ["unexpected --model.num-layers 4", "no fields"]),
+  "tokenizer of no kind": (["train", "{dense}", *RUN, "--data.tokenizer", "gpt2"], ["data.tokenizer='gpt2'", ".json"]),
+  "tokenizer that is not there": (
+    ["train", "{dense}", *RUN, "--data.tokenizer", "{tmp}/gone.model"],
+    ["data.tokenizer='{tmp}/gone.model' cannot be read"],
+  ),
+  "weights for other sources": (
+    ["train", "{dense}", *RUN, "--data.weights", "0.5", "0.5"],
+    ["data.weights has 2 numbers for the 1 entries of data.train"],
+  ),
+  "nothing to do with data": (["data"], ["data needs pack", "`moejax data --help`"]),
+  "no text to pack": (["data", "pack", "--out", "{tmp}/packed"], ["data needs --source SOURCE"]),
+  "missing text to pack": (
+    ["data", "pack", "--source", "{tmp}/gone.txt", "--out", "{tmp}/packed"],
+    ["'{tmp}/gone.txt' does not exist"],
+  ),
+  "nowhere to pack to": (["data", "pack", "--source", "{tmp}/text.txt"], ["data needs --out DIR"]),
+  "no text to train a tokenizer on": (["tokenizer", "train", "--out", "{tmp}/a.json"], ["tokenizer needs --source"]),
+  "tokenizer of another suffix": (
+    ["tokenizer", "train", "--source", "{tmp}/text.txt", "--out", "{tmp}/a.model"],
+    ["{tmp}/a.model does not end in .json"],
+  ),
   "report of nothing": (["report", "{tmp}"], ["{tmp}/comparison.json does not exist", "moejax compare"]),
   "evaluation of nothing": (["evaluate", "{tmp}"], ["{tmp}/experiment.json does not exist", "moejax train"]),
   "no run to evaluate": (["evaluate"], ["evaluate needs RUN"]),
@@ -255,8 +276,8 @@ def test_the_version(run):
 def test_help_names_every_command_and_gives_examples(run):
   code, out, err = run("--help")
   assert (code, err) == (0, "")
-  for command in ("list", "show", "train", "compare", "evaluate", "report"):
-    assert f"\n    {command} " in out
+  for command in ("list", "show", "train", "compare", "evaluate", "data", "tokenizer", "report"):
+    assert command in [line.split()[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "]
   examples = [line.split() for line in out.splitlines() if line.startswith("  moejax ")]
   assert {words[1] for words in examples} >= {"compare", "show", "train"}
   assert "dotted path" in out and "goes on where it was" in out
@@ -272,7 +293,7 @@ def test_the_examples_of_the_help_are_valid(run):
       assert run("show", *without_directory[1:])[0] == 0, line
 
 
-@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "evaluate", "data", "tokenizer", "report"])
 def test_the_help_of_a_command_says_what_it_does_and_takes(run, command):
   code, out, err = run(command, "--help")
   assert (code, err) == (0, "")
@@ -393,6 +414,28 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
   writer.stdout.close()
   assert writer.stderr.read() == b""
   assert writer.wait() == 1
+
+
+def test_a_tokenizer_is_trained_text_is_packed_with_it_and_an_experiment_trains_on_that(run, tmp_path, monkeypatch):
+  pytest.importorskip("tokenizers", reason="of the extra `data`")
+  monkeypatch.chdir(tmp_path)
+  sources = ["{tmp}/text.txt", str(MINE)]
+  code, out, _ = run("tokenizer", "train", "--source", *sources, "--vocab-size", "263", "--out", "a.json")
+  assert (code, out) == (0, "a.json: 263 ids; --data.tokenizer a.json --model.vocab-size 384\n")
+  for source, packed in zip(sources, ("train", "validation"), strict=True):
+    pack = ("data", "pack", "--source", source, "--tokenizer", "a.json", "--out", packed, "--processes", "1")
+    code, out, _ = run(*pack)
+    assert code == 0 and out.startswith(f"{packed}: 1 documents, "), out
+    assert out.endswith("in 1 shards; --model.vocab-size 384 fits\n")
+    assert run(*pack)[:2] == (0, out)
+  data = ["--data.train", "train", "text.txt", "--data.weights", "3", "1", "--data.validation", "validation"]
+  fields = [*data, "--data.tokenizer", "a.json", "--data.packing", "best_fit", "--training.steps", "2"]
+  command = [sys.executable, "-m", "moejax.cli", "train", NAMES["dense"], "--workdir", "run", *fields]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert [0.5 < record["fill_rate"] <= 1.0 for record in records if "loss" in record] == [True, True]
+  assert json.loads((tmp_path / "run" / "summary.json").read_text())["held_out/documents"] == 1
 
 
 def test_train_trains_evaluates_and_leaves_its_files(places, tmp_path):

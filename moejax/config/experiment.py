@@ -182,8 +182,9 @@ class Pair:
 Train = Literal["all", "matched"]
 
 OF_THE_TEXT = (
-  ("data", "train"), ("data", "validation"), ("data", "validation_fraction"), ("data", "tokenizer"),
-  ("evaluation", "max_tokens"), ("evaluation", "tasks"), ("evaluation", "task_limit"), ("evaluation", "task_data"),
+  ("data", "train"), ("data", "weights"), ("data", "validation"), ("data", "validation_fraction"),
+  ("data", "text_field"), ("data", "tokenizer"), ("evaluation", "max_tokens"), ("evaluation", "tasks"),
+  ("evaluation", "task_limit"), ("evaluation", "task_data"),
 )  # fmt: skip
 """Fields that all members of a suite share."""
 
