@@ -57,13 +57,17 @@ class Partitioner:
     sharding = self.sharding(names, x.shape, "activation " + " x ".join(str(name) for name in names))
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
 
-  def on_each_device(self, function: Callable, inputs: tuple[Names, ...], outputs: Any) -> Callable:
+  def on_each_device(
+    self, function: Callable, inputs: tuple[Names, ...], outputs: Any, checked: bool = True
+  ) -> Callable:
     """`function`, called on every device's own share of its arguments.
 
     Args:
       function: arrays to arrays; nothing in it crosses devices.
       inputs: names of each argument's dimensions.
       outputs: names of each result's dimensions, in the structure of the result.
+      checked: whether JAX proves that a result is the same along each axis that `outputs` leaves out; False for
+        kernels, which do not tell it.
     """
     if self.mesh.size == 1:
       return function
@@ -77,13 +81,18 @@ class Partitioner:
         outputs,
         is_leaf=lambda names: all(name is None or isinstance(name, str) for name in names),
       )
-      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results)(*arguments)
+      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results, check_vma=checked)(*arguments)
 
     return sharded
 
   def shards(self, name: str) -> int:
     """Parts into which the mesh cuts a dimension of this name."""
     return int(np.prod([self.shape.shape[axis] for axis in table(self.rules)[name]], dtype=int))
+
+  @property
+  def platform(self) -> str:
+    """Where programs run that are lowered for this mesh: cpu, gpu or tpu."""
+    return self.mesh.devices.flat[0].platform
 
   @property
   def replicated(self) -> NamedSharding:
@@ -100,7 +109,7 @@ class Partitioner:
     """The type of activations: as set, or float32 on CPU and bfloat16 elsewhere."""
     if model.compute_dtype != "auto":
       return jnp.dtype(model.compute_dtype)
-    return jnp.dtype(jnp.float32 if self.mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
+    return jnp.dtype(jnp.float32 if self.platform == "cpu" else jnp.bfloat16)
 
 
 def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | None = None) -> Partitioner:

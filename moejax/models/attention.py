@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.kernels.attention import attention
+from moejax.kernels.attention import attention_for
 from moejax.models.layers import RMSNorm, residual_gain, rotate, weight
 from moejax.partitioning import Partitioner
 
@@ -43,7 +43,8 @@ class Attention(nnx.Module):
       k_BTKH = place(rotate(k_BTKH, angles), "batch", "sequence", "kv_heads", "head_dim")
     with jax.named_scope("attention"):
       query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
-      attend = self.partitioner.on_each_device(attention, (query, key, key, ("batch", "sequence")), query)
+      attend = attention_for(self.partitioner.platform, T)
+      attend = self.partitioner.on_each_device(attend, (query, key, key, ("batch", "sequence")), query, checked=False)
       out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, segments_BT)
     with jax.named_scope("attention_out"):
       w_out_ND = self.w_out_NHD[...].reshape(-1, D).astype(x_BTD.dtype)
