@@ -2,12 +2,38 @@
 
 from collections.abc import Callable
 
+from experiments.fuji import fuji_7b_v1
+from experiments.mixtral import mixtral_8x7b
 from experiments.quickstart import quick_large, quick_small, quickstart
+from experiments.speed_accuracy import (
+  dense_6b4,
+  dense_12b6,
+  dense_29b6,
+  moe_1b6_256e,
+  moe_6b4_16e,
+  moe_6b4_64e,
+  moe_12b6_64e,
+  moe_29b6_64e,
+)
+from experiments.switch import switch_base, switch_large, switch_xxl
 from moejax.config import Experiment, Suite
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "quickstart": quickstart,
   "quick_small": quick_small,
   "quick_large": quick_large,
+  "dense_6b4": dense_6b4,
+  "dense_12b6": dense_12b6,
+  "dense_29b6": dense_29b6,
+  "moe_1b6_256e": moe_1b6_256e,
+  "moe_6b4_16e": moe_6b4_16e,
+  "moe_6b4_64e": moe_6b4_64e,
+  "moe_12b6_64e": moe_12b6_64e,
+  "moe_29b6_64e": moe_29b6_64e,
+  "fuji_7b_v1": fuji_7b_v1,
+  "mixtral_8x7b": mixtral_8x7b,
+  "switch_base": switch_base,
+  "switch_large": switch_large,
+  "switch_xxl": switch_xxl,
 }
 """By the name that the command line knows; members of a suite are found by their own names too."""

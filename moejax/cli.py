@@ -22,6 +22,7 @@ from moejax.overrides import override, print_field_help
 from moejax.training.run_directory import COMPARISON, RUN, check_json, run_configuration
 
 USERS_MISTAKE = 2
+DOES_NOT_FIT = 3
 
 DESCRIPTION = """\
 Dense or mixture-of-experts? moejax answers in step time: it measures the step of each model, pairs dense and MoE at
@@ -33,13 +34,14 @@ examples:
   moejax show quick_small_8e                             parameters, FLOPs, budget and every field
   moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
   moejax train mine.py:my_experiment --workdir /tmp/mine an experiment of your own
+  moejax plan dense_6b4 --topology v5p:4x8x8             step time and memory on 256 chips, without them
 
 Every field is set by its dotted path; `moejax train NAME --help` lists them with what they mean.
 Interrupt a run (Ctrl-C, or even kill -9) and give the same command again: it goes on where it was."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-  """The program `moejax`. Exit code 0: done, 2: the user's mistake, 1: everything else."""
+  """The program `moejax`. Exit code 0: done, 2: the user's mistake, 3: a plan that does not fit, 1: all else."""
   try:
     known, overrides = _parser().parse_known_args(arguments)
     code = known.verb(known, overrides)
@@ -92,9 +94,20 @@ def _parser() -> argparse.ArgumentParser:
   )
   compare.add_argument("name", nargs="?", metavar="SUITE", help="a listed suite, or path/to/file.py:function")
   compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where runs, numbers and the report go")
+  plan = verb("plan", _plan, "Predict step time and memory of an experiment on a pod that need not be there.")
+  plan.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
+  _add_topology(plan)
+  plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every number there too")
+  plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the page there too")
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
+
+
+def _add_topology(parser: argparse.ArgumentParser) -> None:
+  known = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
+  parser.add_argument("--topology", metavar="NAME", help=f"chips and how they are joined, such as {known}")
+  parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of that topology, joined by DCN")
 
 
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -150,6 +163,27 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   console.print(terminal_table(comparison))
   console.print(comparison["finding"], highlight=False, markup=False)
   return 0
+
+
+def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
+  from moejax.planning.topology import parse_topology, prepare_environment
+
+  topology = parse_topology(_required(known, "topology", "--topology NAME"), known.slices)
+  prepare_environment(topology)  # JAX and libtpu read it when they are imported, so before the next line
+  from moejax.planning.page import plan_html, plan_page
+  from moejax.planning.plan import plan
+
+  with Display(f"plan {experiment.name}") as display:
+    planned = plan(experiment, topology, display)
+  Console().print(plan_page(planned), soft_wrap=True)
+  if known.json:
+    known.json.write_text(json.dumps(planned, indent=2) + "\n")
+  if known.html:
+    known.html.write_text(plan_html(planned))
+  return 0 if planned["fits"] else DOES_NOT_FIT
 
 
 def _report(known: argparse.Namespace, overrides: list[str]) -> int:

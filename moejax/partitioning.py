@@ -124,8 +124,11 @@ def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | N
   shape = tuple(resolved.shape.values())
   if resolved.size == 1:
     array = np.array(devices[:1]).reshape(shape)
-  elif resolved.replica > 1 and len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-    array = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (resolved.replica, 1, 1, 1), devices=devices)
+  elif resolved.replica > 1 and (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
+    within = (resolved.replica // slices, *shape[1:])
+    array = mesh_utils.create_hybrid_device_mesh(
+      within, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
+    )
   else:
     array = mesh_utils.create_device_mesh(shape, devices[: resolved.size], allow_split_physical_axes=True)
   return Partitioner(jax.sharding.Mesh(array, MESH_AXES), resolved, rules)

@@ -21,7 +21,7 @@ FLOORS = (
   ("moejax.models",),
   ("moejax.data",),
   ("moejax.training",),
-  ("moejax.evaluation",),
+  ("moejax.evaluation", "moejax.planning"),
   ("moejax.comparison",),
   ("moejax.cli", "launch"),
 )

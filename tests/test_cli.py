@@ -37,7 +37,7 @@ MISTAKES = {
   ),
   "wrong type": (["train", "{dense}", *RUN, "--model.num-layers", "four"], ["--model.num-layers", "int", "'four'"]),
   "value missing": (["train", "{dense}", *RUN, "--model.num-layers"], ["'--model.num-layers'", "Expected 1"]),
-  "not a choice": (["train", "{dense}", *RUN, "--model.remat", "all"], ["'all'", "'none', 'dots', 'layer_inputs'"]),
+  "not a choice": (["train", "{dense}", *RUN, "--model.remat", "all"], ["'all'", "'attention', 'layer_inputs'"]),
   "value out of range": (["train", "{dense}", *RUN, "--training.steps", "0"], ["training.steps=0 must be above 0"]),
   "batch and mesh": (
     ["train", "{dense}", *RUN, "--mesh.data", "3"],

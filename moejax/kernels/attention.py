@@ -13,6 +13,9 @@ from jax.experimental.pallas.ops.tpu import splash_attention as splash
 MASKED = -1e30
 """Logit of a masked pair: finite, so that a padded row, which sees nothing, has no NaN."""
 
+ATTENTION = "attention"
+"""Name of what attention may keep for the backward pass (`jax.checkpoint`), instead of computing it again."""
+
 LANES = 128
 """Width of a TPU's vector unit: sequences that it does not divide take the plain path."""
 
@@ -44,6 +47,7 @@ def fused_attention(
     ),
     head_shards=1,
     q_seq_shards=1,
+    residual_checkpoint_name=ATTENTION,
     interpret=interpret,
   )
   q_BNTH = (q_BTNH * q_BTNH.shape[-1] ** -0.5).swapaxes(1, 2)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
+from moejax.kernels.attention import ATTENTION
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import RMSNorm, rotary_angles, separate, stack, weight
@@ -17,7 +18,10 @@ from moejax.models.moe.layer import Auxiliary, MoELayer
 from moejax.partitioning import Partitioner
 
 REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(ATTENTION)
+  ),
+  "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
   "layer_inputs": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -7,6 +7,7 @@ the middle of the longest ring: D bytes a chip take n D over eight times a link'
 """
 
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -131,7 +132,7 @@ def _ring(network: Network, places: list[Place], dimension: int, length: int) ->
   at = sorted({place.coordinates[dimension] for place in places})
   if len(at) == 1:
     return None
-  stride = math.gcd(*(b - a for a, b in zip(at, at[1:], strict=False)))
+  stride = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
   closed = len(at) * stride == length and length % network.chip.wrap == 0 and length > 2
   return _Ring(len(at), closed, network.chip.link_bandwidth / stride)
 

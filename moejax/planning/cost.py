@@ -26,7 +26,7 @@ MOVES = frozenset({
 """Operations that compute nothing: a fusion of these alone is memory traffic."""
 
 SCOPES = (
-  "embed", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine", "shared",
+  "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine", "shared",
   "logits", "loss", "optimizer",
 )  # fmt: skip
 """Names of scopes in the model, `jax.named_scope`."""

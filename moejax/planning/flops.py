@@ -55,7 +55,7 @@ def _window(attributes: str) -> dict[str, list[int]]:
 
 
 def _pairs(output: int, source: int, size: int, stride: int, before: int, spread: int, step: int) -> int:
-  """Pairs of an output and a kernel position that meet an element of the source, not its padding or a dilation's gap."""
+  """Pairs of an output and a kernel position that meet an element, not padding or a dilation's gap."""
   last = (source - 1) * spread
   count = 0
   for k in range(size):
@@ -70,7 +70,7 @@ def _pairs(output: int, source: int, size: int, stride: int, before: int, spread
 
 
 def memory_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
-  """Bytes that an instruction moves to and from HBM: of what it only slices the slice, of what it updates the update."""
+  """Bytes that an instruction moves to and from HBM: of what it slices the slice, of what it updates the update."""
   inner = program.inner(instruction) if instruction.opcode == "fusion" else None
   if inner is None:
     reads = [_hbm(computation.by_name[name].shapes) for name in instruction.operands if name in computation.by_name]

@@ -119,7 +119,8 @@ def parse(text: str) -> Program:
   computations: dict[str, Computation] = {}
   entry, name = "", ""
   instructions: list[Instruction] = []
-  for line in text.splitlines():
+  # Kernels carry metadata that the printer breaks into lines of their own.
+  for line in text.replace('\n"', ' "').replace("\n}}", " }}").splitlines():
     if line.startswith("}"):
       computations[name] = Computation(name, tuple(instructions))
     elif line.endswith("{") and not line.startswith((" ", "HloModule")):

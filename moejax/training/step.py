@@ -14,6 +14,9 @@ from moejax.training.state import Definition, Parameters, State
 TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
 """step(state, batch, learning_rate) to (state, metrics)."""
 
+TPU_OPTIONS: dict[str, str | bool] = {}
+"""None of them changes what is computed."""
+
 BATCH_TYPES = {
   "tokens": jnp.int32,
   "targets": jnp.int32,
@@ -51,6 +54,11 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
     out_shardings=(definition.shardings, placement.replicated),
     donate_argnums=0,
   )
+
+
+def compiler_options(platform: str) -> dict[str, str | bool]:
+  """Options with which the step is compiled, for a run and for a plan alike."""
+  return TPU_OPTIONS if platform == "tpu" else {}
 
 
 def abstract_inputs(definition: Definition) -> tuple[Any, Any, Any]:
