@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import re
 
-from moejax.config.chips import Chip
 from moejax.planning.collectives import Collective, Network, collective
 from moejax.planning.flops import matrix_flops, memory_bytes
 from moejax.planning.kernels import price
@@ -26,8 +25,8 @@ MOVES = frozenset({
 """Operations that compute nothing: a fusion of these alone is memory traffic."""
 
 SCOPES = (
-  "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine", "shared",
-  "logits", "loss", "optimizer",
+  "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
+  "shared", "logits", "loss", "optimizer",
 )  # fmt: skip
 """Names of scopes in the model, `jax.named_scope`."""
 
@@ -233,11 +232,6 @@ class _Reader:
     operation.flops += flops * times
     operation.count += times
     self.seconds["matrix" if kind.startswith("kernel") else kind] += seconds * times
-
-
-def chip_time_s(chip: Chip, flops: float) -> float | None:
-  """Seconds of these FLOPs at the chip's peak, None where that is unknown."""
-  return flops / chip.bfloat16_flops if chip.bfloat16_flops else None
 
 
 def _scope(instruction: Instruction, program: Program) -> tuple[str, str]:

@@ -83,7 +83,5 @@ def test_an_update_in_place_moves_what_it_updates():
 
 
 def test_what_lies_in_vmem_is_not_read_from_memory():
-  found = entry(
-    "  %x = f32[8,1024]{1,0:S(1)} parameter(0)\n  ROOT %f = f32[8,1024]{1,0} negate(%x)"
-  )
+  found = entry("  %x = f32[8,1024]{1,0:S(1)} parameter(0)\n  ROOT %f = f32[8,1024]{1,0} negate(%x)")
   assert memory_bytes(*found) == 4 * 8 * 1024

@@ -1,19 +1,10 @@
 """The reader of compiled programs, on small ones that libtpu compiled (write_programs.py) and on single lines."""
 
-import pathlib
-
 import pytest
+from planning_programs import PRODUCT_FLOPS, program
 
 from moejax.planning.flops import matrix_flops
 from moejax.planning.program import Program, Shape, parse, trip_count
-
-PROGRAMS = pathlib.Path(__file__).parent / "programs"
-
-PRODUCT_FLOPS = 2 * 4096**3
-
-
-def program(name: str) -> Program:
-  return parse((PROGRAMS / f"{name}.txt").read_text())
 
 
 def flops(found: Program, name: str | None = None) -> int:
