@@ -99,6 +99,12 @@ def _parser() -> argparse.ArgumentParser:
   _add_topology(plan)
   plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every number there too")
   plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the page there too")
+  match = verb("match", _match, "Find the MoE that takes a dense model's step time on a pod that need not be there.")
+  match.add_argument("dense", nargs="?", metavar="DENSE", help="a listed dense experiment, or path/to/file.py:function")
+  match.add_argument("name", nargs="?", metavar="MOE", help="the MoE experiment, whose `free` fields are varied")
+  _add_topology(match)
+  match.add_argument("--tolerance", type=float, default=0.05, metavar="X", help="relative difference that is equal")
+  match.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the matched experiment (MOE_matched.py)")
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
@@ -169,10 +175,7 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
-  from moejax.planning.topology import parse_topology, prepare_environment
-
-  topology = parse_topology(_required(known, "topology", "--topology NAME"), known.slices)
-  prepare_environment(topology)  # JAX and libtpu read it when they are imported, so before the next line
+  topology = _topology(known)
   from moejax.planning.page import plan_html, plan_page
   from moejax.planning.plan import plan
 
@@ -186,6 +189,23 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   return 0 if planned["fits"] else DOES_NOT_FIT
 
 
+def _match(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  dense = lookup.find_experiment(_required(known, "dense", "DENSE"))
+  moe = override(lookup.find_experiment(_required(known, "name", "MOE")), overrides)
+  topology = _topology(known)
+  from moejax.comparison.pod_match import experiment_file, match_on_pod, match_page
+
+  with Display(f"match {dense.name}") as display:
+    found = match_on_pod(dense, moe, topology, known.tolerance, display)
+  Console().print(match_page(found))
+  path = known.out or pathlib.Path(f"{moe.name}_matched.py")
+  path.write_text(experiment_file(found.experiment))
+  print(f"{path}: moejax train {path}:matched --workdir DIR")
+  return 0
+
+
 def _report(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
@@ -195,6 +215,15 @@ def _report(known: argparse.Namespace, overrides: list[str]) -> int:
 
   print(write_report(directory))
   return 0
+
+
+def _topology(known: argparse.Namespace) -> Any:
+  """The topology that was named, and the environment for it, which JAX and libtpu read when they are imported."""
+  from moejax.planning.topology import parse_topology, prepare_environment
+
+  topology = parse_topology(_required(known, "topology", "--topology NAME"), known.slices)
+  prepare_environment(topology)
+  return topology
 
 
 def check_data(experiment: Experiment) -> None:

@@ -17,11 +17,13 @@ from moejax.models.layers import RMSNorm, rotary_angles, separate, stack, weight
 from moejax.models.moe.layer import Auxiliary, MoELayer
 from moejax.partitioning import Partitioner
 
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+_save = jax.checkpoint_policies.save_from_both_policies
+
 REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.save_from_both_policies(
-    jax.checkpoint_policies.dots_with_no_batch_dims_saveable, jax.checkpoint_policies.save_only_these_names(ATTENTION)
-  ),
-  "attention": jax.checkpoint_policies.save_only_these_names(ATTENTION),
+  "products": _save(jax.checkpoint_policies.dots_saveable, _ATTENTION),
+  "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
+  "attention": _ATTENTION,
   "layer_inputs": jax.checkpoint_policies.nothing_saveable,
 }
 
