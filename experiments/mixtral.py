@@ -1,6 +1,6 @@
 """Mixtral 8x7B (arXiv 2401.04088)."""
 
-from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import DATA_EXPERT_MODEL, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
 
 
 def mixtral_8x7b() -> Experiment:
@@ -18,11 +18,12 @@ def mixtral_8x7b() -> Experiment:
       tie_embeddings=False,
       rope_theta=1e6,
       moe=MoE(num_experts=8, experts_per_token=2, d_ff=14_336, group_size=1024),
-      remat="attention",
+      remat="products",
     ),
     data=Data(sequence_length=4096),
     training=Training(batch_size=256, losses=Losses(load_balance=0.02)),
     optimizer=Optimizer(learning_rate=3e-4),
     evaluation=Evaluation(batch_size=256),
-    mesh=Mesh(replica=4, data=8, expert=8),
+    mesh=Mesh(data=32, expert=8),
+    rules=(*DATA_EXPERT_MODEL, ("embed", ("data",))),
   )

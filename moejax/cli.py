@@ -13,7 +13,7 @@ from rich.console import Console
 
 import moejax
 from moejax import describe, lookup
-from moejax.config.experiment import Experiment
+from moejax.config.experiment import Experiment, Pair
 from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
@@ -194,11 +194,12 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   dense = lookup.find_experiment(_required(known, "dense", "DENSE"))
   moe = override(lookup.find_experiment(_required(known, "name", "MOE")), overrides)
+  pair = Pair(dense=dense, candidates=(moe,))
   topology = _topology(known)
   from moejax.comparison.pod_match import experiment_file, match_on_pod, match_page
 
   with Display(f"match {dense.name}") as display:
-    found = match_on_pod(dense, moe, topology, known.tolerance, display)
+    found = match_on_pod(pair, topology, known.tolerance, display)
   Console().print(match_page(found))
   path = known.out or pathlib.Path(f"{moe.name}_matched.py")
   path.write_text(experiment_file(found.experiment))

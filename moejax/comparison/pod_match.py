@@ -12,7 +12,7 @@ from rich.text import Text
 
 import moejax.config
 from moejax.comparison.match import Match, approach, compared, distance
-from moejax.config.experiment import MATCHABLE, Experiment
+from moejax.config.experiment import MATCHABLE, Experiment, Pair
 from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
@@ -39,16 +39,13 @@ class PodMatch:
   """The dense model's compute-optimal training time."""
 
 
-def match_on_pod(
-  dense: Experiment, moe: Experiment, topology: Topology, tolerance: float, display: Display
-) -> PodMatch:
-  """Varies the free fields of `moe`, one after the other, until its predicted step time is the dense one's.
+def match_on_pod(pair: Pair, topology: Topology, tolerance: float, display: Display) -> PodMatch:
+  """Varies the candidate's free fields, one after the other, until its predicted step time is the dense model's.
 
   Raises:
-    UserError: the dense model does not fit, no value of a free field fits, or nothing is free to vary.
+    UserError: the dense model does not fit, or no value of a free field does.
   """
-  if moe.model.moe is None:
-    raise UserError(f"{moe.name!r} has no sparse layer; give an MoE experiment second")
+  dense, moe = pair.dense, pair.candidates[0]
   of_dense = plan(dense, topology, display)
   if not of_dense["fits"]:
     raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")

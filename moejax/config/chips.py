@@ -44,8 +44,8 @@ class Chip:
   dcn_bandwidth: float
   """Bytes a second of one chip out of its slice or domain."""
   efficiency: float = 1.0
-  """Predicted over measured step time on the one published run that the prediction was calibrated on; 1 where there is
-  none. `docs/step-time.md` has the runs."""
+  """Predicted over measured time of what a step computes, exposed collectives apart, on the published run that
+  `docs/step-time.md` has for this chip; for TPUs without one the mean of those that have one, for others 1."""
 
 
 CHIPS = {

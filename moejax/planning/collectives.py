@@ -133,6 +133,8 @@ def _ring(network: Network, places: list[Place], dimension: int, length: int) ->
   if len(at) == 1:
     return None
   stride = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
+  if len(at) == 2 and length % network.chip.wrap == 0:
+    stride = min(stride, length - stride)  # the shorter way round
   closed = len(at) * stride == length and length % network.chip.wrap == 0 and length > 2
   return _Ring(len(at), closed, network.chip.link_bandwidth / stride)
 

@@ -176,6 +176,16 @@ def test_a_kernel_is_priced_by_its_blocks_below_the_diagonal_and_marked():
   assert found.kernel_s == found.step_time_s > found.flops / PLAIN.bfloat16_flops
 
 
+def test_the_backward_kernel_that_also_makes_the_gradient_of_queries_has_five_products():
+  apart = KERNEL.replace("splash_mha_fwd_segmented", "splash_mha_dkv_segmented")
+  result = "ROOT %splash_mha_dkv_segmented.1 = bf16[2,4,2048,128]{3,2,1,0}"
+  fused = apart.replace(
+    result, "ROOT %splash_mha_dkv_segmented.1 = (bf16[2,2,4,2048,128]{4,3,2,1,0}, bf16[2,4,2048,128])"
+  )
+  assert fused != apart
+  assert cost(parse(fused), NETWORK).flops * 4 == cost(parse(apart), NETWORK).flops * 5
+
+
 @pytest.mark.parametrize(
   ("path", "scope", "of_pass"),
   [
