@@ -13,6 +13,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
 from moejax.config.sharding import Rules
 from moejax.errors import UserError
 
@@ -35,7 +36,7 @@ def _rules_by_name(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 OF_EVERY_MEMBER = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "name")
-OF_SPARSE_MEMBERS = ("model.moe.", "training.losses.load_balance", "training.losses.router_z")
+OF_SPARSE_MEMBERS = ("model.moe.", *(f"training.losses.{name}" for name in LOSSES_OF_SPARSE_LAYERS))
 
 
 def override(configuration: Configuration, arguments: Sequence[str]) -> Configuration:

@@ -58,32 +58,59 @@ class Partitioner:
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
 
   def on_each_device(
-    self, function: Callable, inputs: tuple[Names, ...], outputs: Any, checked: bool = True
+    self, function: Callable, inputs: tuple[Any, ...], outputs: Any, exchanging: bool = False
   ) -> Callable:
     """`function`, called on every device's own share of its arguments.
 
     Args:
-      function: arrays to arrays; nothing in it crosses devices.
-      inputs: names of each argument's dimensions.
+      function: arrays to arrays; nothing in it crosses devices but by the methods below.
+      inputs: names of each argument's dimensions, in the structure of the arguments.
       outputs: names of each result's dimensions, in the structure of the result.
-      checked: whether JAX proves that a result is the same along each axis that `outputs` leaves out; False for
-        kernels, which do not tell it.
+      exchanging: whether something in it crosses devices. JAX then does not check that results are the same where they
+        are not sharded, which it cannot do through kernels and ragged exchanges.
     """
     if self.mesh.size == 1:
       return function
 
-    def sharded(*arguments: jax.Array) -> Any:
+    def is_names(names: Any) -> bool:
+      return isinstance(names, tuple) and all(name is None or isinstance(name, str) for name in names)
+
+    def sharded(*arguments: Any) -> Any:
       what = f"argument of {function.__name__}"
-      specs = tuple(self.spec(names, x.shape, what) for names, x in zip(inputs, arguments, strict=True))
+      specs = jax.tree.map(lambda names, x: self.spec(names, x.shape, what), inputs, arguments, is_leaf=is_names)
       rules = table(self.rules)
       results = jax.tree.map(
         lambda names: PartitionSpec(*(_entry(rules[name]) if name is not None else None for name in names)),
         outputs,
-        is_leaf=lambda names: all(name is None or isinstance(name, str) for name in names),
+        is_leaf=is_names,
       )
-      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results, check_vma=checked)(*arguments)
+      return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results, check_vma=not exchanging)(
+        *arguments
+      )
 
     return sharded
+
+  def axes(self, name: str) -> tuple[str, ...]:
+    """The mesh axes of more than one device that shard a dimension of this name."""
+    return tuple(axis for axis in table(self.rules)[name] if self.shape.shape[axis] > 1)
+
+  def index(self, name: str) -> jax.Array:
+    """Within `on_each_device`: which shard of a dimension of this name the device has."""
+    return jax.lax.axis_index(self.axes(name)) if self.axes(name) else jnp.zeros((), jnp.int32)
+
+  def gather(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
+    """Within `on_each_device`: `x` with all shards of its `dimension`, which bears this name."""
+    return jax.lax.all_gather(x, self.axes(name), axis=dimension, tiled=True) if self.axes(name) else x
+
+  def sum_over(self, x: jax.Array, *names: str) -> jax.Array:
+    """Within `on_each_device`: the sum of `x` over the devices that share dimensions of these names."""
+    axes = tuple(axis for name in names for axis in self.axes(name))
+    return jax.lax.psum(x, axes) if axes else x
+
+  def sum_to_shards(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
+    """Within `on_each_device`: the same sum, of which each device keeps its shard of `dimension`."""
+    axes = self.axes(name)
+    return jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True) if axes else x
 
   def shards(self, name: str) -> int:
     """Parts into which the mesh cuts a dimension of this name."""

@@ -59,7 +59,15 @@ def test_without_arguments_it_is_the_same(tiny_moe, tiny_suite):
 
 
 def test_fields_that_are_only_together_valid_are_set_together(tiny_moe):
-  changed = override(tiny_moe, ["--model.moe.num-experts", "1", "--model.moe.experts-per-token", "1"])
+  fields = [
+    "--model.moe.num-experts",
+    "1",
+    "--model.moe.experts-per-token",
+    "1",
+    "--model.moe.router.renormalize",
+    "False",
+  ]
+  changed = override(tiny_moe, fields)
   assert changed.model.moe.num_experts == changed.model.moe.experts_per_token == 1
 
 
@@ -225,11 +233,11 @@ def test_the_help_has_every_field_with_its_meaning_and_value(tiny_moe, capsys):
   assert "moejax train sparse" in words
   assert "--rules.embed [STR [STR ...]] Mesh axes that shard it. (default: data expert)" in words
   assert "--model.num-layers INT Transformer layers (L). (default: 2)" in words
-  assert "--model.moe.d-ff INT SwiGLU hidden width of one expert. (default: 8)" in words
+  assert "--model.moe.d-ff INT Hidden width of one expert. (default: 8)" in words
 
 
 def test_the_help_of_a_suite_says_how_a_field_is_set_in_all_members_and_in_one(tiny_suite, capsys):
   words = printed_help(capsys, tiny_suite, "moejax compare suite")
   assert "A field of an experiment, as in --training.steps 200, is set in every member" in words
   assert {"--tolerance", "--measurement.rounds", "--pairs.0.dense.training.steps"} <= set(words.split())
-  assert "--pairs.0.candidates.1.model.moe.d-ff INT SwiGLU hidden width of one expert. (default: 16)" in words
+  assert "--pairs.0.candidates.1.model.moe.d-ff INT Hidden width of one expert. (default: 16)" in words

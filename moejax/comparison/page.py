@@ -21,6 +21,7 @@ def page(
   speed: Sequence[Plot],
   losses: Sequence[Plot],
   loads: Mapping[str, Plot],
+  routers: Mapping[str, Plot],
 ) -> str:
   """The whole document."""
   title = f"{comparison['suite']}: dense against mixture-of-experts at equal step time"
@@ -41,6 +42,7 @@ def page(
     _section("Members", _members(comparison, colours)),
     _section("Training loss", _figures(losses, "No member has logged a loss and a step time yet.")),
     _section("Expert load", _loads(comparison, metrics, loads)),
+    _section("Routing", _routing(metrics, routers)),
     _section("How it was done", _method(comparison)),
     _section("Provenance", _provenance(comparison, metrics)),
   )
@@ -168,6 +170,17 @@ def _loads(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics],
     ),
     element("div", *figures, class_="plots"),
   )
+
+
+def _routing(metrics: Mapping[str, curves.Metrics], routers: Mapping[str, Plot]) -> Markup:
+  """Entropy, drops and auxiliary losses, and whatever training warned of."""
+  if not routers:
+    return element("p", "No member has logged what its routers do yet.", class_="note")
+  told = [f"{name}: {text}" for name, rows in metrics.items() for row in rows for text in row.get("warnings", ())]
+  notice = element(
+    "div", "Training warned:", element("ul", *(element("li", text) for text in told)), class_="notice", role="note"
+  )
+  return join(notice if told else None, _figures(list(routers.values()), ""))
 
 
 def _method(comparison: Mapping[str, Any]) -> Markup:

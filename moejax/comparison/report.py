@@ -7,6 +7,7 @@ from moejax.comparison import record
 from moejax.comparison.page import page
 from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
+from moejax.comparison.plots.routing import routing
 from moejax.comparison.plots.speed_accuracy import speed_accuracy
 
 
@@ -24,13 +25,13 @@ def write_report(directory: Path) -> Path:
   metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
   speed = speed_accuracy(comparison)
   losses = loss_curves(comparison, metrics)
-  loads = expert_load(comparison, metrics)
+  loads, routers = expert_load(comparison, metrics), routing(comparison, metrics)
   report = directory / "report"
   report.mkdir(exist_ok=True)
-  for plot in (*speed, *losses, *loads.values()):
+  for plot in (*speed, *losses, *loads.values(), *routers.values()):
     _write(report / f"{plot.name}.png", plot.png)
   # The page last: whoever finds it finds its pictures.
-  return _write(report / "index.html", page(comparison, metrics, speed, losses, loads).encode())
+  return _write(report / "index.html", page(comparison, metrics, speed, losses, loads, routers).encode())
 
 
 def _write(path: Path, content: bytes) -> Path:

@@ -45,6 +45,8 @@ def compare(suite: Suite, directory: pathlib.Path, display: Display) -> dict[str
   for experiment in suite.members:
     on_devices(experiment)
   claim_json(directory, COMPARISON, dataclasses.asdict(suite))
+  for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
+    display.note(f"caution: {name}: {caution}")
   comparison = _Comparison(suite, directory, display)
   comparison.build_corpus()
   comparison.measure()
@@ -129,6 +131,7 @@ class _Comparison:
         directory=run_directory,
         evaluators={"held_out": timed_score},
         observe=observe,
+        warn=lambda text: self.display.note(f"warning: {allotment.name}: {text}"),
       )
     )
     self._prepared.pop(allotment.name)  # its program is not needed again

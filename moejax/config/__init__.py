@@ -4,6 +4,7 @@ from moejax.config.data import Data
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
 from moejax.config.model import Model
 from moejax.config.moe import MoE
+from moejax.config.router import Router
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules
 from moejax.config.training import Budget, Checkpoints, Losses, Optimizer, Training
 
@@ -21,6 +22,7 @@ __all__ = [
   "Model",
   "Optimizer",
   "Pair",
+  "Router",
   "Rules",
   "Suite",
   "Training",

@@ -68,18 +68,31 @@ class Experiment:
     self._check_sharding()
 
   def _check_losses(self):
-    for name in ("load_balance", "router_z"):
-      coefficient = getattr(self.training.losses, name)
-      if coefficient and self.model.moe is None:
-        raise UserError(
-          f"training.losses.{name}={coefficient} and no layer is sparse, so it would do nothing; "
-          "set it to 0 or give the model a moe"
-        )
+    for name, coefficient in dataclasses.asdict(self.training.losses).items():
+      if not coefficient or name == "z" or name in self.model.auxiliary_losses:
+        continue
+      if name == "attention_mutual_information":
+        why, remedy = "model.attention_experts is None", "give the model attention experts"
+      elif self.model.moe is None:
+        why, remedy = "no layer is sparse", "give the model a moe"
+      else:
+        why = f"router.kind={self.model.moe.router.kind!r} loads all experts alike"
+        remedy = "use another router"
+      raise UserError(
+        f"training.losses.{name}={coefficient} and {why}, so it would do nothing; set it to 0 or {remedy}"
+      )
+    parts = self.training.gradient_accumulation
+    if self.training.losses.global_balance and parts > 1:
+      raise UserError(
+        f"training.losses.global_balance={self.training.losses.global_balance} is taken over the whole batch, and "
+        f"training.gradient_accumulation={parts} computes it in {parts} parts that do not see each other; use "
+        "load_balance, or gradient_accumulation 1"
+      )
 
   def _check_groups(self):
     if self.model.moe is None:
       return
-    group = self.model.moe.group_size
+    group = self.model.moe.group_tokens(self.data.sequence_length)
     for name, batch in (("training", self.micro_batch_size), ("evaluation", self.evaluation.batch_size)):
       tokens = batch * self.data.sequence_length
       if tokens % group:
@@ -115,14 +128,20 @@ class Experiment:
 
   def _check_group_shards(self, name: str, batch: int):
     assert self.model.moe
-    groups = batch * self.data.sequence_length // self.model.moe.group_size
+    group = self.model.moe.group_tokens(self.data.sequence_length)
+    groups = batch * self.data.sequence_length // group
     parts = shards(self.rules, self.mesh, "outer") * shards(self.rules, self.mesh, "groups")
     if groups % parts:
       raise UserError(
         f"the {name} batch of {batch} sequences has {groups} routing groups of moe.group_size="
-        f"{self.model.moe.group_size}, which the {parts} shards of mesh ({self.mesh}) do not divide; "
+        f"{group}, which the {parts} shards of mesh ({self.mesh}) do not divide; "
         "lower moe.group_size or raise the batch"
       )
+
+  @property
+  def cautions(self) -> tuple[str, ...]:
+    """What a user should know before training this, a line each."""
+    return self.model.moe.cautions if self.model.moe else ()
 
   @property
   def micro_batch_size(self) -> int:

@@ -7,6 +7,7 @@ from moejax.config import checks
 from moejax.config.moe import MoE
 from moejax.errors import UserError
 
+Activation = Literal["swiglu", "gelu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["scanned", "unrolled"]
 Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
@@ -14,7 +15,7 @@ Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-  """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, SwiGLU, optional sparse layers."""
+  """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, optional sparse layers."""
 
   num_layers: int
   """Transformer layers (L)."""
@@ -27,7 +28,7 @@ class Model:
   head_dim: int
   """Width of one head (H), even."""
   d_ff: int
-  """SwiGLU hidden width of a dense layer (F)."""
+  """Hidden width of a dense layer (F)."""
   vocab_size: int
   """Rows of the embedding (V); at least the tokenizer's size."""
   tie_embeddings: bool = True
@@ -38,6 +39,11 @@ class Model:
   """Base of the rotary wavelengths (arXiv 2104.09864)."""
   norm_epsilon: float = 1e-5
   """Added to the mean square in RMSNorm."""
+  activation: Activation = "swiglu"
+  """Of feed-forward layers and experts: swiglu has three matrices (arXiv 2002.05202), gelu two."""
+  attention_experts: int | None = None
+  """Mixture of attention heads (MoA, arXiv 2404.05567, equations 7 and 8): the query heads are this many experts of
+  num_kv_heads heads each, which share the keys and values, and a softmax router weighs them; None has no router."""
   logit_cap: float | None = None
   """Logits become cap x tanh(logits / cap); None leaves them as they are."""
   moe: MoE | None = None
@@ -59,11 +65,18 @@ class Model:
     )  # fmt: skip
     if self.logit_cap is not None:
       checks.positive(self, "logit_cap")
+    checks.one_of(self, "activation", get_args(Activation))
     checks.one_of(self, "compute_dtype", get_args(Dtype))
     checks.one_of(self, "remat", get_args(Remat))
     checks.one_of(self, "layers", get_args(Layers))
     checks.divides(self.num_kv_heads, "model.num_kv_heads", self.num_heads, "model.num_heads")
     checks.divides(2, "rotary pair", self.head_dim, "model.head_dim")
+    if self.attention_experts is not None and self.attention_experts * self.num_kv_heads != self.num_heads:
+      raise UserError(
+        f"model.attention_experts={self.attention_experts} with {self.num_kv_heads} heads each (model.num_kv_heads) "
+        f"makes {self.attention_experts * self.num_kv_heads} query heads and model.num_heads={self.num_heads}; "
+        "let them be equal"
+      )
     if self.moe and self.moe.every > self.num_layers:
       raise UserError(
         f"moe.every={self.moe.every} is more than model.num_layers={self.num_layers}, so no layer would be sparse; "
@@ -85,3 +98,14 @@ class Model:
   def num_sparse_layers(self) -> int:
     """Layers whose feed-forward is a mixture of experts."""
     return self.num_periods if self.moe else 0
+
+  @property
+  def feed_forward_matrices(self) -> int:
+    """Matrices of a feed-forward layer or an expert: gate, up and down, or up and down."""
+    return 3 if self.activation == "swiglu" else 2
+
+  @property
+  def auxiliary_losses(self) -> tuple[str, ...]:
+    """Losses that the layers return, as fields of training.losses."""
+    of_attention = ("attention_mutual_information",) if self.attention_experts else ()
+    return (*(self.moe.losses if self.moe else ()), *of_attention)

@@ -37,25 +37,38 @@ class Parameters:
 
 def count(model: Model) -> Parameters:
   """Parameters of `model`."""
-  attention = model.d_model * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
-  attention += 2 * model.head_dim if model.qk_norm else 0
-  norms = 2 * model.d_model
   dense_layers = model.num_layers - model.num_sparse_layers
-  shared = model.num_layers * (attention + norms) + dense_layers * 3 * model.d_model * model.d_ff + model.d_model
+  shared = model.num_layers * _attention(model) + dense_layers * _feed_forward(model, model.d_ff) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
   if model.moe is None:
     return Parameters(total=shared + embedding, active=shared + embedding, embedding=embedding)
-  expert = 3 * model.d_model * model.moe.d_ff
-  router = model.d_model * model.moe.num_experts
+  moe = model.moe
+  router = model.d_model * moe.num_experts
 
   def with_experts(experts: int) -> int:
-    return shared + embedding + model.num_sparse_layers * (router + experts * expert)
+    layer = router + (experts + moe.num_shared_experts) * _feed_forward(model, moe.d_ff)
+    return shared + embedding + model.num_sparse_layers * layer
 
   return Parameters(
-    total=with_experts(model.moe.num_experts),
-    active=with_experts(model.moe.experts_per_token),
-    embedding=embedding,
+    total=with_experts(moe.num_experts), active=with_experts(moe.experts_per_token), embedding=embedding
   )
+
+
+def _attention(model: Model) -> int:
+  """Matrices of one attention layer: queries, keys, values, output, and the router of its experts."""
+  heads = model.d_model * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
+  return heads + model.d_model * (model.attention_experts or 0)
+
+
+def _feed_forward(model: Model, width: int) -> int:
+  return model.feed_forward_matrices * model.d_model * width
+
+
+def _vectors(model: Model) -> int:
+  """Scales of norms and biases of routers: what is multiplied with no matrix."""
+  norms = model.d_model * (2 * model.num_layers + 1) + (2 * model.head_dim * model.num_layers if model.qk_norm else 0)
+  biased = model.moe is not None and model.moe.router.bias_rate > 0
+  return norms + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
 
 
 def flops_per_token(model: Model, sequence_length: int) -> int:
@@ -64,10 +77,7 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   PaLM's convention (arXiv 2204.02311, appendix B): the causal half is not taken off, and neither recomputation nor the
   dispatch of sparse layers counts.
   """
-  parameters = count(model)
-  norms = model.d_model * (2 * model.num_layers + 1)
-  norms += 2 * model.head_dim * model.num_layers if model.qk_norm else 0
-  matrices = parameters.active_non_embedding - norms + model.vocab_size * model.d_model
+  matrices = count(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
   attention = 12 * model.num_layers * model.num_heads * model.head_dim * sequence_length
   return 6 * matrices + attention
 

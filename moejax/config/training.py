@@ -44,12 +44,24 @@ class Losses:
   z: float = 0.0
   """Squared log-normaliser of the logits (PaLM, arXiv 2204.02311, section 5)."""
   load_balance: float = 0.0
-  """Product of each expert's share of choices and mean probability, 1 when balanced (GShard, arXiv 2006.16668)."""
+  """Product of each expert's share of choices and mean probability, 1 when balanced, taken in each routing group of
+  moe.group_size tokens and averaged (GShard, arXiv 2006.16668): what others take per micro-batch of a device, and here
+  the same on every mesh."""
+  sequence_balance: float = 0.0
+  """The same taken in each sequence (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20)."""
+  global_balance: float = 0.0
+  """The same taken once over the whole batch of all devices, which lets a sequence of one kind of text use few experts
+  (arXiv 2501.11873)."""
   router_z: float = 0.0
   """Squared log-normaliser of the router's logits (ST-MoE, arXiv 2202.08906, equation 5)."""
+  mutual_information: float = 0.0
+  """Mean entropy of a token's router probabilities minus the entropy of their mean: lowest where each token is sure of
+  few experts and all are used (DS-MoE, arXiv 2404.05567, equation 5)."""
+  attention_mutual_information: float = 0.0
+  """The same of the routers of model.attention_experts."""
 
   def __post_init__(self):
-    checks.not_negative(self, "z", "load_balance", "router_z")
+    checks.not_negative(self, *(field.name for field in dataclasses.fields(self)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

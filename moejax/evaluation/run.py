@@ -26,6 +26,8 @@ def train_and_evaluate(experiment: Experiment, directory: pathlib.Path, display:
   """
   on_devices(experiment)
   prepare_directory(directory)
+  for caution in experiment.cautions:
+    display.note(f"caution: {caution}")
   display.stage("text: reading and tokenising", total=1.0)
   corpus = build_corpus(experiment.data, directory / "corpus", lambda what, part: display.advance(part, what))
   display.stage(f"compile {experiment.name}")
@@ -48,6 +50,7 @@ def train_and_evaluate(experiment: Experiment, directory: pathlib.Path, display:
       directory=directory,
       evaluators={"held_out": make_evaluator(prepared.definition, corpus, directory, display)},
       observe=observe,
+      warn=lambda text: display.note(f"warning: {text}"),
     )
   )
 

@@ -1,6 +1,7 @@
 """Grouped-query self-attention with rotary positions.
 
-B batch  T position  D embed  N query heads  K key/value heads  H head dim  M = B x T tokens
+B batch  T position  D embed  N query heads  K key/value heads  G query heads per key/value head  H head dim
+E experts of heads (E = G)  M = B x T tokens
 """
 
 import jax
@@ -9,13 +10,15 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.model import Model
-from moejax.kernels.attention import ATTENTION, attention_for
+from moejax.kernels.attention import ATTENTION, attention, attention_for
 from moejax.models.layers import RMSNorm, residual_gain, rotate, weight
+from moejax.models.moe.balance import Auxiliary, entropy, mutual_information_loss
 from moejax.partitioning import Partitioner
 
 
 class Attention(nnx.Module):
-  """x_BTD to x_BTD (arXiv 2305.13245), optionally with QK-norm (arXiv 2302.05442)."""
+  """x_BTD to x_BTD (arXiv 2305.13245), optionally with QK-norm (arXiv 2302.05442) and with a router over experts of
+  heads (MoA, arXiv 2404.05567, equations 7 and 8): expert e is the e-th query head of every key/value head."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     D, N, K, H = model.d_model, model.num_heads, model.num_kv_heads, model.head_dim
@@ -27,9 +30,14 @@ class Attention(nnx.Module):
     )
     self.q_norm = RMSNorm(H, model.norm_epsilon, None) if model.qk_norm else None
     self.k_norm = RMSNorm(H, model.norm_epsilon, None) if model.qk_norm else None
+    E = model.attention_experts
+    self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
     self.partitioner = partitioner
 
-  def __call__(self, x_BTD: jax.Array, segments_BT: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+  def __call__(
+    self, x_BTD: jax.Array, segments_BT: jax.Array, angles: tuple[jax.Array, jax.Array]
+  ) -> tuple[jax.Array, Auxiliary | None]:
+    """out_BTD, and what the router over heads costs, None where there is none."""
     B, T, D = x_BTD.shape
     place = self.partitioner.constrain
     # Tokens flattened: on CPU the backward products over [B, T, D] take twice as long as over [M, D].
@@ -46,12 +54,35 @@ class Attention(nnx.Module):
     with jax.named_scope("attention"):
       query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
       attend = attention_for(self.partitioner.platform, T)
-      attend = self.partitioner.on_each_device(attend, (query, key, key, ("batch", "sequence")), query, checked=False)
+      attend = self.partitioner.on_each_device(
+        attend, (query, key, key, ("batch", "sequence")), query, exchanging=attend is not attention
+      )
       out_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH, segments_BT), ATTENTION)
+    auxiliary = None
+    if self.w_router_DE is not None:
+      with jax.named_scope("attention_router"):
+        probs_BTE = self._route(x_BTD)
+        auxiliary = _auxiliary(probs_BTE, segments_BT > 0)
+        weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
+        out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
       w_out_ND = self.w_out_NHD[...].reshape(-1, D).astype(x_BTD.dtype)
       out_MD = checkpoint_name(jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_ND), ATTENTION)
-    return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
+    return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed"), auxiliary
+
+  def _route(self, x_BTD: jax.Array) -> jax.Array:
+    """probs_BTE in float32, not renormalised over any choice: all experts run."""
+    assert self.w_router_DE is not None
+    logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.w_router_DE[...])
+    return jax.nn.softmax(self.partitioner.constrain(logits_BTE, "batch", "sequence", None), axis=-1)
+
+
+def _auxiliary(probs_BTE: jax.Array, valid_BT: jax.Array) -> Auxiliary:
+  probs_OUME, valid_OUM = probs_BTE[None], valid_BT[None]
+  return {
+    "losses": {"attention_mutual_information": mutual_information_loss(probs_OUME, valid_OUM)},
+    "statistics": {"attention_entropy": entropy(probs_OUME, valid_OUM)},
+  }
 
 
 def _project(x_MD: jax.Array, w_DNH: jax.Array) -> jax.Array:

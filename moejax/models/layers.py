@@ -33,6 +33,11 @@ def residual_gain(num_layers: int) -> float:
   return 1.0 / math.sqrt(2 * num_layers)
 
 
+def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:
+  """silu(gate) x up (SwiGLU, arXiv 2002.05202), or gelu(up) where there is no gate."""
+  return jax.nn.gelu(up) if gate is None else jax.nn.silu(gate) * up
+
+
 class RMSNorm(nnx.Module):
   """x / rms(x) x scale over the last dimension, in float32 (arXiv 1910.07467)."""
 

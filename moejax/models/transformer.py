@@ -14,7 +14,8 @@ from moejax.kernels.attention import ATTENTION
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import RMSNorm, rotary_angles, separate, stack, weight
-from moejax.models.moe.layer import Auxiliary, MoELayer
+from moejax.models.moe.balance import Auxiliary
+from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import Partitioner
 
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
@@ -42,15 +43,23 @@ class Block(nnx.Module):
     self.attention_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
     self.attention = Attention(model, partitioner, rngs)
     self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
-    self.feed_forward = (MoELayer if sparse else FeedForward)(model, partitioner, rngs)
+    if sparse:
+      self.feed_forward: MoELayer | FeedForward = MoELayer(model, partitioner, rngs)
+    else:
+      self.feed_forward = FeedForward(model, model.d_ff, partitioner, rngs)
 
-  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
-    x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), context.segments_BT, context.angles)
+  def __call__(self, x_BTD: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, list[Auxiliary]]:
+    """x_BTD, and what each part of the layer that has a router says of it."""
+    auxiliaries = []
+    out_BTD, of_heads = self.attention(self.attention_norm(x_BTD), context.segments_BT, context.angles)
+    x_BTD = x_BTD + out_BTD
+    if of_heads is not None:
+      auxiliaries.append(of_heads)
     normed_BTD = self.feed_forward_norm(x_BTD)
-    if isinstance(self.feed_forward, MoELayer):
-      out_BTD, auxiliary = self.feed_forward(normed_BTD, context.segments_BT > 0)
-      return x_BTD + out_BTD, auxiliary
-    return x_BTD + self.feed_forward(normed_BTD), {}
+    if isinstance(self.feed_forward, FeedForward):
+      return x_BTD + self.feed_forward(normed_BTD), auxiliaries
+    out_BTD, of_experts = self.feed_forward(normed_BTD, context.segments_BT > 0, key)
+    return x_BTD + out_BTD, [*auxiliaries, of_experts]
 
 
 class Period(nnx.Module):
@@ -60,12 +69,24 @@ class Period(nnx.Module):
     sparse = [model.moe is not None and i == model.period - 1 for i in range(model.period)]
     self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
 
-  def __call__(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
-    auxiliary: Auxiliary = {}
+  def __call__(self, x_BTD: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
+    """x_BTD, and losses and statistics with a leading dimension of the layers of this period that have them."""
+    auxiliaries: list[Auxiliary] = []
     for block in self.blocks:
-      x_BTD, of_block = block(x_BTD, context)
-      auxiliary = auxiliary | of_block
-    return x_BTD, auxiliary
+      x_BTD, of_block = block(x_BTD, context, key)
+      auxiliaries += of_block
+    return x_BTD, _by_name(auxiliaries)
+
+
+def _by_name(auxiliaries: list[Auxiliary]) -> Auxiliary:
+  """One array for each loss and statistic, with a leading dimension of the layers that have it."""
+  kinds = {kind: [auxiliary[kind] for auxiliary in auxiliaries] for kind in (auxiliaries[0] if auxiliaries else ())}
+  return {
+    kind: {
+      name: jnp.stack([of[name] for of in found if name in of]) for name in dict.fromkeys(n for of in found for n in of)
+    }
+    for kind, found in kinds.items()
+  }
 
 
 class Transformer(nnx.Module):
@@ -82,21 +103,22 @@ class Transformer(nnx.Module):
     self.partitioner = partitioner
 
   def __call__(
-    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, key: jax.Array | None = None
   ) -> tuple[jax.Array, Auxiliary]:
-    """x_BTD after the last norm, and the sparse layers' losses and statistics with a leading layer dimension.
+    """x_BTD after the last norm, and routers' losses and statistics with a leading dimension of layers that have them.
 
     Args:
       tokens_BT: token ids.
       segments_BT: 1, 2, ... by document, 0 for padding; a document sees only itself.
       positions_BT: position in the document, from 0.
+      key: of routers' noise in training; None has no noise.
     """
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
       x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     context = Context(segments_BT, rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta))
-    x_BTD, auxiliary = self._periods(x_BTD, context)
+    x_BTD, auxiliary = self._periods(x_BTD, context, key)
     return self.final_norm(x_BTD), auxiliary
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
@@ -113,11 +135,12 @@ class Transformer(nnx.Module):
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
-  def _periods(self, x_BTD: jax.Array, context: Context) -> tuple[jax.Array, Auxiliary]:
-    """Runs all layers; what they return besides x has a leading dimension of periods."""
+  def _periods(self, x_BTD: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
+    """Runs all layers; what they return besides x has a leading dimension of layers."""
+    keys = None if key is None else jax.random.split(key, self.model.num_periods)
 
-    def run(graph: nnx.GraphDef, parameters: nnx.State, x_BTD: jax.Array) -> tuple[jax.Array, Auxiliary]:
-      return nnx.merge(graph, parameters)(x_BTD, context)
+    def run(graph: nnx.GraphDef, parameters: nnx.State, key: jax.Array | None, x_BTD: jax.Array):
+      return nnx.merge(graph, parameters)(x_BTD, context, key)
 
     if self.model.remat != "none":
       # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
@@ -126,10 +149,13 @@ class Transformer(nnx.Module):
       )
     if isinstance(self.layers, nnx.List):
       auxiliaries = []
-      for period in self.layers:
+      for i, period in enumerate(self.layers):
         graph, parameters = nnx.split(period)
-        x_BTD, auxiliary = run(graph, nnx.as_pure(parameters), x_BTD)
+        x_BTD, auxiliary = run(graph, nnx.as_pure(parameters), None if keys is None else keys[i], x_BTD)
         auxiliaries.append(auxiliary)
-      return x_BTD, jax.tree.map(lambda *of_periods: jnp.stack(of_periods), *auxiliaries)
+      return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *auxiliaries)
     graph, parameters = nnx.split(self.layers)
-    return jax.lax.scan(lambda x_BTD, of_period: run(graph, of_period, x_BTD), x_BTD, nnx.as_pure(parameters))
+    x_BTD, auxiliary = jax.lax.scan(
+      lambda x_BTD, of_period: run(graph, *of_period, x_BTD), x_BTD, (nnx.as_pure(parameters), keys)
+    )
+    return x_BTD, jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), auxiliary)

@@ -26,7 +26,7 @@ MOVES = frozenset({
 
 SCOPES = (
   "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
-  "shared", "logits", "loss", "optimizer",
+  "shared_experts", "attention_router", "logits", "loss", "optimizer",
 )  # fmt: skip
 """Names of scopes in the model, `jax.named_scope`."""
 

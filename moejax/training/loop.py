@@ -14,6 +14,7 @@ from moejax.config.chips import peak_flops
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
 from moejax.training.checkpoint import Checkpointer
+from moejax.training.health import RouterHealth
 from moejax.training.interrupts import Interrupted, deferred_interrupts
 from moejax.training.loss import Batch, Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
@@ -54,6 +55,8 @@ class Run:
   """What is scored every `evaluation.every` steps and after the last, by the prefix of its metrics."""
   observe: Observer = lambda record: None
   """Called with each step's record, for displays."""
+  warn: Callable[[str], None] = lambda text: None
+  """Called with what a user should see at once, such as an expert that gets no tokens."""
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -101,6 +104,8 @@ def _steps(
 ) -> dict[str, Any]:
   experiment, clock = run.definition.experiment, _Clock(run.definition, train_time_s)
   policy, every = experiment.training.checkpoints, experiment.evaluation.every
+  trained_losses = frozenset(name for name, c in dataclasses.asdict(experiment.training.losses).items() if c)
+  health = RouterHealth(experiment.model, trained_losses, done)
   waiting: tuple[int, Any] | None = None
   results: dict[str, float] = {}
 
@@ -113,7 +118,12 @@ def _steps(
     record = {"step": step, **fetch_essential(metrics), **clock.lap()}
     run.observe(record)
     if step % experiment.training.log_every == 0 or step in (1, run.steps):
-      writer.write(record | flatten(jax.device_get(metrics), experiment.model) | clock.mean())
+      record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean()
+      if warnings := health.warnings(record):
+        record["warnings"] = warnings
+        for text in warnings:
+          run.warn(text)
+      writer.write(record)
     _check_finite(record)
 
   for step in range(done + 1, run.steps + 1):

@@ -20,7 +20,12 @@ Metrics = dict[str, jax.Array]
 
 
 def objective(
-  model: Transformer, batch: Batch, losses: Losses, total_weight: jax.Array, parts: int = 1
+  model: Transformer,
+  batch: Batch,
+  losses: Losses,
+  total_weight: jax.Array,
+  parts: int = 1,
+  key: jax.Array | None = None,
 ) -> tuple[jax.Array, Metrics]:
   """The number that is minimised, and what it is made of.
 
@@ -30,15 +35,16 @@ def objective(
     losses: coefficients.
     total_weight: sum of the weights of the whole batch.
     parts: parts of the batch; the objectives, gradients and metrics of all parts add up to the whole's.
+    key: of the noise of routers; None has no noise.
 
   Returns:
     The objective, and metrics: `loss` (cross-entropy in nats per token), `loss/NAME` of each auxiliary loss (mean over
-    sparse layers) and `router/NAME` by sparse layer.
+    the layers that have it) and `router/NAME` by layer.
 
   Raises:
     UserError: a coefficient whose loss no layer returns.
   """
-  x_BTD, auxiliary = model(batch["tokens"], batch["segments"], batch["positions"])
+  x_BTD, auxiliary = model(batch["tokens"], batch["segments"], batch["positions"], key)
   logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
   logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
   with jax.named_scope("loss"):

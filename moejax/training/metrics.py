@@ -26,7 +26,8 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
     if array.ndim == 0:
       record[name] = float(array)
     elif array.ndim == 1:
-      record |= {f"{name}/{layer}": float(x) for layer, x in zip(sparse_layers(model), array, strict=True)}
+      layers = sparse_layers(model) if len(array) == model.num_sparse_layers else all_layers(model)
+      record |= {f"{name}/{layer}": float(x) for layer, x in zip(layers, array, strict=True)}
   if "router/load" in metrics:
     load_LE = np.asarray(metrics["router/load"])
     peak_L = load_LE.max(axis=1) * load_LE.shape[1]
@@ -39,7 +40,12 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
 
 def sparse_layers(model: Model) -> list[str]:
   """Names of the sparse layers, numbered from 0 among all layers."""
-  return [f"layer_{layer:02d}" for layer in range(model.period - 1, model.num_layers, model.period)]
+  return all_layers(model)[model.period - 1 :: model.period]
+
+
+def all_layers(model: Model) -> list[str]:
+  """Names of all layers, from 0."""
+  return [f"layer_{layer:02d}" for layer in range(model.num_layers)]
 
 
 class MetricsWriter:

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from moejax.config.model import Model
+from moejax.models.moe.balance import update_bias
 from moejax.training.loss import Batch, Metrics, objective
 from moejax.training.state import Definition, Parameters, State
 
@@ -38,7 +40,8 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
   """The step of an experiment, jitted with its placements, the old state's memory reused for the new."""
 
   def train_step(state: State, batch: Batch, learning_rate: jax.Array) -> tuple[State, Metrics]:
-    gradients, metrics = _gradients(definition, state.parameters, batch)
+    key = _noise_key(definition, state.step)
+    gradients, metrics = _gradients(definition, state.parameters, batch, key)
     with jax.named_scope("optimizer"):
       grad_norm = optax.tree.norm(gradients)
       # A scale, where optax's clipping selects between two arrays and keeps one more copy of every gradient.
@@ -47,6 +50,8 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
       updates, optimizer = definition.optimizer.update(gradients, state.optimizer, state.parameters)
       updates = jax.tree.map(lambda update: -learning_rate * update, updates)
       parameters = optax.apply_updates(state.parameters, updates)
+      if rate := _bias_rate(definition.experiment.model):
+        parameters = update_bias(parameters, metrics["router/load"], rate)
       metrics |= {
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(parameters),
@@ -77,27 +82,43 @@ def abstract_inputs(definition: Definition) -> tuple[Any, Any, Any]:
   return definition.abstract, batch, jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.replicated)
 
 
-def _gradients(definition: Definition, parameters: Parameters, batch: Batch) -> tuple[Parameters, Metrics]:
+def _bias_rate(model: Model) -> float:
+  """How far the biases of routers move in a step, 0 where there are none."""
+  return model.moe.router.bias_rate if model.moe else 0.0
+
+
+def _noise_key(definition: Definition, step: jax.Array) -> jax.Array | None:
+  """The key of this step's noise, the same whenever and on whatever mesh the step is computed; None without noise."""
+  moe = definition.experiment.model.moe
+  if moe is None or not moe.router.is_noisy:
+    return None
+  return jax.random.fold_in(jax.random.key(definition.experiment.training.seed + 1), step)
+
+
+def _gradients(
+  definition: Definition, parameters: Parameters, batch: Batch, key: jax.Array | None = None
+) -> tuple[Parameters, Metrics]:
   """Gradients and metrics of the batch, computed in as many parts as the experiment says."""
   training = definition.experiment.training
   parts = training.gradient_accumulation
   total_weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
 
-  def loss(parameters: Parameters, part: Batch) -> tuple[jax.Array, Metrics]:
-    return objective(definition.model(parameters), part, training.losses, total_weight, parts)
+  def loss(parameters: Parameters, part: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
+    return objective(definition.model(parameters), part, training.losses, total_weight, parts, key)
 
   gradient = jax.grad(loss, has_aux=True)
   if parts == 1:
-    return gradient(parameters, batch)
+    return gradient(parameters, batch, key)
 
   def split(x_BT: jax.Array) -> jax.Array:
     x_PBT = x_BT.reshape(parts, -1, *x_BT.shape[1:])
     return definition.partitioner.constrain(x_PBT, None, "batch", "sequence")
 
-  def add_part(total: tuple[Parameters, Metrics], part: Batch) -> tuple[tuple[Parameters, Metrics], None]:
-    return jax.tree.map(jnp.add, total, gradient(parameters, part)), None
+  def add_part(total: tuple[Parameters, Metrics], part: tuple) -> tuple[tuple[Parameters, Metrics], None]:
+    return jax.tree.map(jnp.add, total, gradient(parameters, *part)), None
 
   batch_PBT = {name: split(x_BT) for name, x_BT in batch.items()}
-  shapes = jax.eval_shape(gradient, parameters, {name: x_PBT[0] for name, x_PBT in batch_PBT.items()})
+  keys = None if key is None else jax.random.split(key, parts)
+  shapes = jax.eval_shape(gradient, parameters, {name: x_PBT[0] for name, x_PBT in batch_PBT.items()}, key)
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  return jax.lax.scan(add_part, zeros, batch_PBT)[0]
+  return jax.lax.scan(add_part, zeros, (batch_PBT, keys))[0]

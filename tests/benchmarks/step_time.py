@@ -5,10 +5,8 @@
     python tests/benchmarks/step_time.py --layers scanned     # the layout that compiles in time flat in the layers
     python tests/benchmarks/step_time.py --worker moe         # one worker, for another program to drive
 
-A worker is a process that prints `READY {json}` and then, for each line `N` on its standard input, runs N steps and
-prints `T t1 t2 ...` in seconds; `q` ends it. A peer is any command that speaks this, given as {"name": {"cmd": [...],
-"env": {...}, "cwd": "..."}}. Workers take turns, so that whatever else the machine does hits all alike; what counts is
-the median over rounds of the ratio to the floor of the same round.
+A peer is any command that speaks the protocol of `workers.py`, given as {"name": {"cmd": [...], "env": {...}, "cwd":
+"..."}}. Workers take turns; what counts is the median over rounds of the ratio to the floor of the same round.
 
 The floor runs every matrix product of the step forwards and backwards at its own shape, and nothing else. Shapes come
 from the environment, as the peers' workers read them: PB batch 8, PL layers 4, PD width 256, PH heads 4, PF expert
@@ -20,13 +18,14 @@ import json
 import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 
+from workers import ratio, serve, take_turns
+
 DEFAULTS = {"PB": 8, "PL": 4, "PD": 256, "PH": 4, "PF": 512, "PE": 8, "PK": 2, "PS": 256, "PV": 8192}
-WORKERS = ("floor-dense", "floor-moe", "dense", "moe")
+WORKERS = ("floor-dense", "floor-moe", "dense", "moe", "moe-dropless")
 
 
 def main() -> None:
@@ -45,18 +44,10 @@ def main() -> None:
 
 
 def compare(chosen: argparse.Namespace) -> None:
-  """Starts all workers, lets them take turns, and prints the table."""
+  """Lets all workers take turns and prints the table."""
   own = {name: {"cmd": [sys.executable, __file__, "--layers", chosen.layers, "--worker", name]} for name in WORKERS}
   peers = json.loads(chosen.peers.read_text()) if chosen.peers else {}
-  folder = chosen.peers.parent if chosen.peers else None
-  workers = {name: start(name, spec, folder) for name, spec in (own | peers).items()}
-  rounds: dict[str, list[float]] = {name: [] for name in workers}
-  for turn in range(chosen.rounds):
-    for name, worker in workers.items():
-      rounds[name].append(statistics.median(run(worker, chosen.steps)))
-    print(f"round {turn + 1} of {chosen.rounds}", file=sys.stderr)
-  for worker in workers.values():
-    worker.communicate("q\n")
+  rounds = take_turns(own | peers, chosen.rounds, chosen.steps, chosen.peers.parent if chosen.peers else None)
   if chosen.out:
     chosen.out.write_text(json.dumps(rounds, indent=1) + "\n")
   print(f"\n{'worker':<28} {'median ms':>10} {'x floor':>8} {'x our dense':>12}")
@@ -66,56 +57,9 @@ def compare(chosen: argparse.Namespace) -> None:
           f"{ratio(times_s, rounds['dense']):>12.2f}")  # fmt: skip
 
 
-def ratio(times_s: list[float], floor_s: list[float]) -> float:
-  """Median over rounds of the ratio within a round."""
-  return statistics.median(a / b for a, b in zip(times_s, floor_s, strict=True))
-
-
-def start(name: str, spec: dict, folder: pathlib.Path | None) -> subprocess.Popen:
-  # Every JAX worker gets what the program gives itself: huge pages, without which page faults take a third of a step.
-  environment = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **os.environ, **spec.get("env", {})}
-  begin = time.perf_counter()
-  worker = subprocess.Popen(
-    spec["cmd"], env=environment, cwd=spec.get("cwd", folder), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-  )
-  assert worker.stdout
-  line = worker.stdout.readline()
-  if not line.startswith("READY "):
-    raise SystemExit(f"worker {name} did not start; run {' '.join(spec['cmd'])} to see why")
-  print(f"{name} ready in {time.perf_counter() - begin:.1f} s: {line[6:].strip()}", file=sys.stderr)
-  return worker
-
-
-def run(worker: subprocess.Popen, steps: int) -> list[float]:
-  assert worker.stdin and worker.stdout
-  worker.stdin.write(f"{steps}\n")
-  worker.stdin.flush()
-  return [float(value) for value in worker.stdout.readline().split()[1:]]
-
-
-def serve(step: Callable[[], None], facts: dict) -> None:
-  """The worker's side of the protocol; whatever libraries print goes to standard error."""
-  answers = os.fdopen(os.dup(1), "w", buffering=1)
-  os.dup2(2, 1)
-  answers.write(f"READY {json.dumps(facts)}\n")
-  for line in sys.stdin:
-    if line.strip() == "q":
-      break
-    times_s = []
-    for _ in range(int(line)):
-      begin = time.perf_counter()
-      step()
-      times_s.append(time.perf_counter() - begin)
-    answers.write("T " + " ".join(f"{value:.6f}" for value in times_s) + "\n")
-
-
 def make_worker(name: str, layers: str) -> tuple[Callable[[], None], dict]:
   sizes = {key: int(os.environ.get(key, value)) for key, value in DEFAULTS.items()}
-  step, facts = (
-    floor(name == "floor-moe", sizes) if name.startswith("floor") else train_step(name == "moe", layers, sizes)
-  )
-  for _ in range(3):
-    step()
+  step, facts = floor("moe" in name, sizes) if name.startswith("floor") else train_step(name, layers, sizes)
   return step, {"name": name, **facts}
 
 
@@ -148,8 +92,8 @@ def floor(sparse: bool, sizes: dict[str, int]) -> tuple[Callable[[], None], dict
   return step, {"gflop": 6e-9 * sum(times * batch * m * k * n for times, batch, m, k, n in forward)}
 
 
-def train_step(sparse: bool, layers: str, sizes: dict[str, int]) -> tuple[Callable[[], None], dict]:
-  """moejax's own step on one device."""
+def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[[], None], dict]:
+  """moejax's own step on one device: dense, with experts at balanced capacity, or with experts and no drops."""
   begin = time.perf_counter()
   import jax
   import numpy as np
@@ -160,7 +104,8 @@ def train_step(sparse: bool, layers: str, sizes: dict[str, int]) -> tuple[Callab
   from moejax.training.step import abstract_inputs, make_train_step
 
   B, L, D, N, F, E, A, T, V = (sizes[key] for key in ("PB", "PL", "PD", "PH", "PF", "PE", "PK", "PS", "PV"))
-  moe = MoE(num_experts=E, experts_per_token=A, d_ff=F, group_size=64) if sparse else None
+  sparse, dispatch = name != "dense", "grouped" if name == "moe-dropless" else "einsum"
+  moe = MoE(num_experts=E, experts_per_token=A, d_ff=F, group_size=64, dispatch=dispatch) if sparse else None
   experiment = Experiment(
     name="benchmark",
     model=Model(

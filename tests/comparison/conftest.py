@@ -90,6 +90,7 @@ def metrics(of: dict, points: int = 240) -> list[dict]:
         row[f"router/load_max_over_mean/layer_{layer:02}"] = float(shares.max() * of["num_experts"])
         row[f"router/dropped_fraction/layer_{layer:02}"] = 0.15 * float(np.exp(-5 * done)) + 0.0123
         row[f"router/entropy/layer_{layer:02}"] = float(-(shares * np.log(shares)).sum())
+      row |= {"loss/load_balance": 1.0 + 0.3 * float(np.exp(-5 * done)), "loss/router_z": 4.0 + done}
     rows.append(row)
   return rows
 

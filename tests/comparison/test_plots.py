@@ -14,6 +14,7 @@ from moejax.comparison.plots import labels
 from moejax.comparison.plots.drawing import WIDTH, new_figure, plain, round_ticks, style
 from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
+from moejax.comparison.plots.routing import routing
 from moejax.comparison.plots.speed_accuracy import speed_accuracy
 from moejax.comparison.record import checked
 
@@ -145,3 +146,15 @@ def test_plots_do_not_share_ids(comparison):
 def test_equal_data_give_equal_bytes(comparison):
   one, other = (speed_accuracy(checked(comparison))[0] for _ in range(2))
   assert one == other
+
+
+def test_routing_shows_entropy_drops_and_every_auxiliary_loss_of_each_sparse_member(comparison, metrics_of):
+  metrics = {member["name"]: metrics_of(member) for member in comparison["members"]}
+  plots = routing(checked(comparison), metrics)
+  assert list(plots) == [member["name"] for member in comparison["members"] if member["kind"] == "moe"]
+  plot = plots["moe_small_8e"]
+  for words in ("entropy (nats): layer 2 ", "dropped part of choices: layer 2 0.013", "load balance 1", "router z 4.9"):
+    assert words in plot.alt
+  assert " z " not in plot.alt.replace("router z", "")  # that of the logits is another
+  xml.etree.ElementTree.fromstring(plot.svg.replace("xlink:href", "href"))
+  assert colours_in(plot.png) > 50

@@ -119,12 +119,12 @@ def test_every_link_leads_to_a_file(page, finished):
   links = [attributes["href"] for attributes in page.of("a")]
   assert "../comparison.json" in links and "../runs/moe_large_8e/metrics.jsonl" in links
   assert all((finished / "report" / link).is_file() for link in links)
-  assert len([link for link in links if link.endswith(".png")]) == 10
+  assert len([link for link in links if link.endswith(".png")]) == 14
 
 
 def test_every_plot_has_words_and_every_table_head_a_scope(page):
   plots = page.of("svg")
-  assert len(plots) == 10 and all(len(attributes["aria-label"]) > 60 for attributes in plots)
+  assert len(plots) == 14 and all(len(attributes["aria-label"]) > 60 for attributes in plots)
   assert all(attributes["scope"] in ("row", "col") for attributes in page.of("th"))
   ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
   assert len(ids) == len(set(ids))
@@ -196,3 +196,14 @@ def test_the_report_does_not_import_jax():
   code = "import sys, moejax.comparison.report, moejax.comparison.table; assert not {'jax', 'flax'} & set(sys.modules)"
   code += "; assert 'matplotlib.pyplot' not in sys.modules"
   subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_what_training_warned_of_stands_in_the_report(comparison, write_comparison):
+  directory = write_comparison(comparison)
+  warning = "layer_02: expert 3 of 8 got no token"
+  with (directory / "runs" / "moe_small_8e" / "metrics.jsonl").open("a") as file:
+    file.write("\n" + json.dumps({"step": 10**6, "warnings": [warning]}) + "\n")
+  write_report(directory)
+  page = page_of(directory)
+  assert f"moe_small_8e: {warning}" in page.text
+  assert (directory / "report" / "routing_moe_small_8e.png").stat().st_size > 10_000

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
+from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
 from moejax.config.parameters import count
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
@@ -18,7 +18,21 @@ DENSE = Model(num_layers=4, d_model=16, num_heads=4, num_kv_heads=2, head_dim=6,
 SPARSE = dataclasses.replace(DENSE, moe=MoE(num_experts=4, experts_per_token=2, d_ff=12, every=2, group_size=6))
 CAUSAL = dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, priority="token"))
 UNTIED = dataclasses.replace(DENSE, tie_embeddings=False, qk_norm=False, logit_cap=5.0)
-MODELS = {"dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL}
+DROPLESS = dataclasses.replace(
+  SPARSE,
+  moe=MoE(num_experts=4, experts_per_token=2, d_ff=12, num_shared_experts=1, dispatch="grouped",
+          router=Router(scores="sigmoid", bias_rate=0.01)),
+)  # fmt: skip
+DS_MOE = dataclasses.replace(
+  DENSE,
+  activation="gelu",
+  attention_experts=2,
+  moe=MoE(num_experts=4, experts_per_token=4, d_ff=12, every=2, dispatch="dense",
+          router=Router(kind="dense", renormalize=False)),
+)  # fmt: skip
+MODELS = {
+  "dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL, "dropless": DROPLESS, "ds_moe": DS_MOE,
+}  # fmt: skip
 
 
 @functools.cache
@@ -48,7 +62,7 @@ def tokens(shape=(2, 12)):
   return jax.random.randint(jax.random.key(3), shape, 0, 29)
 
 
-@pytest.mark.parametrize("name", ["dense", "untied", "causal"])
+@pytest.mark.parametrize("name", ["dense", "untied", "causal", "dropless", "ds_moe"])
 def test_no_logit_depends_on_a_later_token(name):
   transformer, tokens_BT = make(MODELS[name]), tokens()
   before = logits(transformer, tokens_BT)
@@ -85,8 +99,8 @@ def test_layers_follow_the_period_of_dense_and_sparse():
   assert [type(block.feed_forward).__name__ for block in blocks] == ["FeedForward", "MoELayer"]
 
 
-@pytest.mark.parametrize("name", ["dense", "sparse"])
-@pytest.mark.parametrize("fields", [{"layers": "unrolled"}, {"remat": "dots"}, {"remat": "layer_inputs"},
+@pytest.mark.parametrize("name", ["dense", "sparse", "dropless", "ds_moe"])
+@pytest.mark.parametrize("fields", [{"layers": "unrolled"}, {"remat": "dots"},
                                     {"layers": "unrolled", "remat": "layer_inputs"}], ids=str)  # fmt: skip
 def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(name, fields):
   model, tokens_BT = MODELS[name], tokens()
@@ -105,9 +119,19 @@ def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(na
 def test_sparse_layers_report_losses_and_statistics_by_layer():
   positions_BT = jnp.broadcast_to(jnp.arange(12), (2, 12))
   _, auxiliary = make(SPARSE)(tokens(), jnp.ones((2, 12), jnp.int32), positions_BT)
-  assert {name: loss.shape for name, loss in auxiliary["losses"].items()} == {"load_balance": (2,), "router_z": (2,)}
+  assert {name: loss.shape for name, loss in auxiliary["losses"].items()} == dict.fromkeys(
+    SPARSE.auxiliary_losses, (2,)
+  )
   assert auxiliary["statistics"]["load"].shape == (2, 4)
   np.testing.assert_allclose(auxiliary["statistics"]["load"].sum(axis=1), 1.0, rtol=1e-6)
+
+
+def test_routers_over_heads_report_for_every_layer_and_those_over_experts_for_theirs():
+  positions_BT = jnp.broadcast_to(jnp.arange(12), (2, 12))
+  _, auxiliary = make(DS_MOE)(tokens(), jnp.ones((2, 12), jnp.int32), positions_BT)
+  shapes = {name: loss.shape for name, loss in auxiliary["losses"].items()}
+  assert shapes == {"router_z": (2,), "mutual_information": (2,), "attention_mutual_information": (4,)}
+  assert auxiliary["statistics"]["attention_entropy"].shape == (4,)
 
 
 def test_bfloat16_compute_stays_near_float32_and_logits_are_float32():

@@ -11,7 +11,7 @@ import optax
 import pytest
 from training_fixtures import definition_of, random_batch, run_steps, tiny
 
-from moejax.config import Losses, Mesh, Training
+from moejax.config import Losses, Mesh, Router, Training
 from moejax.training.state import parameter_name
 from moejax.training.step import abstract_inputs, make_train_step
 
@@ -47,6 +47,79 @@ def test_training_moves_parameters_far_beyond_that_tolerance():
 def test_replicas_train_as_one_does(sparse):
   _, losses, _ = run_steps(tiny(sparse, mesh=Mesh(replica=2, data=2, expert=2)))
   np.testing.assert_allclose(losses, on_one_device(sparse)[1], rtol=2e-5)
+
+
+def dispatched(mesh=None, steps_of=run_steps, **fields):
+  """The tiny MoE with other fields of its sparse layers, after some steps."""
+  experiment = tiny(True, **({"mesh": mesh} if mesh else {}))
+  moe = dataclasses.replace(experiment.model.moe, **fields)
+  return steps_of(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe)))
+
+
+@functools.cache
+def dispatched_on_one_device(dispatch):
+  return dispatched(dispatch=dispatch)
+
+
+WAYS = {
+  "to the experts": {"dispatch": "grouped"},
+  "to all devices": {"dispatch": "grouped", "exchange": "all_gather"},
+  "dense": {"dispatch": "dense"},
+}
+SOME_MESHES = [Mesh(data=1, expert=8), Mesh(data=2, expert=2, model=2), Mesh(data=1, expert=2, model=4)]
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+  "mesh",
+  [*SOME_MESHES]
+  + [
+    pytest.param(mesh, marks=pytest.mark.slow)
+    for d, e, m in FACTORISATIONS
+    if (mesh := Mesh(data=d, expert=e, model=m)) not in SOME_MESHES
+  ]
+  + [pytest.param(Mesh(replica=2, data=2, expert=2), marks=pytest.mark.slow)],
+  ids=str,
+)
+def test_every_dispatch_trains_on_every_mesh_as_on_one_device(mesh, way):
+  if mesh.expert == 1 and "exchange" in WAYS[way]:
+    way = "to the experts"  # without an expert axis nothing is exchanged
+  state, losses, metrics = dispatched(mesh, **WAYS[way])
+  expected_state, expected_losses, _ = dispatched_on_one_device(WAYS[way]["dispatch"])
+  np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
+  assert not metrics["router/dropped_fraction"].any()
+  for (path, mine), other in zip(
+    jax.tree_util.tree_leaves_with_path(state.parameters), jax.tree.leaves(expected_state.parameters), strict=True
+  ):
+    np.testing.assert_allclose(mine, other, atol=3e-4, err_msg=parameter_name(path))
+
+
+def test_a_small_receive_buffer_drops_and_counts():
+  mesh = Mesh(data=1, expert=8)
+  roomy, tight = (dispatched(mesh, dispatch="grouped", receive_factor=factor) for factor in (8.0, 0.5))
+  assert float(roomy[2]["router/dropped_fraction"][0]) == 0.0
+  # Half the room of a balanced load holds 512 of the 1000 rows of the 500 real tokens, or fewer where loads are uneven.
+  assert 0.487 < float(tight[2]["router/dropped_fraction"][0]) < 0.8
+  assert np.isfinite(tight[1]).all()
+
+
+def test_noise_is_the_same_on_every_mesh():
+  noisy = [
+    dispatched(mesh, dispatch="dense", router=Router(jitter=0.5, gumbel=1.0))[1]
+    for mesh in (Mesh(data=1), Mesh(data=2, expert=2, model=2))
+  ]
+  np.testing.assert_allclose(noisy[0], noisy[1], rtol=2e-5)
+  assert np.abs(np.array(noisy[0]) - dispatched_on_one_device("dense")[1]).max() > 1e-3
+
+
+def test_the_bias_of_a_router_moves_by_its_rate_and_by_no_gradient():
+  experiment = tiny(True)
+  moe = dataclasses.replace(experiment.model.moe, router=Router(bias_rate=0.25))
+  definition = definition_of(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe)))
+  state, metrics = make_train_step(definition)(definition.initialise(0), random_batch(experiment), jnp.float32(1e-2))
+  bias_LE = state.parameters["layers"]["blocks"][1]["feed_forward"]["bias_E"]
+  np.testing.assert_allclose(bias_LE, 0.25 * np.sign(1 / 8 - np.asarray(metrics["router/load"])), atol=1e-6)
+  assert np.asarray(bias_LE).any()
 
 
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])

@@ -1,6 +1,7 @@
 """The experts' own feed-forward layers, stacked.
 
-O outer batch  U routing groups  C capacity  R = O x U x C rows  D embed  F hidden of one expert  E experts
+O outer batch  U routing groups  M tokens in a group  C capacity  R = O x U x C rows  T = O x U x M tokens  D embed
+F hidden of one expert  E experts  X = E x F
 """
 
 import jax
@@ -8,34 +9,66 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.layers import residual_gain, weight
+from moejax.models.layers import activate, residual_gain, weight
 from moejax.partitioning import Partitioner
 
-_HIDDEN = ("experts", "outer", "expert_mlp")
+_INTO, _OUT_OF = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
+NAMES = {"gate": _INTO, "up": _INTO, "down": _OUT_OF}
+"""Names of the dimensions of the weights into and out of the hidden layer."""
+
+Weights = dict[str, jax.Array]
+"""gate_EDF (not there where the activation has no gate), up_EDF and down_EFD."""
 
 
 class Experts(nnx.Module):
-  """E SwiGLU layers, each on its own rows (arXiv 2002.05202)."""
+  """E feed-forward layers, each for its own rows."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     assert model.moe
     E, D, F = model.moe.num_experts, model.d_model, model.moe.d_ff
-    wide, narrow = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
-    self.w_gate_EDF = weight(rngs, (E, D, F), wide, fan_in=D)
-    self.w_up_EDF = weight(rngs, (E, D, F), wide, fan_in=D)
-    self.w_down_EFD = weight(rngs, (E, F, D), narrow, fan_in=F, gain=residual_gain(model.num_layers))
+    self.w_gate_EDF = weight(rngs, (E, D, F), NAMES["gate"], fan_in=D) if model.activation == "swiglu" else None
+    self.w_up_EDF = weight(rngs, (E, D, F), NAMES["up"], fan_in=D)
+    self.w_down_EFD = weight(rngs, (E, F, D), NAMES["down"], fan_in=F, gain=residual_gain(model.num_layers))
     self.partitioner = partitioner
 
-  def __call__(self, x_OEUCD: jax.Array) -> jax.Array:
-    place, dtype = self.partitioner.constrain, x_OEUCD.dtype
+  def weights(self, dtype: jnp.dtype) -> Weights:
+    """All of them in the type of the activations."""
+    held = {"gate": self.w_gate_EDF, "up": self.w_up_EDF, "down": self.w_down_EFD}
+    return {name: w[...].astype(dtype) for name, w in held.items() if w is not None}
+
+  def on_capacity(self, x_OEUCD: jax.Array) -> jax.Array:
+    """x_OEUCD to x_OEUCD: each expert on its C rows of each group."""
+    place = self.partitioner.constrain
     O, E, U, C, D = x_OEUCD.shape
+    weights = self.weights(x_OEUCD.dtype)
     with jax.named_scope("experts"):
       # E first and all rows in one dimension: a batched product that each backend has fast, where O beside E takes
       # CPU 1.6 times as long. O leads the rows, so that its shards stay where they are.
       x_ERD = place(x_OEUCD.swapaxes(0, 1).reshape(E, O * U * C, D), "experts", "outer", "act_embed")
-      gate_ERF = place(jnp.einsum("ERD,EDF->ERF", x_ERD, self.w_gate_EDF[...].astype(dtype)), *_HIDDEN)
-      up_ERF = place(jnp.einsum("ERD,EDF->ERF", x_ERD, self.w_up_EDF[...].astype(dtype)), *_HIDDEN)
-      hidden_ERF = place(jax.nn.silu(gate_ERF) * up_ERF, *_HIDDEN)
-      out_ERD = jnp.einsum("ERF,EFD->ERD", hidden_ERF, self.w_down_EFD[...].astype(dtype))
-      out_ERD = place(out_ERD, "experts", "outer", "act_embed")
+
+      def hidden(x_ERF: jax.Array) -> jax.Array:
+        return place(x_ERF, "experts", "outer", "expert_mlp")
+
+      gate_ERF = hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["gate"])) if "gate" in weights else None
+      up_ERF = hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["up"]))
+      hidden_ERF = hidden(activate(gate_ERF, up_ERF))
+      out_ERD = place(jnp.einsum("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
     return out_ERD.reshape(E, O, U, C, D).swapaxes(0, 1)
+
+  def on_all(self, x_OUMD: jax.Array, weights_OUME: jax.Array) -> jax.Array:
+    """out_OUMD: the weighted sum of what every expert makes of every token, as two wide products."""
+    weights = self.weights(x_OUMD.dtype)
+    E, D, F = weights["up"].shape
+    tokens = x_OUMD.shape[:3]
+    x_TD = x_OUMD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
+
+    def wide(w_EDF: jax.Array) -> jax.Array:
+      hidden_TX = jnp.einsum("TD,DX->TX", x_TD, w_EDF.swapaxes(0, 1).reshape(D, E * F))
+      names = ("outer", "groups", "group_tokens", None, "expert_mlp")
+      return self.partitioner.constrain(hidden_TX.reshape(*tokens, E, F), *names)
+
+    with jax.named_scope("experts"):
+      hidden_OUMEF = activate(wide(weights["gate"]) if "gate" in weights else None, wide(weights["up"]))
+      hidden_OUMEF = hidden_OUMEF * weights_OUME[..., None].astype(x_OUMD.dtype)
+      out_TD = jnp.einsum("TX,XD->TD", hidden_OUMEF.reshape(-1, E * F), weights["down"].reshape(E * F, D))
+      return out_TD.reshape(x_OUMD.shape)

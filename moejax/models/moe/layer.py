@@ -8,40 +8,66 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
+from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import weight
-from moejax.models.moe.dispatch import einsum_dispatch
+from moejax.models.moe.balance import Auxiliary, losses, statistics
+from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.experts import Experts
-from moejax.models.moe.router import top_k_softmax
+from moejax.models.moe.router import TOKENS, route, scores
 from moejax.partitioning import Partitioner
-
-Auxiliary = dict[str, dict[str, jax.Array]]
-"""`losses` and `statistics` of a sparse layer, by name."""
 
 
 class MoELayer(nnx.Module):
-  """x_BTD to x_BTD through each token's own experts."""
+  """x_BTD to x_BTD through each token's own experts, and through those that all tokens share."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     assert model.moe
-    D, E = model.d_model, model.moe.num_experts
+    D, E, shared = model.d_model, model.moe.num_experts, model.moe.num_shared_experts
     # Replicated, as in Table 1 of arXiv 2405.15052: every device routes its own tokens.
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D)
+    self.bias_E = nnx.Param(jnp.zeros((E,)), names=(None,)) if model.moe.router.bias_rate else None
     self.experts = Experts(model, partitioner, rngs)
+    self.shared = FeedForward(model, shared * model.moe.d_ff, partitioner, rngs) if shared else None
     self.moe = model.moe
     self.partitioner = partitioner
 
-  def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, Auxiliary]:
+  def __call__(
+    self, x_BTD: jax.Array, valid_BT: jax.Array, key: jax.Array | None = None
+  ) -> tuple[jax.Array, Auxiliary]:
+    """out_BTD, and the layer's losses and statistics.
+
+    Args:
+      x_BTD: normalised input.
+      valid_BT: False for padding, which takes no capacity and counts in no loss.
+      key: of the router's noise in training; None has no noise.
+    """
     moe, place = self.moe, self.partitioner.constrain
     # Groups are runs of tokens whatever the mesh is; O only says how many of them a data shard holds.
-    O, D = self.partitioner.shards("outer"), x_BTD.shape[-1]
-    x_OUMD = x_BTD.reshape(O, -1, moe.group_size, D)
+    O, T, D = self.partitioner.shards("outer"), *x_BTD.shape[1:]
+    x_OUMD = x_BTD.reshape(O, -1, moe.group_tokens(T), D)
     x_OUMD = place(x_OUMD, "outer", "groups", "group_tokens", "act_embed")
     valid_OUM = place(valid_BT.reshape(x_OUMD.shape[:3]), "outer", "groups", "group_tokens")
-    with jax.named_scope("router"):  # float32: bfloat16 logits tie, and ties decide who is dropped
-      logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD.astype(jnp.float32), self.w_router_DE[...])
-      logits_OUME = place(logits_OUME, "outer", "groups", "group_tokens", None)
-      routing = top_k_softmax(logits_OUME, valid_OUM, moe.experts_per_token, moe.renormalize, self.partitioner)
-    out_OUMD, dropped = einsum_dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
-    statistics = {**routing.statistics, "dropped_fraction": dropped}
+    with jax.named_scope("router"):
+      logits_OUME = self._logits(x_OUMD, key)
+      bias_E = None if self.bias_E is None else self.bias_E[...]
+      routing = route(logits_OUME, valid_OUM, moe, self.partitioner, bias_E, key)
+      scores_OUME = scores(logits_OUME, moe.router)
+      probs_OUME = scores_OUME / jnp.sum(scores_OUME, axis=-1, keepdims=True)
+      of_losses = losses(logits_OUME, probs_OUME, routing, valid_BT, moe.losses)
+      of_layer = statistics(probs_OUME, routing, valid_BT)
+    out_OUMD, dropped = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
     out_BTD = place(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
-    return out_BTD, {"losses": routing.losses, "statistics": statistics}
+    if self.shared is not None:
+      with jax.named_scope("shared_experts"):
+        out_BTD = out_BTD + self.shared(x_BTD)
+    return out_BTD, {"losses": of_losses, "statistics": {**of_layer, "dropped_fraction": dropped}}
+
+  def _logits(self, x_OUMD: jax.Array, key: jax.Array | None) -> jax.Array:
+    """float32: bfloat16 logits tie, and ties decide who is dropped."""
+    x_OUMD, jitter = x_OUMD.astype(jnp.float32), self.moe.router.jitter
+    if key is not None and jitter:
+      x_OUMD = x_OUMD * jax.random.uniform(
+        jax.random.fold_in(key, 1), x_OUMD.shape, minval=1 - jitter, maxval=1 + jitter
+      )
+    logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
+    return self.partitioner.constrain(logits_OUME, *TOKENS)

@@ -1,45 +1,43 @@
-"""Capacity: who gets a row, who is dropped, and that nothing else is lost."""
+"""Capacity: who stands where in line for an expert's rows."""
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from moejax.models.moe.dispatch import capacity_slots
-from moejax.models.moe.router import Routing
+from moejax.models.moe.dispatch import capacity_rows
+from moejax.models.moe.routing import Routing
 
 
-def routing_of(experts_MA, valid_M=None):
+def rows(experts_MA, chosen_M=None, priority="choice", num_experts=3):
+  """Place in line of each choice, [M, A]."""
   experts_OUMA = jnp.asarray(experts_MA)[None, None]
-  valid_OUM = jnp.ones(experts_OUMA.shape[:3], bool) if valid_M is None else jnp.asarray(valid_M)[None, None]
-  return Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), valid_OUM, {}, {})
+  chosen_OUMA = jnp.ones(experts_OUMA.shape, bool)
+  if chosen_M is not None:
+    chosen_OUMA = chosen_OUMA & jnp.asarray(chosen_M)[None, None, :, None]
+  row_OUME = capacity_rows(Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), chosen_OUMA), num_experts, priority)
+  return np.take_along_axis(np.asarray(row_OUME[0, 0]), np.asarray(experts_MA), axis=-1)
 
 
-def slots(experts_MA, capacity, valid_M=None, priority="choice"):
-  slots_OUMA, kept_OUMA = capacity_slots(routing_of(experts_MA, valid_M), 3, capacity, priority)
-  return np.asarray(slots_OUMA[0, 0]), np.asarray(kept_OUMA[0, 0])
+def test_first_choices_stand_before_any_second_choice():
+  # Expert 0: first choices of tokens 1 and 2, then the second choice of token 0, though it comes first.
+  np.testing.assert_array_equal(rows([[1, 0], [0, 1], [0, 2]]), [[0, 2], [0, 1], [1, 0]])
 
 
-def test_first_choices_take_rows_before_any_second_choice():
-  _, kept_MA = slots([[1, 0], [0, 1], [0, 2]], capacity=2)
-  # Expert 0: first choices of tokens 1 and 2 fill it, the second choice of token 0 is dropped though it comes first.
-  np.testing.assert_array_equal(kept_MA, [[True, False], [True, True], [True, True]])
+def test_with_token_priority_earlier_tokens_stand_before_any_later_one():
+  np.testing.assert_array_equal(rows([[1, 0], [0, 1], [0, 2]], priority="token"), [[0, 0], [1, 1], [2, 0]])
 
 
-def test_with_token_priority_earlier_tokens_take_rows_before_any_later_one():
-  _, kept_MA = slots([[1, 0], [0, 1], [0, 2]], capacity=2, priority="token")
-  np.testing.assert_array_equal(kept_MA, [[True, True], [True, True], [False, True]])
+@pytest.mark.parametrize("priority", ["choice", "token"])
+def test_no_two_choices_have_one_place(priority):
+  random = np.random.default_rng(0)
+  experts_MA = np.stack([random.permutation(5)[:3] for _ in range(40)])
+  places = rows(experts_MA, priority=priority, num_experts=5)
+  for e in range(5):
+    found = np.sort(places[experts_MA == e])
+    np.testing.assert_array_equal(found, np.arange(len(found)))
 
 
-def test_rows_go_in_the_order_of_tokens_and_no_two_choices_share_one():
-  slots_MA, kept_MA = slots([[0, 1], [0, 1], [0, 1], [0, 2]], capacity=3)
-  np.testing.assert_array_equal(kept_MA, [[True, True], [True, True], [True, True], [False, True]])
-  np.testing.assert_array_equal(slots_MA[kept_MA], [0, 3, 1, 4, 2, 5, 6])
-
-
-def test_padding_takes_no_capacity():
-  _, kept_MA = slots([[0, 1], [0, 1], [0, 1]], capacity=1, valid_M=[False, True, True])
-  np.testing.assert_array_equal(kept_MA, [[False, False], [True, True], [False, False]])
-
-
-def test_a_capacity_of_all_tokens_drops_nothing():
-  _, kept_MA = slots([[0, 1]] * 5, capacity=5)
-  assert kept_MA.all()
+@pytest.mark.parametrize("priority", ["choice", "token"])
+def test_void_choices_stand_nowhere(priority):
+  places = rows([[0, 1], [0, 1], [0, 1]], chosen_M=[False, True, True], priority=priority)
+  np.testing.assert_array_equal(places, [[-1, -1], [0, 0], [1, 1]])

@@ -1,4 +1,4 @@
-"""The whole sparse layer against a loop over tokens, and its invariances."""
+"""The whole sparse layer, every router with every dispatch, against loops over tokens, and its invariances."""
 
 import dataclasses
 
@@ -9,85 +9,132 @@ import pytest
 from flax import nnx
 from moe_reference import expert, moe_reference
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
+from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
 from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import make_partitioner
 
 MODEL = Model(num_layers=1, d_model=12, num_heads=2, num_kv_heads=2, head_dim=6, d_ff=8, vocab_size=16)
 
+ROUTERS = {
+  "switch": (1, Router(renormalize=False)),
+  "top_k": (3, Router()),
+  "top_k_of_probabilities": (2, Router(renormalize=False, scale=1.5)),
+  "sigmoid": (2, Router(scores="sigmoid", scale=2.5)),
+  "biased": (2, Router(scores="sigmoid", bias_rate=0.001)),
+  "groups": (2, Router(expert_groups=4, groups_per_token=2)),
+  "top_p": (4, Router(kind="top_p", threshold=0.55, renormalize=False)),
+  "expert_choice": (2, Router(kind="expert_choice", renormalize=False)),
+  "dense": (8, Router(kind="dense", renormalize=False)),
+}
+DISPATCHES = {
+  "einsum, half": {"dispatch": "einsum", "capacity_factor": 0.5},
+  "einsum, by token": {"dispatch": "einsum", "capacity_factor": 0.75, "priority": "token"},
+  "einsum, room for all": {"dispatch": "einsum", "capacity_factor": 8.0},
+  "grouped": {"dispatch": "grouped"},
+  "dense": {"dispatch": "dense"},
+}
 
-def make_layer(**fields):
-  moe = MoE(**{"num_experts": 4, "experts_per_token": 2, "d_ff": 10, "group_size": 8} | fields)
+
+def make_layer(activation="swiglu", dtype="float32", **fields):
+  moe = MoE(**{"num_experts": 8, "experts_per_token": 2, "d_ff": 10, "group_size": 8} | fields)
   partitioner = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
-  return MoELayer(dataclasses.replace(MODEL, moe=moe), partitioner, nnx.Rngs(params=0))
+  model = dataclasses.replace(MODEL, moe=moe, activation=activation, compute_dtype=dtype)
+  layer = MoELayer(model, partitioner, nnx.Rngs(params=0))
+  layer.w_router_DE[...] = 3.0 * layer.w_router_DE[...]  # far from ties
+  if layer.bias_E is not None:
+    layer.bias_E[...] = jnp.linspace(-0.3, 0.3, moe.num_experts)
+  return layer
 
 
 def inputs(seed=1):
-  return jax.random.normal(jax.random.key(seed), (3, 16, 12)), jnp.ones((3, 16), bool)
+  x_BTD = jax.random.normal(jax.random.key(seed), (3, 16, 12))
+  return x_BTD, jnp.ones((3, 16), bool).at[1, 10:].set(False).at[2, 3].set(False)
 
 
-def weights(layer):
-  experts = layer.experts
-  return [np.asarray(w[...]) for w in (layer.w_router_DE, experts.w_gate_EDF, experts.w_up_EDF, experts.w_down_EFD)]
+def reference(parameters, x_BTD, valid_BT, layer):
+  """out_BTD and the dropped part, in float64."""
+  weights = jax.tree.map(lambda w: np.asarray(w, np.float64), parameters)
+  experts = weights["experts"]
+  out, dropped = moe_reference(
+    np.asarray(x_BTD, np.float64).reshape(-1, 8, 12), np.asarray(valid_BT).reshape(-1, 8), weights["w_router_DE"],
+    experts.get("w_gate_EDF"), experts["w_up_EDF"], experts["w_down_EFD"], layer.moe, weights.get("bias_E"),
+  )  # fmt: skip
+  return out.reshape(x_BTD.shape), dropped
 
 
-@pytest.mark.parametrize("renormalize", [True, False])
-@pytest.mark.parametrize("capacity_factor", [0.5, 1.0, 4.0])
-@pytest.mark.parametrize(("num_experts", "experts_per_token"), [(2, 1), (4, 2), (8, 3)])
-def test_layer_equals_a_loop_over_tokens(num_experts, experts_per_token, capacity_factor, renormalize):
-  layer = make_layer(
-    num_experts=num_experts,
-    experts_per_token=experts_per_token,
-    capacity_factor=capacity_factor,
-    renormalize=renormalize,
-  )
-  x_BTD, valid_BT = inputs()
-  valid_BT = valid_BT.at[1, 10:].set(False)
-  out_BTD, auxiliary = layer(x_BTD, valid_BT)
-  groups = np.asarray(x_BTD, np.float64).reshape(-1, 8, 12)
-  expected, dropped = moe_reference(
-    groups,
-    np.asarray(valid_BT).reshape(-1, 8),
-    *weights(layer),
-    experts_per_token,
-    layer.moe.capacity,
-    renormalize,
-  )
-  np.testing.assert_allclose(out_BTD, expected.reshape(x_BTD.shape), atol=2e-5)
-  choices = int(valid_BT.sum()) * experts_per_token
-  assert float(auxiliary["statistics"]["dropped_fraction"]) == pytest.approx(dropped / choices, abs=1e-6)
-
-
-def test_gradients_equal_finite_differences_of_the_loop():
-  layer = make_layer(capacity_factor=0.75)
-  x_BTD, valid_BT = inputs()
+def split(layer):
   graph, state = nnx.split(layer)
-  parameters = nnx.to_pure_dict(state)
-  direction = jax.tree.map(lambda w: jax.random.normal(jax.random.key(w.size), w.shape), parameters)
+  return graph, nnx.to_pure_dict(state)
+
+
+@pytest.mark.parametrize(
+  ("router", "dispatch", "activation"),
+  [(router, dispatch, "swiglu") for router in ROUTERS for dispatch in DISPATCHES]
+  + [("top_k", dispatch, "gelu") for dispatch in ("einsum, half", "grouped", "dense")],
+)
+def test_every_router_with_every_dispatch_equals_a_loop_over_tokens(router, dispatch, activation):
+  A, config = ROUTERS[router]
+  fields = DISPATCHES[dispatch]
+  if config.kind == "expert_choice" and fields["dispatch"] == "einsum":
+    fields = fields | {"capacity_factor": 1.0}  # its own capacity, which is never exceeded
+  layer = make_layer(activation, experts_per_token=A, router=config, **fields)
+  x_BTD, valid_BT = inputs()
+  graph, parameters = split(layer)
+  out_BTD, auxiliary = jax.jit(lambda *arguments: nnx.merge(graph, parameters)(*arguments))(x_BTD, valid_BT)
+  expected, dropped = reference(parameters, x_BTD, valid_BT, layer)
+  np.testing.assert_allclose(out_BTD, expected, atol=3e-5)
+  assert np.abs(expected).max() > 0.1
+  assert float(auxiliary["statistics"]["dropped_fraction"]) == pytest.approx(dropped, abs=1e-6)
+  if dispatch == "einsum, half" and config.kind in ("top_k", "top_p"):
+    assert dropped > 0.1
+
+
+@pytest.mark.parametrize("dispatch", ["einsum, by token", "grouped", "dense"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_gradients_of_every_router_with_every_dispatch_equal_finite_differences_of_the_loop(router, dispatch):
+  A, config = ROUTERS[router]
+  fields = DISPATCHES[dispatch] | (
+    {"capacity_factor": 1.0} if config.kind == "expert_choice" and "einsum" in dispatch else {}
+  )
+  layer = make_layer(experts_per_token=A, router=config, **fields)
+  x_BTD, valid_BT = inputs()
+  graph, parameters = split(layer)
+  direction = jax.tree.map(lambda w: jax.random.normal(jax.random.key(w.size), w.shape), (parameters, x_BTD))
+  if "bias_E" in parameters:  # decides, and has no gradient
+    direction[0]["bias_E"] = jnp.zeros(8)
 
   def loop(step):
-    moved = jax.tree.map(
-      lambda w, d: np.asarray(w, np.float64) + step * np.asarray(d, np.float64), parameters, direction
+    moved, x = jax.tree.map(
+      lambda w, d: np.asarray(w, np.float64) + step * np.asarray(d, np.float64), (parameters, x_BTD), direction
     )
-    experts = moved["experts"]
-    out, _ = moe_reference(
-      np.asarray(x_BTD, np.float64).reshape(-1, 8, 12), np.ones((6, 8), bool), moved["w_router_DE"],
-      experts["w_gate_EDF"], experts["w_up_EDF"], experts["w_down_EFD"], 2, layer.moe.capacity, True,
-    )  # fmt: skip
-    return np.sum(out**2)
+    return np.sum(reference(moved, x, valid_BT, layer)[0] ** 2)
 
-  def fast(parameters):
+  def fast(parameters, x_BTD):
     return jnp.sum(jnp.square(nnx.merge(graph, parameters)(x_BTD, valid_BT)[0]))
 
-  _, slope = jax.jvp(fast, (parameters,), (direction,))
+  gradient = jax.jit(jax.grad(fast, argnums=(0, 1)))(parameters, x_BTD)
+  slope = sum(float(jnp.vdot(g, d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
   # A step small enough that no token changes its experts.
-  assert float(slope) == pytest.approx((loop(1e-7) - loop(-1e-7)) / 2e-7, rel=1e-3)
+  assert slope == pytest.approx((loop(1e-7) - loop(-1e-7)) / 2e-7, rel=1e-3)
 
 
-def test_permuting_experts_with_their_router_columns_changes_nothing():
-  layer = make_layer(capacity_factor=0.75)
+@pytest.mark.parametrize("dispatch", ["einsum, room for all", "grouped", "dense"])
+def test_bfloat16_differs_by_its_rounding_alone(dispatch):
+  layer = make_layer(experts_per_token=2, **DISPATCHES[dispatch])
+  x_BTD, valid_BT = inputs()
+  exact, _ = layer(x_BTD.astype(jnp.bfloat16).astype(jnp.float32), valid_BT)
+  rounded, auxiliary = layer(x_BTD.astype(jnp.bfloat16), valid_BT)
+  assert rounded.dtype == jnp.bfloat16
+  assert {value.dtype for value in jax.tree.leaves(auxiliary)} == {jnp.dtype("float32")}
+  # Three roundings to 8 bits on values of order 1.
+  np.testing.assert_allclose(rounded.astype(jnp.float32), exact, atol=0.03)
+
+
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_permuting_experts_with_their_router_columns_changes_nothing(dispatch):
+  layer = make_layer(**DISPATCHES[dispatch])
   before, _ = layer(*inputs())
-  order = np.array([2, 0, 3, 1])
+  order = np.array([2, 0, 3, 1, 7, 6, 4, 5])
   layer.w_router_DE[...] = layer.w_router_DE[...][:, order]
   for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"):
     weight = getattr(layer.experts, name)
@@ -96,19 +143,55 @@ def test_permuting_experts_with_their_router_columns_changes_nothing():
   np.testing.assert_allclose(before, after, atol=1e-5)
 
 
-def test_all_experts_for_every_token_is_the_dense_mixture():
-  layer = make_layer(experts_per_token=4, capacity_factor=1.0)
+@pytest.mark.parametrize("dispatch", ["einsum", "grouped", "dense"])
+def test_all_experts_for_every_token_is_the_dense_mixture(dispatch):
+  layer = make_layer(experts_per_token=8, dispatch=dispatch)
+  x_BTD, _ = inputs()
+  out_BTD, _ = layer(x_BTD, jnp.ones((3, 16), bool))
+  experts = layer.experts
+  gate, up, down = (np.asarray(w[...]) for w in (experts.w_gate_EDF, experts.w_up_EDF, experts.w_down_EFD))
+  probs = np.asarray(jax.nn.softmax(x_BTD @ layer.w_router_DE[...], axis=-1))
+  mixture = sum(probs[..., e, None] * expert(np.asarray(x_BTD), gate[e], up[e], down[e]) for e in range(8))
+  np.testing.assert_allclose(out_BTD, mixture, atol=3e-5)
+
+
+def test_shared_experts_see_every_token_beside_its_own_experts():
+  alone, both = make_layer(), make_layer(num_shared_experts=2)
+  assert both.shared is not None and both.shared.w_up_DF.shape == (12, 20)
+  _, of_alone = split(alone)
+  nnx.update(both, nnx.State(of_alone))
   x_BTD, valid_BT = inputs()
-  out_BTD, _ = layer(x_BTD, valid_BT)
-  router, gate, up, down = weights(layer)
-  probs = np.asarray(jax.nn.softmax(x_BTD @ router, axis=-1))
-  mixture = sum(probs[..., e, None] * expert(np.asarray(x_BTD), gate[e], up[e], down[e]) for e in range(4))
-  np.testing.assert_allclose(out_BTD, mixture, atol=2e-5)
+  np.testing.assert_allclose(both(x_BTD, valid_BT)[0], alone(x_BTD, valid_BT)[0] + both.shared(x_BTD), atol=1e-6)
 
 
-def test_a_router_with_a_planted_preference_is_followed():
-  layer = make_layer(experts_per_token=1, capacity_factor=4.0)
-  layer.w_router_DE[...] = jnp.zeros((12, 4)).at[:, 3].set(1.0)
+@pytest.mark.parametrize("dispatch", ["einsum", "grouped", "dense"])
+def test_a_router_with_a_planted_preference_is_followed(dispatch):
+  layer = make_layer(experts_per_token=1, router=Router(renormalize=False), dispatch=dispatch)
+  layer.w_router_DE[...] = jnp.zeros((12, 8)).at[:, 3].set(1.0)
   x_BTD, valid_BT = inputs()
   _, auxiliary = layer(jnp.abs(x_BTD), valid_BT)
-  np.testing.assert_array_equal(auxiliary["statistics"]["load"], [0.0, 0.0, 0.0, 1.0])
+  np.testing.assert_allclose(auxiliary["statistics"]["load"], np.eye(8)[3], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dispatch", ["einsum", "grouped", "dense"])
+def test_what_padded_tokens_hold_changes_nothing(dispatch):
+  layer = make_layer(dispatch=dispatch)
+  x_BTD, valid_BT = inputs()
+  junk = jnp.where(valid_BT[..., None], x_BTD, 1e3)
+  (one, of_one), (other, of_other) = layer(x_BTD, valid_BT), layer(junk, valid_BT)
+  np.testing.assert_allclose(one[valid_BT], other[valid_BT], atol=1e-6)
+  assert not np.asarray(other[~valid_BT]).any()
+  for mine, theirs in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_other), strict=True):
+    np.testing.assert_allclose(mine, theirs, rtol=1e-5)
+
+
+def test_noise_needs_a_key_and_another_key_is_other_noise():
+  quiet = make_layer()
+  for router in (Router(jitter=0.3), Router(gumbel=1.0)):
+    layer = make_layer(router=router)
+    x_BTD, valid_BT = inputs()
+    np.testing.assert_array_equal(layer(x_BTD, valid_BT)[0], quiet(x_BTD, valid_BT)[0])
+    with_noise = [layer(x_BTD, valid_BT, jax.random.key(seed))[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(with_noise[0], with_noise[1])
+    assert np.abs(with_noise[0] - with_noise[2]).max() > 1e-3
+    assert np.abs(with_noise[0] - quiet(x_BTD, valid_BT)[0]).max() > 1e-3

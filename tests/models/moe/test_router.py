@@ -1,74 +1,133 @@
-"""Routing decisions, auxiliary losses and statistics by hand."""
+"""Routing decisions by hand, one router after the other."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh
-from moejax.models.moe.router import load_balance_loss, router_z_loss, top_k_softmax
+from moejax.config import DATA_EXPERT_MODEL, Mesh, MoE, Router
+from moejax.models.moe.router import route
 from moejax.partitioning import make_partitioner
 
 ONE_DEVICE = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
 
 
-def route(logits_ME, valid_M=None, experts_per_token=2, renormalize=True):
-  logits_OUME = jnp.asarray(logits_ME, jnp.float32)[None, None]
+def routed(probs_ME, valid_M=None, experts_per_token=2, bias_E=None, key=None, capacity_factor=1.0, **router):
+  """The routing of one group whose softmax is `probs_ME`."""
+  logits_OUME = jnp.log(jnp.asarray(probs_ME, jnp.float32))[None, None]
   valid_OUM = jnp.ones(logits_OUME.shape[:3], bool) if valid_M is None else jnp.asarray(valid_M)[None, None]
-  return top_k_softmax(logits_OUME, valid_OUM, experts_per_token, renormalize, ONE_DEVICE)
+  moe = MoE(
+    num_experts=logits_OUME.shape[-1],
+    experts_per_token=experts_per_token,
+    d_ff=4,
+    router=Router(**router),
+    capacity_factor=capacity_factor,
+  )
+  return route(logits_OUME, valid_OUM, moe, ONE_DEVICE, bias_E, key)
 
 
 def test_the_best_experts_are_chosen_best_first():
-  routing = route([[0.0, 3.0, 1.0], [2.0, 0.0, 5.0]])
+  routing = routed([[0.1, 0.6, 0.3], [0.3, 0.1, 0.6]])
   np.testing.assert_array_equal(routing.experts_OUMA[0, 0], [[1, 2], [2, 0]])
 
 
-def test_renormalised_weights_sum_to_one_and_others_are_probabilities():
-  logits_ME = np.log([[0.5, 0.3, 0.2]])
-  np.testing.assert_allclose(route(logits_ME).weights_OUMA[0, 0, 0], [0.625, 0.375], rtol=1e-6)
-  np.testing.assert_allclose(route(logits_ME, renormalize=False).weights_OUMA[0, 0, 0], [0.5, 0.3], rtol=1e-6)
+def test_renormalised_weights_sum_to_the_scale_and_others_are_scaled_probabilities():
+  probs_ME = [[0.5, 0.3, 0.2]]
+  np.testing.assert_allclose(routed(probs_ME).weights_OUMA[0, 0, 0], [0.625, 0.375], rtol=1e-6)
+  np.testing.assert_allclose(routed(probs_ME, renormalize=False).weights_OUMA[0, 0, 0], [0.5, 0.3], rtol=1e-6)
+  np.testing.assert_allclose(routed(probs_ME, scale=2.0).weights_OUMA[0, 0, 0], [1.25, 0.75], rtol=1e-6)
 
 
-def test_balance_loss_is_one_when_balanced_and_the_number_of_experts_when_all_choose_one():
-  balanced_ME = 30.0 * np.eye(4)
-  collapsed_ME = 30.0 * np.eye(4)[[0, 0, 0, 0]]
-  assert float(route(balanced_ME, experts_per_token=1).losses["load_balance"]) == pytest.approx(1.0, rel=1e-5)
-  assert float(route(collapsed_ME, experts_per_token=1).losses["load_balance"]) == pytest.approx(4.0, rel=1e-5)
+def test_switch_weighs_its_only_expert_by_its_probability():
+  routing = routed([[0.5, 0.3, 0.2]], experts_per_token=1, renormalize=False)
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.5], rtol=1e-6)
 
 
-def test_balance_loss_is_taken_in_each_group_and_then_averaged():
-  one_hot_UME = jnp.eye(2)[jnp.array([[0, 0], [1, 1]])]
-  loss = load_balance_loss(one_hot_UME[None], one_hot_UME[None], jnp.ones((1, 2, 2), bool))
-  assert float(loss) == pytest.approx(2.0)  # over both groups together it would be 1
+def test_sigmoid_scores_do_not_compete():
+  logits_ME = jnp.log(jnp.array([[4.0, 1.0, 0.25]]))
+  routing = routed(jnp.exp(logits_ME), scores="sigmoid", renormalize=False)
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.8, 0.5], rtol=1e-6)
 
 
-def test_the_gradient_of_the_balance_loss_reaches_the_router_and_lowers_the_crowded_expert():
-  def loss(logits_ME):
-    return route(logits_ME, experts_per_token=1).losses["load_balance"]
-
-  gradient_ME = jax.grad(loss)(jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
-  assert (gradient_ME[:, 0] > 0).all() and (gradient_ME[:, 1] < 0).all()
+def test_a_bias_decides_who_is_chosen_and_does_not_weigh():
+  routing = routed([[0.5, 0.3, 0.2]], bias_E=jnp.array([-1.0, 0.0, 0.0]), renormalize=False, bias_rate=0.001)
+  np.testing.assert_array_equal(routing.experts_OUMA[0, 0, 0], [1, 2])
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.3, 0.2], rtol=1e-6)
 
 
-def test_router_z_loss_is_the_mean_squared_log_normaliser():
-  logits_OUME = jnp.log(jnp.array([[[[1.0, 1.0], [3.0, 5.0]]]]))
-  expected = (np.log(2.0) ** 2 + np.log(8.0) ** 2) / 2
-  assert float(router_z_loss(logits_OUME, jnp.ones((1, 1, 2), bool))) == pytest.approx(expected, rel=1e-6)
+def test_experts_outside_the_best_groups_are_not_chosen():
+  # Groups {0, 1}, {2, 3}, {4, 5}: worth .35, .40 and .25, though the best single expert is in the first.
+  probs_ME = [[0.34, 0.01, 0.2, 0.2, 0.24, 0.01]]
+  routing = routed(probs_ME, expert_groups=3, groups_per_token=1)
+  assert set(np.asarray(routing.experts_OUMA[0, 0, 0]).tolist()) == {2, 3}
+  free = routed(probs_ME)
+  np.testing.assert_array_equal(free.experts_OUMA[0, 0, 0], [0, 4])
 
 
-def test_padding_weighs_nothing_and_counts_in_no_loss_or_statistic():
-  logits_ME = jax.random.normal(jax.random.key(0), (4, 3))
-  padded = route(jnp.concatenate([logits_ME, 9.0 * jnp.ones((3, 3))]), [True] * 4 + [False] * 3)
-  alone = route(logits_ME)
-  for name in ("load_balance", "router_z"):
-    assert float(padded.losses[name]) == pytest.approx(float(alone.losses[name]), rel=1e-6)
-  for name in ("load", "entropy"):
-    np.testing.assert_allclose(padded.statistics[name], alone.statistics[name], rtol=1e-6)
-  np.testing.assert_array_equal(padded.weights_OUMA[0, 0, 4:], 0.0)
+@pytest.mark.parametrize(
+  ("threshold", "chosen"),
+  [(0.01, [1, 0, 0]), (0.49, [1, 0, 0]), (0.51, [1, 1, 0]), (0.79, [1, 1, 0]), (1.0, [1, 1, 1])],
+)
+def test_top_p_takes_experts_until_their_probabilities_reach_the_threshold(threshold, chosen):
+  routing = routed([[0.5, 0.3, 0.2]], kind="top_p", threshold=threshold, experts_per_token=3, renormalize=False)
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0, 0], np.array(chosen, bool))
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], np.array([0.5, 0.3, 0.2]) * chosen, rtol=1e-6)
 
 
-def test_load_is_each_experts_share_of_choices_and_entropy_is_in_nats():
-  routing = route([[9.0, 8.0, 0.0], [9.0, 0.0, 8.0]])
-  np.testing.assert_allclose(routing.statistics["load"], [0.5, 0.25, 0.25])
-  uniform = route(np.zeros((2, 3)))
-  assert float(uniform.statistics["entropy"]) == pytest.approx(np.log(3.0), rel=1e-6)
+def test_top_p_takes_no_more_than_experts_per_token():
+  routing = routed([[0.4, 0.3, 0.2, 0.1]], kind="top_p", threshold=1.0, experts_per_token=2)
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [4 / 7, 3 / 7], rtol=1e-6)
+
+
+def test_in_expert_choice_each_expert_takes_its_best_tokens():
+  probs_ME = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]
+  routing = routed(probs_ME, kind="expert_choice", experts_per_token=1, renormalize=False)
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0], [[1, 0], [1, 0], [0, 1], [0, 1]])
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0], [[0.9, 0], [0.8, 0], [0, 0.3], [0, 0.4]], rtol=1e-6)
+
+
+def test_in_expert_choice_a_later_token_can_take_an_earlier_ones_place():
+  probs_ME = np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.4, 0.6]])
+  before = routed(probs_ME, kind="expert_choice", experts_per_token=1, renormalize=False)
+  probs_ME[3] = [0.95, 0.05]
+  after = routed(probs_ME, kind="expert_choice", experts_per_token=1, renormalize=False)
+  assert before.chosen_OUMA[0, 0, 1, 0] and not after.chosen_OUMA[0, 0, 1, 0]
+
+
+def test_the_dense_router_takes_all_experts_by_their_probabilities():
+  routing = routed([[0.5, 0.3, 0.2]], kind="dense", experts_per_token=3, renormalize=False)
+  assert routing.chosen_OUMA.all()
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.5, 0.3, 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "router",
+  [
+    {},
+    {"kind": "top_p", "threshold": 0.9},
+    {"kind": "expert_choice", "renormalize": False},
+    {"kind": "dense", "renormalize": False, "experts_per_token": 3},
+  ],
+  ids=["top_k", "top_p", "expert_choice", "dense"],
+)
+def test_padding_chooses_nothing_and_is_chosen_by_nothing(router):
+  probs_ME = jax.nn.softmax(jax.random.normal(jax.random.key(0), (4, 3)))
+  routing = routed(probs_ME, [True, False, True, False], **router)
+  assert not routing.chosen_OUMA[0, 0, 1::2].any()
+  assert not routing.weights_OUMA[0, 0, 1::2].any()
+  assert routing.chosen_OUMA[0, 0, ::2].any()
+
+
+def test_gumbel_noise_samples_experts_by_their_probabilities_and_leaves_weights_alone():
+  probs_ME = jnp.tile(jnp.array([[0.6, 0.3, 0.1]]), (4000, 1))
+  routing = routed(probs_ME, experts_per_token=1, gumbel=1.0, renormalize=False, key=jax.random.key(0))
+  experts_M = np.asarray(routing.experts_OUMA[0, 0, :, 0])
+  # 4000 draws: three standard errors of a share are at most 0.024.
+  np.testing.assert_allclose(np.bincount(experts_M, minlength=3) / 4000, [0.6, 0.3, 0.1], atol=0.024)
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, :, 0], np.array([0.6, 0.3, 0.1])[experts_M], rtol=1e-5)
+
+
+def test_lists_of_choices_and_tables_by_expert_say_the_same():
+  routing = routed([[0.1, 0.6, 0.3], [0.3, 0.1, 0.6]], [True, False])
+  np.testing.assert_array_equal(routing.chosen_OUME(3)[0, 0], [[0, 1, 1], [0, 0, 0]])
+  np.testing.assert_allclose(routing.weights_OUME(3)[0, 0], [[0, 2 / 3, 1 / 3], [0, 0, 0]], rtol=1e-6)

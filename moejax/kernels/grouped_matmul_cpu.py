@@ -1,0 +1,99 @@
+"""Grouped matrix products as loops over experts and blocks of rows, in plain JAX: fast on CPU, correct anywhere.
+
+R routed rows, sorted by expert  E experts  D, F dimensions of a weight  K summed dimension  N other dimension
+b rows of one block
+
+The loops run as often as there are rows, so that an uneven load costs only the last, partly filled blocks of each
+group. An expert's matrix leaves the stack once for all of its blocks.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def gmm(x_RK: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool) -> jax.Array:
+  """out_RN: each group's rows times its expert's matrix, or times the transpose of it."""
+  summed, N = (1, w_EDF.shape[1]) if transpose_w else (0, w_EDF.shape[2])
+  R, E = len(x_RK), len(w_EDF)
+  ends_E = jnp.cumsum(group_sizes_E)
+
+  def expert(e: jax.Array, out_RN: jax.Array) -> jax.Array:
+    w = jax.lax.dynamic_index_in_dim(w_EDF, e, keepdims=False).astype(jnp.float32)
+
+    def block(start: jax.Array, own_b: jax.Array, out_RN: jax.Array) -> jax.Array:
+      x_bK = _rows(x_RK, start, len(own_b))
+      product_bN = jax.lax.dot_general(x_bK.astype(jnp.float32), w, (((1,), (summed,)), ((), ())))
+      # The block's other rows are another expert's, or nobody's.
+      out_bN = jnp.where(own_b[:, None], product_bN.astype(out_RN.dtype), _rows(out_RN, start, len(own_b)))
+      return jax.lax.dynamic_update_slice_in_dim(out_RN, out_bN, start, axis=0)
+
+    return _over_blocks(block, R, _block_sizes(R, E), ends_E[e] - group_sizes_E[e], ends_E[e], out_RN)
+
+  return jax.lax.fori_loop(0, E, expert, jnp.zeros((R, N), x_RK.dtype))
+
+
+def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
+  """out_EDF: each group's rows of x, transposed, times its rows of y; zeros for an empty group."""
+  R, E = len(x_RD), len(group_sizes_E)
+  large, small = sizes = _block_sizes(R, E)
+  ends_E = jnp.cumsum(group_sizes_E)
+
+  def block(start: jax.Array, own_b: jax.Array) -> jax.Array:
+    # Both sides, since what a foreign row holds may be infinite.
+    x_bD, y_bF = (jnp.where(own_b[:, None], _rows(a, start, len(own_b)), 0).astype(jnp.float32) for a in (x_RD, y_RF))
+    return jax.lax.dot_general(x_bD, y_bF, (((0,), (0,)), ((), ())))
+
+  def expert(e: jax.Array, out_EDF: jax.Array) -> jax.Array:
+    end, size = ends_E[e], group_sizes_E[e]
+    # The first block starts the sum: zeros to add to would cost another pass over [D, F].
+    first_DF = jax.lax.cond(
+      size >= large,
+      lambda: block(*_place(R, large, end - size, end)),
+      lambda: block(*_place(R, small, end - size, end)),
+    )
+    start = jnp.minimum(end - size + jnp.where(size >= large, large, small), end)
+    sum_DF = _over_blocks(lambda start, own_b, sum_DF: sum_DF + block(start, own_b), R, sizes, start, end, first_DF)
+    return jax.lax.dynamic_update_index_in_dim(out_EDF, sum_DF.astype(dtype), e, axis=0)
+
+  return jax.lax.fori_loop(0, E, expert, jnp.zeros((E, x_RD.shape[1], y_RF.shape[1]), dtype))
+
+
+def _block_sizes(R: int, E: int) -> tuple[int, int]:
+  """Rows of a block, and of the smaller ones for the rest of a group.
+
+  The mean group as a power of two, in bounds: a product of fewer than 32 rows costs as much, and above 512 rows it is
+  no faster. A quarter of that for the rest: smaller blocks compute less for nobody, but each passes over [D, F] once.
+  """
+  large = min(max(1 << max(R // E, 1).bit_length() - 1, 128), 512)
+  return min(large, R), min(large // 4, R)
+
+
+def _over_blocks(
+  block: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  R: int,
+  sizes: tuple[int, int],
+  start: jax.Array,
+  end: jax.Array,
+  carry: jax.Array,
+) -> jax.Array:
+  """Carries `block` over the rows from `start` to `end`: as many large blocks as they fill, then small ones."""
+  large, small = sizes
+  full = (end - start) // large
+  rest = start + full * large
+  carry = jax.lax.fori_loop(0, full, lambda i, carry: block(*_place(R, large, start + i * large, end), carry), carry)
+  return jax.lax.fori_loop(
+    0, (end - rest + small - 1) // small, lambda i, carry: block(*_place(R, small, rest + i * small, end), carry), carry
+  )
+
+
+def _place(R: int, b: int, first: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Start of a block that holds the rows from `first` on and stays inside R, and own_b: which of it they are."""
+  start = jnp.minimum(first, R - b)
+  rows_b = start + jnp.arange(b, dtype=jnp.int32)
+  return start, (first <= rows_b) & (rows_b < end)
+
+
+def _rows(x_RK: jax.Array, start: jax.Array, b: int) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(x_RK, start, b, axis=0)

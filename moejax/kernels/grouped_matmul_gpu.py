@@ -1,0 +1,143 @@
+"""Grouped matrix products on GPU: two Triton kernels, written in Pallas.
+
+R routed rows, sorted by expert  E experts  D, F dimensions of a weight  K summed dimension  N other dimension
+V visits: the row tiles of all groups  r, k, n, d, f one tile of R, K, N, D, F
+
+A row tile starts where its group starts, so that no row is computed for two groups; rows of others are masked. A tile
+that would reach beyond R starts earlier, and masks what comes before its own rows too.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+TILE = 128
+"""Rows and columns of an output tile at most."""
+
+TILE_BYTES = 128
+"""Bytes of one row of an operand's tile: 64 bfloat16 or 32 float32."""
+
+COMPILER_PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
+"""Three stages of two operand tiles take 96 KiB of shared memory, which every data-centre GPU has."""
+
+
+def gmm(
+  x_RK: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
+) -> jax.Array:
+  """out_RN: each group's rows times its expert's matrix, or times the transpose of it."""
+  R, dtype, operands = len(x_RK), x_RK.dtype, jnp.promote_types(x_RK.dtype, w_EDF.dtype)
+  N = w_EDF.shape[1 if transpose_w else 2]
+  x_RK, w_EDF = _aligned(x_RK.astype(operands), 0, 1), _aligned(w_EDF.astype(operands), 1, 2)
+  padded_R, K = x_RK.shape
+  padded_N = w_EDF.shape[1 if transpose_w else 2]
+  r, k, n = _row_tile(padded_R, len(w_EDF)), _tile(K, TILE_BYTES // operands.itemsize), _tile(padded_N, TILE)
+  experts_V, starts_V, ends_V = _visits(group_sizes_E, padded_R, r)
+  out_RN = pl.pallas_call(
+    functools.partial(_gmm_kernel, r=r, k=k, n=n, transpose_w=transpose_w),
+    # Columns first: what runs at one time shares rows, and a few experts' weights, in the L2 cache.
+    grid=(padded_N // n, len(experts_V)),
+    out_shape=jax.ShapeDtypeStruct((padded_R, padded_N), dtype),
+    compiler_params=COMPILER_PARAMS,
+    interpret=interpret,
+    name="gmm",
+  )(experts_V, starts_V, ends_V, x_RK, w_EDF)
+  # Rows of no group are never written: they hold whatever was in memory.
+  return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RN[:R, :N], 0)
+
+
+def _gmm_kernel(experts_V, starts_V, ends_V, x_RK, w_EDF, out_RN, *, r, k, n, transpose_w):
+  """One tile of the output: rows of one visit, n columns."""
+  columns, v = pl.ds(pl.program_id(0) * n, n), pl.program_id(1)
+  e, start, end = experts_V[v], starts_V[v], ends_V[v]
+  R, K = x_RK.shape
+  first = jnp.minimum(start, R - r)
+
+  @pl.when(start < end)
+  def _():
+    def add(i, sum_rn):
+      summed = pl.ds(i * k, k)
+      x_rk = plgpu.load(x_RK.at[pl.ds(first, r), summed])
+      w = plgpu.load(w_EDF.at[e, columns, summed] if transpose_w else w_EDF.at[e, summed, columns])
+      return sum_rn + plgpu.dot(x_rk, w, trans_b=transpose_w)
+
+    sum_rn = jax.lax.fori_loop(0, K // k, add, jnp.zeros((r, n), jnp.float32))
+    own_r1 = _own_rows(first, r, start, end)
+    plgpu.store(out_RN.at[pl.ds(first, r), columns], sum_rn.astype(out_RN.dtype), mask=own_r1)
+
+
+def tgmm(
+  x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype, interpret: bool = False
+) -> jax.Array:
+  """out_EDF: each group's rows of x, transposed, times its rows of y; zeros for an empty group."""
+  D, F, E, operands = x_RD.shape[1], y_RF.shape[1], len(group_sizes_E), jnp.promote_types(x_RD.dtype, y_RF.dtype)
+  x_RD, y_RF = _aligned(x_RD.astype(operands), 0, 1), _aligned(y_RF.astype(operands), 0, 1)
+  padded_D, padded_F = x_RD.shape[1], y_RF.shape[1]
+  r, d, f = _below(len(x_RD), TILE_BYTES // operands.itemsize), _tile(padded_D, TILE), _tile(padded_F, TILE)
+  ends_E = jnp.cumsum(group_sizes_E)
+  out_EDF = pl.pallas_call(
+    functools.partial(_tgmm_kernel, r=r, d=d, f=f),
+    grid=(padded_D // d, padded_F // f, E),
+    out_shape=jax.ShapeDtypeStruct((E, padded_D, padded_F), dtype),
+    compiler_params=COMPILER_PARAMS,
+    interpret=interpret,
+    name="tgmm",
+  )(ends_E - group_sizes_E, ends_E, x_RD, y_RF)
+  return out_EDF[:, :D, :F]
+
+
+def _tgmm_kernel(starts_E, ends_E, x_RD, y_RF, out_EDF, *, r, d, f):
+  """One tile of one expert's output, summed over the rows of its group."""
+  rows_d, columns_f, e = pl.ds(pl.program_id(0) * d, d), pl.ds(pl.program_id(1) * f, f), pl.program_id(2)
+  start, end = starts_E[e], ends_E[e]
+
+  def add(i, sum_df):
+    wanted = start + i * r
+    first = jnp.minimum(wanted, x_RD.shape[0] - r)
+    # Both sides, since what a foreign row holds may be infinite.
+    own_r1 = _own_rows(first, r, wanted, end)
+    x_rd = plgpu.load(x_RD.at[pl.ds(first, r), rows_d], mask=own_r1, other=0.0)
+    y_rf = plgpu.load(y_RF.at[pl.ds(first, r), columns_f], mask=own_r1, other=0.0)
+    return sum_df + plgpu.dot(x_rd, y_rf, trans_a=True)
+
+  sum_df = jax.lax.fori_loop(0, pl.cdiv(end - start, r), add, jnp.zeros((d, f), jnp.float32))
+  plgpu.store(out_EDF.at[e, rows_d, columns_f], sum_df.astype(out_EDF.dtype))
+
+
+def _visits(group_sizes_E: jax.Array, R: int, r: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Expert, first row and end of every row tile. As many as the worst load takes; those left over have no rows."""
+  E = len(group_sizes_E)
+  V = R // r + E  # each group has a partly filled tile at most
+  tiles_E, ends_E = pl.cdiv(group_sizes_E, r), jnp.cumsum(group_sizes_E)
+  experts_V = jnp.repeat(jnp.arange(E, dtype=jnp.int32), tiles_E, total_repeat_length=V)
+  tile_V = jnp.arange(V, dtype=jnp.int32) - (jnp.cumsum(tiles_E) - tiles_E)[experts_V]
+  starts_V = (ends_E - group_sizes_E)[experts_V] + tile_V * r
+  return experts_V, starts_V, jnp.clip(ends_E[experts_V], starts_V, starts_V + r)
+
+
+def _own_rows(first: jax.Array, r: int, start: jax.Array, end: jax.Array) -> jax.Array:
+  """own_r1: which of the r rows from `first` on are from `start` to `end`."""
+  rows_r1 = first + jnp.arange(r, dtype=jnp.int32)[:, None]
+  return (start <= rows_r1) & (rows_r1 < end)
+
+
+def _aligned(a: jax.Array, *axes: int) -> jax.Array:
+  """Zeros beyond these dimensions, to multiples of 16, the least that a tensor core multiplies."""
+  return jnp.pad(a, [(0, -size % 16 if axis in axes else 0) for axis, size in enumerate(a.shape)])
+
+
+def _tile(size: int, limit: int) -> int:
+  """The largest power of two up to `limit` that divides `size`."""
+  return min(size & -size, limit)
+
+
+def _row_tile(R: int, E: int) -> int:
+  """Rows of a tile of `gmm`: the mean group as a power of two, between 16 and TILE, and never above R."""
+  return min(_below(max(R // E, 16), TILE), _below(R, TILE))
+
+
+def _below(size: int, limit: int) -> int:
+  """The largest power of two up to both."""
+  return min(1 << size.bit_length() - 1, limit)

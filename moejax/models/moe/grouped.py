@@ -1,0 +1,137 @@
+"""Dropless dispatch: rows sorted by expert, grouped matrix products, and the exchange between devices with experts.
+
+O outer batch  U routing groups  M tokens  D embed  F hidden of one expert  E experts  A experts per token  R rows
+Lower case is a device's own share: oum its tokens, e its experts, d and f its part of a dimension.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.moe import MoE
+from moejax.errors import UserError
+from moejax.kernels.grouped_matmul import grouped_matmul
+from moejax.models.layers import activate
+from moejax.models.moe.exchange import exchange, plan_exchange
+from moejax.models.moe.experts import NAMES, Experts, Weights
+from moejax.models.moe.router import TOKENS
+from moejax.models.moe.routing import Routing
+from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
+from moejax.partitioning import Partitioner
+
+NARROW = 256
+"""Hidden width below which gate and up are one product: reading the rows twice costs more than copying the weights."""
+
+X = ("outer", "groups", "group_tokens", "act_embed")
+
+
+def grouped_dispatch(
+  x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
+) -> tuple[jax.Array, jax.Array]:
+  """Each expert on all rows that chose it: no masks, no capacity, no drops but of a receive buffer that is too small.
+
+  Runs on each device's own share. The shards of the experts' weights over `expert_embed` are gathered in here, within
+  what a rematerialised layer computes again, so that no more than one layer's weights are whole at a time.
+
+  Raises:
+    UserError: rules that shard the experts' hidden width and the activations' width over different mesh axes.
+  """
+  if partitioner.axes("act_embed") not in ((), partitioner.axes("expert_mlp")):
+    raise UserError(
+      f"dispatch grouped adds up parts of expert_mlp (on {partitioner.axes('expert_mlp')}) into shards of act_embed "
+      f"(on {partitioner.axes('act_embed')}); let both rules name the same mesh axes, or act_embed none"
+    )
+
+  def on_device(x_oumd, experts_oumA, weights_oumA, chosen_oumA, weights):
+    A, d = experts_oumA.shape[-1], x_oumd.shape[-1]
+    choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
+    way = moe.exchange if partitioner.axes("experts") else "local"
+    out_md, dropped = _WAYS[way](x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
+    share = partitioner.sum_over(jnp.stack([dropped, jnp.sum(chosen_oumA)]).astype(jnp.float32), "outer", "groups")
+    return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), share[0] / jnp.maximum(share[1], 1.0)
+
+  weights = experts.weights(x_OUMD.dtype)
+  names = {name: NAMES[name] for name in weights}
+  run = partitioner.on_each_device(on_device, (X, TOKENS, TOKENS, TOKENS, names), (X, ()), exchanging=True)
+  return run(x_OUMD, routing.experts_OUMA, routing.weights_OUMA, routing.chosen_OUMA, weights)
+
+
+def _local(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
+  """All experts are here: no row leaves the device."""
+  x_mD = partitioner.gather(x_md, "act_embed", 1)
+  out_mD = _own_experts(x_mD, experts_mA, weights_mA, chosen_mA, weights)
+  return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
+
+
+def _by_all_gather(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
+  """All tokens come to every device, which adds what its own experts make of them."""
+  e = len(weights["up"])
+  x_MD = partitioner.gather(partitioner.gather(x_md, "act_embed", 1), "experts", 0)
+  experts_MA, weights_MA, chosen_MA = (partitioner.gather(x, "experts", 0) for x in (experts_mA, weights_mA, chosen_mA))
+  out_MD = _own_experts(x_MD, experts_MA - partitioner.index("experts") * e, weights_MA, chosen_MA, weights)
+  out_mD = partitioner.sum_to_shards(out_MD, "experts", 0)
+  return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
+
+
+def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
+  """Each row goes to the device of its expert and comes back."""
+  axis, devices = partitioner.axes("experts"), partitioner.shards("experts")
+  m, A = experts_mA.shape
+  # Between two devices go at most the rows of all tokens, each to as many experts as the receiver has.
+  longest = m * min(A, len(weights["up"]))
+  room = devices * longest
+  if moe.receive_factor is not None:
+    room = min(room, math.ceil(moe.receive_factor * m * A))
+  with jax.named_scope("dispatch"):
+    order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
+    plan = plan_exchange(order.sizes_E, axis, room)
+    rows_rd = exchange(take_rows(x_md, order), plan.to_experts, plan.to_tokens, room, longest, axis)
+    rows_rD = partitioner.gather(rows_rd, "act_embed", 1)
+  out_rd = _summed(_feed_forward(rows_rD, plan.sizes_e, weights), partitioner)
+  with jax.named_scope("combine"):
+    out_rd = exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis)
+    return combine_rows(out_rd, weights_mA, order), plan.dropped
+
+
+_WAYS: dict[str, Callable] = {"local": _local, "all_to_all": _by_all_to_all, "all_gather": _by_all_gather}
+
+
+def _own_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights: Weights) -> jax.Array:
+  """out_MD in float32: what these e experts, numbered from 0, make of the tokens; choices of others add nothing."""
+  e = len(weights["up"])
+  M, A = experts_MA.shape
+  with jax.named_scope("dispatch"):
+    order = sort_by_expert(experts_MA, chosen_MA, e, M * min(A, e))
+    rows_RD = take_rows(x_MD, order)
+  out_RD = _feed_forward(rows_RD, order.sizes_E, weights)
+  with jax.named_scope("combine"):
+    return combine_rows(out_RD, weights_MA, order)
+
+
+def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> jax.Array:
+  """Each expert on its rows; with the hidden width in shards, this device's part of the sum."""
+  with jax.named_scope("experts"):
+    multiply = functools.partial(grouped_matmul, group_sizes_E=sizes_e)
+    if "gate" not in weights:
+      return multiply(activate(None, multiply(rows_RD, weights["up"])), weights["down"])
+    if weights["up"].shape[-1] < NARROW:
+      both_R2f = multiply(rows_RD, jnp.concatenate([weights["gate"], weights["up"]], axis=-1))
+      gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
+    else:
+      gate_Rf, up_Rf = multiply(rows_RD, weights["gate"]), multiply(rows_RD, weights["up"])
+    return multiply(activate(gate_Rf, up_Rf), weights["down"])
+
+
+def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
+  """This device's experts with the whole of D."""
+  return {name: partitioner.gather(w, "expert_embed", NAMES[name].index("expert_embed")) for name, w in weights.items()}
+
+
+def _summed(x_xD: jax.Array, partitioner: Partitioner) -> jax.Array:
+  """The parts of the hidden width added up, into this device's part of D where activations are sharded."""
+  if partitioner.axes("act_embed"):
+    return partitioner.sum_to_shards(x_xD, "act_embed", 1)
+  return partitioner.sum_over(x_xD, "expert_mlp")

@@ -1,0 +1,72 @@
+"""Routers that go wrong while the loss looks well: experts that get no tokens, and choices that no longer vary."""
+
+import math
+from collections.abc import Iterator
+
+from moejax.config.model import Model
+from moejax.training.metrics import Record, all_layers, sparse_layers
+
+DEAD_STEPS = 100
+"""Steps without a token after which an expert counts as dead."""
+
+COLLAPSED = 0.02
+"""Part of log E below which a token's entropy counts as collapsed. Mutual information is trained by lowering it, so
+that with this loss only unused experts are told."""
+
+
+class RouterHealth:
+  """Looks at each record that is written and tells every trouble once, and again after it has gone and come back."""
+
+  def __init__(self, model: Model, losses: frozenset[str], start_step: int):
+    """`losses` are the auxiliary losses that are trained, `start_step` the steps done before."""
+    self._model = model
+    self._losses = losses
+    self._seen: dict[str, int] = {}
+    self._start = start_step
+    self._told: set[str] = set()
+
+  def warnings(self, record: Record) -> list[str]:
+    """One line for each trouble that is new in this record, with the layer's name."""
+    found = dict(self._dead_experts(record)) | dict(self._collapsed_routers(record))
+    new = [text for key, text in found.items() if key not in self._told]
+    self._told = set(found)
+    return new
+
+  def _dead_experts(self, record: Record) -> Iterator[tuple[str, str]]:
+    step = record["step"]
+    for layer, load_E in zip(sparse_layers(self._model), record.get("router/load", ()), strict=False):
+      last_E = [self._last_seen(f"{layer}/{e}", share > 0, step) for e, share in enumerate(load_E)]
+      dead = [e for e, last in enumerate(last_E) if step - last >= DEAD_STEPS]
+      if dead:
+        yield (
+          f"dead {layer} {dead}",
+          f"{layer}: expert{'s' if len(dead) > 1 else ''} {_listed(dead)} of {len(load_E)} got no token in any logged "
+          f"step of the last {DEAD_STEPS} (step {step}); raise training.losses.load_balance or router.bias_rate",
+        )
+
+  def _last_seen(self, name: str, has_tokens: bool, step: int) -> int:
+    if has_tokens:
+      self._seen[name] = step
+    return self._seen.get(name, self._start)
+
+  def _collapsed_routers(self, record: Record) -> Iterator[tuple[str, str]]:
+    moe, heads = self._model.moe, self._model.attention_experts
+    routers = []
+    if moe and "mutual_information" not in self._losses:
+      routers.append(("router/entropy", sparse_layers(self._model), moe.num_experts))
+    if heads and "attention_mutual_information" not in self._losses:
+      routers.append(("router/attention_entropy", all_layers(self._model), heads))
+    for name, layers, experts in routers:
+      for layer in layers:
+        entropy = record.get(f"{name}/{layer}", math.inf)
+        if experts > 1 and entropy < COLLAPSED * math.log(experts):
+          yield (
+            f"collapsed {name} {layer}",
+            f"{layer}: {name} is {entropy:.3g} nats of {math.log(experts):.3g} (step {record['step']}), so that tokens "
+            "no longer weigh experts against each other; raise training.losses.router_z or lower the learning rate",
+          )
+
+
+def _listed(experts: list[int]) -> str:
+  shown = ", ".join(map(str, experts[:8]))
+  return shown if len(experts) <= 8 else f"{shown} and {len(experts) - 8} more"

@@ -1,0 +1,110 @@
+"""Auxiliary losses, statistics and the balancing bias, by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
+from moejax.models.moe.balance import losses, statistics, update_bias
+from moejax.models.moe.routing import Routing
+
+
+def of(probs_BTE, group=None, valid_BT=None, experts_per_token=1):
+  """Losses and statistics where each token takes its most probable experts; groups of `group` tokens."""
+  probs_BTE = jnp.asarray(probs_BTE, jnp.float32)
+  B, T, E = probs_BTE.shape
+  valid_BT = jnp.ones((B, T), bool) if valid_BT is None else jnp.asarray(valid_BT)
+  probs_OUME = probs_BTE.reshape(1, -1, group or T, E)
+  weights_OUMA, experts_OUMA = jax.lax.top_k(probs_OUME, experts_per_token)
+  chosen_OUMA = jnp.broadcast_to(valid_BT.reshape(probs_OUME.shape[:3])[..., None], weights_OUMA.shape)
+  routing = Routing(experts_OUMA, weights_OUMA, chosen_OUMA)
+  found = losses(jnp.log(probs_OUME), probs_OUME, routing, valid_BT, LOSSES_OF_SPARSE_LAYERS)
+  return {name: float(value) for name, value in found.items()}, statistics(probs_OUME, routing, valid_BT)
+
+
+SURE = np.eye(4) * (1 - 4e-9) + 1e-9
+BALANCES = ("load_balance", "sequence_balance", "global_balance")
+
+
+@pytest.mark.parametrize("name", BALANCES)
+def test_a_balance_loss_is_one_when_balanced_and_the_number_of_experts_when_all_choose_one(name):
+  assert of(SURE[None])[0][name] == pytest.approx(1.0, rel=1e-5)
+  assert of(SURE[None, [0, 0, 0, 0]])[0][name] == pytest.approx(4.0, rel=1e-5)
+
+
+def test_balance_within_groups_within_sequences_and_over_the_batch_differ():
+  # Two sequences of four tokens; one uses experts 0 and 1 in turn, the other 2 and 3, in groups of two tokens.
+  probs_BTE = SURE[np.array([[0, 0, 1, 1], [2, 2, 3, 3]])]
+  found, _ = of(probs_BTE, group=2)
+  assert [found[name] for name in BALANCES] == pytest.approx([4.0, 2.0, 1.0], rel=1e-5)
+
+
+def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_crowded_expert():
+  for name in BALANCES:
+
+    def loss(logits_ME, name=name):
+      probs_OUME = jax.nn.softmax(logits_ME)[None, None]
+      _, experts_OUMA = jax.lax.top_k(probs_OUME, 1)
+      routing = Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), jnp.ones(experts_OUMA.shape, bool))
+      return losses(logits_ME[None, None], probs_OUME, routing, jnp.ones((1, 4), bool), [name])[name]
+
+    gradient_ME = jax.grad(loss)(jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    assert (gradient_ME[:, 0] > 0).all() and (gradient_ME[:, 1] < 0).all(), name
+
+
+def test_router_z_loss_is_the_mean_squared_log_normaliser():
+  probs_BTE = jnp.array([[[1.0, 1.0], [3.0, 5.0]]])  # exponentials of logits, not normalised
+  assert of(probs_BTE)[0]["router_z"] == pytest.approx((np.log(2.0) ** 2 + np.log(8.0) ** 2) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+  ("probs_TE", "loss"),
+  [
+    (SURE, -np.log(4.0)),  # each token is sure, and all experts are used
+    (SURE[[0, 0, 0, 0]], 0.0),  # sure, and always of one
+    (np.full((4, 4), 0.25), 0.0),  # the token tells nothing
+    ([[0.5, 0.5, 0, 0], [0, 0, 0.5, 0.5]], np.log(2.0) - np.log(4.0)),
+  ],
+)
+def test_mutual_information_is_lowest_where_tokens_are_sure_and_experts_are_used(probs_TE, loss):
+  assert of(np.asarray(probs_TE)[None] + 1e-12)[0]["mutual_information"] == pytest.approx(loss, abs=1e-5)
+
+
+def test_padding_counts_in_no_loss_or_statistic():
+  probs_BTE = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 4, 3)))
+  padded = jnp.concatenate([probs_BTE, jnp.tile(jnp.array([[[0.98, 0.01, 0.01]]]), (1, 3, 1))], axis=1)
+  alone = of(probs_BTE, experts_per_token=2)
+  with_padding = of(padded, valid_BT=[[True] * 4 + [False] * 3], experts_per_token=2)
+  assert with_padding[0] == pytest.approx(alone[0], rel=1e-5)
+  for name in alone[1]:
+    np.testing.assert_allclose(with_padding[1][name], alone[1][name], rtol=1e-6)
+
+
+def test_a_group_without_tokens_is_no_balanced_group():
+  found, _ = of(SURE[None, [0, 0, 1, 1]], group=2, valid_BT=[[True, True, False, False]])
+  assert found["load_balance"] == pytest.approx(4.0, rel=1e-5)
+
+
+def test_load_is_each_experts_share_of_choices_and_entropy_is_in_nats():
+  _, found = of([[[0.5, 0.4, 0.1], [0.5, 0.1, 0.4]]], experts_per_token=2)
+  np.testing.assert_allclose(found["load"], [0.5, 0.25, 0.25])
+  assert float(found["choices_per_token"]) == 2.0
+  _, uniform = of(np.full((1, 2, 3), 1 / 3))
+  assert float(uniform["entropy"]) == pytest.approx(np.log(3.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("stacked", [True, False])
+def test_the_bias_of_each_layer_rises_where_its_load_is_below_the_mean_and_falls_where_it_is_above(stacked):
+  load_LE = jnp.array([[0.5, 0.25, 0.25, 0.0], [0.1, 0.4, 0.25, 0.25]])
+  moved_LE = [[-0.01, 0.0, 0.0, 0.01], [0.01, -0.01, 0.0, 0.0]]
+  bias_LE = jnp.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
+  if stacked:
+    parameters = {"layers": {"bias_E": bias_LE, "w": jnp.ones(3)}}
+  else:
+    parameters = {"layers": [{"bias_E": bias_LE[0], "w": jnp.ones(3)}, {"bias_E": bias_LE[1], "w": jnp.ones(3)}]}
+  updated = update_bias(parameters, load_LE, 0.01)
+  moved = [new - old for new, old in zip(jax.tree.leaves(updated), jax.tree.leaves(parameters), strict=True)]
+  moved = [rows for rows in moved if rows.shape[-1] == 4]
+  np.testing.assert_allclose(np.concatenate([np.atleast_2d(rows) for rows in moved]), moved_LE, atol=1e-6)
+  assert all((leaf == 1.0).all() for leaf in jax.tree.leaves(updated) if leaf.shape == (3,))
