@@ -2,8 +2,18 @@
 
 from collections.abc import Callable
 
+from experiments.ds_moe import (
+  ds_dense_1b,
+  ds_dense_3b,
+  ds_dense_6b,
+  ds_moe_1b,
+  ds_moe_3b,
+  ds_moe_6b,
+  ds_smoe_1b,
+  ds_smoe_5b,
+)
 from experiments.fuji import fuji_7b_v1
-from experiments.mixtral import mixtral_8x7b
+from experiments.mixtral import mixtral_8x7b, mixtral_64e
 from experiments.quickstart import quick_large, quick_small, quickstart
 from experiments.speed_accuracy import (
   dense_6b4,
@@ -32,8 +42,17 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "moe_29b6_64e": moe_29b6_64e,
   "fuji_7b_v1": fuji_7b_v1,
   "mixtral_8x7b": mixtral_8x7b,
+  "mixtral_64e": mixtral_64e,
   "switch_base": switch_base,
   "switch_large": switch_large,
   "switch_xxl": switch_xxl,
+  "ds_dense_1b": ds_dense_1b,
+  "ds_dense_3b": ds_dense_3b,
+  "ds_dense_6b": ds_dense_6b,
+  "ds_moe_1b": ds_moe_1b,
+  "ds_moe_3b": ds_moe_3b,
+  "ds_moe_6b": ds_moe_6b,
+  "ds_smoe_1b": ds_smoe_1b,
+  "ds_smoe_5b": ds_smoe_5b,
 }
 """By the name that the command line knows; members of a suite are found by their own names too."""

@@ -1,4 +1,6 @@
-"""Mixtral 8x7B (arXiv 2401.04088)."""
+"""Mixtral 8x7B (arXiv 2401.04088), and the same size in finer experts."""
+
+from dataclasses import replace
 
 from moejax.config import DATA_EXPERT_MODEL, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
 
@@ -27,3 +29,10 @@ def mixtral_8x7b() -> Experiment:
     mesh=Mesh(data=32, expert=8),
     rules=(*DATA_EXPERT_MODEL, ("embed", ("data",))),
   )
+
+
+def mixtral_64e() -> Experiment:
+  """64 experts, eight a token, one shared, an eighth of the width, in every layer: 47.4B in all, 8.0B active."""
+  base = mixtral_8x7b()
+  moe = MoE(num_experts=64, experts_per_token=8, num_shared_experts=1, d_ff=14_336 // 8, group_size=256)
+  return replace(base, name="mixtral_64e", model=replace(base.model, moe=moe))
