@@ -97,6 +97,8 @@ def _parser() -> argparse.ArgumentParser:
   plan = verb("plan", _plan, "Predict step time and memory of an experiment on a pod that need not be there.")
   plan.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
   _add_topology(plan)
+  plan.add_argument("--search", action="store_true", help="try meshes, remat, accumulation and dispatch; goes on too")
+  plan.add_argument("--tries", type=int, default=8, metavar="N", help="variants that a search compiles (default 8)")
   plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every number there too")
   plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the page there too")
   match = verb("match", _match, "Find the MoE that takes a dense model's step time on a pod that need not be there.")
@@ -176,6 +178,8 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   topology = _topology(known)
+  if known.search:
+    return _search(known, experiment, topology)
   from moejax.planning.page import plan_html, plan_page
   from moejax.planning.plan import plan
 
@@ -187,6 +191,17 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   if known.html:
     known.html.write_text(plan_html(planned))
   return 0 if planned["fits"] else DOES_NOT_FIT
+
+
+def _search(known: argparse.Namespace, experiment: Experiment, topology: Any) -> int:
+  from moejax.planning.search import search, search_page
+
+  with Display(f"search {experiment.name}") as display:
+    plans = search(experiment, topology, known.tries, display)
+  Console().print(search_page(plans), soft_wrap=True)
+  if known.json:
+    known.json.write_text(json.dumps(plans, indent=2) + "\n")
+  return 0 if plans[0]["fits"] else DOES_NOT_FIT
 
 
 def _match(known: argparse.Namespace, overrides: list[str]) -> int:
