@@ -4,6 +4,7 @@ B batch  N heads  T query position  S key position  H head dim
 """
 
 import dataclasses
+import math
 import re
 
 from moejax.config.chips import Chip
@@ -17,18 +18,24 @@ VECTOR_OPERATIONS = 12
 sum, correction, cast. They run on the vector units while the matrix units wait for them, and are added, not hidden."""
 
 
+LANES = 128
+"""Columns of the matrix units: a narrower head takes as long as one of this width."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Price:
   """Of one call of a kernel."""
 
   flops: float
+  occupied_flops: float
+  """What the matrix units could have done meanwhile: `flops` with heads as wide as the units."""
   vector_operations: float
   bytes: int
 
   def seconds(self, chip: Chip) -> float:
     """Time on `chip`: matrix and vector work one after the other, or the memory traffic where that is longer."""
     assert chip.bfloat16_flops
-    compute_s = self.flops / chip.bfloat16_flops + self.vector_operations / chip.vector_flops
+    compute_s = self.occupied_flops / chip.bfloat16_flops + self.vector_operations / chip.vector_flops
     return max(compute_s, self.bytes / chip.hbm_bandwidth)
 
 
@@ -52,9 +59,8 @@ def price(kernel: Instruction) -> Price:
     name: float(value)
     for name, value in re.findall(r'"(flops|transcendentals|bytes_accessed)":\s*"?(\d+)', kernel.attributes)
   }
-  return Price(
-    declared.get("flops", 0.0), declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size))
-  )
+  flops = declared.get("flops", 0.0)
+  return Price(flops, flops, declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size)))
 
 
 def _operand_shapes(attributes: str) -> list[tuple[str, tuple[int, ...]]]:

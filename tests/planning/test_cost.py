@@ -176,6 +176,13 @@ def test_a_kernel_is_priced_by_its_blocks_below_the_diagonal_and_marked():
   assert found.kernel_s == found.step_time_s > found.flops / PLAIN.bfloat16_flops
 
 
+def test_a_narrow_head_takes_the_matrix_units_as_long_as_a_whole_one():
+  narrow = cost(parse(KERNEL.replace("2048,128]", "2048,64]")), NETWORK)
+  whole = cost(parse(KERNEL), NETWORK)
+  assert whole.flops == 2 * narrow.flops
+  assert whole.step_time_s == narrow.step_time_s
+
+
 def test_the_backward_kernel_that_also_makes_the_gradient_of_queries_has_five_products():
   apart = KERNEL.replace("splash_mha_fwd_segmented", "splash_mha_dkv_segmented")
   result = "ROOT %splash_mha_dkv_segmented.1 = bf16[2,4,2048,128]{3,2,1,0}"
