@@ -10,7 +10,7 @@ import re
 from moejax.config.chips import Chip
 from moejax.planning.program import Instruction
 
-SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4, "dkv with dq": 5}
+SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 """Matrix products over the scores: forward q k and p v; dq again q k, and dp, dq; dkv again q k, and dv, dp, dk."""
 
 VECTOR_OPERATIONS = 12
@@ -50,11 +50,8 @@ def price(kernel: Instruction) -> Price:
     blocks = next(dims[-2] for dtype, dims in operands if dtype.startswith("s") and len(dims) == 3)
     # Blocks above the diagonal are skipped, blocks on it computed whole.
     scores = (batch[0] if batch else 1) * N * T * T * (blocks + 1) / (2 * blocks)
-    # Where one kernel computes both, it returns a part of dq for each block of keys: one more dimension.
-    fused = splash[1] == "dkv" and any(len(shape.dims) > len(queries) for shape in kernel.shapes)
-    return Price(
-      2 * SPLASH_PRODUCTS["dkv with dq" if fused else splash[1]] * scores * H, VECTOR_OPERATIONS * scores, size
-    )
+    per_width = 2 * SPLASH_PRODUCTS[splash[1]] * scores
+    return Price(per_width * H, per_width * math.ceil(H / LANES) * LANES, VECTOR_OPERATIONS * scores, size)
   declared = {
     name: float(value)
     for name, value in re.findall(r'"(flops|transcendentals|bytes_accessed)":\s*"?(\d+)', kernel.attributes)
