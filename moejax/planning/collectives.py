@@ -25,7 +25,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a device is: its coordinates in the torus, core included, and its slice or switch."""
+  """Where a device is: its chip in the torus, and its slice or switch."""
 
   coordinates: tuple[int, ...]
   domain: int
