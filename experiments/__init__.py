@@ -3,7 +3,30 @@
 from collections.abc import Callable
 
 from experiments.books_mini import books_mini, books_mini_dense
+from experiments.ds_moe import (
+  ds_dense_1b,
+  ds_dense_3b,
+  ds_dense_6b,
+  ds_moe_1b,
+  ds_moe_3b,
+  ds_moe_6b,
+  ds_smoe_1b,
+  ds_smoe_5b,
+)
+from experiments.fuji import fuji_7b_v1
+from experiments.mixtral import mixtral_8x7b, mixtral_64e
 from experiments.quickstart import quick_large, quick_small, quickstart
+from experiments.speed_accuracy import (
+  dense_6b4,
+  dense_12b6,
+  dense_29b6,
+  moe_1b6_256e,
+  moe_6b4_16e,
+  moe_6b4_64e,
+  moe_12b6_64e,
+  moe_29b6_64e,
+)
+from experiments.switch import switch_base, switch_large, switch_xxl
 from moejax.config import Experiment, Suite
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
@@ -12,5 +35,27 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "books_mini_dense": books_mini_dense,
   "quick_small": quick_small,
   "quick_large": quick_large,
+  "dense_6b4": dense_6b4,
+  "dense_12b6": dense_12b6,
+  "dense_29b6": dense_29b6,
+  "moe_1b6_256e": moe_1b6_256e,
+  "moe_6b4_16e": moe_6b4_16e,
+  "moe_6b4_64e": moe_6b4_64e,
+  "moe_12b6_64e": moe_12b6_64e,
+  "moe_29b6_64e": moe_29b6_64e,
+  "fuji_7b_v1": fuji_7b_v1,
+  "mixtral_8x7b": mixtral_8x7b,
+  "mixtral_64e": mixtral_64e,
+  "switch_base": switch_base,
+  "switch_large": switch_large,
+  "switch_xxl": switch_xxl,
+  "ds_dense_1b": ds_dense_1b,
+  "ds_dense_3b": ds_dense_3b,
+  "ds_dense_6b": ds_dense_6b,
+  "ds_moe_1b": ds_moe_1b,
+  "ds_moe_3b": ds_moe_3b,
+  "ds_moe_6b": ds_moe_6b,
+  "ds_smoe_1b": ds_smoe_1b,
+  "ds_smoe_5b": ds_smoe_5b,
 }
 """By the name that the command line knows; members of a suite are found by their own names too."""

@@ -14,7 +14,7 @@ from rich.console import Console
 
 import moejax
 from moejax import describe, lookup
-from moejax.config.experiment import Evaluation, Experiment
+from moejax.config.experiment import Evaluation, Experiment, Pair
 from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
@@ -30,6 +30,7 @@ from moejax.training.run_directory import (
 )
 
 USERS_MISTAKE = 2
+DOES_NOT_FIT = 3
 
 DESCRIPTION = """\
 Dense or mixture-of-experts? moejax answers in step time: it measures the step of each model, pairs dense and MoE at
@@ -42,13 +43,14 @@ examples:
   moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
   moejax train mine.py:my_experiment --workdir /tmp/mine an experiment of your own
   moejax evaluate /tmp/small --tasks core_en --limit 100 benchmarks of lm-evaluation-harness
+  moejax plan dense_6b4 --topology v5p:4x8x8             step time and memory on 256 chips, without them
 
 Every field is set by its dotted path; `moejax train NAME --help` lists them with what they mean.
 Interrupt a run (Ctrl-C, or even kill -9) and give the same command again: it goes on where it was."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-  """The program `moejax`. Exit code 0: done, 2: the user's mistake, 1: everything else."""
+  """The program `moejax`. Exit code 0: done, 2: the user's mistake, 3: a plan that does not fit, 1: all else."""
   try:
     known, overrides = _parser().parse_known_args(arguments)
     code = known.verb(known, overrides)
@@ -121,6 +123,19 @@ def _parser() -> argparse.ArgumentParser:
   _add_text(tokenizer)
   tokenizer.add_argument("--vocab-size", type=int, default=32_768, metavar="N", help="ids, specials included")
   tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the .json file that is written")
+  plan = verb("plan", _plan, "Predict step time and memory of an experiment on a pod that need not be there.")
+  plan.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
+  _add_topology(plan)
+  plan.add_argument("--search", action="store_true", help="try meshes, remat, accumulation and dispatch; goes on too")
+  plan.add_argument("--tries", type=int, default=8, metavar="N", help="variants that a search compiles (default 8)")
+  plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every number there too")
+  plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the page there too")
+  match = verb("match", _match, "Find the MoE that takes a dense model's step time on a pod that need not be there.")
+  match.add_argument("dense", nargs="?", metavar="DENSE", help="a listed dense experiment, or path/to/file.py:function")
+  match.add_argument("name", nargs="?", metavar="MOE", help="the MoE experiment, whose `free` fields are varied")
+  _add_topology(match)
+  match.add_argument("--tolerance", type=float, default=0.05, metavar="X", help="relative difference that is equal")
+  match.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the matched experiment (MOE_matched.py)")
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
@@ -129,6 +144,12 @@ def _parser() -> argparse.ArgumentParser:
 def _add_text(verb: argparse.ArgumentParser) -> None:
   verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text, as in data.train")
   verb.add_argument("--text-field", default="text", metavar="NAME", help="as data.text_field")
+
+
+def _add_topology(parser: argparse.ArgumentParser) -> None:
+  known = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
+  parser.add_argument("--topology", metavar="NAME", help=f"chips and how they are joined, such as {known}")
+  parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of that topology, joined by DCN")
 
 
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -299,6 +320,55 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
   return 0
 
 
+def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
+  topology = _topology(known)
+  if known.search:
+    return _search(known, experiment, topology)
+  from moejax.planning.page import plan_html, plan_page
+  from moejax.planning.plan import plan
+
+  with Display(f"plan {experiment.name}") as display:
+    planned = plan(experiment, topology, display)
+  Console().print(plan_page(planned), soft_wrap=True)
+  if known.json:
+    known.json.write_text(json.dumps(planned, indent=2) + "\n")
+  if known.html:
+    known.html.write_text(plan_html(planned))
+  return 0 if planned["fits"] else DOES_NOT_FIT
+
+
+def _search(known: argparse.Namespace, experiment: Experiment, topology: Any) -> int:
+  from moejax.planning.search import search, search_page
+
+  with Display(f"search {experiment.name}") as display:
+    plans = search(experiment, topology, known.tries, display)
+  Console().print(search_page(plans), soft_wrap=True)
+  if known.json:
+    known.json.write_text(json.dumps(plans, indent=2) + "\n")
+  return 0 if plans[0]["fits"] else DOES_NOT_FIT
+
+
+def _match(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  dense = lookup.find_experiment(_required(known, "dense", "DENSE"))
+  moe = override(lookup.find_experiment(_required(known, "name", "MOE")), overrides)
+  pair = Pair(dense=dense, candidates=(moe,))
+  topology = _topology(known)
+  from moejax.comparison.pod_match import experiment_file, match_on_pod, match_page
+
+  with Display(f"match {dense.name}") as display:
+    found = match_on_pod(pair, topology, known.tolerance, display)
+  Console().print(match_page(found))
+  path = known.out or pathlib.Path(f"{moe.name}_matched.py")
+  path.write_text(experiment_file(found.experiment))
+  print(f"{path}: moejax train {path}:matched --workdir DIR")
+  return 0
+
+
 def _report(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
@@ -308,6 +378,15 @@ def _report(known: argparse.Namespace, overrides: list[str]) -> int:
 
   print(write_report(directory))
   return 0
+
+
+def _topology(known: argparse.Namespace) -> Any:
+  """The topology that was named, and the environment for it, which JAX and libtpu read when they are imported."""
+  from moejax.planning.topology import parse_topology, prepare_environment
+
+  topology = parse_topology(_required(known, "topology", "--topology NAME"), known.slices)
+  prepare_environment(topology)
+  return topology
 
 
 def check_data(experiment: Experiment) -> None:

@@ -117,6 +117,11 @@ class Partitioner:
     return int(np.prod([self.shape.shape[axis] for axis in table(self.rules)[name]], dtype=int))
 
   @property
+  def platform(self) -> str:
+    """Where programs run that are lowered for this mesh: cpu, gpu or tpu."""
+    return self.mesh.devices.flat[0].platform
+
+  @property
   def replicated(self) -> NamedSharding:
     """A copy on every device."""
     return NamedSharding(self.mesh, PartitionSpec())
@@ -131,7 +136,7 @@ class Partitioner:
     """The type of activations: as set, or float32 on CPU and bfloat16 elsewhere."""
     if model.compute_dtype != "auto":
       return jnp.dtype(model.compute_dtype)
-    return jnp.dtype(jnp.float32 if self.mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16)
+    return jnp.dtype(jnp.float32 if self.platform == "cpu" else jnp.bfloat16)
 
 
 def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | None = None) -> Partitioner:
@@ -146,8 +151,11 @@ def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | N
   shape = tuple(resolved.shape.values())
   if resolved.size == 1:
     array = np.array(devices[:1]).reshape(shape)
-  elif resolved.replica > 1 and len({getattr(device, "slice_index", 0) for device in devices}) > 1:
-    array = mesh_utils.create_hybrid_device_mesh((1, *shape[1:]), (resolved.replica, 1, 1, 1), devices=devices)
+  elif resolved.replica > 1 and (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
+    within = (resolved.replica // slices, *shape[1:])
+    array = mesh_utils.create_hybrid_device_mesh(
+      within, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
+    )
   else:
     array = mesh_utils.create_device_mesh(shape, devices[: resolved.size], allow_split_physical_axes=True)
   return Partitioner(jax.sharding.Mesh(array, MESH_AXES), resolved, rules)

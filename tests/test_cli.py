@@ -1,5 +1,6 @@
 """The commands as a user meets them: what they print, what they refuse, and that refusing is quick."""
 
+import dataclasses
 import errno
 import json
 import os
@@ -13,9 +14,10 @@ import pytest
 import moejax
 from experiments import EXPERIMENTS
 from moejax import cli
+from moejax.config.chips import CHIPS
 from moejax.config.parameters import steps
 from moejax.config.sharding import LOGICAL_AXES
-from moejax.lookup import find_suite
+from moejax.lookup import find_experiment, find_suite
 from moejax.training.run_directory import COMPARISON, claim, claim_json
 
 MINE = pathlib.Path(__file__).parent / "conftest.py"
@@ -37,7 +39,7 @@ MISTAKES = {
   ),
   "wrong type": (["train", "{dense}", *RUN, "--model.num-layers", "four"], ["--model.num-layers", "int", "'four'"]),
   "value missing": (["train", "{dense}", *RUN, "--model.num-layers"], ["'--model.num-layers'", "Expected 1"]),
-  "not a choice": (["train", "{dense}", *RUN, "--model.remat", "all"], ["'all'", "'none', 'dots', 'layer_inputs'"]),
+  "not a choice": (["train", "{dense}", *RUN, "--model.remat", "all"], ["'all'", "'attention', 'layer_inputs'"]),
   "value out of range": (["train", "{dense}", *RUN, "--training.steps", "0"], ["training.steps=0 must be above 0"]),
   "batch and mesh": (
     ["train", "{dense}", *RUN, "--mesh.data", "3"],
@@ -54,6 +56,14 @@ MISTAKES = {
   "experts per token": (
     ["train", "{sparse}", *RUN, "--model.moe.experts-per-token", "5"],
     ["moe.experts_per_token=5 is more than moe.num_experts=4", "use at most 4"],
+  ),
+  "plan without a topology": (["plan", "{dense}"], ["plan needs --topology NAME"]),
+  "plan on an unknown topology": (
+    ["plan", "{dense}", "--topology", "v9:4x4"], ["unknown topology 'v9:4x4'", "v5p:4x8x8", "cpu:8"],
+  ),
+  "match of two dense models": (
+    ["match", "{dense}", "{dense}", "--topology", "cpu:8"],
+    ["candidate 'dense' for 'dense' has no sparse layer", "give it a moe"],
   ),
   "expert field of a dense model": (
     ["train", "{dense}", *RUN, "--model.moe.num-experts", "4"],
@@ -289,7 +299,8 @@ def test_the_examples_of_the_help_are_valid(run):
   for line in out.splitlines():
     if line.startswith("  moejax ") and ".py:" not in line and "evaluate" not in line:
       words = line.partition("    ")[0].split()[1:]
-      without_directory = [word for i, word in enumerate(words) if "--workdir" not in words[max(0, i - 1) : i + 1]]
+      places = {"--workdir", "--topology"}
+      without_directory = [word for i, word in enumerate(words) if not places & {*words[max(0, i - 1) : i + 1]}]
       assert run("show", *without_directory[1:])[0] == 0, line
 
 
@@ -436,6 +447,30 @@ def test_a_tokenizer_is_trained_text_is_packed_with_it_and_an_experiment_trains_
   records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert [0.5 < record["fill_rate"] <= 1.0 for record in records if "loss" in record] == [True, True]
   assert json.loads((tmp_path / "run" / "summary.json").read_text())["held_out/documents"] == 1
+
+
+def test_plan_prints_and_writes_and_says_by_its_exit_code_whether_it_fits(run, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  files = ["--json", f"{tmp_path}/plan.json", "--html", f"{tmp_path}/plan.html"]
+  code, out, _ = run("plan", "{sparse}", "--topology", "cpu:8", "--mesh.expert", "4", *files)
+  assert code == 0 and "fits" in out and "exposed collectives" in out
+  written = json.loads((tmp_path / "plan.json").read_text())
+  assert written["mesh"] == {"replica": 1, "data": 2, "expert": 4, "model": 1} and written["fits"]
+  assert "dearest operations" in (tmp_path / "plan.html").read_text()
+  small = dataclasses.replace(CHIPS["cpu"], hbm_bytes=1000)
+  monkeypatch.setitem(CHIPS, "cpu", small)
+  code, out, _ = run("plan", "{sparse}", "--topology", "cpu:8", "--mesh.expert", "4")
+  assert code == 3 and "does not fit" in out and "try: " in out
+
+
+def test_match_finds_the_width_that_takes_the_dense_step_time_and_writes_what_train_runs(run, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  path = tmp_path / "matched.py"
+  fields = ["--free", "model.num_layers", "--tolerance", "0.2"]
+  code, out, _ = run("match", "{dense}", "{sparse}", "--topology", "cpu:8", *fields, "--out", str(path))
+  assert code == 0 and "times the step time of dense" in out
+  found = find_experiment(f"{path}:matched")
+  assert found.model.moe and found.free == ("model.num_layers",)
 
 
 def test_train_trains_evaluates_and_leaves_its_files(places, tmp_path):

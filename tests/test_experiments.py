@@ -5,12 +5,14 @@
 
 import json
 import pathlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from experiments import EXPERIMENTS
 from moejax.config import Experiment, Suite
+from moejax.config.parameters import count
 from moejax.describe import facts, suite_facts
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -62,6 +64,46 @@ def test_a_name_means_one_experiment_wherever_it_stands():
   members = [member for made in found.values() if isinstance(made, Suite) for member in made.members]
   for member in members:
     assert found.setdefault(member.name, member) == member
+
+
+PUBLISHED = {
+  # Total and active parameters in billions, what counts, and by how much ours may differ.
+  "dense_6b4": (6.4, 6.4, "total", 0.01),  # arXiv 2405.15052
+  "dense_12b6": (12.6, 12.6, "total", 0.01),
+  "dense_29b6": (29.6, 29.6, "total", 0.01),
+  "mixtral_8x7b": (46.7, 12.9, "total", 0.005),  # arXiv 2401.04088
+  "switch_base": (22.1, 0.67, "total", 0.01),  # axlearn's envy.py, with its tied vocabulary of 32,768
+  "switch_large": (78.4, 2.28, "total", 0.01),
+  "switch_xxl": (396.0, 22.0, "total", 0.01),
+  "ds_dense_1b": (1.017, 1.017, "non_embedding", 0.005),  # arXiv 2404.05567, table 1
+  "ds_dense_3b": (2.705, 2.705, "non_embedding", 0.005),
+  "ds_dense_6b": (6.186, 6.186, "non_embedding", 0.005),
+  "ds_moe_1b": (1.067, 1.067, "non_embedding", 0.05),  # 2 to 5 % that the paper does not account for
+  "ds_moe_3b": (2.846, 2.846, "non_embedding", 0.05),
+  "ds_moe_6b": (6.343, 6.343, "non_embedding", 0.05),
+  "ds_smoe_1b": (1.042, None, "non_embedding", 0.05),
+  "ds_smoe_5b": (4.911, None, "non_embedding", 0.05),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_model_has_its_published_parameters(name):
+  total, active, kind, tolerance = PUBLISHED[name]
+  made = EXPERIMENTS[name]()
+  assert isinstance(made, Experiment)
+  counted = count(made.model)
+  assert counted.counted(kind) / 1e9 == pytest.approx(total, rel=tolerance)
+  if active is not None:
+    of_token = counted.active if kind == "total" else counted.active_non_embedding
+    assert of_token / 1e9 == pytest.approx(active, rel=tolerance)
+
+
+@pytest.mark.parametrize("name", ["moe_1b6_256e", "moe_6b4_16e", "moe_6b4_64e", "moe_12b6_64e", "moe_29b6_64e"])
+def test_without_experts_a_scale_is_its_dense_base(name):
+  made = EXPERIMENTS[name]()
+  assert isinstance(made, Experiment)
+  base = {"1b6": 1.6, "6b4": 6.4, "12b6": 12.6, "29b6": 29.6}[name.split("_")[1]]
+  assert count(replace(made.model, moe=None)).total / 1e9 == pytest.approx(base, rel=0.01)
 
 
 def test_a_difference_is_told_with_its_path_and_both_values():

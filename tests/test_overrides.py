@@ -141,7 +141,8 @@ BAD_VALUES = [
   ),
   (
     ["--model.remat", "all"],
-    "invalid choice 'all' for argument '--model.remat'. Expected one of ('none', 'dots', 'layer_inputs').",
+    "invalid choice 'all' for argument '--model.remat'. "
+    "Expected one of ('none', 'products', 'dots', 'attention', 'layer_inputs').",
   ),
   (["4", "--model.num-layers"], "unexpected argument '4'; fields are set as --PATH VALUE, as in --model.num-layers 4"),
 ]

@@ -35,6 +35,13 @@ class Evaluation:
         checks.positive(self, name)
 
 
+MATCHABLE = (
+  "model.moe.d_ff", "model.d_ff", "model.moe.num_experts", "model.moe.every", "model.moe.capacity_factor",
+  "model.num_layers",
+)  # fmt: skip
+"""Fields that step time grows or falls with, so that one value of them has a given step time."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
   """One run: everything that decides its result, and nothing else."""
@@ -55,8 +62,13 @@ class Experiment:
   """Devices along each axis."""
   rules: Rules = DATA_EXPERT_MODEL
   """Which mesh axes shard which logical axis."""
+  free: tuple[str, ...] = ("model.moe.d_ff",)
+  """Fields of an MoE experiment that `moejax match` may vary, in this order, to reach a dense model's step time."""
 
   def __post_init__(self):
+    for field in self.free:
+      if field not in MATCHABLE:
+        raise UserError(f"free={field!r} is no field that match can vary; there are {', '.join(MATCHABLE)}")
     self._check_losses()
     self._check_groups()
     self._check_sharding()

@@ -4,11 +4,56 @@ B batch  T query position  S key position  N query heads  K key/value heads  G q
 Z = B x K  Q = G x T
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 MASKED = -1e30
 """Logit of a masked pair: finite, so that a padded row, which sees nothing, has no NaN."""
+
+ATTENTION = "attention"
+"""Name of what attention may keep for the backward pass (`jax.checkpoint`), instead of computing it again."""
+
+LANES = 128
+"""Width of a TPU's vector unit: sequences that it does not divide take the plain path."""
+
+LARGEST_BLOCK = 1024
+"""Positions in a block of the fused kernel: larger ones no longer fit the backward pass into a TPU core's VMEM."""
+
+Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""attend(q_BTNH, k_BSKH, v_BSKH, segments_BT) to out_BTNH, on one device's share of batch and heads."""
+
+
+def attention_for(platform: str, sequence_length: int) -> Attention:
+  """The way to attend that is best where the program is to run: fused on TPU, where scores then never lie in memory."""
+  return fused_attention if platform == "tpu" and sequence_length % LANES == 0 else attention
+
+
+def fused_attention(
+  q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, interpret: bool = False
+) -> jax.Array:
+  """As `attention`, by JAX's splash attention kernel, which skips the blocks above the diagonal.
+
+  `interpret` runs the kernel's own operations without a TPU.
+  """
+  T, N = q_BTNH.shape[1:3]
+  block = max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if T % size == 0)
+  kernel = splash.make_splash_mha(
+    splash.MultiHeadMask([splash.CausalMask((T, T))] * N),
+    # Two kernels backwards: one would save two products in seven and spend that on adding up parts of dq.
+    block_sizes=splash.BlockSizes(
+      block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
+    ),
+    head_shards=1,
+    q_seq_shards=1,
+    residual_checkpoint_name=ATTENTION,
+    interpret=interpret,
+  )
+  q_BNTH = (q_BTNH * q_BTNH.shape[-1] ** -0.5).swapaxes(1, 2)
+  segments = splash.SegmentIds(segments_BT, segments_BT)
+  return jax.vmap(kernel)(q_BNTH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), segments).swapaxes(1, 2)
 
 
 def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array) -> jax.Array:

@@ -7,9 +7,10 @@ E experts of heads (E = G)  M = B x T tokens
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.model import Model
-from moejax.kernels.attention import attention
+from moejax.kernels.attention import ATTENTION, attention, attention_for
 from moejax.kernels.cached_attention import cached_attention
 from moejax.models.layers import Context, Memory, RMSNorm, residual_gain, rotate, weight
 from moejax.models.moe.balance import Auxiliary, entropy, mutual_information_loss
@@ -51,16 +52,20 @@ class Attention(nnx.Module):
     with jax.named_scope("qkv"):
       q_BTNH = _project(x_MD, self.w_q_DNH[...]).reshape(B, T, *self.w_q_DNH.shape[1:])
       k_BTKH = _project(x_MD, self.w_k_DKH[...]).reshape(B, T, *self.w_k_DKH.shape[1:])
-      v_BTKH = _project(x_MD, self.w_v_DKH[...]).reshape(B, T, *self.w_v_DKH.shape[1:])
+      v_BTKH = checkpoint_name(_project(x_MD, self.w_v_DKH[...]).reshape(B, T, *self.w_v_DKH.shape[1:]), ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
       q_BTNH = place(rotate(q_BTNH, context.angles), "batch", "sequence", "heads", "head_dim")
       k_BTKH = place(rotate(k_BTKH, context.angles), "batch", "sequence", "kv_heads", "head_dim")
+      q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
       query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
       if memory is None:
-        attend = self.partitioner.on_each_device(attention, (query, key, key, ("batch", "sequence")), query)
-        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT)
+        best = attention_for(self.partitioner.platform, T)
+        attend = self.partitioner.on_each_device(
+          best, (query, key, key, ("batch", "sequence")), query, exchanging=best is not attention
+        )
+        out_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT), ATTENTION)
       else:
         slots = ("batch", None, "kv_heads", "head_dim")
         inputs = (query, key, key, slots, slots, ("batch", "sequence"))
@@ -76,7 +81,7 @@ class Attention(nnx.Module):
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
       w_out_ND = self.w_out_NHD[...].reshape(-1, D).astype(x_BTD.dtype)
-      out_MD = jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_ND)
+      out_MD = checkpoint_name(jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_ND), ATTENTION)
     return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed"), auxiliary, memory
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:

@@ -62,10 +62,11 @@ class RMSNorm(nnx.Module):
     self.epsilon = epsilon
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    x32 = x.astype(jnp.float32)
-    inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
-    scale = self.scale_D[...].reshape((1,) * (x.ndim - 1) + (-1,))
-    return (x32 * inverse_rms * scale).astype(x.dtype)
+    with jax.named_scope("norm"):
+      x32 = x.astype(jnp.float32)
+      inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+      scale = self.scale_D[...].reshape((1,) * (x.ndim - 1) + (-1,))
+      return (x32 * inverse_rms * scale).astype(x.dtype)
 
 
 def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

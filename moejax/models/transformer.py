@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
+from moejax.kernels.attention import ATTENTION
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
@@ -17,8 +18,13 @@ from moejax.models.moe.balance import Auxiliary
 from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import Partitioner
 
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+_save = jax.checkpoint_policies.save_from_both_policies
+
 REMAT_POLICIES = {
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "products": _save(jax.checkpoint_policies.dots_saveable, _ATTENTION),
+  "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
+  "attention": _ATTENTION,
   "layer_inputs": jax.checkpoint_policies.nothing_saveable,
 }
 

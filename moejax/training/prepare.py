@@ -13,7 +13,7 @@ from moejax.errors import UserError
 from moejax.partitioning import Partitioner, make_partitioner
 from moejax.training.loop import Batches, rows_of_process
 from moejax.training.state import Definition, define
-from moejax.training.step import TrainStep, abstract_inputs, make_train_step
+from moejax.training.step import TrainStep, abstract_inputs, compiler_options, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,8 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   experiment, partitioner = on_devices(experiment)
   definition = define(experiment, partitioner)
   begin = time.perf_counter()
-  step = make_train_step(definition).lower(*abstract_inputs(definition)).compile()
+  lowered = make_train_step(definition).lower(*abstract_inputs(definition))
+  step = lowered.compile(compiler_options=compiler_options(partitioner.platform))
   compile_time_s = time.perf_counter() - begin
   index, count = rows_of_process(definition)
 

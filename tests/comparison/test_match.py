@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from moejax.comparison.match import Match, match
+from moejax.comparison.match import Match, approach, match
 from moejax.config import Pair, Suite
 
 
@@ -67,3 +67,32 @@ def test_each_pair_is_matched_on_its_own(tiny_dense, tiny_moe):
   suite = Suite(name="two", pairs=(pair("small"), pair("large")))
   times = {"small": 1.0, "small_a": 1.5, "small_b": 1.0, "large": 2.0, "large_a": 2.0, "large_b": 1.0}
   assert match(suite, times) == [Match("small", "small_b", 1.0, True), Match("large", "large_a", 1.0, True)]
+
+
+@pytest.mark.parametrize(("target_s", "value"), [(1.0, 1), (8.0, 8), (5.2, 5), (0.1, 1), (100.0, 16), (6.5, 7)])
+def test_approach_finds_the_nearest_of_a_ladder_and_asks_the_clock_a_few_times(target_s, value):
+  asked: list[int] = []
+
+  def clock(x: int) -> float:
+    asked.append(x)
+    return float(x)
+
+  found = approach(target_s, range(1, 17), clock, tolerance=0.001)
+  assert found == (value, float(value))
+  assert len(asked) == len(set(asked)) <= 5
+
+
+def test_approach_stops_at_the_first_value_within_tolerance():
+  asked: list[int] = []
+
+  def clock(x: int) -> float:
+    asked.append(x)
+    return float(x)
+
+  assert approach(8.3, range(1, 17), clock, tolerance=0.05) == (8, 8.0)
+  assert asked == [8]
+
+
+def test_approach_keeps_below_what_does_not_run():
+  assert approach(12.0, range(1, 17), lambda x: float(x) if x <= 9 else None, tolerance=0.01) == (9, 9.0)
+  assert approach(12.0, range(1, 17), lambda x: None, tolerance=0.01) is None

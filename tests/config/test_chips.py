@@ -14,7 +14,7 @@ from moejax.config.chips import peak_flops
     ("TPU v5", 459e12),
     ("TPU v5p", 459e12),
     ("TPU v6 lite", 918e12),
-    ("TPU7x", 2307e12),
+    ("TPU7x", 1153.5e12),  # a device is one of the two cores of a chip
     ("NVIDIA A100-SXM4-80GB", 312e12),
     ("NVIDIA H100 80GB HBM3", 989e12),
     ("NVIDIA H200", 989e12),

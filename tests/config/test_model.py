@@ -38,7 +38,7 @@ def test_sizes_must_be_above_0(tiny_dense, name, value):
   ("name", "allowed"),
   [
     ("compute_dtype", "auto, float32, bfloat16"),
-    ("remat", "none, dots, layer_inputs"),
+    ("remat", "none, products, dots, attention, layer_inputs"),
     ("layers", "scanned, unrolled"),
   ],
 )

@@ -1,11 +1,13 @@
 """The attention kernel against loops, for grouped heads, documents and padding."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.kernels.attention import attention
+from moejax.kernels.attention import attention, attention_for, fused_attention
 
 
 def reference(q_BTNH, k_BSKH, v_BSKH, segments_BT):
@@ -45,3 +47,31 @@ def test_gradients_equal_those_of_the_library_on_one_document():
 
   for mine, other in zip(jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(theirs, (0, 1, 2))(q, k, v), strict=True):
     np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_documents_and_padding():
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, weight = (jax.random.normal(key, (2, 256, 4, 16)) for key in keys[:2])
+  k, v = (jax.random.normal(key, (2, 256, 2, 16)) for key in keys[2:])
+  # Documents that end inside a block and at its border; the second sequence ends in padding.
+  segments = jnp.asarray(np.repeat([[1, 1, 1, 2, 2, 2, 2, 3], [1, 2, 2, 2, 3, 3, 0, 0]], 32, axis=1))
+  weight = weight * (segments > 0)[..., None, None]
+
+  def weighted(attend, q, k, v):
+    return jnp.sum(attend(q, k, v, segments) * weight)
+
+  fused = functools.partial(weighted, functools.partial(fused_attention, interpret=True))
+  plain = functools.partial(weighted, attention)
+  value, gradients = jax.value_and_grad(fused, (0, 1, 2))(q, k, v)
+  expected, of_plain = jax.value_and_grad(plain, (0, 1, 2))(q, k, v)
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  for mine, other in zip(gradients, of_plain, strict=True):
+    np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ("platform", "length", "chosen"),
+  [("tpu", 4096, fused_attention), ("tpu", 4100, attention), ("cpu", 4096, attention), ("gpu", 4096, attention)],
+)
+def test_the_kernel_is_chosen_by_where_the_program_is_to_run(platform, length, chosen):
+  assert attention_for(platform, length) is chosen

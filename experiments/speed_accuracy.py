@@ -1,0 +1,96 @@
+"""The scales of arXiv 2405.15052: dense 6.4B, 12.6B and 29.6B, and for each MoE models of its step time or of its base.
+
+The paper publishes the sizes and the names (base and experts), top-2 and capacity 2.0 or 1.25 (1.0 and 0.625 of the
+balanced load). Layers, widths, group sizes, meshes and learning rates are ours. Text is to be named: --data.train.
+"""
+
+from dataclasses import replace
+
+from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+
+
+def dense_6b4() -> Experiment:
+  """Dense, 6.4B: 256 v5p, 4M tokens a step; the paper's smallest scale."""
+  return _dense("dense_6b4", num_layers=32, d_model=4096, d_ff=10_496, learning_rate=3e-4, parts=1)
+
+
+def dense_12b6() -> Experiment:
+  """Dense, 12.5B: 256 v5p, 4M tokens a step."""
+  return _dense("dense_12b6", num_layers=40, d_model=5120, d_ff=13_312, learning_rate=2.5e-4, parts=2)
+
+
+def dense_29b6() -> Experiment:
+  """Dense, 29.6B: 256 v5p, 4M tokens a step; the paper's largest scale."""
+  return _dense("dense_29b6", num_layers=56, d_model=6656, d_ff=17_408, learning_rate=1.5e-4, parts=4)
+
+
+def moe_1b6_256e() -> Experiment:
+  """1.6B base with 256 experts in every second layer: 146B in all, for less than half the time of dense 6.4B."""
+  base = _dense("moe_1b6_256e", num_layers=24, d_model=2048, d_ff=7680, learning_rate=4e-4, parts=1)
+  return _sparse(base, num_experts=256, capacity_factor=1.0, mesh=Mesh(data=4, expert=64))
+
+
+def moe_6b4_16e() -> Experiment:
+  """6.4B base with 16 experts in every second layer, 37B in all, at the paper's capacity of 1.25."""
+  base = replace(dense_6b4(), name="moe_6b4_16e")
+  return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=16, expert=16))
+
+
+def moe_6b4_64e() -> Experiment:
+  """6.4B base with 64 experts in every second layer, 136B in all, at the paper's capacity of 1.25."""
+  base = replace(dense_6b4(), name="moe_6b4_64e")
+  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
+
+
+def moe_12b6_64e() -> Experiment:
+  """12.5B base with 64 experts in every second layer, 270B in all, at the paper's capacity of 1.25."""
+  base = replace(dense_12b6(), name="moe_12b6_64e")
+  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
+
+
+def moe_29b6_64e() -> Experiment:
+  """29.6B base with 64 experts in every second layer, 643B in all, at the paper's capacity of 1.25."""
+  base = replace(dense_29b6(), name="moe_29b6_64e")
+  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
+
+
+def _dense(name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: float, parts: int) -> Experiment:
+  """`parts`: in as many a batch is computed, so that all products of a layer can be kept for its backward pass."""
+  return Experiment(
+    name=name,
+    model=Model(
+      num_layers=num_layers,
+      d_model=d_model,
+      num_heads=d_model // 128,
+      num_kv_heads=d_model // 128,
+      head_dim=128,
+      d_ff=d_ff,
+      vocab_size=32_768,
+      remat="dots",
+    ),
+    data=Data(sequence_length=4096),
+    training=Training(batch_size=1024, gradient_accumulation=parts),
+    optimizer=Optimizer(learning_rate=learning_rate),
+    evaluation=Evaluation(batch_size=256),
+    # 256 shards of a weight would be thinner than a tile, and gathers of them all-reduces, at twice the cost.
+    mesh=Mesh(replica=4, data=64),
+  )
+
+
+def _sparse(base: Experiment, num_experts: int, capacity_factor: float, mesh: Mesh) -> Experiment:
+  """The base with experts as wide as its feed-forward in every second layer, few or one on each chip."""
+  moe = MoE(
+    num_experts=num_experts,
+    experts_per_token=2,
+    d_ff=base.model.d_ff,
+    every=2,
+    capacity_factor=capacity_factor,
+    group_size=1024,
+  )
+  return replace(
+    base,
+    model=replace(base.model, moe=moe, remat="products"),
+    training=replace(base.training, losses=Losses(load_balance=0.01, router_z=0.001)),
+    mesh=mesh,
+    rules=(*base.rules, ("embed", ("expert",))),  # all that is not an expert: no more shards than tiles
+  )

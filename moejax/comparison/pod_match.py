@@ -1,0 +1,184 @@
+"""The MoE that takes a dense model's step time on a pod: the matcher of comparisons, with predictions for a clock."""
+
+import dataclasses
+import pprint
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+import moejax.config
+from moejax.comparison.match import Match, approach, compared, distance
+from moejax.config.experiment import MATCHABLE, Experiment, Pair
+from moejax.config.parameters import steps
+from moejax.display import Display
+from moejax.errors import UserError
+from moejax.planning.plan import plan
+from moejax.planning.topology import Topology
+
+WIDTH_STEP = 256
+"""Widths are multiples of this: whole tiles of the matrix units of every TPU."""
+
+CAPACITIES = (0.5, 0.625, 0.75, 1.0, 1.25, 1.5, 2.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PodMatch:
+  """A dense experiment and the MoE that was found for it."""
+
+  match: Match
+  dense: dict[str, Any]
+  """Its plan."""
+  moe: dict[str, Any]
+  experiment: Experiment
+  """The MoE with the values that were found."""
+  budget_s: float
+  """The dense model's compute-optimal training time."""
+
+
+def match_on_pod(pair: Pair, topology: Topology, tolerance: float, display: Display) -> PodMatch:
+  """Varies the candidate's free fields, one after the other, until its predicted step time is the dense model's.
+
+  Raises:
+    UserError: the dense model does not fit, or no value of a free field does.
+  """
+  dense, moe = pair.dense, pair.candidates[0]
+  of_dense = plan(dense, topology, display)
+  if not of_dense["fits"]:
+    raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")
+  target_s = of_dense["step_time_s"]
+  best = moe, plan(moe, topology, display)
+  for field in moe.free:
+    if _equal(best[1], target_s, tolerance):
+      break
+    best = _along(field, best, target_s, topology, tolerance, display)
+  experiment, of_moe = best
+  if not of_moe["fits"]:
+    raise UserError(f"no value of {', '.join(moe.free)} makes {moe.name} fit on {topology.name}; change its mesh")
+  times = {dense.name: target_s, moe.name: of_moe["step_time_s"]}
+  return PodMatch(
+    compared(dense.name, moe.name, times, tolerance), of_dense, of_moe, experiment, steps(dense) * target_s
+  )
+
+
+def experiment_file(experiment: Experiment) -> str:
+  """A Python file with the experiment, for `moejax train FILE:matched`."""
+  names = sorted(name for name in moejax.config.__all__ if name[0].isupper() and not name.isupper() and name != "Rules")
+  used = [name for name in names if f"{name}(" in repr(experiment)]
+  text = pprint.pformat(experiment, width=110, sort_dicts=False)
+  return (
+    f'"""{experiment.name}, matched in step time: written by `moejax match`."""\n\n'
+    f"from moejax.config import {', '.join(used)}\n\n\ndef matched():\n"
+    f'  """{experiment.name} with the step time of a dense model."""\n  return (\n'
+    + "".join(f"    {line}\n" for line in text.splitlines())
+    + "  )\n"
+  )
+
+
+def match_page(found: PodMatch) -> RenderableType:
+  """Both side by side, and the verdict."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for head in ("", found.dense["experiment"], found.moe["experiment"]):
+    table.add_column(head, justify="right" if head else "left")
+  both = (found.dense, found.moe)
+  rows: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (
+    ("parameters", lambda of: f"{of['parameters_total']:,}"),
+    ("active", lambda of: f"{of['parameters_active']:,}"),
+    ("mesh", lambda of: " x ".join(f"{axis} {size}" for axis, size in of["mesh"].items() if size > 1)),
+    ("step time, s", lambda of: f"{of['step_time_s']:.4g}"),
+    ("MFU", lambda of: f"{of['mfu']:.1%}" if of["mfu"] else "-"),
+    ("GiB a device", lambda of: f"{of['hbm_bytes_per_device'] / 2**30:.1f}"),
+    ("tokens in the budget", lambda of: f"{int(found.budget_s / of['step_time_s']) * of['tokens_per_step']:,}"),
+  )
+  for name, value in rows:
+    table.add_row(name, *(value(of) for of in both))
+  sign = "equal" if found.match.within_tolerance else "the nearest found, not equal"
+  verdict = (
+    f"{found.match.moe} takes {found.match.step_time_ratio:.3f} times the step time of {found.match.dense}: {sign}"
+  )
+  return Group(table, Text(f"budget: {found.budget_s / 3600:,.1f} hours, Chinchilla-optimal for the dense model"),
+               Text(verdict, style="bold"))  # fmt: skip
+
+
+def ladder(experiment: Experiment, field: str) -> list[Any]:
+  """Values of a field, the fastest first, that keep the experiment whole.
+
+  Raises:
+    UserError: a field that no ladder is known for.
+  """
+  model, moe = experiment.model, experiment.model.moe
+  assert moe
+  now = _get(experiment, field)
+  if field in ("model.moe.d_ff", "model.d_ff"):
+    return list(range(WIDTH_STEP, 4 * now + 1, WIDTH_STEP))
+  if field == "model.moe.num_experts":
+    return [n for n in (2**k for k in range(1, 11)) if n >= moe.experts_per_token and n % experiment.mesh.expert == 0]
+  if field == "model.moe.every":
+    return [n for n in range(model.num_layers, 0, -1) if model.num_layers % n == 0 and n <= 8]
+  if field == "model.moe.capacity_factor":
+    return list(CAPACITIES)
+  if field == "model.num_layers":
+    return list(range(moe.every, 2 * now + 1, moe.every))
+  raise UserError(f"free names {field!r}; match varies {', '.join(MATCHABLE)}")
+
+
+def _along(
+  field: str,
+  best: tuple[Experiment, dict[str, Any]],
+  target_s: float,
+  topology: Topology,
+  tolerance: float,
+  display: Display,
+) -> tuple[Experiment, dict[str, Any]]:
+  """The best along one field, or what there was, where nothing along it is nearer."""
+  experiment, of_best = best
+  values = [value for value in ladder(experiment, field) if _changed(experiment, field, value) is not None]
+  plans: dict[Any, dict[str, Any]] = {_get(experiment, field): of_best}
+
+  def clock(value: Any) -> float | None:
+    if value not in plans:
+      plans[value] = plan(_changed(experiment, field, value) or experiment, topology, display)
+    display.note(f"{field} = {value}: {_shown(plans[value])}, wanted {target_s:.4g} s")
+    return plans[value]["step_time_s"] if plans[value]["fits"] else None
+
+  now = _get(experiment, field)
+  if now in values and of_best["fits"]:  # what is known cuts off the half that is known to be farther
+    cut = values.index(now)
+    values = values[: cut + 1] if of_best["step_time_s"] > target_s else values[cut:]
+  found = approach(target_s, values, clock, tolerance)
+  if found is None:
+    return best
+  value, seconds = found
+  if of_best["fits"] and distance(of_best["step_time_s"], target_s) <= distance(seconds, target_s):
+    return best
+  return _changed(experiment, field, value) or experiment, plans[value]
+
+
+def _changed(experiment: Experiment, field: str, value: Any) -> Experiment | None:
+  """The experiment with one field set, None where that is no valid experiment."""
+  try:
+    return _set(experiment, field.split("."), value)
+  except UserError:
+    return None
+
+
+def _set(owner: Any, path: list[str], value: Any) -> Any:
+  inner = value if len(path) == 1 else _set(getattr(owner, path[0]), path[1:], value)
+  return dataclasses.replace(owner, **{path[0]: inner})
+
+
+def _get(owner: Any, field: str) -> Any:
+  for name in field.split("."):
+    owner = getattr(owner, name)
+  return owner
+
+
+def _equal(of_moe: dict[str, Any], target_s: float, tolerance: float) -> bool:
+  return of_moe["fits"] and abs(of_moe["step_time_s"] / target_s - 1.0) <= tolerance
+
+
+def _shown(of_moe: dict[str, Any]) -> str:
+  return f"{of_moe['step_time_s']:.4g} s" if of_moe["fits"] else "does not fit"

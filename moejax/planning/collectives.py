@@ -1,0 +1,199 @@
+"""What a collective moves, over which mesh axis, across which links, and how long that takes.
+
+A ring of n chips, each sending both ways, gathers V bytes in V (n - 1) / n over twice a link's rate, and rings of
+several torus dimensions work at once; a line, which is not closed, has half of that. Exchanges all to all are bound by
+the middle of the longest ring: D bytes a chip take n D over eight times a link's one-way rate
+(jax-ml.github.io/scaling-book/sharding).
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from moejax.config.chips import Chip
+from moejax.planning.program import Computation, Instruction, Program
+
+HOP_S = 1e-6
+"""Seconds that the first byte takes from chip to chip (scaling book: about 1 us)."""
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+  """Where a device is: its chip in the torus, and its slice or switch."""
+
+  coordinates: tuple[int, ...]
+  domain: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+  """The devices of a mesh, in the order in which the program numbers them."""
+
+  chip: Chip
+  torus: tuple[int, ...]
+  """Length of each dimension of a slice; empty behind a switch."""
+  places: tuple[Place, ...]
+  mesh: dict[str, int]
+  """Length of each mesh axis, in order."""
+
+  def axis(self, group: Sequence[int]) -> str:
+    """The mesh axes along which the devices of a group differ, as in `data+expert`."""
+    coordinates = np.array(np.unravel_index(np.array(group), tuple(self.mesh.values())))
+    names = [name for name, of_axis in zip(self.mesh, coordinates, strict=True) if len(set(of_axis.tolist())) > 1]
+    return "+".join(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective operation of the program."""
+
+  kind: str
+  axis: str
+  devices: int
+  bytes: int
+  """Of the whole result on a device (gather, all-to-all) or of the whole summand (reduce)."""
+  bandwidth: float
+  """Bytes a second with which a chip moves them."""
+  time_s: float
+
+
+def collective(network: Network, program: Program, instruction: Instruction) -> Collective | None:
+  """What an instruction moves, None where it moves nothing; a fusion is what the collective inside it is."""
+  inner = program.inner(instruction)
+  found = _inside(inner) if inner is not None else instruction
+  if found is None or _kind(found) is None:
+    return None
+  kind, size = _kind(found) or "", _bytes(found)
+  group = _group(found.attributes, len(network.places))
+  if kind == "all-reduce" and inner is not None and instruction.bytes * 2 <= size:
+    kind = "reduce-scatter"  # TPU: an all-reduce and the slice of it that is kept, in one fusion
+  if kind == "reduce-scatter" and found.opcode.startswith("reduce-scatter"):
+    size *= len(group)
+  time_s, bandwidth = transfer(network, kind, group, size)
+  return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s)
+
+
+def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tuple[float, float]:
+  """Seconds, and bytes a second, of one collective over a group of devices."""
+  if len(group) < 2 or not size:
+    return 0.0, network.chip.link_bandwidth
+  places = [network.places[i] for i in group]
+  near = [place for place in places if place.domain == places[0].domain]
+  domains = len({place.domain for place in places})
+  passes = 2 if kind == "all-reduce" else 1
+  seconds = hops = 0.0
+  rate = network.chip.link_bandwidth
+  if len(near) > 1:
+    seconds, hops, rate = _inside_domain(network, kind, near, size * passes)
+  if domains > 1:
+    # Inside a domain each chip first has its own part; that part crosses, from all chips of the domain at once.
+    crossing = passes * size * (domains - 1) / domains
+    crossing = crossing if kind in ("all-to-all", "ragged-all-to-all", "collective-permute") else crossing / len(near)
+    seconds += crossing / network.chip.dcn_bandwidth
+    rate = network.chip.dcn_bandwidth
+  return seconds + hops * HOP_S, rate
+
+
+def _inside_domain(network: Network, kind: str, places: list[Place], size: int) -> tuple[float, float, float]:
+  """Seconds, hops and bytes a second where links or one switch join all devices of the group."""
+  chip, count = network.chip, len(places)
+  if not network.torus:
+    return size * (count - 1) / count / chip.link_bandwidth, 1.0, chip.link_bandwidth
+  rings = [ring for d, length in enumerate(network.torus) if (ring := _ring(network, places, d, length))]
+  if not rings:  # cores of one chip: they share its memory
+    return size * (count - 1) / count / chip.hbm_bandwidth, 0.0, chip.hbm_bandwidth
+  hops = sum(ring.devices / 2 if ring.closed else ring.devices - 1 for ring in rings)
+  if kind in ("all-to-all", "ragged-all-to-all"):
+    seconds = max(ring.devices * size / ((8 if ring.closed else 4) * ring.one_way) for ring in rings)
+    return seconds, hops, size / seconds
+  if kind == "collective-permute":
+    return size / rings[0].one_way, 1.0, rings[0].one_way
+  rate = sum(ring.one_way * (2 if ring.closed else 1) for ring in rings)
+  return size * (count - 1) / count / rate, hops, rate
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ring:
+  """The part of one torus dimension that a group of devices takes."""
+
+  devices: int
+  closed: bool
+  one_way: float
+  """Bytes a second of a link, shared with the groups that lie between this one's devices."""
+
+
+def _ring(network: Network, places: list[Place], dimension: int, length: int) -> _Ring | None:
+  at = sorted({place.coordinates[dimension] for place in places})
+  if len(at) == 1:
+    return None
+  stride = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
+  if len(at) == 2 and length % network.chip.wrap == 0:
+    stride = min(stride, length - stride)  # the shorter way round
+  closed = len(at) * stride == length and length % network.chip.wrap == 0 and length > 2
+  return _Ring(len(at), closed, network.chip.link_bandwidth / stride)
+
+
+def _inside(computation: Computation) -> Instruction | None:
+  return next((i for i in computation.instructions if _kind(i)), None)
+
+
+def _kind(instruction: Instruction) -> str | None:
+  stem = instruction.opcode.removesuffix("-start")
+  return stem if stem in KINDS else None
+
+
+def _bytes(instruction: Instruction) -> int:
+  """Of the whole result; what starts an operation has its operands in its result too, before them."""
+  shapes = instruction.shapes
+  if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
+    shapes = shapes[len(shapes) // 2 :] if instruction.opcode == "all-gather-start" else shapes[1:2]
+  return sum(shape.bytes for shape in shapes)
+
+
+def _group(attributes: str, devices: int) -> list[int]:
+  """One group of devices that take part together; the others are like it."""
+  pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
+  if pairs:
+    return [int(pairs[1]), int(pairs[2])]
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?[^)]*)\))? ?\{([^}]*)\}", attributes)
+  if mesh:
+    return _mesh_group(mesh[1], mesh[2], mesh[3])
+  iota = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+  if iota:
+    return _iota(iota[2], iota[3]).reshape(_numbers(iota[1]))[0].tolist()
+  listed = re.search(r"replica_groups=\{\{([\d,]*)\}", attributes)
+  return _numbers(listed[1]) if listed and listed[1] else list(range(devices))
+
+
+def _mesh_group(axes: str, order: str | None, used: str) -> list[int]:
+  """As printed `mesh['a'=8,'b'=4], device_ids=([4,8]T(1,0)) {'a','b':(1)2}`: the devices of a mesh along some axes."""
+  sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes)}
+  iota = re.match(r"\[([\d,]+)\](?:T\(([\d,]+))?", order) if order else None
+  devices = _iota(iota[1], iota[2]) if iota else np.arange(math.prod(sizes.values()))
+  devices = devices.reshape(tuple(sizes.values()))
+  taken = []
+  for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", used):
+    after = sizes[name] // (int(before) * int(size)) if size else 1
+    taken.append((name, int(size) if size else sizes[name], after))
+  index = [np.zeros(1, int) for _ in sizes]
+  for name, size, after in taken:
+    position = list(sizes).index(name)
+    steps = np.arange(size) * after
+    index = [np.repeat(at, size) for at in index]
+    index[position] = index[position] + np.tile(steps, len(index[position]) // size)
+  return devices[tuple(index)].tolist()
+
+
+def _iota(shape: str, transposed: str | None) -> np.ndarray:
+  devices = np.arange(math.prod(_numbers(shape))).reshape(_numbers(shape))
+  return (devices.transpose(_numbers(transposed)) if transposed else devices).reshape(-1)
+
+
+def _numbers(text: str) -> list[int]:
+  return [int(number) for number in text.split(",")]

@@ -1,0 +1,132 @@
+"""Compiles the train step that trains for a topology that need not be there, and remembers what came out."""
+
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import re
+import time
+from importlib import metadata
+
+import jax
+
+from moejax.config.experiment import Experiment
+from moejax.display import Display
+from moejax.errors import UserError
+from moejax.partitioning import make_partitioner
+from moejax.planning.collectives import Network
+from moejax.planning.devices import describe_devices, network
+from moejax.planning.topology import Topology, check_mesh
+from moejax.training.state import define
+from moejax.training.step import abstract_inputs, compiler_options, make_train_step
+
+VERSIONED = ("jax", "jaxlib", "libtpu")
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+  """A compiled train step."""
+
+  experiment: Experiment
+  """With its mesh filled in."""
+  network: Network
+  text: str
+  """The program; empty where the compiler found no room for it."""
+  memory: dict[str, int]
+  """Bytes on a device: arguments, temporaries, output, code; `total`, what of them are there at once."""
+  compile_time_s: float
+  """Of the compilation itself, whenever that was."""
+  cached: bool
+
+
+def compile_step(experiment: Experiment, topology: Topology, display: Display) -> Compiled:
+  """The train step of an experiment, compiled for a topology from shapes alone, or as remembered.
+
+  Raises:
+    UserError: the mesh does not tile the topology or the tensors, or libtpu is missing.
+  """
+  display.stage(f"describing {topology.name}")
+  mesh = check_mesh(experiment.mesh, topology)
+  if topology.slices > 1 and mesh.replica % topology.slices:
+    raise UserError(
+      f"mesh.replica={mesh.replica} does not span the {topology.slices} slices of {topology.name}; "
+      f"use a multiple of {topology.slices}"
+    )
+  experiment = dataclasses.replace(experiment, mesh=mesh)
+  partitioner = make_partitioner(mesh, experiment.rules, describe_devices(topology))
+  joined = network(topology, partitioner.mesh, mesh)
+  display.stage(f"lowering {experiment.name}")
+  definition = define(experiment, partitioner)
+  lowered = make_train_step(definition).lower(*abstract_inputs(definition))
+  options = compiler_options(partitioner.platform)
+  directory = _cache(lowered.as_text(), topology, options)
+  found = _read(directory)
+  if found is not None:
+    return Compiled(experiment, joined, *found, cached=True)
+  display.stage(f"compiling {experiment.name} for {topology.devices} devices")
+  begin = time.perf_counter()
+  try:
+    compiled = lowered.compile(compiler_options=options)
+  except jax.errors.JaxRuntimeError as error:
+    text, memory = "", _shortage(str(error))
+  else:
+    text, memory = compiled.as_text() or "", _memory(compiled)
+  seconds = time.perf_counter() - begin
+  _write(directory, text, memory, seconds)
+  return Compiled(experiment, joined, text, memory, seconds, cached=False)
+
+
+def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+  statistics = compiled.memory_analysis()
+  assert statistics is not None
+  memory = {
+    "arguments": statistics.argument_size_in_bytes,
+    "temporaries": statistics.temp_size_in_bytes,
+    "output": statistics.output_size_in_bytes,
+    "code": statistics.generated_code_size_in_bytes,
+  }
+  return memory | {"total": sum(memory.values()) - statistics.alias_size_in_bytes}
+
+
+def _shortage(message: str) -> dict[str, int]:
+  """What a program needs that the compiler refused for want of memory; raises its error where it was for another."""
+  needed = re.search(r"Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
+  if "RESOURCE_EXHAUSTED" not in message or needed is None:
+    raise RuntimeError(f"the compiler refused the program: {message}")
+  number, unit = needed[1] or needed[3], needed[2] or needed[4] or ""
+  return {"total": int(float(number) * UNITS[unit])}
+
+
+def _cache(lowered: str, topology: Topology, options: dict[str, str | bool]) -> pathlib.Path:
+  """Where the outcome of compiling this very program for this topology, with these versions, is kept."""
+  root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  versions = {name: _version(name) for name in VERSIONED}
+  key = json.dumps([lowered, topology.name, topology.slices, options, versions])
+  return root / "moejax" / "plans" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+
+def _version(name: str) -> str | None:
+  try:
+    return metadata.version(name)
+  except metadata.PackageNotFoundError:
+    return None
+
+
+def _read(directory: pathlib.Path) -> tuple[str, dict[str, int], float] | None:
+  try:
+    facts = json.loads((directory / "facts.json").read_text())
+    return gzip.decompress((directory / "program.txt.gz").read_bytes()).decode(), facts["memory"], facts["seconds"]
+  except FileNotFoundError:
+    return None
+
+
+def _write(directory: pathlib.Path, text: str, memory: dict[str, int], seconds: float) -> None:
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / "program.txt.gz").write_bytes(gzip.compress(text.encode(), 6))
+  partial = directory / "facts.json.partial"
+  partial.write_text(json.dumps({"memory": memory, "seconds": seconds}))
+  partial.rename(directory / "facts.json")  # last, so that what is half written does not count

@@ -1,0 +1,249 @@
+"""Adds up a compiled program: every operation's time, loops by their trip counts, what overlaps and what waits.
+
+The operations of a computation run in the order in which the compiler scheduled them. Whatever was started meanwhile
+(collectives, copies between memories) goes on beside them, one after the other on its own network, and only what is not
+done when its result is needed is exposed.
+"""
+
+import collections
+import dataclasses
+import re
+
+from moejax.planning.collectives import Collective, Network, collective
+from moejax.planning.flops import matrix_flops, memory_bytes
+from moejax.planning.kernels import price
+from moejax.planning.program import Computation, Instruction, Program, trip_count
+
+NO_WORK = frozenset({
+  "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
+  "opt-barrier", "iota", "domain", "add-dependency", "async-update",
+})  # fmt: skip
+MOVES = frozenset({
+  "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "slice", "dynamic-slice", "dynamic-update-slice",
+  "gather", "scatter", "reverse", "bitcast", "parameter", "constant", "tuple", "get-tuple-element", "convert", "iota",
+})  # fmt: skip
+"""Operations that compute nothing: a fusion of these alone is memory traffic."""
+
+SCOPES = (
+  "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
+  "shared_experts", "attention_router", "logits", "loss", "optimizer",
+)  # fmt: skip
+"""Names of scopes in the model, `jax.named_scope`."""
+
+BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed")
+
+
+@dataclasses.dataclass
+class Operation:
+  """All operations of one kind in one scope and pass."""
+
+  scope: str
+  of_pass: str
+  """forward, recompute, backward or update."""
+  kind: str
+  """matrix, vector, memory, or a kernel's name."""
+  time_s: float = 0.0
+  flops: float = 0.0
+  count: int = 0
+
+
+@dataclasses.dataclass
+class Exchange:
+  """All executions of one collective of the program."""
+
+  scope: str
+  collective: Collective
+  count: int
+  exposed_s: float
+
+  @property
+  def time_s(self) -> float:
+    return self.count * self.collective.time_s
+
+
+@dataclasses.dataclass
+class Cost:
+  """What one run of the program costs one device."""
+
+  step_time_s: float
+  breakdown_s: dict[str, float]
+  """By BREAKDOWN; kernels count as matrix."""
+  flops: float
+  operations: list[Operation]
+  exchanges: list[Exchange]
+  kernel_s: float
+  """Part of matrix that is priced by a roofline, because the compiler does not see into kernels."""
+
+
+def cost(program: Program, network: Network) -> Cost:
+  """The cost of a program on the chips of a network, by the compiler's cycle estimates where it makes them."""
+  reader = _Reader(program, network)
+  seconds = reader.run(program.computations[program.entry], 1)
+  efficiency = network.chip.efficiency
+  operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
+  exchanges = sorted(reader.exchanges.values(), key=lambda exchange: -exchange.time_s)
+  for operation in operations:
+    operation.time_s /= efficiency
+  return Cost(
+    step_time_s=reader.exposed_s + (seconds - reader.exposed_s) / efficiency,
+    breakdown_s={
+      name: reader.seconds[name] / (1.0 if name == "collective_exposed" else efficiency) for name in BREAKDOWN
+    },
+    flops=sum(operation.flops for operation in operations),
+    operations=operations,
+    exchanges=exchanges,
+    kernel_s=reader.kernel_s / efficiency,
+  )
+
+
+class _Reader:
+  """Runs through a program, each loop's body once, and adds up."""
+
+  def __init__(self, program: Program, network: Network):
+    self.program, self.network, self.chip = program, network, network.chip
+    self.seconds: dict[str, float] = collections.defaultdict(float)
+    self.operations: dict[tuple[str, str, str], Operation] = {}
+    self.exchanges: dict[str, Exchange] = {}
+    self.kernel_s = 0.0
+
+  @property
+  def exposed_s(self) -> float:
+    return self.seconds["collective_exposed"]
+
+  def run(self, computation: Computation, times: int) -> float:
+    """Seconds that a computation takes, and records what is in it as executed `times`."""
+    clock = 0.0
+    network_free = copies_free = 0.0
+    collectives: dict[str, tuple[float, str]] = {}
+    copies: dict[str, float] = {}
+    for instruction in computation.instructions:
+      opcode = instruction.opcode
+      if opcode in NO_WORK:
+        continue
+      if opcode in ("while", "call", "conditional"):
+        clock += self._nested(computation, instruction, times)
+      elif opcode == "copy-start":
+        seconds = instruction.shapes[0].bytes / self.chip.hbm_bandwidth
+        copies_free = max(copies_free, clock) + seconds
+        copies[instruction.name] = copies_free
+      elif opcode == "copy-done":
+        waits = max(0.0, copies.get(instruction.operands[0], 0.0) - clock)
+        clock += waits
+        self._work(instruction, "memory", waits, 0.0, times)
+      elif (key := self._started(instruction)) is not None:
+        moved = self._exchange(instruction, times)
+        if moved is not None:
+          network_free = max(network_free, clock) + moved.time_s
+          collectives[key] = (network_free, instruction.name)
+      elif (key := self._done(instruction)) is not None:
+        ends, name = collectives.pop(key, (0.0, ""))
+        waits = max(0.0, ends - clock)
+        clock += waits
+        self._expose(name, waits, times)
+      elif not self._continues(instruction) and (moved := self._exchange(instruction, times)) is not None:
+        begins = max(network_free, clock)
+        network_free = begins + moved.time_s
+        self._expose(instruction.name, network_free - clock, times)
+        clock = network_free
+      else:
+        clock += self._compute(computation, instruction, times)
+    return clock
+
+  def _nested(self, computation: Computation, instruction: Instruction, times: int) -> float:
+    called = self.program.computations
+    if instruction.opcode == "while":
+      trips = trip_count(self.program, computation, instruction)
+      return trips * self.run(called[instruction.called("body")[0]], times * trips)
+    if instruction.opcode == "call":
+      return self.run(called[instruction.called("to_apply", "calls")[0]], times)
+    branches = instruction.called("branch_computations", "true_computation", "false_computation")
+    largest = max(branches, key=lambda name: len(called[name].instructions))
+    return self.run(called[largest], times)
+
+  def _started(self, instruction: Instruction) -> str | None:
+    """What identifies an asynchronous collective that begins here."""
+    if instruction.opcode.endswith("-start"):
+      return instruction.name
+    return self._part(instruction, "AsyncCollectiveStart")
+
+  def _done(self, instruction: Instruction) -> str | None:
+    if instruction.opcode.endswith("-done"):
+      return instruction.operands[0]
+    return self._part(instruction, "AsyncCollectiveDone")
+
+  def _part(self, instruction: Instruction, target: str) -> str | None:
+    """TPU's other form: fusions that start, go on with and finish a collective, joined by its channel."""
+    inner = self.program.inner(instruction) if instruction.opcode == "fusion" else None
+    if inner is None or inner.root.target != target:
+      return None
+    return next((f"channel {part.channel}" for part in inner.instructions if part.channel), None)
+
+  def _continues(self, instruction: Instruction) -> bool:
+    """A fusion that computes while a collective inside it, begun before, goes on."""
+    return any(name.startswith("async_collective_fusion") for name in instruction.called("calls"))
+
+  def _exchange(self, instruction: Instruction, times: int) -> Collective | None:
+    moved = collective(self.network, self.program, instruction)
+    if moved is not None and moved.devices > 1:
+      scope, _ = _scope(instruction, self.program)
+      self.exchanges[instruction.name] = Exchange(scope, moved, times, 0.0)
+    return moved
+
+  def _expose(self, name: str, seconds: float, times: int) -> None:
+    if name in self.exchanges:
+      self.exchanges[name].exposed_s += seconds * times
+    self.seconds["collective_exposed"] += seconds * times
+
+  def _compute(self, computation: Computation, instruction: Instruction, times: int) -> float:
+    """Seconds of one execution of an operation that moves nothing between devices."""
+    if instruction.opcode == "custom-call":
+      if instruction.target != "tpu_custom_call":
+        return 0.0  # markers and allocations
+      priced = price(instruction)
+      seconds = priced.seconds(self.chip)
+      name = re.sub(r"(_segmented|_no_residuals|_residuals|[.\d]+$)", "", instruction.name)
+      self._work(instruction, f"kernel {name}", seconds, priced.flops, times)
+      self.kernel_s += seconds * times
+      return seconds
+    flops = matrix_flops(self.program, computation, instruction)
+    seconds = self._seconds(computation, instruction, flops)
+    kind = "matrix" if flops else "memory" if self._only_moves(instruction) else "vector"
+    self._work(instruction, kind, seconds, flops, times)
+    return seconds
+
+  def _seconds(self, computation: Computation, instruction: Instruction, flops: int) -> float:
+    if instruction.cycles is not None and self.chip.clock_hz:
+      return instruction.cycles / self.chip.clock_hz
+    moved = memory_bytes(self.program, computation, instruction)
+    rate = self.chip.bfloat16_flops or self.chip.vector_flops
+    return max(flops / rate, moved / self.chip.hbm_bandwidth)
+
+  def _only_moves(self, instruction: Instruction) -> bool:
+    inner = self.program.inner(instruction) if instruction.opcode == "fusion" else None
+    parts = inner.instructions if inner is not None else (instruction,)
+    return all(part.opcode in MOVES for part in parts)
+
+  def _work(self, instruction: Instruction, kind: str, seconds: float, flops: float, times: int) -> None:
+    if not seconds:
+      return
+    scope, of_pass = _scope(instruction, self.program)
+    operation = self.operations.setdefault((scope, of_pass, kind), Operation(scope, of_pass, kind))
+    operation.time_s += seconds * times
+    operation.flops += flops * times
+    operation.count += times
+    self.seconds["matrix" if kind.startswith("kernel") else kind] += seconds * times
+
+
+def _scope(instruction: Instruction, program: Program) -> tuple[str, str]:
+  """The innermost scope of the model that an operation is in, `-` where it has none, and the pass."""
+  path = instruction.op_name
+  if not path:
+    inner = program.inner(instruction)
+    path = next((part.op_name for part in reversed(inner.instructions) if part.op_name), "") if inner else ""
+  words = re.split(r"[/()]", path)
+  scope = next((word for word in reversed(words) if word in SCOPES), "-")
+  if scope == "optimizer":
+    return scope, "update"
+  if "rematted_computation" in path:
+    return scope, "recompute"
+  return scope, "backward" if "transpose(" in path else "forward"

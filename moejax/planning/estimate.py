@@ -1,0 +1,108 @@
+"""Step time and memory by formula, in microseconds of thought: what a search tries first, and nothing that is shown.
+
+Bytes of a float32 parameter with Adam's two moments: 12; its gradient: 4. Activations and gathered weights: 2.
+"""
+
+import dataclasses
+import math
+
+from moejax.config.chips import Chip
+from moejax.config.experiment import Experiment
+from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.config.sharding import shards
+
+UTILISATION = 0.65
+"""Of the matrix units' peak by products, as the compiled programs of the listed scales have it."""
+
+SMALLEST_SHARD = 64
+"""More shards of a weight than this are thinner than a tile, and gathers of them become all-reduces."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+  """Of one step on one device."""
+
+  step_time_s: float
+  memory_bytes: float
+
+
+def estimate(experiment: Experiment, chip: Chip) -> Estimate:
+  """Products, gathers of weights, exchanges of tokens and reductions over `model`, half of them hidden; and memory."""
+  model, mesh = experiment.model, experiment.mesh
+  moe = model.moe
+  devices = mesh.size
+  tokens = tokens_per_step(experiment) / devices
+  parts = experiment.training.gradient_accumulation
+  counted = count(model)
+  expert_parameters = (
+    model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
+  )
+  dense_parameters = counted.total - expert_parameters
+  flops = tokens * flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
+  if moe and moe.dispatch == "einsum":
+    flops *= 1 + 0.1 * moe.capacity_factor
+  seconds = flops / (UTILISATION * (chip.bfloat16_flops or chip.vector_flops))
+  link = chip.link_bandwidth * max(1, chip.torus)
+
+  def gathered(parameters: float, ways: int) -> float:
+    """Seconds of gathering weights forwards and backwards and of reducing their gradients, over these shards."""
+    thin = 2 if ways > SMALLEST_SHARD else 1
+    return 0 if ways == 1 else 3 * parts * thin * 2 * parameters / link
+
+  embed = shards(experiment.rules, mesh, "embed")
+  moved = gathered(dense_parameters / mesh.model, embed)
+  if moe:
+    own = expert_parameters / (mesh.expert * mesh.model)
+    moved += gathered(own, shards(experiment.rules, mesh, "expert_embed"))
+    rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch == "einsum" else 1.0)
+    ring = math.ceil(mesh.expert ** (1 / max(1, min(2, chip.torus)))) if mesh.expert > 1 else 0
+    moved += 6 * model.num_sparse_layers * rows * model.d_model * 2 * ring / (8 * chip.link_bandwidth)
+  if mesh.model > 1:
+    # Four reductions a layer forwards and backwards, each of this device's tokens, which `model` devices share.
+    moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / link
+  return Estimate(seconds + 0.5 * moved, _memory(experiment, tokens / parts, dense_parameters, expert_parameters))
+
+
+def _again(experiment: Experiment) -> float:
+  """Part of all products that the backward pass computes again."""
+  model = experiment.model
+  counted = count(model)
+  matrices = counted.active_non_embedding + model.vocab_size * model.d_model
+  feed_forward = model.feed_forward_matrices * model.d_model
+  of_dense = (model.num_layers - model.num_sparse_layers) * feed_forward * model.d_ff
+  of_experts = model.num_sparse_layers * feed_forward * model.moe.d_ff * model.moe.experts_per_token if model.moe else 0
+  recomputed = {
+    "dots": of_experts,
+    "attention": of_dense + of_experts,
+    "layer_inputs": counted.active_non_embedding,
+  }.get(model.remat, 0)
+  return recomputed / matrices / 3
+
+
+def _memory(experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float) -> float:
+  model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
+  embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
+  state = 16 * (dense_parameters / embed + expert_parameters / experts) / mesh.model
+  heads = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim
+  wide = 2.0 * model.d_ff
+  if model.moe:
+    routed = 2 * model.moe.d_ff * model.moe.experts_per_token * model.moe.capacity_factor
+    wide = (routed + (model.period - 1) * wide) / model.period
+  kept = (
+    model.d_model
+    + {
+      "none": 2 * (heads + wide) + 8 * model.d_model,
+      "products": heads + wide + 2 * model.d_model,
+      "dots": heads + wide * (0.5 if model.moe else 1) + 2 * model.d_model,
+      "attention": heads + model.d_model,
+      "layer_inputs": 0,
+    }[model.remat]
+    / mesh.model
+  )
+  logits = 3 * 4 * tokens * model.vocab_size / mesh.model
+  layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
+  if model.moe:
+    layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
+  return (
+    state + 2 * tokens * model.num_layers * kept + logits + layer + 12 * tokens * (model.d_model + wide / mesh.model)
+  )

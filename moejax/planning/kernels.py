@@ -1,0 +1,73 @@
+"""Prices of what the compiler does not see into: Mosaic kernels, from the FLOPs and bytes that their operands imply.
+
+B batch  N heads  T query position  S key position  H head dim
+"""
+
+import dataclasses
+import math
+import re
+
+from moejax.config.chips import Chip
+from moejax.planning.program import Instruction
+
+SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Matrix products over the scores: forward q k and p v; dq again q k, and dp, dq; dkv again q k, and dv, dp, dk."""
+
+VECTOR_OPERATIONS = 12
+"""On each score: two comparisons for documents and diagonal, their and, select, maximum, difference, exponential (3),
+sum, correction, cast. They run on the vector units while the matrix units wait for them, and are added, not hidden."""
+
+
+LANES = 128
+"""Columns of the matrix units: a narrower head takes as long as one of this width."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Price:
+  """Of one call of a kernel."""
+
+  flops: float
+  occupied_flops: float
+  """What the matrix units could have done meanwhile: `flops` with heads as wide as the units."""
+  vector_operations: float
+  bytes: int
+
+  def seconds(self, chip: Chip) -> float:
+    """Time on `chip`: matrix and vector work one after the other, or the memory traffic where that is longer."""
+    assert chip.bfloat16_flops
+    compute_s = self.occupied_flops / chip.bfloat16_flops + self.vector_operations / chip.vector_flops
+    return max(compute_s, self.bytes / chip.hbm_bandwidth)
+
+
+def price(kernel: Instruction) -> Price:
+  """Price of a Mosaic custom call: of splash attention by its shapes, of others as they declare it themselves."""
+  operands = _operand_shapes(kernel.attributes)
+  size = kernel.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)
+  splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", kernel.name)
+  if splash:
+    queries = next(dims for dtype, dims in operands if dtype in ("bf16", "f32") and len(dims) >= 3)
+    *batch, N, T, H = queries
+    blocks = next(dims[-2] for dtype, dims in operands if dtype.startswith("s") and len(dims) == 3)
+    # Blocks above the diagonal are skipped, blocks on it computed whole.
+    scores = (batch[0] if batch else 1) * N * T * T * (blocks + 1) / (2 * blocks)
+    per_width = 2 * SPLASH_PRODUCTS[splash[1]] * scores
+    return Price(per_width * H, per_width * math.ceil(H / LANES) * LANES, VECTOR_OPERATIONS * scores, size)
+  declared = {
+    name: float(value)
+    for name, value in re.findall(r'"(flops|transcendentals|bytes_accessed)":\s*"?(\d+)', kernel.attributes)
+  }
+  flops = declared.get("flops", 0.0)
+  return Price(flops, flops, declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size)))
+
+
+def _operand_shapes(attributes: str) -> list[tuple[str, tuple[int, ...]]]:
+  found = re.search(r"operand_layout_constraints=\{(.*?\})\}", attributes)
+  shapes = re.findall(r"(\w+)\[([\d,]*)\]", found[1]) if found else []
+  return [(dtype, tuple(int(size) for size in dims.split(",") if size)) for dtype, dims in shapes]
+
+
+def _bytes(dtype: str, dims: tuple[int, ...]) -> int:
+  size = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4, "u32": 4}.get(dtype, 1)
+  for length in dims:
+    size *= length
+  return size

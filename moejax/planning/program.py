@@ -1,0 +1,262 @@
+"""Reads the text of a compiled program (HLO): computations, instructions, shapes, and how often each loop runs."""
+
+import dataclasses
+import functools
+import math
+import re
+
+BYTES = {
+  "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
+  "u64": 8, "f64": 8, "c64": 8, "c128": 16,
+}  # fmt: skip
+"""Of one element; a type that is not here, such as f8e4m3, takes one byte, s4 and u4 included, which are stored so."""
+
+HOST_SPACE = 5
+"""XLA's number of the memory space of the host, as in S(5)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """Of one array."""
+
+  dtype: str
+  dims: tuple[int, ...]
+  space: int
+  """Memory space: 0 is HBM, 1 on TPU the core's own VMEM."""
+
+  @property
+  def elements(self) -> int:
+    return math.prod(self.dims)
+
+  @property
+  def bytes(self) -> int:
+    return self.elements * BYTES.get(self.dtype, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+  """One line of a computation."""
+
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]
+  """Of the result: one, or those of a tuple in order."""
+  operands: tuple[str, ...]
+  """Names of instructions; a constant or parameter has its value or number here."""
+  attributes: str
+  """All that follows the operands."""
+  is_root: bool
+
+  @property
+  def bytes(self) -> int:
+    return sum(shape.bytes for shape in self.shapes)
+
+  @functools.cached_property
+  def op_name(self) -> str:
+    """The path of scopes in the model that it came from, empty where the compiler made it up."""
+    return _first(r'op_name="([^"]*)"', self.attributes) or ""
+
+  @functools.cached_property
+  def cycles(self) -> int | None:
+    """The compiler's own estimate, None where it makes none."""
+    found = _first(r'"estimated_cycles":"(\d+)"', self.attributes)
+    return int(found) if found else None
+
+  @functools.cached_property
+  def target(self) -> str:
+    """What a custom call calls, else empty."""
+    return _first(r'custom_call_target="([^"]*)"', self.attributes) or ""
+
+  @functools.cached_property
+  def channel(self) -> str | None:
+    """The number that the parts of one collective share."""
+    return _first(r"channel_id=(\d+)", self.attributes)
+
+  def called(self, *kinds: str) -> tuple[str, ...]:
+    """Computations that it calls as one of `kinds`, such as `body`."""
+    names: list[str] = []
+    for kind in kinds:
+      found = re.search(rf"\b{kind}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
+      if found:
+        names += [name.strip().lstrip("%") for name in (found[1] or found[2]).split(",")]
+    return tuple(names)
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+  """Instructions in the order in which they run."""
+
+  name: str
+  instructions: tuple[Instruction, ...]
+
+  @functools.cached_property
+  def by_name(self) -> dict[str, Instruction]:
+    return {instruction.name: instruction for instruction in self.instructions}
+
+  @property
+  def root(self) -> Instruction:
+    return next(instruction for instruction in reversed(self.instructions) if instruction.is_root)
+
+  def parameter(self, number: int) -> Instruction:
+    return next(i for i in self.instructions if i.opcode == "parameter" and i.operands == (str(number),))
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A compiled module: the program of one device."""
+
+  computations: dict[str, Computation]
+  entry: str
+
+  def inner(self, instruction: Instruction) -> Computation | None:
+    """What a fusion, or a call, runs."""
+    names = instruction.called("calls", "to_apply") if instruction.opcode in ("fusion", "call", "async-start") else ()
+    return self.computations.get(names[0]) if names else None
+
+
+def parse(text: str) -> Program:
+  """The program that `compiled.as_text()` prints."""
+  computations: dict[str, Computation] = {}
+  entry, name = "", ""
+  instructions: list[Instruction] = []
+  # Kernels carry metadata that the printer breaks into lines of their own.
+  for line in text.replace('\n"', ' "').replace("\n}}", " }}").splitlines():
+    if line.startswith("}"):
+      computations[name] = Computation(name, tuple(instructions))
+    elif line.endswith("{") and not line.startswith((" ", "HloModule")):
+      name = line.removeprefix("ENTRY ").split(" ", 1)[0].lstrip("%")
+      entry = name if line.startswith("ENTRY") else entry
+      instructions = []
+    elif " = " in line:
+      instructions.append(_instruction(line.strip()))
+  return Program(computations, entry)
+
+
+def trip_count(program: Program, computation: Computation, loop: Instruction) -> int:
+  """How often the body of a `while` runs: as annotated, or from its condition, first value and step.
+
+  Raises:
+    ValueError: a loop whose end is not a constant, which no part of a train step is.
+  """
+  annotated = _first(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
+  if annotated:
+    return int(annotated)
+  condition = program.computations[loop.called("condition")[0]]
+  body = program.computations[loop.called("body")[0]]
+  index, limit, direction = _comparison(program, condition, condition.root)
+  start = _constant(computation, _element(computation, loop.operands[0], index)) or 0
+  step = _step(body, index)
+  count = math.ceil((limit - start) / step)
+  return max(0, count + (direction == "LE" and (limit - start) % step == 0))
+
+
+def _comparison(program: Program, computation: Computation, root: Instruction) -> tuple[int, int, str]:
+  """Tuple index of the counter, its limit, and LT or LE."""
+  inner = program.inner(root)
+  outer_operands: tuple[str, ...] = ()
+  where = computation
+  if inner is not None:
+    outer_operands, where, root = root.operands, inner, inner.root
+  if root.opcode != "compare":
+    raise ValueError(f"loop condition {root.name} is a {root.opcode}, not a comparison")
+  direction = _first(r"direction=(\w+)", root.attributes) or "LT"
+
+  def outside(name: str) -> Instruction:
+    """The instruction of the condition itself that an operand of the comparison is."""
+    found = _through(where, name)
+    if found.opcode == "parameter" and outer_operands:
+      return _through(computation, outer_operands[int(found.operands[0])])
+    return found
+
+  sides = [outside(name) for name in root.operands]
+  limits = [side for side in sides if side.opcode == "constant"]
+  counters = [side for side in sides if side.opcode == "get-tuple-element"]
+  if not limits or not counters:
+    raise ValueError(f"loop condition {computation.name} compares {[side.opcode for side in sides]}")
+  if sides.index(limits[0]) == 0:
+    direction = {"GT": "LT", "GE": "LE"}.get(direction, direction)
+  return _tuple_index(counters[0]), int(limits[0].operands[0]), direction
+
+
+def _element(computation: Computation, name: str, index: int) -> str:
+  """The operand at `index` of a tuple."""
+  made = _through(computation, name)
+  return made.operands[index] if made.opcode == "tuple" else name
+
+
+def _constant(computation: Computation, name: str) -> int | None:
+  found = _through(computation, name)
+  return int(found.operands[0]) if found.opcode == "constant" and found.operands[0].lstrip("-").isdigit() else None
+
+
+def _step(body: Computation, index: int) -> int:
+  """What the body adds to its counter; 1 where it is not plain to see, as in every scan."""
+  root = body.root
+  added = _through(body, root.operands[index]) if root.opcode == "tuple" else root
+  if added.opcode != "add":
+    return 1
+  return next((value for name in added.operands if (value := _constant(body, name))), 1)
+
+
+def _through(computation: Computation, name: str) -> Instruction:
+  """The instruction of this name, or the one that it is a copy of."""
+  found = computation.by_name[name]
+  while found.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start") and found.operands[0] in (
+    computation.by_name
+  ):
+    found = computation.by_name[found.operands[0]]
+  return found
+
+
+def _tuple_index(instruction: Instruction) -> int:
+  return int(_first(r"index=(\d+)", instruction.attributes) or 0)
+
+
+def _instruction(line: str) -> Instruction:
+  head, _, rest = line.partition(" = ")
+  end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
+  shapes, rest = _shapes(rest[:end]), rest[end:].lstrip()
+  opening = rest.index("(")
+  closing = _closing(rest, opening)
+  return Instruction(
+    name=head.removeprefix("ROOT ").lstrip("%"),
+    opcode=rest[:opening],
+    shapes=shapes,
+    operands=_operands(rest[opening + 1 : closing]),
+    attributes=rest[closing + 1 :],
+    is_root=head.startswith("ROOT "),
+  )
+
+
+def _operands(text: str) -> tuple[str, ...]:
+  """Names of operands, without the shapes that some printers put before them."""
+  text = re.sub(r"/\*.*?\*/", "", text)
+  named = re.findall(r"%([\w.\-]+)", text)
+  return tuple(named) if named else tuple(part.strip().split(" ")[-1] for part in text.split(",") if part.strip())
+
+
+def _shapes(text: str) -> tuple[Shape, ...]:
+  found = re.finditer(r"(\w+)\[([\d,]*)\](?:\{([^}]*)\})?", text)
+  return tuple(
+    Shape(
+      match[1],
+      tuple(int(size) for size in match[2].split(",") if size),
+      int(_first(r"S\((\d+)\)", match[3] or "") or 0),
+    )
+    for match in found
+  )
+
+
+def _closing(text: str, opening: int) -> int:
+  """Position of the parenthesis that closes the one at `opening`."""
+  depth = 0
+  for match in re.finditer(r"[()]", text[opening:]):
+    depth += 1 if match[0] == "(" else -1
+    if depth == 0:
+      return opening + match.start()
+  raise ValueError(f"no closing parenthesis in {text[:80]}")
+
+
+def _first(pattern: str, text: str) -> str | None:
+  found = re.search(pattern, text)
+  return found[1] if found else None

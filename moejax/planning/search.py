@@ -1,0 +1,161 @@
+"""The fastest way to run an experiment on a topology: meshes, remat, accumulation and dispatch, tried by compiling.
+
+What was compiled is remembered (`compile.py`), so a search that was stopped goes on where it was.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator
+from typing import Any, get_args
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from moejax.config.experiment import Experiment
+from moejax.config.model import Remat
+from moejax.config.moe import Dispatch
+from moejax.config.sharding import Mesh
+from moejax.display import Display
+from moejax.errors import UserError
+from moejax.planning.estimate import SMALLEST_SHARD, estimate
+from moejax.planning.plan import plan
+from moejax.planning.topology import Topology
+
+LARGEST_MODEL_AXIS = 16
+
+ROOM = 1.15
+"""A formula's memory may be this much above the limit and the compiler still find room."""
+
+ACCUMULATIONS = (1, 2, 4, 8)
+
+
+def search(experiment: Experiment, topology: Topology, tries: int, display: Display) -> list[dict[str, Any]]:
+  """Plans of the candidates that a formula puts first, each with its options, the fastest that fit first.
+
+  Raises:
+    UserError: no candidate is valid.
+  """
+  ranked = sorted(candidates(experiment, topology), key=lambda found: estimate(found, topology.chip).step_time_s)
+  if not ranked:
+    raise UserError(f"no mesh of {topology.name} suits {experiment.name}; change its batch or its widths")
+  fitting = [
+    found for found in ranked if estimate(found, topology.chip).memory_bytes <= ROOM * topology.chip.hbm_bytes
+  ] or ranked
+  plans = []
+  for number, candidate in enumerate(fitting[:tries], 1):
+    display.whole(number - 1, None)
+    options = " ".join(difference(experiment, candidate))
+    display.note(f"{number} of {min(tries, len(fitting))}, of {len(ranked)} valid: {options or 'as it is'}")
+    found = plan(candidate, topology, display) | {"options": options}
+    display.note(f"  {found['step_time_s']:.4g} s" if found["fits"] else "  does not fit")
+    plans.append(found)
+  return sorted(plans, key=lambda found: (not found["fits"], found["step_time_s"] or 0.0))
+
+
+def frontier(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
+  """Of the plans that fit those that no other beats in both step time and memory."""
+  fit = [found for found in plans if found["fits"]]
+  return [
+    found
+    for found in fit
+    if not any(
+      (other["step_time_s"] <= found["step_time_s"] and other["hbm_bytes_per_device"] < found["hbm_bytes_per_device"])
+      or (
+        other["step_time_s"] < found["step_time_s"] and other["hbm_bytes_per_device"] <= found["hbm_bytes_per_device"]
+      )
+      for other in fit
+    )
+  ]
+
+
+def search_page(plans: list[dict[str, Any]]) -> RenderableType:
+  """All that was tried, the frontier of step time against memory marked."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for head in ("", "step, s", "MFU", "exposed", "GiB", "options"):
+    table.add_column(head, justify="left" if head in ("", "options") else "right")
+  best = frontier(plans)
+  for found in plans:
+    if not found["fits"]:
+      table.add_row("", "does not fit", "", "", f"{found['hbm_bytes_per_device'] / 2**30:.1f}", found["options"])
+      continue
+    table.add_row(
+      "*" if found in best else "",
+      f"{found['step_time_s']:.4g}",
+      f"{found['mfu']:.1%}" if found["mfu"] else "-",
+      f"{found['breakdown_s']['collective_exposed'] / found['step_time_s']:.0%}",
+      f"{found['hbm_bytes_per_device'] / 2**30:.1f}",
+      found["options"] or "as it is",
+    )
+  return Group(table, Text("* no other is both faster and smaller", style="dim"))
+
+
+def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+  """Every valid variant: mesh, axes that shard dense weights, remat, parts of the batch, dispatch."""
+  moe = experiment.model.moe
+  sparse = moe is not None and moe.dispatch in ("einsum", "grouped")
+  dispatches: tuple[Dispatch | None, ...] = ("einsum", "grouped") if sparse else (None,)
+  remats = [remat for remat in get_args(Remat) if remat != "none"]
+  for mesh, dispatch in itertools.product(_meshes(topology, moe.num_experts if moe else 1), dispatches):
+    for embed, remat, parts in itertools.product(_embed(mesh), remats, ACCUMULATIONS):
+      changed = _variant(experiment, mesh, embed, remat, parts, dispatch)
+      if changed is not None:
+        yield changed
+
+
+def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
+  """The options that make a candidate of an experiment."""
+  options = [f"--mesh.{axis} {size}" for axis, size in candidate.mesh.shape.items()
+             if getattr(experiment.mesh, axis) != size]  # fmt: skip
+  if dict(experiment.rules)["embed"] != dict(candidate.rules)["embed"]:
+    options.append(f"--rules.embed {' '.join(dict(candidate.rules)['embed'])}")
+  if experiment.model.remat != candidate.model.remat:
+    options.append(f"--model.remat {candidate.model.remat}")
+  if experiment.training.gradient_accumulation != candidate.training.gradient_accumulation:
+    options.append(f"--training.gradient-accumulation {candidate.training.gradient_accumulation}")
+  old, new = experiment.model.moe, candidate.model.moe
+  if old and new and old.dispatch != new.dispatch:
+    options.append(f"--model.moe.dispatch {new.dispatch}")
+  return options
+
+
+def _meshes(topology: Topology, num_experts: int) -> Iterator[Mesh]:
+  def divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+  for model in divisors(topology.devices):
+    if model > LARGEST_MODEL_AXIS:
+      continue
+    for expert in divisors(topology.devices // model):
+      if num_experts % expert:
+        continue
+      rest = topology.devices // (model * expert)
+      for replica in divisors(rest):
+        if replica % topology.slices == 0:
+          yield Mesh(replica=replica, data=rest // replica, expert=expert, model=model)
+
+
+def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
+  """Axes that may shard dense weights: as many of data and expert as leave no shard thinner than a tile."""
+  assert mesh.data
+  sizes = {("data", "expert"): mesh.data * mesh.expert, ("data",): mesh.data, ("expert",): mesh.expert}
+  thick = {axes: size for axes, size in sizes.items() if size <= SMALLEST_SHARD}
+  most = max(thick.values(), default=0)
+  return [axes for axes, size in thick.items() if size == most][:1] or [("data", "expert")]
+
+
+def _variant(
+  experiment: Experiment, mesh: Mesh, embed: tuple[str, ...], remat: Remat, parts: int, dispatch: Dispatch | None
+) -> Experiment | None:
+  model = dataclasses.replace(experiment.model, remat=remat)
+  try:
+    if dispatch is not None and model.moe and dispatch != model.moe.dispatch:
+      # What only masks have goes back to its default: capacity and who takes it.
+      moe = dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=1.0, priority="choice")
+      model = dataclasses.replace(model, moe=moe)
+    training = dataclasses.replace(experiment.training, gradient_accumulation=parts)
+    rules = tuple((name, embed if name == "embed" else axes) for name, axes in dict(experiment.rules).items())
+    return dataclasses.replace(experiment, model=model, training=training, mesh=mesh, rules=rules)
+  except UserError:
+    return None

@@ -1,0 +1,96 @@
+"""Names hardware that need not be there: `v5p:4x8x8`, `v6e:16x16`, `gpu:h100:8`, `cpu:8`. Imports no JAX."""
+
+import dataclasses
+import math
+import os
+import re
+
+from moejax.config.chips import CHIPS, Chip
+from moejax.config.sharding import Mesh
+from moejax.errors import UserError
+
+EXAMPLES = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
+
+ENVIRONMENT = {
+  # Compiles for a TPU without looking for one, beside any process that has one open.
+  "JAX_PLATFORMS": "cpu",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  # libtpu writes pages of warnings where these, which a TPU's host has, are absent.
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_WORKER_ID": "0",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+  "TF_CPP_MIN_LOG_LEVEL": "3",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "TPU_MIN_LOG_LEVEL": "3",
+  "TPU_LOG_DIR": "disabled",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Chips, how many, and how they are joined."""
+
+  name: str
+  chip: Chip
+  torus: tuple[int, ...]
+  """Chips along each dimension of a slice; empty behind a switch."""
+  count: int
+  """Chips of a slice."""
+  slices: int = 1
+
+  @property
+  def devices(self) -> int:
+    """Devices, as JAX counts them, in all slices."""
+    return self.count * self.slices * (2 if self.chip.name == "tpu7x" else 1)
+
+
+def parse_topology(name: str, slices: int = 1) -> Topology:
+  """The topology of this name, without asking the compiler.
+
+  Raises:
+    UserError: no such chip, or a shape that is none.
+  """
+  kind, _, rest = name.partition(":")
+  if kind == "gpu":
+    kind, _, rest = rest.partition(":")
+  chip = CHIPS.get(kind)
+  expected = r"\d+(x\d+)+" if chip is not None and chip.torus else r"\d+"
+  if chip is None or not re.fullmatch(expected, rest) or (chip.platform == "gpu") != name.startswith("gpu:"):
+    raise UserError(f"unknown topology {name!r}; there are such as {EXAMPLES}")
+  lengths = tuple(int(length) for length in rest.split("x"))
+  if chip.torus:
+    if len(lengths) != chip.torus:
+      raise UserError(f"topology {name!r} has {len(lengths)} dimensions and {kind} has {chip.torus}, as in {EXAMPLES}")
+    return Topology(name, chip, lengths, math.prod(lengths), slices)
+  return Topology(name, chip, (), lengths[0], slices)
+
+
+def prepare_environment(topology: Topology) -> None:
+  """Sets what JAX and libtpu read when they are first used; does nothing once they are."""
+  for variable, value in ENVIRONMENT.items():
+    os.environ.setdefault(variable, value)
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  if not topology.torus:
+    flag = "--xla_force_host_platform_device_count"
+    given = [part for part in os.environ.get("XLA_FLAGS", "").split() if not part.startswith(flag)]
+    os.environ["XLA_FLAGS"] = " ".join([*given, f"{flag}={topology.devices}"])
+
+
+def check_mesh(mesh: Mesh, topology: Topology) -> Mesh:
+  """The mesh with its data axis filled in; every device of the topology is to take part.
+
+  Raises:
+    UserError: it does not tile the topology; the message lists sizes of the data axis, or of others, that do.
+  """
+  others = mesh.replica * mesh.expert * mesh.model
+  fixed = others * (mesh.data or 1)
+  if fixed == topology.devices or (mesh.data is None and topology.devices % others == 0):
+    return mesh.resolve(topology.devices)
+  fitting = [f"data {topology.devices // part}" for part in (others,) if topology.devices % part == 0]
+  divisors = [str(n) for n in range(1, topology.devices + 1) if topology.devices % n == 0]
+  hint = f"with the other axes as they are, {fitting[0]} does" if fitting else "an axis must be one of its divisors"
+  raise UserError(
+    f"mesh ({mesh}) does not tile the {topology.devices} devices of {topology.name}; {hint} "
+    f"(divisors: {', '.join(divisors)})"
+  )

@@ -1,0 +1,204 @@
+"""What a program costs: cycles, loops, what overlaps and what waits, kernels, scopes."""
+
+import dataclasses
+
+import pytest
+from planning_programs import PRODUCT_FLOPS, network_of, program
+
+from moejax.config.chips import CHIPS
+from moejax.planning.collectives import transfer
+from moejax.planning.cost import cost
+from moejax.planning.program import parse
+
+PLAIN = dataclasses.replace(CHIPS["v5p"], efficiency=1.0)
+"""v5p as its data sheet has it."""
+
+NETWORK = dataclasses.replace(network_of("v5p", (2, 2, 1)), chip=PLAIN)
+
+
+def cycles(name: str) -> int:
+  """All cycles that are written in a program, each once."""
+  computations = program(name).computations.values()
+  return sum(instruction.cycles or 0 for computation in computations for instruction in computation.instructions)
+
+
+def test_a_product_takes_the_cycles_that_the_compiler_estimates():
+  found = cost(program("product"), NETWORK)
+  assert found.flops == PRODUCT_FLOPS
+  assert found.breakdown_s["matrix"] == pytest.approx(cycles("product") / PLAIN.clock_hz, rel=1e-3)
+  # The compiler's estimate lies between the chip's peak and half of it.
+  assert 1.0 < found.breakdown_s["matrix"] * PLAIN.bfloat16_flops / PRODUCT_FLOPS < 2.0
+
+
+@pytest.mark.parametrize(("name", "products"), [("scan", 8), ("nested_scan", 15)])
+def test_a_loop_costs_its_body_as_often_as_it_runs(name, products):
+  found = cost(program(name), NETWORK)
+  assert found.flops == products * PRODUCT_FLOPS
+  single = cost(program("product"), NETWORK).breakdown_s["matrix"]
+  assert found.breakdown_s["matrix"] == pytest.approx(products * single, rel=0.25)  # other tiles, other cycles
+  assert sum(operation.count for operation in found.operations if operation.kind == "matrix") == products
+
+
+@pytest.mark.parametrize(("name", "size"), [("gathered", 2 * 4096 * 4096), ("exchanged", 2 * 1024 * 4096)])
+def test_a_collective_without_work_beside_it_is_exposed(name, size):
+  found = cost(program(name), NETWORK)
+  (exchange,) = found.exchanges
+  seconds, _ = transfer(NETWORK, exchange.collective.kind, range(4), size)
+  assert exchange.exposed_s == pytest.approx(seconds)
+  assert found.breakdown_s["collective_exposed"] == pytest.approx(seconds)
+
+
+def test_the_parts_add_up_to_the_step():
+  for name in ("product", "scan", "nested_scan", "gathered", "exchanged"):
+    found = cost(program(name), NETWORK)
+    assert sum(found.breakdown_s.values()) == pytest.approx(found.step_time_s)
+
+
+def test_a_chip_s_efficiency_slows_what_it_computes_and_not_its_links():
+  slow = dataclasses.replace(NETWORK, chip=dataclasses.replace(PLAIN, efficiency=0.5))
+  found, slowed = cost(program("gathered"), NETWORK), cost(program("gathered"), slow)
+  assert slowed.breakdown_s["matrix"] == pytest.approx(2 * found.breakdown_s["matrix"])
+  assert slowed.breakdown_s["collective_exposed"] == pytest.approx(found.breakdown_s["collective_exposed"])
+  assert sum(slowed.breakdown_s.values()) == pytest.approx(slowed.step_time_s)
+
+
+ASYNC = """HloModule m, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {{
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}}
+
+ENTRY %main (p: f32[1048576], q: f32[128]) -> f32[1048576] {{
+  %p = f32[1048576]{{0}} parameter(0)
+  %q = f32[128]{{0}} parameter(1)
+  %start = f32[1048576]{{0}} all-reduce-start(%p), replica_groups=[1,4]<=[4], to_apply=%add
+  %work = f32[128]{{0}} negate(%q), backend_config={{"window_config":{{"estimated_cycles":"{cycles}"}}}}
+  ROOT %done = f32[1048576]{{0}} all-reduce-done(%start)
+}}
+"""
+
+
+def test_a_collective_with_work_beside_it_is_exposed_only_for_what_the_work_leaves():
+  whole, _ = transfer(NETWORK, "all-reduce", range(4), 4 * 2**20)
+  beside_s = whole / 4
+  found = cost(parse(ASYNC.format(cycles=round(beside_s * PLAIN.clock_hz))), NETWORK)
+  assert found.breakdown_s["collective_exposed"] == pytest.approx(whole - beside_s, rel=1e-4)
+  assert found.step_time_s == pytest.approx(whole, rel=1e-4)
+  longer = cost(parse(ASYNC.format(cycles=round(2 * whole * PLAIN.clock_hz))), NETWORK)
+  assert longer.breakdown_s["collective_exposed"] == 0
+  assert longer.exchanges[0].time_s == pytest.approx(whole)
+  assert longer.step_time_s == pytest.approx(2 * whole, rel=1e-4)
+
+
+FUSED = """HloModule m, is_scheduled=true
+
+%begin (p: bf16[1024]) -> (bf16[1024], bf16[4096], u32[]) {
+  %p = bf16[1024]{0} parameter(0)
+  %g = bf16[4096]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %c = (bf16[1024]{0}, bf16[4096]{0}, u32[]) custom-call(%g), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.1 (p: bf16[1024], q: f32[128]) -> f32[128] {
+  %p = bf16[1024]{0} parameter(0)
+  %q = f32[128]{0} parameter(1)
+  %g = bf16[4096]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %n = f32[128]{0} negate(%q)
+}
+
+%end (p: bf16[1024]) -> bf16[4096] {
+  %p = bf16[1024]{0} parameter(0)
+  %g = bf16[4096]{0} all-gather(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %c = bf16[4096]{0} custom-call(%g), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (p: bf16[1024], q: f32[128]) -> bf16[4096] {
+  %p = bf16[1024]{0} parameter(0)
+  %q = f32[128]{0} parameter(1)
+  %s = (bf16[1024]{0}, bf16[4096]{0}, u32[]) fusion(%p), kind=kCustom, calls=%begin
+  %w = f32[128]{0} fusion(%p, %q), kind=kLoop, calls=%async_collective_fusion.1, backend_config={"estimated_cycles":"1750000"}
+  ROOT %d = bf16[4096]{0} fusion(%p), kind=kCustom, calls=%end
+}
+"""  # noqa: E501
+
+
+def test_the_fusions_of_an_asynchronous_collective_count_it_once_and_hide_it():
+  found = cost(parse(FUSED), NETWORK)
+  (exchange,) = found.exchanges
+  assert (exchange.collective.kind, exchange.count, exchange.exposed_s) == ("all-gather", 1, 0.0)
+  assert found.step_time_s == pytest.approx(1750000 / PLAIN.clock_hz)
+
+
+SCATTER = """HloModule m, is_scheduled=true
+
+%add (x: bf16[], y: bf16[]) -> bf16[] {
+  %x = bf16[] parameter(0)
+  %y = bf16[] parameter(1)
+  ROOT %s = bf16[] add(%x, %y)
+}
+
+%all-reduce-scatter (p: bf16[4096]) -> bf16[1024] {
+  %p = bf16[4096]{0} parameter(0)
+  %r = bf16[4096]{0} all-reduce(%p), replica_groups=[1,4]<=[4], to_apply=%add
+  %z = s32[] constant(0)
+  ROOT %d = bf16[1024]{0} dynamic-slice(%r, %z), dynamic_slice_sizes={1024}
+}
+
+ENTRY %main (p: bf16[4096]) -> bf16[1024] {
+  %p = bf16[4096]{0} parameter(0)
+  ROOT %f = bf16[1024]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_reduction_of_which_a_slice_is_kept_is_a_reduce_scatter():
+  (exchange,) = cost(parse(SCATTER), NETWORK).exchanges
+  assert (exchange.collective.kind, exchange.collective.bytes) == ("reduce-scatter", 8192)
+
+
+KERNEL = """HloModule m, is_scheduled=true
+
+ENTRY %main (q: bf16[2,4,2048,128]) -> bf16[2,4,2048,128] {
+  %q = bf16[2,4,2048,128]{3,2,1,0} parameter(0)
+  %m = s8[1,2,2]{2,1,0} parameter(1)
+  ROOT %splash_mha_fwd_segmented.1 = bf16[2,4,2048,128]{3,2,1,0} custom-call(%m, %q, %q, %q), custom_call_target="tpu_custom_call", operand_layout_constraints={s8[1,2,2]{2,1,0}, bf16[2,4,2048,128]{3,2,1,0}, bf16[2,4,2048,128]{3,2,1,0}, bf16[2,4,2048,128]{3,2,1,0}}, metadata={op_name="jit(f)/jvp()/attention/vmap(x)/pallas_call"}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_is_priced_by_its_blocks_below_the_diagonal_and_marked():
+  found = cost(parse(KERNEL), NETWORK)
+  blocks = 3  # of four, of 1024 x 1024 scores each
+  assert found.flops == 2 * 2 * (2 * 4) * blocks * 1024 * 1024 * 128
+  (operation,) = found.operations
+  assert (operation.scope, operation.of_pass, operation.kind) == ("attention", "forward", "kernel splash_mha_fwd")
+  assert found.kernel_s == found.step_time_s > found.flops / PLAIN.bfloat16_flops
+
+
+def test_a_narrow_head_takes_the_matrix_units_as_long_as_a_whole_one():
+  narrow = cost(parse(KERNEL.replace("2048,128]", "2048,64]")), NETWORK)
+  whole = cost(parse(KERNEL), NETWORK)
+  assert whole.flops == 2 * narrow.flops
+  assert whole.step_time_s == narrow.step_time_s
+
+
+@pytest.mark.parametrize(
+  ("path", "scope", "of_pass"),
+  [
+    ("jit(train_step)/jvp()/while/body/closed_call/checkpoint/feed_forward/dot_general", "feed_forward", "forward"),
+    ("jit(train_step)/transpose(jvp())/while/body/checkpoint/rematted_computation/qkv/dot", "qkv", "recompute"),
+    ("jit(train_step)/transpose(jvp())/while/body/checkpoint/experts/dot_general", "experts", "backward"),
+    ("jit(train_step)/transpose(jvp(logits))/dot_general", "logits", "backward"),
+    ("jit(train_step)/optimizer/mul", "optimizer", "update"),
+    ("jit(train_step)/jvp()/add", "-", "forward"),
+  ],
+)
+def test_an_operation_is_named_by_the_innermost_scope_of_the_model_and_its_pass(path, scope, of_pass):
+  text = (
+    "HloModule m\n\nENTRY %main (q: f32[2]) -> f32[2] {\n  %q = f32[2]{0} parameter(0)\n"
+    f'  ROOT %n = f32[2]{{0}} negate(%q), metadata={{op_name="{path}"}}, backend_config={{"estimated_cycles":"9"}}\n'
+    "}\n"
+  )
+  (operation,) = cost(parse(text), NETWORK).operations
+  assert (operation.scope, operation.of_pass) == (scope, of_pass)

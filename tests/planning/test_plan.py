@@ -1,0 +1,111 @@
+"""Whole plans: of a tiny model on simulated devices, and in the slow suite on described TPUs."""
+
+import importlib.util
+from dataclasses import replace
+
+import pytest
+
+from experiments import EXPERIMENTS
+from moejax.config import Mesh
+from moejax.config.parameters import flops_per_token, tokens_per_step
+from moejax.display import Display
+from moejax.errors import UserError
+from moejax.planning.hints import hints
+from moejax.planning.page import plan_html, verdict
+from moejax.planning.plan import plan
+from moejax.planning.topology import parse_topology
+
+CPU = parse_topology("cpu:8")
+
+KEYS = {
+  "experiment", "topology", "devices", "mesh", "tokens_per_step", "parameters_total", "parameters_active",
+  "model_flops_per_step", "executed_flops_per_device", "hbm_bytes_per_device", "hbm_limit_bytes", "fits",
+  "step_time_s", "mfu", "breakdown_s", "collectives", "compile_time_s",
+}  # fmt: skip
+"""What scripts may rely on."""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+  """Programs are remembered here."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  return tmp_path
+
+
+@pytest.fixture
+def display():
+  with Display("plan") as shown:
+    yield shown
+
+
+def test_a_plan_has_the_promised_keys_and_adds_up_and_is_remembered(tiny_moe, display):
+  experiment = replace(tiny_moe, mesh=Mesh(data=4, expert=2))
+  found = plan(experiment, CPU, display)
+  assert found.keys() >= KEYS
+  assert found["model_flops_per_step"] == tokens_per_step(experiment) * flops_per_token(experiment.model, 32)
+  assert found["fits"] and found["hbm_bytes_per_device"] < found["hbm_limit_bytes"]
+  assert sum(found["breakdown_s"].values()) == pytest.approx(found["step_time_s"])
+  assert {moved["axis"] for moved in found["collectives"]} >= {"data", "expert"}
+  assert any(moved["kind"] == "all-to-all" and moved["axis"] == "expert" for moved in found["collectives"])
+  again = plan(experiment, CPU, display)
+  assert again["cached"] and not found["cached"]
+  assert again | {"cached": False} == found
+  assert "fits" in verdict(found) and "dearest operations" in plan_html(found)
+
+
+def test_the_flops_of_the_compiled_step_are_those_of_the_model(tiny_dense, display):
+  """Without remat a step computes each product once forwards and twice backwards, scores above the diagonal too."""
+  experiment = replace(tiny_dense, mesh=Mesh(data=8))
+  found = plan(experiment, CPU, display)
+  assert found["executed_flops_per_device"] * 8 == pytest.approx(found["model_flops_per_step"], rel=0.02)
+
+
+@pytest.mark.parametrize(("field", "values"), [("batch", (8, 32)), ("num_layers", (2, 6)), ("num_experts", (4, 16))])
+def test_step_time_and_memory_grow_with_batch_layers_and_experts(tiny_moe, display, field, values):
+  def of(value: int) -> dict:
+    if field == "batch":
+      changed = replace(tiny_moe, training=replace(tiny_moe.training, batch_size=value))
+    elif field == "num_layers":
+      changed = replace(tiny_moe, model=replace(tiny_moe.model, num_layers=value))
+    else:
+      changed = replace(tiny_moe, model=replace(tiny_moe.model, moe=replace(tiny_moe.model.moe, num_experts=value)))
+    return plan(replace(changed, mesh=Mesh(data=2, expert=4)), CPU, display)
+
+  small, large = of(values[0]), of(values[1])
+  assert large["step_time_s"] > small["step_time_s"]
+  assert large["hbm_bytes_per_device"] > small["hbm_bytes_per_device"]
+
+
+def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_try(tiny_dense, display):
+  found = plan(replace(tiny_dense, mesh=Mesh(data=8)), CPU, display)
+  found |= {"hbm_limit_bytes": found["hbm_bytes_per_device"] // 2, "fits": False}
+  assert "too much" in verdict(found)
+  assert hints(replace(tiny_dense, mesh=Mesh(data=8)), CPU, found)[0].startswith("--model.remat products")
+
+
+def test_slices_that_the_replica_axis_does_not_span_are_refused(tiny_dense, display):
+  with pytest.raises(UserError, match=r"mesh\.replica=1 does not span the 2 slices"):
+    plan(replace(tiny_dense, mesh=Mesh(data=8)), parse_topology("cpu:4", slices=2), display)
+
+
+needs_libtpu = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="compiling for TPU needs pip install moejax[tpu]"
+)
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_fuji_7b_on_256_v5p_takes_the_published_step_time(display, monkeypatch):
+  found = plan(EXPERIMENTS["fuji_7b_v1"](), parse_topology("v5p:4x8x8"), display)
+  assert found["fits"]
+  assert found["step_time_s"] == pytest.approx(2.85, rel=0.05)
+  assert found["compile_time_s"] < 300
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_mixtral_exchanges_tokens_over_the_expert_axis_and_gathers_no_expert(display):
+  found = plan(EXPERIMENTS["mixtral_8x7b"](), parse_topology("v5p:4x8x8"), display)
+  of_experts = [moved for moved in found["collectives"] if moved["scope"] in ("dispatch", "combine", "experts")]
+  assert {moved["kind"] for moved in of_experts if "expert" in moved["axis"]} == {"all-to-all"}
+  assert found["step_time_s"] - found["breakdown_s"]["collective_exposed"] < 1.35

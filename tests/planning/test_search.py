@@ -1,0 +1,80 @@
+"""What a search tries, in which order, and what it keeps."""
+
+from dataclasses import replace
+
+import pytest
+
+from experiments import EXPERIMENTS
+from moejax.config import Experiment, Mesh
+from moejax.display import Display
+from moejax.overrides import override
+from moejax.planning.estimate import estimate
+from moejax.planning.search import candidates, difference, frontier, search
+from moejax.planning.topology import parse_topology
+
+V5P = parse_topology("v5p:4x8x8")
+CPU = parse_topology("cpu:8")
+
+
+def listed(name: str) -> Experiment:
+  made = EXPERIMENTS[name]()
+  assert isinstance(made, Experiment)
+  return made
+
+
+def test_candidates_tile_the_topology_and_are_what_their_options_make_of_the_experiment():
+  experiment = listed("moe_6b4_64e")
+  found = list(candidates(experiment, V5P))
+  assert len(found) == len(set(found)) > 100
+  assert {candidate.mesh.size for candidate in found} == {256}
+  assert {candidate.model.moe.dispatch for candidate in found if candidate.model.moe} == {"einsum", "grouped"}
+  einsum = [candidate for candidate in found if candidate.model.moe and candidate.model.moe.dispatch == "einsum"]
+  for candidate in einsum[:: len(einsum) // 7]:
+    words = [word for option in difference(experiment, candidate) for word in option.split()]
+    made = override(experiment, words)
+    assert made.mesh == candidate.mesh and made.training == candidate.training
+    assert dict(made.rules) == dict(candidate.rules) and made.model == candidate.model
+
+
+def test_a_dense_model_has_no_expert_axis():
+  assert {candidate.mesh.expert for candidate in candidates(listed("dense_6b4"), V5P)} == {1}
+
+
+@pytest.mark.parametrize("name", ["dense_6b4", "moe_6b4_64e"])
+def test_keeping_less_takes_longer_and_less_memory(name):
+  experiment = listed(name)
+  policies = ("products", "dots", "attention", "layer_inputs")
+  found = [estimate(replace(experiment, model=replace(experiment.model, remat=remat)), V5P.chip) for remat in policies]
+  assert sorted(found, key=lambda one: one.step_time_s) == found
+  assert sorted(found, key=lambda one: -one.memory_bytes) == found
+
+
+def test_the_formula_is_within_a_third_of_the_compiled_plans_of_the_listed_scales():
+  """GiB and seconds as docs/pods.md has them: the formula ranks what is compiled, so a third is enough."""
+  for name, step_time_s in (("dense_6b4", 2.6), ("moe_6b4_64e", 3.1)):
+    assert estimate(listed(name), V5P.chip).step_time_s == pytest.approx(step_time_s, rel=0.33)
+
+
+def test_one_expert_a_chip_is_estimated_faster_than_gathering_eight():
+  few = replace(listed("moe_6b4_64e"), mesh=Mesh(data=4, expert=64))
+  many = replace(few, mesh=Mesh(replica=4, data=8, expert=8))
+  assert estimate(few, V5P.chip).step_time_s < estimate(many, V5P.chip).step_time_s
+
+
+def test_the_frontier_holds_what_nothing_beats():
+  def found(step_time_s: float, size: int, fits: bool = True) -> dict:
+    return {"step_time_s": step_time_s, "hbm_bytes_per_device": size, "fits": fits}
+
+  plans = [found(1.0, 9), found(2.0, 5), found(2.0, 6), found(3.0, 5), found(4.0, 1), found(0.5, 1, fits=False)]
+  assert frontier(plans) == [plans[0], plans[1], plans[4]]
+
+
+def test_a_search_compiles_what_the_formula_puts_first_and_goes_on_where_it_was(tiny_dense, tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  with Display("search") as display:
+    first = search(tiny_dense, CPU, 2, display)
+    again = search(tiny_dense, CPU, 2, display)
+  assert [found["cached"] for found in first] == [False, False]
+  assert [found["cached"] for found in again] == [True, True]
+  assert first[0]["step_time_s"] <= first[1]["step_time_s"]
+  assert first[0]["options"] != first[1]["options"]

@@ -1,0 +1,48 @@
+"""Names of hardware, and what is said of those that are none."""
+
+import re
+
+import pytest
+
+from moejax.config import Mesh
+from moejax.errors import UserError
+from moejax.planning.topology import check_mesh, parse_topology
+
+
+@pytest.mark.parametrize(
+  ("name", "slices", "chip", "torus", "devices"),
+  [
+    ("v5p:4x8x8", 1, "v5p", (4, 8, 8), 256),
+    ("v6e:16x16", 4, "v6e", (16, 16), 1024),
+    ("tpu7x:4x4x8", 1, "tpu7x", (4, 4, 8), 256),  # two devices a chip
+    ("gpu:h100:8", 2, "h100", (), 16),
+    ("cpu:8", 1, "cpu", (), 8),
+  ],
+)
+def test_a_topology_is_read_from_its_name(name, slices, chip, torus, devices):
+  found = parse_topology(name, slices)
+  assert (found.chip.name, found.torus, found.devices) == (chip, torus, devices)
+
+
+@pytest.mark.parametrize(
+  "name", ["v9:4x4", "v5p", "v5p:256", "v5p:4x8", "h100:8", "gpu:v5p:4", "gpu:h100:2x2", "cpu:0x", ""]
+)
+def test_an_unknown_topology_is_answered_with_the_known(name):
+  with pytest.raises(UserError, match=re.escape("v5p:4x8x8")):
+    parse_topology(name)
+
+
+def test_a_mesh_fills_its_data_axis_with_the_devices_of_the_topology():
+  assert check_mesh(Mesh(expert=8, model=2), parse_topology("v5p:4x8x8")).data == 16
+
+
+@pytest.mark.parametrize(
+  ("mesh", "hint"),
+  [
+    (Mesh(data=16, expert=8), "with the other axes as they are, data 32 does"),
+    (Mesh(expert=3), "an axis must be one of its divisors (divisors: 1, 2, 4, 8, 16, 32, 64, 128, 256)"),
+  ],
+)
+def test_a_mesh_that_does_not_tile_the_topology_is_answered_with_one_that_does(mesh, hint):
+  with pytest.raises(UserError, match=re.escape(hint)):
+    check_mesh(mesh, parse_topology("v5p:4x8x8"))
