@@ -5,9 +5,9 @@
     python tests/benchmarks/utilisation.py --layers 2 --width 256 --batch 2 --accumulation 1   # a small one, anywhere
 
 bfloat16, all steps with their optimizer. The MoE has 32 experts, of which each token takes 8, whose widths add up to
-the dense layer's: equal active parameters, 2.7B in all, whose state takes 44 GB. What counts is the median step, as model
-FLOPs (no recomputation, PaLM's convention) over the rate of a large matrix product measured on the same device between
-the steps. Goals on a GPU: dense 55 %, MoE 45 %. `--trace DIR` leaves a profile for TensorBoard or Perfetto.
+the dense layer's: equal active parameters, 2.7B in all, whose state takes 44 GB. What counts is the median step, as
+model FLOPs (no recomputation, PaLM's convention) over the rate of a large matrix product measured on the same device
+between the steps. Goals on a GPU: dense 55 %, MoE 45 %. `--trace DIR` leaves a profile for TensorBoard or Perfetto.
 """
 
 import argparse
