@@ -19,6 +19,7 @@ from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.huge_pages import restart_with_huge_pages
+from moejax.optional import library
 from moejax.overrides import override, print_field_help
 from moejax.training.run_directory import (
   COMPARISON,
@@ -248,12 +249,9 @@ def import_harness(evaluation: Evaluation) -> ModuleType:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
   # It would fork this process, whose JAX threads a child does not have.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
-  try:
-    from moejax.evaluation import harness
-  except ModuleNotFoundError as error:
-    if error.name != "lm_eval":
-      raise
-    raise UserError("tasks need lm-evaluation-harness, which is not installed; pip install 'moejax[eval]'") from error
+  library("lm_eval", "eval")
+  from moejax.evaluation import harness
+
   return harness
 
 

@@ -269,7 +269,7 @@ def test_tasks_without_the_harness_are_refused_with_what_to_install(run, monkeyp
   monkeypatch.delattr(moejax.evaluation, "harness", raising=False)
   text = ["--data.train", "{tmp}/text.txt", "--evaluation.tasks", "core_en"]
   for words in (["evaluate", "{tmp}/done"], ["train", "{dense}", *RUN, *text], ["compare", "{suite}", *RUN, *text]):
-    assert "which is not installed; pip install 'moejax[eval]'" in refused(run(*words))
+    assert refused(run(*words)) == "moejax: lm_eval is not installed; `pip install moejax[eval]`\n"
 
 
 def test_a_trained_model_is_evaluated_as_it_is(run, tmp_path, tiny_dense):
