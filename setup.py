@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "moejax" / "__init__.py").read_text())
 
+# Tokenizers and file formats that tests can afford; seqio and TFDS bring TensorFlow.
+LIGHT_DATA = ["fsspec>=2026.1", "pyarrow>=21", "sentencepiece>=0.2", "tiktoken>=0.9", "tokenizers>=0.22"]
+
 setup(
   name="moejax",
   version=VERSION.group(1) if VERSION else "0",
@@ -23,6 +26,7 @@ setup(
     "optax>=0.2.8",
     "orbax-checkpoint>=0.12.8",
     "grain>=0.2.18",
+    "array_record>=0.8",
     "matplotlib>=3.10",
     "numpy>=2.1",
     "rich>=14.0",
@@ -30,7 +34,17 @@ setup(
     "tyro>=1.0",
   ],
   extras_require={
-    "test": ["chex>=0.1.91", "pytest>=8.3", "pytest-xdist>=3.6", "ruff>=0.12", "mypy>=1.16", "pre-commit>=4"],
+    "test": [
+      "chex>=0.1.91",
+      "pytest>=8.3",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
+      "mypy>=1.16",
+      "pre-commit>=4",
+      *LIGHT_DATA,
+    ],
+    "data": [*LIGHT_DATA, "seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"],
+    "eval": ["lm-eval>=0.4.13"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
   },

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from experiments.books_mini import books_mini, books_mini_dense
 from experiments.ds_moe import (
   ds_dense_1b,
   ds_dense_3b,
@@ -30,6 +31,8 @@ from moejax.config import Experiment, Suite
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "quickstart": quickstart,
+  "books_mini": books_mini,
+  "books_mini_dense": books_mini_dense,
   "quick_small": quick_small,
   "quick_large": quick_large,
   "dense_6b4": dense_6b4,

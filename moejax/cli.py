@@ -7,19 +7,27 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 import moejax
 from moejax import describe, lookup
-from moejax.config.experiment import Experiment, Pair
+from moejax.config.experiment import Evaluation, Experiment, Pair
 from moejax.config.parameters import steps
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.huge_pages import restart_with_huge_pages
 from moejax.overrides import override, print_field_help
-from moejax.training.run_directory import COMPARISON, RUN, check_json, run_configuration
+from moejax.training.run_directory import (
+  COMPARISON,
+  RUN,
+  check_json,
+  check_only_operational,
+  read_experiment,
+  run_configuration,
+)
 
 USERS_MISTAKE = 2
 DOES_NOT_FIT = 3
@@ -34,6 +42,7 @@ examples:
   moejax show quick_small_8e                             parameters, FLOPs, budget and every field
   moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
   moejax train mine.py:my_experiment --workdir /tmp/mine an experiment of your own
+  moejax evaluate /tmp/small --tasks core_en --limit 100 benchmarks of lm-evaluation-harness
   moejax plan dense_6b4 --topology v5p:4x8x8             step time and memory on 256 chips, without them
 
 Every field is set by its dotted path; `moejax train NAME --help` lists them with what they mean.
@@ -94,6 +103,26 @@ def _parser() -> argparse.ArgumentParser:
   )
   compare.add_argument("name", nargs="?", metavar="SUITE", help="a listed suite, or path/to/file.py:function")
   compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where runs, numbers and the report go")
+  evaluate = verb("evaluate", _evaluate, "Ask a trained run the benchmarks of lm-evaluation-harness; goes on too.")
+  evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="the --workdir of a run")
+  evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="suites (core_en) and tasks; else what the run says")
+  evaluate.add_argument("--limit", type=int, metavar="N", help="the first N examples of each task")
+  evaluate.add_argument("--data", type=pathlib.Path, metavar="DIR", help="the tasks' data as DIR/TASK/SPLIT.jsonl")
+  evaluate.add_argument("--few-shot", type=int, metavar="N", help="examples in each prompt; else as task and suite say")
+  data = verb("data", _data, "Tokenise text once into shards that any number of runs and hosts read; goes on too.")
+  data.add_argument("action", nargs="?", choices=("pack",), help="pack: text into a folder for data.train")
+  _add_text(data)
+  data.add_argument("--tokenizer", default="bytes", metavar="NAME", help="as data.tokenizer; bytes by default")
+  data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="the folder that is written")
+  data.add_argument("--keep", choices=("all", "train", "validation"), default="all", help="one side of the hash split")
+  data.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="as data.validation_fraction")
+  data.add_argument("--processes", type=int, metavar="N", help="that tokenise; one for each core by default")
+  data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens in a shard")
+  tokenizer = verb("tokenizer", _tokenizer, "Train a byte-level BPE tokenizer on text.")
+  tokenizer.add_argument("action", nargs="?", choices=("train",), help="train: write a tokenizer.json")
+  _add_text(tokenizer)
+  tokenizer.add_argument("--vocab-size", type=int, default=32_768, metavar="N", help="ids, specials included")
+  tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the .json file that is written")
   plan = verb("plan", _plan, "Predict step time and memory of an experiment on a pod that need not be there.")
   plan.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
   _add_topology(plan)
@@ -110,6 +139,11 @@ def _parser() -> argparse.ArgumentParser:
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
+
+
+def _add_text(verb: argparse.ArgumentParser) -> None:
+  verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text, as in data.train")
+  verb.add_argument("--text-field", default="text", metavar="NAME", help="as data.text_field")
 
 
 def _add_topology(parser: argparse.ArgumentParser) -> None:
@@ -145,10 +179,11 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   check_data(experiment)
   check_json(directory, RUN, run_configuration(experiment, steps(experiment)))
   restart_with_huge_pages()
+  ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   from moejax.evaluation.run import train_and_evaluate
 
   with Display(f"train {experiment.name}") as display:
-    summary = train_and_evaluate(experiment, directory, display)
+    summary = train_and_evaluate(experiment, directory, display, ask)
   Console().print(describe.summary_page(summary))
   return 0
 
@@ -162,14 +197,126 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
     check_data(member)
   check_json(directory, COMPARISON, dataclasses.asdict(suite))
   restart_with_huge_pages()
+  evaluation = suite.members[0].evaluation
+  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
   from moejax.comparison.run import compare
   from moejax.comparison.table import terminal_table
 
   with Display(f"compare {suite.name}") as display:
-    comparison = compare(suite, directory, display)
+    comparison = compare(suite, directory, display, ask)
   console = Console()
   console.print(terminal_table(comparison))
   console.print(comparison["finding"], highlight=False, markup=False)
+  return 0
+
+
+def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  directory = _required(known, "run", "RUN")
+  there = read_experiment(directory)
+  experiment = override(there, overrides)
+  check_only_operational(there, experiment)
+  given = {
+    "tasks": known.tasks and tuple(known.tasks),
+    "task_limit": known.limit,
+    "task_data": known.data and str(known.data),
+  }
+  given = {name: value for name, value in given.items() if value is not None}
+  evaluation = dataclasses.replace(experiment.evaluation, **given)
+  restart_with_huge_pages()
+  harness = import_harness(evaluation)
+  from moejax.evaluation.tasks import benchmarks, headlines
+
+  request = harness.make_request(evaluation, known.few_shot)
+  with Display(f"evaluate {experiment.name}") as display:
+    results = harness.evaluate_run(directory, experiment, request, display)
+  Console().print(describe.scores_page(headlines(results, benchmarks(request.tasks)), results))
+  return 0
+
+
+def import_harness(evaluation: Evaluation) -> ModuleType:
+  """moejax.evaluation.harness, told to leave progress to us, and to fetch nothing where the tasks' data is at hand.
+
+  Raises:
+    UserError: lm-evaluation-harness is not installed.
+  """
+  # Read when they are imported, which others do too: so this comes before any other import of a verb.
+  os.environ.setdefault("TQDM_DISABLE", "1")
+  os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+  if evaluation.task_data is not None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+  # It would fork this process, whose JAX threads a child does not have.
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")
+  try:
+    from moejax.evaluation import harness
+  except ModuleNotFoundError as error:
+    if error.name != "lm_eval":
+      raise
+    raise UserError("tasks need lm-evaluation-harness, which is not installed; pip install 'moejax[eval]'") from error
+  return harness
+
+
+def _data(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  _required(known, "action", "pack")
+  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out DIR")
+  from moejax.data.pack import pack
+  from moejax.data.tokenizers import padded_vocab_size
+
+  with Display(f"pack {out}") as display:
+    manifest = pack(
+      sources,
+      known.tokenizer,
+      out,
+      text_field=known.text_field,
+      keep=known.keep,
+      validation_fraction=known.validation_fraction,
+      processes=known.processes,
+      shard_tokens=known.shard_tokens,
+      progress=_shown(display, "text: reading and tokenising"),
+    )
+  print(
+    f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['text_bytes']:,} bytes of "
+    f"text in {len(manifest['shards'])} shards; --model.vocab-size {padded_vocab_size(manifest['vocab_size'])} fits"
+  )
+  return 0
+
+
+def _shown(display: Display, stage: str) -> Callable[[str, float], None]:
+  """Shows progress from its first call on, so that what is refused before is one line."""
+  begun = False
+
+  def show(what: str, done: float) -> None:
+    nonlocal begun
+    if not begun:
+      begun = True
+      display.stage(stage, total=1.0)
+    display.advance(done, what)
+
+  return show
+
+
+def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  _required(known, "action", "train")
+  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out FILE")
+  from moejax.data.tokenizer_training import train_tokenizer
+  from moejax.data.tokenizers import padded_vocab_size
+
+  with Display(f"tokenizer {out}") as display:
+    size = train_tokenizer(
+      sources,
+      known.vocab_size,
+      out,
+      text_field=known.text_field,
+      progress=_shown(display, "text: reading"),
+    )
+  print(f"{out}: {size:,} ids; --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
   return 0
 
 
@@ -243,9 +390,11 @@ def _topology(known: argparse.Namespace) -> Any:
 
 
 def check_data(experiment: Experiment) -> None:
-  """Raises UserError where the experiment's text is missing, empty or of no known kind."""
+  """Raises UserError where the experiment's text or tokenizer is missing, empty or of no known kind."""
   from moejax.data.sources import check_sources
+  from moejax.data.tokenizers import make_tokenizer
 
+  make_tokenizer(experiment.data.tokenizer)
   check_sources(experiment.data)
 
 

@@ -101,6 +101,22 @@ def summary_page(summary: Mapping[str, Any]) -> RenderableType:
   return table
 
 
+def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
+  """The headline of each benchmark, `Score` by name, and what the harness's results say of how it was asked."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+  for head in ("benchmark", "metric"):
+    table.add_column(head, overflow="fold")
+  for head in ("score", "examples", "shots"):
+    table.add_column(head, justify="right", no_wrap=True)
+  for name, score in scores.items():
+    tasks = _subtasks(name, results["group_subtasks"])
+    examples = sum(results["n-samples"][task]["effective"] for task in tasks)
+    stderr = "" if score.stderr is None else f" ± {score.stderr:.4f}"
+    shots = ", ".join(str(n) for n in sorted({results["n-shot"][task] for task in tasks}))
+    table.add_row(Text(name), Text(score.metric), f"{score.value:.4f}{stderr}", f"{examples:,}", shots)
+  return table
+
+
 def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:
   """One line for each experiment and suite."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -116,6 +132,12 @@ def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType
       kind = "moe" if value.model.moe else "dense"
       table.add_row(name, kind, f"{_short(parameters.total)} / {_short(parameters.active)}", summary)
   return table
+
+
+def _subtasks(name: str, groups: Mapping[str, list[str]]) -> list[str]:
+  """The tasks of a group and of the groups in it; a task's own name."""
+  children = groups.get(name) or []
+  return [task for child in children for task in _subtasks(child, groups)] if children else [name]
 
 
 def _tree(experiment: Experiment) -> Text:

@@ -14,18 +14,22 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A file imports from its own floor and from floors below it. Each stands as low as its imports allow.
 FLOORS = (
-  ("moejax", "moejax.errors", "moejax.config", "moejax.display", "moejax.huge_pages"),
+  ("moejax", "moejax.errors", "moejax.config", "moejax.display", "moejax.huge_pages", "moejax.optional"),
   ("experiments",),
   ("moejax.partitioning", "moejax.overrides", "moejax.lookup", "moejax.describe"),
   ("moejax.kernels",),
   ("moejax.models",),
-  ("moejax.data",),
+  ("moejax.data", "moejax.interop"),
   ("moejax.training",),
+  ("moejax.inference",),
   ("moejax.evaluation", "moejax.planning"),
   ("moejax.comparison",),
   ("moejax.cli", "launch"),
 )
 FLOOR_OF = {name: i + 1 for i, names in enumerate(FLOORS) for name in names}
+
+BEHIND_A_COMMAND = {name: {"lm_eval"} for name in ("moejax.evaluation.harness", "moejax.evaluation.task_data")}
+"""Files that subclass or call a library of an extra, and so import it at their top."""
 
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 """What takes seconds to import."""
@@ -152,6 +156,30 @@ def test_experiments_import_only_the_configuration(path):
 def test_the_input_pipeline_never_reaches_jax(path):
   found = reached(module(path)) & (ACCELERATED - {"grain"})
   assert not found
+
+
+@each(below("moejax.data"))
+def test_the_input_pipeline_asks_for_no_accelerated_library(path):
+  calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+  arguments = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "library"]
+  asked = {ast.literal_eval(argument).partition(".")[0] for argument in arguments}
+  assert not asked & ACCELERATED
+
+
+@each(OURS)
+def test_a_file_imports_only_what_every_installation_has(path):
+  """Libraries of extras are asked for through moejax.optional, or by files that a command imports when needed."""
+  calls = [node for node in ast.walk(tree(ROOT / "setup.py")) if isinstance(node, ast.Call)]
+  (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
+  (required,) = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "install_requires"]
+  installed = {re.split(r"[-<>=]", requirement)[0] for requirement in required}
+  others = {name for name in imported(path) if not is_ours(name)} - sys.stdlib_module_names - {"jaxlib"}
+  assert others - BEHIND_A_COMMAND.get(module(path), set()) <= installed
+
+
+def test_what_needs_an_extra_is_imported_by_the_commands_alone():
+  found = {module(path) for path in OURS if set(BEHIND_A_COMMAND) & imported(path)}
+  assert found <= {"moejax.cli", *BEHIND_A_COMMAND}
 
 
 def test_the_commands_import_nothing_slow_before_they_need_it():

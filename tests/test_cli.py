@@ -104,7 +104,31 @@ MISTAKES = {
   "experiment to compare": (["compare", "{dense}", *RUN], ["is one experiment", "moejax train", "quickstart"]),
   "word without an option": (["show", "{dense}", "and"], ["unexpected argument 'and'", "--model.num-layers 4"]),
   "field of the list": (["list", "--model.num-layers", "4"], ["unexpected --model.num-layers 4", "no fields"]),
+  "tokenizer of no kind": (["train", "{dense}", *RUN, "--data.tokenizer", "gpt2"], ["data.tokenizer='gpt2'", ".json"]),
+  "tokenizer that is not there": (
+    ["train", "{dense}", *RUN, "--data.tokenizer", "{tmp}/gone.model"],
+    ["data.tokenizer='{tmp}/gone.model' cannot be read"],
+  ),
+  "weights for other sources": (
+    ["train", "{dense}", *RUN, "--data.weights", "0.5", "0.5"],
+    ["data.weights has 2 numbers for the 1 entries of data.train"],
+  ),
+  "nothing to do with data": (["data"], ["data needs pack", "`moejax data --help`"]),
+  "no text to pack": (["data", "pack", "--out", "{tmp}/packed"], ["data needs --source SOURCE"]),
+  "missing text to pack": (
+    ["data", "pack", "--source", "{tmp}/gone.txt", "--out", "{tmp}/packed"],
+    ["'{tmp}/gone.txt' does not exist"],
+  ),
+  "nowhere to pack to": (["data", "pack", "--source", "{tmp}/text.txt"], ["data needs --out DIR"]),
+  "no text to train a tokenizer on": (["tokenizer", "train", "--out", "{tmp}/a.json"], ["tokenizer needs --source"]),
+  "tokenizer of another suffix": (
+    ["tokenizer", "train", "--source", "{tmp}/text.txt", "--out", "{tmp}/a.model"],
+    ["{tmp}/a.model does not end in .json"],
+  ),
   "report of nothing": (["report", "{tmp}"], ["{tmp}/comparison.json does not exist", "moejax compare"]),
+  "evaluation of nothing": (["evaluate", "{tmp}"], ["{tmp}/experiment.json does not exist", "moejax train"]),
+  "no run to evaluate": (["evaluate"], ["evaluate needs RUN"]),
+  "limit that is no number": (["evaluate", "{tmp}", "--limit", "many"], ["--limit: invalid int value: 'many'"]),
   "no directory to report": (["report"], ["report needs DIR"]),
   "work directory is a file": (
     ["train", "{dense}", "--workdir", "{tmp}/text.txt"],
@@ -236,6 +260,25 @@ def test_more_devices_than_there_are_is_refused_before_anything_compiles(run, mo
   )
 
 
+def test_tasks_without_the_harness_are_refused_with_what_to_install(run, monkeypatch, tmp_path, tiny_dense):
+  import moejax.evaluation
+
+  claim(tmp_path / "done", tiny_dense, 2)
+  monkeypatch.setitem(sys.modules, "lm_eval", None)
+  monkeypatch.delitem(sys.modules, "moejax.evaluation.harness", raising=False)
+  monkeypatch.delattr(moejax.evaluation, "harness", raising=False)
+  text = ["--data.train", "{tmp}/text.txt", "--evaluation.tasks", "core_en"]
+  for words in (["evaluate", "{tmp}/done"], ["train", "{dense}", *RUN, *text], ["compare", "{suite}", *RUN, *text]):
+    assert "which is not installed; pip install 'moejax[eval]'" in refused(run(*words))
+
+
+def test_a_trained_model_is_evaluated_as_it_is(run, tmp_path, tiny_dense):
+  claim(tmp_path / "done", tiny_dense, 2)
+  line = refused(run("evaluate", "{tmp}/done", "--model.d-ff", "48", "--mesh.data", "2"))
+  assert "model.d_ff is 24 there and 48 here; only mesh, rules" in line
+  assert "evaluation.task_limit=0 must be above 0" in refused(run("evaluate", "{tmp}/done", "--limit", "0"))
+
+
 def test_the_version(run):
   assert run("--version") == (0, f"moejax {moejax.__version__}\n", "")
 
@@ -243,8 +286,8 @@ def test_the_version(run):
 def test_help_names_every_command_and_gives_examples(run):
   code, out, err = run("--help")
   assert (code, err) == (0, "")
-  for command in ("list", "show", "train", "compare", "report"):
-    assert f"\n    {command} " in out
+  for command in ("list", "show", "train", "compare", "evaluate", "data", "tokenizer", "report"):
+    assert command in [line.split()[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "]
   examples = [line.split() for line in out.splitlines() if line.startswith("  moejax ")]
   assert {words[1] for words in examples} >= {"compare", "show", "train"}
   assert "dotted path" in out and "goes on where it was" in out
@@ -254,14 +297,14 @@ def test_the_examples_of_the_help_are_valid(run):
   """Every example names something that exists and fields that it has."""
   _, out, _ = run("--help")
   for line in out.splitlines():
-    if line.startswith("  moejax ") and ".py:" not in line:
+    if line.startswith("  moejax ") and ".py:" not in line and "evaluate" not in line:
       words = line.partition("    ")[0].split()[1:]
       places = {"--workdir", "--topology"}
       without_directory = [word for i, word in enumerate(words) if not places & {*words[max(0, i - 1) : i + 1]}]
       assert run("show", *without_directory[1:])[0] == 0, line
 
 
-@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "report"])
+@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "evaluate", "data", "tokenizer", "report"])
 def test_the_help_of_a_command_says_what_it_does_and_takes(run, command):
   code, out, err = run(command, "--help")
   assert (code, err) == (0, "")
@@ -337,7 +380,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
 ):
   seen = []
 
-  def train(experiment, directory, display):
+  def train(experiment, directory, display, ask):
     seen.append((experiment.name, experiment.training.steps, directory))
     return {"name": "[brackets]", "held_out/bits_per_byte": 2.3456789, "tokens": 1234567, "provenance": {"git": "abc"}}
 
@@ -357,7 +400,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
   ids=["not finite", "interrupted", "interrupted and saved"],
 )
 def test_what_stops_a_run_is_one_line_with_exit_code_1(run, train_instead, error, line):
-  def train(experiment, directory, display):
+  def train(experiment, directory, display, ask):
     raise error
 
   train_instead(train)
@@ -366,7 +409,7 @@ def test_what_stops_a_run_is_one_line_with_exit_code_1(run, train_instead, error
 
 
 def test_a_bug_of_ours_keeps_its_traceback(places, train_instead, monkeypatch):
-  def train(experiment, directory, display):
+  def train(experiment, directory, display, ask):
     raise ValueError("shapes do not match")
 
   train_instead(train)
@@ -382,6 +425,28 @@ def test_a_reader_that_goes_away_leaves_no_traceback():
   writer.stdout.close()
   assert writer.stderr.read() == b""
   assert writer.wait() == 1
+
+
+def test_a_tokenizer_is_trained_text_is_packed_with_it_and_an_experiment_trains_on_that(run, tmp_path, monkeypatch):
+  pytest.importorskip("tokenizers", reason="of the extra `data`")
+  monkeypatch.chdir(tmp_path)
+  sources = ["{tmp}/text.txt", str(MINE)]
+  code, out, _ = run("tokenizer", "train", "--source", *sources, "--vocab-size", "263", "--out", "a.json")
+  assert (code, out) == (0, "a.json: 263 ids; --data.tokenizer a.json --model.vocab-size 384\n")
+  for source, packed in zip(sources, ("train", "validation"), strict=True):
+    pack = ("data", "pack", "--source", source, "--tokenizer", "a.json", "--out", packed, "--processes", "1")
+    code, out, _ = run(*pack)
+    assert code == 0 and out.startswith(f"{packed}: 1 documents, "), out
+    assert out.endswith("in 1 shards; --model.vocab-size 384 fits\n")
+    assert run(*pack)[:2] == (0, out)
+  data = ["--data.train", "train", "text.txt", "--data.weights", "3", "1", "--data.validation", "validation"]
+  fields = [*data, "--data.tokenizer", "a.json", "--data.packing", "best_fit", "--training.steps", "2"]
+  command = [sys.executable, "-m", "moejax.cli", "train", NAMES["dense"], "--workdir", "run", *fields]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert [0.5 < record["fill_rate"] <= 1.0 for record in records if "loss" in record] == [True, True]
+  assert json.loads((tmp_path / "run" / "summary.json").read_text())["held_out/documents"] == 1
 
 
 def test_plan_prints_and_writes_and_says_by_its_exit_code_whether_it_fits(run, tmp_path, monkeypatch):

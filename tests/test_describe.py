@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 
 from moejax.config import Budget
-from moejax.describe import experiment_page, facts, list_page, suite_facts, suite_page
+from moejax.describe import experiment_page, facts, list_page, scores_page, suite_facts, suite_page
+from moejax.evaluation.tasks import Score
 from moejax.overrides import override
 
 
@@ -125,3 +126,15 @@ def test_the_list_has_a_line_for_each_with_kind_and_size(tiny_dense, tiny_moe, t
 def test_counts_have_three_digits_and_a_unit(tiny_dense, vocab_size, short):
   model = replace(tiny_dense.model, vocab_size=vocab_size)
   assert f"dense dense {short} / {short}" in words(list_page([("dense", replace(tiny_dense, model=model), "")]))
+
+
+def test_a_page_of_scores_says_how_each_benchmark_was_asked_a_group_as_the_sum_of_its_tasks():
+  scores = {"sciq": Score(0.25, 0.0125, "acc,none"), "group": Score(31.5, None, "word_perplexity,none")}
+  results = {
+    "group_subtasks": {"sciq": [], "group": ["inner", "c"], "inner": ["a", "b"]},
+    "n-samples": {"sciq": {"effective": 1000}, **{name: {"effective": 7} for name in "abc"}},
+    "n-shot": {"sciq": 0, "a": 5, "b": 5, "c": 5},
+  }
+  lines = words(scores_page(scores, results))
+  assert "sciq acc,none 0.2500 ± 0.0125 1,000 0" in lines
+  assert "group word_perplexity,none 31.5000 21 5" in lines

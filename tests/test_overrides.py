@@ -36,6 +36,8 @@ def at(value, path: str):
     (["--data.train", "a.txt", "b"], "data.train", ("a.txt", "b")),
     (["--data.train", "-"], "data.train", ("-",)),
     (["--data.validation"], "data.validation", ()),
+    (["--data.packing", "best_fit"], "data.packing", "best_fit"),
+    (["--data.tokenizer", "a.model"], "data.tokenizer", "a.model"),
     (["--mesh.data", "2"], "mesh.data", 2),
     (["--name", "mine"], "name", "mine"),
     (["--training.losses.z", "0.1"], "training.losses.z", 0.1),

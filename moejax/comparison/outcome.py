@@ -78,6 +78,7 @@ def _member(
     "steps": allotment.steps,
     "tokens": allotment.tokens,
     **{name: summary.get(f"held_out/{name}") for name in RESULTS},
+    **{name: value for name, value in summary.items() if name.startswith("tasks/")},
     "seed": experiment.training.seed,
     "train_time_s": summary.get("train_time_s"),
     "compile_time_s": timing.compile_time_s,

@@ -9,6 +9,7 @@ from moejax.comparison.markup import Markup, element, join
 from moejax.comparison.page_style import CSS, SORT
 from moejax.comparison.palette import member_colours
 from moejax.comparison.plots.drawing import Plot
+from moejax.comparison.plots.speed_accuracy import task_measures
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 CLEAR = 2.0
@@ -22,6 +23,7 @@ def page(
   losses: Sequence[Plot],
   loads: Mapping[str, Plot],
   routers: Mapping[str, Plot],
+  benchmarks: Sequence[Plot],
 ) -> str:
   """The whole document."""
   title = f"{comparison['suite']}: dense against mixture-of-experts at equal step time"
@@ -40,6 +42,7 @@ def page(
     _section("Pairs", _pairs(comparison, colours)),
     _section("Speed and accuracy", _figures(speed, "No member has both a step time and a result yet.")),
     _section("Members", _members(comparison, colours)),
+    _section("Benchmarks", _benchmarks(comparison, colours, benchmarks)) if benchmarks else None,
     _section("Training loss", _figures(losses, "No member has logged a loss and a step time yet.")),
     _section("Expert load", _loads(comparison, metrics, loads)),
     _section("Routing", _routing(metrics, routers)),
@@ -150,6 +153,19 @@ def _members(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Marku
     page_tables.members_table(comparison, colours),
     element("p", note, class_="note"),
     element("details", element("summary", "Every number, unrounded"), page_tables.numbers_table(comparison)),
+  )
+
+
+def _benchmarks(comparison: Mapping[str, Any], colours: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
+  measures = task_measures(comparison)
+  note = (
+    "Asked by lm-evaluation-harness, ± its standard error; the average is of accuracies, each benchmark counting once. "
+    "How each was asked stands in the results.json of a run."
+  )
+  return join(
+    page_tables.benchmarks_table(comparison, colours, measures),
+    element("p", note, class_="note"),
+    _figures(plots, ""),
   )
 
 

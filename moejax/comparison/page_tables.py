@@ -1,11 +1,12 @@
 """The report's tables: members and baselines, router health, provenance, all numbers."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moejax.comparison import curves, quantities
 from moejax.comparison.markup import Markup, element, join
+from moejax.comparison.plots.speed_accuracy import Measure
 from moejax.comparison.quantities import MISSING, Number
 from moejax.comparison.record import equal_names, known
 
@@ -24,6 +25,30 @@ def members_table(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> 
   baselines = element("tbody", *_baseline_rows(comparison["baselines"]), class_="baselines")
   table = element("table", head, body, baselines, class_="members narrow sortable")
   return _scroll("Members and baselines", table)
+
+
+def benchmarks_table(comparison: Mapping[str, Any], colours: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
+  """A row for each member and a column for each benchmark, their average last."""
+  equal = equal_names(comparison)
+  heads = ("Member", *(measure.label.partition(" (axis")[0] for measure in measures))
+  rows = [
+    element(
+      "tr",
+      _name(member, colours[member["name"]], role(member, equal)),
+      *(_score(member, measure) for measure in measures),
+    )
+    for member in comparison["members"]
+  ]
+  head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
+  return _scroll("Benchmarks", element("table", head, element("tbody", *rows), class_="members narrow sortable"))
+
+
+def _score(member: Mapping[str, Any], measure: Measure) -> Markup:
+  value, stderr = member.get(measure.key), member.get(f"{measure.key}_stderr")
+  in_percent = measure.scale != 1.0
+  return _number(
+    value, quantities.estimate(value, stderr, scale=measure.scale) if in_percent else quantities.count(value)
+  )
 
 
 def shape(member: Mapping[str, Any]) -> str:
@@ -103,17 +128,13 @@ def numbers_table(comparison: Mapping[str, Any]) -> Markup:
 
 
 def _member_row(member: Mapping[str, Any], colour: str, part: str) -> Markup:
-  hollow = " hollow" if not member["matched"] else ""
-  swatch = element("span", class_=f"swatch{hollow}", style=f"background:{colour};border-color:{colour}")
-  words = "; ".join(text for text in (part, shape(member)) if text)
-  name = element("th", swatch, member["name"], element("small", words), scope="row")
   step_time: Markup = join(quantities.duration(member["step_time_s"]))
   if known(member["step_time_s"]) and known(member["step_time_spread"]):
     step_time = join(step_time, element("span", f"± {quantities.percent(member['step_time_spread'])}", class_="under"))
   mfu = "unknown peak" if member["mfu"] is None else quantities.percent(member["mfu"])
   return element(
     "tr",
-    name,
+    _name(member, colour, "; ".join(text for text in (part, shape(member)) if text)),
     _number(member["parameters_total"], quantities.count(member["parameters_total"])),
     _number(member["parameters_active"], quantities.count(member["parameters_active"])),
     _number(member["step_time_s"], step_time),
@@ -129,6 +150,12 @@ def _member_row(member: Mapping[str, Any], colour: str, part: str) -> Markup:
     _number(member["bits_per_byte"], quantities.estimate(member["bits_per_byte"], member["bits_per_byte_stderr"])),
     _number(member["accuracy"], quantities.estimate(member["accuracy"], member["accuracy_stderr"], scale=100.0)),
   )
+
+
+def _name(member: Mapping[str, Any], colour: str, words: str) -> Markup:
+  hollow = " hollow" if not member["matched"] else ""
+  swatch = element("span", class_=f"swatch{hollow}", style=f"background:{colour};border-color:{colour}")
+  return element("th", swatch, member["name"], element("small", words), scope="row")
 
 
 def _baseline_rows(baselines: Mapping[str, Any]) -> Iterator[Markup]:

@@ -17,6 +17,8 @@ MEMBER_NUMBERS = (
   "bits_per_byte_stderr", "accuracy", "accuracy_stderr", "seed", "train_time_s", "compile_time_s", "num_layers",
   "d_model", "num_experts", "experts_per_token", "capacity_factor", "sparse_every",
 )  # fmt: skip
+TASKS = "tasks/"
+"""What the keys of benchmark scores begin with."""
 PAIR_NUMBERS = (
   "step_time_ratio", "bits_per_byte_difference", "bits_per_byte_difference_stderr", "accuracy_difference",
   "accuracy_difference_stderr",
@@ -122,8 +124,15 @@ def dense_names(comparison: Mapping[str, Any]) -> list[str]:
   return list(dict.fromkeys(member["pair"] for member in comparison["members"]))
 
 
+def task_keys(comparison: Mapping[str, Any]) -> list[str]:
+  """Keys of the members' benchmark scores, as in tasks/arc_easy/acc, in the order of the file."""
+  keys = dict.fromkeys(key for member in comparison["members"] for key in member)
+  return [key for key in keys if key.startswith(TASKS) and not key.endswith("_stderr")]
+
+
 def _member(member: Any, source: str) -> dict[str, Any]:
-  member = _numbers(_keys(member, source, ("name", "kind", "pair")), source, MEMBER_NUMBERS)
+  member = _keys(member, source, ("name", "kind", "pair"))
+  member = _numbers(member, source, (*MEMBER_NUMBERS, *(key for key in member if key.startswith(TASKS))))
   _texts(member, source, "name", "pair")
   if member["kind"] not in KINDS:
     raise UserError(f"{source}: kind={member['kind']!r} is not one of {', '.join(KINDS)}; {AGAIN}")

@@ -8,7 +8,7 @@ from moejax.comparison.page import page
 from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
-from moejax.comparison.plots.speed_accuracy import speed_accuracy
+from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
 
 
 def write_report(directory: Path) -> Path:
@@ -24,14 +24,16 @@ def write_report(directory: Path) -> Path:
   names = [member["name"] for member in comparison["members"]]
   metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
   speed = speed_accuracy(comparison)
+  benchmarks = speed_accuracy(comparison, task_measures(comparison))
   losses = loss_curves(comparison, metrics)
   loads, routers = expert_load(comparison, metrics), routing(comparison, metrics)
   report = directory / "report"
   report.mkdir(exist_ok=True)
-  for plot in (*speed, *losses, *loads.values(), *routers.values()):
+  for plot in (*speed, *benchmarks, *losses, *loads.values(), *routers.values()):
     _write(report / f"{plot.name}.png", plot.png)
   # The page last: whoever finds it finds its pictures.
-  return _write(report / "index.html", page(comparison, metrics, speed, losses, loads, routers).encode())
+  html = page(comparison, metrics, speed, losses, loads, routers, benchmarks)
+  return _write(report / "index.html", html.encode())
 
 
 def _write(path: Path, content: bytes) -> Path:

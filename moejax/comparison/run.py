@@ -1,6 +1,7 @@
 """The comparison itself: measure, match, allot, train, evaluate, report; whatever is done is not done again."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import time
@@ -18,7 +19,7 @@ from moejax.data.baselines import ngram_baselines
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import HeldOut
-from moejax.evaluation.run import make_evaluator
+from moejax.evaluation.run import MakeEvaluator, make_evaluators
 from moejax.training.loop import Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, on_devices, prepare
@@ -30,13 +31,16 @@ EVALUATION_S = 5.0
 """First guess of the seconds that compiling and running one evaluation takes; the first one corrects it."""
 
 
-def compare(suite: Suite, directory: pathlib.Path, display: Display) -> dict[str, Any]:
+def compare(
+  suite: Suite, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None = None
+) -> dict[str, Any]:
   """Runs a suite to its report, from wherever an earlier run of it stopped, and returns comparison.json's content.
 
   Args:
     suite: what is compared.
     directory: where everything of it lies.
     display: shows what runs.
+    ask: makes what asks the suite's benchmarks; None where it has none.
 
   Raises:
     UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
@@ -47,7 +51,7 @@ def compare(suite: Suite, directory: pathlib.Path, display: Display) -> dict[str
   claim_json(directory, COMPARISON, dataclasses.asdict(suite))
   for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
     display.note(f"caution: {name}: {caution}")
-  comparison = _Comparison(suite, directory, display)
+  comparison = _Comparison(suite, directory, display, ask)
   comparison.build_corpus()
   comparison.measure()
   for allotment in comparison.allotments:
@@ -67,8 +71,8 @@ class _Comparison:
   matches: list[Match]
   allotments: list[Allotment]
 
-  def __init__(self, suite: Suite, directory: pathlib.Path, display: Display):
-    self.suite, self.directory, self.display = suite, directory, display
+  def __init__(self, suite: Suite, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None):
+    self.suite, self.directory, self.display, self.ask = suite, directory, display, ask
     self.experiments = {experiment.name: experiment for experiment in suite.members}
     self._prepared: dict[str, Prepared] = {}
     self._evaluation_s = EVALUATION_S
@@ -114,12 +118,14 @@ class _Comparison:
       self.display.advance(record["step"], training_facts(record["loss"], record["tokens_per_s"]))
       self._show_left(allotment, record["step"])
 
-    score = make_evaluator(prepared.definition, self.corpus, run_directory, self.display)
+    evaluators = make_evaluators(prepared.definition, self.corpus, run_directory, self.display, self.ask)
+    evaluation_s = dict.fromkeys(evaluators, 0.0)
 
-    def timed_score(state: State) -> Mapping[str, float]:
+    def timed(name: str, state: State) -> Mapping[str, float]:
       begin = time.perf_counter()
-      scores = score(state)
-      self._evaluation_s = time.perf_counter() - begin
+      scores = evaluators[name](state)
+      evaluation_s[name] = time.perf_counter() - begin
+      self._evaluation_s = sum(evaluation_s.values())
       return scores
 
     train(
@@ -129,7 +135,7 @@ class _Comparison:
         batches=prepared.batches,
         steps=allotment.steps,
         directory=run_directory,
-        evaluators={"held_out": timed_score},
+        evaluators={name: functools.partial(timed, name) for name in evaluators},
         observe=observe,
         warn=lambda text: self.display.note(f"warning: {allotment.name}: {text}"),
       )

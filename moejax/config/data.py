@@ -6,10 +6,16 @@ from typing import Literal, get_args
 from moejax.config import checks
 from moejax.errors import UserError
 
-Tokenizer = Literal["bytes"]
+Packing = Literal["concatenate", "best_fit"]
 
 STANDARD_LIBRARY = "python-standard-library"
 """The embedded corpus: the Python source files that every Python installation has."""
+
+BYTES, SEQIO, TFDS = "bytes", "seqio:", "tfds:"
+"""The tokenizer that needs no file, and how names of seqio tasks and TensorFlow datasets begin."""
+
+TOKENIZER_SUFFIXES = (".model", ".json", ".tiktoken")
+"""Files of SentencePiece, of Hugging Face tokenizers, and ranks of tiktoken."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,14 +23,23 @@ class Data:
   """Text sources and their packing into sequences."""
 
   train: tuple[str, ...] = (STANDARD_LIBRARY,)
-  """Text to train on: files, folders or globs of .txt, .md, .rst, .py, .jsonl or .jsonl.gz (field "text"), or the
-  embedded corpus python-standard-library."""
+  """Text to train on: files, folders, globs or URLs of .txt, .md, .rst, .py, .jsonl (each also .gz or .zst), .parquet
+  or .arrow, the embedded corpus python-standard-library, tfds:NAME@SPLIT, seqio:MODULE/TASK@SPLIT, or a folder that
+  `moejax data pack` wrote."""
+  weights: tuple[float, ...] = ()
+  """Share of each entry of train in a batch, in any unit; empty takes all in proportion to their tokens."""
   validation: tuple[str, ...] = ()
   """Held-out text, as train; empty holds out documents of train by the hash of their name and text."""
   validation_fraction: float = 0.05
   """Part of the training documents that is held out where validation is empty."""
-  tokenizer: Tokenizer = "bytes"
-  """bytes: 256 bytes and the specials padding, begin and end of document."""
+  text_field: str = "text"
+  """Field or column that holds the text, where documents have several."""
+  tokenizer: str = BYTES
+  """bytes (256 and the specials padding, begin and end of document), a file (SentencePiece .model, Hugging Face .json,
+  tiktoken ranks .tiktoken), or seqio:MODULE/TASK for the vocabulary of its targets."""
+  packing: Packing = "concatenate"
+  """concatenate: sequences are cut from one stream and may begin within a document; best_fit: documents no longer than
+  a sequence stay whole, and what is left of a sequence is padding."""
   sequence_length: int
   """Tokens in a training sequence (T)."""
   seed: int = 0
@@ -34,9 +49,30 @@ class Data:
 
   def __post_init__(self):
     checks.positive(self, "sequence_length", "prefetch")
-    checks.one_of(self, "tokenizer", get_args(Tokenizer))
+    checks.one_of(self, "packing", get_args(Packing))
     checks.between(self, "validation_fraction", 0.0, 0.5)
     if not self.train:
       raise UserError('data.train is empty; name a file, a folder, a glob or "python-standard-library"')
     if not self.validation and not self.validation_fraction:
       raise UserError("data.validation is empty and data.validation_fraction=0 holds nothing out; set one of them")
+    self._check_weights()
+    if self.tokenizer != BYTES and not self.tokenizer.startswith(SEQIO):
+      self._check_tokenizer_file()
+
+  def _check_tokenizer_file(self):
+    if not self.tokenizer.endswith(TOKENIZER_SUFFIXES):
+      raise UserError(
+        f"data.tokenizer={self.tokenizer!r} is not one of bytes, a {', '.join(TOKENIZER_SUFFIXES)} file or seqio:TASK"
+      )
+
+  def _check_weights(self):
+    if not self.weights:
+      return
+    if len(self.weights) != len(self.train):
+      raise UserError(
+        f"data.weights has {len(self.weights)} numbers for the {len(self.train)} entries of data.train; "
+        "give one for each, or none"
+      )
+    for weight in self.weights:
+      if not 0 < weight < float("inf"):
+        raise UserError(f"data.weights={weight} must be above 0 and finite; leave the source out of data.train instead")

@@ -13,7 +13,7 @@ from moejax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """Held-out evaluation: bits per byte and next-token accuracy."""
+  """What is scored: bits per byte and next-token accuracy on held-out text, and benchmarks."""
 
   batch_size: int = 16
   """Sequences in one evaluation step, over all devices."""
@@ -21,10 +21,16 @@ class Evaluation:
   """Held-out tokens that are scored, the first of a fixed shuffled order of documents; None scores all."""
   every: int | None = None
   """Steps between two evaluations during training; None evaluates at the end only."""
+  tasks: tuple[str, ...] = ()
+  """Benchmarks of lm-evaluation-harness, and suites of them such as core_en, that are asked beside."""
+  task_limit: int | None = None
+  """Examples of each benchmark, the first; None asks all."""
+  task_data: str | None = None
+  """Folder with the benchmarks' data as TASK/SPLIT.jsonl; None leaves to the harness where it comes from."""
 
   def __post_init__(self):
     checks.positive(self, "batch_size")
-    for name in ("max_tokens", "every"):
+    for name in ("max_tokens", "every", "task_limit"):
       if getattr(self, name) is not None:
         checks.positive(self, name)
 
@@ -51,7 +57,7 @@ class Experiment:
   optimizer: Optimizer
   """AdamW and its schedule."""
   evaluation: Evaluation = Evaluation()
-  """What is scored on held-out text."""
+  """What is scored on held-out text and on benchmarks."""
   mesh: Mesh = Mesh()
   """Devices along each axis."""
   rules: Rules = DATA_EXPERT_MODEL
@@ -188,8 +194,9 @@ class Pair:
 Train = Literal["all", "matched"]
 
 OF_THE_TEXT = (
-  ("data", "train"), ("data", "validation"), ("data", "validation_fraction"), ("data", "tokenizer"),
-  ("evaluation", "max_tokens"),
+  ("data", "train"), ("data", "weights"), ("data", "validation"), ("data", "validation_fraction"),
+  ("data", "text_field"), ("data", "tokenizer"), ("evaluation", "max_tokens"), ("evaluation", "tasks"),
+  ("evaluation", "task_limit"), ("evaluation", "task_data"),
 )  # fmt: skip
 """Fields that all members of a suite share."""
 

@@ -1,6 +1,7 @@
 """From text to batches, in numpy on the host.
 
-documents -> sources -> tokenizers -> token_stream -> corpus -> packing -> pipeline, and baselines beside them. Only
+documents (of files: columns, remote; of TFDS: tfds_source) -> sources -> tokenizers -> token_stream, or shards (written
+by pack, and by seqio_streams) -> corpus -> packing (best_fit) -> mixture -> pipeline, and baselines beside them. Only
 pipeline imports grain (which loads parts of JAX), so that a bad source is found before JAX starts: import the modules
-themselves, this package re-exports nothing.
+themselves, this package re-exports nothing. Libraries of the extra `data` are asked for through moejax.optional.
 """

@@ -1,7 +1,8 @@
 """What a model that only counts reaches: unigrams and bigrams, as a floor under every trained model's score."""
 
 import dataclasses
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -17,11 +18,12 @@ _DENSE = 2**24
 def ngram_baselines(corpus: Corpus, max_tokens: int | None = None) -> dict[str, float | None]:
   """Bits per byte and next-token accuracy of a unigram and a bigram model.
 
-  Both count the training stream and are scored on exactly the targets that evaluation scores: those of weight 1 among
-  the first `max_tokens` of the validation stream. The unigram adds one to every count. The bigram interpolates with the
-  unigram by Witten-Bell smoothing (Witten and Bell 1991, IEEE Transactions on Information Theory 37(4), method C; in
-  Chen and Goodman 1998, TR-10-98, section 2.4): with n(c) the count of context c and t(c) its distinct followers,
-  p(w | c) = (n(c, w) + t(c) p(w)) / (n(c) + t(c)). Predictions are the most probable token, the lowest id of equals.
+  Both count the training streams, whatever their weights, and are scored on exactly the targets that evaluation scores:
+  those of weight 1 among the first `max_tokens` of the validation stream. The unigram adds one to every count. The
+  bigram interpolates with the unigram by Witten-Bell smoothing (Witten and Bell 1991, IEEE Transactions on Information
+  Theory 37(4), method C; in Chen and Goodman 1998, TR-10-98, section 2.4): with n(c) the count of context c and t(c)
+  its distinct followers, p(w | c) = (n(c, w) + t(c) p(w)) / (n(c) + t(c)). Predictions are the most probable token, the
+  lowest id of equals.
 
   Returns:
     MODEL_bits_per_byte, MODEL_accuracy and both with _stderr (over documents, as ratio estimates; None where there is
@@ -76,10 +78,10 @@ def _scored(stream: TokenStream, max_tokens: int | None) -> Iterator[tuple[np.nd
     yield window["tokens"][scored], window["targets"][scored], window["documents"][scored]
 
 
-def _count(stream: TokenStream, V: int) -> _Bigrams:
+def _count(streams: Sequence[TokenStream], V: int) -> _Bigrams:
   unigrams = np.zeros(V, np.int64)
   pairs = counts = np.zeros(0, np.int64)
-  for contexts, targets, _ in _scored(stream, None):
+  for contexts, targets, _ in itertools.chain.from_iterable(_scored(stream, None) for stream in streams):
     unigrams += np.bincount(targets, minlength=V)
     new_pairs, new_counts = _distinct(contexts.astype(np.int64) * V + targets, V * V)
     pairs, where = np.unique(np.r_[pairs, new_pairs], return_inverse=True)

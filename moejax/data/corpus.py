@@ -1,4 +1,4 @@
-"""A corpus: the sources of an experiment as two token streams, tokenised once and kept on disk."""
+"""A corpus: the sources of an experiment as token streams, tokenised once and kept on disk."""
 
 import array
 import contextlib
@@ -7,16 +7,16 @@ import hashlib
 import json
 import pathlib
 import platform
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from moejax.config.data import STANDARD_LIBRARY, Data
-from moejax.data.documents import Document, SourceFile, document_key, is_held_out, read_documents
-from moejax.data.sources import check_sources, source_files
+from moejax.config.data import SEQIO, STANDARD_LIBRARY, Data
+from moejax.data.appearing import appearing
+from moejax.data.documents import Document, Part, document_key, is_held_out
+from moejax.data.seqio_streams import materialise
+from moejax.data.shards import is_packed, open_packed, read_manifest
+from moejax.data.sources import check_sources, source_parts
 from moejax.data.token_stream import StreamWriter, TokenStream, open_stream
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.errors import UserError
@@ -26,25 +26,27 @@ Progress = Callable[[str, float], None]
 
 SPLITS = ("train", "validation")
 _FORMAT = 1  # goes up when what is written for the same sources changes
-_ABANDONED_AFTER_S = 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
   """Both splits of an experiment's text."""
 
-  train: TokenStream
-  """Documents in the order of the sources."""
+  train: tuple[TokenStream, ...]
+  """Streams that are mixed; documents are in the order of the sources. Without weights all text is one stream."""
+  weights: tuple[float, ...]
+  """Share of each stream of train in a batch; empty takes all in proportion to their tokens."""
   validation: TokenStream
-  """Documents in the order of a hash of their name and text: any beginning of it is a fair sample of the whole."""
+  """Documents in the order of a hash of their name and text, so that any beginning of it is a fair sample of the whole;
+  where it was packed, in that order."""
   tokenizer: Tokenizer
   """What made the tokens."""
   folder: pathlib.Path
-  """Where the streams lie."""
+  """Where the streams of text lie."""
 
-  def summary(self) -> dict[str, int | str]:
-    """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text) for train and validation; tokenizer; sha256,
-    which is equal exactly where both streams are."""
+  def summary(self) -> dict[str, int | str | None]:
+    """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, None where a seqio task does not say) for
+    train and validation; tokenizer; sha256, which is equal exactly where all streams are."""
     return json.loads((self.folder / "summary.json").read_text())
 
 
@@ -60,117 +62,198 @@ def build_corpus(data: Data, cache: pathlib.Path, progress: Progress | None = No
     progress: called at every per cent of the sources' bytes.
 
   Raises:
-    UserError: a source is bad (one line with file, line and remedy), or a split has no document.
+    UserError: a source is bad (one line with file, line and remedy), a split has no document, or what is packed was
+      packed with another tokenizer.
   """
   check_sources(data)
   tokenizer = make_tokenizer(data.tokenizer)
-  files = {split: [file for source in getattr(data, split) for file in source_files(source)] for split in SPLITS}
-  folder = cache / _identity(data, files, tokenizer)
+  train, weights = _train_streams(data, cache, tokenizer)
+  validation = _validation_stream(data, cache, tokenizer)
+  streams = [*train, validation]
+  folder = cache / _identity(data, streams, tokenizer)
   if not folder.is_dir():
-    with _appearing(folder) as part:
-      summary = _tokenise(data, files, tokenizer, part, progress or (lambda what, done: None))
+    with appearing(folder) as part:
+      summary = _tokenise(data, streams, tokenizer, part, progress or (lambda what, done: None))
       (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-  train, validation = (open_stream(folder, split, tokenizer.vocab_size, tokenizer.padding) for split in SPLITS)
-  return Corpus(train, validation, tokenizer, folder)
+  *opened, validated = (_open(stream, folder, tokenizer) for stream in streams)
+  return Corpus(tuple(opened), weights, validated, tokenizer, folder)
 
 
-def _identity(data: Data, files: dict[str, list[SourceFile]], tokenizer: Tokenizer) -> str:
+def split_documents(data: Data) -> Iterator[tuple[str, Document]]:
+  """Every document of text with its split, in the order of the sources."""
+  streams = [_Stream(split, tuple(_parts(getattr(data, split)))) for split in SPLITS]
+  yield from _split_documents(data, streams, lambda what, done: None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stream:
+  """What a stream is made of: parts that are tokenised, or a packed folder."""
+
+  name: str
+  """train, train-0, train-1, ... or validation."""
+  parts: tuple[Part, ...] = ()
+  packed: pathlib.Path | None = None
+
+
+def _parts(sources: Sequence[str]) -> list[Part]:
+  return [part for source in sources for part in source_parts(source)]
+
+
+def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tuple[list[_Stream], tuple[float, ...]]:
+  """The streams that training mixes, and their weights."""
+  if not data.weights and not any(map(_is_tokens, data.train)):
+    return [_Stream("train", tuple(_parts(data.train)))], ()
+  streams: list[_Stream] = []
+  weights: list[float] = []
+  mixture = False
+  for index, source in enumerate(data.train):
+    name, weight = f"train-{index}", data.weights[index] if data.weights else 1.0
+    if not _is_tokens(source):
+      if data.weights:
+        streams.append(_Stream(name, tuple(_parts([source]))))
+        weights.append(weight)
+      continue
+    folders = _packed_folders(source, cache, tokenizer)
+    mixture |= len(folders) > 1
+    streams += [_Stream(name, packed=folder) for folder, _ in folders]
+    weights += [weight * rate for _, rate in folders]
+  if data.weights:
+    return streams, tuple(weights)
+  if mixture and len(data.train) > 1:
+    raise UserError("data.train has a seqio mixture beside other sources; set data.weights to one number for each")
+  texts = [source for source in data.train if not _is_tokens(source)]
+  if texts:
+    streams.append(_Stream("train", tuple(_parts(texts))))
+  return streams, tuple(weights) if mixture else ()
+
+
+def _validation_stream(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> _Stream:
+  if not data.validation and all(map(_is_tokens, data.train)):
+    raise UserError(
+      "data.validation is empty and data.train holds no text to hold out of; name data.validation, as packed with "
+      "`moejax data pack --keep validation`"
+    )
+  if not any(map(_is_tokens, data.validation)):
+    return _Stream("validation", tuple(_parts(data.validation)))
+  folders = [folder for source in data.validation for folder in _packed_folders(source, cache, tokenizer)]
+  if len(data.validation) > 1 or len(folders) > 1:
+    raise UserError(
+      f"data.validation={', '.join(data.validation)} is more than one packed source; pack all of it into one folder"
+    )
+  return _Stream("validation", packed=folders[0][0])
+
+
+def _is_tokens(source: str) -> bool:
+  return source.startswith(SEQIO) or is_packed(source)
+
+
+def _packed_folders(source: str, cache: pathlib.Path, tokenizer: Tokenizer) -> list[tuple[pathlib.Path, float]]:
+  """The packed folders of a source and their parts of it, which sum to 1; all text is refused."""
+  if source.startswith(SEQIO):
+    tasks = materialise(source, cache, tokenizer)
+    total = sum(task.rate for task in tasks)
+    return [(task.folder, task.rate / total) for task in tasks]
+  if is_packed(source):
+    return [(pathlib.Path(source).expanduser(), 1.0)]
+  raise UserError(f"data.validation mixes text ({source!r}) and packed tokens; use one of them")
+
+
+def _open(stream: _Stream, folder: pathlib.Path, tokenizer: Tokenizer) -> TokenStream:
+  if stream.packed:
+    return open_packed(stream.packed, tokenizer.identity, tokenizer.padding)
+  return open_stream(folder, stream.name, tokenizer.vocab_size, tokenizer.padding)
+
+
+def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
   """A hash of all that decides the streams, without reading the files."""
   facts: dict[str, object] = {"format": _FORMAT, "tokenizer": tokenizer.identity}
-  for split in SPLITS:
-    facts[split] = [(file.name, str(file.path.resolve()), *_version(file.path)) for file in files[split]]
+  *train, validation = streams
+  facts["train"] = [(part.name, part.place, *part.version) for stream in train for part in stream.parts]
+  facts["validation"] = [(part.name, part.place, *part.version) for part in validation.parts]
   if not data.validation:
     facts["validation_fraction"] = data.validation_fraction
   if STANDARD_LIBRARY in data.train + data.validation:
     facts["python"] = platform.python_version()
+  if data.text_field != "text":
+    facts["text_field"] = data.text_field
+  if len(train) > 1 or train[0].packed or validation.packed:
+    facts["streams"] = [
+      read_manifest(stream.packed)["sha256"] if stream.packed else (stream.name, len(stream.parts))
+      for stream in streams
+    ]
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
-def _version(path: pathlib.Path) -> tuple[int, int]:
-  stat = path.stat()
-  return stat.st_size, stat.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A temporary folder to write into, which becomes `folder` at the end and vanishes on any error."""
-  folder.parent.mkdir(parents=True, exist_ok=True)
-  _remove_abandoned(folder.parent)
-  part = folder.parent / f".partial-{folder.name}-{uuid.uuid4().hex}"
-  part.mkdir()
-  try:
-    yield part
-    try:
-      part.rename(folder)
-    except OSError:
-      # Another process was first; its streams are the same.
-      if not folder.is_dir():
-        raise
-  finally:
-    shutil.rmtree(part, ignore_errors=True)
-
-
-def _remove_abandoned(cache: pathlib.Path) -> None:
-  """Removes what killed processes left; a process that still writes has touched its files lately."""
-  for part in cache.glob(".partial-*"):
-    with contextlib.suppress(FileNotFoundError):  # it just became complete, or another process removes it too
-      newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
-      if time.time() - newest > _ABANDONED_AFTER_S:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def _tokenise(
-  data: Data, files: dict[str, list[SourceFile]], tokenizer: Tokenizer, folder: pathlib.Path, progress: Progress
-) -> dict[str, int | str]:
-  """Writes both streams into `folder` and returns their summary."""
+  data: Data, streams: list[_Stream], tokenizer: Tokenizer, folder: pathlib.Path, progress: Progress
+) -> dict[str, int | str | None]:
+  """Writes the streams of text into `folder` and returns the summary of all."""
   begin = np.array([tokenizer.begin])
-  num_bytes = dict.fromkeys(SPLITS, 0)
+  texts = [stream for stream in streams if not stream.packed]
+  num_bytes = {stream.name: 0 for stream in texts}
   keys = array.array("Q")
-  with (
-    StreamWriter(folder, "train", tokenizer.vocab_size) as train,
-    StreamWriter(folder, "unordered", tokenizer.vocab_size) as validation,
-  ):
-    writers = dict(zip(SPLITS, (train, validation), strict=True))
-    for split, document in _split_documents(data, files, progress):
-      writers[split].add(begin, tokenizer.encode(document.text))
-      num_bytes[split] += len(document.text.encode())
-      if split == "validation":
+  with contextlib.ExitStack() as stack:
+    writers = {
+      stream.name: stack.enter_context(StreamWriter(folder, _unordered(stream.name), tokenizer.vocab_size))
+      for stream in texts
+    }
+    for name, document in _split_documents(data, texts, progress):
+      writers[name].add(begin, tokenizer.encode(document.text))
+      num_bytes[name] += len(document.text.encode())
+      if name == "validation":
         keys.append(document_key(document))
-  num_documents = {split: writer.num_documents for split, writer in writers.items()}
-  _check_splits(data, num_documents)
-  _reorder(folder, np.argsort(np.array(keys), kind="stable"), tokenizer)
-  summary: dict[str, int | str] = {}
-  for split, writer in writers.items():
-    summary[f"{split}_documents"] = num_documents[split]
-    summary[f"{split}_tokens"] = writer.num_tokens
-    summary[f"{split}_bytes"] = num_bytes[split]
-  return summary | {"tokenizer": tokenizer.identity, "sha256": _content_hash(folder)}
+  _check_splits(data, {name: writer.num_documents for name, writer in writers.items()})
+  if "validation" in writers:
+    _reorder(folder, np.argsort(np.array(keys), kind="stable"), tokenizer)
+  counts = {name: (writer.num_documents, writer.num_tokens, num_bytes[name]) for name, writer in writers.items()}
+  return _summary(streams, counts) | {"tokenizer": tokenizer.identity, "sha256": _content_hash(folder, streams)}
 
 
-def _split_documents(
-  data: Data, files: dict[str, list[SourceFile]], progress: Progress
-) -> Iterator[tuple[str, Document]]:
-  """Every document with its split, in the order of the sources."""
-  total = sum(file.path.stat().st_size for split in SPLITS for file in files[split])
-  before, percent = 0, -1
+def _unordered(name: str) -> str:
+  """The stream that the documents of `name` are first written to."""
+  return "unordered" if name == "validation" else name
+
+
+def _summary(streams: list[_Stream], counts: dict[str, tuple[int, int, int]]) -> dict[str, int | str | None]:
+  """Sums over the streams of each split; bytes are None where a seqio task did not say."""
+  summary: dict[str, int | str | None] = {}
   for split in SPLITS:
-    for file in files[split]:
-      for document, read in read_documents(file):
+    rows = []
+    for stream in streams:
+      if stream.name.partition("-")[0] == split:
+        manifest = read_manifest(stream.packed) if stream.packed else {}
+        packed = tuple(manifest.get(name) for name in ("documents", "tokens", "text_bytes"))
+        rows.append(packed if stream.packed else counts[stream.name])
+    for name, column in zip(("documents", "tokens", "bytes"), zip(*rows, strict=True), strict=True):
+      summary[f"{split}_{name}"] = None if None in column else sum(column)
+  return summary
+
+
+def _split_documents(data: Data, streams: list[_Stream], progress: Progress) -> Iterator[tuple[str, Document]]:
+  """Every document of text with the name of its stream, in the order of the sources."""
+  total = sum(part.size for stream in streams for part in stream.parts)
+  before, percent = 0, -1
+  for stream in streams:
+    for part in stream.parts:
+      for document, read in part.documents(data.text_field):
         held_out = not data.validation and is_held_out(document, data.validation_fraction)
-        yield "validation" if held_out else split, document
+        yield "validation" if held_out else stream.name, document
         if (now := 100 * (before + read) // total) > percent:
           percent = now
           progress("tokenising", min(percent / 100, 1.0))
-      before += file.path.stat().st_size
+      before += part.size
   progress("tokenising", 1.0)
 
 
 def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
-  empty = next((split for split in SPLITS if not num_documents[split]), None)
+  empty = next((name for name in num_documents if not num_documents[name]), None)
   if empty is None:
     return
-  if data.validation or not any(num_documents.values()):
-    raise UserError(f"data.{empty}={', '.join(getattr(data, empty))} holds no document with text; name other sources")
+  split, _, index = empty.partition("-")
+  if data.validation or not any(num_documents.values()) or index:
+    sources = getattr(data, split)
+    named = sources[int(index)] if index else ", ".join(sources)
+    raise UserError(f"data.{split}={named} holds no document with text; name other sources")
   raise UserError(
     f"data.validation_fraction={data.validation_fraction} leaves no document of {sum(num_documents.values())} for "
     f"{empty}; name data.validation, or train on more documents"
@@ -187,10 +270,13 @@ def _reorder(folder: pathlib.Path, order: np.ndarray, tokenizer: Tokenizer) -> N
     path.unlink()
 
 
-def _content_hash(folder: pathlib.Path) -> str:
+def _content_hash(folder: pathlib.Path, streams: list[_Stream]) -> str:
   whole = hashlib.sha256()
-  for split in SPLITS:
+  for stream in streams:
+    if stream.packed:
+      whole.update(bytes.fromhex(read_manifest(stream.packed)["sha256"]))
+      continue
     for kind in ("tokens", "starts"):
-      with (folder / f"{split}.{kind}").open("rb") as file:
+      with (folder / f"{stream.name}.{kind}").open("rb") as file:
         whole.update(hashlib.file_digest(file, "sha256").digest())
   return whole.hexdigest()

@@ -6,38 +6,86 @@ An example is a dict of arrays [T], int32 unless said otherwise:
   segments   1, 2, ... by document in this window, 0 on padding: attention stays within a segment
   positions  from 0 at each document's first token in this window: attention cannot see before the window either
   weights    float32, 1 where the target belongs to the input's document; 0 where it is the next document's BEGIN, which
-             nothing before it predicts, and on padding
+             nothing before it predicts, where it is part of its document's prefix, and on padding
   documents  (evaluation only) index of the target's document in the stream, -1 on padding
 """
 
+import dataclasses
+from typing import Protocol
+
 import numpy as np
 
+from moejax.data.best_fit import Plan
 from moejax.data.token_stream import TokenStream
 from moejax.errors import UserError
 
 Example = dict[str, np.ndarray]
 
 
-def num_train_windows(stream: TokenStream, sequence_length: int) -> int:
-  """Whole windows in the stream; the rest of it, shorter than one, is not trained on.
+class Windows(Protocol):
+  """All training examples of a stream, by index: what grain calls a random-access data source."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int, /) -> Example: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Concatenated:
+  """Windows of T inputs, one after the other, wherever documents begin: window i from token i * T on. So each token but
+  the first is a target once in an epoch; the rest of the stream, shorter than a window, is not trained on.
 
   Raises:
-    UserError: there is none.
+    UserError: the stream is shorter than one window.
   """
-  windows = (len(stream) - 1) // sequence_length
-  if not windows:
-    raise UserError(
-      f"the training text has {len(stream)} tokens, fewer than the data.sequence_length + 1 = {sequence_length + 1} "
-      "of one sequence; train on more text or shorten data.sequence_length"
-    )
-  return windows
+
+  stream: TokenStream
+  sequence_length: int
+
+  def __post_init__(self):
+    if not len(self):
+      raise UserError(
+        f"the training text has {len(self.stream)} tokens, fewer than the data.sequence_length + 1 = "
+        f"{self.sequence_length + 1} of one sequence; train on more text or shorten data.sequence_length"
+      )
+
+  def __len__(self) -> int:
+    return (len(self.stream) - 1) // self.sequence_length
+
+  def __getitem__(self, index: int) -> Example:
+    example = _window(self.stream, index * self.sequence_length, self.sequence_length)
+    del example["documents"]
+    return example
 
 
-def train_window(stream: TokenStream, index: int, sequence_length: int) -> Example:
-  """Window `index`: T inputs from token index * T on. So each token but the first is a target once in an epoch."""
-  example = _window(stream, index * sequence_length, sequence_length)
-  del example["documents"]
-  return example
+@dataclasses.dataclass(frozen=True, eq=False)
+class BestFit:
+  """Windows of whole documents, or of pieces of T inputs of longer ones, and padding; see best_fit.
+
+  No target is a BEGIN here, and each token that is none is a target once in an epoch.
+  """
+
+  stream: TokenStream
+  sequence_length: int
+  plan: Plan
+
+  def __post_init__(self):
+    if not len(self):
+      raise UserError("the training text has no document of more than one token, so nothing to predict; use more text")
+
+  def __len__(self) -> int:
+    return len(self.plan)
+
+  def __getitem__(self, index: int) -> Example:
+    example = _padding(self.sequence_length, self.stream.padding)
+    del example["documents"]
+    at = 0
+    for number, (start, length) in enumerate(self.plan.pieces(index), 1):
+      piece = _window(self.stream, start, length)
+      piece["segments"][:] = number
+      for name, values in example.items():
+        values[at : at + length] = piece[name]
+      at += length
+    return example
 
 
 def num_targets(stream: TokenStream, max_tokens: int | None) -> int:
@@ -77,15 +125,24 @@ def _window(stream: TokenStream, start: int, length: int) -> Example:
   tokens, documents = stream.slice(start, start + length + 1)
   inputs = documents[:-1]
   index = np.arange(length, dtype=np.int32)
-  opens = np.r_[True, inputs[1:] != inputs[:-1]]
+  opens = np.ones(length, bool)
+  np.not_equal(inputs[1:], inputs[:-1], out=opens[1:])
   return {
     "tokens": tokens[:-1],
     "targets": tokens[1:],
     "segments": inputs - inputs[0] + 1,
     "positions": index - np.maximum.accumulate(np.where(opens, index, 0)),
-    "weights": (documents[1:] == inputs).astype(np.float32),
+    "weights": _weights(stream, start, documents),
     "documents": documents[1:],
   }
+
+
+def _weights(stream: TokenStream, start: int, documents: np.ndarray) -> np.ndarray:
+  """Of the inputs from `start` on; documents [length + 1] are theirs and the last target's."""
+  same = documents[1:] == documents[:-1]
+  if stream.prefixes is not None:
+    same &= stream.predicted(start + 1, documents[1:])
+  return same.astype(np.float32)
 
 
 def _padding(length: int, padding: int) -> Example:

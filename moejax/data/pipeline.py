@@ -1,19 +1,15 @@
 """Batches for training and evaluation. The only file of this package that imports grain."""
 
 import hashlib
-from collections.abc import Iterator
+import itertools
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 
 import grain
 
 from moejax.config.data import Data
-from moejax.data.packing import (
-  Example,
-  evaluation_window,
-  num_evaluation_windows,
-  num_train_windows,
-  stack,
-  train_window,
-)
+from moejax.data.mixture import Mixture
+from moejax.data.packing import Example, evaluation_window, num_evaluation_windows, stack
 from moejax.data.token_stream import TokenStream
 from moejax.errors import UserError
 
@@ -22,7 +18,7 @@ _ENDLESS = 2**62
 
 
 def train_batches(
-  stream: TokenStream,
+  mixture: Mixture,
   data: Data,
   batch_size: int,
   process_index: int = 0,
@@ -32,23 +28,25 @@ def train_batches(
   """Endless batches of packing's examples, from `start_step` on; threads read data.prefetch batches ahead.
 
   The batch at a step is a function of data.seed and the step alone. Each epoch shuffles all windows anew; a batch may
-  straddle two epochs. Process p of P yields rows p * B / P to (p + 1) * B / P of the same B rows, in order.
+  straddle two epochs. With weights each stream has epochs of its own, and every stretch of rows has the streams in
+  these proportions, to within a per cent. Process p of P yields rows p * B / P to (p + 1) * B / P of the same B rows,
+  in order.
 
   `get_state()` is a small dict for JSON, and `set_state(state)` goes on from it, bit for bit; `close()` frees the
   threads, which otherwise end with the iterator or the interpreter.
 
   Args:
-    stream: tokens to train on.
-    data: sequence_length (T), seed and prefetch.
+    mixture: what to train on.
+    data: seed and prefetch.
     batch_size: rows over all processes (B).
     process_index: this process (p).
     process_count: all processes (P).
     start_step: step of the first batch.
 
   Raises:
-    UserError: the stream has less than one window, or the processes do not divide the batch.
+    UserError: the processes do not divide the batch.
   """
-  batches = _batches_by_step(stream, data, batch_size, process_index, process_count)
+  batches = _batches_by_step(mixture, data, batch_size, process_index, process_count)
   options = grain.ReadOptions(num_threads=min(_THREADS, data.prefetch), prefetch_buffer_size=data.prefetch)
   iterator = iter(batches.to_iter_dataset(options))
   grain.experimental.set_next_index(iterator, start_step)
@@ -56,10 +54,10 @@ def train_batches(
 
 
 def batch_at(
-  step: int, stream: TokenStream, data: Data, batch_size: int, process_index: int = 0, process_count: int = 1
+  step: int, mixture: Mixture, data: Data, batch_size: int, process_index: int = 0, process_count: int = 1
 ) -> Example:
   """The batch [B / P, T] that train_batches yields at `step`."""
-  return _batches_by_step(stream, data, batch_size, process_index, process_count)[step]
+  return _batches_by_step(mixture, data, batch_size, process_index, process_count)[step]
 
 
 def evaluation_batches(
@@ -94,17 +92,34 @@ def num_evaluation_batches(stream: TokenStream, sequence_length: int, batch_size
 
 
 def _batches_by_step(
-  stream: TokenStream, data: Data, batch_size: int, process_index: int, process_count: int
+  mixture: Mixture, data: Data, batch_size: int, process_index: int, process_count: int
 ) -> grain.MapDataset[Example]:
   rows = _rows(batch_size, process_index, process_count)
-  windows = num_train_windows(stream, data.sequence_length)
+  window_at = _weighted(mixture, data.seed) if mixture.weights else _pooled(mixture, data.seed)
+  return grain.MapDataset.range(_ENDLESS).map(lambda step: stack([window_at(step * batch_size + row) for row in rows]))
+
+
+def _pooled(mixture: Mixture, seed: int) -> Callable[[int], Example]:
+  """Row n of training, from one shuffle over the windows of all streams."""
+  ends = list(itertools.accumulate(map(len, mixture.windows)))
   # Index shuffling is a cipher: no permutation is stored, and any epoch is reached at once.
-  order = grain.MapDataset.range(windows).shuffle(seed=_shuffle_seed(data.seed)).repeat()
+  order = grain.MapDataset.range(ends[-1]).shuffle(seed=_shuffle_seed(str(seed))).repeat()
 
-  def batch(step: int) -> Example:
-    return stack([train_window(stream, order[step * batch_size + row], data.sequence_length) for row in rows])
+  def window_at(row: int) -> Example:
+    index = order[row]
+    stream = bisect_right(ends, index)
+    return mixture.windows[stream][index - ends[stream] + len(mixture.windows[stream])]
 
-  return grain.MapDataset.range(_ENDLESS).map(batch)
+  return window_at
+
+
+def _weighted(mixture: Mixture, seed: int) -> Callable[[int], Example]:
+  """Row n of training, from the stream whose turn it is, each in a shuffle of its own."""
+  orders = [
+    grain.MapDataset.source(windows).shuffle(seed=_shuffle_seed(f"{seed} {stream}")).repeat()
+    for stream, windows in enumerate(mixture.windows)
+  ]
+  return grain.MapDataset.mix(orders, weights=mixture.weights).__getitem__
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> range:
@@ -118,6 +133,6 @@ def _rows(batch_size: int, process_index: int, process_count: int) -> range:
   return range(process_index * per_process, (process_index + 1) * per_process)
 
 
-def _shuffle_seed(seed: int) -> int:
+def _shuffle_seed(seed: str) -> int:
   """A hash, because grain shuffles epoch e by seed + e: seeds 0 and 1 would share all epochs but one."""
-  return int.from_bytes(hashlib.sha256(str(seed).encode()).digest()[:4], "big")
+  return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")

@@ -1,4 +1,4 @@
-"""Sources: the files behind an entry of data.train or data.validation. Imports neither JAX nor grain, so that a bad
+"""Sources: the parts behind an entry of data.train or data.validation. Imports neither JAX nor grain, so that a bad
 source is found at once."""
 
 import glob
@@ -7,24 +7,42 @@ import pathlib
 import sysconfig
 from collections.abc import Callable, Iterator
 
-from moejax.config.data import STANDARD_LIBRARY, Data
-from moejax.data.documents import JSON_SUFFIXES, TEXT_SUFFIXES, Document, SourceFile, read_documents
+from moejax.config.data import SEQIO, STANDARD_LIBRARY, TFDS, Data
+from moejax.data.columns import COLUMN_SUFFIXES
+from moejax.data.documents import (
+  COMPRESSIONS,
+  LINE_SUFFIXES,
+  SUFFIXES,
+  TEXT_SUFFIXES,
+  Document,
+  Part,
+  SourceFile,
+)
+from moejax.data.remote import is_url, list_files
+from moejax.data.shards import is_packed
+from moejax.data.tfds_source import TfdsSplit
 from moejax.errors import UserError
 
-SUFFIXES = TEXT_SUFFIXES + JSON_SUFFIXES
-_ANY_SUFFIX = ", ".join(SUFFIXES[:-1]) + " or " + SUFFIXES[-1]
-_NAME_ONE = f"name a file, a folder or a glob of {_ANY_SUFFIX}, or {STANDARD_LIBRARY!r}"
+_ANY_SUFFIX = (
+  f"{', '.join(TEXT_SUFFIXES + LINE_SUFFIXES)} (each also {' or '.join(COMPRESSIONS)}), {' or '.join(COLUMN_SUFFIXES)}"
+)
+_NAME_ONE = f"name a file, a folder, a glob or a URL of {_ANY_SUFFIX}, or {STANDARD_LIBRARY!r}"
+
+
+def is_text(source: str) -> bool:
+  """Whether the source is text, rather than tokens that are packed already or come from a seqio task."""
+  return not source.startswith(SEQIO) and not is_packed(source)
 
 
 def check_sources(data: Data) -> None:
-  """Checks every source without reading it: of a .jsonl file the first line, of others only name and size.
+  """Checks every source of text without reading it: of a file of many documents the first, of others name and size.
 
   Raises:
     UserError: a source is missing, matches or holds no readable text, or a file is in both splits; one line that names
       the source and the remedy.
   """
   train, validation = (
-    {file.path.resolve() for source in getattr(data, field) for file in _checked_files(field, source)}
+    {part.place for source in getattr(data, field) if is_text(source) for part in _checked_parts(field, source, data)}
     for field in ("train", "validation")
   )
   if both := sorted(train & validation):
@@ -34,22 +52,31 @@ def check_sources(data: Data) -> None:
     )
 
 
-def documents(source: str) -> Iterator[Document]:
-  """The documents of a source, in the order of their files' names.
+def documents(source: str, text_field: str = "text") -> Iterator[Document]:
+  """The documents of a source of text, in the order of its parts.
 
   Raises:
-    UserError: as source_files, and as read_documents for each file.
+    UserError: as source_parts, and as reading each part.
   """
-  for file in source_files(source):
-    for document, _ in read_documents(file):
+  for part in source_parts(source):
+    for document, _ in part.documents(text_field):
       yield document
+
+
+def source_parts(source: str) -> list[Part]:
+  """The parts of a source of text: files by name, or one split of a dataset.
+
+  Raises:
+    UserError: as source_files.
+  """
+  return [TfdsSplit(source)] if source.startswith(TFDS) else [*source_files(source)]
 
 
 def source_files(source: str) -> list[SourceFile]:
   """The files of a source, by name.
 
-  A source is a file, a folder (with its subfolders), a glob (** for any depth) or python-standard-library. Folders and
-  globs take the files with one of SUFFIXES and skip hidden ones.
+  A source is a file, a folder (with its subfolders), a glob (** for any depth), a URL of one of these, or
+  python-standard-library. Folders and globs take the files with one of SUFFIXES and skip hidden ones.
 
   Raises:
     UserError: nothing is there, or nothing that can be read as text.
@@ -58,12 +85,11 @@ def source_files(source: str) -> list[SourceFile]:
     return _standard_library_files()
   if not source:  # pathlib would take it for the current folder
     raise UserError(f"a source is an empty string; {_NAME_ONE}")
+  if is_url(source):
+    return _remote_files(source)
   path = pathlib.Path(source).expanduser()
   if path.is_dir():
-    files = _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
-    if not files:
-      raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; name one that does")
-    return files
+    return _local_folder(source, path)
   if path.exists():
     if not path.name.endswith(SUFFIXES):
       raise UserError(f"file {source!r} is not a text file that is understood; convert it to {_ANY_SUFFIX}")
@@ -73,22 +99,40 @@ def source_files(source: str) -> list[SourceFile]:
   raise UserError(f"{source!r} does not exist; {_NAME_ONE}")
 
 
-def _checked_files(field: str, source: str) -> list[SourceFile]:
+def _checked_parts(field: str, source: str, data: Data) -> list[Part]:
   try:
-    files = source_files(source)
-    if not any(file.path.stat().st_size for file in files):
+    parts = source_parts(source)
+    if not any(part.size for part in parts):
       raise UserError(
         f"{source!r} is empty"
-        + (f" ({len(files)} files of 0 bytes)" if len(files) > 1 else "")
+        + (f" ({len(parts)} files of 0 bytes)" if len(parts) > 1 else "")
         + "; name a source with text"
       )
-    for file in files:
-      if not os.access(file.path, os.R_OK):
-        raise UserError(f"{str(file.path)!r} cannot be read (no permission); make it readable or leave it out")
-      if file.holds_lines:
-        next(read_documents(file), None)
+    for part in parts:
+      part.check(data.text_field)
   except UserError as error:
     raise UserError(f"data.{field}: {error}") from None
+  return parts
+
+
+def _remote_files(url: str) -> list[SourceFile]:
+  files = [
+    SourceFile(name, path)
+    for name, path in list_files(url)
+    if name.endswith(SUFFIXES) and all(map(_visible, name.split("/")))
+  ]
+  if not files:
+    raise UserError(f"{url!r} holds no {_ANY_SUFFIX} file; correct it")
+  return files
+
+
+def _local_folder(source: str, path: pathlib.Path) -> list[SourceFile]:
+  if (path / "dataset_dict.json").exists():  # as `datasets` saves several splits
+    splits = ", ".join(sorted(str(folder) for folder in path.iterdir() if folder.is_dir()))
+    raise UserError(f"folder {source!r} holds the splits of a dataset; name one of {splits}")
+  files = _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
+  if not files:
+    raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; name one that does")
   return files
 
 

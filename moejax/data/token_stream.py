@@ -3,22 +3,32 @@
 import dataclasses
 import os
 import pathlib
+from typing import Protocol
 
 import numpy as np
 
 from moejax.errors import UserError
 
 
+class Tokens(Protocol):
+  """An array [n] of ids of which slices can be taken."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, where: slice, /) -> np.ndarray: ...
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenStream:
   """n tokens of d documents."""
 
-  tokens: np.ndarray
-  """uint16 or uint32 [n], memory-mapped."""
+  tokens: Tokens
+  """uint16 or uint32 [n], memory-mapped or in shards."""
   starts: np.ndarray
   """int64 [d + 1]: index of each document's BEGIN, then n."""
   padding: int
   """Id that fills what is missing of a sequence."""
+  prefixes: np.ndarray | None = None
+  """int64 [d]: tokens after each BEGIN that are given and not predicted; None where there are no such tokens."""
 
   def __len__(self) -> int:
     return len(self.tokens)
@@ -39,12 +49,17 @@ class TokenStream:
     documents[0] = first
     return self.tokens[start:stop].astype(np.int32), np.cumsum(documents, dtype=np.int32)
 
+  def predicted(self, start: int, documents: np.ndarray) -> np.ndarray:
+    """bool [n]: whether each token from `start` on, of these `documents` [n], lies behind its document's prefix."""
+    assert self.prefixes is not None
+    return np.arange(start, start + len(documents)) - self.starts[documents] > self.prefixes[documents]
+
 
 class StreamWriter:
   """Writes a stream, document by document; a context manager, after which the files are complete and on disk."""
 
   def __init__(self, folder: pathlib.Path, name: str, vocab_size: int):
-    self._dtype = _dtype(vocab_size)
+    self._dtype = token_dtype(vocab_size)
     self._tokens = (folder / f"{name}.tokens").open("wb")
     self._starts = (folder / f"{name}.starts").open("wb")
     self.num_tokens = 0
@@ -77,7 +92,7 @@ def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) 
     UserError: the files do not fit each other.
   """
   try:
-    tokens = np.memmap(folder / f"{name}.tokens", _dtype(vocab_size), "r")
+    tokens = np.memmap(folder / f"{name}.tokens", token_dtype(vocab_size), "r")
     starts = np.memmap(folder / f"{name}.starts", "<i8", "r")
     damage = None if starts[-1] == len(tokens) else f"it has {len(tokens)} tokens, not {starts[-1]}"
   except (OSError, ValueError) as error:
@@ -87,6 +102,6 @@ def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) 
   return TokenStream(tokens, starts, padding)
 
 
-def _dtype(vocab_size: int) -> str:
-  """Little-endian, so that a cache can move between machines."""
+def token_dtype(vocab_size: int) -> str:
+  """Type of ids on disk: little-endian, so that a cache can move between machines."""
   return "<u2" if vocab_size <= 2**16 else "<u4"

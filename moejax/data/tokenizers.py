@@ -1,9 +1,17 @@
 """Text to token ids and back."""
 
+import hashlib
+import pathlib
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 
+from moejax.config.data import BYTES, SEQIO
+from moejax.data.json_tokenizer import JsonTokenizer
+from moejax.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from moejax.data.seqio_vocabulary import SeqioTokenizer
+from moejax.data.tiktoken_tokenizer import TiktokenTokenizer
 from moejax.errors import UserError
 
 
@@ -20,7 +28,7 @@ class Tokenizer(Protocol):
 
   @property
   def begin(self) -> int:
-    """Id that opens every document."""
+    """Id that opens every document; no text has it."""
 
   @property
   def end(self) -> int:
@@ -32,10 +40,14 @@ class Tokenizer(Protocol):
 
   @property
   def byte_lengths(self) -> np.ndarray:
-    """int32 [V]: UTF-8 bytes of text that each id stands for, 0 for specials."""
+    """int32 [V]: UTF-8 bytes of text that each id stands for, 0 for specials.
+
+    Bits per byte rest on it. Exact where encoding loses nothing; a tokenizer that first normalises text, or puts a
+    space before it, is taken at its own word.
+    """
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [n]: the ids of `text`, without specials."""
+    """int32 [n]: the ids of `text`, without specials, even where the text spells one."""
 
   def decode(self, ids: np.ndarray) -> str:
     """The text of `ids` [n]; specials are left out, bytes that are no UTF-8 become U+FFFD."""
@@ -64,14 +76,45 @@ class ByteTokenizer:
     return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors="replace")
 
 
+VOCAB_MULTIPLE = 128
+"""Rows of an embedding in whole tiles of the matrix units of TPUs and GPUs."""
+
+
+def padded_vocab_size(needed: int, shards: int = 1) -> int:
+  """The least model.vocab_size with room for `needed` ids, in whole tiles on each of `shards` shards.
+
+  Rows behind the tokenizer's last id are never a target, and learn to be improbable.
+  """
+  return -(-needed // (VOCAB_MULTIPLE * shards)) * VOCAB_MULTIPLE * shards
+
+
 def make_tokenizer(name: str) -> Tokenizer:
   """The tokenizer that data.tokenizer names.
 
   Raises:
-    UserError: no tokenizer has this name.
+    UserError: no tokenizer has this name, its file is missing or damaged, or its library is not installed.
   """
-  match name:
-    case "bytes":
-      return ByteTokenizer()
-    case _:
-      raise UserError(f"data.tokenizer={name!r} is not one of bytes")
+  if name == BYTES:
+    return ByteTokenizer()
+  if name.startswith(SEQIO):
+    return SeqioTokenizer(name)
+  path = pathlib.Path(name).expanduser()
+  if path.suffix not in _OF_SUFFIX:
+    raise UserError(f"data.tokenizer={name!r} is not one of bytes, a {', '.join(_OF_SUFFIX)} file or seqio:TASK")
+  try:
+    content = path.read_bytes()
+  except OSError as error:
+    raise UserError(f"data.tokenizer={name!r} cannot be read ({error.strerror}); name a tokenizer's file") from None
+  try:
+    return _OF_SUFFIX[path.suffix](path, hashlib.sha256(content).hexdigest())
+  except (ValueError, KeyError, RuntimeError) as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(f"data.tokenizer={name!r} is no {path.suffix} tokenizer ({error}); name another file") from None
+
+
+_OF_SUFFIX: dict[str, Callable[[pathlib.Path, str], Tokenizer]] = {
+  ".model": SentencePieceTokenizer,
+  ".json": JsonTokenizer,
+  ".tiktoken": TiktokenTokenizer,
+}

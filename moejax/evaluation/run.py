@@ -1,13 +1,14 @@
 """Held-out evaluation as the training loop uses it, and one whole run: text, training, evaluation."""
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from moejax.config.experiment import Experiment
 from moejax.config.parameters import steps
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
+from moejax.data.tokenizers import Tokenizer
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import make_scorer, score_documents
 from moejax.training.loop import Evaluator, Run, train
@@ -16,9 +17,20 @@ from moejax.training.prepare import on_devices, prepare
 from moejax.training.run_directory import prepare_directory
 from moejax.training.state import Definition, State, placement_table
 
+MakeEvaluator = Callable[[Definition, Tokenizer, pathlib.Path, Display], Evaluator]
+"""What asks the benchmarks; handed over, because it needs a package that not every user has."""
 
-def train_and_evaluate(experiment: Experiment, directory: pathlib.Path, display: Display) -> dict[str, Any]:
+
+def train_and_evaluate(
+  experiment: Experiment, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None = None
+) -> dict[str, Any]:
   """Trains one experiment from wherever an earlier run of it stopped; returns the content of summary.json.
+
+  Args:
+    experiment: what is trained.
+    directory: where the run lies.
+    display: shows what runs.
+    ask: makes what asks the experiment's benchmarks; None where it has none.
 
   Raises:
     UserError: the directory, the text or the devices do not suit the experiment.
@@ -48,7 +60,7 @@ def train_and_evaluate(experiment: Experiment, directory: pathlib.Path, display:
       batches=prepared.batches,
       steps=length,
       directory=directory,
-      evaluators={"held_out": make_evaluator(prepared.definition, corpus, directory, display)},
+      evaluators=make_evaluators(prepared.definition, corpus, directory, display, ask),
       observe=observe,
       warn=lambda text: display.note(f"warning: {text}"),
     )
@@ -64,6 +76,16 @@ def show_placement(definition: Definition, display: Display) -> None:
   for name, shape, spec, size in [heads, *rows]:
     display.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>16}")
   display.note(f"mesh {definition.partitioner.shape}: {total:,} bytes of parameters per device")
+
+
+def make_evaluators(
+  definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None
+) -> dict[str, Evaluator]:
+  """What is scored during training and after it: held-out text, and benchmarks where `ask` makes what asks them."""
+  evaluators = {"held_out": make_evaluator(definition, corpus, directory, display)}
+  if ask is not None:
+    evaluators["tasks"] = ask(definition, corpus.tokenizer, directory, display)
+  return evaluators
 
 
 def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display) -> Evaluator:

@@ -11,7 +11,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION, attention, attention_for
-from moejax.models.layers import RMSNorm, residual_gain, rotate, weight
+from moejax.kernels.cached_attention import cached_attention
+from moejax.models.layers import Context, Memory, RMSNorm, residual_gain, rotate, weight
 from moejax.models.moe.balance import Auxiliary, entropy, mutual_information_loss
 from moejax.partitioning import Partitioner
 
@@ -35,9 +36,15 @@ class Attention(nnx.Module):
     self.partitioner = partitioner
 
   def __call__(
-    self, x_BTD: jax.Array, segments_BT: jax.Array, angles: tuple[jax.Array, jax.Array]
-  ) -> tuple[jax.Array, Auxiliary | None]:
-    """out_BTD, and what the router over heads costs, None where there is none."""
+    self, x_BTD: jax.Array, context: Context, memory: Memory | None = None
+  ) -> tuple[jax.Array, Auxiliary | None, Memory | None]:
+    """out_BTD, what the router over heads costs, None where there is none, and `memory` with the tokens.
+
+    Args:
+      x_BTD: normalised input.
+      context: of the tokens.
+      memory: of the tokens before these; None has none, and keeps none.
+    """
     B, T, D = x_BTD.shape
     place = self.partitioner.constrain
     # Tokens flattened: on CPU the backward products over [B, T, D] take twice as long as over [M, D].
@@ -48,27 +55,34 @@ class Attention(nnx.Module):
       v_BTKH = checkpoint_name(_project(x_MD, self.w_v_DKH[...]).reshape(B, T, *self.w_v_DKH.shape[1:]), ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-      q_BTNH = place(rotate(q_BTNH, angles), "batch", "sequence", "heads", "head_dim")
-      k_BTKH = place(rotate(k_BTKH, angles), "batch", "sequence", "kv_heads", "head_dim")
+      q_BTNH = place(rotate(q_BTNH, context.angles), "batch", "sequence", "heads", "head_dim")
+      k_BTKH = place(rotate(k_BTKH, context.angles), "batch", "sequence", "kv_heads", "head_dim")
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
       query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
-      attend = attention_for(self.partitioner.platform, T)
-      attend = self.partitioner.on_each_device(
-        attend, (query, key, key, ("batch", "sequence")), query, exchanging=attend is not attention
-      )
-      out_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH, segments_BT), ATTENTION)
+      if memory is None:
+        best = attention_for(self.partitioner.platform, T)
+        attend = self.partitioner.on_each_device(
+          best, (query, key, key, ("batch", "sequence")), query, exchanging=best is not attention
+        )
+        out_BTNH = checkpoint_name(attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT), ATTENTION)
+      else:
+        slots = ("batch", None, "kv_heads", "head_dim")
+        inputs = (query, key, key, slots, slots, ("batch", "sequence"))
+        attend = self.partitioner.on_each_device(cached_attention, inputs, (query, slots, slots))
+        out_BTNH, k_BSKH, v_BSKH = attend(q_BTNH, k_BTKH, v_BTKH, *memory, context.positions_BT)
+        memory = Memory(k_BSKH, v_BSKH)
     auxiliary = None
     if self.w_router_DE is not None:
       with jax.named_scope("attention_router"):
         probs_BTE = self._route(x_BTD)
-        auxiliary = _auxiliary(probs_BTE, segments_BT > 0)
+        auxiliary = _auxiliary(probs_BTE, context.segments_BT > 0)
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
       w_out_ND = self.w_out_NHD[...].reshape(-1, D).astype(x_BTD.dtype)
       out_MD = checkpoint_name(jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_ND), ATTENTION)
-    return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed"), auxiliary
+    return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed"), auxiliary, memory
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
     """probs_BTE in float32, not renormalised over any choice: all experts run."""

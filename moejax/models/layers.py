@@ -1,16 +1,32 @@
 """The small parts: one way to declare a weight, RMSNorm, rotary positions, stacking.
 
-B batch  T position  D embed  N heads  H head dim  L stacked layers
+B batch  T position  S slot  D embed  N heads  K key/value heads  H head dim  L stacked layers
 """
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moejax.partitioning import Names
+
+
+class Context(NamedTuple):
+  """What every layer needs to know of the tokens."""
+
+  segments_BT: jax.Array
+  positions_BT: jax.Array
+  angles: tuple[jax.Array, jax.Array]
+
+
+class Memory(NamedTuple):
+  """Keys and values of one layer's earlier tokens: what stands at position p of its sequence lies at slot p."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], names: Names, fan_in: int, gain: float = 1.0) -> nnx.Param:

@@ -3,7 +3,7 @@
 B batch  T position  D embed  V vocab  M = B x T tokens
 """
 
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import RMSNorm, rotary_angles, separate, stack, weight
+from moejax.models.layers import Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
 from moejax.models.moe.balance import Auxiliary
 from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import Partitioner
@@ -29,11 +29,8 @@ REMAT_POLICIES = {
 }
 
 
-class Context(NamedTuple):
-  """What every layer needs to know of the tokens."""
-
-  segments_BT: jax.Array
-  angles: tuple[jax.Array, jax.Array]
+Memories = Any
+"""A Memory of every layer: for each period that of each of its blocks, arranged as the layers are, stacked or apart."""
 
 
 class Block(nnx.Module):
@@ -48,18 +45,20 @@ class Block(nnx.Module):
     else:
       self.feed_forward = FeedForward(model, model.d_ff, partitioner, rngs)
 
-  def __call__(self, x_BTD: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, list[Auxiliary]]:
-    """x_BTD, and what each part of the layer that has a router says of it."""
+  def __call__(
+    self, x_BTD: jax.Array, context: Context, memory: Memory | None, key: jax.Array | None
+  ) -> tuple[jax.Array, list[Auxiliary], Memory | None]:
+    """x_BTD, what each part of the layer that has a router says of it, and `memory` with the tokens."""
     auxiliaries = []
-    out_BTD, of_heads = self.attention(self.attention_norm(x_BTD), context.segments_BT, context.angles)
+    out_BTD, of_heads, memory = self.attention(self.attention_norm(x_BTD), context, memory)
     x_BTD = x_BTD + out_BTD
     if of_heads is not None:
       auxiliaries.append(of_heads)
     normed_BTD = self.feed_forward_norm(x_BTD)
     if isinstance(self.feed_forward, FeedForward):
-      return x_BTD + self.feed_forward(normed_BTD), auxiliaries
+      return x_BTD + self.feed_forward(normed_BTD), auxiliaries, memory
     out_BTD, of_experts = self.feed_forward(normed_BTD, context.segments_BT > 0, key)
-    return x_BTD + out_BTD, [*auxiliaries, of_experts]
+    return x_BTD + out_BTD, [*auxiliaries, of_experts], memory
 
 
 class Period(nnx.Module):
@@ -69,13 +68,18 @@ class Period(nnx.Module):
     sparse = [model.moe is not None and i == model.period - 1 for i in range(model.period)]
     self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
 
-  def __call__(self, x_BTD: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
-    """x_BTD, and losses and statistics with a leading dimension of the layers of this period that have them."""
+  def __call__(
+    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None, key: jax.Array | None
+  ) -> tuple[jax.Array, Auxiliary, tuple[Memory | None, ...]]:
+    """x_BTD, losses and statistics with a leading dimension of the layers of this period that have them, and
+    `memories` with the tokens."""
     auxiliaries: list[Auxiliary] = []
-    for block in self.blocks:
-      x_BTD, of_block = block(x_BTD, context, key)
+    after = []
+    for block, memory in zip(self.blocks, memories or (None,) * len(self.blocks), strict=True):
+      x_BTD, of_block, memory = block(x_BTD, context, memory, key)
       auxiliaries += of_block
-    return x_BTD, _by_name(auxiliaries)
+      after.append(memory)
+    return x_BTD, _by_name(auxiliaries), tuple(after)
 
 
 def _by_name(auxiliaries: list[Auxiliary]) -> Auxiliary:
@@ -113,13 +117,22 @@ class Transformer(nnx.Module):
       positions_BT: position in the document, from 0.
       key: of routers' noise in training; None has no noise.
     """
-    dtype = self.partitioner.compute_dtype(self.model)
-    with jax.named_scope("embed"):
-      x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
-      x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
-    context = Context(segments_BT, rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta))
-    x_BTD, auxiliary = self._periods(x_BTD, context, key)
-    return self.final_norm(x_BTD), auxiliary
+    x_BTD, auxiliary, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, key)
+    return x_BTD, auxiliary
+
+  def extend(
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
+  ) -> tuple[jax.Array, Memories]:
+    """x_BTD of tokens that follow those in `memories`, and `memories` with them; no documents are packed here.
+
+    Args:
+      tokens_BT: token ids.
+      segments_BT: 1, and 0 for padding, which stands after the tokens.
+      positions_BT: position in the sequence, rising by 1 along T; the slots that the tokens take.
+      memories: of every layer.
+    """
+    x_BTD, _, memories = self._layers(tokens_BT, segments_BT, positions_BT, memories, None)
+    return x_BTD, memories
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
     """logits_MV in float32."""
@@ -135,12 +148,32 @@ class Transformer(nnx.Module):
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
-  def _periods(self, x_BTD: jax.Array, context: Context, key: jax.Array | None) -> tuple[jax.Array, Auxiliary]:
-    """Runs all layers; what they return besides x has a leading dimension of layers."""
+  def _layers(
+    self,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array,
+    positions_BT: jax.Array,
+    memories: Memories,
+    key: jax.Array | None,
+  ) -> tuple[jax.Array, Auxiliary, Memories]:
+    dtype = self.partitioner.compute_dtype(self.model)
+    with jax.named_scope("embed"):
+      x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
+      x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
+    angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
+    x_BTD, auxiliary, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, key)
+    return self.final_norm(x_BTD), auxiliary, memories
+
+  def _periods(
+    self, x_BTD: jax.Array, context: Context, memories: Memories, key: jax.Array | None
+  ) -> tuple[jax.Array, Auxiliary, Memories]:
+    """Runs all layers; their losses and statistics have a leading dimension of layers."""
     keys = None if key is None else jax.random.split(key, self.model.num_periods)
 
-    def run(graph: nnx.GraphDef, parameters: nnx.State, key: jax.Array | None, x_BTD: jax.Array):
-      return nnx.merge(graph, parameters)(x_BTD, context, key)
+    def run(
+      graph: nnx.GraphDef, parameters: nnx.State, memory: Memories, key: jax.Array | None, x_BTD: jax.Array
+    ) -> tuple[jax.Array, Auxiliary, Memories]:
+      return nnx.merge(graph, parameters)(x_BTD, context, memory, key)
 
     if self.model.remat != "none":
       # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
@@ -148,14 +181,22 @@ class Transformer(nnx.Module):
         run, policy=REMAT_POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
       )
     if isinstance(self.layers, nnx.List):
-      auxiliaries = []
+      auxiliaries, after = [], []
       for i, period in enumerate(self.layers):
         graph, parameters = nnx.split(period)
-        x_BTD, auxiliary = run(graph, nnx.as_pure(parameters), None if keys is None else keys[i], x_BTD)
+        memory, of_period = memories and memories[i], None if keys is None else keys[i]
+        x_BTD, auxiliary, memory = run(graph, nnx.as_pure(parameters), memory, of_period, x_BTD)
         auxiliaries.append(auxiliary)
-      return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *auxiliaries)
+        after.append(memory)
+      return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *auxiliaries), tuple(after)
     graph, parameters = nnx.split(self.layers)
-    x_BTD, auxiliary = jax.lax.scan(
-      lambda x_BTD, of_period: run(graph, *of_period, x_BTD), x_BTD, (nnx.as_pure(parameters), keys)
-    )
-    return x_BTD, jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), auxiliary)
+
+    def body(
+      x_BTD: jax.Array, of_period: tuple[nnx.State, Memories, jax.Array | None]
+    ) -> tuple[jax.Array, tuple[Auxiliary, Memories]]:
+      x_BTD, auxiliary, memory = run(graph, *of_period, x_BTD)
+      return x_BTD, (auxiliary, memory)
+
+    x_BTD, (auxiliary, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys))
+    auxiliary = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), auxiliary)
+    return x_BTD, auxiliary, memories

@@ -6,7 +6,8 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from moejax.config.training import Checkpoints
-from moejax.training.state import State
+from moejax.errors import UserError
+from moejax.training.state import Parameters, State
 
 
 class Checkpointer:
@@ -52,6 +53,25 @@ class Checkpointer:
     """Waits for what is being saved."""
     self._manager.wait_until_finished()
     self._manager.close()
+
+
+def restore_parameters(directory: pathlib.Path, abstract: Parameters) -> tuple[Parameters, int]:
+  """Parameters of the newest checkpoint, placed as `abstract` says, and its step; the optimizer's state is not read.
+
+  Raises:
+    UserError: the directory has no checkpoint.
+  """
+  options = ocp.CheckpointManagerOptions(create=False)
+  with ocp.CheckpointManager(directory.absolute(), item_names=("state", "progress"), options=options) as manager:
+    step = manager.latest_step()
+    if step is None:
+      raise UserError(f"{directory} holds no checkpoint; train the run first")
+    wanted = {"parameters": abstract}
+    state = ocp.args.PyTreeRestore(
+      item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    restored = manager.restore(step, args=ocp.args.Composite(state=state))
+  return restored["state"]["parameters"], step
 
 
 def _tree(state: State) -> dict[str, Any]:

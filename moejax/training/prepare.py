@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 from moejax.config.experiment import Experiment
 from moejax.data.corpus import Corpus
+from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import train_batches
-from moejax.data.tokenizers import make_tokenizer
+from moejax.data.tokenizers import VOCAB_MULTIPLE, make_tokenizer, padded_vocab_size
 from moejax.errors import UserError
 from moejax.partitioning import Partitioner, make_partitioner
 from moejax.training.loop import Batches, rows_of_process
@@ -43,7 +44,8 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   index, count = rows_of_process(definition)
 
   def batches() -> Batches:
-    return train_batches(corpus.train, experiment.data, experiment.training.batch_size, index, count)
+    mixture = training_mixture(corpus, experiment.data)
+    return train_batches(mixture, experiment.data, experiment.training.batch_size, index, count)
 
   return Prepared(definition, step, batches, compile_time_s)
 
@@ -57,9 +59,10 @@ def on_devices(experiment: Experiment) -> tuple[Experiment, Partitioner]:
   partitioner = make_partitioner(experiment.mesh, experiment.rules)
   needed, there = make_tokenizer(experiment.data.tokenizer).vocab_size, experiment.model.vocab_size
   if there < needed:
+    padded = padded_vocab_size(needed, partitioner.shards("vocab"))
     raise UserError(
       f"model.vocab_size={there} is less than the {needed} tokens of data.tokenizer={experiment.data.tokenizer!r}; "
-      f"use at least {needed}"
+      f"use at least {needed}, best {padded}: a multiple of {VOCAB_MULTIPLE} that the mesh divides"
     )
   # Made anew, it checks batch and tensors against the data axis that only the devices decide.
   return dataclasses.replace(experiment, mesh=partitioner.shape), partitioner

@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from moejax.config.experiment import Experiment
+from moejax.config.plain import from_plain
 from moejax.errors import UserError
 
 # What may differ when a run continues: it changes how the result is computed or reported, never the result.
@@ -26,6 +27,32 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> None:
 def run_configuration(experiment: Experiment, steps: int) -> dict[str, Any]:
   """The content of experiment.json."""
   return {"steps": steps, **dataclasses.asdict(experiment)}
+
+
+def read_experiment(directory: pathlib.Path) -> Experiment:
+  """The experiment that a run directory holds, its data axis open again for the devices that there are now.
+
+  Raises:
+    UserError: there is no run, or its experiment.json is not an experiment.
+  """
+  path = directory / RUN
+  if not path.is_file():
+    raise UserError(f"{path} does not exist; name a directory that `moejax train` wrote")
+  try:
+    plain = json.loads(path.read_text())
+    if isinstance(plain, dict):
+      plain.pop("steps", None)
+    experiment = from_plain(Experiment, plain)
+  except ValueError as error:
+    raise UserError(f"{path} is no experiment: {error}") from error
+  return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, data=None))
+
+
+def check_only_operational(there: Experiment, here: Experiment) -> None:
+  """Raises UserError where two experiments differ in more than how a result is computed."""
+  differences = _differences(dataclasses.asdict(there), dataclasses.asdict(here))
+  if differences:
+    raise UserError(f"a trained run is as it is: {'; '.join(differences)}; only {', '.join(OPERATIONAL)} may be set")
 
 
 def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from moejax.config.experiment import Experiment
+from moejax.config.model import Model
 from moejax.models.transformer import Transformer
 from moejax.partitioning import Partitioner
 from moejax.training.optimizer import decay_mask, make_optimizer
@@ -70,23 +71,30 @@ def define(experiment: Experiment, partitioner: Partitioner) -> Definition:
   Raises:
     UserError: a parameter that the rules cannot place.
   """
-  model = nnx.eval_shape(lambda: Transformer(experiment.model, partitioner, nnx.Rngs(params=0)))
-  graph, variables = nnx.split(model)
-
-  def place(path: tuple, variable: nnx.Variable) -> jax.ShapeDtypeStruct:
-    value = variable.get_value()
-    sharding = partitioner.sharding(variable.names, value.shape, "parameter " + parameter_name(path))
-    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
-
-  is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
-  placed = jax.tree_util.tree_map_with_path(place, variables, is_leaf=is_variable)
-  names = nnx.to_pure_dict(jax.tree.map(lambda variable: variable.names, variables, is_leaf=is_variable))
-  parameters = nnx.to_pure_dict(placed)
+  graph, variables = abstract_variables(experiment.model, partitioner)
+  names = nnx.to_pure_dict(jax.tree.map(lambda variable: variable.names, variables, is_leaf=_is_variable))
+  parameters = nnx.to_pure_dict(variables)
   optimizer = make_optimizer(experiment.optimizer, decay_mask(variables))
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated)
   moments: Any = _place_moments(optimizer, parameters, partitioner.replicated)
   abstract = State(step, parameters, moments)  # type: ignore[arg-type]  # shapes in place of arrays
   return Definition(experiment, partitioner, graph, optimizer, abstract, names)
+
+
+def abstract_variables(model: Model, partitioner: Partitioner) -> tuple[nnx.GraphDef, nnx.State]:
+  """The structure of a transformer, and its parameters as shapes, types and placements, with their names.
+
+  Raises:
+    UserError: a parameter that the rules cannot place.
+  """
+  graph, variables = nnx.split(nnx.eval_shape(lambda: Transformer(model, partitioner, nnx.Rngs(params=0))))
+
+  def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
+    value = variable.get_value()
+    sharding = partitioner.sharding(variable.names, value.shape, "parameter " + parameter_name(path))
+    return variable.replace(jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding))
+
+  return graph, jax.tree_util.tree_map_with_path(place, variables, is_leaf=_is_variable)
 
 
 def parameter_name(path: tuple) -> str:
@@ -104,6 +112,10 @@ def placement_table(definition: Definition) -> list[tuple[str, str, str, int]]:
       size *= length
     rows.append((parameter_name(path), " x ".join(map(str, leaf.shape)), str(leaf.sharding.spec), size))
   return rows
+
+
+def _is_variable(leaf: Any) -> bool:
+  return isinstance(leaf, nnx.Variable)
 
 
 def _place_moments(

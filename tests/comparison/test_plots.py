@@ -15,7 +15,7 @@ from moejax.comparison.plots.drawing import WIDTH, new_figure, plain, round_tick
 from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
-from moejax.comparison.plots.speed_accuracy import speed_accuracy
+from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
 from moejax.comparison.record import checked
 
 
@@ -56,6 +56,23 @@ def test_speed_accuracy_draws_what_there_is(comparison):
   (plot,) = speed_accuracy(checked(comparison))
   assert plot.name == "speed_bits_per_byte"
   assert "dense_small" not in plot.alt and "moe_small_8e" not in plot.alt and "dense_large 55.1 ms" in plot.alt
+
+
+def test_each_benchmark_has_a_curve_of_its_own_and_a_perplexity_is_better_below(comparison):
+  first, second = comparison["members"][:2]
+  first |= {"tasks/sciq/acc": 0.31, "tasks/sciq/acc_stderr": 0.02, "tasks/wikitext/word_perplexity": 90.0}
+  second |= {"tasks/sciq/acc": 0.35, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.4}
+  whole = checked(comparison)
+  measures = task_measures(whole)
+  assert [(measure.key, measure.scale, measure.reversed) for measure in measures] == [
+    ("tasks/sciq/acc", 100.0, False), ("tasks/wikitext/word_perplexity", 1.0, True),
+    ("tasks/average/accuracy", 100.0, False),
+  ]  # fmt: skip
+  sciq, wikitext, average = speed_accuracy(whole, measures)
+  assert sciq.name == "speed_tasks_sciq_acc"
+  assert "acc of sciq. dense_small 15.2 ms, 31.0 ± 2.0 %; moe_small_8e 15.5 ms, 35.0 ± 2.0 %." in sciq.alt
+  assert "dense_small 15.2 ms, 90.0" in wikitext.alt and "moe_small_8e" not in wikitext.alt
+  assert "dense_small" not in average.alt
 
 
 def test_names_are_text_in_a_plot_and_not_mathematics(comparison):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from moejax.comparison.quantities import MISSING
 from moejax.comparison.report import write_report
 
 VOID = {"meta", "link", "br", "image", "path", "use", "rect"}
@@ -207,3 +208,29 @@ def test_what_training_warned_of_stands_in_the_report(comparison, write_comparis
   page = page_of(directory)
   assert f"moe_small_8e: {warning}" in page.text
   assert (directory / "report" / "routing_moe_small_8e.png").stat().st_size > 10_000
+
+
+def test_benchmarks_are_a_column_and_a_curve_each(comparison, write_comparison):
+  first, second = comparison["members"][:2]
+  first |= {"tasks/sciq/acc": 0.31, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.31}
+  second |= {"tasks/sciq/acc": 0.35, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.35}
+  directory = write_comparison(comparison)
+  write_report(directory)
+  page = page_of(directory)
+  (table,) = [table for table in page.tables if "sciq: acc (%)" in [cell.strip() for cell in table[0]]]
+  cells = [[" ".join(cell.split()) for cell in row] for row in table]
+  assert cells[0][1:] == ["sciq: acc (%)", "average: accuracy (%)"]
+  assert cells[1][1:] == ["31.0 ± 2.0", "31.00"] and cells[2][1:] == ["35.0 ± 2.0", "35.00"]
+  assert cells[3][1:] == [MISSING] * 2  # not asked
+  assert (directory / "report" / "speed_tasks_sciq_acc.png").exists()
+  assert (directory / "report" / "speed_tasks_average_accuracy.png").exists()
+
+
+def test_a_comparison_without_benchmarks_does_not_speak_of_them(page):
+  assert "Benchmarks" not in page.text
+
+
+def test_a_benchmark_score_that_is_no_number_is_refused(comparison, write_comparison):
+  comparison["members"][0]["tasks/sciq/acc"] = "high"
+  with pytest.raises(ValueError, match="tasks/sciq/acc='high' is not a number"):
+    write_report(write_comparison(comparison))

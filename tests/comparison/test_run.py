@@ -85,7 +85,20 @@ def quiet() -> Display:
 
 def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_path):
   suite = tiny_suite(text)
-  result = compare(suite, tmp_path, quiet())
+  asked = []
+
+  def ask(definition, tokenizer, directory, display):
+    """Stands for the benchmarks, which are tested in tests/evaluation."""
+
+    def score(state):
+      asked.append((definition.experiment.name, directory, tokenizer.vocab_size, int(state.step)))
+      return {"sciq/acc": 0.25, "sciq/acc_stderr": 0.125}
+
+    return score
+
+  result = compare(suite, tmp_path, quiet(), ask)
+  assert asked == [(m["name"], tmp_path / "runs" / m["name"], 259, m["steps"]) for m in result["members"]]
+  assert {(m["tasks/sciq/acc"], m["tasks/sciq/acc_stderr"]) for m in result["members"]} == {(0.25, 0.125)}
   assert result == json.loads((tmp_path / "comparison.json").read_text())
   assert result["complete"] and [member["name"] for member in result["members"]] == ["dense", "moe_4e", "moe_8e"]
   dense, *candidates = result["members"]

@@ -23,8 +23,30 @@ def test_lengths_must_be_above_0(name, value):
 
 
 def test_an_unknown_tokenizer_names_those_there_are():
-  with pytest.raises(UserError, match=r"^data\.tokenizer='sentencepiece' is not one of bytes$"):
+  with pytest.raises(
+    UserError,
+    match=r"^data\.tokenizer='sentencepiece' is not one of bytes, a \.model, \.json, \.tiktoken file or seqio:TASK$",
+  ):
     data(tokenizer="sentencepiece")
+
+
+@pytest.mark.parametrize("name", ["bytes", "a/b.model", "tokenizer.json", "cl100k_base.tiktoken", "seqio:tasks/mine"])
+def test_a_tokenizer_is_known_by_its_kind_before_its_file_is_looked_for(name):
+  assert data(tokenizer=name).tokenizer == name
+
+
+def test_weights_are_one_for_each_source_and_above_0():
+  assert data(train=("a", "b"), weights=(1, 0.5)).weights == (1, 0.5)
+  with pytest.raises(UserError, match=r"^data\.weights has 1 numbers for the 2 entries of data\.train; give one"):
+    data(train=("a", "b"), weights=(1.0,))
+  for weight in (0.0, -1.0, float("nan"), float("inf")):
+    with pytest.raises(UserError, match=rf"^data\.weights={weight} must be above 0 and finite; leave the source out"):
+      data(train=("a", "b"), weights=(1.0, weight))
+
+
+def test_an_unknown_packing_names_those_there_are():
+  with pytest.raises(UserError, match=r"^data\.packing='first_fit' is not one of concatenate, best_fit$"):
+    data(packing="first_fit")
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 0.51, float("nan")])

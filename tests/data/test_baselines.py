@@ -41,7 +41,7 @@ def large_vocabulary():
     documents = [np.r_[Large.begin, generator.zipf(1.3, size) % 49_000] for size in sizes]
     return TokenStream(np.concatenate(documents), np.cumsum([0, *map(len, documents)]), Large.padding)
 
-  return Corpus(stream([40, 300, 1, 60]), stream([30, 200, 2]), Large(), None)
+  return Corpus((stream([40, 300]), stream([1, 60])), (), stream([30, 200, 2]), Large(), None)
 
 
 def pairs(stream, max_tokens=None):
@@ -54,7 +54,7 @@ def pairs(stream, max_tokens=None):
 def plain(corpus, max_tokens):
   """The same by loops, straight from the definitions."""
   V = corpus.tokenizer.vocab_size
-  train = pairs(corpus.train)
+  train = [pair for stream in corpus.train for pair in pairs(stream)]
   unigrams, bigrams = collections.Counter(w for _, w in train), collections.Counter(train)
   totals, followers = collections.Counter(c for c, _ in train), collections.Counter(c for c, _ in bigrams)
 

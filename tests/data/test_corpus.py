@@ -44,8 +44,14 @@ def no_tokenising(monkeypatch):
   return lambda: monkeypatch.setattr(corpus_module, "_tokenise", fail)
 
 
+def streams(corpus):
+  """The one stream of each split."""
+  (train,) = corpus.train
+  return {"train": train, "validation": corpus.validation}
+
+
 def texts(corpus, split):
-  stream = getattr(corpus, split)
+  stream = streams(corpus)[split]
   bounds = zip(stream.starts[:-1], stream.starts[1:], strict=True)
   assert set(stream.tokens[stream.starts[:-1]]) == {corpus.tokenizer.begin}
   return [corpus.tokenizer.decode(stream.tokens[start + 1 : stop]) for start, stop in bounds]
@@ -75,9 +81,9 @@ def test_the_summary_counts_both_splits(data, tmp_path):
   summary = corpus.summary()
   for split in ("train", "validation"):
     split_texts = texts(corpus, split)
-    assert summary[f"{split}_documents"] == len(split_texts) == getattr(corpus, split).num_documents
+    assert summary[f"{split}_documents"] == len(split_texts) == streams(corpus)[split].num_documents
     assert summary[f"{split}_bytes"] == sum(len(text.encode()) for text in split_texts)
-    assert summary[f"{split}_tokens"] == len(getattr(corpus, split))
+    assert summary[f"{split}_tokens"] == len(streams(corpus)[split])
     assert summary[f"{split}_tokens"] == summary[f"{split}_bytes"] + summary[f"{split}_documents"]
   assert json.loads(json.dumps(summary)) == summary
 
@@ -87,8 +93,8 @@ def test_a_second_run_reads_the_cache(data, tmp_path, no_tokenising):
   no_tokenising()
   second = build_corpus(Data(**{**vars(data), "sequence_length": 16, "seed": 5, "prefetch": 1}), tmp_path / "cache")
   assert second.summary() == first.summary()
-  np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
-  assert isinstance(second.train.tokens, np.memmap)
+  np.testing.assert_array_equal(first.train[0].tokens, second.train[0].tokens)
+  assert isinstance(second.train[0].tokens, np.memmap)
 
 
 def test_the_content_hash_is_of_the_text_and_not_of_the_place(data, folder, tmp_path):
@@ -176,7 +182,7 @@ def test_of_two_that_tokenise_at_once_one_result_stays(data, tmp_path):
 
   outer = build_corpus(data, cache, second)
   assert outer.folder == inner[1].folder
-  np.testing.assert_array_equal(outer.train.tokens, inner[1].train.tokens)
+  np.testing.assert_array_equal(outer.train[0].tokens, inner[1].train[0].tokens)
   assert list(cache.iterdir()) == [outer.folder]
 
 

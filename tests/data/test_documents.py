@@ -11,12 +11,22 @@ def read(path, **options):
   return [document for document, _ in read_documents(SourceFile(path.name, path, **options))]
 
 
+def compress(path, content):
+  """Writes bytes, compressed as the name says."""
+  match path.suffix:
+    case ".gz":
+      path.write_bytes(gzip.compress(content))
+    case ".zst":
+      pyarrow = pytest.importorskip("pyarrow")
+      with pyarrow.CompressedOutputStream(str(path), "zstd") as file:
+        file.write(content)
+    case _:
+      path.write_bytes(content)
+
+
 def write_lines(path, *records):
   text = "".join((record if isinstance(record, str) else json.dumps(record)) + "\n" for record in records)
-  if path.suffix == ".gz":
-    path.write_bytes(gzip.compress(text.encode()))
-  else:
-    path.write_text(text)
+  compress(path, text.encode())
   return path
 
 
@@ -38,7 +48,25 @@ def test_a_python_file_is_read_in_the_encoding_it_declares(tmp_path):
   assert read(path)[0].text == "# coding: latin-1\nname = 'é'\n"
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.md.zst"])
+def test_a_compressed_text_file_is_one_document(tmp_path, name):
+  compress(tmp_path / name, b"one\r\ntwo\n" * 99)
+  assert read(tmp_path / name) == [Document(name, "one\ntwo\n" * 99)]
+
+
+def test_a_compressed_python_file_is_read_in_the_encoding_it_declares(tmp_path):
+  compress(tmp_path / "a.py.gz", "# coding: latin-1\nname = 'é'\n".encode("latin-1"))
+  assert read(tmp_path / "a.py.gz")[0].text == "# coding: latin-1\nname = 'é'\n"
+
+
+def test_another_field_can_hold_the_text(tmp_path):
+  path = write_lines(tmp_path / "a.jsonl", {"text": "no", "content": "yes"})
+  assert [document.text for document, _ in read_documents(SourceFile("a.jsonl", path), "content")] == ["yes"]
+  with pytest.raises(UserError, match=r'line 1: no string "body" \(its fields: text, content\); .* a string "body"'):
+    list(read_documents(SourceFile("a.jsonl", path), "body"))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
 def test_each_line_is_a_document_named_by_id_or_line(tmp_path, name):
   path = write_lines(
     tmp_path / name, {"text": "one", "id": "x"}, "", {"text": "two"}, {"text": ""}, {"text": "5", "id": 0}
@@ -46,7 +74,7 @@ def test_each_line_is_a_document_named_by_id_or_line(tmp_path, name):
   assert read(path) == [Document(f"{name}#x", "one"), Document(f"{name}#3", "two"), Document(f"{name}#0", "5")]
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.txt"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.txt", "a.txt.zst"])
 def test_the_bytes_read_so_far_grow_to_the_size_of_the_file(tmp_path, name):
   path = write_lines(tmp_path / name, *({"text": f"line {n}"} for n in range(5)))
   read_so_far = [read for _, read in read_documents(SourceFile(name, path))]
@@ -77,10 +105,11 @@ def test_a_bad_line_is_named_after_the_good_ones_before_it(tmp_path, line, messa
     next(reading)
 
 
-def test_a_truncated_gzip_file_is_named_with_its_line(tmp_path):
-  path = write_lines(tmp_path / "a.jsonl.gz", *({"text": str(n) * 99} for n in range(9)))
+@pytest.mark.parametrize(("suffix", "kind"), [("gz", "gzip"), ("zst", "zstd")])
+def test_a_truncated_file_is_named_with_its_line(tmp_path, suffix, kind):
+  path = write_lines(tmp_path / f"a.jsonl.{suffix}", *({"text": str(n) * 99} for n in range(9)))
   path.write_bytes(path.read_bytes()[:-12])
-  with pytest.raises(UserError, match=r"a\.jsonl\.gz line \d+: damaged gzip"):
+  with pytest.raises(UserError, match=rf"a\.jsonl\.{suffix} line \d+: damaged {kind}"):
     read(path)
 
 

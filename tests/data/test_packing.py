@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
+from moejax.data.best_fit import make_plan
 from moejax.data.packing import (
+  BestFit,
+  Concatenated,
   evaluation_window,
   num_evaluation_windows,
   num_targets,
-  num_train_windows,
   stack,
-  train_window,
 )
 
 BEGIN, PADDING = 257, 256
@@ -19,8 +20,12 @@ def stream(make_stream):
   return make_stream("abc", "d", "", "efghijk", "lmnopqrs")
 
 
+def every(windows):
+  return [windows[index] for index in range(len(windows))]
+
+
 def test_a_window_with_three_documents(stream):
-  window = train_window(stream, 0, 8)
+  window = Concatenated(stream, 8)[0]
   a, b, c, d, e = map(ord, "abcde")
   assert {name: values.tolist() for name, values in window.items()} == {
     "tokens": [BEGIN, a, b, c, BEGIN, d, BEGIN, BEGIN],
@@ -42,7 +47,7 @@ def test_a_window_that_opens_inside_a_document_counts_from_its_own_start(stream)
 
 def test_types_are_int32_and_weights_float32(stream):
   for window in (
-    train_window(stream, 0, 8),
+    Concatenated(stream, 8)[0],
     evaluation_window(stream, 2, 9, None),
     evaluation_window(stream, 9, 9, None),
   ):
@@ -53,7 +58,7 @@ def test_types_are_int32_and_weights_float32(stream):
 
 @pytest.mark.parametrize("length", range(1, 24))
 def test_windows_cover_each_token_but_the_first_once_as_target(stream, length):
-  windows = [train_window(stream, index, length) for index in range(num_train_windows(stream, length))]
+  windows = every(Concatenated(stream, length))
   targets = np.concatenate([window["targets"] for window in windows])
   assert len(targets) == 23 // length * length
   np.testing.assert_array_equal(targets, stream.tokens[1 : len(targets) + 1])
@@ -64,8 +69,7 @@ def test_windows_cover_each_token_but_the_first_once_as_target(stream, length):
 @pytest.mark.parametrize("length", [1, 5, 8, 23])
 def test_segments_never_join_two_documents_nor_part_one(stream, length):
   document = np.repeat(np.arange(stream.num_documents), np.diff(stream.starts))
-  for index in range(num_train_windows(stream, length)):
-    window = train_window(stream, index, length)
+  for index, window in enumerate(every(Concatenated(stream, length))):
     of = document[index * length : (index + 1) * length]
     np.testing.assert_array_equal(
       window["segments"][:, None] == window["segments"][None], of[:, None] == of[None]
@@ -105,8 +109,51 @@ def test_a_window_beyond_the_last_is_all_padding(stream):
 
 
 def test_a_stream_shorter_than_one_sequence_is_refused(stream):
-  assert num_train_windows(stream, 23) == 1
+  assert len(Concatenated(stream, 23)) == 1
   with pytest.raises(
     ValueError, match=r"24 tokens, fewer than the data\.sequence_length \+ 1 = 25 .*train on more text"
   ):
-    num_train_windows(stream, 24)
+    Concatenated(stream, 24)
+
+
+def test_what_a_prefix_gives_is_not_predicted(make_stream):
+  stream = make_stream("abc", "d", "efgh", prefixes=[2, 0, 3])
+  window = Concatenated(stream, 10)[0]
+  a, b, c, d, e, f, g = map(ord, "abcdefg")
+  assert window["targets"].tolist() == [a, b, c, BEGIN, d, BEGIN, e, f, g, ord("h")]
+  assert window["weights"].tolist() == [0, 0, 1, 0, 1, 0, 0, 0, 0, 1]
+  (batch,) = [evaluation_window(stream, index, 10, None) for index in range(num_evaluation_windows(stream, 10, None))]
+  assert batch["weights"].tolist() == window["weights"].tolist()
+
+
+@pytest.mark.parametrize("length", [1, 3, 8, 50])
+@pytest.mark.parametrize("prefixes", [None, [1, 0, 0, 2, 5]])
+def test_best_fit_predicts_every_token_but_begins_once_from_its_own_document(make_stream, length, prefixes):
+  texts = ("abc", "d", "", "efghijk", "lmnopqrs")
+  stream = make_stream(*texts, prefixes=prefixes)
+  windows = every(BestFit(stream, length, make_plan(stream.starts, length)))
+  predicted = []
+  for window in windows:
+    assert set(window) == {"tokens", "targets", "segments", "positions", "weights"}
+    assert {values.shape for values in window.values()} == {(length,)}
+    used = window["segments"] > 0
+    assert not used[np.flatnonzero(~used)[:1].sum() if (~used).any() else length :].any(), "padding is at the end"
+    assert (window["tokens"][~used] == PADDING).all() and (window["targets"][~used] == PADDING).all()
+    assert window["weights"][~used].sum() == 0
+    for segment in range(1, window["segments"].max() + 1):
+      inside = window["segments"] == segment
+      tokens, targets = window["tokens"][inside], window["targets"][inside]
+      np.testing.assert_array_equal(tokens[1:], targets[:-1])
+      np.testing.assert_array_equal(window["positions"][inside], np.arange(inside.sum()))
+      assert BEGIN not in targets and BEGIN not in tokens[1:]
+    predicted += window["targets"][window["weights"] > 0].tolist()
+  expected = "".join(text[given:] for text, given in zip(texts, prefixes or [0] * 5, strict=True))
+  assert sorted(predicted) == sorted(map(ord, expected))
+
+
+def test_best_fit_keeps_whole_what_fits(make_stream):
+  stream = make_stream("abc", "d", "efghijk", "lm")
+  windows = every(BestFit(stream, 8, make_plan(stream.starts, 8)))
+  rows = [[chr(t) if t < 256 else "|" if t == BEGIN else "." for t in window["tokens"]] for window in windows]
+  assert sorted(map("".join, rows)) == ["|ab|l...", "||efghij"]
+  assert sum((window["segments"] > 0).sum() for window in windows) == 13

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from moejax.config import Data
-from moejax.data.packing import num_train_windows, train_window
+from moejax.data.mixture import Mixture
+from moejax.data.packing import Concatenated
 from moejax.data.pipeline import batch_at, evaluation_batches, num_evaluation_batches, train_batches
 from moejax.errors import UserError
 
@@ -23,6 +24,11 @@ def data():
 def stream(make_stream):
   """321 tokens, no two windows of which are equal: 40 windows of 8."""
   return make_stream(*(np.arange(start, start + 31) % 250 for start in range(0, 300, 31)), np.array([7]))
+
+
+@pytest.fixture
+def mixture(stream):
+  return Mixture((Concatenated(stream, 8),))
 
 
 def assert_equal(left, right):
@@ -40,7 +46,8 @@ def take(iterator, count):
 
 def windows_of(batches, stream, length):
   """Index of the window that each row of `batches` is."""
-  windows = [train_window(stream, index, length) for index in range(num_train_windows(stream, length))]
+  every = Concatenated(stream, length)
+  windows = [every[index] for index in range(len(every))]
   index = {window["tokens"].tobytes() + window["targets"].tobytes(): i for i, window in enumerate(windows)}
   assert len(index) == len(windows)
   rows = [
@@ -49,18 +56,18 @@ def windows_of(batches, stream, length):
   return [index[tokens.tobytes() + targets.tobytes()] for tokens, targets in rows]
 
 
-def test_a_batch_has_the_arrays_of_a_window_stacked(stream, data):
-  (batch,) = take(train_batches(stream, data, 4), 1)
+def test_a_batch_has_the_arrays_of_a_window_stacked(stream, mixture, data):
+  (batch,) = take(train_batches(mixture, data, 4), 1)
   (first, *_) = windows_of([batch], stream, 8)
   assert {name: values.shape for name, values in batch.items()} == dict.fromkeys(
     ("tokens", "targets", "segments", "positions", "weights"), (4, 8)
   )
-  assert_equal({name: values[0] for name, values in batch.items()}, train_window(stream, first, 8))
+  assert_equal({name: values[0] for name, values in batch.items()}, Concatenated(stream, 8)[first])
 
 
-def test_every_epoch_has_every_window_once_in_another_order(stream, data):
+def test_every_epoch_has_every_window_once_in_another_order(stream, mixture, data):
   # 40 windows in batches of 6: batches straddle epochs.
-  order = windows_of(take(train_batches(stream, data, 6), 20), stream, 8)
+  order = windows_of(take(train_batches(mixture, data, 6), 20), stream, 8)
   epochs = [order[start : start + 40] for start in (0, 40, 80)]
   for epoch in epochs:
     assert sorted(epoch) == list(range(40))
@@ -68,9 +75,9 @@ def test_every_epoch_has_every_window_once_in_another_order(stream, data):
   assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
 
 
-def test_the_seed_alone_decides_the_order(stream, data):
+def test_the_seed_alone_decides_the_order(stream, mixture, data):
   def order(seed, steps=20):
-    return windows_of(take(train_batches(stream, Data(sequence_length=8, seed=seed), 4), steps), stream, 8)
+    return windows_of(take(train_batches(mixture, Data(sequence_length=8, seed=seed), 4), steps), stream, 8)
 
   assert order(3) == order(3)
   assert order(3, 10) != order(4, 10)
@@ -79,29 +86,29 @@ def test_the_seed_alone_decides_the_order(stream, data):
   assert len(order(-1, 1)) == len(order(2**40, 1)) == 4
 
 
-def test_batch_at_is_what_the_iterator_yields(stream, data):
-  for step, batch in enumerate(take(train_batches(stream, data, 4), 12)):
-    assert_equal(batch, batch_at(step, stream, data, 4))
+def test_batch_at_is_what_the_iterator_yields(mixture, data):
+  for step, batch in enumerate(take(train_batches(mixture, data, 4), 12)):
+    assert_equal(batch, batch_at(step, mixture, data, 4))
 
 
 @pytest.mark.parametrize("process_count", [1, 2, 4])
-def test_processes_together_read_the_batch_of_one(stream, data, process_count):
-  parts = [take(train_batches(stream, data, 8, process, process_count), 7) for process in range(process_count)]
+def test_processes_together_read_the_batch_of_one(mixture, data, process_count):
+  parts = [take(train_batches(mixture, data, 8, process, process_count), 7) for process in range(process_count)]
   for step, shares in enumerate(zip(*parts, strict=True)):
-    whole = batch_at(step, stream, data, 8)
+    whole = batch_at(step, mixture, data, 8)
     assert_equal({name: np.concatenate([share[name] for share in shares]) for name in whole}, whole)
 
 
-def test_resuming_at_every_step_is_bit_equal(stream, data):
-  straight = take(train_batches(stream, data, 4), 14)
-  iterator = train_batches(stream, data, 4)
+def test_resuming_at_every_step_is_bit_equal(mixture, data):
+  straight = take(train_batches(mixture, data, 4), 14)
+  iterator = train_batches(mixture, data, 4)
   states = [json.loads(json.dumps(iterator.get_state()))]
   for _ in range(12):
     next(iterator)
     states.append(json.loads(json.dumps(iterator.get_state())))
   iterator.close()
   for step, state in enumerate(states):
-    resumed, started = train_batches(stream, data, 4), train_batches(stream, data, 4, start_step=step)
+    resumed, started = train_batches(mixture, data, 4), train_batches(mixture, data, 4, start_step=step)
     next(resumed)  # a state replaces whatever was read before
     resumed.set_state(state)
     for batch, after_state, after_start in zip(straight[step:], take(resumed, 2), take(started, 2), strict=False):
@@ -125,7 +132,7 @@ def test_batches_are_read_ahead_by_threads(stream, data):
         all_read.set()
       return stream.slice(start, stop)
 
-  iterator = train_batches(Watched(), data, 1)
+  iterator = train_batches(Mixture((Concatenated(Watched(), 8),)), data, 1)
   assert not readers
   next(iterator)
   assert all_read.wait(timeout=30), "one batch asked for, and data.prefetch more are not read"
@@ -137,10 +144,13 @@ def test_a_program_that_leaves_its_iterator_open_ends():
   program = (
     "import numpy as np\n"
     "from moejax.config import Data\n"
+    "from moejax.data.mixture import Mixture\n"
+    "from moejax.data.packing import Concatenated\n"
     "from moejax.data.pipeline import train_batches\n"
     "from moejax.data.token_stream import TokenStream\n"
     "stream = TokenStream(np.full(65_537, 7, np.uint16), np.array([0, 65_537]), 256)\n"
-    "kept = train_batches(stream, Data(sequence_length=8, prefetch=64), 64)\n"
+    "mixture = Mixture((Concatenated(stream, 8),))\n"
+    "kept = train_batches(mixture, Data(sequence_length=8, prefetch=64), 64)\n"
     "print(next(kept)['tokens'].sum())\n"
   )
   environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
@@ -151,17 +161,12 @@ def test_a_program_that_leaves_its_iterator_open_ends():
   assert result.stderr == ""
 
 
-def test_a_batch_that_the_processes_do_not_divide_is_refused(stream, data):
+def test_a_batch_that_the_processes_do_not_divide_is_refused(stream, mixture, data):
   message = r"batch_size=6 is not divisible by the 4 processes that read it; use a multiple of 4"
   with pytest.raises(UserError, match=message):
-    train_batches(stream, data, 6, 0, 4)
+    train_batches(mixture, data, 6, 0, 4)
   with pytest.raises(UserError, match=message):
     evaluation_batches(stream, 8, 6, None, 0, 4)
-
-
-def test_too_little_text_is_refused_before_the_first_batch(make_stream, data):
-  with pytest.raises(UserError, match=r"3 tokens, fewer than the data\.sequence_length \+ 1 = 9"):
-    train_batches(make_stream("ab"), data, 4)
 
 
 @pytest.mark.parametrize("max_tokens", [None, 100, 64, 1])

@@ -69,9 +69,12 @@ def test_good_sources_pass(folder):
   [
     (
       "nowhere",
-      r"data\.train: '.*nowhere' does not exist; name a file, a folder or a glob of .*python-standard-library",
+      r"data\.train: '.*nowhere' does not exist; name a file, a folder, a glob or a URL of .*python-standard-library",
     ),
-    ("e.csv", r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt.*\.jsonl\.gz"),
+    (
+      "e.csv",
+      r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt, .*\.arrow",
+    ),
     ("*.tex", r"data\.train: glob '.*\*\.tex' matches nothing; correct it"),
     ("*.csv", r"data\.train: glob '.*\*\.csv' matches no \.txt, .* file; correct it"),
     ("pictures", r"data\.train: folder '.*pictures' holds no \.txt, .* file; name one that does"),

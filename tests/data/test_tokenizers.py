@@ -1,3 +1,6 @@
+import os
+import pathlib
+
 import numpy as np
 import pytest
 
@@ -32,7 +35,29 @@ def test_byte_lengths_count_every_byte_of_the_text_and_nothing_for_specials():
   assert sorted([tokenizer.padding, tokenizer.begin, tokenizer.end]) == [256, 257, 258]
 
 
+@pytest.mark.parametrize(
+  ("name", "library", "size", "bytes_before"),
+  [
+    ("mistral_v3_spm.model", "sentencepiece", 32_768, 1),
+    ("olmo_gpt-neox-dolma-v1_5.json", "tokenizers", 50_280, 0),
+    ("gpt2_tokenizer.json", "tokenizers", 50_257, 0),
+  ],
+)
+def test_a_tokenizer_that_others_trained_gives_the_text_back_and_counts_its_bytes(name, library, size, bytes_before):
+  shared = os.environ.get("MOEJAX_SHARED_DATA")
+  if not shared:
+    pytest.skip("MOEJAX_SHARED_DATA does not name the folder of real tokenizers")
+  pytest.importorskip(library, reason="of the extra `data`")
+  tokenizer = make_tokenizer(str(pathlib.Path(shared, "tokenizers", name)))
+  assert tokenizer.vocab_size == size
+  text = (pathlib.Path(__file__).read_text() + "naïve — 漢字 🙂 <s> </s> <|endoftext|>\n\n  ") * 3
+  ids = tokenizer.encode(text)
+  assert tokenizer.decode(ids) == text
+  assert tokenizer.byte_lengths[ids].sum() == len(text.encode()) + bytes_before
+  assert not {tokenizer.begin, tokenizer.end} & set(ids.tolist())
+
+
 def test_make_tokenizer_names_what_exists():
   assert make_tokenizer("bytes").vocab_size == 259
-  with pytest.raises(UserError, match=r"data\.tokenizer='words' is not one of bytes"):
+  with pytest.raises(UserError, match=r"data\.tokenizer='words' is not one of bytes, a \.model, \.json, \.tiktoken"):
     make_tokenizer("words")

@@ -43,6 +43,11 @@ def test_training_moves_parameters_far_beyond_that_tolerance():
   assert min(moved) > 3e-3
 
 
+def test_the_fill_rate_is_the_part_of_the_batch_that_is_no_padding():
+  # The last of 16 rows of 32 is padded from 20 on.
+  assert on_one_device(False)[2]["fill_rate"] == pytest.approx(1 - 12 / (16 * 32))
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
 def test_replicas_train_as_one_does(sparse):
   _, losses, _ = run_steps(tiny(sparse, mesh=Mesh(replica=2, data=2, expert=2)))

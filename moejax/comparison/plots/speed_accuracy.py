@@ -1,4 +1,4 @@
-"""The speed-accuracy curve: step time against next-token accuracy, and against bits per byte."""
+"""The speed-accuracy curve: step time against next-token accuracy, bits per byte, and the score of each benchmark."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,8 @@ from moejax.comparison.palette import member_colours
 from moejax.comparison.plots import labels
 from moejax.comparison.plots.drawing import INK, Plot, legend_above, log_axis, new_figure, render, spread, style
 from moejax.comparison.quantities import duration, estimate
-from moejax.comparison.record import equal_names, known
+from moejax.comparison.record import equal_names, known, task_keys
+from moejax.evaluation.tasks import ACCURACIES
 
 MARKERS = {"dense": "o", "moe": "D"}
 LINES: dict[str, Any] = {"dense": "-", "moe": (0, (5, 2))}
@@ -45,11 +46,26 @@ MEASURES = (
 )
 
 
-def speed_accuracy(comparison: Mapping[str, Any]) -> list[Plot]:
+def task_measures(comparison: Mapping[str, Any]) -> list[Measure]:
+  """A measure for each benchmark that a member was asked, and for their average."""
+  return [_task_measure(key) for key in task_keys(comparison)]
+
+
+def _task_measure(key: str) -> Measure:
+  _, name, metric = key.split("/")
+  words = metric.replace("_", " ")
+  if metric.startswith(ACCURACIES):
+    return Measure(key, f"{name}: {words} (%)", f"{words} of {name}", scale=100.0, unit="%")
+  if "perplexity" in metric or metric == "bits_per_byte":
+    return Measure(key, f"{name}: {words} (axis reversed: up is better)", f"{words} of {name}", reversed=True)
+  return Measure(key, f"{name}: {words}", f"{words} of {name}")
+
+
+def speed_accuracy(comparison: Mapping[str, Any], measures: Sequence[Measure] = MEASURES) -> list[Plot]:
   """A plot for each measure that at least one member has."""
   plots = []
-  for measure in MEASURES:
-    members = [m for m in comparison["members"] if known(m["step_time_s"]) and known(m[measure.key])]
+  for measure in measures:
+    members = [m for m in comparison["members"] if known(m["step_time_s"]) and known(m.get(measure.key))]
     if members:
       with style():
         plots.append(_plot(comparison, members, measure))
@@ -61,7 +77,7 @@ def _plot(comparison: Mapping[str, Any], members: Sequence[dict[str, Any]], meas
   axes = figure.add_subplot()
   unit, per_unit = ("s", 1.0) if min(m["step_time_s"] for m in members) >= 1.0 else ("ms", 1e3)
   points = {m["name"]: (m["step_time_s"] * per_unit, m[measure.key] * measure.scale) for m in members}
-  errors = {m["name"]: (m[f"{measure.key}_stderr"] or 0.0) * measure.scale for m in members}
+  errors = {m["name"]: (m.get(f"{measure.key}_stderr") or 0.0) * measure.scale for m in members}
   _limits(axes, points, errors, measure)
   axes.set_xlabel(f"step time ({unit})")
   axes.set_ylabel(measure.label)
@@ -79,14 +95,14 @@ def _plot(comparison: Mapping[str, Any], members: Sequence[dict[str, Any]], meas
   labels.place(axes, list(points.values()), list(points), [*(c for c in curves if len(c)), *bands, *error_lines])
   listed = "; ".join(
     f"{m['name']} {duration(m['step_time_s'])}, "
-    f"{estimate(m[measure.key], m[f'{measure.key}_stderr'], scale=measure.scale, unit=measure.unit)}"
+    f"{estimate(m[measure.key], m.get(f'{measure.key}_stderr'), scale=measure.scale, unit=measure.unit)}"
     for m in members
   )
   return render(
     figure,
-    f"speed_{measure.key}",
+    f"speed_{measure.key.replace('/', '_')}",
     alt=f"Step time against {measure.caption}. {listed}.",
-    caption=f"Step time against {measure.caption}; up and left is better. Bars are one standard error over documents.",
+    caption=f"Step time against {measure.caption}; up and left is better. Bars are one standard error.",
   )
 
 

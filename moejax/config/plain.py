@@ -1,0 +1,82 @@
+"""From plain data, as JSON holds it, back to configuration: the inverse of `dataclasses.asdict`, and as strict."""
+
+import dataclasses
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from moejax.errors import UserError
+
+Configuration = TypeVar("Configuration")
+
+
+def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configuration:
+  """A configuration of class `kind`, checked as any other.
+
+  A field that is absent takes its default: an older file says nothing of what did not exist yet.
+
+  Raises:
+    UserError: a field that there is not, an absent one without a default, a value of another type, or one that the
+      class refuses; the message names the field.
+  """
+  if not isinstance(value, dict):
+    raise UserError(f"{path or kind.__name__} is {value!r}, not an object")
+  fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
+  unknown = [name for name in value if name not in fields]
+  if unknown:
+    raise UserError(f"{_join(path, unknown[0])} is no field of {kind.__name__}; there are {', '.join(fields)}")
+  absent = [name for name, field in fields.items() if name not in value and _has_no_default(field)]
+  if absent:
+    raise UserError(f"{_join(path, absent[0])} is missing")
+  hints = typing.get_type_hints(kind)
+  return kind(**{name: _value(hints[name], item, _join(path, name)) for name, item in value.items()})
+
+
+def _value(kind: Any, value: Any, path: str) -> Any:
+  origin, parts = typing.get_origin(kind), typing.get_args(kind)
+  if origin in (typing.Union, types.UnionType):
+    return _one_of(parts, value, path)
+  if origin is Literal:
+    return _checked(value in parts, value, path, f"one of {', '.join(map(str, parts))}")
+  if origin is tuple:
+    _checked(isinstance(value, list | tuple), value, path, "a list")
+    each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
+    _checked(len(each) == len(value), value, path, f"a list of {len(each)}")
+    return tuple(
+      _value(part, item, _join(path, str(i))) for i, (part, item) in enumerate(zip(each, value, strict=True))
+    )
+  if dataclasses.is_dataclass(kind):
+    return from_plain(typing.cast(type, kind), value, path)
+  if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  return _checked(type(value) is kind, value, path, getattr(kind, "__name__", str(kind)))
+
+
+def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
+  """The value as the first of these types that it fits; of several dataclasses the one with these very fields."""
+  if value is None and type(None) in kinds:
+    return None
+  kinds = tuple(kind for kind in kinds if kind is not type(None))
+  named = [kind for kind in kinds if dataclasses.is_dataclass(kind) and isinstance(value, dict)]
+  same = [kind for kind in named if {field.name for field in dataclasses.fields(kind)} == set(value)]
+  complaints = []
+  for kind in same or kinds:
+    try:
+      return _value(kind, value, path)
+    except UserError as error:
+      complaints.append(error)
+  raise complaints[-1]
+
+
+def _checked(fits: bool, value: Any, path: str, wanted: str) -> Any:
+  if not fits:
+    raise UserError(f"{path} is {value!r}, not {wanted}")
+  return value
+
+
+def _has_no_default(field: dataclasses.Field) -> bool:
+  return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _join(path: str, name: str) -> str:
+  return f"{path}.{name}" if path else name

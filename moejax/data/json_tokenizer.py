@@ -1,0 +1,75 @@
+"""A tokenizer.json of the Hugging Face `tokenizers` library as a tokenizer."""
+
+import functools
+import json
+import pathlib
+import re
+
+import numpy as np
+
+from moejax.data.sentencepiece_tokenizer import SPACE
+from moejax.errors import UserError
+from moejax.optional import library
+
+BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>", "</s>")
+ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
+PADDINGS = ("<|padding|>", "<pad>", "[PAD]", "<|pad|>")
+"""What tokenizers call their specials, the usual names first."""
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class JsonTokenizer:
+  """Ids of the file; a file without a beginning of text gets an id behind its own."""
+
+  def __init__(self, path: pathlib.Path, sha256: str):
+    tokenizers = library("tokenizers")
+    try:
+      self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+      raise UserError(f"data.tokenizer={str(path)!r} is no tokenizer.json ({error}); name another file") from None
+    self._tokenizer.encode_special_tokens = True  # a text that spells a special is text
+    self._tokenizer.no_truncation()
+    self._tokenizer.no_padding()
+    self._content = json.loads(path.read_text())
+    if self._content["model"].get("type") in ("WordPiece", "WordLevel"):
+      raise UserError(
+        f"data.tokenizer={str(path)!r} is {self._content['model']['type']}, which loses spaces; use one of bytes or "
+        "subwords (BPE, Unigram)"
+      )
+    self.identity = f"tokenizers: {sha256}"
+    vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+    size = max(vocabulary.values()) + 1
+
+    def special(names: tuple[str, ...]) -> int | None:
+      return next((vocabulary[name] for name in names if name in vocabulary), None)
+
+    begin = special(BEGINS)
+    self.begin = size if begin is None else begin
+    self.vocab_size = size + (begin is None)
+    end, padding = special(ENDS), special(PADDINGS)
+    self.end = self.begin if end is None else end
+    self.padding = self.end if padding is None else padding
+
+  @functools.cached_property
+  def byte_lengths(self) -> np.ndarray:
+    lengths = np.zeros(self.vocab_size, np.int32)
+    added = {token["id"]: token for token in self._content.get("added_tokens", ())}
+    of_bytes = '"ByteLevel"' in json.dumps([self._content.get("pre_tokenizer"), self._content.get("decoder")])
+    for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items():
+      if i in added:
+        lengths[i] = 0 if added[i]["special"] else len(token.encode())
+      elif of_bytes:
+        lengths[i] = len(token)  # each character stands for one byte
+      else:
+        lengths[i] = 1 if _BYTE.fullmatch(token) else len(token.replace(SPACE, " ").encode())
+    lengths[[self.begin, self.end, self.padding]] = 0
+    return lengths
+
+  def encode(self, text: str) -> np.ndarray:
+    return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
+
+  def decode(self, ids: np.ndarray) -> str:
+    text = self.byte_lengths > 0
+    kept = [i for i in np.asarray(ids).tolist() if 0 <= i < len(text) and text[i]]
+    return self._tokenizer.decode(kept, skip_special_tokens=False)

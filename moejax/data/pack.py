@@ -1,0 +1,223 @@
+"""Text to token shards: the work of `moejax data pack`, in parallel processes."""
+
+import dataclasses
+import hashlib
+import json
+import multiprocessing
+import os
+import pathlib
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, Literal
+
+import numpy as np
+
+from moejax.data.documents import Document, Part, document_key, is_held_out
+from moejax.data.shards import SHARD_TOKENS, Block, ShardWriter
+from moejax.data.sources import source_parts
+from moejax.data.tokenizers import Tokenizer, make_tokenizer
+from moejax.errors import UserError
+
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the part of it that is done, 0 to 1."""
+
+Keep = Literal["all", "train", "validation"]
+"""Which documents are packed: all, or one side of the split by hash that an experiment would make of them."""
+
+_BLOCK_BYTES = 2**20
+
+
+def pack(
+  sources: Sequence[str],
+  tokenizer: str,
+  folder: pathlib.Path,
+  *,
+  text_field: str = "text",
+  keep: Keep = "all",
+  validation_fraction: float = 0.05,
+  processes: int | None = None,
+  shard_tokens: int = SHARD_TOKENS,
+  progress: Progress | None = None,
+) -> dict[str, Any]:
+  """Tokenises sources of text into a packed folder, from where an earlier call of it stopped; returns its manifest.
+
+  What is written does not depend on the number of processes. Documents keep the order of their sources, but those that
+  are held out come in the order of their hash, so that any beginning of them is a fair sample; they must fit in memory.
+
+  Args:
+    sources: as in data.train.
+    tokenizer: as data.tokenizer.
+    folder: the packed folder, made where it is missing.
+    text_field: as data.text_field.
+    keep: which documents.
+    validation_fraction: as data.validation_fraction; counts unless `keep` is all.
+    processes: that tokenise; one for each core by default.
+    shard_tokens: tokens in a shard.
+    progress: called as work goes on.
+
+  Raises:
+    UserError: a source or the tokenizer is bad, or the folder holds something else.
+  """
+  encoder = make_tokenizer(tokenizer)
+  parts: list[Part] = [part for source in sources for part in source_parts(source)]
+  files = [[part.name, part.place, *part.version] for part in parts]
+  request: dict[str, Any] = {
+    "tokenizer": encoder.identity,
+    "text_field": text_field,
+    "keep": keep if keep == "all" else f"{keep} of validation_fraction={validation_fraction}",
+    "sources_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
+  }
+  writer = ShardWriter(folder, request, encoder.vocab_size, shard_tokens)
+  if writer.manifest:
+    return writer.manifest
+  if keep == "validation":
+    parts = [_HeldOut(parts, validation_fraction)]
+  keeps = {
+    "all": lambda document: True,
+    "train": lambda document: not is_held_out(document, validation_fraction),
+    "validation": lambda document: True,
+  }[keep]
+  start = writer.position or {"part": 0, "documents": 0, "text_bytes": 0, "sources": []}
+  end = start
+  total = max(1, sum(part.size for part in parts))
+  for text_block, block in _encoded(_blocks(parts, text_field, keeps, start), tokenizer, encoder, processes):
+    writer.add(block)
+    end = text_block.position
+    (progress or _silent)(f"{text_block.position['text_bytes']:,} bytes of text", min(1.0, text_block.read / total))
+  facts = {"vocab_size": encoder.vocab_size, "tokenizer_name": tokenizer, "text_bytes": end["text_bytes"]}
+  return writer.finish(facts | {"sources": end["sources"]})
+
+
+def _silent(what: str, done: float) -> None:
+  """No progress is shown."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _HeldOut:
+  """The held-out documents of several parts as one part, in the order of their hash."""
+
+  parts: Sequence[Part]
+  fraction: float
+  name: str = "held out"
+  place: str = ""
+
+  @property
+  def size(self) -> int:
+    return sum(part.size for part in self.parts)
+
+  @property
+  def version(self) -> tuple[int | str, ...]:
+    return ()
+
+  def check(self, text_field: str) -> None:
+    for part in self.parts:
+      part.check(text_field)
+
+  def documents(self, text_field: str) -> Iterator[tuple[Document, int]]:
+    every = (document for part in self.parts for document, _ in part.documents(text_field))
+    held_out = sorted((document for document in every if is_held_out(document, self.fraction)), key=document_key)
+    for i, document in enumerate(held_out, 1):
+      yield document, self.size * i // len(held_out)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TextBlock:
+  texts: list[str]
+  position: dict[str, Any]
+  """What follows the block: documents done in which part, bytes of text so far, a record of each whole part."""
+  read: int
+  """Bytes of the sources that are read."""
+
+
+def _blocks(
+  parts: Sequence[Part], text_field: str, keeps: Callable[[Document], bool], start: dict[str, Any]
+) -> Iterator[_TextBlock]:
+  """The kept documents from a position on, about a megabyte at a time."""
+  texts: list[str] = []
+  size, text_bytes, before = 0, start["text_bytes"], sum(part.size for part in parts[: start["part"]])
+  sources = list(start["sources"])
+  for index in range(start["part"], len(parts)):
+    # A part that is half done is read again from its beginning, for its hash; only what follows is tokenised.
+    done = start["documents"] if index == start["part"] else 0
+    digest, count = hashlib.sha256(), 0
+    for document, read in parts[index].documents(text_field):
+      digest.update(document_key(document).to_bytes(8, "big"))
+      count += 1
+      if count <= done or not keeps(document):
+        continue
+      texts.append(document.text)
+      size += len(document.text.encode())
+      if size >= _BLOCK_BYTES:
+        text_bytes += size
+        position = {"part": index, "documents": count, "text_bytes": text_bytes, "sources": list(sources)}
+        yield _TextBlock(texts, position, before + read)
+        texts, size = [], 0
+    part = parts[index]
+    sources.append({"name": part.name, "place": part.place, "documents": count, "sha256": digest.hexdigest()})
+    before += part.size
+  position = {"part": len(parts), "documents": 0, "text_bytes": text_bytes + size, "sources": sources}
+  yield _TextBlock(texts, position, before)
+
+
+def _encoded(
+  blocks: Iterator[_TextBlock], name: str, tokenizer: Tokenizer, processes: int | None
+) -> Iterator[tuple[_TextBlock, Block]]:
+  """Each block with its tokens, in order; a few blocks are under way in every process."""
+  processes = processes or os.cpu_count() or 1
+  if processes == 1:
+    for block in blocks:
+      yield block, _packed(block, *_encode_with(tokenizer, block.texts))
+    return
+  # Not forked: a process with threads, as of JAX or a tokenizer, must not be.
+  context = multiprocessing.get_context("spawn")
+  with ProcessPoolExecutor(processes, context, _start_process, (name, tokenizer.identity)) as pool:
+    waiting: deque[tuple[_TextBlock, Any]] = deque()
+    try:
+      for block in blocks:
+        waiting.append((block, pool.submit(_encode, block.texts)))
+        if len(waiting) > 3 * processes:
+          block, future = waiting.popleft()
+          yield block, _packed(block, *future.result())
+      for block, future in waiting:
+        yield block, _packed(block, *future.result())
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+
+def _packed(block: _TextBlock, tokens: np.ndarray, lengths: np.ndarray) -> Block:
+  return Block(tokens, lengths, None, block.position)
+
+
+def _encode_with(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  """All documents' tokens [n], each document after its BEGIN, and their lengths int64 [d]."""
+  documents = [np.r_[np.int32(tokenizer.begin), tokenizer.encode(text)] for text in texts]
+  tokens = np.concatenate(documents) if documents else np.zeros(0, np.int32)
+  return tokens, np.array([len(document) for document in documents], np.int64)
+
+
+_PROCESS: dict[str, Tokenizer] = {}
+"""The tokenizer of this process of a pool."""
+
+
+def _start_process(name: str, identity: str) -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent alone decides what it means
+  parent = multiprocessing.parent_process()
+  assert parent
+  threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+  tokenizer = make_tokenizer(name)
+  if tokenizer.identity != identity:
+    raise UserError(f"data.tokenizer={name!r} changed while it was in use; start again")
+  _PROCESS["tokenizer"] = tokenizer
+
+
+def _end_with(parent: Any) -> None:
+  """A parent that is killed cannot end its processes, which would wait for work for ever."""
+  parent.join()
+  os._exit(1)
+
+
+def _encode(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+  return _encode_with(_PROCESS["tokenizer"], texts)

@@ -1,0 +1,311 @@
+"""Token shards: a stream of tokens in ArrayRecord files, written once and read by random access.
+
+A packed folder holds
+  tokens-NNNNN.array_record  records of RECORD_TOKENS tokens each, little-endian, one after the other; every shard but
+                             the last has the same number of records, so that a token's place follows from its index
+  starts                     int64: index of each document's BEGIN, then the number of tokens
+  prefixes                   int64, only where a document has some: tokens after its BEGIN that are not to be predicted
+  manifest.json              what it was made of and with, counts, and a hash of each shard's tokens; written last
+While it is being written, progress.json and carry-NNNNN hold where to go on.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from typing import Any, BinaryIO
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from moejax.data.token_stream import TokenStream, token_dtype
+from moejax.errors import UserError
+
+FORMAT = 1
+RECORD_TOKENS = 1024
+SHARD_TOKENS = 2**25
+"""Tokens in a shard by default: 64 MB of 16 bits."""
+
+MANIFEST = "manifest.json"
+
+
+def is_packed(source: str) -> bool:
+  """Whether a source is a folder that `moejax data pack` wrote."""
+  return bool(source) and (pathlib.Path(source).expanduser() / MANIFEST).is_file()
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+  """The content of manifest.json.
+
+  Raises:
+    UserError: there is none, or it is of another format.
+  """
+  try:
+    manifest = json.loads((folder / MANIFEST).read_text())
+  except (OSError, ValueError) as error:
+    raise UserError(f"{folder} is not a packed folder ({error}); write it with `moejax data pack`") from None
+  if manifest.get("format") != FORMAT:
+    raise UserError(f"{folder} has format {manifest.get('format')} and not {FORMAT}; pack it again")
+  return manifest
+
+
+def open_packed(folder: pathlib.Path, tokenizer_identity: str, padding: int) -> TokenStream:
+  """The stream of a packed folder; reads its manifest and nothing of the documents.
+
+  Raises:
+    UserError: another tokenizer wrote it, or it is incomplete or damaged.
+  """
+  manifest = read_manifest(folder)
+  if manifest["tokenizer"] != tokenizer_identity:
+    raise UserError(
+      f"{folder} was packed with the tokenizer {manifest['tokenizer']!r} and data.tokenizer is "
+      f"{tokenizer_identity!r}; name the same tokenizer, or pack the text again"
+    )
+  for shard in manifest["shards"]:
+    if not (folder / shard["file"]).is_file():
+      raise UserError(f"{folder / shard['file']} is missing; copy it there, or pack the text again")
+  starts = np.memmap(folder / "starts", "<i8", "r")
+  if len(starts) != manifest["documents"] + 1 or starts[-1] != manifest["tokens"]:
+    raise UserError(f"{folder / 'starts'} does not fit {folder / MANIFEST}; copy both again, or pack the text again")
+  prefixes = np.memmap(folder / "prefixes", "<i8", "r") if manifest["prefixes"] else None
+  return TokenStream(ShardedTokens(folder, manifest), starts, padding, prefixes)
+
+
+class ShardedTokens:
+  """The tokens of a packed folder as an array [n] of which slices can be taken, by any number of threads."""
+
+  def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
+    self._paths = [str(folder / shard["file"]) for shard in manifest["shards"]]
+    self._records_per_shard = manifest["shard_tokens"] // RECORD_TOKENS
+    self._length = manifest["tokens"]
+    self.dtype = np.dtype(manifest["dtype"])
+    self._lock = threading.Lock()
+    self._readers: dict[int, ArrayRecordReader] = {}
+
+  def __len__(self) -> int:
+    return self._length
+
+  def __getitem__(self, where: slice) -> np.ndarray:
+    start, stop, step = where.indices(self._length)
+    assert step == 1, where
+    first, last = start // RECORD_TOKENS, -(-stop // RECORD_TOKENS)
+    content = b"".join(self._record(record) for record in range(first, last))
+    return np.frombuffer(content, self.dtype)[start - first * RECORD_TOKENS : stop - first * RECORD_TOKENS]
+
+  def _record(self, record: int) -> bytes:
+    shard, index = divmod(record, self._records_per_shard)
+    return self._reader(shard).read([index])[0]
+
+  def _reader(self, shard: int) -> ArrayRecordReader:
+    if shard not in self._readers:
+      with self._lock:
+        if shard not in self._readers:
+          # No read-ahead: windows are read in a shuffled order.
+          self._readers[shard] = ArrayRecordReader(self._paths[shard], "readahead_buffer_size:0,max_parallelism:0")
+    return self._readers[shard]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Block:
+  """Some documents one after the other, each BEGIN and its tokens."""
+
+  tokens: np.ndarray
+  """[n]."""
+  lengths: np.ndarray
+  """int64 [d]: tokens of each document, BEGIN included."""
+  prefixes: np.ndarray | None
+  """int64 [d] or None: tokens after each BEGIN that are not to be predicted."""
+  position: Any
+  """Plain data from which the writer's user finds what follows this block."""
+
+
+class ShardWriter:
+  """Writes a packed folder, block by block, and goes on where a killed process stopped.
+
+  What is written depends on the blocks' documents alone: not on how they fall into blocks, nor on interruptions.
+  """
+
+  def __init__(self, folder: pathlib.Path, request: dict[str, Any], vocab_size: int, shard_tokens: int = SHARD_TOKENS):
+    """Opens the folder.
+
+    Args:
+      folder: made where it is missing.
+      request: plain data that decides the content; a folder of another request is refused.
+      vocab_size: ids are below it.
+      shard_tokens: tokens in a shard, a multiple of RECORD_TOKENS.
+
+    Raises:
+      UserError: the folder holds something else.
+    """
+    if shard_tokens < 1 or shard_tokens % RECORD_TOKENS:
+      raise UserError(f"shards of {shard_tokens} tokens are not whole records; use a multiple of {RECORD_TOKENS}")
+    self._folder = folder
+    self._dtype = np.dtype(token_dtype(vocab_size))
+    self._shard_tokens = shard_tokens
+    self._request = json.loads(json.dumps({**request, "shard_tokens": shard_tokens}))
+    self.manifest = self._finished()
+    """The content of manifest.json where all is written."""
+    self._state: dict[str, Any] = {"position": None, "shards": [], "documents": 0, "tokens": 0}
+    self._pending: list[np.ndarray] = []
+    if self.manifest:
+      return
+    folder.mkdir(parents=True, exist_ok=True)
+    self._resume()
+    self._num_documents, self._num_tokens = self._state["documents"], self._state["tokens"]
+    self._num_pending = sum(map(len, self._pending))
+    self._starts, self._prefixes = (_open_index(folder / name, self._num_documents) for name in ("starts", "prefixes"))
+
+  @property
+  def position(self) -> Any:
+    """Of the last block that need not come again, None at the beginning."""
+    return self._state["position"]
+
+  def add(self, block: Block) -> None:
+    """Appends the documents of a block."""
+    bounds = np.cumsum(block.lengths, dtype=np.int64)
+    self._starts.write((self._num_tokens + bounds - block.lengths).astype("<i8").tobytes())
+    if block.prefixes is not None:
+      self._prefixes.write(block.prefixes.astype("<i8").tobytes())
+    self._num_documents += len(block.lengths)
+    self._num_tokens += len(block.tokens)
+    self._pending.append(block.tokens.astype(self._dtype))
+    self._num_pending += len(block.tokens)
+    if self._num_pending < self._shard_tokens:
+      return
+    pending = np.concatenate(self._pending)
+    while len(pending) >= self._shard_tokens:
+      self._write_shard(pending[: self._shard_tokens])
+      pending = pending[self._shard_tokens :]
+    self._pending, self._num_pending = [pending], len(pending)
+    self._save_progress(pending, block.position)
+
+  def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
+    """Writes what is left and manifest.json, which has `facts` too; returns its content.
+
+    Raises:
+      UserError: there was no document.
+    """
+    if self._num_pending:
+      self._write_shard(np.concatenate(self._pending))
+    if not self._num_documents:
+      raise UserError(f"{self._folder}: the sources hold no document; name others")
+    self._starts.write(np.int64(self._num_tokens).astype("<i8").tobytes())
+    for file in (self._starts, self._prefixes):
+      _close_durably(file)
+    has_prefixes = (self._folder / "prefixes").stat().st_size > 0
+    if not has_prefixes:
+      (self._folder / "prefixes").unlink()
+    self.manifest = {
+      "format": FORMAT,
+      "dtype": self._dtype.str,
+      "prefixes": has_prefixes,
+      "documents": self._num_documents,
+      "tokens": self._num_tokens,
+      **self._request,
+      **facts,
+      "sha256": self._content_hash(),
+      "shards": self._state["shards"],
+    }
+    _write_whole(self._folder / MANIFEST, json.dumps(self.manifest, indent=2).encode() + b"\n")
+    for path in (self._folder / "progress.json", *self._folder.glob("carry-*")):
+      path.unlink(missing_ok=True)
+    return self.manifest
+
+  def _finished(self) -> dict[str, Any] | None:
+    if not (self._folder / MANIFEST).exists():
+      return None
+    manifest = read_manifest(self._folder)
+    self._check_request({name: manifest.get(name) for name in self._request})
+    return manifest
+
+  def _resume(self) -> None:
+    """Takes up what lay behind the last whole shard."""
+    progress = self._folder / "progress.json"
+    if progress.exists():
+      content = json.loads(progress.read_text())
+      self._check_request(content["request"])
+      self._state = content["state"]
+      self._pending = [np.fromfile(self._carry(), self._dtype)]
+    elif strange := sorted(path.name for path in self._folder.iterdir() if not _is_ours(path.name)):
+      raise UserError(f"{self._folder} is not empty (it holds {strange[0]}); choose another folder")
+
+  def _check_request(self, there: dict[str, Any]) -> None:
+    differs = [name for name, value in self._request.items() if there.get(name) != value]
+    if differs:
+      raise UserError(
+        f"{self._folder} was begun with another {', '.join(differs)}; choose another folder, or delete this one"
+      )
+
+  def _carry(self) -> pathlib.Path:
+    return self._folder / f"carry-{len(self._state['shards']):05}"
+
+  def _content_hash(self) -> str:
+    """Equal for two folders that hold the same documents as the same tokens, in shards of the same size."""
+    whole = hashlib.sha256()
+    for name in ("starts", "prefixes"):
+      if (self._folder / name).exists():
+        with (self._folder / name).open("rb") as file:
+          whole.update(hashlib.file_digest(file, "sha256").digest())
+    for shard in self._state["shards"]:
+      whole.update(bytes.fromhex(shard["sha256"]))
+    return whole.hexdigest()
+
+  def _write_shard(self, tokens: np.ndarray) -> None:
+    name = f"tokens-{len(self._state['shards']):05}.array_record"
+    part = self._folder / f"{name}.part"
+    # One record a group and no compression: a window reads few records, and token ids hardly compress.
+    writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+    for start in range(0, len(tokens), RECORD_TOKENS):
+      writer.write(tokens[start : start + RECORD_TOKENS].tobytes())
+    writer.close()
+    with part.open("rb+") as file:
+      os.fsync(file.fileno())
+    part.replace(self._folder / name)
+    digest = hashlib.sha256(tokens.tobytes()).hexdigest()
+    self._state["shards"].append({"file": name, "tokens": len(tokens), "sha256": digest})
+
+  def _save_progress(self, carry: np.ndarray, position: Any) -> None:
+    for file in (self._starts, self._prefixes):
+      file.flush()
+      os.fsync(file.fileno())
+    old = list(self._folder.glob("carry-*"))
+    self._state |= {
+      "position": position,
+      "documents": self._num_documents,
+      "tokens": self._num_tokens,
+    }
+    _write_whole(self._carry(), carry.tobytes())
+    content = {"request": self._request, "state": self._state}
+    _write_whole(self._folder / "progress.json", json.dumps(content).encode())
+    for path in old:
+      path.unlink(missing_ok=True)
+
+
+def _open_index(path: pathlib.Path, documents: int) -> BinaryIO:
+  """An index file to append to, without what was written after its first `documents`."""
+  file = path.open("ab")
+  file.truncate(min(8 * documents, file.tell()))
+  return file
+
+
+def _is_ours(name: str) -> bool:
+  """Whether a killed process may have left this file before its first shard was whole."""
+  return name in ("starts", "prefixes") or name.startswith(("tokens-", "carry-", "."))
+
+
+def _write_whole(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file so that a kill leaves the old one or the new one."""
+  temporary = path.with_name(f".{path.name}")
+  with temporary.open("wb") as file:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
+  temporary.replace(path)
+
+
+def _close_durably(file: Any) -> None:
+  file.flush()
+  os.fsync(file.fileno())
+  file.close()

@@ -1,0 +1,1 @@
+"""What a trained model does: continue text, token by token, with keys and values kept."""

@@ -1,0 +1,76 @@
+"""The KV cache: keys and values of every layer, and how far each sequence has come.
+
+B batch  T new token  S slot  K key/value heads  H head dim  D embed
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from moejax.inference.blueprint import Blueprint
+from moejax.models.layers import Memory
+from moejax.models.transformer import Memories, Transformer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+  """What a batch of sequences has been so far."""
+
+  memories: Memories
+  """Keys and values of every layer, in the type of activations."""
+  lengths_B: jax.Array
+  """Tokens of each sequence, int32: the slot that its next one takes."""
+
+
+def empty_cache(blueprint: Blueprint, batch_size: int, slots: int) -> Cache:
+  """A cache that holds up to `slots` tokens of each sequence and has none yet."""
+  model = blueprint.model
+  shape = (batch_size, slots, model.num_kv_heads, model.head_dim)
+  dtype = blueprint.partitioner.compute_dtype(model)
+
+  def of_period(*leading: int) -> tuple[Memory, ...]:
+    zeros = jnp.zeros((*leading, *shape), dtype)
+    return tuple(Memory(zeros, zeros) for _ in range(model.period))
+
+  apart = model.layers == "unrolled"
+  memories = tuple(of_period() for _ in range(model.num_periods)) if apart else of_period(model.num_periods)
+  return Cache(memories, jnp.zeros((batch_size,), jnp.int32))
+
+
+def cache_shardings(blueprint: Blueprint, batch_size: int) -> Cache:
+  """Placement of a cache: batch and heads as in attention; one NamedSharding stands for all memories.
+
+  Raises:
+    UserError: the mesh does not divide the batch or the heads.
+  """
+  model, partitioner = blueprint.model, blueprint.partitioner
+  names: tuple[str | None, ...] = ("batch", None, "kv_heads", "head_dim")
+  shape: tuple[int, ...] = (batch_size, 1, model.num_kv_heads, model.head_dim)
+  if model.layers == "scanned":
+    names, shape = ("layers", *names), (model.num_periods, *shape)
+  of_memories = partitioner.sharding(names, shape, "KV cache")
+  return Cache(of_memories, row_sharding(blueprint, batch_size))  # type: ignore[arg-type]  # placements for arrays
+
+
+def row_sharding(blueprint: Blueprint, batch_size: int) -> NamedSharding:
+  """Placement of one value for each sequence."""
+  return blueprint.partitioner.sharding(("batch",), (batch_size,), "rows of the batch")
+
+
+def extend(model: Transformer, tokens_BT: jax.Array, counts_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+  """Features x_BTD of each sequence's next tokens, and the cache with them: prefill and decoding alike.
+
+  Args:
+    model: from a blueprint, so that it drops nothing.
+    tokens_BT: each row's new tokens, padded at the end.
+    counts_B: how many of them are real; a row with none stays as it is.
+    cache: has at least T slots left in every row.
+  """
+  steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
+  positions_BT = cache.lengths_B[:, None] + steps_T[None, :]
+  segments_BT = (steps_T[None, :] < counts_B[:, None]).astype(jnp.int32)
+  x_BTD, memories = model.extend(tokens_BT, segments_BT, positions_BT, cache.memories)
+  return x_BTD, Cache(memories, cache.lengths_B + counts_B)

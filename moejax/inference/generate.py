@@ -1,0 +1,104 @@
+"""Continuing prompts: prefill a batch, then one compiled step a token, until each has met its stop condition.
+
+B batch  T prompt token  S slot  V vocab
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.inference.blueprint import Blueprint, put
+from moejax.inference.buckets import batches_by_length, bucket
+from moejax.inference.cache import Cache, cache_shardings, empty_cache, extend, row_sharding
+from moejax.inference.sampling import GREEDY, Sampling, sample
+from moejax.models.transformer import Transformer
+from moejax.training.state import Parameters
+
+Stop = Callable[[list[int]], bool]
+"""Whether a continuation is complete, asked after each of its tokens."""
+
+
+class Generator:
+  """Compiled programs that continue prompts, by their length; they serve any parameters of the blueprint."""
+
+  def __init__(self, blueprint: Blueprint, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
+    self._blueprint, self._batch_size = blueprint, batch_size
+    choose = functools.partial(sample, sampling=sampling, vocab_size=vocab_size)
+    rows, cache = row_sharding(blueprint, batch_size), cache_shardings(blueprint, batch_size)
+    self._rows = rows
+    everywhere = blueprint.partitioner.replicated
+
+    def prefill(parameters: Parameters, tokens_BT: jax.Array, counts_B: jax.Array, key: jax.Array, slots: int):
+      model = blueprint.module(parameters)
+      x_BTD, cache = extend(model, tokens_BT, counts_B, empty_cache(blueprint, batch_size, slots))
+      last_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
+      return choose(_logits(model, last_BD), key), cache
+
+    def decode(parameters: Parameters, cache: Cache, token_B: jax.Array, active_B: jax.Array, key: jax.Array):
+      model = blueprint.module(parameters)
+      x_BTD, cache = extend(model, token_B[:, None], active_B, cache)
+      return choose(_logits(model, x_BTD[:, 0]), key), cache
+
+    self._prefill = jax.jit(
+      prefill,
+      static_argnums=4,
+      in_shardings=(blueprint.shardings, blueprint.partitioner.batch, rows, everywhere),
+      out_shardings=(everywhere, cache),
+    )
+    self._decode = jax.jit(
+      decode,
+      in_shardings=(blueprint.shardings, cache, rows, rows, everywhere),
+      out_shardings=(everywhere, cache),
+      donate_argnums=1,
+    )
+
+  def generate(
+    self, parameters: Parameters, prompts: Sequence[Sequence[int]], stops: Sequence[Stop], max_new: int, seed: int = 0
+  ) -> Iterator[tuple[int, list[int]]]:
+    """Yields (index of a prompt, its continuation) as batches are done, prompts of like length together.
+
+    Args:
+      parameters: of the blueprint.
+      prompts: token ids, at least one each.
+      stops: the stop condition of each prompt; the token that meets it belongs to the continuation.
+      max_new: tokens after which a continuation ends in any case.
+      seed: of the sampling.
+    """
+    for number, indices in enumerate(batches_by_length([len(prompt) for prompt in prompts], self._batch_size)):
+      key = jax.random.fold_in(jax.random.key(seed), number)
+      batch = [prompts[i] for i in indices]
+      yield from zip(indices, self._batch(parameters, batch, [stops[i] for i in indices], max_new, key), strict=True)
+
+  def _batch(
+    self, parameters: Parameters, prompts: list[Sequence[int]], stops: list[Stop], max_new: int, key: jax.Array
+  ) -> list[list[int]]:
+    counts_B = np.zeros(self._batch_size, np.int32)
+    counts_B[: len(prompts)] = [len(prompt) for prompt in prompts]
+    tokens_BT = np.zeros((self._batch_size, bucket(int(counts_B.max()))), np.int32)
+    for row, prompt in enumerate(prompts):
+      tokens_BT[row, : len(prompt)] = prompt
+    slots = bucket(tokens_BT.shape[1] + max_new)
+    continuations: list[list[int]] = [[] for _ in prompts]
+    active_B = (counts_B > 0).astype(np.int32)
+    token_B, cache = self._prefill(
+      parameters, put(tokens_BT, self._blueprint.partitioner.batch), put(counts_B, self._rows), key, slots
+    )
+    for step in range(1, max_new + 1):
+      for row, token in enumerate(np.asarray(token_B)[: len(prompts)].tolist()):
+        if active_B[row]:
+          continuations[row].append(token)
+          active_B[row] = not stops[row](continuations[row])
+      if step == max_new or not active_B.any():
+        break
+      token_B, cache = self._decode(
+        parameters, cache, put(np.asarray(token_B), self._rows), put(active_B, self._rows),
+        jax.random.fold_in(key, step),
+      )  # fmt: skip
+    return continuations
+
+
+def _logits(model: Transformer, x_BD: jax.Array) -> jax.Array:
+  return model.partitioner.constrain(model.logits(x_BD), "batch", "vocab")

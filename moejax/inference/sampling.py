@@ -1,0 +1,59 @@
+"""How the next token is chosen from the logits.
+
+B batch  V vocab
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from moejax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampling:
+  """Draws from softmax(logits / temperature), cut to the most probable tokens; at temperature 0 takes the best."""
+
+  temperature: float = 0.0
+  top_k: int | None = None
+  """Tokens that may be drawn; None for all."""
+  top_p: float | None = None
+  """The most probable tokens that together have at least this probability may be drawn (arXiv 1904.09751)."""
+
+  def __post_init__(self):
+    if self.temperature < 0:
+      raise UserError(f"temperature={self.temperature} must be 0 or above")
+    if self.top_k is not None and self.top_k < 1:
+      raise UserError(f"top_k={self.top_k} must be 1 or above")
+    if self.top_p is not None and not 0 < self.top_p <= 1:
+      raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
+
+
+GREEDY = Sampling()
+
+
+def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, vocab_size: int) -> jax.Array:
+  """token_B, int32.
+
+  Args:
+    logits_BV: float32.
+    key: of the randomness; a greedy choice uses none.
+    sampling: how.
+    vocab_size: ids that the tokenizer has; the model's may be more, and those are never chosen.
+  """
+  ids_1V = jnp.arange(logits_BV.shape[-1])[None]
+  logits_BV = jnp.where(ids_1V < vocab_size, logits_BV, -jnp.inf)
+  if sampling.temperature == 0:
+    return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+  logits_BV = logits_BV / sampling.temperature
+  descending_BV = -jnp.sort(-logits_BV, axis=-1)
+  if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
+    logits_BV = jnp.where(logits_BV < descending_BV[:, sampling.top_k - 1, None], -jnp.inf, logits_BV)
+  if sampling.top_p is not None:
+    probs_BV = jax.nn.softmax(-jnp.sort(-logits_BV, axis=-1), axis=-1)  # after top_k
+    # Tokens before the one at which the sum reaches top_p, and that one.
+    kept_B1 = jnp.sum(jnp.cumsum(probs_BV, axis=-1) - probs_BV < sampling.top_p, axis=-1, keepdims=True)
+    least_B1 = jnp.take_along_axis(descending_BV, kept_B1 - 1, axis=-1)
+    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+  return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)

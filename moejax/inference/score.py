@@ -1,0 +1,108 @@
+"""Log-likelihoods of continuations: batches of like length, programs compiled for few lengths.
+
+B batch  T token  W scored token  D embed  V vocab  M = B x W
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from moejax.inference.blueprint import Blueprint, put
+from moejax.inference.buckets import batches_by_length, bucket
+from moejax.kernels.cross_entropy import cross_entropy
+from moejax.training.state import Parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+  """A stretch of tokens of which the last `scored` are predicted, each from those before it in the stretch."""
+
+  tokens: list[int]
+  scored: int
+
+
+def windows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> list[Window]:
+  """Windows of at most max_length + 1 tokens that predict each token of the continuation once.
+
+  One window where the continuation fits, the context cut from the left; else as many as it takes, the first of them
+  with one token of context, the last with as much as fits: the rolling windows of lm-evaluation-harness.
+  """
+  ids = [*context, *continuation]
+  if len(continuation) <= max_length:
+    return [Window(ids[-(max_length + 1) :], len(continuation))] if continuation else []
+  ends = [*range(len(context) + max_length, len(ids), max_length), len(ids)]
+  starts = [len(context), *ends[:-1]]
+  return [Window(ids[end - max_length - 1 : end], end - start) for start, end in zip(starts, ends, strict=True)]
+
+
+class Scorer:
+  """Compiled programs that score windows, by their length; they serve any parameters of the blueprint."""
+
+  def __init__(self, blueprint: Blueprint, batch_size: int, max_length: int):
+    self._blueprint, self._batch_size, self._max_length = blueprint, batch_size, max_length
+    placement = blueprint.partitioner
+    placement.sharding(("batch",), (batch_size,), "rows of the batch")  # a batch that does not divide is refused here
+
+    def score(
+      parameters: Parameters, tokens_BT: jax.Array, scored_BW: jax.Array, targets_BW: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+      """Log-likelihood of each target and whether it was the best guess; scored_BW is -1 where there is none."""
+      model = blueprint.module(parameters)
+      # Padding stands after the tokens and nothing looks back at it.
+      positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
+      x_BTD, _ = model(tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
+      x_BWD = jnp.take_along_axis(x_BTD, jnp.maximum(scored_BW, 0)[:, :, None], axis=1)
+      logits_MV = placement.constrain(model.logits(x_BWD.reshape(-1, x_BWD.shape[-1])), "batch", "vocab")
+      targets_M = targets_BW.reshape(-1)
+      loss_M, _ = cross_entropy(logits_MV, targets_M, placement.shards("vocab") == 1)
+      best_M = jnp.argmax(logits_MV, axis=-1) == targets_M
+      real_BW = scored_BW >= 0
+      return (
+        jnp.sum(jnp.where(real_BW, -loss_M.reshape(real_BW.shape), 0.0), axis=-1),
+        jnp.all(best_M.reshape(real_BW.shape) | ~real_BW, axis=-1),
+      )
+
+    self._score = jax.jit(
+      score,
+      in_shardings=(blueprint.shardings, placement.batch, placement.batch, placement.batch),
+      out_shardings=(placement.replicated, placement.replicated),
+    )
+
+  def score(
+    self, parameters: Parameters, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+  ) -> Iterator[tuple[int, tuple[float, bool]]]:
+    """Yields (index of a pair, (log-likelihood in nats, whether greedy decoding gives it)) as batches are done.
+
+    Args:
+      parameters: of the blueprint.
+      pairs: context, of one token at least, and continuation; that of no token has the log-likelihood 0.
+    """
+    of_pair = [windows(context, continuation, self._max_length) for context, continuation in pairs]
+    left = [len(parts) for parts in of_pair]
+    totals = [(0.0, True) for _ in pairs]
+    yield from ((i, totals[i]) for i, count in enumerate(left) if not count)
+    flat = [(i, window) for i, parts in enumerate(of_pair) for window in parts]
+    for batch in batches_by_length([len(window.tokens) for _, window in flat], self._batch_size):
+      sums, greedy = self._batch(parameters, [flat[j][1] for j in batch])
+      for row, (i, _) in enumerate(flat[j] for j in batch):
+        totals[i] = (totals[i][0] + float(sums[row]), totals[i][1] and bool(greedy[row]))
+        left[i] -= 1
+        if not left[i]:
+          yield i, totals[i]
+
+  def _batch(self, parameters: Parameters, rows: list[Window]) -> tuple[np.ndarray, np.ndarray]:
+    length = bucket(max(len(row.tokens) for row in rows) - 1)
+    scored = bucket(max(row.scored for row in rows))
+    tokens_BT = np.zeros((self._batch_size, length), np.int32)
+    scored_BW = np.full((self._batch_size, scored), -1, np.int32)
+    targets_BW = np.zeros((self._batch_size, scored), np.int32)
+    for i, row in enumerate(rows):
+      last = len(row.tokens) - 1
+      tokens_BT[i, :last] = row.tokens[:-1]
+      scored_BW[i, : row.scored] = np.arange(last - row.scored, last)
+      targets_BW[i, : row.scored] = row.tokens[-row.scored :]
+    batch = [put(rows, self._blueprint.partitioner.batch) for rows in (tokens_BT, scored_BW, targets_BW)]
+    return jax.device_get(self._score(parameters, *batch))

@@ -1,0 +1,1 @@
+"""Models of other frameworks: their names and shapes for the same numbers."""

@@ -1,0 +1,146 @@
+"""`moejax data pack`: parallel, continued, split."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from moejax.config import Data
+from moejax.data.corpus import build_corpus
+from moejax.data.documents import document_key, is_held_out
+from moejax.data.pack import pack
+from moejax.data.shards import RECORD_TOKENS, open_packed
+from moejax.data.sources import documents
+from moejax.data.tokenizers import ByteTokenizer
+from moejax.errors import UserError
+
+TOKENIZER = ByteTokenizer()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """60 documents in five files, 5 MB in all."""
+  folder = tmp_path / "text"
+  folder.mkdir()
+  for n in range(4):
+    lines = (json.dumps({"text": f"{n} {i} größer " * (i * 400)}) for i in range(1, 16))
+    (folder / f"{n}.jsonl").write_text("\n".join(lines))
+  (folder / "short.txt").write_text("short")
+  return folder
+
+
+def texts(packed):
+  stream = open_packed(packed, TOKENIZER.identity, TOKENIZER.padding)
+  bounds = zip(stream.starts[:-1], stream.starts[1:], strict=True)
+  found = [stream.tokens[start:stop] for start, stop in bounds]
+  assert {int(tokens[0]) for tokens in found} == {TOKENIZER.begin}
+  return [TOKENIZER.decode(tokens[1:]) for tokens in found]
+
+
+def contents(folder):
+  return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_processes_make_no_difference_and_every_document_is_there(folder, tmp_path):
+  for processes in (1, 2):
+    pack([str(folder)], "bytes", tmp_path / f"packed{processes}", processes=processes, shard_tokens=2**19)
+  assert contents(tmp_path / "packed1") == contents(tmp_path / "packed2")
+  everything = [document.text for document in documents(str(folder))]
+  assert texts(tmp_path / "packed1") == everything
+
+
+def test_the_manifest_counts_and_hashes(folder, tmp_path):
+  manifest = pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
+  everything = list(documents(str(folder)))
+  assert manifest["documents"] == len(everything) == 61
+  assert manifest["text_bytes"] == sum(len(document.text.encode()) for document in everything)
+  assert manifest["tokens"] == manifest["text_bytes"] + 61
+  assert manifest["tokenizer"] == TOKENIZER.identity and manifest["vocab_size"] == 259
+  assert [(source["name"], source["documents"]) for source in manifest["sources"]] == [
+    ("0.jsonl", 15), ("1.jsonl", 15), ("2.jsonl", 15), ("3.jsonl", 15), ("short.txt", 1)
+  ]  # fmt: skip
+  before = [source["sha256"] for source in manifest["sources"]]
+  (folder / "short.txt").write_text("shorn")
+  after = [source["sha256"] for source in pack([str(folder)], "bytes", tmp_path / "again", processes=1)["sources"]]
+  assert before[:4] == after[:4] and before[4] != after[4] and len(set(before)) == 5
+
+
+def test_a_killed_pack_goes_on_without_tokenising_again_what_is_whole(folder, tmp_path):
+  program = (
+    "import pathlib, sys\n"
+    "from moejax.data.pack import pack\n"
+    "if __name__ == '__main__':\n"
+    "  show = lambda what, done: print(done, flush=True)\n"
+    "  pack([sys.argv[1]], 'bytes', pathlib.Path(sys.argv[2]), processes=2, shard_tokens=2**19, progress=show)\n"
+  )
+  (tmp_path / "program.py").write_text(program)
+  packed = tmp_path / "packed"
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  command = [sys.executable, str(tmp_path / "program.py"), str(folder), str(packed)]
+  process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+  assert process.stdout
+  while float(process.stdout.readline()) < 0.5:
+    pass
+  children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  process.stdout.close()
+  deadline = time.monotonic() + 30
+  while any(_runs(child) for child in children):
+    assert time.monotonic() < deadline, "processes of the pool outlive their parent"
+    time.sleep(0.05)
+  assert not (packed / "manifest.json").exists() and (packed / "progress.json").exists()
+  shards = {path: path.stat().st_mtime_ns for path in packed.glob("tokens-*.array_record")}
+  assert shards
+  done = []
+  pack([str(folder)], "bytes", packed, processes=1, shard_tokens=2**19, progress=lambda what, part: done.append(part))
+  assert min(done) > 0.2
+  assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in shards.items())
+  pack([str(folder)], "bytes", tmp_path / "whole", processes=1, shard_tokens=2**19)
+  assert contents(packed) == contents(tmp_path / "whole")
+
+
+def _runs(pid):
+  try:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+  except FileNotFoundError:
+    return False
+
+
+def test_changed_sources_do_not_continue_what_was_begun_with_others(folder, tmp_path):
+  pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
+  with pytest.raises(UserError, match="begun with another keep; choose another folder"):
+    pack([str(folder)], "bytes", tmp_path / "packed", keep="train", processes=1)
+  (folder / "short.txt").write_text("longer")
+  with pytest.raises(UserError, match="begun with another sources_sha256; choose another folder"):
+    pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
+
+
+def test_both_sides_of_the_split_are_those_that_an_experiment_would_make(folder, tmp_path):
+  for keep in ("train", "validation"):
+    pack([str(folder)], "bytes", tmp_path / keep, keep=keep, validation_fraction=0.3, processes=1)
+  everything = list(documents(str(folder)))
+  held_out = sorted((document for document in everything if is_held_out(document, 0.3)), key=document_key)
+  assert texts(tmp_path / "train") == [document.text for document in everything if document not in held_out]
+  assert texts(tmp_path / "validation") == [document.text for document in held_out]
+  packed = Data(train=(str(tmp_path / "train"),), validation=(str(tmp_path / "validation"),), sequence_length=8)
+  text = Data(train=(str(folder),), validation_fraction=0.3, sequence_length=8)
+  of_packed, of_text = (build_corpus(data, tmp_path / "cache") for data in (packed, text))
+  for a, b in zip((*of_packed.train, of_packed.validation), (*of_text.train, of_text.validation), strict=True):
+    np.testing.assert_array_equal(a.starts, b.starts)
+    np.testing.assert_array_equal(a.tokens[0 : len(a)], b.tokens[0 : len(b)])
+  names = [f"{split}_{what}" for split in ("train", "validation") for what in ("documents", "tokens", "bytes")]
+  assert [of_packed.summary()[name] for name in names] == [of_text.summary()[name] for name in names]
+
+
+def test_a_bad_source_is_named_and_leaves_nothing_that_looks_whole(folder, tmp_path):
+  (folder / "9.jsonl").write_text("no JSON\n")
+  with pytest.raises(UserError, match=r"9\.jsonl line 1: not JSON"):
+    pack([str(folder)], "bytes", tmp_path / "packed", processes=2, shard_tokens=RECORD_TOKENS)
+  assert not (tmp_path / "packed" / "manifest.json").exists()

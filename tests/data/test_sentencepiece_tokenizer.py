@@ -1,0 +1,73 @@
+"""SentencePiece models, trained here on a few lines."""
+
+import io
+
+import numpy as np
+import pytest
+
+from moejax.data.tokenizers import make_tokenizer
+from moejax.errors import UserError
+
+sentencepiece = pytest.importorskip("sentencepiece", reason="of the extra `data`")
+LINES = [
+  f"the {word} of the {other} is größer" for word in ("cat", "dog", "ox") for other in ("house", "mouse", "hill")
+]
+PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False}
+
+
+def train(path, **options):
+  model = io.BytesIO()
+  defaults = {"vocab_size": 330, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
+  sentencepiece.SentencePieceTrainer.train(
+    sentence_iterator=iter(LINES * 20), model_writer=model, minloglevel=2, **defaults | options
+  )
+  path.write_bytes(model.getvalue())
+  return make_tokenizer(str(path))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+  return train(tmp_path_factory.mktemp("model") / "a.model", **PLAIN)
+
+
+@pytest.mark.parametrize(
+  "text", ["the cat of the house", "  two  spaces\n and a line", "漢字 🙂 größer", "<s> is text </s>", ""]
+)
+def test_encoding_loses_nothing_and_byte_lengths_count_all_of_it(tokenizer, text):
+  ids = tokenizer.encode(text)
+  assert ids.dtype == np.int32 and ids.ndim == 1
+  assert tokenizer.decode(ids) == text
+  assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
+  assert not {tokenizer.begin, tokenizer.end} & set(ids.tolist())
+
+
+def test_it_uses_its_own_specials_and_they_are_no_text(tokenizer):
+  assert (tokenizer.begin, tokenizer.end, tokenizer.padding) == (1, 2, 2)
+  assert tokenizer.byte_lengths.shape == (tokenizer.vocab_size,)
+  assert tokenizer.byte_lengths[[1, 2]].tolist() == [0, 0]
+  ids = tokenizer.encode("the cat")
+  assert tokenizer.decode([tokenizer.begin, *ids, tokenizer.end, 10**6, -1]) == "the cat"
+
+
+def test_a_model_without_a_beginning_gets_one_behind_its_own(tmp_path):
+  tokenizer = train(tmp_path / "t5.model", pad_id=0, eos_id=1, unk_id=2, bos_id=-1, **PLAIN)
+  size = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "t5.model")).vocab_size()
+  assert (tokenizer.padding, tokenizer.end, tokenizer.begin, tokenizer.vocab_size) == (0, 1, size, size + 1)
+  assert tokenizer.decode([tokenizer.begin, *tokenizer.encode("the ox")]) == "the ox"
+  assert tokenizer.byte_lengths[tokenizer.begin] == 0
+
+
+def test_a_space_that_the_model_puts_first_is_the_only_byte_more(tmp_path):
+  tokenizer = train(tmp_path / "a.model", **PLAIN | {"add_dummy_prefix": True})
+  assert tokenizer.byte_lengths[tokenizer.encode("the cat")].sum() == len("the cat") + 1
+
+
+def test_another_model_has_another_identity(tokenizer, tmp_path):
+  assert train(tmp_path / "b.model", **PLAIN | {"vocab_size": 310}).identity != tokenizer.identity
+  assert train(tmp_path / "c.model", **PLAIN).identity == tokenizer.identity
+
+
+def test_a_file_that_is_no_model_is_named(tmp_path):
+  (tmp_path / "a.model").write_text("no model")
+  with pytest.raises(UserError, match=r"data\.tokenizer='.*a\.model' is no \.model tokenizer .*name another file"):
+    make_tokenizer(str(tmp_path / "a.model"))

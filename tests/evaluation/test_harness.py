@@ -1,0 +1,160 @@
+"""Benchmarks asked of a trained run: local data, what is kept, the harness's results, and mistakes."""
+# ruff: noqa: E402  # what is not installed is skipped before it is imported
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval")
+from harness_fixtures import SPARSE, write_benchmarks
+from training_fixtures import definition_of
+
+from moejax import cli
+from moejax.data.tokenizers import ByteTokenizer
+from moejax.display import Display
+from moejax.errors import UserError
+from moejax.evaluation.harness import Request, evaluate_run, make_task_evaluator
+from moejax.evaluation.task_data import find_tasks
+from moejax.evaluation.tasks import benchmarks, headlines
+from moejax.training.checkpoint import Checkpointer
+from moejax.training.run_directory import claim
+
+pytestmark = pytest.mark.slow  # a minute, and the extra `eval` takes another to install
+
+SOME = ("arc_easy", "triviaqa", "webqs", "wikitext", "mmlu_anatomy")
+
+
+@pytest.fixture(autouse=True)
+def in_one_process(monkeypatch):
+  monkeypatch.setenv("DISABLE_MULTIPROC", "1")
+  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+  return write_benchmarks(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A sparse byte model, saved after step 2."""
+  directory = tmp_path_factory.mktemp("run")
+  claim(directory, SPARSE, 2)
+  checkpointer = Checkpointer(directory / "checkpoints", SPARSE.training.checkpoints)
+  checkpointer.save(definition_of(SPARSE).initialise(0), 2, {})
+  checkpointer.close()
+  return directory
+
+
+class Watching(Display):
+  """Counts what is computed."""
+
+  def __init__(self):
+    super().__init__("test", Console(quiet=True))
+    self.computed = 0
+
+  def advance(self, completed, facts=""):
+    super().advance(completed, facts)
+    self.computed += not facts and completed > 0
+
+
+def ask(run, data, *tasks, display=None, **fields):
+  request = Request(tasks=tasks, data=data, **fields)
+  results = evaluate_run(run, SPARSE, request, display or Watching())
+  return results, headlines(results, benchmarks(tasks))
+
+
+def test_each_kind_of_request_is_answered_and_the_results_are_the_harnesss(run, data):
+  results, scores = ask(run, data, *SOME)
+  assert results == json.loads((run / "results.json").read_text())
+  assert {"results", "configs", "versions", "n-shot", "n-samples", "higher_is_better", "config"} <= set(results)
+  assert [results["n-shot"][name] for name in SOME] == [0, 1, 1, 0, 0]
+  assert {name: n["effective"] for name, n in results["n-samples"].items()} == {
+    "arc_easy": 6, "triviaqa": 4, "webqs": 2, "wikitext": 2, "mmlu_anatomy": 3,
+  }  # fmt: skip
+  assert results["config"]["step"] == 2 and results["config"]["experiment"] == "byte_moe"
+  assert 0 <= scores["arc_easy"].value <= 1 and scores["arc_easy"].stderr >= 0
+  # A model that has learnt nothing spreads its belief over 264 tokens, and a word has about 5 of them.
+  assert 264**3 < scores["wikitext"].value < 264**8
+
+
+def test_what_is_answered_is_not_computed_again_and_a_stopped_evaluation_goes_on(run, data, tmp_path):
+  one, two = Watching(), Watching()
+  answers = run / "evaluation" / "answers_2.jsonl"
+  answers.unlink(missing_ok=True)
+  results, _ = ask(run, data, "arc_easy", "wikitext", display=one)
+  lines = answers.read_text().splitlines(keepends=True)
+  assert one.computed == len(lines) == 6 * 4 + 2
+  # As a kill in the middle of the tenth answer leaves it.
+  answers.write_text("".join(lines[:9]) + lines[9][:20])
+  again, _ = ask(run, data, "arc_easy", "wikitext", display=two)
+  assert two.computed == len(lines) - 9
+  assert again["results"] == results["results"]
+
+
+def test_examples_and_shots_are_as_asked(run, data):
+  results, _ = ask(run, data, "arc_easy", "webqs", limit=1, few_shot=0)
+  assert results["n-shot"] == {"arc_easy": 0, "webqs": 0}
+  assert [n["effective"] for n in results["n-samples"].values()] == [1, 1]
+
+
+def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, monkeypatch):
+  monkeypatch.setattr(cli, "restart_with_huge_pages", lambda: None)
+  words = ["evaluate", str(run), "--tasks", "arc_easy", "webqs", "--data", str(data), "--limit", "2"]
+  with pytest.raises(SystemExit) as stopped:
+    cli.main([*words, "--mesh.data", "2", "--evaluation.batch-size", "8"])
+  out = capsys.readouterr().out
+  assert stopped.value.code == 0
+  rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+  assert rows["arc_easy"][0] == "acc,none" and rows["arc_easy"][-2:] == ["2", "0"]
+  assert rows["webqs"][0] == "exact_match,none" and rows["webqs"][-2:] == ["2", "1"]
+
+
+def test_fewer_than_no_examples_are_refused():
+  with pytest.raises(UserError, match="few_shot=-1 must be 0 or above"):
+    Request(tasks=("arc_easy",), few_shot=-1)
+
+
+def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given(data, tmp_path):
+  evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("arc_easy",), task_data=str(data), task_limit=4)
+  definition = definition_of(dataclasses.replace(SPARSE, evaluation=evaluation))
+  evaluator = make_task_evaluator(definition, ByteTokenizer(), tmp_path, Watching())
+  states = [definition.initialise(seed) for seed in (0, 1)]
+  states[1] = dataclasses.replace(states[1], step=states[1].step + 7)
+  scores = [evaluator(state) for state in states]
+  assert evaluator(states[0]) == scores[0]
+  assert set(scores[0]) == {"arc_easy/acc", "arc_easy/acc_stderr", "average/accuracy", "average/accuracy_stderr"}
+  assert json.loads((tmp_path / "results.json").read_text())["config"]["step"] == 0
+  assert sorted(path.name for path in (tmp_path / "evaluation").glob("*.jsonl")) == [
+    "answers_0.jsonl",
+    "answers_7.jsonl",
+  ]
+
+
+def test_a_group_is_its_tasks_each_with_its_own_folder(data, tmp_path):
+  manager = find_tasks(["gsm8k_cot", "mmlu_anatomy"], data, tmp_path)
+  index = manager.task_index
+  folders = {name: index[name].cfg["dataset_kwargs"]["data_files"] for name in ("gsm8k_cot", "mmlu_anatomy")}
+  assert folders["gsm8k_cot"] == {"test": str(data / "gsm8k" / "test.jsonl")}
+  assert set(folders["mmlu_anatomy"]) == {"dev", "test"}
+  assert index["gsm8k_cot"].cfg["test_split"] == "test" and index["gsm8k_cot"].cfg["dataset_name"] is None
+
+
+@pytest.mark.parametrize(
+  "tasks, complaint",
+  [
+    (["arc_hard"], r"has no task or group arc_hard; `lm-eval ls tasks`"),
+    (["freebase"], r"has no task or group freebase"),  # a tag, which has no score of its own
+    (["piqa"], r"has no data for the task piqa: it needs SPLIT\.jsonl in one of piqa"),
+    (["mmlu"], r"has no data for the task mmlu_"),
+  ],
+)
+def test_a_task_that_is_not_there_is_named(data, tmp_path, tasks, complaint):
+  with pytest.raises(UserError, match=complaint):
+    find_tasks(tasks, data, tmp_path)

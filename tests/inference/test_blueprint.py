@@ -1,0 +1,53 @@
+"""A blueprint holds the trained model's parameters and drops nothing."""
+
+import dataclasses
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
+from moejax.errors import UserError
+from moejax.inference.blueprint import make_blueprint
+from moejax.models.transformer import Transformer
+from moejax.partitioning import make_partitioner
+
+MOE = MoE(num_experts=4, experts_per_token=2, d_ff=16, group_size=24, capacity_factor=0.5)
+TRAINED = Model(
+  num_layers=2, d_model=16, num_heads=2, num_kv_heads=2, head_dim=8, d_ff=8, vocab_size=40, moe=MOE, remat="dots"
+)
+PARTITIONER = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL)
+TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
+
+
+@partial(jax.jit, static_argnums=0)
+def features(graph, parameters, tokens_BT):
+  positions_BT = jax.numpy.broadcast_to(jax.numpy.arange(12), tokens_BT.shape)
+  x_BTD, auxiliary = nnx.merge(graph, parameters)(tokens_BT, jax.numpy.ones_like(tokens_BT), positions_BT)
+  return x_BTD, auxiliary["statistics"]["dropped_fraction"]
+
+
+def graph_of(model):
+  return nnx.split(nnx.eval_shape(lambda: Transformer(model, PARTITIONER, nnx.Rngs(params=0))))[0]
+
+
+def test_a_blueprint_equals_the_model_whose_capacity_drops_nothing_and_not_the_one_that_drops():
+  blueprint = make_blueprint(TRAINED, PARTITIONER)
+  parameters = jax.jit(lambda: nnx.to_pure_dict(nnx.split(Transformer(TRAINED, PARTITIONER, nnx.Rngs(params=0)))[1]))()
+  got, dropped = features(blueprint.graph, parameters, TOKENS_BT)
+  assert not np.any(dropped)
+  roomy = dataclasses.replace(TRAINED, moe=dataclasses.replace(MOE, capacity_factor=2.0))
+  expected, dropped = features(graph_of(roomy), parameters, TOKENS_BT)
+  assert not np.any(dropped)
+  np.testing.assert_allclose(got, expected, atol=2e-5)
+  cut, dropped = features(graph_of(TRAINED), parameters, TOKENS_BT)
+  assert np.all(dropped > 0.3) and np.abs(got - cut).max() > 1e-2
+
+
+def test_a_model_whose_experts_choose_their_tokens_is_refused():
+  router = Router(kind="expert_choice", renormalize=False)
+  moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, router=router)
+  with pytest.raises(UserError, match="depend on later tokens"):
+    make_blueprint(dataclasses.replace(TRAINED, moe=moe), PARTITIONER)

@@ -1,0 +1,107 @@
+"""Generation: every step equals the full forward pass, stop conditions, sampling, on one device and on eight."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
+
+from moejax.inference.cache import cache_shardings, empty_cache, extend
+from moejax.inference.generate import Generator
+from moejax.inference.sampling import Sampling
+
+MODELS = {
+  "dense, grouped queries, scanned": DENSE,
+  "experts of heads, untied, capped, unrolled": dataclasses.replace(
+    DENSE, tie_embeddings=False, logit_cap=3.0, qk_norm=True, layers="unrolled", attention_experts=2
+  ),
+  "sparse, qk-norm, scanned": SPARSE,
+  "sparse, shared expert, unrolled": dataclasses.replace(
+    SPARSE, layers="unrolled", moe=dataclasses.replace(SPARSE.moe, num_shared_experts=1, priority="token")
+  ),
+}
+PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [8], [4, 6, 2]]
+
+
+def never(ids):
+  return False
+
+
+@pytest.mark.parametrize("mesh", [ONE, EIGHT], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_prefill_and_every_decoded_token_have_the_logits_of_the_full_forward_pass(name, mesh):
+  blueprint, parameters = make(MODELS[name], mesh)
+  random = np.random.default_rng(1)
+  starts, new = [5, 12, 1, 3], 6
+  rows = [random.integers(0, 40, start + new).tolist() for start in starts]
+  expected = full_logits(blueprint, parameters, rows)
+
+  @jax.jit
+  def run(parameters, tokens_BT, counts_B, cache):
+    model = blueprint.module(parameters)
+    x_BTD, cache = extend(model, tokens_BT, counts_B, cache)
+    return model.logits(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*tokens_BT.shape, -1), cache
+
+  tokens_BT = np.array([row[:start] + [0] * (12 - start) for row, start in zip(rows, starts, strict=True)], np.int32)
+  cache = jax.device_put(empty_cache(blueprint, 4, 20), jax.tree.map(lambda x: x, _each(blueprint, 4, 20)))
+  got, cache = run(parameters, tokens_BT, np.array(starts, np.int32), cache)
+  for row, start in enumerate(starts):
+    np.testing.assert_allclose(got[row, :start], expected[row, :start], rtol=2e-4, atol=2e-5)
+  for step in range(new):
+    token_B1 = np.array([[row[start + step]] for row, start in zip(rows, starts, strict=True)], np.int32)
+    got, cache = run(parameters, token_B1, np.ones(4, np.int32), cache)
+    for row, start in enumerate(starts):
+      np.testing.assert_allclose(got[row, 0], expected[row, start + step], rtol=2e-4, atol=2e-5)
+  np.testing.assert_array_equal(cache.lengths_B, np.array(starts) + new)
+
+
+def _each(blueprint, batch, slots):
+  """The cache's placement, a sharding for each array."""
+  shardings = cache_shardings(blueprint, batch)
+  cache = jax.eval_shape(lambda: empty_cache(blueprint, batch, slots))
+  memories = jax.tree.map(lambda _: shardings.memories, cache.memories)
+  return dataclasses.replace(cache, memories=memories, lengths_B=shardings.lengths_B)
+
+
+@pytest.mark.parametrize("name", ["dense, grouped queries, scanned", "sparse, shared expert, unrolled"])
+def test_every_token_of_a_continuation_is_the_best_after_what_is_before_it(name):
+  blueprint, parameters = make(MODELS[name], EIGHT)
+  new = dict(Generator(blueprint, batch_size=4, vocab_size=38).generate(parameters, PROMPTS, [never] * 4, max_new=5))
+  rows = [prompt + new[i] for i, prompt in enumerate(PROMPTS)]
+  best = full_logits(blueprint, parameters, rows)[..., :38].argmax(-1)
+  for i, prompt in enumerate(PROMPTS):
+    assert best[i, len(prompt) - 1 : len(prompt) + 4].tolist() == new[i]
+  assert len({tuple(ids) for ids in new.values()}) > 1  # the prompts differ in what follows
+
+
+def test_each_prompt_stops_by_its_own_condition_and_the_others_go_on():
+  blueprint, parameters = make(DENSE)
+  free = dict(Generator(blueprint, 3, 40).generate(parameters, PROMPTS, [never] * 4, max_new=8))
+  stops = [lambda ids, n=n: len(ids) == n for n in (1, 8, 3, 20)]
+  stopped = dict(Generator(blueprint, 3, 40).generate(parameters, PROMPTS, stops, max_new=8))
+  assert stopped == {i: ids[:n] for (i, ids), n in zip(sorted(free.items()), (1, 8, 3, 8), strict=True)}
+
+
+def test_the_cache_is_donated_and_a_step_compiles_once():
+  blueprint, parameters = make(DENSE)
+  generator = Generator(blueprint, 4, 40)
+  list(generator.generate(parameters, PROMPTS, [never] * 4, max_new=8))
+  assert generator._decode._cache_size() == 1
+  list(generator.generate(parameters, [prompt[:3] for prompt in PROMPTS], [never] * 4, max_new=8))
+  assert generator._decode._cache_size() == 1
+  token_B, cache = generator._prefill(parameters, jnp.ones((4, 16), int), jnp.ones(4, int), jax.random.key(0), 24)
+  generator._decode(parameters, cache, token_B, jnp.ones(4, int), jax.random.key(0))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.memories))
+
+
+def test_sampled_continuations_depend_on_the_seed_alone():
+  blueprint, parameters = make(DENSE)
+  generator = Generator(blueprint, 4, 40, Sampling(temperature=1.5))
+  runs = [dict(generator.generate(parameters, PROMPTS, [never] * 4, 6, seed)) for seed in (0, 0, 1)]
+  assert runs[0] == runs[1] != runs[2]

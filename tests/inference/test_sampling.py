@@ -1,0 +1,50 @@
+"""Which tokens may be drawn, and how often."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from moejax.errors import UserError
+from moejax.inference.sampling import GREEDY, Sampling, sample
+
+PROBS_V = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
+
+
+def drawn(sampling, vocab_size=5, rows=4000):
+  """Share of each token among many draws."""
+  logits_BV = jnp.broadcast_to(jnp.log(PROBS_V).astype(jnp.float32), (rows, 5))
+  tokens_B = sample(logits_BV, jax.random.key(0), sampling, vocab_size)
+  return np.bincount(tokens_B, minlength=5) / rows
+
+
+@pytest.mark.parametrize(
+  "sampling, allowed",
+  [
+    (Sampling(temperature=1.0), [0, 1, 2, 3, 4]),
+    (Sampling(temperature=1.0, top_k=2), [1, 3]),
+    (Sampling(temperature=1.0, top_p=0.69), [1, 3]),  # 0.4 + 0.3 reaches it
+    (Sampling(temperature=1.0, top_p=0.71), [1, 3, 4]),
+    (Sampling(temperature=1.0, top_k=3, top_p=0.9), [1, 3, 4]),  # 0.4 + 0.3 of 0.85 is 0.82
+    (GREEDY, [1]),
+  ],
+)
+def test_the_allowed_tokens_are_drawn_by_their_probability(sampling, allowed):
+  expected_V = np.where(np.isin(np.arange(5), allowed), PROBS_V, 0.0)
+  # 4000 draws: a share errs by 0.008.
+  np.testing.assert_allclose(drawn(sampling), expected_V / expected_V.sum(), atol=0.03)
+
+
+def test_temperature_sharpens():
+  np.testing.assert_allclose(drawn(Sampling(temperature=0.5)), PROBS_V**2 / np.sum(PROBS_V**2), atol=0.03)
+
+
+def test_an_id_beyond_the_tokenizers_is_never_chosen():
+  assert drawn(Sampling(temperature=1.0), vocab_size=2)[2:].sum() == 0
+  assert drawn(GREEDY, vocab_size=1)[0] == 1
+
+
+@pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)
+def test_a_value_out_of_range_is_refused(fields):
+  with pytest.raises(UserError, match=next(iter(fields))):
+    Sampling(**fields)
