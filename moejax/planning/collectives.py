@@ -65,6 +65,8 @@ class Collective:
 
 def collective(network: Network, program: Program, instruction: Instruction) -> Collective | None:
   """What an instruction moves, None where it moves nothing; a fusion is what the collective inside it is."""
+  if instruction.opcode == "send":
+    return _between_slices(network, instruction)
   inner = program.inner(instruction)
   found = _inside(inner) if inner is not None else instruction
   if found is None or _kind(found) is None:
@@ -77,6 +79,12 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
     size *= len(group)
   time_s, bandwidth = transfer(network, kind, group, size)
   return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s)
+
+
+def rendezvous(instruction: Instruction) -> str | None:
+  """What the sending and the receiving end of a transfer between slices have in common, None for anything else."""
+  found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+  return found[1] if found else None
 
 
 def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tuple[float, float]:
@@ -98,6 +106,17 @@ def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tu
     seconds += crossing / network.chip.dcn_bandwidth
     rate = network.chip.dcn_bandwidth
   return seconds + hops * HOP_S, rate
+
+
+def _between_slices(network: Network, instruction: Instruction) -> Collective | None:
+  """The part of a collective that crosses slices: each chip sends what it holds to its fellows, by the host."""
+  transfer_type = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+  if transfer_type is None:
+    return None
+  kind, size = transfer_type[1].lower().replace("_", "-"), instruction.shapes[0].bytes
+  firsts = {place.domain: number for number, place in reversed(list(enumerate(network.places)))}
+  seconds, rate = transfer(network, kind, sorted(firsts.values()), size)
+  return Collective(kind, network.axis(sorted(firsts.values())), len(firsts), size, rate, seconds)
 
 
 def _inside_domain(network: Network, kind: str, places: list[Place], size: int) -> tuple[float, float, float]:

@@ -9,14 +9,14 @@ import collections
 import dataclasses
 import re
 
-from moejax.planning.collectives import Collective, Network, collective
+from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import matrix_flops, memory_bytes
 from moejax.planning.kernels import price
 from moejax.planning.program import Computation, Instruction, Program, trip_count
 
 NO_WORK = frozenset({
   "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id",
-  "opt-barrier", "iota", "domain", "add-dependency", "async-update",
+  "opt-barrier", "iota", "domain", "add-dependency", "async-update", "recv", "send-done",
 })  # fmt: skip
 MOVES = frozenset({
   "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "slice", "dynamic-slice", "dynamic-update-slice",
@@ -162,11 +162,15 @@ class _Reader:
 
   def _started(self, instruction: Instruction) -> str | None:
     """What identifies an asynchronous collective that begins here."""
+    if instruction.opcode == "send":
+      return rendezvous(instruction)
     if instruction.opcode.endswith("-start"):
       return instruction.name
     return self._part(instruction, "AsyncCollectiveStart")
 
   def _done(self, instruction: Instruction) -> str | None:
+    if instruction.opcode == "recv-done":
+      return rendezvous(instruction)
     if instruction.opcode.endswith("-done"):
       return instruction.operands[0]
     return self._part(instruction, "AsyncCollectiveDone")

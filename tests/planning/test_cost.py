@@ -6,7 +6,7 @@ import pytest
 from planning_programs import PRODUCT_FLOPS, network_of, program
 
 from moejax.config.chips import CHIPS
-from moejax.planning.collectives import transfer
+from moejax.planning.collectives import Place, transfer
 from moejax.planning.cost import cost
 from moejax.planning.program import parse
 
@@ -128,6 +128,37 @@ def test_the_fusions_of_an_asynchronous_collective_count_it_once_and_hide_it():
   (exchange,) = found.exchanges
   assert (exchange.collective.kind, exchange.count, exchange.exposed_s) == ("all-gather", 1, 0.0)
   assert found.step_time_s == pytest.approx(1750000 / PLAIN.clock_hz)
+
+
+SLICES = """HloModule m, is_scheduled=true
+
+ENTRY %main (p: f32[1048576], q: f32[128]) -> f32[1048576] {{
+  %p = f32[1048576]{{0}} parameter(0)
+  %q = f32[128]{{0}} parameter(1)
+  %t = token[] after-all()
+  %send = (f32[1048576]{{0}}, u32[], token[]) send(%p, %t), channel_id=4, is_host_transfer=true, {names}
+  %recv = (f32[1048576]{{0}}, u32[], token[]) recv(%t), channel_id=3, is_host_transfer=true, {names}
+  %work = f32[128]{{0}} negate(%q), backend_config={{"estimated_cycles":"1750"}}
+  %sent = token[] send-done(%send), channel_id=4, is_host_transfer=true, {names}
+  ROOT %done = (f32[1048576]{{0}}, token[]) recv-done(%recv), channel_id=3, is_host_transfer=true, {names}
+}}
+"""
+NAMES = '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_transfer_type="ALL_REDUCE"'
+
+
+def test_what_crosses_slices_goes_by_the_data_centre_network_beside_the_work():
+  places = tuple(Place((i, 0, 0), i // 2) for i in range(4))
+  two = dataclasses.replace(NETWORK, places=places, mesh={"replica": 2, "data": 2})
+  found = cost(parse(SLICES.format(names=f"frontend_attributes={{{NAMES}}}")), two)
+  (exchange,) = found.exchanges
+  assert (exchange.collective.kind, exchange.collective.axis, exchange.collective.devices) == (
+    "all-reduce",
+    "replica",
+    2,
+  )
+  whole = 4 * 2**20 / PLAIN.dcn_bandwidth
+  assert exchange.time_s == pytest.approx(whole)
+  assert found.breakdown_s["collective_exposed"] == pytest.approx(whole - 1e-6)
 
 
 SCATTER = """HloModule m, is_scheduled=true
