@@ -37,6 +37,8 @@ CASES: dict[str, dict] = {
   "einsum": {"dispatch": "einsum", "group_size": 64},
   "dense": {"dispatch": "dense"},
 }
+FLOORS = ("base", "e128", "fine")
+"""Cases whose products alone are timed too, as batched products of equal groups: `floor-base` and so on."""
 
 
 def main() -> None:
@@ -45,12 +47,13 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=5, help="steps in a turn, of which the median counts")
   parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, help="which of ours")
   parser.add_argument("--torch-python", help="a Python with torch and transformers")
-  parser.add_argument("--worker", choices=(*CASES, "huggingface"), help="be this worker instead")
+  parser.add_argument("--worker", help="be this worker instead: a case, floor-CASE or huggingface")
   chosen = parser.parse_args()
   if chosen.worker:
-    serve(*(huggingface() if chosen.worker == "huggingface" else ours(chosen.worker)))
+    serve(*worker(chosen.worker))
     return
   names = list(dict.fromkeys(["base", *chosen.cases]))
+  names += [f"floor-{name}" for name in names if name in FLOORS]
   specs = {name: {"cmd": [sys.executable, __file__, "--worker", name]} for name in names}
   if chosen.torch_python:
     specs["huggingface"] = {"cmd": [chosen.torch_python, __file__, "--worker", "huggingface"]}
@@ -58,6 +61,35 @@ def main() -> None:
   print(f"\n{'case':<14} {'median ms':>10} {'x base':>8}")
   for name, times_s in turns.items():
     print(f"{name:<14} {1e3 * statistics.median(times_s):>10.1f} {ratio(times_s, turns['base']):>8.2f}")
+
+
+def worker(name: str) -> tuple[Callable[[], None], dict]:
+  if name == "huggingface":
+    return huggingface()
+  return floor(name.removeprefix("floor-")) if name.startswith("floor-") else ours(name)
+
+
+def floor(name: str) -> tuple[Callable[[], None], dict]:
+  """The products of a case alone, forwards and backwards, at equal groups whose rows lie ready."""
+  import jax
+  import jax.numpy as jnp
+
+  case = BASE | CASES[name]
+  E, F, rows = case["num_experts"], case["d_ff"], B * T * case["experts_per_token"] // case["num_experts"]
+  x_ERD, of_out_ERD = (jax.random.normal(jax.random.key(seed), (E, rows, D)) for seed in (1, 2))
+  gate_EDF, up_EDF = (jax.random.normal(jax.random.key(seed), (E, D, F)) for seed in (3, 4))
+  down_EFD = jax.random.normal(jax.random.key(5), (E, F, D))
+
+  def loss(x_ERD: jax.Array, gate_EDF: jax.Array, up_EDF: jax.Array, down_EFD: jax.Array) -> jax.Array:
+    hidden_ERF = jax.nn.silu(jnp.einsum("ERD,EDF->ERF", x_ERD, gate_EDF)) * jnp.einsum("ERD,EDF->ERF", x_ERD, up_EDF)
+    return jnp.sum(jnp.einsum("ERF,EFD->ERD", hidden_ERF, down_EFD) * of_out_ERD)
+
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))
+
+  def step() -> None:
+    jax.block_until_ready(gradient(x_ERD, gate_EDF, up_EDF, down_EFD))
+
+  return step, {"case": f"floor-{name}"}
 
 
 def ours(name: str) -> tuple[Callable[[], None], dict]:
