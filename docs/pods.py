@@ -130,7 +130,9 @@ SCALES_FOOT = """
 
 The paper reports an increase under 20 % with 3D sharding (data, expert, model). Here: the same base, top-2, experts as
 wide as the dense layer in every second layer. The row with `--mesh.expert 1` is the same model with 2D sharding.
+"""
 
+WASTE_HEAD = """
 ## What the compiled programs showed, and what changing it gave
 
 | waste | before | step, s | after | step, s |
@@ -138,7 +140,6 @@ wide as the dense layer in every second layer. The row with `--mesh.expert 1` is
 """
 
 PEERS_HEAD = """
-
 Attention scores never lie in memory: on TPU attention is a fused kernel. Gathers of weights and exchanges of tokens go
 on beside matrix products, by options of the compiler (`training/step.py`).
 
@@ -156,8 +157,12 @@ def _page(plans: dict[Row, dict[str, Any]]) -> str:
   scales = [_scale_line(row, plans) for row in SCALES if row in plans]
   waste = [_waste_line(*line, plans) for line in WASTE if line[1] in plans and line[2] in plans]
   peers = [_peer_line(*line, plans) for line in MAXTEXT if line[-1] in plans]
-  parts = (HEAD, SCALES_HEAD, "\n".join(scales), SCALES_FOOT, "\n".join(waste), PEERS_HEAD, "\n".join(peers))
-  return "".join(parts) + "\n"
+  missing = len(dict.fromkeys(ROWS)) - len(plans)
+  note = f"\n{missing} of the rows that the command plans are not compiled yet and are left out.\n" if missing else ""
+  parts = [HEAD, note, SCALES_HEAD, "\n".join(scales), SCALES_FOOT]
+  parts += [WASTE_HEAD, "\n".join(waste), "\n"] if waste else []
+  parts += [PEERS_HEAD, "\n".join(peers), "\n"] if peers else []
+  return "".join(parts)
 
 
 def _waste_line(what: str, before: Row, after: Row, plans: dict[Row, dict[str, Any]]) -> str:
