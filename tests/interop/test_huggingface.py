@@ -38,7 +38,7 @@ def test_matrices_take_their_inputs_last():
 
 
 @pytest.mark.parametrize(
-  "fields", [{"moe": MoE(num_experts=2, experts_per_token=1, d_ff=4)}, {"qk_norm": True}, {"logit_cap": 5.0}], ids=str
+  "fields", [{"moe": MoE(num_experts=2, experts_per_token=2, d_ff=4)}, {"qk_norm": True}, {"logit_cap": 5.0}], ids=str
 )
 def test_what_llama_has_not_is_refused(fields):
   with pytest.raises(UserError, match=f"model.{next(iter(fields))}=.*Llama has none"):
