@@ -9,7 +9,7 @@ from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model
 from moejax.models.attention import Attention
-from moejax.models.layers import rotary_angles, rotate
+from moejax.models.layers import Context, rotary_angles, rotate
 from moejax.partitioning import make_partitioner
 
 # Three experts of two heads each, which share two heads of keys and values.
@@ -27,14 +27,15 @@ def make(model=MODEL):
 def inputs():
   positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
   x_BTD = jax.random.normal(jax.random.key(1), (B, T, 10))
-  return x_BTD, jnp.ones((B, T), jnp.int32), rotary_angles(positions_BT, 4, MODEL.rope_theta)
+  return x_BTD, Context(jnp.ones((B, T), jnp.int32), positions_BT, rotary_angles(positions_BT, 4, MODEL.rope_theta))
 
 
 def test_the_output_is_the_weighted_sum_of_every_experts_heads():
   layer = make()
   layer.w_router_DE[...] = 3.0 * layer.w_router_DE[...]
-  x_BTD, segments_BT, angles = inputs()
-  out_BTD, _ = layer(x_BTD, segments_BT, angles)
+  x_BTD, context = inputs()
+  angles = context.angles
+  out_BTD, *_ = layer(x_BTD, context)
   k_BTKH, v_BTKH = (jnp.einsum("BTD,DKH->BTKH", x_BTD, w[...]) for w in (layer.w_k_DKH, layer.w_v_DKH))
   k_BTKH = rotate(k_BTKH, angles)
   weights_BTE = jax.nn.softmax(x_BTD @ layer.w_router_DE[...], axis=-1)
