@@ -122,5 +122,7 @@ def _table(title: str, *heads: str) -> Table:
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
   words = ("part", "scope", "pass", "kind", "axis", "overlapped")
   for head in heads:
-    table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
+    # On a narrow terminal words fold, so that no number is cut.
+    folds = head in words and head != "overlapped"
+    table.add_column(head, justify="left" if head in words else "right", no_wrap=not folds, overflow="fold")
   return table
