@@ -3,6 +3,7 @@
 Kernels for TPU and GPU run in Pallas' interpreter. Group sizes are traced, so that one program serves all of them.
 """
 
+import contextlib
 import functools
 
 import jax
@@ -114,8 +115,13 @@ def test_groups_of_many_tiles(backend):
 @pytest.mark.parametrize("platform, kernel", [("tpu", "tpu_custom_call"), ("cuda", "triton"), ("cpu", None)])
 def test_auto_takes_the_kernel_of_the_platform_that_the_program_is_lowered_for(platform, kernel):
   x_RD, w_EDF, of_out_RF = operands(R, E, D, F)
-  traced = product_and_gradients.trace(x_RD, w_EDF, jnp.zeros(E, jnp.int32), of_out_RF, "auto")
-  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  sizes_E = jnp.zeros(E, jnp.int32)
+  # Triton kernels are lowered for one kind of GPU, which JAX from 0.12 on wants to be told where none is present.
+  gpu = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "gpu")
+  mesh = jax.sharding.AbstractMesh((1,), ("x",), abstract_device=gpu)
+  with jax.sharding.use_abstract_mesh(mesh) if platform == "cuda" else contextlib.nullcontext():
+    traced = product_and_gradients.trace(x_RD, w_EDF, sizes_E, of_out_RF, "auto")
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
   assert [name for name in ("tpu_custom_call", "triton") if name in text] == [kernel] * (kernel is not None)
 
 
