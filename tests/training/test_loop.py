@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from training_fixtures import read_metrics, tiny
 
-from moejax.config import Checkpoints, Mesh
+from moejax.config import Checkpoints, Mesh, Router
 from moejax.data.corpus import build_corpus
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.interrupts import Interrupted
@@ -35,6 +35,9 @@ def corpus_and_data(tmp_path_factory):
 def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=lambda record: None, evaluators=None):
   corpus, data = corpus_and_data
   experiment = tiny(sparse, data=data, mesh=mesh or Mesh(data=1))
+  if sparse:  # a bias and noise, so that a resume that lost either, or the step that noise follows from, would show
+    moe = dataclasses.replace(experiment.model.moe, router=Router(bias_rate=0.01, gumbel=0.5))
+    experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
   prepared = prepare(experiment, corpus)
   run = Run(
     definition=prepared.definition,
