@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from experiments.books_mini import books_mini, books_mini_dense
+from experiments.books_mini import books_mini, books_mini_cpu, books_mini_cpu_dense, books_mini_dense
 from experiments.ds_moe import (
   ds_dense_1b,
   ds_dense_3b,
@@ -33,6 +33,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "quickstart": quickstart,
   "books_mini": books_mini,
   "books_mini_dense": books_mini_dense,
+  "books_mini_cpu": books_mini_cpu,
+  "books_mini_cpu_dense": books_mini_cpu_dense,
   "quick_small": quick_small,
   "quick_large": quick_large,
   "dense_6b4": dense_6b4,
