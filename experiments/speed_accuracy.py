@@ -11,7 +11,7 @@ from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE
 
 def dense_6b4() -> Experiment:
   """Dense, 6.4B: 256 v5p, 4M tokens a step; the paper's smallest scale."""
-  return _dense("dense_6b4", num_layers=32, d_model=4096, d_ff=10_496, learning_rate=3e-4, parts=1)
+  return _dense("dense_6b4", num_layers=28, d_model=4096, d_ff=12_800, learning_rate=3e-4, parts=1)
 
 
 def dense_12b6() -> Experiment:
@@ -31,13 +31,13 @@ def moe_1b6_256e() -> Experiment:
 
 
 def moe_6b4_16e() -> Experiment:
-  """6.4B base with 16 experts in every second layer, 37B in all, at the paper's capacity of 1.25."""
+  """6.4B base with 16 experts in every second layer, 39B in all, at the paper's capacity of 1.25."""
   base = replace(dense_6b4(), name="moe_6b4_16e")
   return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=16, expert=16))
 
 
 def moe_6b4_64e() -> Experiment:
-  """6.4B base with 64 experts in every second layer, 136B in all, at the paper's capacity of 1.25."""
+  """6.4B base with 64 experts in every second layer, 145B in all, at the paper's capacity of 1.25."""
   base = replace(dense_6b4(), name="moe_6b4_64e")
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
 

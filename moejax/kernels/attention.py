@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 MASKED = -1e30
@@ -73,4 +74,5 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_
   logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_ZQS.reshape(B, K, G, T, S), MASKED)
   probs_ZQS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype).reshape(B * K, G * T, S)
   out_ZQH = jnp.einsum("ZQS,ZSH->ZQH", probs_ZQS, v_ZSH)
-  return out_ZQH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  out_BTNH = out_ZQH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  return checkpoint_name(out_BTNH, ATTENTION)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from flax import nnx
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model
 from moejax.models.attention import Attention
 from moejax.models.layers import Context, rotary_angles, rotate
-from moejax.partitioning import make_partitioner
+from moejax.partitioning import Partitioner, make_partitioner
 
 # Three experts of two heads each, which share two heads of keys and values.
 MODEL = Model(
@@ -50,6 +51,18 @@ def test_the_output_is_the_weighted_sum_of_every_experts_heads():
       expected_BTD += weights_BTE[..., e, None] * (seen_BTH @ layer.w_out_NHD[head])
   np.testing.assert_allclose(out_BTD, expected_BTD, atol=1e-5)
   assert float(jnp.std(weights_BTE)) > 0.1
+
+
+def test_the_products_that_tpu_takes_give_the_same_output_and_gradients(monkeypatch):
+  graph, state = nnx.split(make())
+  x_BTD, context = inputs()
+
+  def squared(state, x_BTD):
+    return jnp.sum(jnp.square(nnx.merge(graph, state)(x_BTD, context)[0]))
+
+  expected = jax.value_and_grad(squared, (0, 1))(state, x_BTD)
+  monkeypatch.setattr(Partitioner, "platform", "tpu")
+  chex.assert_trees_all_close(jax.value_and_grad(squared, (0, 1))(state, x_BTD), expected, atol=1e-5)
 
 
 def test_its_mutual_information_reaches_its_router_and_no_other_weight():

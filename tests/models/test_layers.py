@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from moejax.models.layers import RMSNorm, rotary_angles, rotate, separate, stack, weight
@@ -33,6 +34,15 @@ def test_rotation_keeps_lengths_and_depends_on_distance_alone():
   assert abs(product(5, 3) - product(5, 4)) > 1e-3
   turned = rotate(q, rotary_angles(jnp.array([[7]]), 8, 100.0))
   np.testing.assert_allclose(jnp.linalg.norm(turned), jnp.linalg.norm(q), rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_rotation_by_a_product_is_the_very_same(dtype):
+  x = jax.random.normal(jax.random.key(0), (2, 5, 3, 8), dtype)
+  angles = rotary_angles(jnp.arange(10).reshape(2, 5), 8, 100.0)
+  np.testing.assert_allclose(
+    rotate(x, angles, by_product=True).astype(jnp.float32), rotate(x, angles).astype(jnp.float32), rtol=1e-6, atol=1e-6
+  )
 
 
 def test_position_zero_is_not_rotated():
