@@ -52,10 +52,6 @@ FOOT = """
 {sources}
 axlearn keeps the projections of attention and computes the feed-forward again, as `remat="attention"` does here.
 
-The efficiencies were fixed when moejax turned the halves of a head apart and copied heads to and from the layout of the
-attention kernel, as a program does that leaves it to the compiler. It no longer does, which makes its own program
-faster than the published one; fixing them anew would take that back and is not done.
-
 | chip | efficiency | from |
 |---|---|---|
 {chips}
