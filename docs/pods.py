@@ -129,7 +129,7 @@ SCALES_HEAD = """
 SCALES_FOOT = """
 
 The paper reports an increase under 20 % with 3D sharding (data, expert, model). Here: the same base, top-2, experts as
-wide as the dense layer in every second layer. The row with `--mesh.expert 1` is the same model with 2D sharding.
+wide as the dense layer in every second layer. A row with `--mesh.expert 1` is the same model with 2D sharding.
 """
 
 WASTE_HEAD = """
@@ -142,8 +142,9 @@ WASTE_HEAD = """
 PEERS_HEAD = """
 Attention scores never lie in memory: on TPU attention is a fused kernel. The products before and after it write its
 layout, and the rotation of positions is a product with a permutation, so that heads are neither copied nor padded:
-that took 5.2 % off the step of dense 6.4B. A d_ff that 512 divides fills the tiles of the matrix units, and its
-gradients are reduced straight to shards: 10752 takes less time than 10496 (`--model.num-layers 32 --model.d-ff 10752`).
+that took 5.2 % off the step of dense 6.4B (then 32 layers, d_ff 10496). A d_ff that 512 divides fills the tiles of the
+matrix units, and its gradients are reduced straight to shards: 10752 takes less time than 10496
+(`--model.num-layers 32 --model.d-ff 10752`).
 
 Gathers of weights and exchanges of tokens go on beside matrix products, by options of the compiler
 (`training/step.py`).
@@ -151,7 +152,8 @@ Gathers of weights and exchanges of tokens go on beside matrix products, by opti
 ## Against MaxText, by the same method
 
 MaxText 0.2.5 on 256 v5p, sequence 4096, full remat, by the sum of its compiled programs' cycles, its collectives all
-exposed. The models differ by a few per cent in size, so MFU compares them.
+exposed and its cycles not divided by an efficiency, as moejax's are. The models differ by a few per cent in size, so
+MFU compares them.
 
 | work | MaxText compute, ms | collectives, ms | MFU, % | moejax | compute, ms | exposed, ms | MFU, % |
 |---|---|---|---|---|---|---|---|

@@ -1,7 +1,7 @@
 """Grouped-query self-attention with rotary positions.
 
 B batch  T position  D embed  N query heads  K key/value heads  G query heads per key/value head  H head dim
-E experts of heads (E = G)  M = B x T tokens
+E experts of heads (E = G)  M = B x T tokens  X = N x H
 """
 
 import jax
@@ -45,13 +45,13 @@ class Attention(nnx.Module):
       context: of the tokens.
       memory: of the tokens before these; None has none, and keeps none.
     """
-    B, T, D = x_BTD.shape
+    T = x_BTD.shape[1]
     place = self.partitioner.constrain
     on_tpu = self.partitioner.platform == "tpu"
     with jax.named_scope("qkv"):
-      q_BTNH = _project(x_BTD, self.w_q_DNH[...], flat=not on_tpu)
-      k_BTKH = _project(x_BTD, self.w_k_DKH[...], flat=not on_tpu)
-      v_BTKH = checkpoint_name(_project(x_BTD, self.w_v_DKH[...], flat=not on_tpu), ATTENTION)
+      q_BTNH = _project(x_BTD, self.w_q_DNH[...], on_tpu)
+      k_BTKH = _project(x_BTD, self.w_k_DKH[...], on_tpu)
+      v_BTKH = checkpoint_name(_project(x_BTD, self.w_v_DKH[...], on_tpu), ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
       q_BTNH = place(rotate(q_BTNH, context.angles, by_product=on_tpu), "batch", "sequence", "heads", "head_dim")
@@ -79,12 +79,7 @@ class Attention(nnx.Module):
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
-      w_out_NHD = self.w_out_NHD[...].astype(x_BTD.dtype)
-      if not on_tpu:
-        out_BTD = jnp.einsum("MN,ND->MD", out_BTNH.reshape(B * T, -1), w_out_NHD.reshape(-1, D)).reshape(B, T, D)
-      else:
-        out_BTD = jnp.einsum("BTNH,NHD->BTD", out_BTNH, w_out_NHD)
-      out_BTD = checkpoint_name(out_BTD, ATTENTION)
+      out_BTD = checkpoint_name(_join(out_BTNH, self.w_out_NHD[...], on_tpu), ATTENTION)
     return place(out_BTD, "batch", "sequence", "act_embed"), auxiliary, memory
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
@@ -102,11 +97,23 @@ def _auxiliary(probs_BTE: jax.Array, valid_BT: jax.Array) -> Auxiliary:
   }
 
 
-def _project(x_BTD: jax.Array, w_DNH: jax.Array, flat: bool) -> jax.Array:
-  """[B, T, N, H]. `flat` multiplies [M, D] by [D, N x H]: on CPU the backward products of the other take twice as long,
-  and on TPU it costs a copy to and from the layout of the attention kernel, which the other's product writes itself."""
+def _project(x_BTD: jax.Array, w_DNH: jax.Array, on_tpu: bool) -> jax.Array:
+  """x_BTNH.
+
+  On TPU the product over separate heads writes the layout of the attention kernel itself; flattened it would be copied
+  there and back. Elsewhere both sides are matrices: on CPU the backward products of the other take twice as long.
+  """
   w_DNH = w_DNH.astype(x_BTD.dtype)
-  if not flat:
+  if on_tpu:
     return jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DNH)
   (B, T, D), (_, N, H) = x_BTD.shape, w_DNH.shape
-  return jnp.einsum("MD,DN->MN", x_BTD.reshape(B * T, D), w_DNH.reshape(D, N * H)).reshape(B, T, N, H)
+  return jnp.einsum("MD,DX->MX", x_BTD.reshape(B * T, D), w_DNH.reshape(D, N * H)).reshape(B, T, N, H)
+
+
+def _join(x_BTNH: jax.Array, w_NHD: jax.Array, on_tpu: bool) -> jax.Array:
+  """x_BTD, the way back, in two forms for the same reasons."""
+  w_NHD = w_NHD.astype(x_BTNH.dtype)
+  if on_tpu:
+    return jnp.einsum("BTNH,NHD->BTD", x_BTNH, w_NHD)
+  (B, T, N, H), D = x_BTNH.shape, w_NHD.shape[-1]
+  return jnp.einsum("MX,XD->MD", x_BTNH.reshape(B * T, N * H), w_NHD.reshape(N * H, D)).reshape(B, T, D)
