@@ -25,6 +25,9 @@ TPU_OPTIONS: dict[str, str | bool] = {
   "xla_tpu_overlap_compute_collective_tc": True,
   "xla_enable_async_all_gather": True,
   "xla_tpu_enable_async_all_to_all": True,
+  # Experts' weights are gathered whole: cut into as many products as the axis has shards, each is too thin for the
+  # matrix units, and adding up what they give moves every row through memory each time.
+  "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 
 BATCH_TYPES = {
