@@ -20,8 +20,8 @@ def dense_12b6() -> Experiment:
 
 
 def dense_29b6() -> Experiment:
-  """Dense, 29.6B: 256 v5p, 4M tokens a step; the paper's largest scale."""
-  return _dense("dense_29b6", num_layers=56, d_model=6656, d_ff=17_408, learning_rate=1.5e-4, parts=4)
+  """Dense, 29.8B: 512 v5p, 4M tokens a step; the paper's largest scale."""
+  return _dense("dense_29b6", num_layers=42, d_model=8192, d_ff=17_408, learning_rate=1.5e-4, parts=2, replicas=8)
 
 
 def moe_1b6_256e() -> Experiment:
@@ -49,14 +49,16 @@ def moe_12b6_64e() -> Experiment:
 
 
 def moe_29b6_64e() -> Experiment:
-  """29.6B base with 64 experts in every second layer, 643B in all, at the paper's capacity of 1.25."""
+  """29.8B base with 64 experts in every second layer, 644B in all, at the paper's capacity of 1.25; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_64e")
-  sparse = _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
-  return replace(sparse, model=replace(sparse.model, remat="dots"))  # all products of experts do not fit
+  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=8, expert=64))
 
 
-def _dense(name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: float, parts: int) -> Experiment:
-  """`parts`: in as many a batch is computed, so that all products of a layer can be kept for its backward pass."""
+def _dense(
+  name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: float, parts: int, replicas: int = 4
+) -> Experiment:
+  """`parts`: in as many a batch is computed, so that all products of a layer can be kept for its backward pass.
+  `replicas`: of 64 chips."""
   return Experiment(
     name=name,
     model=Model(
@@ -72,9 +74,9 @@ def _dense(name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: f
     data=Data(sequence_length=4096),
     training=Training(batch_size=1024, gradient_accumulation=parts),
     optimizer=Optimizer(learning_rate=learning_rate),
-    evaluation=Evaluation(batch_size=256),
+    evaluation=Evaluation(batch_size=64 * replicas),
     # 256 shards of a weight would be thinner than a tile, and gathers of them all-reduces, at twice the cost.
-    mesh=Mesh(replica=4, data=64),
+    mesh=Mesh(replica=replicas, data=64),
   )
 
 

@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
   evaluate = verb("evaluate", _evaluate, "Ask a trained run the benchmarks of lm-evaluation-harness; goes on too.")
   evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="the --workdir of a run")
   evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="suites (core_en) and tasks; else what the run says")
-  evaluate.add_argument("--limit", type=int, metavar="N", help="the first N examples of each task")
+  evaluate.add_argument("--limit", type=int, metavar="N", help="the first N examples of each task; else all")
   evaluate.add_argument("--data", type=pathlib.Path, metavar="DIR", help="the tasks' data as DIR/TASK/SPLIT.jsonl")
   evaluate.add_argument("--few-shot", type=int, metavar="N", help="examples in each prompt; else as task and suite say")
   data = verb("data", _data, "Tokenise text once into shards that any number of runs and hosts read; goes on too.")
@@ -216,6 +216,8 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   directory = _required(known, "run", "RUN")
   there = read_experiment(directory)
+  # The limit is that of the loop, which must not wait long: the command asks all examples.
+  there = dataclasses.replace(there, evaluation=dataclasses.replace(there.evaluation, task_limit=None))
   experiment = override(there, overrides)
   check_only_operational(there, experiment)
   given = {

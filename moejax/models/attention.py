@@ -13,7 +13,7 @@ from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION, attention, attention_for
 from moejax.kernels.cached_attention import cached_attention
 from moejax.models.layers import Context, Memory, RMSNorm, residual_gain, rotate, weight
-from moejax.models.moe.balance import Auxiliary, entropy, mutual_information_loss
+from moejax.models.moe.balance import Tally, tally
 from moejax.partitioning import Partitioner
 
 
@@ -37,8 +37,8 @@ class Attention(nnx.Module):
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, memory: Memory | None = None
-  ) -> tuple[jax.Array, Auxiliary | None, Memory | None]:
-    """out_BTD, what the router over heads costs, None where there is none, and `memory` with the tokens.
+  ) -> tuple[jax.Array, Tally | None, Memory | None]:
+    """out_BTD, what the router over heads counts, None where there is none, and `memory` with the tokens.
 
     Args:
       x_BTD: normalised input.
@@ -71,30 +71,23 @@ class Attention(nnx.Module):
         attend = self.partitioner.on_each_device(cached_attention, inputs, (query, slots, slots))
         out_BTNH, k_BSKH, v_BSKH = attend(q_BTNH, k_BTKH, v_BTKH, *memory, context.positions_BT)
         memory = Memory(k_BSKH, v_BSKH)
-    auxiliary = None
+    counted = None
     if self.w_router_DE is not None:
       with jax.named_scope("attention_router"):
         probs_BTE = self._route(x_BTD)
-        auxiliary = _auxiliary(probs_BTE, context.segments_BT > 0)
+        counted = tally(probs_BTE[None], (context.segments_BT > 0)[None], T)
+        counted = {name: place(x, None, "batch", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
       out_BTD = checkpoint_name(_join(out_BTNH, self.w_out_NHD[...], on_tpu), ATTENTION)
-    return place(out_BTD, "batch", "sequence", "act_embed"), auxiliary, memory
+    return place(out_BTD, "batch", "sequence", "act_embed"), counted, memory
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
     """probs_BTE in float32, not renormalised over any choice: all experts run."""
     assert self.w_router_DE is not None
     logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.w_router_DE[...])
     return jax.nn.softmax(self.partitioner.constrain(logits_BTE, "batch", "sequence", None), axis=-1)
-
-
-def _auxiliary(probs_BTE: jax.Array, valid_BT: jax.Array) -> Auxiliary:
-  probs_OUME, valid_OUM = probs_BTE[None], valid_BT[None]
-  return {
-    "losses": {"attention_mutual_information": mutual_information_loss(probs_OUME, valid_OUM)},
-    "statistics": {"attention_entropy": entropy(probs_OUME, valid_OUM)},
-  }
 
 
 def _project(x_BTD: jax.Array, w_DNH: jax.Array, on_tpu: bool) -> jax.Array:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.layers import activate, residual_gain, weight
+from moejax.models.layers import activate, keep, residual_gain, weight
 from moejax.partitioning import Partitioner
 
 
@@ -29,8 +29,8 @@ class FeedForward(nnx.Module):
       x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
       gate_MF = None
       if self.w_gate_DF is not None:
-        gate_MF = jnp.einsum("MD,DF->MF", x_MD, self.w_gate_DF[...].astype(dtype))
-      up_MF = jnp.einsum("MD,DF->MF", x_MD, self.w_up_DF[...].astype(dtype))
+        gate_MF = keep(jnp.einsum("MD,DF->MF", x_MD, self.w_gate_DF[...].astype(dtype)))
+      up_MF = keep(jnp.einsum("MD,DF->MF", x_MD, self.w_up_DF[...].astype(dtype)))
       hidden_MF = place(activate(gate_MF, up_MF), "batch", "mlp")
-      out_MD = jnp.einsum("MF,FD->MD", hidden_MF, self.w_down_FD[...].astype(dtype))
+      out_MD = keep(jnp.einsum("MF,FD->MD", hidden_MF, self.w_down_FD[...].astype(dtype)))
       return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from moejax.partitioning import Names
 
@@ -27,6 +28,10 @@ class Memory(NamedTuple):
 
   k_BSKH: jax.Array
   v_BSKH: jax.Array
+
+
+PRODUCTS = "products"
+"""Name of what layers may keep for the backward pass (`jax.checkpoint`) beside attention's, as `keep` gives it."""
 
 
 def weight(rngs: nnx.Rngs, shape: tuple[int, ...], names: Names, fan_in: int, gain: float = 1.0) -> nnx.Param:
@@ -47,6 +52,11 @@ def weight(rngs: nnx.Rngs, shape: tuple[int, ...], names: Names, fan_in: int, ga
 def residual_gain(num_layers: int) -> float:
   """Gain of what writes to the residual stream: 2 L writes add up to unit variance (GPT-2)."""
   return 1.0 / math.sqrt(2 * num_layers)
+
+
+def keep(x: jax.Array) -> jax.Array:
+  """x, which is not computed again where there is memory for it: a product, rows that travelled, or a choice."""
+  return checkpoint_name(x, PRODUCTS)
 
 
 def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:

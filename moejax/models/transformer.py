@@ -13,8 +13,8 @@ from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
-from moejax.models.moe.balance import Auxiliary
+from moejax.models.layers import PRODUCTS, Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
+from moejax.models.moe.balance import EXPERTS, HEADS, Auxiliary, Tally, summarise
 from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import Partitioner
 
@@ -22,12 +22,15 @@ _ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
 _save = jax.checkpoint_policies.save_from_both_policies
 
 REMAT_POLICIES = {
-  "products": _save(jax.checkpoint_policies.dots_saveable, _ATTENTION),
+  "products": jax.checkpoint_policies.save_only_these_names(ATTENTION, PRODUCTS),
   "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
   "attention": _ATTENTION,
   "layer_inputs": jax.checkpoint_policies.nothing_saveable,
 }
 
+
+Tallies = dict[str, Tally]
+"""What the routers of each kind count, with a leading dimension of layers."""
 
 Memories = Any
 """A Memory of every layer: for each period that of each of its blocks, arranged as the layers are, stacked or apart."""
@@ -47,18 +50,18 @@ class Block(nnx.Module):
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, memory: Memory | None, key: jax.Array | None
-  ) -> tuple[jax.Array, list[Auxiliary], Memory | None]:
-    """x_BTD, what each part of the layer that has a router says of it, and `memory` with the tokens."""
-    auxiliaries = []
+  ) -> tuple[jax.Array, dict[str, Tally], Memory | None]:
+    """x_BTD, what each router of the layer counts, and `memory` with the tokens."""
+    tallies = {}
     out_BTD, of_heads, memory = self.attention(self.attention_norm(x_BTD), context, memory)
     x_BTD = x_BTD + out_BTD
     if of_heads is not None:
-      auxiliaries.append(of_heads)
+      tallies[HEADS] = of_heads
     normed_BTD = self.feed_forward_norm(x_BTD)
     if isinstance(self.feed_forward, FeedForward):
-      return x_BTD + self.feed_forward(normed_BTD), auxiliaries, memory
-    out_BTD, of_experts = self.feed_forward(normed_BTD, context.segments_BT > 0, key)
-    return x_BTD + out_BTD, [*auxiliaries, of_experts], memory
+      return x_BTD + self.feed_forward(normed_BTD), tallies, memory
+    out_BTD, tallies[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, key)
+    return x_BTD + out_BTD, tallies, memory
 
 
 class Period(nnx.Module):
@@ -70,26 +73,23 @@ class Period(nnx.Module):
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None, key: jax.Array | None
-  ) -> tuple[jax.Array, Auxiliary, tuple[Memory | None, ...]]:
-    """x_BTD, losses and statistics with a leading dimension of the layers of this period that have them, and
-    `memories` with the tokens."""
-    auxiliaries: list[Auxiliary] = []
+  ) -> tuple[jax.Array, Tallies, tuple[Memory | None, ...]]:
+    """x_BTD, what routers count with a leading dimension of the layers of this period that have them, and `memories`
+    with the tokens."""
+    tallies: list[dict[str, Tally]] = []
     after = []
     for block, memory in zip(self.blocks, memories or (None,) * len(self.blocks), strict=True):
       x_BTD, of_block, memory = block(x_BTD, context, memory, key)
-      auxiliaries += of_block
+      tallies.append(of_block)
       after.append(memory)
-    return x_BTD, _by_name(auxiliaries), tuple(after)
+    return x_BTD, _stacked(tallies), tuple(after)
 
 
-def _by_name(auxiliaries: list[Auxiliary]) -> Auxiliary:
-  """One array for each loss and statistic, with a leading dimension of the layers that have it."""
-  kinds = {kind: [auxiliary[kind] for auxiliary in auxiliaries] for kind in (auxiliaries[0] if auxiliaries else ())}
+def _stacked(tallies: list[dict[str, Tally]]) -> Tallies:
+  """One array for each count, with a leading dimension of the layers that have it."""
   return {
-    kind: {
-      name: jnp.stack([of[name] for of in found if name in of]) for name in dict.fromkeys(n for of in found for n in of)
-    }
-    for kind, found in kinds.items()
+    kind: jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *(found[kind] for found in tallies if kind in found))
+    for kind in dict.fromkeys(kind for found in tallies for kind in found)
   }
 
 
@@ -117,8 +117,9 @@ class Transformer(nnx.Module):
       positions_BT: position in the document, from 0.
       key: of routers' noise in training; None has no noise.
     """
-    x_BTD, auxiliary, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, key)
-    return x_BTD, auxiliary
+    x_BTD, tallies, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, key)
+    with jax.named_scope("router"):
+      return x_BTD, summarise(tallies, self.model, tokens_BT.shape[1])
 
   def extend(
     self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
@@ -155,24 +156,24 @@ class Transformer(nnx.Module):
     positions_BT: jax.Array,
     memories: Memories,
     key: jax.Array | None,
-  ) -> tuple[jax.Array, Auxiliary, Memories]:
+  ) -> tuple[jax.Array, Tallies, Memories]:
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
       x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
-    x_BTD, auxiliary, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, key)
-    return self.final_norm(x_BTD), auxiliary, memories
+    x_BTD, tallies, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, key)
+    return self.final_norm(x_BTD), tallies, memories
 
   def _periods(
     self, x_BTD: jax.Array, context: Context, memories: Memories, key: jax.Array | None
-  ) -> tuple[jax.Array, Auxiliary, Memories]:
-    """Runs all layers; their losses and statistics have a leading dimension of layers."""
+  ) -> tuple[jax.Array, Tallies, Memories]:
+    """Runs all layers; what their routers count has a leading dimension of layers."""
     keys = None if key is None else jax.random.split(key, self.model.num_periods)
 
     def run(
       graph: nnx.GraphDef, parameters: nnx.State, memory: Memories, key: jax.Array | None, x_BTD: jax.Array
-    ) -> tuple[jax.Array, Auxiliary, Memories]:
+    ) -> tuple[jax.Array, Tallies, Memories]:
       return nnx.merge(graph, parameters)(x_BTD, context, memory, key)
 
     if self.model.remat != "none":
@@ -181,22 +182,22 @@ class Transformer(nnx.Module):
         run, policy=REMAT_POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
       )
     if isinstance(self.layers, nnx.List):
-      auxiliaries, after = [], []
+      counted, after = [], []
       for i, period in enumerate(self.layers):
         graph, parameters = nnx.split(period)
         memory, of_period = memories and memories[i], None if keys is None else keys[i]
-        x_BTD, auxiliary, memory = run(graph, nnx.as_pure(parameters), memory, of_period, x_BTD)
-        auxiliaries.append(auxiliary)
+        x_BTD, tallies, memory = run(graph, nnx.as_pure(parameters), memory, of_period, x_BTD)
+        counted.append(tallies)
         after.append(memory)
-      return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *auxiliaries), tuple(after)
+      return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *counted), tuple(after)
     graph, parameters = nnx.split(self.layers)
 
     def body(
       x_BTD: jax.Array, of_period: tuple[nnx.State, Memories, jax.Array | None]
-    ) -> tuple[jax.Array, tuple[Auxiliary, Memories]]:
-      x_BTD, auxiliary, memory = run(graph, *of_period, x_BTD)
-      return x_BTD, (auxiliary, memory)
+    ) -> tuple[jax.Array, tuple[Tallies, Memories]]:
+      x_BTD, tallies, memory = run(graph, *of_period, x_BTD)
+      return x_BTD, (tallies, memory)
 
-    x_BTD, (auxiliary, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys))
-    auxiliary = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), auxiliary)
-    return x_BTD, auxiliary, memories
+    x_BTD, (tallies, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys))
+    tallies = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), tallies)
+    return x_BTD, tallies, memories

@@ -114,8 +114,8 @@ def ours(name: str) -> tuple[Callable[[], None], dict]:
   of_out_BTD = jax.random.normal(jax.random.key(2), (B, T, D))
 
   def loss(parameters: dict, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    out_BTD, auxiliary = nnx.merge(graph, parameters)(x_BTD, valid_BT)
-    return jnp.sum(out_BTD * of_out_BTD), auxiliary["statistics"]["load"]
+    out_BTD, counted = nnx.merge(graph, parameters)(x_BTD, valid_BT)
+    return jnp.sum(out_BTD * of_out_BTD), counted["choices"]
 
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
   load_E = gradient(parameters, x_BTD)[1]

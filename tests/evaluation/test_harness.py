@@ -43,9 +43,9 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A sparse byte model, saved after step 2."""
+  """A sparse byte model, saved after step 2, that asked one example of each task on its way."""
   directory = tmp_path_factory.mktemp("run")
-  claim(directory, SPARSE, 2)
+  claim(directory, dataclasses.replace(SPARSE, evaluation=dataclasses.replace(SPARSE.evaluation, task_limit=1)), 2)
   checkpointer = Checkpointer(directory / "checkpoints", SPARSE.training.checkpoints)
   checkpointer.save(definition_of(SPARSE).initialise(0), 2, {})
   checkpointer.close()
@@ -104,15 +104,16 @@ def test_examples_and_shots_are_as_asked(run, data):
   assert [n["effective"] for n in results["n-samples"].values()] == [1, 1]
 
 
-def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, monkeypatch):
+@pytest.mark.parametrize("limit, asked", [(["--limit", "2"], 2), ([], 6)])
+def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, monkeypatch, limit, asked):
   monkeypatch.setattr(cli, "restart_with_huge_pages", lambda: None)
-  words = ["evaluate", str(run), "--tasks", "arc_easy", "webqs", "--data", str(data), "--limit", "2"]
+  words = ["evaluate", str(run), "--tasks", "arc_easy", "webqs", "--data", str(data), *limit]
   with pytest.raises(SystemExit) as stopped:
     cli.main([*words, "--mesh.data", "2", "--evaluation.batch-size", "8"])
   out = capsys.readouterr().out
   assert stopped.value.code == 0
   rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-  assert rows["arc_easy"][0] == "acc,none" and rows["arc_easy"][-2:] == ["2", "0"]
+  assert rows["arc_easy"][0] == "acc,none" and rows["arc_easy"][-2:] == [str(asked), "0"]
   assert rows["webqs"][0] == "exact_match,none" and rows["webqs"][-2:] == ["2", "1"]
 
 

@@ -13,13 +13,14 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.moe import MoE, Priority
+from moejax.models.layers import keep
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.grouped import grouped_dispatch
 from moejax.models.moe.routing import Routing
 from moejax.partitioning import Partitioner
 
 Dispatch = Callable[[jax.Array, Routing, Experts, MoE, Partitioner], tuple[jax.Array, jax.Array]]
-"""(x_OUMD, routing, experts, moe, partitioner) to out_OUMD, and the dropped part of all choices, a float32 scalar."""
+"""(x_OUMD, routing, experts, moe, partitioner) to out_OUMD, and how many choices of each group were dropped [O, U]."""
 
 
 def einsum_dispatch(
@@ -34,20 +35,20 @@ def einsum_dispatch(
   E, C = moe.num_experts, moe.capacity(x_OUMD.shape[2])
   mask_names = ("outer", "groups", "group_tokens", None, "capacity")
   with jax.named_scope("dispatch"):
-    row_OUME = capacity_rows(routing, E, moe.priority)
+    row_OUME = keep(capacity_rows(routing, E, moe.priority))
     is_row_OUMEC = row_OUME[..., None] == jnp.arange(C).reshape(1, 1, 1, 1, -1)
     dispatch_OUMEC = place(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
-    x_OEUCD = place(x_OUECD.swapaxes(1, 2), "outer", "experts", None, "capacity", "act_embed")
+    # Kept after the exchange: before it, the backward pass would exchange them again.
+    x_OEUCD = keep(place(x_OUECD.swapaxes(1, 2), "outer", "experts", None, "capacity", "act_embed"))
   x_OEUCD = place(experts.on_capacity(x_OEUCD), "outer", "experts", None, "capacity", "act_embed")
   with jax.named_scope("combine"):
     weights_OUME = routing.weights_OUME(E).astype(x_OUMD.dtype)
     combine_OUMEC = place(jnp.where(is_row_OUMEC, weights_OUME[..., None], jnp.zeros((), x_OUMD.dtype)), *mask_names)
-    x_OUECD = place(x_OEUCD.swapaxes(1, 2), "outer", "groups", None, "capacity", "act_embed")
+    x_OUECD = keep(place(x_OEUCD.swapaxes(1, 2), "outer", "groups", None, "capacity", "act_embed"))
     out_OUMD = jnp.einsum("OUMEC,OUECD->OUMD", combine_OUMEC, x_OUECD)
     out_OUMD = place(out_OUMD, "outer", "groups", "group_tokens", "act_embed")
-  kept = jnp.sum((row_OUME >= 0) & (row_OUME < C))
-  return out_OUMD, 1.0 - kept / jnp.maximum(jnp.sum(routing.chosen_OUMA), 1)
+  return out_OUMD, jnp.sum(row_OUME >= C, axis=(2, 3))
 
 
 def dense_dispatch(
@@ -55,7 +56,7 @@ def dense_dispatch(
 ) -> tuple[jax.Array, jax.Array]:
   """All experts side by side as one wide layer, whose hidden units a token's weights scale."""
   out_OUMD = experts.on_all(x_OUMD, routing.weights_OUME(moe.num_experts))
-  return partitioner.constrain(out_OUMD, "outer", "groups", "group_tokens", "act_embed"), jnp.zeros(())
+  return partitioner.constrain(out_OUMD, "outer", "groups", "group_tokens", "act_embed"), jnp.zeros(x_OUMD.shape[:2])
 
 
 DISPATCHES: dict[str, Dispatch] = {"einsum": einsum_dispatch, "grouped": grouped_dispatch, "dense": dense_dispatch}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.layers import activate, residual_gain, weight
+from moejax.models.layers import activate, keep, residual_gain, weight
 from moejax.partitioning import Partitioner
 
 _INTO, _OUT_OF = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
@@ -49,8 +49,8 @@ class Experts(nnx.Module):
       def hidden(x_ERF: jax.Array) -> jax.Array:
         return place(x_ERF, "experts", "outer", "expert_mlp")
 
-      gate_ERF = hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["gate"])) if "gate" in weights else None
-      up_ERF = hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["up"]))
+      gate_ERF = keep(hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["gate"]))) if "gate" in weights else None
+      up_ERF = keep(hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["up"])))
       hidden_ERF = hidden(activate(gate_ERF, up_ERF))
       out_ERD = place(jnp.einsum("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
     return out_ERD.reshape(E, O, U, C, D).swapaxes(0, 1)
@@ -65,7 +65,7 @@ class Experts(nnx.Module):
     def wide(w_EDF: jax.Array) -> jax.Array:
       hidden_TX = jnp.einsum("TD,DX->TX", x_TD, w_EDF.swapaxes(0, 1).reshape(D, E * F))
       names = ("outer", "groups", "group_tokens", None, "expert_mlp")
-      return self.partitioner.constrain(hidden_TX.reshape(*tokens, E, F), *names)
+      return keep(self.partitioner.constrain(hidden_TX.reshape(*tokens, E, F), *names))
 
     with jax.named_scope("experts"):
       hidden_OUMEF = activate(wide(weights["gate"]) if "gate" in weights else None, wide(weights["up"]))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from moejax.config.moe import MoE
 from moejax.errors import UserError
 from moejax.kernels.grouped_matmul import grouped_matmul
-from moejax.models.layers import activate
+from moejax.models.layers import activate, keep
 from moejax.models.moe.exchange import exchange, plan_exchange
 from moejax.models.moe.experts import NAMES, Experts, Weights
 from moejax.models.moe.router import TOKENS
@@ -50,12 +50,12 @@ def grouped_dispatch(
     choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
     way = moe.exchange if partitioner.axes("experts") else "local"
     out_md, dropped = _WAYS[way](x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
-    share = partitioner.sum_over(jnp.stack([dropped, jnp.sum(chosen_oumA)]).astype(jnp.float32), "outer", "groups")
-    return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), share[0] / jnp.maximum(share[1], 1.0)
+    dropped_ou = jnp.zeros(x_oumd.shape[:2], jnp.int32).at[0, 0].set(dropped)  # of which group is not known
+    return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), dropped_ou
 
   weights = experts.weights(x_OUMD.dtype)
   names = {name: NAMES[name] for name in weights}
-  run = partitioner.on_each_device(on_device, (X, TOKENS, TOKENS, TOKENS, names), (X, ()), exchanging=True)
+  run = partitioner.on_each_device(on_device, (X, TOKENS, TOKENS, TOKENS, names), (X, TOKENS[:2]), exchanging=True)
   return run(x_OUMD, routing.experts_OUMA, routing.weights_OUMA, routing.chosen_OUMA, weights)
 
 
@@ -89,10 +89,10 @@ def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
     order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
     plan = plan_exchange(order.sizes_E, axis, room)
     rows_rd = exchange(take_rows(x_md, order), plan.to_experts, plan.to_tokens, room, longest, axis)
-    rows_rD = partitioner.gather(rows_rd, "act_embed", 1)
+    rows_rD = partitioner.gather(keep(rows_rd), "act_embed", 1)
   out_rd = _summed(_feed_forward(rows_rD, plan.sizes_e, weights), partitioner)
   with jax.named_scope("combine"):
-    out_rd = exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis)
+    out_rd = keep(exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis))
     return combine_rows(out_rd, weights_mA, order), plan.dropped
 
 
@@ -116,12 +116,12 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
   with jax.named_scope("experts"):
     multiply = functools.partial(grouped_matmul, group_sizes_E=sizes_e)
     if "gate" not in weights:
-      return multiply(activate(None, multiply(rows_RD, weights["up"])), weights["down"])
+      return multiply(activate(None, keep(multiply(rows_RD, weights["up"]))), weights["down"])
     if weights["up"].shape[-1] < NARROW:
-      both_R2f = multiply(rows_RD, jnp.concatenate([weights["gate"], weights["up"]], axis=-1))
+      both_R2f = keep(multiply(rows_RD, jnp.concatenate([weights["gate"], weights["up"]], axis=-1)))
       gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
     else:
-      gate_Rf, up_Rf = multiply(rows_RD, weights["gate"]), multiply(rows_RD, weights["up"])
+      gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
     return multiply(activate(gate_Rf, up_Rf), weights["down"])
 
 

@@ -9,8 +9,8 @@ from flax import nnx
 
 from moejax.config.model import Model
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import weight
-from moejax.models.moe.balance import Auxiliary, losses, statistics
+from moejax.models.layers import keep, weight
+from moejax.models.moe.balance import Tally, tally, tally_choices
 from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.router import TOKENS, route, scores
@@ -31,10 +31,8 @@ class MoELayer(nnx.Module):
     self.moe = model.moe
     self.partitioner = partitioner
 
-  def __call__(
-    self, x_BTD: jax.Array, valid_BT: jax.Array, key: jax.Array | None = None
-  ) -> tuple[jax.Array, Auxiliary]:
-    """out_BTD, and the layer's losses and statistics.
+  def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, Tally]:
+    """out_BTD, and what its router counts.
 
     Args:
       x_BTD: normalised input.
@@ -53,14 +51,15 @@ class MoELayer(nnx.Module):
       routing = route(logits_OUME, valid_OUM, moe, self.partitioner, bias_E, key)
       scores_OUME = scores(logits_OUME, moe.router)
       probs_OUME = scores_OUME / jnp.sum(scores_OUME, axis=-1, keepdims=True)
-      of_losses = losses(logits_OUME, probs_OUME, routing, valid_BT, moe.losses)
-      of_layer = statistics(probs_OUME, routing, valid_BT)
-    out_OUMD, dropped = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
+    out_OUMD, dropped_OU = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
+    with jax.named_scope("router"):
+      counted = tally(probs_OUME, valid_OUM, T) | tally_choices(logits_OUME, routing, valid_OUM, dropped_OU, T)
+      counted = {name: place(x, "outer", "groups", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
     out_BTD = place(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
     if self.shared is not None:
       with jax.named_scope("shared_experts"):
         out_BTD = out_BTD + self.shared(x_BTD)
-    return out_BTD, {"losses": of_losses, "statistics": {**of_layer, "dropped_fraction": dropped}}
+    return out_BTD, counted
 
   def _logits(self, x_OUMD: jax.Array, key: jax.Array | None) -> jax.Array:
     """float32: bfloat16 logits tie, and ties decide who is dropped."""
@@ -70,4 +69,4 @@ class MoELayer(nnx.Module):
         jax.random.fold_in(key, 1), x_OUMD.shape, minval=1 - jitter, maxval=1 + jitter
       )
     logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
-    return self.partitioner.constrain(logits_OUME, *TOKENS)
+    return keep(self.partitioner.constrain(logits_OUME, *TOKENS))

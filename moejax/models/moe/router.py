@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moejax.config.moe import MoE
 from moejax.config.router import Router
+from moejax.models.layers import keep
 from moejax.models.moe.routing import Routing
 from moejax.partitioning import Partitioner
 
@@ -66,7 +67,7 @@ def top_k(
   def best(ranked_OUME: jax.Array) -> jax.Array:
     return jax.lax.top_k(_within_best_groups(ranked_OUME, moe.router), moe.experts_per_token)[1]
 
-  experts_OUMA = _on_own_tokens(best, partitioner)(ranked_OUME)
+  experts_OUMA = keep(_on_own_tokens(best, partitioner)(ranked_OUME))
   chosen_OUMA = jnp.broadcast_to(valid_OUM[..., None], experts_OUMA.shape)
   return _weighed(experts_OUMA, chosen_OUMA, scores_OUME, moe.router)
 
@@ -79,7 +80,7 @@ def top_p(
   def best(ranked_OUME: jax.Array) -> jax.Array:
     return jax.lax.top_k(ranked_OUME, moe.experts_per_token)[1]
 
-  experts_OUMA = _on_own_tokens(best, partitioner)(ranked_OUME)
+  experts_OUMA = keep(_on_own_tokens(best, partitioner)(ranked_OUME))
   score_OUMA = jax.lax.stop_gradient(_of_choices(scores_OUME, experts_OUMA))
   before_OUMA = jnp.cumsum(score_OUMA, axis=-1) - score_OUMA
   first_A = jnp.arange(moe.experts_per_token).reshape(1, 1, 1, -1) == 0  # cumsum - x may round to above 0

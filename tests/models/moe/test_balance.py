@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
-from moejax.models.moe.balance import losses, statistics, update_bias
+from moejax.models.moe.balance import losses, statistics, tally, tally_choices, update_bias
 from moejax.models.moe.routing import Routing
 
 
@@ -19,8 +19,19 @@ def of(probs_BTE, group=None, valid_BT=None, experts_per_token=1):
   weights_OUMA, experts_OUMA = jax.lax.top_k(probs_OUME, experts_per_token)
   chosen_OUMA = jnp.broadcast_to(valid_BT.reshape(probs_OUME.shape[:3])[..., None], weights_OUMA.shape)
   routing = Routing(experts_OUMA, weights_OUMA, chosen_OUMA)
-  found = losses(jnp.log(probs_OUME), probs_OUME, routing, valid_BT, LOSSES_OF_SPARSE_LAYERS)
-  return {name: float(value) for name, value in found.items()}, statistics(probs_OUME, routing, valid_BT)
+  of_layers = counted(jnp.log(probs_OUME), probs_OUME, routing, valid_BT)
+  found = losses(of_layers, LOSSES_OF_SPARSE_LAYERS, probs_OUME.shape[2], T)
+  return {name: float(value[0]) for name, value in found.items()}, {
+    name: value[0] for name, value in statistics(of_layers).items()
+  }
+
+
+def counted(logits_OUME, probs_OUME, routing, valid_BT):
+  """What one layer counts, as a model of one layer has it."""
+  valid_OUM, T = valid_BT.reshape(probs_OUME.shape[:3]), valid_BT.shape[1]
+  of_layer = tally(probs_OUME, valid_OUM, T)
+  of_layer |= tally_choices(logits_OUME, routing, valid_OUM, jnp.zeros(probs_OUME.shape[:2]), T)
+  return jax.tree.map(lambda x: x[None], of_layer)
 
 
 SURE = np.eye(4) * (1 - 4e-9) + 1e-9
@@ -38,6 +49,9 @@ def test_balance_within_groups_within_sequences_and_over_the_batch_differ():
   probs_BTE = SURE[np.array([[0, 0, 1, 1], [2, 2, 3, 3]])]
   found, _ = of(probs_BTE, group=2)
   assert [found[name] for name in BALANCES] == pytest.approx([4.0, 2.0, 1.0], rel=1e-5)
+  # In groups that hold both sequences.
+  found, _ = of(probs_BTE, group=8)
+  assert [found[name] for name in BALANCES] == pytest.approx([1.0, 2.0, 1.0], rel=1e-5)
 
 
 def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_crowded_expert():
@@ -47,7 +61,8 @@ def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_cro
       probs_OUME = jax.nn.softmax(logits_ME)[None, None]
       _, experts_OUMA = jax.lax.top_k(probs_OUME, 1)
       routing = Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), jnp.ones(experts_OUMA.shape, bool))
-      return losses(logits_ME[None, None], probs_OUME, routing, jnp.ones((1, 4), bool), [name])[name]
+      of_layers = counted(logits_ME[None, None], probs_OUME, routing, jnp.ones((1, 4), bool))
+      return losses(of_layers, [name], 4, 4)[name][0]
 
     gradient_ME = jax.grad(loss)(jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     assert (gradient_ME[:, 0] > 0).all() and (gradient_ME[:, 1] < 0).all(), name
