@@ -51,9 +51,9 @@ class Model:
   compute_dtype: Dtype = "auto"
   """Type of activations and matrix products; auto is float32 on CPU and bfloat16 elsewhere. Parameters are float32."""
   remat: Remat = "none"
-  """What the backward pass may keep of a layer: none recomputes nothing, products keeps attention and all matrix
-  products, dots those of them without a batch dimension (not those of experts), attention keeps queries, keys, values
-  and what attention makes of them, layer_inputs keeps only what enters each layer."""
+  """What the backward pass may keep of a layer: none recomputes nothing, products keeps attention, matrix products and
+  the rows that experts get and give, dots those products without a batch dimension (not those of experts), attention
+  keeps queries, keys, values and what attention makes of them, layer_inputs only what enters each layer."""
   layers: Layers = "scanned"
   """scanned keeps the weights of all layers in one array and compiles one layer, however many there are; unrolled keeps
   them apart and compiles each: faster for small models on CPU, where taking a layer's part copies it."""

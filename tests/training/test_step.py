@@ -196,18 +196,24 @@ def test_the_balance_coefficient_reaches_the_routers_gradient():
   assert float(jnp.abs(gradients[1] - gradients[0]).max()) > 10 * float(jnp.abs(gradients[0]).max())
 
 
-def test_both_reshards_compile_to_all_to_alls_over_expert_and_no_expert_weight_is_gathered_over_it():
-  definition = definition_of(tiny(True, mesh=Mesh(data=2, expert=4)))
+@pytest.mark.parametrize("remat", ["none", "products"])
+def test_both_reshards_compile_to_all_to_alls_over_expert_and_no_expert_weight_is_gathered_over_it(remat):
+  experiment = tiny(True, mesh=Mesh(data=2, expert=4))
+  definition = definition_of(
+    dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat, layers="scanned"))
+  )
   program = make_train_step(definition).lower(*abstract_inputs(definition)).compile().as_text()
   expert_groups, data_groups = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
   exchanges = _collectives(program, "all-to-all", "dispatch|combine|experts")
-  # Dispatch and combine, forwards and backwards; inside a data shard, which an all-to-all over expert never leaves.
+  # Dispatch and combine, forwards and backwards, and nothing again; inside a data shard, which they never leave.
   assert [_groups(line) for line in exchanges] == [expert_groups] * 4, exchanges
   # Experts' weights, [E, 32, 16] and [E, 16, 32]: a device has 2 of the 8 experts, and gathers their shards over data.
   gathers = re.findall(r"= f32\[(?:1,)?(\d+),(?:32,16|16,32)\]\S* all-gather\(.*", program)
   lines = [line for line in program.splitlines() if re.search(r"= f32\[(1,)?\d+,(32,16|16,32)\]\S* all-gather\(", line)]
   assert set(gathers) == {"2"} and all(_groups(line) == data_groups for line in lines), lines
   assert not _collectives(program, "all-gather", "router"), "a device routes its own tokens"
+  sums = [line for line in _collectives(program, "all-reduce", "router") if "/while/body/" in line]
+  assert not [line for line in sums if "transpose(" not in line], "no layer waits for other devices' routers"
 
 
 def _collectives(program, kind, scopes):
