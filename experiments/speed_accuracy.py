@@ -20,7 +20,7 @@ def dense_12b6() -> Experiment:
 
 
 def dense_29b6() -> Experiment:
-  """Dense, 29.8B: 512 v5p, 4M tokens a step; the paper's largest scale."""
+  """Dense, 29.5B: 512 v5p, 4M tokens a step; the paper's largest scale."""
   return _dense("dense_29b6", num_layers=42, d_model=8192, d_ff=17_408, learning_rate=1.5e-4, parts=2, replicas=8)
 
 
@@ -49,7 +49,7 @@ def moe_12b6_64e() -> Experiment:
 
 
 def moe_29b6_64e() -> Experiment:
-  """29.8B base with 64 experts in every second layer, 644B in all, at the paper's capacity of 1.25; 512 v5p."""
+  """29.5B base with 64 experts in every second layer, 596B in all, at the paper's capacity of 1.25; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_64e")
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=8, expert=64))
 
