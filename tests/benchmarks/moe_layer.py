@@ -115,7 +115,7 @@ def ours(name: str) -> tuple[Callable[[], None], dict]:
 
   def loss(parameters: dict, x_BTD: jax.Array) -> tuple[jax.Array, jax.Array]:
     out_BTD, counted = nnx.merge(graph, parameters)(x_BTD, valid_BT)
-    return jnp.sum(out_BTD * of_out_BTD), counted["choices"]
+    return jnp.sum(out_BTD * of_out_BTD), jnp.sum(counted["choices"], axis=(0, 1)) / jnp.sum(counted["choices"])
 
   gradient = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
   load_E = gradient(parameters, x_BTD)[1]
