@@ -96,7 +96,9 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experimen
   moe = experiment.model.moe
   sparse = moe is not None and moe.dispatch in ("einsum", "grouped")
   dispatches: tuple[Dispatch | None, ...] = ("einsum", "grouped") if sparse else (None,)
-  remats = [remat for remat in get_args(Remat) if remat != "none"]
+  # A model without experts has no product with a batch dimension, so that dots keeps what products keeps.
+  same = {"none"} if moe or experiment.model.attention_experts else {"none", "dots"}
+  remats = [remat for remat in get_args(Remat) if remat not in same]
   for mesh, dispatch in itertools.product(_meshes(topology, moe.num_experts if moe else 1), dispatches):
     for embed, remat, parts in itertools.product(_embed(mesh), remats, ACCUMULATIONS):
       changed = _variant(experiment, mesh, embed, remat, parts, dispatch)
