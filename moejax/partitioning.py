@@ -11,12 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import mesh_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moejax.config.model import Model
 from moejax.config.sharding import MESH_AXES, Mesh, Rules, check_dimensions, table
 from moejax.errors import UserError
+from moejax.torus import arrange
 
 Names = tuple[str | None, ...]
 """The meaning of each dimension of a tensor; None for one that no rule shards."""
@@ -117,9 +117,14 @@ class Partitioner:
     return int(np.prod([self.shape.shape[axis] for axis in table(self.rules)[name]], dtype=int))
 
   @property
+  def device(self) -> jax.Device:
+    """The first; the others are like it."""
+    return self.mesh.devices.flat[0]
+
+  @property
   def platform(self) -> str:
     """Where programs run that are lowered for this mesh: cpu, gpu or tpu."""
-    return self.mesh.devices.flat[0].platform
+    return self.device.platform
 
   @property
   def replicated(self) -> NamedSharding:
@@ -149,15 +154,8 @@ def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | N
   table(rules)
   resolved = mesh.resolve(len(devices))
   shape = tuple(resolved.shape.values())
-  if resolved.size == 1:
-    array = np.array(devices[:1]).reshape(shape)
-  elif resolved.replica > 1 and (slices := len({getattr(device, "slice_index", 0) for device in devices})) > 1:
-    within = (resolved.replica // slices, *shape[1:])
-    array = mesh_utils.create_hybrid_device_mesh(
-      within, (slices, 1, 1, 1), devices=devices, allow_split_physical_axes=True
-    )
-  else:
-    array = mesh_utils.create_device_mesh(shape, devices[: resolved.size], allow_split_physical_axes=True)
+  one = resolved.size == 1
+  array = np.array(devices[:1]).reshape(shape) if one else arrange(devices[: resolved.size], shape)
   return Partitioner(jax.sharding.Mesh(array, MESH_AXES), resolved, rules)
 
 

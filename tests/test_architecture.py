@@ -16,7 +16,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = (
   ("moejax", "moejax.errors", "moejax.config", "moejax.display", "moejax.huge_pages", "moejax.optional"),
   ("experiments",),
-  ("moejax.partitioning", "moejax.overrides", "moejax.lookup", "moejax.describe"),
+  ("moejax.partitioning", "moejax.torus", "moejax.overrides", "moejax.lookup", "moejax.describe"),
   ("moejax.kernels",),
   ("moejax.models",),
   ("moejax.data", "moejax.interop"),

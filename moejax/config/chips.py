@@ -101,8 +101,14 @@ CHIPS = {
 """By the name that `--topology` uses."""
 
 
-def peak_flops(device_kind: str) -> float | None:
-  """bfloat16 FLOP/s of the matrix units of one device, None where unknown; the longest name that fits counts."""
-  fits = [(len(kind), chip.bfloat16_flops) for chip in CHIPS.values() for kind in chip.device_kinds
+def chip_of(device_kind: str) -> Chip | None:
+  """The chip of a `jax.Device.device_kind`, None where unknown; the longest name that fits counts."""
+  fits = [(len(kind), chip.name) for chip in CHIPS.values() for kind in chip.device_kinds
           if device_kind.startswith(kind)]  # fmt: skip
-  return max(fits)[1] if fits else None
+  return CHIPS[max(fits)[1]] if fits else None
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """bfloat16 FLOP/s of the matrix units of one device, None where unknown."""
+  chip = chip_of(device_kind)
+  return chip.bfloat16_flops if chip else None

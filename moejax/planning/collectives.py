@@ -16,6 +16,7 @@ import numpy as np
 
 from moejax.config.chips import Chip
 from moejax.planning.program import Computation, Instruction, Program
+from moejax.torus import Ring, make_ring
 
 HOP_S = 1e-6
 """Seconds that the first byte takes from chip to chip (scaling book: about 1 us)."""
@@ -78,6 +79,11 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
   if kind == "reduce-scatter" and found.opcode.startswith("reduce-scatter"):
     size *= len(group)
   time_s, bandwidth = transfer(network, kind, group, size)
+  if directions := found.attributes.count('"phase_rings"'):
+    # SparseCore: the compiler names the rings, and each direction of one keeps one link busy.
+    bandwidth = min(bandwidth, directions * network.chip.link_bandwidth)
+    passes = 2 if kind == "all-reduce" else 1
+    time_s = max(time_s, passes * size * (len(group) - 1) / len(group) / bandwidth)
   return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s)
 
 
@@ -124,38 +130,26 @@ def _inside_domain(network: Network, kind: str, places: list[Place], size: int) 
   chip, count = network.chip, len(places)
   if not network.torus:
     return size * (count - 1) / count / chip.link_bandwidth, 1.0, chip.link_bandwidth
-  rings = [ring for d, length in enumerate(network.torus) if (ring := _ring(network, places, d, length))]
+  rings = [ring for dimension in range(len(network.torus)) if (ring := _ring(network, places, dimension))]
   if not rings:  # cores of one chip: they share its memory
     return size * (count - 1) / count / chip.hbm_bandwidth, 0.0, chip.hbm_bandwidth
   hops = sum(ring.devices / 2 if ring.closed else ring.devices - 1 for ring in rings)
   if kind in ("all-to-all", "ragged-all-to-all"):
-    seconds = max(ring.devices * size / ((8 if ring.closed else 4) * ring.one_way) for ring in rings)
+    seconds = max(ring.devices * size / (4 * ring.links * chip.link_bandwidth) for ring in rings)
     return seconds, hops, size / seconds
   if kind == "collective-permute":
-    return size / rings[0].one_way, 1.0, rings[0].one_way
-  rate = sum(ring.one_way * (2 if ring.closed else 1) for ring in rings)
+    one_way = chip.link_bandwidth / rings[0].stride
+    return size / one_way, 1.0, one_way
+  rate = sum(ring.links for ring in rings) * chip.link_bandwidth
   return size * (count - 1) / count / rate, hops, rate
 
 
-@dataclasses.dataclass(frozen=True)
-class _Ring:
-  """The part of one torus dimension that a group of devices takes."""
-
-  devices: int
-  closed: bool
-  one_way: float
-  """Bytes a second of a link, shared with the groups that lie between this one's devices."""
-
-
-def _ring(network: Network, places: list[Place], dimension: int, length: int) -> _Ring | None:
+def _ring(network: Network, places: list[Place], dimension: int) -> Ring | None:
   at = sorted({place.coordinates[dimension] for place in places})
   if len(at) == 1:
     return None
   stride = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
-  if len(at) == 2 and length % network.chip.wrap == 0:
-    stride = min(stride, length - stride)  # the shorter way round
-  closed = len(at) * stride == length and length % network.chip.wrap == 0 and length > 2
-  return _Ring(len(at), closed, network.chip.link_bandwidth / stride)
+  return make_ring(len(at), stride, network.torus[dimension], network.chip.wrap)
 
 
 def _inside(computation: Computation) -> Instruction | None:

@@ -19,8 +19,9 @@ from moejax.partitioning import make_partitioner
 from moejax.planning.collectives import Network
 from moejax.planning.devices import describe_devices, network
 from moejax.planning.topology import Topology, check_mesh
+from moejax.training.compiler import Options, compiler_options
 from moejax.training.state import define
-from moejax.training.step import abstract_inputs, compiler_options, make_train_step
+from moejax.training.step import abstract_inputs, make_train_step
 
 VERSIONED = ("jax", "jaxlib", "libtpu")
 
@@ -62,8 +63,9 @@ def compile_step(experiment: Experiment, topology: Topology, display: Display) -
   display.stage(f"lowering {experiment.name}")
   definition = define(experiment, partitioner)
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
-  options = compiler_options(partitioner.platform)
-  directory = _cache(lowered.as_text(), topology, options)
+  options = compiler_options(partitioner.device)
+  order = [device.id for device in partitioner.mesh.devices.flat]
+  directory = _cache(lowered.as_text(), topology, order, options)
   found = _read(directory)
   if found is not None:
     return Compiled(experiment, joined, *found, cached=True)
@@ -101,11 +103,12 @@ def _shortage(message: str) -> dict[str, int]:
   return {"total": int(float(number) * UNITS[unit])}
 
 
-def _cache(lowered: str, topology: Topology, options: dict[str, str | bool]) -> pathlib.Path:
-  """Where the outcome of compiling this very program for this topology, with these versions, is kept."""
+def _cache(lowered: str, topology: Topology, order: list[int], options: Options) -> pathlib.Path:
+  """Where the outcome of compiling this very program for these devices, in this order, with these versions, is kept."""
   root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   versions = {name: _version(name) for name in VERSIONED}
-  key = json.dumps([lowered, topology.name, topology.slices, options, versions])
+  more = os.environ.get("LIBTPU_INIT_ARGS", "")
+  key = json.dumps([lowered, topology.name, topology.slices, order, options, more, versions])
   return root / "moejax" / "plans" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 

@@ -110,7 +110,8 @@ class Program:
 
   def inner(self, instruction: Instruction) -> Computation | None:
     """What a fusion, or a call, runs."""
-    names = instruction.called("calls", "to_apply") if instruction.opcode in ("fusion", "call", "async-start") else ()
+    calls = instruction.opcode in ("fusion", "call", "async-start", "call-start")
+    names = instruction.called("calls", "to_apply") if calls else ()
     return self.computations.get(names[0]) if names else None
 
 

@@ -97,7 +97,8 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experimen
   sparse = moe is not None and moe.dispatch in ("einsum", "grouped")
   dispatches: tuple[Dispatch | None, ...] = ("einsum", "grouped") if sparse else (None,)
   # A model without experts has no product with a batch dimension, so that dots keeps what products keeps.
-  same = {"none"} if moe or experiment.model.attention_experts else {"none", "dots"}
+  twin = "products" if experiment.model.remat == "dots" else "dots"
+  same = {"none"} if moe or experiment.model.attention_experts else {"none", twin}
   remats = [remat for remat in get_args(Remat) if remat not in same]
   for mesh, dispatch in itertools.product(_meshes(topology, moe.num_experts if moe else 1), dispatches):
     for embed, remat, parts in itertools.product(_embed(mesh), remats, ACCUMULATIONS):

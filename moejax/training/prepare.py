@@ -11,9 +11,10 @@ from moejax.data.pipeline import train_batches
 from moejax.data.tokenizers import VOCAB_MULTIPLE, make_tokenizer, padded_vocab_size
 from moejax.errors import UserError
 from moejax.partitioning import Partitioner, make_partitioner
+from moejax.training.compiler import compiler_options
 from moejax.training.loop import Batches, rows_of_process
 from moejax.training.state import Definition, define
-from moejax.training.step import TrainStep, abstract_inputs, compiler_options, make_train_step
+from moejax.training.step import TrainStep, abstract_inputs, make_train_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   definition = define(experiment, partitioner)
   begin = time.perf_counter()
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
-  step = lowered.compile(compiler_options=compiler_options(partitioner.platform))
+  step = lowered.compile(compiler_options=compiler_options(partitioner.device))
   compile_time_s = time.perf_counter() - begin
   index, count = rows_of_process(definition)
 

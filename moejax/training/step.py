@@ -16,20 +16,6 @@ from moejax.training.state import Definition, Parameters, State
 TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
 """step(state, batch, learning_rate) to (state, metrics)."""
 
-TPU_OPTIONS: dict[str, str | bool] = {
-  # What the compiler does not do by itself: weights are gathered, and tokens travel to experts, while matrix products
-  # go on. None of them changes a result.
-  "xla_tpu_enable_async_collective_fusion": True,
-  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-  "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
-  "xla_tpu_overlap_compute_collective_tc": True,
-  "xla_enable_async_all_gather": True,
-  "xla_tpu_enable_async_all_to_all": True,
-  # Experts' weights are gathered whole: cut into as many products as the axis has shards, each is too thin for the
-  # matrix units, and adding up what they give moves every row through memory each time.
-  "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-}
-
 BATCH_TYPES = {
   "tokens": jnp.int32,
   "targets": jnp.int32,
@@ -71,11 +57,6 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
     out_shardings=(definition.shardings, placement.replicated),
     donate_argnums=0,
   )
-
-
-def compiler_options(platform: str) -> dict[str, str | bool]:
-  """Options with which the step is compiled, for a run and for a plan alike."""
-  return TPU_OPTIONS if platform == "tpu" else {}
 
 
 def abstract_inputs(definition: Definition) -> tuple[Any, Any, Any]:

@@ -24,8 +24,9 @@ import numpy as np
 from moejax.config import Data, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
 from moejax.config.parameters import count, flops_per_token, tokens_per_step
 from moejax.partitioning import make_partitioner
+from moejax.training.compiler import compiler_options
 from moejax.training.state import define
-from moejax.training.step import abstract_inputs, compiler_options, make_train_step
+from moejax.training.step import abstract_inputs, make_train_step
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
   made = experiment(name, chosen)
   definition = define(made, make_partitioner(made.mesh, made.rules))
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
-  step = lowered.compile(compiler_options=compiler_options(definition.partitioner.platform))
+  step = lowered.compile(compiler_options=compiler_options(definition.partitioner.device))
   state, batch = definition.initialise(0), random_batch(made)
   times_s, rates = [], []
   for i in range(chosen.steps + 2):

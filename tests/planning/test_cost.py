@@ -130,6 +130,40 @@ def test_the_fusions_of_an_asynchronous_collective_count_it_once_and_hide_it():
   assert found.step_time_s == pytest.approx(1750000 / PLAIN.clock_hz)
 
 
+OFFLOADED = """HloModule m, is_scheduled=true
+
+%called (p: bf16[4194304], t: token[]) -> bf16[1048576] {{
+  %p = bf16[4194304]{{0}} parameter(0)
+  %t = token[] parameter(1)
+  ROOT %s = bf16[1048576]{{0}} reduce-scatter(%p), channel_id=7, replica_groups=[1,4]<=[4], dimensions={{0}}, {rings}
+}}, execution_thread="sparsecore"
+
+ENTRY %main (p: bf16[4194304], q: f32[128]) -> f32[128] {{
+  %p = bf16[4194304]{{0}} parameter(0)
+  %q = f32[128]{{0}} parameter(1)
+  %t = token[] after-all()
+  %start = ((bf16[4194304]{{0}}, token[]), bf16[1048576]{{0}}) call-start(%p, %t), to_apply=%called
+  %w = f32[128]{{0}} negate(%q), backend_config={{"estimated_cycles":"{cycles}"}}
+  %done = bf16[1048576]{{0}} call-done(%start)
+  ROOT %r = f32[128]{{0}} copy(%w)
+}}
+"""
+
+
+def test_what_sparse_cores_sum_goes_on_beside_the_work_over_the_rings_that_the_compiler_names():
+  size = 2 * 4194304
+  one_way = 'backend_config={"color_strategies":[{"phase_rings":[]}]}'
+  whole = size * 3 / 4 / PLAIN.link_bandwidth
+  waits = cost(parse(OFFLOADED.format(rings=one_way, cycles=0)), NETWORK)
+  (exchange,) = waits.exchanges
+  assert (exchange.collective.kind, exchange.collective.bytes) == ("reduce-scatter", size)
+  assert exchange.collective.bandwidth == PLAIN.link_bandwidth
+  assert exchange.exposed_s == pytest.approx(whole)
+  beside = cost(parse(OFFLOADED.format(rings=one_way, cycles=round(2 * whole * PLAIN.clock_hz))), NETWORK)
+  assert beside.breakdown_s["collective_exposed"] == 0
+  assert beside.exchanges[0].time_s == pytest.approx(whole)
+
+
 SLICES = """HloModule m, is_scheduled=true
 
 ENTRY %main (p: f32[1048576], q: f32[128]) -> f32[1048576] {{

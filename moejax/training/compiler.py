@@ -1,0 +1,47 @@
+"""Options with which XLA compiles the step, for a run and for a plan alike. None of them changes a result.
+
+The environment variable LIBTPU_INIT_ARGS adds to them, as `--xla_tpu_scoped_vmem_limit_kib=32768`.
+"""
+
+import jax
+
+Options = dict[str, str | bool]
+
+OVERLAP: Options = {
+  # What the compiler does not do by itself: weights are gathered, and tokens travel to experts, while matrix products
+  # go on.
+  "xla_tpu_enable_async_collective_fusion": True,
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+  "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+  "xla_tpu_overlap_compute_collective_tc": True,
+  "xla_enable_async_all_gather": True,
+  "xla_tpu_enable_async_all_to_all": True,
+  # Experts' weights are gathered whole: cut into as many products as the axis has shards, each is too thin for the
+  # matrix units, and adding up what they give moves every row through memory each time.
+  "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+}
+
+SCATTER: Options = {
+  # All gradients of experts are reduced to shards; two of three were summed on every chip and cut afterwards.
+  "xla_tpu_use_minor_sharding_for_major_trivial_input": True,
+  "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": "1",
+}
+
+SPARSE_CORES: Options = {
+  # Gradients are summed by the SparseCores while the next products go on. Public runs use this on v6e and after; v5p
+  # has such cores too, and the compiler would use them, but no run is known that did.
+  "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
+  "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
+  "xla_tpu_use_tc_device_shape_on_sc": True,
+}
+
+# Products use more of the core's own memory, in larger tiles; the value (KiB) is that of public runs on v6e.
+V6E: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304", **SPARSE_CORES}
+
+OF_KIND = {"TPU v6 lite": V6E, "TPU v6e": V6E, "TPU7x": SPARSE_CORES}
+"""More options, by `jax.Device.device_kind`."""
+
+
+def compiler_options(device: jax.Device) -> Options:
+  """Options for a mesh of devices such as this one."""
+  return OVERLAP | SCATTER | OF_KIND.get(device.device_kind, {}) if device.platform == "tpu" else {}
