@@ -2,7 +2,8 @@
 
 The operations of a computation run in the order in which the compiler scheduled them. Whatever was started meanwhile
 (collectives, copies between memories) goes on beside them, one after the other on its own network, and only what is not
-done when its result is needed is exposed.
+done when its result is needed is exposed. A collective that nothing goes on beside does not queue behind those: it
+shares the links with them as long as both are there, so that it takes at most twice its time and delays them by it.
 """
 
 import collections
@@ -141,10 +142,13 @@ class _Reader:
         clock += waits
         self._expose(name, waits, times)
       elif not self._continues(instruction) and (moved := self._exchange(instruction, times)) is not None:
-        begins = max(network_free, clock)
-        network_free = begins + moved.time_s
-        self._expose(instruction.name, network_free - clock, times)
-        clock = network_free
+        under_way = max(0.0, network_free - clock)
+        waits = moved.time_s + min(moved.time_s, under_way)
+        network_free = clock + under_way + moved.time_s
+        later = {key: (ends + moved.time_s, name) for key, (ends, name) in collectives.items() if ends > clock}
+        collectives |= later
+        self._expose(instruction.name, waits, times)
+        clock += waits
       else:
         clock += self._compute(computation, instruction, times)
     return clock

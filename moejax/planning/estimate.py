@@ -38,9 +38,8 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
     model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
   )
   dense_parameters = counted.total - expert_parameters
-  flops = tokens * flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
-  if moe and moe.dispatch == "einsum":
-    flops *= 1 + 0.1 * moe.capacity_factor
+  per_token = flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
+  flops = tokens * (per_token + _of_masks(experiment))
   seconds = flops / (UTILISATION * (chip.bfloat16_flops or chip.vector_flops))
   link = chip.link_bandwidth * max(1, chip.torus)
 
@@ -60,7 +59,20 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
   if mesh.model > 1:
     # Four reductions a layer forwards and backwards, each of this device's tokens, which `model` devices share.
     moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / link
-  return Estimate(seconds + 0.5 * moved, _memory(experiment, tokens / parts, dense_parameters, expert_parameters))
+  return Estimate(
+    seconds + 0.5 * moved, _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
+  )
+
+
+def _of_masks(experiment: Experiment) -> float:
+  """FLOPs a token of the masks' products, and of the experts' rows that are more or fewer than its choices."""
+  model, moe = experiment.model, experiment.model.moe
+  if moe is None or moe.dispatch != "einsum":
+    return 0.0
+  rows = moe.experts_per_token * moe.capacity_factor
+  masks = 12 * model.d_model * rows * moe.group_tokens(experiment.data.sequence_length)
+  experts = 6 * model.feed_forward_matrices * model.d_model * moe.d_ff * (rows - moe.experts_per_token)
+  return model.num_sparse_layers * (masks + experts)
 
 
 def _again(experiment: Experiment) -> float:
@@ -80,6 +92,7 @@ def _again(experiment: Experiment) -> float:
 
 
 def _memory(experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float) -> float:
+  """`tokens`: of one part of the batch, on one device."""
   model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
   state = 16 * (dense_parameters / embed + expert_parameters / experts) / mesh.model
@@ -88,17 +101,14 @@ def _memory(experiment: Experiment, tokens: float, dense_parameters: float, expe
   if model.moe:
     routed = 2 * model.moe.d_ff * model.moe.experts_per_token * model.moe.capacity_factor
     wide = (routed + (model.period - 1) * wide) / model.period
-  kept = (
-    model.d_model
-    + {
-      "none": 2 * (heads + wide) + 8 * model.d_model,
-      "products": heads + wide + 2 * model.d_model,
-      "dots": heads + wide * (0.5 if model.moe else 1) + 2 * model.d_model,
-      "attention": heads + model.d_model,
-      "layer_inputs": 0,
-    }[model.remat]
-    / mesh.model
-  )
+  within, residual = {  # what `model` shares among devices, and copies of the residual stream, which it does not
+    "none": (2 * (heads + wide), 8),
+    "products": (heads + wide, 2),
+    "dots": (heads + wide * (0.5 if model.moe else 1), 2),
+    "attention": (heads, 1),
+    "layer_inputs": (0, 0),
+  }[model.remat]
+  kept = within / mesh.model + (1 + residual) * model.d_model
   logits = 3 * 4 * tokens * model.vocab_size / mesh.model
   layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
   if model.moe:

@@ -92,6 +92,34 @@ def test_a_collective_with_work_beside_it_is_exposed_only_for_what_the_work_leav
   assert longer.step_time_s == pytest.approx(2 * whole, rel=1e-4)
 
 
+QUEUED = """HloModule m, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %z = f32[] add(%x, %y)
+}
+
+ENTRY %main (p: f32[1048576], q: f32[1024]) -> f32[1048576] {
+  %p = f32[1048576]{0} parameter(0)
+  %q = f32[1024]{0} parameter(1)
+  %start = f32[1048576]{0} all-reduce-start(%p), replica_groups=[1,4]<=[4], to_apply=%add
+  %small = f32[1024]{0} all-reduce(%q), replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %done = f32[1048576]{0} all-reduce-done(%start)
+}
+"""
+
+
+def test_a_collective_that_all_wait_for_shares_the_links_with_one_under_way_and_does_not_queue_behind_it():
+  large, _ = transfer(NETWORK, "all-reduce", range(4), 4 * 2**20)
+  small, _ = transfer(NETWORK, "all-reduce", range(4), 4 * 2**10)
+  found = cost(parse(QUEUED), NETWORK)
+  exposed = {exchange.collective.bytes: exchange.exposed_s for exchange in found.exchanges}
+  assert exposed[4 * 2**10] == pytest.approx(2 * small)
+  assert exposed[4 * 2**20] == pytest.approx(large - small)
+  assert found.step_time_s == pytest.approx(large + small)
+
+
 FUSED = """HloModule m, is_scheduled=true
 
 %begin (p: bf16[1024]) -> (bf16[1024], bf16[4096], u32[]) {

@@ -5,6 +5,7 @@ grouped rows sorted by expert (`grouped.py`); drops nothing
 dense   every expert on every token, as DS-MoE trains (arXiv 2404.05567)
 
 O outer batch  U routing groups  M tokens in a group  D embed  E experts  A experts per token  C capacity
+R = U x C rows of an expert
 """
 
 from collections.abc import Callable
@@ -32,20 +33,25 @@ def einsum_dispatch(
   the two re-shards all-to-alls. A choice beyond an expert's capacity is dropped and adds nothing to its token.
   """
   place = partitioner.constrain
-  E, C = moe.num_experts, moe.capacity(x_OUMD.shape[2])
+  O, U, M, D = x_OUMD.shape
+  E, C = moe.num_experts, moe.capacity(M)
   mask_names = ("outer", "groups", "group_tokens", None, "capacity")
   with jax.named_scope("dispatch"):
     row_OUME = keep(capacity_rows(routing, E, moe.priority))
     is_row_OUMEC = row_OUME[..., None] == jnp.arange(C).reshape(1, 1, 1, 1, -1)
     dispatch_OUMEC = place(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
+    # All rows of an expert in one dimension before they travel: C alone would be padded to a tile, on the links too.
+    x_OERD = place(x_OUECD.swapaxes(1, 2).reshape(O, E, U * C, D), "outer", None, "groups", "act_embed")
     # Kept after the exchange: before it, the backward pass would exchange them again.
-    x_OEUCD = keep(place(x_OUECD.swapaxes(1, 2), "outer", "experts", None, "capacity", "act_embed"))
-  x_OEUCD = place(experts.on_capacity(x_OEUCD), "outer", "experts", None, "capacity", "act_embed")
+    x_OERD = keep(place(x_OERD, "outer", "experts", None, "act_embed"))
+  x_OERD = experts.on_capacity(x_OERD)
   with jax.named_scope("combine"):
     weights_OUME = routing.weights_OUME(E).astype(x_OUMD.dtype)
     combine_OUMEC = place(jnp.where(is_row_OUMEC, weights_OUME[..., None], jnp.zeros((), x_OUMD.dtype)), *mask_names)
-    x_OUECD = keep(place(x_OEUCD.swapaxes(1, 2), "outer", "groups", None, "capacity", "act_embed"))
+    x_OERD = place(x_OERD, "outer", "experts", None, "act_embed")
+    x_OERD = keep(place(x_OERD, "outer", None, "groups", "act_embed"))
+    x_OUECD = x_OERD.reshape(O, E, U, C, D).swapaxes(1, 2)
     out_OUMD = jnp.einsum("OUMEC,OUECD->OUMD", combine_OUMEC, x_OUECD)
     out_OUMD = place(out_OUMD, "outer", "groups", "group_tokens", "act_embed")
   return out_OUMD, jnp.sum(row_OUME >= C, axis=(2, 3))

@@ -1,7 +1,7 @@
 """The experts' own feed-forward layers, stacked.
 
-O outer batch  U routing groups  M tokens in a group  C capacity  R = O x U x C rows  T = O x U x M tokens  D embed
-F hidden of one expert  E experts  X = E x F
+O outer batch  U routing groups  M tokens in a group  R rows  T = O x U x M tokens  D embed  F hidden of one expert
+E experts  X = E x F
 """
 
 import jax
@@ -36,15 +36,15 @@ class Experts(nnx.Module):
     held = {"gate": self.w_gate_EDF, "up": self.w_up_EDF, "down": self.w_down_EFD}
     return {name: w[...].astype(dtype) for name, w in held.items() if w is not None}
 
-  def on_capacity(self, x_OEUCD: jax.Array) -> jax.Array:
-    """x_OEUCD to x_OEUCD: each expert on its C rows of each group."""
+  def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
+    """x_OERD to x_OERD: each expert on its R rows of each outer batch."""
     place = self.partitioner.constrain
-    O, E, U, C, D = x_OEUCD.shape
-    weights = self.weights(x_OEUCD.dtype)
+    O, E, R, D = x_OERD.shape
+    weights = self.weights(x_OERD.dtype)
     with jax.named_scope("experts"):
       # E first and all rows in one dimension: a batched product that each backend has fast, where O beside E takes
       # CPU 1.6 times as long. O leads the rows, so that its shards stay where they are.
-      x_ERD = place(x_OEUCD.swapaxes(0, 1).reshape(E, O * U * C, D), "experts", "outer", "act_embed")
+      x_ERD = place(x_OERD.swapaxes(0, 1).reshape(E, O * R, D), "experts", "outer", "act_embed")
 
       def hidden(x_ERF: jax.Array) -> jax.Array:
         return place(x_ERF, "experts", "outer", "expert_mlp")
@@ -53,7 +53,7 @@ class Experts(nnx.Module):
       up_ERF = keep(hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["up"])))
       hidden_ERF = hidden(activate(gate_ERF, up_ERF))
       out_ERD = place(jnp.einsum("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
-    return out_ERD.reshape(E, O, U, C, D).swapaxes(0, 1)
+    return out_ERD.reshape(E, O, R, D).swapaxes(0, 1)
 
   def on_all(self, x_OUMD: jax.Array, weights_OUME: jax.Array) -> jax.Array:
     """out_OUMD: the weighted sum of what every expert makes of every token, as two wide products."""
