@@ -24,6 +24,7 @@ from experiments.speed_accuracy import (
   moe_6b4_16e,
   moe_6b4_64e,
   moe_12b6_64e,
+  moe_29b6_16e,
   moe_29b6_64e,
 )
 from experiments.switch import switch_base, switch_large, switch_xxl
@@ -44,6 +45,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "moe_6b4_16e": moe_6b4_16e,
   "moe_6b4_64e": moe_6b4_64e,
   "moe_12b6_64e": moe_12b6_64e,
+  "moe_29b6_16e": moe_29b6_16e,
   "moe_29b6_64e": moe_29b6_64e,
   "fuji_7b_v1": fuji_7b_v1,
   "mixtral_8x7b": mixtral_8x7b,

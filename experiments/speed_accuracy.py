@@ -48,6 +48,12 @@ def moe_12b6_64e() -> Experiment:
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
 
 
+def moe_29b6_16e() -> Experiment:
+  """29.5B base with 16 experts in every second layer, 164B in all, at the paper's capacity of 1.25; 512 v5p."""
+  base = replace(dense_29b6(), name="moe_29b6_16e")
+  return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=32, expert=16))
+
+
 def moe_29b6_64e() -> Experiment:
   """29.5B base with 64 experts in every second layer, 596B in all, at the paper's capacity of 1.25; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_64e")

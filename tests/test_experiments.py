@@ -98,7 +98,9 @@ def test_a_published_model_has_its_published_parameters(name):
     assert of_token / 1e9 == pytest.approx(active, rel=tolerance)
 
 
-@pytest.mark.parametrize("name", ["moe_1b6_256e", "moe_6b4_16e", "moe_6b4_64e", "moe_12b6_64e", "moe_29b6_64e"])
+@pytest.mark.parametrize(
+  "name", ["moe_1b6_256e", "moe_6b4_16e", "moe_6b4_64e", "moe_12b6_64e", "moe_29b6_16e", "moe_29b6_64e"]
+)
 def test_without_experts_a_scale_is_its_dense_base(name):
   made = EXPERIMENTS[name]()
   assert isinstance(made, Experiment)

@@ -36,7 +36,7 @@ SPARSE_CORES: Options = {
 }
 
 # Products use more of the core's own memory, in larger tiles; the value (KiB) is that of public runs on v6e.
-V6E: Options = {"xla_tpu_scoped_vmem_limit_kib": "32768", **SPARSE_CORES}
+V6E: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304", **SPARSE_CORES}
 
 OF_KIND = {"TPU v6 lite": V6E, "TPU v6e": V6E, "TPU7x": SPARSE_CORES}
 """More options, by `jax.Device.device_kind`."""
