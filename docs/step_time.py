@@ -37,7 +37,8 @@ Written by `python docs/step_time.py`. A plan adds up, for the very train step t
 - kernels, which the compiler does not see into, by a roofline: their products at peak, then their vector operations,
   or their bytes where those take longer;
 - copies and collectives, as far as nothing goes on beside them: bytes over the rate of the links that their mesh axis
-  has in the torus (`moejax/planning/collectives.py`);
+  has in the torus (`moejax/planning/collectives.py`); a collective that everything waits for shares the links with
+  those under way and does not queue behind them, which is an assumption that no measured run here tells from the other;
 
 and divides all but the exposed collectives by one efficiency of the chip, its only calibrated number
 (`moejax/config/chips.py`). What it knows nothing of: input, checkpoints, stragglers, throttling.
