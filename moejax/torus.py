@@ -8,7 +8,7 @@ Neighbours two by two move the same bytes four times as fast.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -39,6 +39,14 @@ def make_ring(devices: int, stride: int, length: int, wrap: int) -> Ring:
   if devices == 2 and length % wrap == 0:
     stride = min(stride, length - stride)  # the shorter way round
   return Ring(devices, stride, devices * stride == length and length % wrap == 0 and length > 2)
+
+
+def ring_of(coordinates: Iterable[int], length: int, wrap: int) -> Ring | None:
+  """The ring through chips at these places of a dimension; None where they are at one."""
+  places = sorted(set(coordinates))
+  if len(places) == 1:
+    return None
+  return make_ring(len(places), math.gcd(*(b - a for a, b in itertools.pairwise(places))), length, wrap)
 
 
 def arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
@@ -132,12 +140,9 @@ def _gather_seconds(mesh: np.ndarray, grid: np.ndarray, wrap: int) -> float:
 
   def of_axis(axis: int) -> list[Ring]:
     line = np.moveaxis(mesh, axis, 0).reshape(mesh.shape[axis], -1)[:, 0]
-    places = [sorted(set(of)) for of in zip(*(at[device.id] for device in line), strict=True)]
-    return [
-      make_ring(len(of), math.gcd(*(b - a for a, b in itertools.pairwise(of))), length, wrap)
-      for of, length in zip(places, grid.shape, strict=True)
-      if len(of) > 1
-    ]
+    places = zip(*(at[device.id] for device in line), strict=True)
+    rings = [ring_of(of, length, wrap) for of, length in zip(places, grid.shape, strict=True)]
+    return [ring for ring in rings if ring is not None]
 
   return gather_seconds([of_axis(axis) for axis in range(mesh.ndim)])
 

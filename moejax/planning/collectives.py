@@ -7,7 +7,6 @@ the middle of the longest ring: D bytes a chip take n D over eight times a link'
 """
 
 import dataclasses
-import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 
 from moejax.config.chips import Chip
 from moejax.planning.program import Computation, Instruction, Program
-from moejax.torus import Ring, make_ring
+from moejax.torus import ring_of
 
 HOP_S = 1e-6
 """Seconds that the first byte takes from chip to chip (scaling book: about 1 us)."""
@@ -81,9 +80,8 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
   time_s, bandwidth = transfer(network, kind, group, size)
   if directions := found.attributes.count('"phase_rings"'):
     # SparseCore: the compiler names the rings, and each direction of one keeps one link busy.
-    bandwidth = min(bandwidth, directions * network.chip.link_bandwidth)
-    passes = 2 if kind == "all-reduce" else 1
-    time_s = max(time_s, passes * size * (len(group) - 1) / len(group) / bandwidth)
+    all_links, bandwidth = bandwidth, min(bandwidth, directions * network.chip.link_bandwidth)
+    time_s *= all_links / bandwidth
   return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s)
 
 
@@ -130,7 +128,9 @@ def _inside_domain(network: Network, kind: str, places: list[Place], size: int) 
   chip, count = network.chip, len(places)
   if not network.torus:
     return size * (count - 1) / count / chip.link_bandwidth, 1.0, chip.link_bandwidth
-  rings = [ring for dimension in range(len(network.torus)) if (ring := _ring(network, places, dimension))]
+  coordinates = zip(*(place.coordinates for place in places), strict=True)
+  lengths = zip(coordinates, network.torus, strict=False)  # a chip of a flat torus has a third coordinate, always 0
+  rings = [ring for of, length in lengths if (ring := ring_of(of, length, chip.wrap))]
   if not rings:  # cores of one chip: they share its memory
     return size * (count - 1) / count / chip.hbm_bandwidth, 0.0, chip.hbm_bandwidth
   hops = sum(ring.devices / 2 if ring.closed else ring.devices - 1 for ring in rings)
@@ -142,14 +142,6 @@ def _inside_domain(network: Network, kind: str, places: list[Place], size: int) 
     return size / one_way, 1.0, one_way
   rate = sum(ring.links for ring in rings) * chip.link_bandwidth
   return size * (count - 1) / count / rate, hops, rate
-
-
-def _ring(network: Network, places: list[Place], dimension: int) -> Ring | None:
-  at = sorted({place.coordinates[dimension] for place in places})
-  if len(at) == 1:
-    return None
-  stride = math.gcd(*(b - a for a, b in itertools.pairwise(at)))
-  return make_ring(len(at), stride, network.torus[dimension], network.chip.wrap)
 
 
 def _inside(computation: Computation) -> Instruction | None:
