@@ -61,6 +61,9 @@ class Collective:
   bandwidth: float
   """Bytes a second with which a chip moves them."""
   time_s: float
+  """Alone on its links."""
+  links: frozenset[str]
+  """Dimensions of the torus that it goes along, or the switch or network that it goes through."""
 
 
 def collective(network: Network, program: Program, instruction: Instruction) -> Collective | None:
@@ -82,7 +85,7 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
     # SparseCore: the compiler names the rings, and each direction of one keeps one link busy.
     all_links, bandwidth = bandwidth, min(bandwidth, directions * network.chip.link_bandwidth)
     time_s *= all_links / bandwidth
-  return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s)
+  return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s, _links(network, group))
 
 
 def rendezvous(instruction: Instruction) -> str | None:
@@ -119,8 +122,9 @@ def _between_slices(network: Network, instruction: Instruction) -> Collective | 
     return None
   kind, size = transfer_type[1].lower().replace("_", "-"), instruction.shapes[0].bytes
   firsts = {place.domain: number for number, place in reversed(list(enumerate(network.places)))}
-  seconds, rate = transfer(network, kind, sorted(firsts.values()), size)
-  return Collective(kind, network.axis(sorted(firsts.values())), len(firsts), size, rate, seconds)
+  group = sorted(firsts.values())
+  seconds, rate = transfer(network, kind, group, size)
+  return Collective(kind, network.axis(group), len(group), size, rate, seconds, _links(network, group))
 
 
 def _inside_domain(network: Network, kind: str, places: list[Place], size: int) -> tuple[float, float, float]:
@@ -142,6 +146,14 @@ def _inside_domain(network: Network, kind: str, places: list[Place], size: int) 
     return size / one_way, 1.0, one_way
   rate = sum(ring.links for ring in rings) * chip.link_bandwidth
   return size * (count - 1) / count / rate, hops, rate
+
+
+def _links(network: Network, group: Sequence[int]) -> frozenset[str]:
+  places = [network.places[i] for i in group]
+  near = [place.coordinates for place in places if place.domain == places[0].domain]
+  crossed = {f"dimension {at}" for at, of in enumerate(zip(*near, strict=True)) if len(set(of)) > 1}
+  inside = crossed if network.torus else {"switch"} if len(near) > 1 else set()
+  return frozenset(inside | ({"network"} if len(near) < len(places) else set()))
 
 
 def _inside(computation: Computation) -> Instruction | None:

@@ -1,9 +1,8 @@
 """Adds up a compiled program: every operation's time, loops by their trip counts, what overlaps and what waits.
 
 The operations of a computation run in the order in which the compiler scheduled them. Whatever was started meanwhile
-(collectives, copies between memories) goes on beside them, one after the other on its own network, and only what is not
-done when its result is needed is exposed. A collective that nothing goes on beside does not queue behind those: it
-shares the links with them as long as both are there, so that it takes at most twice its time and delays them by it.
+(collectives on links that they share, copies between memories one after the other) goes on beside them, and only what
+is not done when its result is needed is exposed.
 """
 
 import collections
@@ -13,6 +12,7 @@ import re
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import matrix_flops, memory_bytes
 from moejax.planning.kernels import price
+from moejax.planning.links import Links
 from moejax.planning.program import Computation, Instruction, Program, trip_count
 
 NO_WORK = frozenset({
@@ -113,9 +113,9 @@ class _Reader:
 
   def run(self, computation: Computation, times: int) -> float:
     """Seconds that a computation takes, and records what is in it as executed `times`."""
-    clock = 0.0
-    network_free = copies_free = 0.0
-    collectives: dict[str, tuple[float, str]] = {}
+    clock = copies_free = 0.0
+    links = Links()
+    begun: dict[str, str] = {}
     copies: dict[str, float] = {}
     for instruction in computation.instructions:
       opcode = instruction.opcode
@@ -132,23 +132,18 @@ class _Reader:
         clock += waits
         self._work(instruction, "memory", waits, 0.0, times)
       elif (key := self._started(instruction)) is not None:
-        moved = self._exchange(instruction, times)
-        if moved is not None:
-          network_free = max(network_free, clock) + moved.time_s
-          collectives[key] = (network_free, instruction.name)
+        if (moved := self._exchange(instruction, times)) is not None:
+          links.begin(key, moved, clock)
+          begun[key] = instruction.name
       elif (key := self._done(instruction)) is not None:
-        ends, name = collectives.pop(key, (0.0, ""))
-        waits = max(0.0, ends - clock)
-        clock += waits
-        self._expose(name, waits, times)
+        arrives = links.end(key, clock)
+        self._expose(begun.pop(key, ""), arrives - clock, times)
+        clock = arrives
       elif not self._continues(instruction) and (moved := self._exchange(instruction, times)) is not None:
-        under_way = max(0.0, network_free - clock)
-        waits = moved.time_s + min(moved.time_s, under_way)
-        network_free = clock + under_way + moved.time_s
-        later = {key: (ends + moved.time_s, name) for key, (ends, name) in collectives.items() if ends > clock}
-        collectives |= later
-        self._expose(instruction.name, waits, times)
-        clock += waits
+        links.begin(instruction.name, moved, clock)
+        arrives = links.end(instruction.name, clock)
+        self._expose(instruction.name, arrives - clock, times)
+        clock = arrives
       else:
         clock += self._compute(computation, instruction, times)
     return clock

@@ -8,14 +8,9 @@ import jax
 Options = dict[str, str | bool]
 
 OVERLAP: Options = {
-  # What the compiler does not do by itself: weights are gathered, and tokens travel to experts, while matrix products
-  # go on.
-  "xla_tpu_enable_async_collective_fusion": True,
-  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
-  "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+  # What the compiler does not do by itself: weights are gathered while matrix products go on.
   "xla_tpu_overlap_compute_collective_tc": True,
   "xla_enable_async_all_gather": True,
-  "xla_tpu_enable_async_all_to_all": True,
   # Experts' weights are gathered whole: cut into as many products as the axis has shards, each is too thin for the
   # matrix units, and adding up what they give moves every row through memory each time.
   "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -27,18 +22,44 @@ SCATTER: Options = {
   "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": "1",
 }
 
+EXCHANGE: Options = {
+  # Tokens travel to experts while products go on. The links of v5e cannot, and its compiler refuses the program.
+  "xla_tpu_enable_async_all_to_all": True,
+}
+
+FUSION: Options = {
+  # The matrix units gather weights between the tiles of a product. Right on v5e alone: libtpu after 0.0.45 refuses to
+  # compile it for any other chip, and warns of wrong results there.
+  "xla_tpu_enable_async_collective_fusion": True,
+  "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
+  "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+}
+
 SPARSE_CORES: Options = {
-  # Gradients are summed by the SparseCores while the next products go on. Public runs use this on v6e and after; v5p
-  # has such cores too, and the compiler would use them, but no run is known that did.
+  # Weights are gathered and gradients summed by the SparseCores while products go on, as in public runs on v5p and v6e.
+  "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
+  "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
+  "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
   "xla_tpu_enable_sparse_core_collective_offload_all_reduce": True,
   "xla_tpu_use_tc_device_shape_on_sc": True,
 }
 
 # Products use more of the core's own memory, in larger tiles; the value (KiB) is that of public runs on v6e.
-V6E: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304", **SPARSE_CORES}
+TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 
-OF_KIND = {"TPU v6 lite": V6E, "TPU v6e": V6E, "TPU7x": SPARSE_CORES}
+V5E: Options = FUSION
+V5P: Options = EXCHANGE | SPARSE_CORES
+V6E: Options = EXCHANGE | SPARSE_CORES | TILES
+OF_KIND = {
+  "TPU v4": EXCHANGE,
+  "TPU v5 lite": V5E,
+  "TPU v5e": V5E,
+  "TPU v5": V5P,
+  "TPU v6 lite": V6E,
+  "TPU v6e": V6E,
+  "TPU7x": V5P,
+}
 """More options, by `jax.Device.device_kind`."""
 
 

@@ -95,6 +95,18 @@ needs_libtpu = pytest.mark.skipif(
 
 @pytest.mark.slow
 @needs_libtpu
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
+def test_the_options_of_every_chip_are_ones_that_its_compiler_takes(topology, tiny_moe, display):
+  """A step that gathers weights over one axis and exchanges tokens over another."""
+  described = parse_topology(topology)
+  mesh = Mesh(data=described.devices // 2, expert=2)
+  found = plan(replace(tiny_moe, mesh=mesh), described, display)
+  assert found["fits"]
+  assert {"all-gather", "all-to-all"} <= {moved["kind"] for moved in found["collectives"]}
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_fuji_7b_on_256_v5p_takes_the_published_step_time(display, monkeypatch):
   found = plan(EXPERIMENTS["fuji_7b_v1"](), parse_topology("v5p:4x8x8"), display)
   assert found["fits"]

@@ -1,0 +1,55 @@
+"""Collectives that are under way at once, and how they share the links.
+
+Those along one dimension of the torus have its links in equal parts, as packets do, whichever was begun first; those
+along different dimensions do not meet. A collective gets the least part that any of its dimensions leaves it.
+"""
+
+import dataclasses
+
+from moejax.planning.collectives import Collective
+
+
+@dataclasses.dataclass
+class _Flow:
+  links: frozenset[str]
+  left_s: float
+  """What it would take from now on if it were alone."""
+
+
+class Links:
+  """The links of a chip while a computation runs; times are seconds since it began."""
+
+  def __init__(self) -> None:
+    self._now = 0.0
+    self._flows: dict[str, _Flow] = {}
+
+  def begin(self, key: str, moved: Collective, now: float) -> None:
+    """A collective sets out."""
+    self._advance(now)
+    self._flows[key] = _Flow(moved.links, moved.time_s)
+
+  def end(self, key: str, now: float) -> float:
+    """When a collective has arrived, and not before now."""
+    self._advance(now)
+    while key in self._flows:
+      self._advance(self._now + self._next())
+    return max(now, self._now)
+
+  def _advance(self, until: float) -> None:
+    while self._flows and self._now < until:
+      step = min(until - self._now, self._next())
+      for flow, others in self._shared():
+        flow.left_s -= step / others
+      self._flows = {key: flow for key, flow in self._flows.items() if flow.left_s > 1e-12}
+      self._now += step
+    self._now = max(self._now, until)
+
+  def _next(self) -> float:
+    """Seconds until the first one arrives."""
+    return min(flow.left_s * others for flow, others in self._shared())
+
+  def _shared(self) -> list[tuple[_Flow, int]]:
+    """Each, and among how many its busiest dimension is shared."""
+    flows = list(self._flows.values())
+    busy = {link: sum(link in flow.links for flow in flows) for flow in flows for link in flow.links}
+    return [(flow, max((busy[link] for link in flow.links), default=1)) for flow in flows]
