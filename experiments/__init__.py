@@ -15,13 +15,10 @@ from experiments.ds_moe import (
 )
 from experiments.fuji import fuji_7b_v1
 from experiments.maxtext import (
-  llama2_70b,
   maxtext_16b,
   maxtext_32b,
   maxtext_64b,
-  maxtext_128b,
   mistral_7b,
-  mixtral_8x22b,
 )
 from experiments.mixtral import mixtral_8x7b, mixtral_64e
 from experiments.quickstart import quick_large, quick_small, quickstart
@@ -59,13 +56,10 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "fuji_7b_v1": fuji_7b_v1,
   "mixtral_8x7b": mixtral_8x7b,
   "mixtral_64e": mixtral_64e,
-  "mixtral_8x22b": mixtral_8x22b,
   "mistral_7b": mistral_7b,
-  "llama2_70b": llama2_70b,
   "maxtext_16b": maxtext_16b,
   "maxtext_32b": maxtext_32b,
   "maxtext_64b": maxtext_64b,
-  "maxtext_128b": maxtext_128b,
   "switch_base": switch_base,
   "switch_large": switch_large,
   "switch_xxl": switch_xxl,

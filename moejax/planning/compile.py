@@ -95,10 +95,16 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _shortage(message: str) -> dict[str, int]:
-  """What a program needs that the compiler refused for want of memory; raises its error where it was for another."""
+  """What a program needs that the compiler refused for want of memory.
+
+  Raises:
+    UserError: it refused the program for another reason.
+  """
   needed = re.search(r"Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
   if "RESOURCE_EXHAUSTED" not in message or needed is None:
-    raise RuntimeError(f"the compiler refused the program: {message}")
+    reason = " ".join(message.split("\n", 1)[0].split())
+    version = f"libtpu {_version('libtpu')} and jax {_version('jax')}"
+    raise UserError(f"the compiler refused the program: {reason} ({version}); try other versions or another mesh")
   number, unit = needed[1] or needed[3], needed[2] or needed[4] or ""
   return {"total": int(float(number) * UNITS[unit])}
 
