@@ -53,7 +53,11 @@ SCALES = (
     "--mesh.data 2 --mesh.model 2 --training.gradient-accumulation 8 --model.remat layer_inputs",
     against="dense_12b6",
   ),
-  Row("dense_29b6", V6E, "--mesh.replica 4 --evaluation.batch-size 256 --model.remat layer_inputs"),
+  Row(
+    "dense_29b6",
+    V6E,
+    "--mesh.replica 4 --evaluation.batch-size 256 --training.gradient-accumulation 2 --model.remat layer_inputs",
+  ),
   Row(
     "moe_29b6_16e",
     V6E,

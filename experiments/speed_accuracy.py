@@ -11,22 +11,22 @@ from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE
 
 def dense_6b4() -> Experiment:
   """Dense, 6.4B: 256 v5p, 4M tokens a step; the paper's smallest scale."""
-  return _dense("dense_6b4", num_layers=28, d_model=4096, d_ff=12_800, learning_rate=3e-4, parts=1)
+  return _dense("dense_6b4", num_layers=28, d_model=4096, d_ff=12_800, learning_rate=3e-4)
 
 
 def dense_12b6() -> Experiment:
   """Dense, 12.5B: 256 v5p, 4M tokens a step."""
-  return _dense("dense_12b6", num_layers=40, d_model=5120, d_ff=13_312, learning_rate=2.5e-4, parts=2)
+  return _dense("dense_12b6", num_layers=40, d_model=5120, d_ff=13_312, learning_rate=2.5e-4)
 
 
 def dense_29b6() -> Experiment:
   """Dense, 29.5B: 512 v5p, 4M tokens a step; the paper's largest scale."""
-  return _dense("dense_29b6", num_layers=42, d_model=8192, d_ff=17_408, learning_rate=1.5e-4, parts=2, replicas=8)
+  return _dense("dense_29b6", num_layers=42, d_model=8192, d_ff=17_408, learning_rate=1.5e-4, replicas=8)
 
 
 def moe_1b6_256e() -> Experiment:
   """1.6B base with 256 experts in every second layer: 146B in all, for less than half the time of dense 6.4B."""
-  base = _dense("moe_1b6_256e", num_layers=24, d_model=2048, d_ff=7680, learning_rate=4e-4, parts=1)
+  base = _dense("moe_1b6_256e", num_layers=24, d_model=2048, d_ff=7680, learning_rate=4e-4)
   return _sparse(base, num_experts=256, capacity_factor=1.0, mesh=Mesh(data=4, expert=64))
 
 
@@ -45,26 +45,23 @@ def moe_6b4_64e() -> Experiment:
 def moe_12b6_64e() -> Experiment:
   """12.5B base with 64 experts in every second layer, 270B in all, at the paper's capacity of 1.25."""
   base = replace(dense_12b6(), name="moe_12b6_64e")
-  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
+  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64), parts=2)
 
 
 def moe_29b6_16e() -> Experiment:
   """29.5B base with 16 experts in every second layer, 164B in all, at the paper's capacity of 1.25; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_16e")
-  return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=32, expert=16))
+  return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=32, expert=16), parts=2)
 
 
 def moe_29b6_64e() -> Experiment:
   """29.5B base with 64 experts in every second layer, 596B in all, at the paper's capacity of 1.25; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_64e")
-  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=8, expert=64))
+  return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=8, expert=64), parts=2)
 
 
-def _dense(
-  name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: float, parts: int, replicas: int = 4
-) -> Experiment:
-  """`parts`: in as many a batch is computed, so that all products of a layer can be kept for its backward pass.
-  `replicas`: of 64 chips."""
+def _dense(name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: float, replicas: int = 4) -> Experiment:
+  """`replicas`: of 64 chips."""
   return Experiment(
     name=name,
     model=Model(
@@ -78,7 +75,7 @@ def _dense(
       remat="dots",
     ),
     data=Data(sequence_length=4096),
-    training=Training(batch_size=1024, gradient_accumulation=parts),
+    training=Training(batch_size=1024),
     optimizer=Optimizer(learning_rate=learning_rate),
     evaluation=Evaluation(batch_size=64 * replicas),
     # 256 shards of a weight would be thinner than a tile, and gathers of them all-reduces, at twice the cost.
@@ -86,8 +83,10 @@ def _dense(
   )
 
 
-def _sparse(base: Experiment, num_experts: int, capacity_factor: float, mesh: Mesh) -> Experiment:
-  """The base with experts as wide as its feed-forward in every second layer, few or one on each chip."""
+def _sparse(base: Experiment, num_experts: int, capacity_factor: float, mesh: Mesh, parts: int = 1) -> Experiment:
+  """The base with experts as wide as its feed-forward in every second layer, few or one on each chip.
+
+  `parts`: in as many a batch is computed, so that all products of a layer can be kept for its backward pass."""
   moe = MoE(
     num_experts=num_experts,
     experts_per_token=2,
@@ -99,7 +98,7 @@ def _sparse(base: Experiment, num_experts: int, capacity_factor: float, mesh: Me
   return replace(
     base,
     model=replace(base.model, moe=moe, remat="products"),
-    training=replace(base.training, losses=Losses(load_balance=0.01, router_z=0.001)),
+    training=replace(base.training, gradient_accumulation=parts, losses=Losses(load_balance=0.01, router_z=0.001)),
     mesh=mesh,
     rules=(*base.rules, ("embed", ("expert",))),  # all that is not an expert: no more shards than tiles
   )

@@ -44,7 +44,7 @@ class Chip:
   dcn_bandwidth: float
   """Bytes a second of one chip out of its slice or domain."""
   efficiency: float = 1.0
-  """Predicted over measured time of what a step computes, exposed collectives apart, on the published run that
+  """Predicted over measured time of what a step computes, exposed collectives apart, on the published runs that
   `docs/step-time.md` has for this chip; for TPUs without one the mean of those that have one, for others 1."""
 
 
@@ -54,27 +54,27 @@ CHIPS = {
     Chip(
       name="v4", platform="tpu", device_kinds=("TPU v4",), bfloat16_flops=275e12, vector_flops=8.6e12, clock_hz=1.05e9,
       hbm_bytes=int(30.75 * GIB), hbm_bandwidth=1228e9, torus=3, wrap=4, link_bandwidth=4.5e10, dcn_bandwidth=6.25e9,
-      efficiency=0.686,
+      efficiency=0.663,
     ),
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), bfloat16_flops=197e12, vector_flops=6.1e12,
       clock_hz=1.5e9, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9, torus=2, wrap=16, link_bandwidth=4.5e10,
-      dcn_bandwidth=3.125e9, efficiency=0.795,
+      dcn_bandwidth=3.125e9, efficiency=1.073,
     ),
     Chip(
       name="v5p", platform="tpu", device_kinds=("TPU v5",), bfloat16_flops=459e12, vector_flops=14.3e12,
       clock_hz=1.75e9, hbm_bytes=int(95.74 * GIB), hbm_bandwidth=2765e9, torus=3, wrap=4, link_bandwidth=9e10,
-      dcn_bandwidth=6.25e9, efficiency=0.904,
+      dcn_bandwidth=6.25e9, efficiency=0.934,
     ),
     Chip(
       name="v6e", platform="tpu", device_kinds=("TPU v6 lite", "TPU v6e"), bfloat16_flops=918e12, vector_flops=7.2e12,
       clock_hz=1.75e9, hbm_bytes=int(31.25 * GIB), hbm_bandwidth=1640e9, torus=2, wrap=16, link_bandwidth=9e10,
-      dcn_bandwidth=12.5e9, efficiency=0.795,
+      dcn_bandwidth=12.5e9, efficiency=0.943,
     ),
     Chip(  # per core, which is what JAX calls a device
       name="tpu7x", platform="tpu", device_kinds=("TPU7x",), bfloat16_flops=1153.5e12, vector_flops=9e12,
       clock_hz=2.2e9, hbm_bytes=int(94.75 * GIB), hbm_bandwidth=3690e9, torus=3, wrap=4, link_bandwidth=4.5e10,
-      dcn_bandwidth=6.25e9, efficiency=0.795,
+      dcn_bandwidth=6.25e9, efficiency=0.903,
     ),
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100",), bfloat16_flops=312e12, vector_flops=19.5e12,

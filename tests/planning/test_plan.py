@@ -107,10 +107,11 @@ def test_the_options_of_every_chip_are_ones_that_its_compiler_takes(topology, ti
 
 @pytest.mark.slow
 @needs_libtpu
-def test_fuji_7b_on_256_v5p_takes_the_published_step_time(display, monkeypatch):
+def test_fuji_7b_on_256_v5p_takes_about_the_published_step_time(display):
+  """One of the two runs that v5p is calibrated on (docs/step-time.md), which differ by a sixth."""
   found = plan(EXPERIMENTS["fuji_7b_v1"](), parse_topology("v5p:4x8x8"), display)
   assert found["fits"]
-  assert found["step_time_s"] == pytest.approx(2.85, rel=0.05)
+  assert found["step_time_s"] == pytest.approx(2.85, rel=0.1)
   assert found["compile_time_s"] < 300
 
 
