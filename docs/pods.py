@@ -47,12 +47,7 @@ SCALES = (
   Row("dense_6b4", V6E, "--training.gradient-accumulation 2 --model.remat attention"),
   Row("moe_6b4_64e", V6E, "--training.gradient-accumulation 4 --model.remat attention", against="dense_6b4"),
   Row("dense_12b6", V6E, "--training.gradient-accumulation 4 --model.remat attention"),
-  Row(
-    "moe_12b6_64e",
-    V6E,
-    "--mesh.data 2 --mesh.model 2 --training.gradient-accumulation 8 --model.remat layer_inputs",
-    against="dense_12b6",
-  ),
+  Row("moe_12b6_64e", V6E, "--model.remat layer_inputs", against="dense_12b6"),
   Row(
     "dense_29b6",
     V6E,
@@ -66,20 +61,6 @@ SCALES = (
     against="dense_29b6",
   ),
 )
-
-WASTE = (
-  # What was wasted, before and after.
-  (
-    "products of experts are computed again",
-    Row("moe_6b4_64e", V5P, "--model.remat attention"),
-    Row("moe_6b4_64e", V5P),
-  ),
-  (
-    "256 shards of a weight are thinner than a tile: gathers become all-reduces",
-    Row("dense_6b4", V5P, "--mesh.replica 1 --mesh.data 256"),
-    Row("dense_6b4", V5P),
-  ),
-)  # fmt: skip
 
 MAXTEXT = (
   # What MaxText was, its milliseconds of compute and of collectives if all are exposed, its MFU in per cent, and ours.
@@ -107,9 +88,7 @@ MAXTEXT = (
   ),
 )  # fmt: skip
 
-ROWS = dict.fromkeys(
-  (*SCALES[:10], *(row for *_, row in MAXTEXT), *(row for _, *rows in WASTE for row in rows), *SCALES[10:])
-)
+ROWS = dict.fromkeys((*SCALES[:10], *(row for *_, row in MAXTEXT), *SCALES[10:]))
 
 
 def main() -> None:
@@ -148,22 +127,27 @@ wide as the dense layer in every second layer. At this capacity an expert layer 
 one computes 1, which alone is 8 % of the step. A row with `--mesh.expert 1` is the same model with 2D sharding. On
 v6e:16x16, its largest slice, 64 experts on the base of 29.5B do not fit: 596B parameters with their two moments and
 gradients take 35 GiB of a chip's 31.
-"""
 
-WASTE_HEAD = """
-## What the compiled programs showed, and what changing it gave
-
-| waste | before | step, s | after | step, s |
-|---|---|---|---|---|
+How the meshes were chosen: of all that the search ranks by its formula (`moejax plan NAME --search`), on v5p the ones
+declared come first or second for each dense model and for 64 experts on 6.4B and 12.6B; for 64 experts on 29.5B the
+first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours were not
+compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two; their MoEs have no room
+for that. The rows on v6e were picked by hand, each compilation there taking ten minutes or more, and not tuned alike.
 """
 
 PEERS_HEAD = """
-Changes that no option takes back: routers count within each device, and their losses follow from the counts of all
+## What the compiled programs showed, and what changing it gave
+
+Each figure is of the day of its change, with the efficiency and the options of then. Eight experts a chip, whose
+weights are gathered over data in every layer, took `moe_6b4_64e` 3.907 s where one a chip took 3.364 s; products of
+experts that are kept for the backward pass took it to 2.857 s. 256 shards of a weight are thinner than a tile, and
+gathers of them become all-reduces: `dense_6b4` took 2.733 s on them and 2.580 s on 64.
+
+Routers count within each device, and their losses follow from the counts of all
 layers at once, where a layer's own sums over all devices made the next one wait; rows are kept for the backward pass
 after their exchange and not before it, so that they travel four times and not six; and an expert's rows of all groups
 travel in one dimension, where those of one group (20) were padded to a tile and copied on both sides. The first two
-took `moe_6b4_64e` from 2.975 s to 2.951 s and 2.873 s, the last took 24 ms of copies off it (all at the efficiency of
-then, 0.912).
+took `moe_6b4_64e` from 2.975 s to 2.951 s and 2.873 s, the last took 24 ms of copies off it.
 
 On v6e:16x16 JAX lays data=4 beside expert=64 on chips that are four apart, and four rings share each link. moejax lays
 them side by side (`moejax/torus.py`): the same program of `moe_6b4_64e` takes 4.097 s on the one, 3.421 s on the other.
@@ -202,24 +186,12 @@ MFU compares them.
 
 def _page(plans: dict[Row, dict[str, Any]]) -> str:
   scales = [_scale_line(row, plans) for row in SCALES if row in plans]
-  waste = [_waste_line(*line, plans) for line in WASTE if line[1] in plans and line[2] in plans]
   peers = [_peer_line(*line, plans) for line in MAXTEXT if line[-1] in plans]
   missing = len(ROWS) - len(plans)
   note = f"\n{missing} of the rows that the command plans are not compiled yet and are left out.\n" if missing else ""
   parts = [HEAD, note, SCALES_HEAD, "\n".join(scales), SCALES_FOOT]
-  parts += [WASTE_HEAD, "\n".join(waste), "\n"] if waste else []
   parts += [PEERS_HEAD, "\n".join(peers), "\n"] if peers else []
   return "".join(parts)
-
-
-def _waste_line(what: str, before: Row, after: Row, plans: dict[Row, dict[str, Any]]) -> str:
-  shown = [
-    f"`{row.name} {row.fields}`".replace(" `", "`") + f" | {plans[row]['step_time_s']:.3f}"
-    if plans[row]["fits"]
-    else f"`{row.name} {row.fields}` | does not fit"
-    for row in (before, after)
-  ]
-  return f"| {what} | {' | '.join(shown)} |"
 
 
 def _scale_line(row: Row, plans: dict[Row, dict[str, Any]]) -> str:
