@@ -5,6 +5,8 @@ The environment variable LIBTPU_INIT_ARGS adds to them, as `--xla_tpu_scoped_vme
 
 import jax
 
+from moejax.config.chips import chip_of
+
 Options = dict[str, str | bool]
 
 OVERLAP: Options = {
@@ -51,18 +53,13 @@ TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 V5E: Options = FUSION
 V5P: Options = EXCHANGE | SPARSE_CORES
 V6E: Options = EXCHANGE | SPARSE_CORES | TILES
-OF_KIND = {
-  "TPU v4": EXCHANGE,
-  "TPU v5 lite": V5E,
-  "TPU v5e": V5E,
-  "TPU v5": V5P,
-  "TPU v6 lite": V6E,
-  "TPU v6e": V6E,
-  "TPU7x": V5P,
-}
-"""More options, by `jax.Device.device_kind`."""
+OF_CHIP = {"v4": EXCHANGE, "v5e": V5E, "v5p": V5P, "v6e": V6E, "tpu7x": V5P}
+"""More options, by name of the chip."""
 
 
 def compiler_options(device: jax.Device) -> Options:
   """Options for a mesh of devices such as this one."""
-  return OVERLAP | SCATTER | OF_KIND.get(device.device_kind, {}) if device.platform == "tpu" else {}
+  if device.platform != "tpu":
+    return {}
+  chip = chip_of(device.device_kind)
+  return OVERLAP | SCATTER | OF_CHIP.get(chip.name if chip else "", {})
