@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from moejax.training.compiler import OVERLAP, SPARSE_CORES, compiler_options
+from moejax.training.compiler import EXCHANGE, FUSION, OVERLAP, SPARSE_CORES, compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,9 +19,22 @@ def test_only_tpus_have_options():
   assert compiler_options(Described("gpu", "NVIDIA H100 80GB HBM3")) == {}
 
 
-@pytest.mark.parametrize(("device_kind", "offloads"), [("TPU v4", False), ("TPU v5", False), ("TPU v5 lite", False),
-                                                       ("TPU v6 lite", True), ("TPU7x", True)])  # fmt: skip
-def test_sparse_cores_sum_gradients_where_runs_are_known_that_did_it(device_kind, offloads):
+@pytest.mark.parametrize(
+  ("device_kind", "sparse_cores", "fusion"),
+  [
+    ("TPU v4", False, False),
+    ("TPU v5", True, False),
+    ("TPU v5p", True, False),
+    ("TPU v5 lite", False, True),
+    ("TPU v6 lite", True, False),
+    ("TPU7x", True, False),
+  ],
+)
+def test_weights_travel_by_sparse_cores_where_runs_are_known_that_did_it_and_in_fusions_on_v5e_alone(
+  device_kind, sparse_cores, fusion
+):
   options = compiler_options(Described("tpu", device_kind))
   assert options.items() >= OVERLAP.items()
-  assert (options.items() >= SPARSE_CORES.items()) is offloads
+  assert (options.items() >= SPARSE_CORES.items()) is sparse_cores
+  assert (options.items() >= FUSION.items()) is fusion
+  assert (options.items() >= EXCHANGE.items()) is not fusion
