@@ -1,6 +1,6 @@
 """Writes docs/pods.md: every scale on its pods, as `moejax plan` predicts it.
 
-`python docs/pods.py` needs `pip install moejax[tpu]` and about a minute for each program that is not remembered.
+`python docs/pods.py` needs `pip install moejax[tpu]` and minutes for each program that is not remembered.
 """
 
 import dataclasses
@@ -131,8 +131,9 @@ gradients take 35 GiB of a chip's 31.
 How the meshes were chosen: of all that the search ranks by its formula (`moejax plan NAME --search`), on v5p the ones
 declared come first or second for each dense model and for 64 experts on 6.4B and 12.6B; for 64 experts on 29.5B the
 first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours were not
-compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two; their MoEs have no room
-for that. The rows on v6e were picked by hand, each compilation there taking ten minutes or more, and not tuned alike.
+compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two
+(`--training.gradient-accumulation 2`); their MoEs have no room for that. The rows on v6e were picked by hand, each
+compilation there taking ten minutes or more, and not tuned alike.
 """
 
 PEERS_HEAD = """
@@ -160,7 +161,7 @@ matrix units, and its gradients are reduced straight to shards: 10752 takes less
 
 Gathers of weights, sums of gradients and exchanges of tokens go on beside matrix products, by options of the compiler
 (`training/compiler.py`): the SparseCores of v5p and v6e carry the first two. Fusions of gathers into products, which
-moejax had on all chips before, are refused by libtpu after 0.0.45 on any but v5e; without them and with SparseCores
+moejax had on all chips before, are refused by libtpu from 0.0.46 on for any but v5e; without them and with SparseCores
 `dense_6b4` takes 3.4 % less and `moe_6b4_64e` 2.8 %. Experts' weights are gathered whole, where the compiler by itself
 cuts the product into one for each shard: that took `mixtral_8x7b` from 2.361 s to 1.373 s. All gradients of experts are
 reduced to shards, where two of three were summed on every chip: `moe_12b6_64e` from 5.689 s to 5.644 s.

@@ -136,7 +136,8 @@ Where FLOP/s are published and not the time, the time follows from the FLOPs as 
 and token, and attention without its causal half taken off. Mistral moved to the host what it kept of attention, and is
 planned in several parts of the batch instead. Mistral, Mixtral and the 32B on v5e want more memory here than a chip
 has, and are planned all the same. Mixtral's batch is that of its recipe, and its slice has the shape that the table
-names. axlearn keeps the projections of attention and computes the feed-forward again, as `remat="attention"` does here.
+names (8x4x4, where it also says 256 chips). axlearn keeps the projections of attention and computes the feed-forward
+again, as `remat="attention"` does here.
 
 GPU and CPU have no cycle estimates: their plans are rooflines of the program that XLA makes for CPU, a lower bound.
 """

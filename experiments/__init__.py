@@ -14,12 +14,7 @@ from experiments.ds_moe import (
   ds_smoe_5b,
 )
 from experiments.fuji import fuji_7b_v1
-from experiments.maxtext import (
-  maxtext_16b,
-  maxtext_32b,
-  maxtext_64b,
-  mistral_7b,
-)
+from experiments.maxtext import maxtext_16b, maxtext_32b, maxtext_64b, mistral_7b
 from experiments.mixtral import mixtral_8x7b, mixtral_64e
 from experiments.quickstart import quick_large, quick_small, quickstart
 from experiments.speed_accuracy import (

@@ -64,19 +64,21 @@ def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:
   return jax.nn.gelu(up) if gate is None else _swiglu(gate, up)
 
 
-@jax.custom_vjp
-def _swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:
+def _gated(gate: jax.Array, up: jax.Array) -> jax.Array:
   return jax.nn.silu(gate) * up
 
 
+_swiglu = jax.custom_vjp(_gated)
+
+
 def _swiglu_forwards(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _swiglu(gate, up), (gate, up)
+  return _gated(gate, up), (gate, up)
 
 
 def _swiglu_backwards(kept: tuple[jax.Array, jax.Array], into: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Both gradients are written once, by the product that gives `into`: without the barrier XLA for TPU computes one of
   them again for every tile of the products that take it."""
-  _, back = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, *kept)
+  _, back = jax.vjp(_gated, *kept)
   return jax.lax.optimization_barrier(back(into))
 
 

@@ -30,8 +30,8 @@ EXCHANGE: Options = {
 }
 
 FUSION: Options = {
-  # The matrix units gather weights between the tiles of a product. Right on v5e alone: libtpu after 0.0.45 refuses to
-  # compile it for any other chip, and warns of wrong results there.
+  # The matrix units gather weights between the tiles of a product. Right on v5e alone: libtpu from 0.0.46 on refuses
+  # to compile it for any other chip, and warns of wrong results there.
   "xla_tpu_enable_async_collective_fusion": True,
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
   "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
@@ -50,10 +50,13 @@ SPARSE_CORES: Options = {
 # Products use more of the core's own memory, in larger tiles; the value (KiB) is that of public runs on v6e.
 TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 
-V5E: Options = FUSION
-V5P: Options = EXCHANGE | SPARSE_CORES
-V6E: Options = EXCHANGE | SPARSE_CORES | TILES
-OF_CHIP = {"v4": EXCHANGE, "v5e": V5E, "v5p": V5P, "v6e": V6E, "tpu7x": V5P}
+OF_CHIP = {
+  "v4": EXCHANGE,
+  "v5e": FUSION,
+  "v5p": EXCHANGE | SPARSE_CORES,
+  "v6e": EXCHANGE | SPARSE_CORES | TILES,
+  "tpu7x": EXCHANGE | SPARSE_CORES,
+}
 """More options, by name of the chip."""
 
 
