@@ -41,6 +41,7 @@ SCALES = (
   Row("dense_29b6", V5P_512),
   Row("moe_29b6_64e", V5P_512, against="dense_29b6"),
   Row("moe_6b4_16e", V5P, against="dense_6b4"),
+  Row("moe_29b6_16e", V5P_512, against="dense_29b6"),
   Row("moe_1b6_256e", V5P, against="dense_6b4"),
   Row("moe_6b4_64e", V5P, "--mesh.data 64 --mesh.expert 1 --mesh.model 4 --rules.embed data", against="dense_6b4"),
   Row("mixtral_8x7b", V5P),
@@ -88,7 +89,7 @@ MAXTEXT = (
   ),
 )  # fmt: skip
 
-ROWS = dict.fromkeys((*SCALES[:10], *(row for *_, row in MAXTEXT), *SCALES[10:]))
+ROWS = dict.fromkeys((*SCALES[:11], *(row for *_, row in MAXTEXT), *SCALES[11:]))
 
 
 def main() -> None:

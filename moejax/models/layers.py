@@ -5,7 +5,7 @@ B batch  T position  S slot  D embed  N heads  K key/value heads  H head dim  L 
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,21 @@ def residual_gain(num_layers: int) -> float:
 def keep(x: jax.Array) -> jax.Array:
   """x, which is not computed again where there is memory for it: a product, rows that travelled, or a choice."""
   return checkpoint_name(x, PRODUCTS)
+
+
+def of_kept(products: Callable[..., Any]) -> Callable[..., Any]:
+  """`products` of x and more, of which x is kept as by `keep`, but for their backward pass alone: what is kept of a
+  value that others use too is rounded by JAX (`reduce_precision`), which XLA for TPU does in a pass of its own."""
+  run = jax.custom_vjp(products)
+
+  def forwards(x: jax.Array, *more: Any) -> tuple[Any, tuple[Any, ...]]:
+    return products(x, *more), (keep(x), *more)
+
+  def backwards(kept: tuple[Any, ...], into: Any) -> tuple[Any, ...]:
+    return jax.vjp(products, *kept)[1](into)
+
+  run.defvjp(forwards, backwards)
+  return run
 
 
 def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:

@@ -60,8 +60,8 @@ class Block(nnx.Module):
     normed_BTD = self.feed_forward_norm(x_BTD)
     if isinstance(self.feed_forward, FeedForward):
       return x_BTD + self.feed_forward(normed_BTD), tallies, memory
-    out_BTD, tallies[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, key)
-    return x_BTD + out_BTD, tallies, memory
+    x_BTD, tallies[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, key, x_BTD)
+    return x_BTD, tallies, memory
 
 
 class Period(nnx.Module):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.models.layers import RMSNorm, rotary_angles, rotate, separate, stack, weight
+from moejax.models.layers import PRODUCTS, RMSNorm, keep, of_kept, rotary_angles, rotate, separate, stack, weight
 
 
 def test_rms_norm_divides_by_the_root_mean_square():
@@ -75,3 +75,22 @@ def test_separate_layers_hold_the_numbers_of_the_stack():
 def test_weights_have_the_stated_deviation():
   drawn = weight(nnx.Rngs(params=0), (400, 400), (None, None), fan_in=400, gain=0.5)
   assert abs(float(jnp.std(drawn[...])) - 0.5 / 20) < 2e-4
+
+
+@pytest.mark.parametrize(
+  ("through", "roundings"), [(of_kept, 0), (lambda products: lambda x, w: products(keep(x), w), 1)]
+)
+def test_products_of_what_is_kept_take_it_as_it_is_and_only_their_backward_pass_has_the_copy(through, roundings):
+  x, w, y = jax.random.normal(jax.random.key(0), (3, 4, 4))
+
+  def loss(x, w):
+    return jnp.sum(through(jnp.matmul)(jnp.sin(x), w) * y)
+
+  policy = jax.checkpoint_policies.save_only_these_names(PRODUCTS)
+  gradient = jax.grad(jax.checkpoint(loss, policy=policy, prevent_cse=False), argnums=(0, 1))
+  program = str(jax.make_jaxpr(gradient)(x, w))
+  assert program.count("= sin ") == 1, "kept, and not computed again"
+  assert program.count("= reduce_precision") == roundings
+  of_x, of_w = gradient(x, w)
+  np.testing.assert_allclose(of_x, jnp.cos(x) * (y @ w.T), rtol=1e-5)
+  np.testing.assert_allclose(of_w, jnp.sin(x).T @ y, rtol=1e-5)

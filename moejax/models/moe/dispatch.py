@@ -8,13 +8,14 @@ O outer batch  U routing groups  M tokens in a group  D embed  E experts  A expe
 R = U x C rows of an expert
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config.moe import MoE, Priority
-from moejax.models.layers import keep
+from moejax.models.layers import keep, of_kept
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.grouped import grouped_dispatch
 from moejax.models.moe.routing import Routing
@@ -43,16 +44,15 @@ def einsum_dispatch(
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
     # All rows of an expert in one dimension before they travel: C alone would be padded to a tile, on the links too.
     x_OERD = place(x_OUECD.swapaxes(1, 2).reshape(O, E, U * C, D), "outer", None, "groups", "act_embed")
-    # Kept after the exchange: before it, the backward pass would exchange them again.
-    x_OERD = keep(place(x_OERD, "outer", "experts", None, "act_embed"))
+    x_OERD = place(x_OERD, "outer", "experts", None, "act_embed")
   x_OERD = experts.on_capacity(x_OERD)
   with jax.named_scope("combine"):
     weights_OUME = routing.weights_OUME(E).astype(x_OUMD.dtype)
     combine_OUMEC = place(jnp.where(is_row_OUMEC, weights_OUME[..., None], jnp.zeros((), x_OUMD.dtype)), *mask_names)
     x_OERD = place(x_OERD, "outer", "experts", None, "act_embed")
-    x_OERD = keep(place(x_OERD, "outer", None, "groups", "act_embed"))
+    x_OERD = place(x_OERD, "outer", None, "groups", "act_embed")
     x_OUECD = x_OERD.reshape(O, E, U, C, D).swapaxes(1, 2)
-    out_OUMD = jnp.einsum("OUMEC,OUECD->OUMD", combine_OUMEC, x_OUECD)
+    out_OUMD = of_kept(functools.partial(jnp.einsum, "OUECD,OUMEC->OUMD"))(x_OUECD, combine_OUMEC)
     out_OUMD = place(out_OUMD, "outer", "groups", "group_tokens", "act_embed")
   return out_OUMD, jnp.sum(row_OUME >= C, axis=(2, 3))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.layers import activate, keep, residual_gain, weight
+from moejax.models.layers import activate, keep, of_kept, residual_gain, weight
 from moejax.partitioning import Partitioner
 
 _INTO, _OUT_OF = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
@@ -49,9 +49,13 @@ class Experts(nnx.Module):
       def hidden(x_ERF: jax.Array) -> jax.Array:
         return place(x_ERF, "experts", "outer", "expert_mlp")
 
-      gate_ERF = keep(hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["gate"]))) if "gate" in weights else None
-      up_ERF = keep(hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, weights["up"])))
-      hidden_ERF = hidden(activate(gate_ERF, up_ERF))
+      def wide(x_ERD: jax.Array, into: Weights) -> dict[str, jax.Array]:
+        return {name: hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, w_EDF)) for name, w_EDF in into.items()}
+
+      # The rows are kept after their exchange: before it, the backward pass would exchange them again.
+      into = {name: weights[name] for name in ("gate", "up") if name in weights}
+      wide_ERF = {name: keep(x_ERF) for name, x_ERF in of_kept(wide)(x_ERD, into).items()}
+      hidden_ERF = hidden(activate(wide_ERF.get("gate"), wide_ERF["up"]))
       out_ERD = place(jnp.einsum("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
     return out_ERD.reshape(E, O, R, D).swapaxes(0, 1)
 

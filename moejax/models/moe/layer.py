@@ -31,13 +31,16 @@ class MoELayer(nnx.Module):
     self.moe = model.moe
     self.partitioner = partitioner
 
-  def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array, key: jax.Array | None = None) -> tuple[jax.Array, Tally]:
+  def __call__(
+    self, x_BTD: jax.Array, valid_BT: jax.Array, key: jax.Array | None = None, onto_BTD: jax.Array | None = None
+  ) -> tuple[jax.Array, Tally]:
     """out_BTD, and what its router counts.
 
     Args:
       x_BTD: normalised input.
       valid_BT: False for padding, which takes no capacity and counts in no loss.
       key: of the router's noise in training; None has no noise.
+      onto_BTD: the residual stream, which the output is added to; None for the output alone.
     """
     moe, place = self.moe, self.partitioner.constrain
     # Groups are runs of tokens whatever the mesh is; O only says how many of them a data shard holds.
@@ -52,6 +55,9 @@ class MoELayer(nnx.Module):
       scores_OUME = scores(logits_OUME, moe.router)
       probs_OUME = scores_OUME / jnp.sum(scores_OUME, axis=-1, keepdims=True)
     out_OUMD, dropped_OU = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
+    if onto_BTD is not None:
+      # In groups: in the shape of the batch, XLA for TPU would not add within the product that gives out_OUMD.
+      out_OUMD = place(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")
     with jax.named_scope("router"):
       counted = tally(probs_OUME, valid_OUM, T) | tally_choices(logits_OUME, routing, valid_OUM, dropped_OU, T)
       counted = {name: place(x, "outer", "groups", *(None,) * (x.ndim - 2)) for name, x in counted.items()}

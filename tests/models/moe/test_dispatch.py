@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from moejax.lookup import find_experiment
 from moejax.models.moe.dispatch import capacity_rows
 from moejax.models.moe.routing import Routing
 
@@ -41,3 +42,13 @@ def test_no_two_choices_have_one_place(priority):
 def test_void_choices_stand_nowhere(priority):
   places = rows([[0, 1], [0, 1], [0, 1]], chosen_M=[False, True, True], priority=priority)
   np.testing.assert_array_equal(places, [[-1, -1], [0, 0], [1, 1]])
+
+
+@pytest.mark.parametrize("name", ["moe_6b4_16e", "moe_6b4_64e"])
+def test_random_choices_fill_nearly_all_rows_that_a_group_of_the_scales_has(name):
+  moe = find_experiment(name).model.moe
+  M, E, C = moe.group_size, moe.num_experts, moe.capacity(moe.group_size)
+  random = np.random.default_rng(0)
+  groups = [np.argsort(random.random((M, E)))[:, : moe.experts_per_token] for _ in range(8)]
+  filled = [np.sum(rows(experts_MA, num_experts=E) < C) / (E * C) for experts_MA in groups]
+  assert np.mean(filled) > 0.99
