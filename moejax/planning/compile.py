@@ -28,6 +28,10 @@ VERSIONED = ("jax", "jaxlib", "libtpu")
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
+class RefusedError(UserError):
+  """The compiler does not take a program, for another reason than memory; it may take that of another mesh."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Compiled:
   """A compiled train step."""
@@ -49,6 +53,7 @@ def compile_step(experiment: Experiment, topology: Topology, display: Display) -
 
   Raises:
     UserError: the mesh does not tile the topology or the tensors, or libtpu is missing.
+    RefusedError: the compiler does not take the program.
   """
   display.stage(f"describing {topology.name}")
   mesh = check_mesh(experiment.mesh, topology)
@@ -98,13 +103,13 @@ def _shortage(message: str) -> dict[str, int]:
   """What a program needs that the compiler refused for want of memory.
 
   Raises:
-    UserError: it refused the program for another reason.
+    RefusedError: it refused the program for another reason.
   """
   needed = re.search(r"Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
   if "RESOURCE_EXHAUSTED" not in message or needed is None:
     reason = " ".join(message.split("\n", 1)[0].split())
     version = f"libtpu {_version('libtpu')} and jax {_version('jax')}"
-    raise UserError(f"the compiler refused the program: {reason} ({version}); try other versions or another mesh")
+    raise RefusedError(f"the compiler refused the program: {reason} ({version}); try other versions or another mesh")
   number, unit = needed[1] or needed[3], needed[2] or needed[4] or ""
   return {"total": int(float(number) * UNITS[unit])}
 

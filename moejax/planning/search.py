@@ -19,6 +19,7 @@ from moejax.config.moe import Dispatch
 from moejax.config.sharding import Mesh
 from moejax.display import Display
 from moejax.errors import UserError
+from moejax.planning.compile import RefusedError
 from moejax.planning.estimate import SMALLEST_SHARD, estimate
 from moejax.planning.plan import plan
 from moejax.planning.topology import Topology
@@ -34,8 +35,10 @@ ACCUMULATIONS = (1, 2, 4, 8)
 def search(experiment: Experiment, topology: Topology, tries: int, display: Display) -> list[dict[str, Any]]:
   """Plans of the candidates that a formula puts first, each with its options, the fastest that fit first.
 
+  A candidate that the compiler refuses is noted and left out.
+
   Raises:
-    UserError: no candidate is valid.
+    UserError: no candidate is valid, or the compiler refuses them all.
   """
   ranked = sorted(candidates(experiment, topology), key=lambda found: estimate(found, topology.chip).step_time_s)
   if not ranked:
@@ -43,14 +46,21 @@ def search(experiment: Experiment, topology: Topology, tries: int, display: Disp
   fitting = [
     found for found in ranked if estimate(found, topology.chip).memory_bytes <= ROOM * topology.chip.hbm_bytes
   ] or ranked
-  plans = []
+  plans, refusal = [], None
   for number, candidate in enumerate(fitting[:tries], 1):
     display.whole(number - 1, None)
     options = " ".join(difference(experiment, candidate))
     display.note(f"{number} of {min(tries, len(fitting))}, of {len(ranked)} valid: {options or 'as it is'}")
-    found = plan(candidate, topology, display) | {"options": options}
+    try:
+      found = plan(candidate, topology, display) | {"options": options}
+    except RefusedError as error:
+      display.note(f"  {error}")
+      refusal = error
+      continue
     display.note(f"  {found['step_time_s']:.4g} s" if found["fits"] else "  does not fit")
     plans.append(found)
+  if refusal and not plans:
+    raise refusal
   return sorted(plans, key=lambda found: (not found["fits"], found["step_time_s"] or 0.0))
 
 

@@ -7,7 +7,9 @@ import pytest
 from experiments import EXPERIMENTS
 from moejax.config import Experiment, Mesh
 from moejax.display import Display
+from moejax.errors import UserError
 from moejax.overrides import override
+from moejax.planning.compile import RefusedError
 from moejax.planning.estimate import estimate
 from moejax.planning.search import candidates, difference, frontier, search
 from moejax.planning.topology import parse_topology
@@ -92,3 +94,20 @@ def test_a_search_compiles_what_the_formula_puts_first_and_goes_on_where_it_was(
   assert [found["cached"] for found in again] == [True, True]
   assert first[0]["step_time_s"] <= first[1]["step_time_s"]
   assert first[0]["options"] != first[1]["options"]
+
+
+def test_a_search_goes_on_after_a_program_that_the_compiler_refuses(tiny_dense, monkeypatch, capsys):
+  def of_two(candidate, topology, display):
+    if candidate.mesh == refused:
+      raise RefusedError("the compiler refused the program: it is odd")
+    return {"fits": True, "step_time_s": 1.0}
+
+  ranked = sorted(candidates(tiny_dense, CPU), key=lambda found: estimate(found, CPU.chip).step_time_s)
+  refused = ranked[0].mesh
+  tries = 1 + next(number for number, found in enumerate(ranked) if found.mesh != refused)
+  monkeypatch.setattr("moejax.planning.search.plan", of_two)
+  with Display("search") as display:
+    assert len(search(tiny_dense, CPU, tries, display)) == 1
+    assert "it is odd" in capsys.readouterr().err
+    with pytest.raises(UserError, match="it is odd"):
+      search(tiny_dense, CPU, 1, display)
