@@ -125,14 +125,15 @@ SCALES_FOOT = """
 
 The paper reports an increase under 20 % with 3D sharding (data, expert, model). Here: the same base, top-2, experts as
 wide as the dense layer in every second layer. At this capacity an expert layer computes 1.25 rows a token where a dense
-one computes 1, which alone is 8 % of the step. A row with `--mesh.expert 1` is the same model with 2D sharding. On
-v6e:16x16, its largest slice, 64 experts on the base of 29.5B do not fit: 596B parameters with their two moments and
-gradients take 35 GiB of a chip's 31.
+one computes 1, which alone is 6 to 8 % of the step. With 16 experts the increase is under 10 % on 6.4B and 29.5B. 64
+experts on 12.6B and 29.5B leave no room for the whole batch at once, and two parts of it cost what is beyond that. A
+row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16, its largest slice, 64 experts on the base
+of 29.5B do not fit: 596B parameters with their two moments and gradients take 35 GiB of a chip's 31.
 
 How the meshes were chosen: of all that the search ranks by its formula (`moejax plan NAME --search`), on v5p the ones
-declared come first or second for each dense model and for 64 experts on 6.4B and 12.6B; for 64 experts on 29.5B the
-first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours were not
-compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two
+declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts; for 64 experts
+on 29.5B the first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours
+were not compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two
 (`--training.gradient-accumulation 2`); their MoEs have no room for that. The rows on v6e were picked by hand, each
 compilation there taking ten minutes or more, and not tuned alike.
 """
@@ -166,6 +167,14 @@ moejax had on all chips before, are refused by libtpu from 0.0.46 on for any but
 `dense_6b4` takes 3.4 % less and `moe_6b4_64e` 2.8 %. Experts' weights are gathered whole, where the compiler by itself
 cuts the product into one for each shard: that took `mixtral_8x7b` from 2.361 s to 1.373 s. All gradients of experts are
 reduced to shards, where two of three were summed on every chip: `moe_12b6_64e` from 5.689 s to 5.644 s.
+
+Of a sparse layer's rows the backward pass has a copy that nothing else reads, in the layout in which it reads them
+(`of_kept` in `models/layers.py`): what JAX keeps of a value that the forward pass uses too is rounded, in a pass over
+memory. Groups of 512 tokens have masks half as large as those of 1024. These two took `moe_6b4_64e` from 2.651 s to
+2.627 s, and adding to the residual stream within the product that combines took it to 2.619 s. Weights that scale the
+experts' hidden units in place of their rows, which would then not be kept, made it 2.737 s: the gradient of the weights
+does not fuse with the product before it. Keeping the residual stream after attention in place of what attention adds
+made `dense_6b4` 2.398 s from 2.365 s.
 
 The gradients of a gated layer's two inputs are written once (`models/layers.py`), where one of them was computed again
 for every tile of the products that take it: 2.0 % of `dense_6b4`, 1.4 % of `moe_6b4_64e`.
