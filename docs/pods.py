@@ -128,7 +128,8 @@ wide as the dense layer in every second layer. At this capacity an expert layer 
 one computes 1, which alone is 6 to 8 % of the step. With 16 experts the increase is under 10 % on 6.4B and 29.5B. 64
 experts on 12.6B and 29.5B leave no room for the whole batch at once, and two parts of it cost what is beyond that. A
 row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16, its largest slice, 64 experts on the base
-of 29.5B do not fit: 596B parameters with their two moments and gradients take 35 GiB of a chip's 31.
+of 29.5B do not fit: 596B parameters with their two moments and gradients take 35 GiB of a chip's 31. Nor do those on
+12.6B, as far as was tried.
 
 How the meshes were chosen: of all that the search ranks by its formula (`moejax plan NAME --search`), on v5p the ones
 declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts; for 64 experts
