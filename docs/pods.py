@@ -135,8 +135,8 @@ How the meshes were chosen: of all that the search ranks by its formula (`moejax
 declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts; for 64 experts
 on 29.5B the first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours
 were not compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two
-(`--training.gradient-accumulation 2`); their MoEs have no room for that. The rows on v6e were picked by hand, each
-compilation there taking ten minutes or more, and not tuned alike.
+(`--training.gradient-accumulation 2`); their MoEs of 64 experts have no room for that. The rows on v6e were picked by
+hand, each compilation there taking ten minutes or more, and not tuned alike.
 """
 
 PEERS_HEAD = """
