@@ -41,6 +41,7 @@ SCALES = (
   Row("dense_29b6", V5P_512),
   Row("moe_29b6_64e", V5P_512, against="dense_29b6"),
   Row("moe_6b4_16e", V5P, against="dense_6b4"),
+  Row("moe_12b6_16e", V5P, against="dense_12b6"),
   Row("moe_29b6_16e", V5P_512, against="dense_29b6"),
   Row("moe_1b6_256e", V5P, against="dense_6b4"),
   Row("moe_6b4_64e", V5P, "--mesh.data 64 --mesh.expert 1 --mesh.model 4 --rules.embed data", against="dense_6b4"),
@@ -49,6 +50,12 @@ SCALES = (
   Row("moe_6b4_64e", V6E, "--training.gradient-accumulation 4 --model.remat attention", against="dense_6b4"),
   Row("dense_12b6", V6E, "--training.gradient-accumulation 4 --model.remat attention"),
   Row("moe_12b6_64e", V6E, "--model.remat layer_inputs", against="dense_12b6"),
+  Row(
+    "moe_12b6_16e",
+    V6E,
+    "--rules.embed data --training.gradient-accumulation 4 --model.remat layer_inputs",
+    against="dense_12b6",
+  ),
   Row(
     "dense_29b6",
     V6E,
@@ -89,7 +96,7 @@ MAXTEXT = (
   ),
 )  # fmt: skip
 
-ROWS = dict.fromkeys((*SCALES[:11], *(row for *_, row in MAXTEXT), *SCALES[11:]))
+ROWS = dict.fromkeys((*SCALES[:12], *(row for *_, row in MAXTEXT), *SCALES[12:]))
 
 
 def main() -> None:

@@ -42,6 +42,12 @@ def moe_6b4_64e() -> Experiment:
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
 
 
+def moe_12b6_16e() -> Experiment:
+  """12.5B base with 16 experts in every second layer, 75B in all, at the paper's capacity of 1.25."""
+  base = replace(dense_12b6(), name="moe_12b6_16e")
+  return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=16, expert=16), parts=2)
+
+
 def moe_12b6_64e() -> Experiment:
   """12.5B base with 64 experts in every second layer, 270B in all, at the paper's capacity of 1.25."""
   base = replace(dense_12b6(), name="moe_12b6_64e")

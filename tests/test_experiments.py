@@ -100,7 +100,8 @@ def test_a_published_model_has_its_published_parameters(name):
 
 
 @pytest.mark.parametrize(
-  "name", ["moe_1b6_256e", "moe_6b4_16e", "moe_6b4_64e", "moe_12b6_64e", "moe_29b6_16e", "moe_29b6_64e"]
+  "name",
+  ["moe_1b6_256e", "moe_6b4_16e", "moe_6b4_64e", "moe_12b6_16e", "moe_12b6_64e", "moe_29b6_16e", "moe_29b6_64e"],
 )
 def test_without_experts_a_scale_is_its_dense_base(name):
   made = EXPERIMENTS[name]()
