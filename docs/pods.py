@@ -132,8 +132,8 @@ SCALES_FOOT = """
 
 The paper reports an increase under 20 % with 3D sharding (data, expert, model). Here: the same base, top-2, experts as
 wide as the dense layer in every second layer. At this capacity an expert layer computes 1.25 rows a token where a dense
-one computes 1, which alone is 6 to 8 % of the step. With 16 experts the increase is under 10 % on 6.4B and 29.5B. 64
-experts on 12.6B and 29.5B leave no room for the whole batch at once, and two parts of it cost what is beyond that. A
+one computes 1, which alone is 6 to 8 % of the step. With 16 experts the increase is under 10 % on 6.4B and 29.5B.
+Experts on 12.6B, and 64 of them on 29.5B, leave no room for the whole batch at once, and two parts of it take longer. A
 row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16, its largest slice, 64 experts on the base
 of 29.5B do not fit: 596B parameters with their two moments and gradients take 35 GiB of a chip's 31. Nor do those on
 12.6B, as far as was tried.
@@ -142,8 +142,8 @@ How the meshes were chosen: of all that the search ranks by its formula (`moejax
 declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts; for 64 experts
 on 29.5B the first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours
 were not compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two
-(`--training.gradient-accumulation 2`); their MoEs of 64 experts have no room for that. The rows on v6e were picked by
-hand, each compilation there taking ten minutes or more, and not tuned alike.
+(`--training.gradient-accumulation 2`); those MoEs have no room for that. The rows on v6e were picked by hand, each
+compilation there taking ten minutes or more, and not tuned alike.
 """
 
 PEERS_HEAD = """

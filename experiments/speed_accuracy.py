@@ -43,7 +43,7 @@ def moe_6b4_64e() -> Experiment:
 
 
 def moe_12b6_16e() -> Experiment:
-  """12.5B base with 16 experts in every second layer, 75B in all, at the paper's capacity of 1.25."""
+  """12.5B base with 16 experts in every second layer, 74B in all, at the paper's capacity of 1.25."""
   base = replace(dense_12b6(), name="moe_12b6_16e")
   return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=16, expert=16), parts=2)
 
