@@ -13,7 +13,7 @@ from experiments.ds_moe import (
   ds_smoe_1b,
   ds_smoe_5b,
 )
-from experiments.fuji import fuji_7b_v1
+from experiments.fuji import fuji_7b_v1, fuji_7b_v2, fuji_70b_v2
 from experiments.maxtext import maxtext_16b, maxtext_32b, maxtext_64b, mistral_7b
 from experiments.mixtral import mixtral_8x7b, mixtral_64e
 from experiments.quickstart import quick_large, quick_small, quickstart
@@ -51,6 +51,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "moe_29b6_16e": moe_29b6_16e,
   "moe_29b6_64e": moe_29b6_64e,
   "fuji_7b_v1": fuji_7b_v1,
+  "fuji_7b_v2": fuji_7b_v2,
+  "fuji_70b_v2": fuji_70b_v2,
   "mixtral_8x7b": mixtral_8x7b,
   "mixtral_64e": mixtral_64e,
   "mistral_7b": mistral_7b,

@@ -3,10 +3,13 @@
 import os
 import pathlib
 from dataclasses import replace
+from importlib import metadata
 
 import pytest
 
 from moejax.config import Data, Evaluation, Experiment, Losses, Model, MoE, Optimizer, Pair, Suite, Training
+
+JAX = tuple(map(int, metadata.version("jax").split(".")[:2]))
 
 # JAX reads these when it is imported, which nothing has done yet. The rank of two operands must agree, or be written.
 # Programs of tests are tiny: compiling them is what takes the time, so it is done with little optimisation.
@@ -14,6 +17,8 @@ FLAGS = (
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
+  # The newer emitters take twice as long to compile. From JAX 0.11 on there are no others, and the flag is an error.
+  *(["--xla_cpu_use_fusion_emitters=false"] if JAX < (0, 11) else []),
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -59,7 +59,7 @@ CHIPS = {
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), bfloat16_flops=197e12, vector_flops=6.1e12,
       clock_hz=1.5e9, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9, torus=2, wrap=16, link_bandwidth=4.5e10,
-      dcn_bandwidth=3.125e9, efficiency=1.073,
+      dcn_bandwidth=3.125e9, efficiency=0.901,
     ),
     Chip(
       name="v5p", platform="tpu", device_kinds=("TPU v5",), bfloat16_flops=459e12, vector_flops=14.3e12,
@@ -74,7 +74,7 @@ CHIPS = {
     Chip(  # per core, which is what JAX calls a device
       name="tpu7x", platform="tpu", device_kinds=("TPU7x",), bfloat16_flops=1153.5e12, vector_flops=9e12,
       clock_hz=2.2e9, hbm_bytes=int(94.75 * GIB), hbm_bandwidth=3690e9, torus=3, wrap=4, link_bandwidth=4.5e10,
-      dcn_bandwidth=6.25e9, efficiency=0.903,
+      dcn_bandwidth=6.25e9, efficiency=0.860,
     ),
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100",), bfloat16_flops=312e12, vector_flops=19.5e12,
