@@ -43,7 +43,11 @@ def distance(step_time_s: float, target_s: float) -> float:
 
 
 def approach(
-  target_s: float, ladder: Sequence[Value], clock: Callable[[Value], float | None], tolerance: float
+  target_s: float,
+  ladder: Sequence[Value],
+  clock: Callable[[Value], float | None],
+  tolerance: float,
+  first: int | None = None,
 ) -> tuple[Value, float] | None:
   """The value whose step time is nearest to the target, or the first that is within tolerance of it; None if none runs.
 
@@ -52,13 +56,14 @@ def approach(
 
   Args:
     target_s: the step time to reach.
-    ladder: values in order of their step time, the fastest first; the middle one is tried first.
+    ladder: values in order of their step time, the fastest first.
     clock: step time of a value, None where it cannot run, as when it does not fit; larger ones then cannot either.
     tolerance: relative difference that counts as equal.
+    first: position in the ladder to begin with, such as one whose step time is known; else the middle.
   """
   low, high = 0, len(ladder) - 1
   tried: dict[int, float] = {}
-  at = (low + high) // 2
+  at = (low + high) // 2 if first is None else first
   while low <= high:
     seconds = clock(ladder[at])
     if seconds is not None:

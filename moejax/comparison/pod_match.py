@@ -145,10 +145,8 @@ def _along(
     return plans[value]["step_time_s"] if plans[value]["fits"] else None
 
   now = _get(experiment, field)
-  if now in values and of_best["fits"]:  # what is known cuts off the half that is known to be farther
-    cut = values.index(now)
-    values = values[: cut + 1] if of_best["step_time_s"] > target_s else values[cut:]
-  found = approach(target_s, values, clock, tolerance)
+  known = values.index(now) if now in values and of_best["fits"] else None
+  found = approach(target_s, values, clock, tolerance, first=known)
   if found is None:
     return best
   value, seconds = found

@@ -93,6 +93,18 @@ def test_approach_stops_at_the_first_value_within_tolerance():
   assert asked == [8]
 
 
+@pytest.mark.parametrize(("target_s", "asked"), [(13.5, [16, 8, 14]), (3.1, [2, 9, 3])])
+def test_approach_begins_where_it_is_told_and_goes_from_there_to_the_side_of_the_target(target_s, asked):
+  found: list[int] = []
+
+  def clock(x: int) -> float:
+    found.append(x)
+    return float(x)
+
+  approach(target_s, range(1, 17), clock, tolerance=0.05, first=asked[0] - 1)
+  assert found == asked
+
+
 def test_approach_keeps_below_what_does_not_run():
   assert approach(12.0, range(1, 17), lambda x: float(x) if x <= 9 else None, tolerance=0.01) == (9, 9.0)
   assert approach(12.0, range(1, 17), lambda x: None, tolerance=0.01) is None
