@@ -20,7 +20,7 @@ from moejax.display import Display
 from moejax.errors import UserError
 from moejax.huge_pages import restart_with_huge_pages
 from moejax.optional import library
-from moejax.overrides import override, print_field_help
+from moejax.overrides import override, override_pair, print_field_help
 from moejax.training.run_directory import (
   COMPARISON,
   RUN,
@@ -133,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
   plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the page there too")
   match = verb("match", _match, "Find the MoE that takes a dense model's step time on a pod that need not be there.")
   match.add_argument("dense", nargs="?", metavar="DENSE", help="a listed dense experiment, or path/to/file.py:function")
-  match.add_argument("name", nargs="?", metavar="MOE", help="the MoE experiment, whose `free` fields are varied")
+  match.add_argument(
+    "name", nargs="?", metavar="MOE", help="the MoE, whose `free` fields are varied; --dense.PATH sets DENSE's"
+  )
   _add_topology(match)
   match.add_argument("--tolerance", type=float, default=0.05, metavar="X", help="relative difference that is equal")
   match.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the matched experiment (MOE_matched.py)")
@@ -355,7 +357,7 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
   dense = lookup.find_experiment(_required(known, "dense", "DENSE"))
-  moe = override(lookup.find_experiment(_required(known, "name", "MOE")), overrides)
+  dense, moe = override_pair(dense, lookup.find_experiment(_required(known, "name", "MOE")), overrides)
   pair = Pair(dense=dense, candidates=(moe,))
   topology = _topology(known)
   from moejax.comparison.pod_match import experiment_file, match_on_pod, match_page

@@ -67,6 +67,21 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
   return cast(Configuration, dataclasses.replace(suite, pairs=pairs))
 
 
+def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) -> tuple[Experiment, Experiment]:
+  """Both with fields set: `--dense.mesh.data 64` those of the dense experiment, `--mesh.data 64` those of the MoE.
+
+  Raises:
+    UserError: as `override`.
+  """
+  mark = "--dense."
+  of_dense: list[str] = []
+  of_moe: list[str] = []
+  for option, *values in _groups(arguments):
+    of = of_dense if option.startswith(mark) else of_moe
+    of += [option.replace(mark, "--"), *values]
+  return override(dense, of_dense), override(moe, of_moe)
+
+
 def print_field_help(configuration: Configuration, command: str) -> None:
   """Prints every field of a configuration with its type, meaning and value."""
   if isinstance(configuration, Suite):

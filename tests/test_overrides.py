@@ -11,7 +11,7 @@ import pytest
 from moejax.config import DATA_EXPERT_MODEL
 from moejax.config.sharding import LOGICAL_AXES
 from moejax.errors import UserError
-from moejax.overrides import override, print_field_help
+from moejax.overrides import override, override_pair, print_field_help
 
 
 def at(value, path: str):
@@ -219,6 +219,15 @@ def paths(configuration, path: str = "") -> list[str]:
       paths(value, f"{path}{field.name}.") if dataclasses.is_dataclass(value) else [f"--{path}{field.name}"]
     )
   ]
+
+
+def test_of_a_pair_the_dense_experiment_has_its_own_fields(tiny_dense, tiny_moe):
+  arguments = ["--dense.mesh.data", "4", "--mesh.data", "2", "--model.moe.d-ff", "16", "--dense.rules.embed", "data"]
+  dense, moe = override_pair(tiny_dense, tiny_moe, arguments)
+  assert (dense.mesh.data, moe.mesh.data, moe.model.moe.d_ff) == (4, 2, 16)
+  assert (dict(dense.rules)["embed"], dict(moe.rules)["embed"]) == (("data",), ("data", "expert"))
+  with pytest.raises(UserError, match=r"'dense' has no field 'model\.moe\.d_ff'"):
+    override_pair(tiny_dense, tiny_moe, ["--dense.model.moe.d-ff", "16"])
 
 
 def printed_help(capsys, configuration, command: str) -> str:

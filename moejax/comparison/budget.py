@@ -44,10 +44,20 @@ def _allotment(
   experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float], trained: bool
 ) -> Allotment:
   budget_s = steps(dense) * step_times_s[dense.name]
-  fitting = steps(dense) if experiment is dense else int(budget_s / step_times_s[experiment.name])
+  fitting = steps(dense) if experiment is dense else steps_within(budget_s, experiment, dense, step_times_s)
+  return Allotment(experiment.name, dense.name, budget_s, fitting, fitting * tokens_per_step(experiment), trained)
+
+
+def steps_within(budget_s: float, experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float]) -> int:
+  """Steps of an experiment that fit into a time.
+
+  Raises:
+    UserError: one step takes longer.
+  """
+  fitting = int(budget_s / step_times_s[experiment.name])
   if fitting == 0:
     raise UserError(
       f"one step of {experiment.name} takes {step_times_s[experiment.name]:.3g} s and the budget of {dense.name} is "
       f"{budget_s:.3g} s; give the dense model more tokens or the candidate fewer parameters"
     )
-  return Allotment(experiment.name, dense.name, budget_s, fitting, fitting * tokens_per_step(experiment), trained)
+  return fitting

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 import moejax.config
+from moejax.comparison.budget import steps_within
 from moejax.comparison.match import Match, approach, compared, distance
 from moejax.config.experiment import MATCHABLE, Experiment, Pair
 from moejax.config.parameters import steps
@@ -34,7 +35,7 @@ class PodMatch:
   """Its plan."""
   moe: dict[str, Any]
   experiment: Experiment
-  """The MoE with the values that were found."""
+  """The MoE with the values that were found, and as many steps as fit into the dense model's time."""
   budget_s: float
   """The dense model's compute-optimal training time."""
 
@@ -59,9 +60,10 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, display: Disp
   if not of_moe["fits"]:
     raise UserError(f"no value of {', '.join(moe.free)} makes {moe.name} fit on {topology.name}; change its mesh")
   times = {dense.name: target_s, moe.name: of_moe["step_time_s"]}
-  return PodMatch(
-    compared(dense.name, moe.name, times, tolerance), of_dense, of_moe, experiment, steps(dense) * target_s
-  )
+  budget_s = steps(dense) * target_s
+  training = dataclasses.replace(experiment.training, steps=steps_within(budget_s, moe, dense, times))
+  experiment = dataclasses.replace(experiment, training=training)
+  return PodMatch(compared(dense.name, moe.name, times, tolerance), of_dense, of_moe, experiment, budget_s)
 
 
 def experiment_file(experiment: Experiment) -> str:
@@ -72,7 +74,7 @@ def experiment_file(experiment: Experiment) -> str:
   return (
     f'"""{experiment.name}, matched in step time: written by `moejax match`."""\n\n'
     f"from moejax.config import {', '.join(used)}\n\n\ndef matched():\n"
-    f'  """{experiment.name} with the step time of a dense model."""\n  return (\n'
+    f'  """{experiment.name} with the step time and the training time of a dense model."""\n  return (\n'
     + "".join(f"    {line}\n" for line in text.splitlines())
     + "  )\n"
   )
