@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from dataclasses import replace
 from importlib import metadata
 
@@ -22,6 +23,12 @@ FLAGS = (
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
+# A program is compiled once for all workers of this run and for the commands that they start.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  CACHE = tempfile.TemporaryDirectory(prefix="moejax-tests-")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 
