@@ -140,12 +140,11 @@ slice, 64 experts on the base of 29.5B do not fit: 596B parameters with their tw
 chip's 31. Nor do those on 12.6B, as far as was tried.
 
 How the meshes were chosen: of all that the search ranks by its formula (`moejax plan NAME --search`), on v5p the ones
-declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts; for 64 experts
-on 29.5B the first, one part of the batch, wants 98.2 GiB, and those with a model axis that the formula puts before ours
-were not compiled. Dense 12.6B and 29.5B in one part of the batch take 2.6 % and 5.7 % less than in two
-(`--training.gradient-accumulation 2`); those MoEs have no room for that. The rows on v6e were picked by hand, each
-compilation there taking ten minutes or more, and not tuned alike.
-"""
+declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts (the first for
+64 experts on 6.4B does not fit, once compiled); for 64 experts on 29.5B the first, one part of the batch, wants 98.2
+GiB, and those with a model axis that the formula puts before ours were not compiled. Dense 12.6B and 29.5B in one part
+of the batch take 2.6 % and 5.7 % less than in two (`--training.gradient-accumulation 2`); those MoEs have no room for
+that. The rows on v6e were picked by hand, each compilation there taking ten minutes or more, and not tuned alike. """
 
 PEERS_HEAD = """
 ## What the compiled programs showed, and what changing it gave
