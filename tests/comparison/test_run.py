@@ -32,8 +32,9 @@ from moejax.training.interrupts import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
-# A user's environment: without the simulated devices and the quick compilation that conftest.py sets for tests.
-USERS = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION")}
+# A user's environment: without the simulated devices, quick compilation and cache that conftest.py sets for tests.
+TESTS_OWN = ("XLA_FLAGS", "JAX_NUMPY_RANK_PROMOTION", "JAX_COMPILATION_CACHE_DIR")
+USERS = {name: value for name, value in os.environ.items() if name not in TESTS_OWN}
 
 
 def tiny_suite(text: Path) -> Suite:
