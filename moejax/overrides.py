@@ -77,8 +77,10 @@ def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) 
   of_dense: list[str] = []
   of_moe: list[str] = []
   for option, *values in _groups(arguments):
-    of = of_dense if option.startswith(mark) else of_moe
-    of += [option.replace(mark, "--"), *values]
+    if option.startswith(mark):
+      of_dense += [f"--{option.removeprefix(mark)}", *values]
+    else:
+      of_moe += [option, *values]
   return override(dense, of_dense), override(moe, of_moe)
 
 

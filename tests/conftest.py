@@ -18,7 +18,7 @@ FLAGS = (
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
-  # The newer emitters take twice as long to compile. From JAX 0.11 on there are no others, and the flag is an error.
+  # The newer emitters take twice as long to compile. JAX 0.12 has no others, and there the flag is an error.
   *(["--xla_cpu_use_fusion_emitters=false"] if JAX < (0, 11) else []),
 )
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS]).strip()

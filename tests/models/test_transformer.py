@@ -102,7 +102,7 @@ def test_layers_follow_the_period_of_dense_and_sparse():
 @pytest.mark.parametrize("name", ["dense", "sparse", "dropless", "ds_moe"])
 def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(name):
   expected = _loss_and_gradient_norm(MODELS[name])
-  for fields in ({"layers": "unrolled", "remat": "layer_inputs"}, {"remat": "dots"}):
+  for fields in ({"layers": "unrolled"}, {"remat": "dots"}, {"layers": "unrolled", "remat": "layer_inputs"}):
     found = _loss_and_gradient_norm(dataclasses.replace(MODELS[name], **fields))
     np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=str(fields))
 
