@@ -161,7 +161,8 @@ is that of its recipe, and its slice has the shape that the table names (8x4x4, 
 Fuji 7B v1, of 2048 tokens, took longer than v2, of 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on 256 H100. So v1
 ran without a fused attention kernel, it seems, while a plan for TPU always has one: that may be why axlearn's runs take
 longer than MaxText's of the same chip, by two thirds on v5e. A plan for GPU has none: it says 2.50 s for v1, and 3.41 s
-for v2 (`moejax plan fuji_7b_v2 --topology gpu:h100:256 --mesh.replica 32 --mesh.data 8`), which is left out of the table.
+for v2 (`moejax plan fuji_7b_v2 --topology gpu:h100:256 --mesh.replica 32 --mesh.data 8`), which is left out of the
+table.
 
 GPU and CPU have no cycle estimates: their plans are rooflines of the program that XLA makes for CPU.
 """

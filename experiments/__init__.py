@@ -13,9 +13,16 @@ from experiments.ds_moe import (
   ds_smoe_1b,
   ds_smoe_5b,
 )
-from experiments.fuji import fuji_7b_v1, fuji_7b_v2, fuji_70b_v2
-from experiments.maxtext import maxtext_16b, maxtext_32b, maxtext_64b, mistral_7b
 from experiments.mixtral import mixtral_8x7b, mixtral_64e
+from experiments.published import (
+  fuji_7b_v1,
+  fuji_7b_v2,
+  fuji_70b_v2,
+  maxtext_16b,
+  maxtext_32b,
+  maxtext_64b,
+  mistral_7b,
+)
 from experiments.quickstart import quick_large, quick_small, quickstart
 from experiments.speed_accuracy import (
   dense_6b4,
