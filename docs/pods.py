@@ -8,6 +8,7 @@ import pathlib
 from typing import Any
 
 from moejax import lookup
+from moejax.config.parameters import count
 from moejax.display import Display
 from moejax.overrides import override
 from moejax.planning.topology import parse_topology, prepare_environment
@@ -16,7 +17,7 @@ V5P, V5P_512, V6E = (parse_topology(name) for name in ("v5p:4x8x8", "v5p:8x8x8",
 prepare_environment(V5P)  # JAX reads it when it is imported
 
 # ruff: noqa: E402
-from moejax.planning.plan import plan
+from moejax.planning.plan import Plan, plan
 
 PAGE = pathlib.Path(__file__).parent / "pods.md"
 
@@ -102,7 +103,7 @@ ROWS = dict.fromkeys(sorted((*SCALES, *(row for *_, row in MAXTEXT)), key=lambda
 
 def main() -> None:
   """Plans every row, those that are remembered at once, and writes the page anew after each."""
-  plans: dict[Row, dict[str, Any]] = {}
+  plans: dict[Row, Plan] = {}
   with Display("pods") as display:
     for row in ROWS:
       plans[row] = _plan(row, display)
@@ -110,7 +111,7 @@ def main() -> None:
       PAGE.write_text(_page(plans))
 
 
-def _plan(row: Row, display: Display) -> dict[str, Any]:
+def _plan(row: Row, display: Display) -> Plan:
   experiment = override(lookup.find_experiment(row.name), row.fields.split())
   return plan(experiment, row.topology, display)
 
@@ -203,7 +204,7 @@ MFU compares them.
 """
 
 
-def _page(plans: dict[Row, dict[str, Any]]) -> str:
+def _page(plans: dict[Row, Plan]) -> str:
   scales = [_scale_line(row, plans) for row in SCALES if row in plans]
   peers = [_peer_line(*line, plans) for line in MAXTEXT if line[-1] in plans]
   missing = len(ROWS) - len(plans)
@@ -213,32 +214,33 @@ def _page(plans: dict[Row, dict[str, Any]]) -> str:
   return "".join(parts)
 
 
-def _scale_line(row: Row, plans: dict[Row, dict[str, Any]]) -> str:
+def _scale_line(row: Row, plans: dict[Row, Plan]) -> str:
   found = plans[row]
-  where = f"{found['topology']} {f'`{row.fields}`' if row.fields else ''}".strip()
-  sizes = f"{found['parameters_total'] / 1e9:.1f}B / {found['parameters_active'] / 1e9:.1f}B"
-  mesh = " x ".join(f"{axis} {size}" for axis, size in found["mesh"].items() if size > 1)
-  memory = f"{found['hbm_bytes_per_device'] / 2**30:.1f} of {found['hbm_limit_bytes'] / 2**30:.1f}"
-  if not found["fits"]:
+  where = f"{found.topology.name} {f'`{row.fields}`' if row.fields else ''}".strip()
+  counted = count(found.experiment.model)
+  sizes = f"{counted.total / 1e9:.1f}B / {counted.active / 1e9:.1f}B"
+  mesh = " x ".join(f"{axis} {size}" for axis, size in found.experiment.mesh.shape.items() if size > 1)
+  memory = f"{found.hbm_bytes_per_device / 2**30:.1f} of {found.hbm_limit_bytes / 2**30:.1f}"
+  if not found.fits:
     return f"| {row.name} | {where} | {sizes} | {mesh} | does not fit | | | | {memory} | |"
-  step_s = found["step_time_s"]
+  step_s = found.step_time_s
   peak_flops = row.topology.chip.bfloat16_flops
-  executed = found["executed_flops_per_device"] / (step_s * peak_flops)
+  executed = found.executed_flops_per_device / (step_s * peak_flops)
   dense = next((plans[other] for other in plans if other.name == row.against and other.topology == row.topology), None)
-  increase = f"{step_s / dense['step_time_s'] - 1:+.1%}" if dense and dense["fits"] else ""
-  exposed = found["breakdown_s"]["collective_exposed"]
+  increase = f"{step_s / dense.step_time_s - 1:+.1%}" if dense and dense.fits else ""
+  exposed = found.breakdown_s["collective_exposed"]
   return (
-    f"| {row.name} | {where} | {sizes} | {mesh} | {step_s:.3f} | {exposed:.3f} | {found['mfu']:.1%} | {executed:.1%} "
+    f"| {row.name} | {where} | {sizes} | {mesh} | {step_s:.3f} | {exposed:.3f} | {found.mfu:.1%} | {executed:.1%} "
     f"| {memory} | {increase} |"
   )
 
 
-def _peer_line(what: str, compute: str, moved: str, mfu: str, row: Row, plans: dict[Row, dict[str, Any]]) -> str:
+def _peer_line(what: str, compute: str, moved: str, mfu: str, row: Row, plans: dict[Row, Plan]) -> str:
   found, options = plans[row], f"`{row.name} {row.fields}`".replace(" `", "`")
-  if not found["fits"]:
+  if not found.fits:
     return f"| {what} | {compute} | {moved} | {mfu} | {options} | does not fit | | |"
-  exposed = found["breakdown_s"]["collective_exposed"]
-  own = f"{(found['step_time_s'] - exposed) * 1e3:.0f} | {exposed * 1e3:.0f} | {found['mfu'] * 100:.0f}"
+  exposed = found.breakdown_s["collective_exposed"]
+  own = f"{(found.step_time_s - exposed) * 1e3:.0f} | {exposed * 1e3:.0f} | {found.mfu * 100:.0f}"
   return f"| {what} | {compute} | {moved} | {mfu} | {options} | {own} |"
 
 

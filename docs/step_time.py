@@ -102,7 +102,7 @@ for run in sorted((*CALIBRATING, *CHECKING), key=lambda run: run.pod.devices):
   prepare_environment(run.pod)  # JAX reads it when it is imported, and simulates as many GPUs as the last one needs
 
 # ruff: noqa: E402
-from moejax.planning.plan import plan
+from moejax.planning.plan import Plan, plan
 
 PAGE = pathlib.Path(__file__).parent / "step-time.md"
 
@@ -174,14 +174,14 @@ def main() -> None:
     found = {run: plan(run.experiment, run.pod, display) for run in (*CALIBRATING, *CHECKING)}
   calibrating = "\n".join(_calibrating_line(run, found[run]) for run in CALIBRATING)
   checked = "\n".join(_checked_line(run, found[run]) for run in CHECKING)
-  ratios = [found[run]["step_time_s"] / run.published_s - 1 for run in CHECKING]
+  ratios = [found[run].step_time_s / run.published_s - 1 for run in CHECKING]
   verdict = f"They are off by {min(ratios):+.0%} to {max(ratios):+.0%}; the goal is 20 %."
   sources = "\n".join(f"- {_where(run)}, {run.name}: {run.source}{_rate(run)}" for run in (*CALIBRATING, *CHECKING))
   parts = [HEAD, calibrating, CHECKED.format(chips=_chips(found), alone=_alone(found)), checked, "\n"]
   PAGE.write_text("".join(parts) + FOOT.format(checked=verdict, sources=sources))
 
 
-def _chips(found: dict[Run, dict[str, Any]]) -> str:
+def _chips(found: dict[Run, Plan]) -> str:
   lines = []
   for chip in CHIPS.values():
     if chip.platform != "tpu":
@@ -193,27 +193,27 @@ def _chips(found: dict[Run, dict[str, Any]]) -> str:
   return "\n".join(lines)
 
 
-def _alone(found: dict[Run, dict[str, Any]]) -> str:
+def _alone(found: dict[Run, Plan]) -> str:
   """By how much each run of a chip that has several is off with the efficiency of the others."""
   parts = []
   for run in CALIBRATING:
     others = [_efficiency(other, found[other]) for other in CALIBRATING
               if other != run and other.pod.chip == run.pod.chip]  # fmt: skip
     if others:
-      exposed_s = found[run]["breakdown_s"]["collective_exposed"]
+      exposed_s = found[run].breakdown_s["collective_exposed"]
       step_s = exposed_s + (_uncalibrated_s(found[run]) - exposed_s) / statistics.geometric_mean(others)
       parts.append(f"{_where(run)}, {run.name} {step_s / run.published_s - 1:+.0%}")
   return "; ".join(parts)
 
 
-def _uncalibrated_s(found: dict[str, Any]) -> float:
-  exposed_s, step_s = found["breakdown_s"]["collective_exposed"], found["step_time_s"]
-  return exposed_s + (step_s - exposed_s) * parse_topology(found["topology"]).chip.efficiency
+def _uncalibrated_s(found: Plan) -> float:
+  exposed_s, step_s = found.breakdown_s["collective_exposed"], found.step_time_s
+  return exposed_s + (step_s - exposed_s) * found.topology.chip.efficiency
 
 
-def _efficiency(run: Run, found: dict[str, Any]) -> float:
+def _efficiency(run: Run, found: Plan) -> float:
   """With which the prediction would be the published time."""
-  exposed_s = found["breakdown_s"]["collective_exposed"]
+  exposed_s = found.breakdown_s["collective_exposed"]
   return (_uncalibrated_s(found) - exposed_s) / (run.published_s - exposed_s)
 
 
@@ -225,14 +225,14 @@ def _what(run: Run) -> str:
   return f"| {_where(run)} | {run.name}{f' `{run.fields}`' if run.fields else ''} | {run.published_s:.3f} |"
 
 
-def _calibrating_line(run: Run, found: dict[str, Any]) -> str:
-  step_s = found["step_time_s"]
+def _calibrating_line(run: Run, found: Plan) -> str:
+  step_s = found.step_time_s
   exact = f"{_uncalibrated_s(found):.3f} | {_efficiency(run, found):.3f}"
   return f"{_what(run)} {exact} | {step_s:.3f} | {step_s / run.published_s:.3f} |"
 
 
-def _checked_line(run: Run, found: dict[str, Any]) -> str:
-  step_s = found["step_time_s"]
+def _checked_line(run: Run, found: Plan) -> str:
+  step_s = found.step_time_s
   return f"{_what(run)} {step_s:.3f} | {step_s / run.published_s:.3f} |"
 
 

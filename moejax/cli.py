@@ -329,6 +329,7 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   topology = _topology(known)
   if known.search:
     return _search(known, experiment, topology)
+  from moejax.planning.hints import hints
   from moejax.planning.page import plan_html, plan_page
   from moejax.planning.plan import plan
 
@@ -336,21 +337,21 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     planned = plan(experiment, topology, display)
   Console().print(plan_page(planned), soft_wrap=True)
   if known.json:
-    known.json.write_text(json.dumps(planned, indent=2) + "\n")
+    known.json.write_text(json.dumps(planned.to_json() | {"hints": hints(planned)}, indent=2) + "\n")
   if known.html:
     known.html.write_text(plan_html(planned))
-  return 0 if planned["fits"] else DOES_NOT_FIT
+  return 0 if planned.fits else DOES_NOT_FIT
 
 
 def _search(known: argparse.Namespace, experiment: Experiment, topology: Any) -> int:
   from moejax.planning.search import search, search_page
 
   with Display(f"search {experiment.name}") as display:
-    plans = search(experiment, topology, known.tries, display)
-  Console().print(search_page(plans), soft_wrap=True)
+    tried = search(experiment, topology, known.tries, display)
+  Console().print(search_page(tried), soft_wrap=True)
   if known.json:
-    known.json.write_text(json.dumps(plans, indent=2) + "\n")
-  return 0 if plans[0]["fits"] else DOES_NOT_FIT
+    known.json.write_text(json.dumps([found.to_json() for found in tried], indent=2) + "\n")
+  return 0 if tried[0].plan.fits else DOES_NOT_FIT
 
 
 def _match(known: argparse.Namespace, overrides: list[str]) -> int:

@@ -3,20 +3,23 @@
 import time
 from types import TracebackType
 
+import rich.progress
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.text import Text
+
+from moejax.progress import Progress
 
 LINE_EVERY_S = 15.0
 """Seconds between two lines where the output is no terminal."""
 
 
-class Display:
+class Display(Progress):
   """Two bars in a terminal, the whole command and what runs now; a line now and then elsewhere."""
 
   def __init__(self, title: str, console: Console | None = None):
     self.console = console or Console(stderr=True)
-    self._progress = Progress(
+    self._progress = rich.progress.Progress(
       SpinnerColumn(),
       TextColumn("{task.description}"),
       BarColumn(bar_width=24),

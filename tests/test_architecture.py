@@ -14,7 +14,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A file imports from its own floor and from floors below it. Each stands as low as its imports allow.
 FLOORS = (
-  ("moejax", "moejax.errors", "moejax.config", "moejax.display", "moejax.huge_pages", "moejax.optional"),
+  (
+    "moejax",
+    "moejax.errors",
+    "moejax.config",
+    "moejax.display",
+    "moejax.progress",
+    "moejax.huge_pages",
+    "moejax.optional",
+  ),
   ("experiments",),
   ("moejax.partitioning", "moejax.torus", "moejax.overrides", "moejax.lookup", "moejax.describe"),
   ("moejax.kernels",),

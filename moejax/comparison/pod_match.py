@@ -14,11 +14,11 @@ import moejax.config
 from moejax.comparison.budget import steps_within
 from moejax.comparison.match import Match, approach, compared, distance
 from moejax.config.experiment import MATCHABLE, Experiment, Pair
-from moejax.config.parameters import steps
-from moejax.display import Display
+from moejax.config.parameters import count, steps
 from moejax.errors import UserError
-from moejax.planning.plan import plan
+from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
+from moejax.progress import SILENT, Progress
 
 WIDTH_STEP = 256
 """Widths are multiples of this: whole tiles of the matrix units of every TPU."""
@@ -31,35 +31,36 @@ class PodMatch:
   """A dense experiment and the MoE that was found for it."""
 
   match: Match
-  dense: dict[str, Any]
-  """Its plan."""
-  moe: dict[str, Any]
+  dense: Plan
+  """The dense experiment's plan."""
+  moe: Plan
+  """The plan of the MoE that was found."""
   experiment: Experiment
   """The MoE with the values that were found, and as many steps as fit into the dense model's time."""
   budget_s: float
   """The dense model's compute-optimal training time."""
 
 
-def match_on_pod(pair: Pair, topology: Topology, tolerance: float, display: Display) -> PodMatch:
+def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Progress = SILENT) -> PodMatch:
   """Varies the candidate's free fields, one after the other, until its predicted step time is the dense model's.
 
   Raises:
     UserError: the dense model does not fit, or no value of a free field does.
   """
   dense, moe = pair.dense, pair.candidates[0]
-  of_dense = plan(dense, topology, display)
-  if not of_dense["fits"]:
+  of_dense = plan(dense, topology, progress)
+  if not of_dense.fits or of_dense.step_time_s is None:
     raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")
-  target_s = of_dense["step_time_s"]
-  best = moe, plan(moe, topology, display)
+  target_s = of_dense.step_time_s
+  best = moe, plan(moe, topology, progress)
   for field in moe.free:
     if _equal(best[1], target_s, tolerance):
       break
-    best = _along(field, best, target_s, topology, tolerance, display)
+    best = _along(field, best, target_s, topology, tolerance, progress)
   experiment, of_moe = best
-  if not of_moe["fits"]:
+  if not of_moe.fits or of_moe.step_time_s is None:
     raise UserError(f"no value of {', '.join(moe.free)} makes {moe.name} fit on {topology.name}; change its mesh")
-  times = {dense.name: target_s, moe.name: of_moe["step_time_s"]}
+  times = {dense.name: target_s, moe.name: of_moe.step_time_s}
   budget_s = steps(dense) * target_s
   training = dataclasses.replace(experiment.training, steps=steps_within(budget_s, moe, dense, times))
   experiment = dataclasses.replace(experiment, training=training)
@@ -83,17 +84,17 @@ def experiment_file(experiment: Experiment) -> str:
 def match_page(found: PodMatch) -> RenderableType:
   """Both side by side, and the verdict."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  for head in ("", found.dense["experiment"], found.moe["experiment"]):
+  for head in ("", found.dense.experiment.name, found.moe.experiment.name):
     table.add_column(head, justify="right" if head else "left")
   both = (found.dense, found.moe)
-  rows: Sequence[tuple[str, Callable[[dict[str, Any]], str]]] = (
-    ("parameters", lambda of: f"{of['parameters_total']:,}"),
-    ("active", lambda of: f"{of['parameters_active']:,}"),
-    ("mesh", lambda of: " x ".join(f"{axis} {size}" for axis, size in of["mesh"].items() if size > 1)),
-    ("step time, s", lambda of: f"{of['step_time_s']:.4g}"),
-    ("MFU", lambda of: f"{of['mfu']:.1%}" if of["mfu"] else "-"),
-    ("GiB a device", lambda of: f"{of['hbm_bytes_per_device'] / 2**30:.1f}"),
-    ("tokens in the budget", lambda of: f"{int(found.budget_s / of['step_time_s']) * of['tokens_per_step']:,}"),
+  rows: Sequence[tuple[str, Callable[[Plan], str]]] = (
+    ("parameters", lambda of: f"{count(of.experiment.model).total:,}"),
+    ("active", lambda of: f"{count(of.experiment.model).active:,}"),
+    ("mesh", lambda of: " x ".join(f"{axis} {size}" for axis, size in of.experiment.mesh.shape.items() if size > 1)),
+    ("step time, s", lambda of: f"{of.step_time_s:.4g}"),
+    ("MFU", lambda of: f"{of.mfu:.1%}" if of.mfu else "-"),
+    ("GiB a device", lambda of: f"{of.hbm_bytes_per_device / 2**30:.1f}"),
+    ("tokens in the budget", lambda of: f"{int(found.budget_s / (of.step_time_s or 1.0)) * of.tokens_per_step:,}"),
   )
   for name, value in rows:
     table.add_row(name, *(value(of) for of in both))
@@ -129,30 +130,30 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
 
 def _along(
   field: str,
-  best: tuple[Experiment, dict[str, Any]],
+  best: tuple[Experiment, Plan],
   target_s: float,
   topology: Topology,
   tolerance: float,
-  display: Display,
-) -> tuple[Experiment, dict[str, Any]]:
+  progress: Progress,
+) -> tuple[Experiment, Plan]:
   """The best along one field, or what there was, where nothing along it is nearer."""
   experiment, of_best = best
   values = [value for value in ladder(experiment, field) if _changed(experiment, field, value) is not None]
-  plans: dict[Any, dict[str, Any]] = {_get(experiment, field): of_best}
+  plans: dict[Any, Plan] = {_get(experiment, field): of_best}
 
   def clock(value: Any) -> float | None:
     if value not in plans:
-      plans[value] = plan(_changed(experiment, field, value) or experiment, topology, display)
-    display.note(f"{field} = {value}: {_shown(plans[value])}, wanted {target_s:.4g} s")
-    return plans[value]["step_time_s"] if plans[value]["fits"] else None
+      plans[value] = plan(_changed(experiment, field, value) or experiment, topology, progress)
+    progress.note(f"{field} = {value}: {_shown(plans[value])}, wanted {target_s:.4g} s")
+    return plans[value].step_time_s if plans[value].fits else None
 
   now = _get(experiment, field)
-  known = values.index(now) if now in values and of_best["fits"] else None
+  known = values.index(now) if now in values and of_best.fits else None
   found = approach(target_s, values, clock, tolerance, first=known)
   if found is None:
     return best
   value, seconds = found
-  if of_best["fits"] and distance(of_best["step_time_s"], target_s) <= distance(seconds, target_s):
+  if of_best.fits and of_best.step_time_s and distance(of_best.step_time_s, target_s) <= distance(seconds, target_s):
     return best
   return _changed(experiment, field, value) or experiment, plans[value]
 
@@ -176,9 +177,9 @@ def _get(owner: Any, field: str) -> Any:
   return owner
 
 
-def _equal(of_moe: dict[str, Any], target_s: float, tolerance: float) -> bool:
-  return of_moe["fits"] and abs(of_moe["step_time_s"] / target_s - 1.0) <= tolerance
+def _equal(of_moe: Plan, target_s: float, tolerance: float) -> bool:
+  return of_moe.fits and abs((of_moe.step_time_s or 0.0) / target_s - 1.0) <= tolerance
 
 
-def _shown(of_moe: dict[str, Any]) -> str:
-  return f"{of_moe['step_time_s']:.4g} s" if of_moe["fits"] else "does not fit"
+def _shown(of_moe: Plan) -> str:
+  return f"{of_moe.step_time_s:.4g} s" if of_moe.fits else "does not fit"

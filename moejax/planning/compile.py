@@ -1,4 +1,4 @@
-"""Compiles the train step that trains for a topology that need not be there, and remembers what came out."""
+"""Compiles the train step that trains for a topology that need not be there, and caches what comes out."""
 
 import dataclasses
 import gzip
@@ -13,12 +13,12 @@ from importlib import metadata
 import jax
 
 from moejax.config.experiment import Experiment
-from moejax.display import Display
 from moejax.errors import UserError
 from moejax.partitioning import make_partitioner
 from moejax.planning.collectives import Network
 from moejax.planning.devices import describe_devices, network
 from moejax.planning.topology import Topology, check_mesh
+from moejax.progress import SILENT, Progress
 from moejax.training.compiler import Options, compiler_options
 from moejax.training.state import define
 from moejax.training.step import abstract_inputs, make_train_step
@@ -48,14 +48,14 @@ class Compiled:
   cached: bool
 
 
-def compile_step(experiment: Experiment, topology: Topology, display: Display) -> Compiled:
-  """The train step of an experiment, compiled for a topology from shapes alone, or as remembered.
+def compile_step(experiment: Experiment, topology: Topology, progress: Progress = SILENT) -> Compiled:
+  """The train step of an experiment, compiled for a topology from shapes alone, or from the cache.
 
   Raises:
     UserError: the mesh does not tile the topology or the tensors, or libtpu is missing.
     RefusedError: the compiler does not take the program.
   """
-  display.stage(f"describing {topology.name}")
+  progress.stage(f"describing {topology.name}")
   mesh = check_mesh(experiment.mesh, topology)
   if topology.slices > 1 and mesh.replica % topology.slices:
     raise UserError(
@@ -65,7 +65,7 @@ def compile_step(experiment: Experiment, topology: Topology, display: Display) -
   experiment = dataclasses.replace(experiment, mesh=mesh)
   partitioner = make_partitioner(mesh, experiment.rules, describe_devices(topology))
   joined = network(topology, partitioner.mesh, mesh)
-  display.stage(f"lowering {experiment.name}")
+  progress.stage(f"lowering {experiment.name}")
   definition = define(experiment, partitioner)
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
   options = compiler_options(partitioner.device)
@@ -74,7 +74,7 @@ def compile_step(experiment: Experiment, topology: Topology, display: Display) -
   found = _read(directory)
   if found is not None:
     return Compiled(experiment, joined, *found, cached=True)
-  display.stage(f"compiling {experiment.name} for {topology.devices} devices")
+  progress.stage(f"compiling {experiment.name} for {topology.devices} devices")
   begin = time.perf_counter()
   try:
     compiled = lowered.compile(compiler_options=options)

@@ -49,7 +49,7 @@ class Operation:
 
 
 @dataclasses.dataclass
-class Exchange:
+class PricedCollective:
   """All executions of one collective of the program."""
 
   scope: str
@@ -71,7 +71,7 @@ class Cost:
   """By BREAKDOWN; kernels count as matrix."""
   flops: float
   operations: list[Operation]
-  exchanges: list[Exchange]
+  collectives: list[PricedCollective]
   kernel_s: float
   """Part of matrix that is priced by a roofline, because the compiler does not see into kernels."""
 
@@ -82,7 +82,7 @@ def cost(program: Program, network: Network) -> Cost:
   seconds = reader.run(program.computations[program.entry], 1)
   efficiency = network.chip.efficiency
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
-  exchanges = sorted(reader.exchanges.values(), key=lambda exchange: -exchange.time_s)
+  collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)
   for operation in operations:
     operation.time_s /= efficiency
   return Cost(
@@ -92,7 +92,7 @@ def cost(program: Program, network: Network) -> Cost:
     },
     flops=sum(operation.flops for operation in operations),
     operations=operations,
-    exchanges=exchanges,
+    collectives=collectives,
     kernel_s=reader.kernel_s / efficiency,
   )
 
@@ -104,7 +104,7 @@ class _Reader:
     self.program, self.network, self.chip = program, network, network.chip
     self.seconds: dict[str, float] = collections.defaultdict(float)
     self.operations: dict[tuple[str, str, str], Operation] = {}
-    self.exchanges: dict[str, Exchange] = {}
+    self.collectives: dict[str, PricedCollective] = {}
     self.kernel_s = 0.0
 
   @property
@@ -189,12 +189,12 @@ class _Reader:
     moved = collective(self.network, self.program, instruction)
     if moved is not None and moved.devices > 1:
       scope, _ = _scope(instruction, self.program)
-      self.exchanges[instruction.name] = Exchange(scope, moved, times, 0.0)
+      self.collectives[instruction.name] = PricedCollective(scope, moved, times, 0.0)
     return moved
 
   def _expose(self, name: str, seconds: float, times: int) -> None:
-    if name in self.exchanges:
-      self.exchanges[name].exposed_s += seconds * times
+    if name in self.collectives:
+      self.collectives[name].exposed_s += seconds * times
     self.seconds["collective_exposed"] += seconds * times
 
   def _compute(self, computation: Computation, instruction: Instruction, times: int) -> float:

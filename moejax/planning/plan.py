@@ -1,106 +1,223 @@
-"""The plan of an experiment on a topology: does it fit, what does a step take, and what takes it."""
+"""The plan of an experiment on a topology: whether it fits, how long a step takes, and where the time goes."""
 
+import dataclasses
 from typing import Any
 
 from moejax.config.experiment import Experiment
 from moejax.config.parameters import count, flops_per_token, tokens_per_step
-from moejax.display import Display
 from moejax.planning.compile import Compiled, compile_step
-from moejax.planning.cost import Cost, Exchange, cost
-from moejax.planning.hints import hints
+from moejax.planning.cost import Cost, PricedCollective, cost
 from moejax.planning.program import parse
 from moejax.planning.topology import Topology
+from moejax.progress import SILENT, Progress
 
-DEAREST = 10
+SHOWN_OPERATIONS = 10
+"""Most expensive operations that a plan lists."""
 
 
-def plan(experiment: Experiment, topology: Topology, display: Display) -> dict[str, Any]:
-  """What `moejax plan NAME --json` writes: plain numbers with their units in the key, None where there is none.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedOperation:
+  """All operations of one kind in one scope and pass, of one device."""
+
+  scope: str
+  of_pass: str
+  """forward, recompute, backward or update."""
+  kind: str
+  """matrix, vector, memory, or a kernel's name."""
+  time_s: float
+  fraction: float
+  """Of the step time."""
+  flops: float
+  count: int
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values by the keys of `moejax plan --json`."""
+    values = dataclasses.asdict(self)
+    return values | {"pass": values.pop("of_pass"), "part": values.pop("fraction")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PlannedCollective:
+  """All collectives of one scope, kind and mesh axis, of one device."""
+
+  axis: str
+  kind: str
+  scope: str
+  devices: int
+  """Devices that take part in one of them."""
+  count: int
+  bytes: float
+  """Bytes of all of them."""
+  bandwidth_bytes_per_s: float
+  time_s: float
+  exposed_s: float
+  """Part of time_s that nothing else hides."""
+
+  @property
+  def overlapped(self) -> bool:
+    """Whether at least half of the time is hidden by computation."""
+    return self.exposed_s < 0.5 * self.time_s
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values by the keys of `moejax plan --json`."""
+    return dataclasses.asdict(self) | {"overlapped": self.overlapped}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """The prediction for one train step. Nothing is measured; units are bytes, FLOPs and seconds."""
+
+  experiment: Experiment
+  """With its mesh filled in for the topology."""
+  topology: Topology
+  memory_bytes: dict[str, int]
+  """On one device: arguments, temporaries, output, code, and total; only the total where the program does not fit."""
+  compile_time_s: float
+  """Of the compilation itself, whenever that was."""
+  cached: bool
+  """Whether the program was found in the cache."""
+  step_time_s: float | None
+  """None where the compiler found no room for the program, as are the three fields below."""
+  executed_flops_per_device: float | None
+  """FLOPs of the matrix units, with recomputation and dispatch masks."""
+  breakdown_s: dict[str, float] | None
+  """The step time by what takes it: matrix, vector, memory, collective_exposed."""
+  kernel_s: float | None
+  """Part of matrix that is priced by a roofline, because the compiler does not price kernels."""
+  operations: tuple[PlannedOperation, ...] = ()
+  """The most expensive ones first."""
+  collectives: tuple[PlannedCollective, ...] = ()
+  """The most expensive ones first."""
+
+  @property
+  def tokens_per_step(self) -> int:
+    return tokens_per_step(self.experiment)
+
+  @property
+  def model_flops_per_step(self) -> int:
+    """FLOPs of the model alone: no recomputation, no dispatch masks."""
+    experiment = self.experiment
+    return self.tokens_per_step * flops_per_token(experiment.model, experiment.data.sequence_length)
+
+  @property
+  def hbm_bytes_per_device(self) -> int:
+    return self.memory_bytes["total"]
+
+  @property
+  def hbm_limit_bytes(self) -> int:
+    return self.topology.chip.hbm_bytes
+
+  @property
+  def fits(self) -> bool:
+    """Whether a device has the memory that the program needs."""
+    return self.step_time_s is not None and self.hbm_bytes_per_device <= self.hbm_limit_bytes
+
+  @property
+  def tokens_per_s(self) -> float | None:
+    return self.tokens_per_step / self.step_time_s if self.step_time_s else None
+
+  @property
+  def mfu(self) -> float | None:
+    """Model FLOPs per second over the peak of all devices; None where either is not known."""
+    peak = self.topology.chip.bfloat16_flops
+    if not self.step_time_s or not peak:
+      return None
+    return self.model_flops_per_step / (self.step_time_s * self.topology.devices * peak)
+
+  def to_json(self) -> dict[str, Any]:
+    """What `moejax plan NAME --json FILE` writes: plain values with their units in the keys."""
+    parameters = count(self.experiment.model)
+    return {
+      "experiment": self.experiment.name,
+      "topology": self.topology.name,
+      "slices": self.topology.slices,
+      "devices": self.topology.devices,
+      "mesh": self.experiment.mesh.shape,
+      "remat": self.experiment.model.remat,
+      "tokens_per_step": self.tokens_per_step,
+      "parameters_total": parameters.total,
+      "parameters_active": parameters.active,
+      "model_flops_per_step": self.model_flops_per_step,
+      "executed_flops_per_device": self.executed_flops_per_device,
+      "hbm_bytes_per_device": self.hbm_bytes_per_device,
+      "hbm_limit_bytes": self.hbm_limit_bytes,
+      "memory_bytes": self.memory_bytes,
+      "fits": self.fits,
+      "step_time_s": self.step_time_s,
+      "tokens_per_s": self.tokens_per_s,
+      "mfu": self.mfu,
+      "breakdown_s": self.breakdown_s,
+      "kernel_s": self.kernel_s,
+      "operations": [operation.to_json() for operation in self.operations],
+      "collectives": [collective.to_json() for collective in self.collectives],
+      "compile_time_s": self.compile_time_s,
+      "cached": self.cached,
+    }
+
+
+def plan(experiment: Experiment, topology: Topology, progress: Progress = SILENT) -> Plan:
+  """Compiles the train step of an experiment for a topology and adds up what it costs.
 
   Raises:
     UserError: as `compile_step`.
   """
-  compiled = compile_step(experiment, topology, display)
-  display.stage("reading the program")
-  return summary(compiled, topology)
+  compiled = compile_step(experiment, topology, progress)
+  progress.stage("reading the program")
+  return plan_of(compiled, topology)
 
 
-def summary(compiled: Compiled, topology: Topology) -> dict[str, Any]:
+def plan_of(compiled: Compiled, topology: Topology) -> Plan:
   """The plan of a compiled step."""
-  experiment, chip = compiled.experiment, topology.chip
-  parameters = count(experiment.model)
-  tokens = tokens_per_step(experiment)
-  model_flops = tokens * flops_per_token(experiment.model, experiment.data.sequence_length)
   found = cost(parse(compiled.text), compiled.network) if compiled.text else None
-  step_time_s = found.step_time_s if found else None
-  peak = chip.bfloat16_flops
-  result = {
-    "experiment": experiment.name,
-    "topology": topology.name,
-    "slices": topology.slices,
-    "devices": topology.devices,
-    "mesh": experiment.mesh.shape,
-    "remat": experiment.model.remat,
-    "tokens_per_step": tokens,
-    "parameters_total": parameters.total,
-    "parameters_active": parameters.active,
-    "model_flops_per_step": model_flops,
-    "executed_flops_per_device": found.flops if found else None,
-    "hbm_bytes_per_device": compiled.memory["total"],
-    "hbm_limit_bytes": chip.hbm_bytes,
-    "memory_bytes": compiled.memory,
-    "fits": bool(found) and compiled.memory["total"] <= chip.hbm_bytes,
-    "step_time_s": step_time_s,
-    "tokens_per_s": tokens / step_time_s if step_time_s else None,
-    "mfu": model_flops / (step_time_s * topology.devices * peak) if step_time_s and peak else None,
-    "breakdown_s": found.breakdown_s if found else None,
-    "kernel_s": found.kernel_s if found else None,
-    "operations": _operations(found) if found else [],
-    "collectives": [_collective(exchange) for exchange in _merged(found)] if found else [],
-    "compile_time_s": compiled.compile_time_s,
-    "cached": compiled.cached,
-  }
-  return result | {"hints": hints(experiment, topology, result)}
+  return Plan(
+    experiment=compiled.experiment,
+    topology=topology,
+    memory_bytes=compiled.memory,
+    compile_time_s=compiled.compile_time_s,
+    cached=compiled.cached,
+    step_time_s=found.step_time_s if found else None,
+    executed_flops_per_device=found.flops if found else None,
+    breakdown_s=found.breakdown_s if found else None,
+    kernel_s=found.kernel_s if found else None,
+    operations=_operations(found) if found else (),
+    collectives=tuple(_collective(group) for group in _grouped(found)) if found else (),
+  )
 
 
-def _operations(found: Cost) -> list[dict[str, Any]]:
-  """The dearest, by scope, pass and kind."""
-  return [
-    {
-      "scope": operation.scope,
-      "pass": operation.of_pass,
-      "kind": operation.kind,
-      "time_s": operation.time_s,
-      "part": operation.time_s / found.step_time_s,
-      "flops": operation.flops,
-      "count": operation.count,
-    }
-    for operation in found.operations[:DEAREST]
-  ]
+def _operations(found: Cost) -> tuple[PlannedOperation, ...]:
+  return tuple(
+    PlannedOperation(
+      scope=operation.scope,
+      of_pass=operation.of_pass,
+      kind=operation.kind,
+      time_s=operation.time_s,
+      fraction=operation.time_s / found.step_time_s,
+      flops=operation.flops,
+      count=operation.count,
+    )
+    for operation in found.operations[:SHOWN_OPERATIONS]
+  )
 
 
-def _merged(found: Cost) -> list[list[Exchange]]:
-  """Collectives of one scope, kind and axis together, the dearest first."""
-  groups: dict[tuple[str, str, str], list[Exchange]] = {}
-  for exchange in found.exchanges:
-    moved = exchange.collective
-    groups.setdefault((exchange.scope, moved.kind, moved.axis), []).append(exchange)
-  return sorted(groups.values(), key=lambda group: -sum(exchange.time_s for exchange in group))
+def _grouped(found: Cost) -> list[list[PricedCollective]]:
+  """Collectives of one scope, kind and axis together, the most expensive group first."""
+  groups: dict[tuple[str, str, str], list[PricedCollective]] = {}
+  for priced in found.collectives:
+    moved = priced.collective
+    groups.setdefault((priced.scope, moved.kind, moved.axis), []).append(priced)
+  return sorted(groups.values(), key=lambda group: -sum(priced.time_s for priced in group))
 
 
-def _collective(group: list[Exchange]) -> dict[str, Any]:
+def _collective(group: list[PricedCollective]) -> PlannedCollective:
   moved = group[0].collective
-  time_s = sum(exchange.time_s for exchange in group)
-  exposed_s = sum(exchange.exposed_s for exchange in group)
-  return {
-    "axis": moved.axis,
-    "kind": moved.kind,
-    "scope": group[0].scope,
-    "devices": moved.devices,
-    "count": sum(exchange.count for exchange in group),
-    "bytes": sum(exchange.count * exchange.collective.bytes for exchange in group),
-    "bandwidth_bytes_per_s": moved.bandwidth,
-    "time_s": time_s,
-    "exposed_s": exposed_s,
-    "overlapped": exposed_s < 0.5 * time_s,
-  }
+  return PlannedCollective(
+    axis=moved.axis,
+    kind=moved.kind,
+    scope=group[0].scope,
+    devices=moved.devices,
+    count=sum(priced.count for priced in group),
+    bytes=sum(priced.count * priced.collective.bytes for priced in group),
+    bandwidth_bytes_per_s=moved.bandwidth,
+    time_s=sum(priced.time_s for priced in group),
+    exposed_s=sum(priced.exposed_s for priced in group),
+  )

@@ -1,6 +1,6 @@
 """The fastest way to run an experiment on a topology: meshes, remat, accumulation and dispatch, tried by compiling.
 
-What was compiled is remembered (`compile.py`), so a search that was stopped goes on where it was.
+Compiled programs are cached (`compile.py`), so a search that was stopped resumes.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from moejax.config.experiment import Experiment
 from moejax.config.model import Remat
 from moejax.config.moe import Dispatch
 from moejax.config.sharding import Mesh
-from moejax.display import Display
 from moejax.errors import UserError
 from moejax.planning.compile import RefusedError
 from moejax.planning.estimate import SMALLEST_SHARD, estimate
-from moejax.planning.plan import plan
+from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
+from moejax.progress import SILENT, Progress
 
 LARGEST_MODEL_AXIS = 16
 
@@ -32,8 +32,21 @@ ROOM = 1.15
 ACCUMULATIONS = (1, 2, 4, 8)
 
 
-def search(experiment: Experiment, topology: Topology, tries: int, display: Display) -> list[dict[str, Any]]:
-  """Plans of the candidates that a formula puts first, each with its options, the fastest that fit first.
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """One variant that a search compiled."""
+
+  options: str
+  """Command-line options that make the variant of the experiment; empty for the experiment itself."""
+  plan: Plan
+
+  def to_json(self) -> dict[str, Any]:
+    """The plan's values and `options`."""
+    return self.plan.to_json() | {"options": self.options}
+
+
+def search(experiment: Experiment, topology: Topology, tries: int, progress: Progress = SILENT) -> list[Found]:
+  """Plans of the candidates that a formula ranks first, the fastest that fit first.
 
   A candidate that the compiler refuses is noted and left out.
 
@@ -46,57 +59,54 @@ def search(experiment: Experiment, topology: Topology, tries: int, display: Disp
   fitting = [
     found for found in ranked if estimate(found, topology.chip).memory_bytes <= ROOM * topology.chip.hbm_bytes
   ] or ranked
-  plans, refusal = [], None
+  tried: list[Found] = []
+  refusal = None
   for number, candidate in enumerate(fitting[:tries], 1):
-    display.whole(number - 1, None)
+    progress.whole(number - 1, None)
     options = " ".join(difference(experiment, candidate))
-    display.note(f"{number} of {min(tries, len(fitting))}, of {len(ranked)} valid: {options or 'as it is'}")
+    progress.note(f"{number} of {min(tries, len(fitting))}, of {len(ranked)} valid: {options or 'as it is'}")
     try:
-      found = plan(candidate, topology, display) | {"options": options}
+      found = Found(options, plan(candidate, topology, progress))
     except RefusedError as error:
-      display.note(f"  {error}")
+      progress.note(f"  {error}")
       refusal = error
       continue
-    display.note(f"  {found['step_time_s']:.4g} s" if found["fits"] else "  does not fit")
-    plans.append(found)
-  if refusal and not plans:
+    progress.note(f"  {found.plan.step_time_s:.4g} s" if found.plan.fits else "  does not fit")
+    tried.append(found)
+  if refusal and not tried:
     raise refusal
-  return sorted(plans, key=lambda found: (not found["fits"], found["step_time_s"] or 0.0))
+  return sorted(tried, key=lambda found: (not found.plan.fits, found.plan.step_time_s or 0.0))
 
 
-def frontier(plans: list[dict[str, Any]]) -> list[dict[str, Any]]:
-  """Of the plans that fit those that no other beats in both step time and memory."""
-  fit = [found for found in plans if found["fits"]]
+def frontier(tried: list[Found]) -> list[Found]:
+  """Of the variants that fit, those that no other beats in both step time and memory."""
+  fit = [(found.plan.step_time_s or 0.0, found.plan.hbm_bytes_per_device, found) for found in tried if found.plan.fits]
   return [
     found
-    for found in fit
-    if not any(
-      (other["step_time_s"] <= found["step_time_s"] and other["hbm_bytes_per_device"] < found["hbm_bytes_per_device"])
-      or (
-        other["step_time_s"] < found["step_time_s"] and other["hbm_bytes_per_device"] <= found["hbm_bytes_per_device"]
-      )
-      for other in fit
-    )
+    for seconds, size, found in fit
+    if not any((s <= seconds and b < size) or (s < seconds and b <= size) for s, b, _ in fit)
   ]
 
 
-def search_page(plans: list[dict[str, Any]]) -> RenderableType:
+def search_page(tried: list[Found]) -> RenderableType:
   """All that was tried, the frontier of step time against memory marked."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("", "step, s", "MFU", "exposed", "GiB", "options"):
     table.add_column(head, justify="left" if head in ("", "options") else "right")
-  best = frontier(plans)
-  for found in plans:
-    if not found["fits"]:
-      table.add_row("", "does not fit", "", "", f"{found['hbm_bytes_per_device'] / 2**30:.1f}", found["options"])
+  best = frontier(tried)
+  for found in tried:
+    planned = found.plan
+    size = f"{planned.hbm_bytes_per_device / 2**30:.1f}"
+    if not planned.fits or not planned.step_time_s or not planned.breakdown_s:
+      table.add_row("", "does not fit", "", "", size, found.options)
       continue
     table.add_row(
       "*" if found in best else "",
-      f"{found['step_time_s']:.4g}",
-      f"{found['mfu']:.1%}" if found["mfu"] else "-",
-      f"{found['breakdown_s']['collective_exposed'] / found['step_time_s']:.0%}",
-      f"{found['hbm_bytes_per_device'] / 2**30:.1f}",
-      found["options"] or "as it is",
+      f"{planned.step_time_s:.4g}",
+      f"{planned.mfu:.1%}" if planned.mfu else "-",
+      f"{planned.breakdown_s['collective_exposed'] / planned.step_time_s:.0%}",
+      size,
+      found.options or "as it is",
     )
   return Group(table, Text("* no other is both faster and smaller", style="dim"))
 

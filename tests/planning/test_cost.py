@@ -42,7 +42,7 @@ def test_a_loop_costs_its_body_as_often_as_it_runs(name, products):
 @pytest.mark.parametrize(("name", "size"), [("gathered", 2 * 4096 * 4096), ("exchanged", 2 * 1024 * 4096)])
 def test_a_collective_without_work_beside_it_is_exposed(name, size):
   found = cost(program(name), NETWORK)
-  (exchange,) = found.exchanges
+  (exchange,) = found.collectives
   seconds, _ = transfer(NETWORK, exchange.collective.kind, range(4), size)
   assert exchange.exposed_s == pytest.approx(seconds)
   assert found.breakdown_s["collective_exposed"] == pytest.approx(seconds)
@@ -88,7 +88,7 @@ def test_a_collective_with_work_beside_it_is_exposed_only_for_what_the_work_leav
   assert found.step_time_s == pytest.approx(whole, rel=1e-4)
   longer = cost(parse(ASYNC.format(cycles=round(2 * whole * PLAIN.clock_hz))), NETWORK)
   assert longer.breakdown_s["collective_exposed"] == 0
-  assert longer.exchanges[0].time_s == pytest.approx(whole)
+  assert longer.collectives[0].time_s == pytest.approx(whole)
   assert longer.step_time_s == pytest.approx(2 * whole, rel=1e-4)
 
 
@@ -114,7 +114,7 @@ def test_a_collective_that_all_wait_for_shares_the_links_with_one_under_way_and_
   large, _ = transfer(NETWORK, "all-reduce", range(4), 4 * 2**20)
   small, _ = transfer(NETWORK, "all-reduce", range(4), 4 * 2**10)
   found = cost(parse(QUEUED), NETWORK)
-  exposed = {exchange.collective.bytes: exchange.exposed_s for exchange in found.exchanges}
+  exposed = {exchange.collective.bytes: exchange.exposed_s for exchange in found.collectives}
   assert exposed[4 * 2**10] == pytest.approx(2 * small)
   assert exposed[4 * 2**20] == pytest.approx(large - small)
   assert found.step_time_s == pytest.approx(large + small)
@@ -153,7 +153,7 @@ ENTRY %main (p: bf16[1024], q: f32[128]) -> bf16[4096] {
 
 def test_the_fusions_of_an_asynchronous_collective_count_it_once_and_hide_it():
   found = cost(parse(FUSED), NETWORK)
-  (exchange,) = found.exchanges
+  (exchange,) = found.collectives
   assert (exchange.collective.kind, exchange.count, exchange.exposed_s) == ("all-gather", 1, 0.0)
   assert found.step_time_s == pytest.approx(1750000 / PLAIN.clock_hz)
 
@@ -184,13 +184,13 @@ def test_what_sparse_cores_sum_goes_on_beside_the_work_over_the_rings_that_the_c
   whole, rate = transfer(NETWORK, "reduce-scatter", range(4), size)
   whole *= rate / PLAIN.link_bandwidth
   waits = cost(parse(OFFLOADED.format(rings=one_way, cycles=0)), NETWORK)
-  (exchange,) = waits.exchanges
+  (exchange,) = waits.collectives
   assert (exchange.collective.kind, exchange.collective.bytes) == ("reduce-scatter", size)
   assert exchange.collective.bandwidth == PLAIN.link_bandwidth
   assert exchange.exposed_s == pytest.approx(whole)
   beside = cost(parse(OFFLOADED.format(rings=one_way, cycles=round(2 * whole * PLAIN.clock_hz))), NETWORK)
   assert beside.breakdown_s["collective_exposed"] == 0
-  assert beside.exchanges[0].time_s == pytest.approx(whole)
+  assert beside.collectives[0].time_s == pytest.approx(whole)
 
 
 SLICES = """HloModule m, is_scheduled=true
@@ -213,7 +213,7 @@ def test_what_crosses_slices_goes_by_the_data_centre_network_beside_the_work():
   places = tuple(Place((i, 0, 0), i // 2) for i in range(4))
   two = dataclasses.replace(NETWORK, places=places, mesh={"replica": 2, "data": 2})
   found = cost(parse(SLICES.format(names=f"frontend_attributes={{{NAMES}}}")), two)
-  (exchange,) = found.exchanges
+  (exchange,) = found.collectives
   assert (exchange.collective.kind, exchange.collective.axis, exchange.collective.devices) == (
     "all-reduce",
     "replica",
@@ -247,7 +247,7 @@ ENTRY %main (p: bf16[4096]) -> bf16[1024] {
 
 
 def test_a_reduction_of_which_a_slice_is_kept_is_a_reduce_scatter():
-  (exchange,) = cost(parse(SCATTER), NETWORK).exchanges
+  (exchange,) = cost(parse(SCATTER), NETWORK).collectives
   assert (exchange.collective.kind, exchange.collective.bytes) == ("reduce-scatter", 8192)
 
 

@@ -16,7 +16,7 @@ from moejax.display import Display
 from moejax.errors import UserError
 from moejax.planning.hints import hints
 from moejax.planning.page import plan_html, verdict
-from moejax.planning.plan import plan
+from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import parse_topology
 
 CPU = parse_topology("cpu:8")
@@ -44,7 +44,8 @@ def display():
 
 def test_a_plan_has_the_promised_keys_and_adds_up_and_is_remembered(tiny_moe, display):
   experiment = replace(tiny_moe, mesh=Mesh(data=4, expert=2))
-  found = plan(experiment, CPU, display)
+  planned = plan(experiment, CPU, display)
+  found = planned.to_json()
   assert found.keys() >= KEYS
   assert found["model_flops_per_step"] == tokens_per_step(experiment) * flops_per_token(experiment.model, 32)
   assert found["fits"] and found["hbm_bytes_per_device"] < found["hbm_limit_bytes"]
@@ -52,21 +53,21 @@ def test_a_plan_has_the_promised_keys_and_adds_up_and_is_remembered(tiny_moe, di
   assert {moved["axis"] for moved in found["collectives"]} >= {"data", "expert"}
   assert any(moved["kind"] == "all-to-all" and moved["axis"] == "expert" for moved in found["collectives"])
   again = plan(experiment, CPU, display)
-  assert again["cached"] and not found["cached"]
-  assert again | {"cached": False} == found
-  assert "fits" in verdict(found) and "dearest operations" in plan_html(found)
+  assert again.cached and not planned.cached
+  assert replace(again, cached=False) == planned
+  assert "fits" in verdict(planned) and "most expensive operations" in plan_html(planned)
 
 
 def test_the_flops_of_the_compiled_step_are_those_of_the_model(tiny_dense, display):
   """Without remat a step computes each product once forwards and twice backwards, scores above the diagonal too."""
   experiment = replace(tiny_dense, mesh=Mesh(data=8))
   found = plan(experiment, CPU, display)
-  assert found["executed_flops_per_device"] * 8 == pytest.approx(found["model_flops_per_step"], rel=0.02)
+  assert found.executed_flops_per_device * 8 == pytest.approx(found.model_flops_per_step, rel=0.02)
 
 
 @pytest.mark.parametrize(("field", "values"), [("batch", (8, 32)), ("num_layers", (2, 6)), ("num_experts", (4, 16))])
 def test_step_time_and_memory_grow_with_batch_layers_and_experts(tiny_moe, display, field, values):
-  def of(value: int) -> dict:
+  def of(value: int) -> Plan:
     if field == "batch":
       changed = replace(tiny_moe, training=replace(tiny_moe.training, batch_size=value))
     elif field == "num_layers":
@@ -76,15 +77,16 @@ def test_step_time_and_memory_grow_with_batch_layers_and_experts(tiny_moe, displ
     return plan(replace(changed, mesh=Mesh(data=2, expert=4)), CPU, display)
 
   small, large = of(values[0]), of(values[1])
-  assert large["step_time_s"] > small["step_time_s"]
-  assert large["hbm_bytes_per_device"] > small["hbm_bytes_per_device"]
+  assert large.step_time_s > small.step_time_s
+  assert large.hbm_bytes_per_device > small.hbm_bytes_per_device
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_try(tiny_dense, display):
   found = plan(replace(tiny_dense, mesh=Mesh(data=8)), CPU, display)
-  found |= {"hbm_limit_bytes": found["hbm_bytes_per_device"] // 2, "fits": False}
-  assert "too much" in verdict(found)
-  assert hints(replace(tiny_dense, mesh=Mesh(data=8)), CPU, found)[0].startswith("--model.remat products")
+  small = replace(CPU, chip=replace(CPU.chip, hbm_bytes=found.hbm_bytes_per_device // 2))
+  found = replace(found, topology=small)
+  assert not found.fits and "too much" in verdict(found)
+  assert hints(found)[0].startswith("--model.remat products")
 
 
 def test_slices_that_the_replica_axis_does_not_span_are_refused(tiny_dense, display):
@@ -105,8 +107,8 @@ def test_the_options_of_every_chip_are_ones_that_its_compiler_takes(topology, ti
   described = parse_topology(topology)
   mesh = Mesh(data=described.devices // 2, expert=2)
   found = plan(replace(tiny_moe, mesh=mesh), described, display)
-  assert found["fits"]
-  assert {"all-gather", "all-to-all"} <= {moved["kind"] for moved in found["collectives"]}
+  assert found.fits
+  assert {"all-gather", "all-to-all"} <= {moved.kind for moved in found.collectives}
 
 
 @pytest.mark.slow
@@ -124,15 +126,15 @@ def test_fuji_7b_on_256_h100_is_predicted_within_a_fifth_of_the_published_step_t
 def test_fuji_7b_on_256_v5p_takes_about_the_published_step_time(display):
   """One of the two runs that v5p is calibrated on (docs/step-time.md), which differ by a sixth."""
   found = plan(EXPERIMENTS["fuji_7b_v1"](), parse_topology("v5p:4x8x8"), display)
-  assert found["fits"]
-  assert found["step_time_s"] == pytest.approx(2.85, rel=0.1)
-  assert found["compile_time_s"] < 300
+  assert found.fits
+  assert found.step_time_s == pytest.approx(2.85, rel=0.1)
+  assert found.compile_time_s < 300
 
 
 @pytest.mark.slow
 @needs_libtpu
 def test_mixtral_exchanges_tokens_over_the_expert_axis_and_gathers_no_expert(display):
   found = plan(EXPERIMENTS["mixtral_8x7b"](), parse_topology("v5p:4x8x8"), display)
-  of_experts = [moved for moved in found["collectives"] if moved["scope"] in ("dispatch", "combine", "experts")]
-  assert {moved["kind"] for moved in of_experts if "expert" in moved["axis"]} == {"all-to-all"}
-  assert found["step_time_s"] - found["breakdown_s"]["collective_exposed"] < 1.35
+  of_experts = [moved for moved in found.collectives if moved.scope in ("dispatch", "combine", "experts")]
+  assert {moved.kind for moved in of_experts if "expert" in moved.axis} == {"all-to-all"}
+  assert found.step_time_s - found.breakdown_s["collective_exposed"] < 1.35

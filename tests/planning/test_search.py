@@ -11,7 +11,8 @@ from moejax.errors import UserError
 from moejax.overrides import override
 from moejax.planning.compile import RefusedError
 from moejax.planning.estimate import estimate
-from moejax.planning.search import candidates, difference, frontier, search
+from moejax.planning.plan import Plan
+from moejax.planning.search import Found, candidates, difference, frontier, search
 from moejax.planning.topology import parse_topology
 
 V5P = parse_topology("v5p:4x8x8")
@@ -22,6 +23,21 @@ def listed(name: str) -> Experiment:
   made = EXPERIMENTS[name]()
   assert isinstance(made, Experiment)
   return made
+
+
+def planned(experiment: Experiment, step_time_s: float | None, size: int) -> Plan:
+  """A plan of so many seconds and bytes on CPU, None where it does not fit."""
+  return Plan(
+    experiment=experiment,
+    topology=CPU,
+    memory_bytes={"total": size},
+    compile_time_s=0.0,
+    cached=False,
+    step_time_s=step_time_s,
+    executed_flops_per_device=None,
+    breakdown_s=None,
+    kernel_s=None,
+  )
 
 
 def test_candidates_tile_the_topology_and_are_what_their_options_make_of_the_experiment():
@@ -78,10 +94,10 @@ def test_one_expert_a_chip_is_estimated_faster_than_gathering_eight():
 
 
 def test_the_frontier_holds_what_nothing_beats():
-  def found(step_time_s: float, size: int, fits: bool = True) -> dict:
-    return {"step_time_s": step_time_s, "hbm_bytes_per_device": size, "fits": fits}
+  def found(step_time_s: float | None, size: int) -> Found:
+    return Found("", planned(listed("dense_6b4"), step_time_s, size))
 
-  plans = [found(1.0, 9), found(2.0, 5), found(2.0, 6), found(3.0, 5), found(4.0, 1), found(0.5, 1, fits=False)]
+  plans = [found(1.0, 9), found(2.0, 5), found(2.0, 6), found(3.0, 5), found(4.0, 1), found(None, 1)]
   assert frontier(plans) == [plans[0], plans[1], plans[4]]
 
 
@@ -90,17 +106,17 @@ def test_a_search_compiles_what_the_formula_puts_first_and_goes_on_where_it_was(
   with Display("search") as display:
     first = search(tiny_dense, CPU, 2, display)
     again = search(tiny_dense, CPU, 2, display)
-  assert [found["cached"] for found in first] == [False, False]
-  assert [found["cached"] for found in again] == [True, True]
-  assert first[0]["step_time_s"] <= first[1]["step_time_s"]
-  assert first[0]["options"] != first[1]["options"]
+  assert [found.plan.cached for found in first] == [False, False]
+  assert [found.plan.cached for found in again] == [True, True]
+  assert first[0].plan.step_time_s <= first[1].plan.step_time_s
+  assert first[0].options != first[1].options
 
 
 def test_a_search_goes_on_after_a_program_that_the_compiler_refuses(tiny_dense, monkeypatch, capsys):
   def of_two(candidate, topology, display):
     if candidate.mesh == refused:
       raise RefusedError("the compiler refused the program: it is odd")
-    return {"fits": True, "step_time_s": 1.0}
+    return planned(candidate, 1.0, 1)
 
   ranked = sorted(candidates(tiny_dense, CPU), key=lambda found: estimate(found, CPU.chip).step_time_s)
   refused = ranked[0].mesh
