@@ -456,7 +456,7 @@ def test_plan_prints_and_writes_and_says_by_its_exit_code_whether_it_fits(run, t
   assert code == 0 and "fits" in out and "exposed collectives" in out
   written = json.loads((tmp_path / "plan.json").read_text())
   assert written["mesh"] == {"replica": 1, "data": 2, "expert": 4, "model": 1} and written["fits"]
-  assert "dearest operations" in (tmp_path / "plan.html").read_text()
+  assert "most expensive operations" in (tmp_path / "plan.html").read_text()
   small = dataclasses.replace(CHIPS["cpu"], hbm_bytes=1000)
   monkeypatch.setitem(CHIPS, "cpu", small)
   code, out, _ = run("plan", "{sparse}", "--topology", "cpu:8", "--mesh.expert", "4")
