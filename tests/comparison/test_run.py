@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from moejax.comparison.measure import Timing
 from moejax.comparison.run import compare
 from moejax.config import (
   Data,
@@ -127,6 +128,27 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_pa
   )
   assert result["finding"] and (tmp_path / "report" / "index.html").read_text().count("moe_8e") > 2
   assert result["provenance"]["corpus"]["train_documents"] > 20
+
+
+def test_a_suite_that_trains_matched_members_alone_is_complete_without_the_others(text, tmp_path):
+  suite = dataclasses.replace(tiny_suite(text), train="matched")
+  step_times_s = {"dense": 1.0, "moe_4e": 2.0, "moe_8e": 4.0}
+  timings = {
+    name: Timing(step_time_s=seconds, step_time_spread=0.0, compile_time_s=1.0, peak_flops=None, samples_s=[seconds])
+    for name, seconds in step_times_s.items()
+  }
+  measured = {name: dataclasses.asdict(timing) for name, timing in timings.items()}
+  (tmp_path / "measurements.json").write_text(json.dumps(measured))
+  result = compare(suite, tmp_path, quiet())
+  assert result["complete"]
+  dense, matched, other = result["members"]
+  assert [member["steps"] for member in result["members"]] == [40, 20, 10]
+  assert [member["matched"] for member in result["members"]] == [True, True, False]
+  assert dense["bits_per_byte"] and matched["bits_per_byte"] and other["bits_per_byte"] is None
+  assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["dense", "moe_4e"]
+  (pair,) = result["pairs"]
+  assert pair["moe"] == "moe_4e" and pair["bits_per_byte_difference"] is not None
+  assert "Not trained in this comparison: moe_8e." in (tmp_path / "report" / "index.html").read_text()
 
 
 def test_a_stopped_comparison_repeats_nothing_that_was_done(text, tmp_path):

@@ -65,6 +65,16 @@ def test_every_stream_has_epochs_of_its_own(make_stream, data):
   assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_streams_of_one_length_are_shuffled_each_in_its_own_order(make_stream, data):
+  """With one order for all, window n of one source would always stand beside window n of the others."""
+  one, other = make_stream(np.arange(8 * 20)), make_stream(np.arange(8 * 20) + 1000)
+  mixture = mixture_of((one, other), (1.0, 1.0))
+  rows = np.concatenate([batch_at(step, mixture, data, 4)["tokens"][:, -1] for step in range(10)])
+  orders = [rows[rows < 1000], rows[rows >= 1000] - 1000]
+  assert len(set(orders[0].tolist())) == len(set(orders[1].tolist())) == 20
+  assert orders[0].tolist() != orders[1].tolist()
+
+
 @pytest.mark.parametrize("weights", [(), (1.0, 2.0, 0.5)])
 def test_the_seed_and_the_step_alone_decide_on_any_number_of_processes(streams, data, weights):
   mixture = mixture_of(streams, weights)

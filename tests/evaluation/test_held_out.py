@@ -24,6 +24,25 @@ def test_bits_per_byte_and_accuracy_are_ratios_of_sums():
   assert scores["accuracy"] == pytest.approx(0.5)
 
 
+def test_standard_errors_are_those_of_a_ratio_over_documents():
+  """Two documents with residuals of d on either side of the ratio: sqrt(2 / 1 x 2 d^2) / total = 2 d / total."""
+  one = held_out(nats=(4 * np.log(2.0), 12 * np.log(2.0)))
+  scores = one.summary()
+  assert scores["bits_per_byte_stderr"] == pytest.approx(2 * 4 / 8)
+  assert scores["accuracy_stderr"] == pytest.approx(2 * 1 / 8)
+  difference = one.minus(held_out(nats=(2 * np.log(2.0), 6 * np.log(2.0)), correct=(1.0, 2.0)))
+  assert difference["bits_per_byte_difference"] == pytest.approx(8 / 8)
+  assert difference["bits_per_byte_difference_stderr"] == pytest.approx(2 * 2 / 8)
+  assert difference["accuracy_difference"] == pytest.approx(1 / 8)
+  assert difference["accuracy_difference_stderr"] == pytest.approx(2 * 1.5 / 8)
+
+
+def test_a_summary_counts_targets_and_the_documents_that_have_any():
+  scores = held_out(nats=(1.0, 0.0, 2.0), correct=(1.0, 0.0, 1.0), targets=(4.0, 0.0, 3.0), text_bytes=(4.0, 0.0, 9.0))
+  summary = scores.summary()
+  assert (summary["targets"], summary["documents"]) == (7, 2)
+
+
 def test_a_paired_difference_has_a_smaller_error_than_two_models_apart():
   hard = np.array([10.0, 40.0, 20.0, 80.0])
   ones = np.full(4, 10.0)
@@ -51,7 +70,7 @@ def test_documents_are_scored_by_their_own_weighted_targets(mesh):
   parameters = definition.initialise(0).parameters
   batch = random_batch(experiment)
   batch["documents"] = np.where(batch["segments"] > 0, batch["segments"] - 1, -1)
-  byte_lengths = np.ones(264, int)
+  byte_lengths = np.arange(264) % 5  # of tokens that follow one another it differs
   scores = score_documents(definition, parameters, [batch, batch], byte_lengths, make_scorer(definition))
   expected_targets = [2 * np.sum((batch["documents"] == d) & (batch["weights"] > 0)) for d in range(3)]
   np.testing.assert_array_equal(scores.targets, expected_targets)
@@ -62,4 +81,12 @@ def test_documents_are_scored_by_their_own_weighted_targets(mesh):
   nats_M = np.log(np.exp(logits_MV).sum(-1)) - logits_MV[np.arange(len(targets_M)), targets_M]
   expected = 2 * np.bincount(np.maximum(batch["documents"].reshape(-1), 0), nats_M * weights_M, 3)
   np.testing.assert_allclose(scores.nats, expected, rtol=1e-4)
+  text_bytes_M = byte_lengths[targets_M] * weights_M
+  np.testing.assert_array_equal(
+    scores.text_bytes, 2 * np.bincount(np.maximum(batch["documents"].reshape(-1), 0), text_bytes_M, 3)
+  )
+  correct_M = (np.argmax(logits_MV, axis=-1) == targets_M) * weights_M
+  np.testing.assert_array_equal(
+    scores.correct, 2 * np.bincount(np.maximum(batch["documents"].reshape(-1), 0), correct_M, 3)
+  )
   assert jax.device_count() == 8

@@ -85,6 +85,14 @@ def test_groups_that_lie_between_each_other_share_their_links():
   assert seconds == pytest.approx(64 * MIB * 3 / 4 / LINK + 2 * HOP_S)
 
 
+@pytest.mark.parametrize(("to", "stride"), [(16, 1), (32, 2), (48, 3)])
+def test_a_permute_goes_one_way_and_shares_its_links_with_those_between(to, stride):
+  network = torus((8, 4, 4), {"data": 128})
+  seconds, rate = transfer(network, "collective-permute", [0, to], 64 * MIB)
+  assert rate == LINK / stride
+  assert seconds == pytest.approx(stride * 64 * MIB / LINK + HOP_S)
+
+
 def test_what_crosses_slices_leaves_from_all_chips_of_a_slice():
   places = tuple(Place((i % 4, 0, 0), i // 4) for i in range(8))
   network = Network(V5P, (4, 1, 1), places, {"replica": 2, "data": 4})

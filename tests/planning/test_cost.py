@@ -270,6 +270,105 @@ def test_a_kernel_is_priced_by_its_blocks_below_the_diagonal_and_marked():
   assert found.kernel_s == found.step_time_s > found.flops / PLAIN.bfloat16_flops
 
 
+KERNEL_IN_A_LOOP = """HloModule m, is_scheduled=true
+
+%body (t: (s32[], bf16[2,4,2048,128])) -> (s32[], bf16[2,4,2048,128]) {
+  %t = (s32[], bf16[2,4,2048,128]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %q = bf16[2,4,2048,128]{3,2,1,0} get-tuple-element(%t), index=1
+  %m = s8[1,2,2]{2,1,0} constant({...})
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+CALL
+  ROOT %out = (s32[], bf16[2,4,2048,128]) tuple(%next, %splash_mha_fwd_segmented.1)
+}
+
+%condition (t: (s32[], bf16[2,4,2048,128])) -> pred[] {
+  %t = (s32[], bf16[2,4,2048,128]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(6)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (q: bf16[2,4,2048,128]) -> bf16[2,4,2048,128] {
+  %q = bf16[2,4,2048,128]{3,2,1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %begin = (s32[], bf16[2,4,2048,128]) tuple(%zero, %q)
+  %loop = (s32[], bf16[2,4,2048,128]) while(%begin), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"6"}}
+  ROOT %result = bf16[2,4,2048,128]{3,2,1,0} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_in_a_loop_takes_its_time_in_every_trip():
+  once = cost(parse(KERNEL), NETWORK)
+  (call,) = [line.replace("ROOT ", "") for line in KERNEL.splitlines() if "custom-call" in line]
+  looped = cost(parse(KERNEL_IN_A_LOOP.replace("CALL", call)), NETWORK)
+  assert looped.kernel_s == pytest.approx(6 * once.kernel_s)
+  assert looped.breakdown_s["matrix"] == pytest.approx(6 * once.breakdown_s["matrix"])
+  assert looped.flops == 6 * once.flops
+
+
+BRANCHES = """HloModule m, is_scheduled=true
+
+%cheap (p: f32[128]) -> f32[128] {
+  %p = f32[128]{0} parameter(0)
+  ROOT %n = f32[128]{0} negate(%p), backend_config={"estimated_cycles":"1750"}
+}
+
+%dear (p: f32[128]) -> f32[128] {
+  %p = f32[128]{0} parameter(0)
+  %n = f32[128]{0} negate(%p), backend_config={"estimated_cycles":"175000"}
+  ROOT %a = f32[128]{0} abs(%n), backend_config={"estimated_cycles":"175000"}
+}
+
+ENTRY %main (i: pred[], p: f32[128]) -> f32[128] {
+  %i = pred[] parameter(0)
+  %p = f32[128]{0} parameter(1)
+  ROOT %c = f32[128]{0} conditional(%i, %p, %p), BRANCHES
+}
+"""
+
+
+@pytest.mark.parametrize(
+  "branches",
+  [
+    "true_computation=%dear, false_computation=%cheap",
+    "true_computation=%cheap, false_computation=%dear",
+    "branch_computations={%cheap, %dear}",
+    "branch_computations={%dear, %cheap}",
+  ],
+)
+def test_a_conditional_takes_the_time_of_its_largest_branch(branches):
+  found = cost(parse(BRANCHES.replace("BRANCHES", branches)), NETWORK)
+  assert found.step_time_s == pytest.approx(350_000 / PLAIN.clock_hz)
+  assert sum(operation.count for operation in found.operations) == 2
+
+
+COPIES = """HloModule m, is_scheduled=true
+
+ENTRY %main (p: f32[1048576], q: f32[1048576], r: f32[128]) -> f32[1048576] {{
+  %p = f32[1048576]{{0}} parameter(0)
+  %q = f32[1048576]{{0}} parameter(1)
+  %r = f32[128]{{0}} parameter(2)
+  %one = (f32[1048576]{{0}}, f32[1048576]{{0}}, u32[]) copy-start(%p)
+  %other = (f32[1048576]{{0}}, f32[1048576]{{0}}, u32[]) copy-start(%q)
+  %work = f32[128]{{0}} negate(%r), backend_config={{"estimated_cycles":"{cycles}"}}
+  %first = f32[1048576]{{0}} copy-done(%one)
+  ROOT %second = f32[1048576]{{0}} copy-done(%other)
+}}
+"""
+
+
+@pytest.mark.parametrize("busy", [0.0, 0.5, 1.5, 3.0])
+def test_copies_queue_behind_one_another_and_go_on_beside_the_work(busy):
+  """`busy`: the work's time over one copy's."""
+  copy_s = 4 * 2**20 / PLAIN.hbm_bandwidth
+  found = cost(parse(COPIES.format(cycles=round(busy * copy_s * PLAIN.clock_hz))), NETWORK)
+  assert found.step_time_s == pytest.approx(max(2.0, busy) * copy_s, rel=1e-3)
+  assert found.breakdown_s["memory"] == pytest.approx(max(2.0 - busy, 0.0) * copy_s, rel=1e-3)
+
+
 def test_a_narrow_head_takes_the_matrix_units_as_long_as_a_whole_one():
   narrow = cost(parse(KERNEL.replace("2048,128]", "2048,64]")), NETWORK)
   whole = cost(parse(KERNEL), NETWORK)

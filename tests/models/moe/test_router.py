@@ -100,6 +100,30 @@ def test_the_dense_router_takes_all_experts_by_their_probabilities():
   np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.5, 0.3, 0.2], rtol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["top_k", "top_p", "expert_choice", "dense"])
+def test_the_scale_multiplies_every_routers_weights(kind):
+  router = {"kind": kind, "renormalize": False, "experts_per_token": 3}
+  router |= {"threshold": 0.75} if kind == "top_p" else {}
+  probs_ME = [[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]
+  plain, scaled = routed(probs_ME, **router), routed(probs_ME, scale=2.5, **router)
+  assert plain.weights_OUMA.any()
+  np.testing.assert_allclose(scaled.weights_OUMA, 2.5 * plain.weights_OUMA, rtol=1e-6)
+  np.testing.assert_array_equal(scaled.chosen_OUMA, plain.chosen_OUMA)
+
+
+def test_top_p_with_noise_ranks_by_noisy_scores_and_adds_up_the_scores_themselves():
+  probs_ME = jax.nn.softmax(2.0 * jax.random.normal(jax.random.key(1), (500, 4)))
+  router = {"kind": "top_p", "threshold": 0.6, "experts_per_token": 4, "renormalize": False}
+  routing = routed(probs_ME, key=jax.random.key(0), gumbel=1.0, **router)
+  experts_MA = np.asarray(routing.experts_OUMA[0, 0])
+  scores_MA = np.take_along_axis(np.asarray(probs_ME), experts_MA, axis=1)
+  before_MA = np.cumsum(scores_MA, axis=1) - scores_MA
+  expected_MA = (before_MA < 0.6) | (np.arange(4) == 0)
+  certain_MA = np.abs(before_MA - 0.6) > 1e-4  # sums round differently
+  np.testing.assert_array_equal(np.asarray(routing.chosen_OUMA[0, 0])[certain_MA], expected_MA[certain_MA])
+  assert (experts_MA[:, 0] != np.argmax(probs_ME, axis=1)).any(), "noise changes who comes first"
+
+
 @pytest.mark.parametrize(
   "router",
   [

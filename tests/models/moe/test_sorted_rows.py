@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
+from moejax.models.moe.sorted_rows import _stable_argsort, combine_rows, sort_by_expert, take_rows
 
 EXPERTS_MA = np.array([[2, 0], [0, 1], [2, 1], [5, -1]])  # 5 and -1 are somebody else's
 CHOSEN_MA = np.array([[True, True], [True, False], [True, True], [True, True]])
@@ -20,6 +20,13 @@ def test_rows_are_sorted_by_expert_and_then_by_token_and_void_choices_have_none(
   np.testing.assert_array_equal(found.sizes_E, [2, 1, 2])
   np.testing.assert_array_equal(found.choice_R[:5], [1, 2, 5, 0, 4])
   np.testing.assert_array_equal(found.row_MA, [[3, 0], [1, 6], [4, 2], [6, 6]])
+
+
+@pytest.mark.parametrize("limit", [5, 2**29, 2**29 + 2, 2**30 + 5])
+def test_keys_and_places_that_do_not_fit_into_one_number_are_sorted_all_the_same(limit):
+  """Four keys: from a limit of 2^29 on, key x 4 + place may be beyond 2^31."""
+  found = _stable_argsort(jnp.array([limit - 1, 0, limit - 1, 3], jnp.int32), limit)
+  np.testing.assert_array_equal(found, [1, 3, 0, 2])
 
 
 def test_an_expert_without_tokens_has_no_rows():

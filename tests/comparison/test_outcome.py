@@ -1,0 +1,114 @@
+"""The numbers of comparison.json, by hand."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from moejax.comparison.budget import allot
+from moejax.comparison.match import match
+from moejax.comparison.measure import Timing
+from moejax.comparison.outcome import DIFFERENCES, outcome
+from moejax.config.parameters import count, flops_per_token
+from moejax.evaluation.held_out import HeldOut
+
+STEP_TIMES_S = {"dense": 0.5, "sparse": 0.75, "wide": 0.25}
+TIMINGS = {
+  name: Timing(step_time_s=seconds, step_time_spread=0.125, compile_time_s=3.0, peak_flops=1e9, samples_s=[seconds])
+  for name, seconds in STEP_TIMES_S.items()
+}
+SUMMARY = {
+  "held_out/bits_per_byte": 2.5,
+  "held_out/bits_per_byte_stderr": 0.0625,
+  "held_out/accuracy": 0.375,
+  "held_out/accuracy_stderr": 0.03125,
+  "tasks/sciq/acc": 0.25,
+  "train_time_s": 60.0,
+  "loss": 3.0,
+}
+TARGETS = np.array([4.0, 4.0])
+
+
+def outcome_of(suite, trained=(), held_out=None):
+  """The outcome once the members in `trained` have a summary."""
+  matches = match(suite, STEP_TIMES_S)
+  allotments = allot(suite, matches, STEP_TIMES_S)
+  return outcome(suite, TIMINGS, matches, allotments, dict.fromkeys(trained, SUMMARY), held_out or {})
+
+
+def scores(nats) -> HeldOut:
+  return HeldOut(np.log(2.0) * np.array(nats), TARGETS / 4, TARGETS, TARGETS)
+
+
+@pytest.mark.parametrize(
+  ("train", "trained", "complete"),
+  [
+    ("all", ("dense", "sparse", "wide"), True),
+    ("all", ("dense", "sparse"), False),
+    ("all", (), False),
+    ("matched", ("dense", "sparse"), True),  # "sparse" is the nearest
+    ("matched", ("dense",), False),
+  ],
+)
+def test_a_comparison_is_complete_when_all_members_that_the_suite_trains_have_a_summary(
+  tiny_suite, train, trained, complete
+):
+  assert outcome_of(replace(tiny_suite, train=train), trained)["complete"] is complete
+
+
+def test_a_member_has_its_rates_its_budget_and_its_scores(tiny_suite):
+  (pair,) = tiny_suite.pairs
+  dense, sparse, wide = outcome_of(tiny_suite, ("dense", "sparse"))["members"]
+  for member, experiment in ((dense, pair.dense), (sparse, pair.candidates[0]), (wide, pair.candidates[1])):
+    seconds, flops = STEP_TIMES_S[experiment.name], flops_per_token(experiment.model, 32)
+    assert member["name"] == experiment.name and member["pair"] == "dense"
+    assert member["model_flops_per_token"] == flops
+    assert member["tokens_per_step"] == 8 * 32
+    assert member["tokens_per_s"] == 256 / seconds
+    assert member["mfu"] == pytest.approx(256 / seconds * flops / 1e9)
+    assert (member["step_time_s"], member["step_time_spread"], member["compile_time_s"]) == (seconds, 0.125, 3.0)
+    assert member["parameters_total"] == count(experiment.model).total
+    assert member["parameters_active"] == count(experiment.model).active
+    assert member["tokens"] == member["steps"] * 256
+  for member in (dense, sparse):
+    assert (member["bits_per_byte"], member["bits_per_byte_stderr"]) == (2.5, 0.0625)
+    assert (member["accuracy"], member["accuracy_stderr"]) == (0.375, 0.03125)
+    assert (member["train_time_s"], member["tasks/sciq/acc"]) == (60.0, 0.25)
+    assert "loss" not in member
+  assert wide["bits_per_byte"] is None and wide["train_time_s"] is None
+  assert [member["matched"] for member in (dense, sparse, wide)] == [True, True, False]
+  assert [member["kind"] for member in (dense, sparse, wide)] == ["dense", "moe", "moe"]
+  assert (dense["num_experts"], dense["dispatch"], dense["capacity_factor"]) == (0, None, None)
+  assert (wide["num_experts"], wide["experts_per_token"], wide["sparse_every"]) == (4, 2, 2)
+
+
+def test_flops_count_more_than_six_times_the_active_parameters(tiny_suite):
+  """Attention scores have FLOPs and no parameters; the embedding has parameters and no FLOPs."""
+  for member in outcome_of(tiny_suite)["members"]:
+    assert member["model_flops_per_token"] != pytest.approx(6 * member["parameters_active"], rel=0.01)
+
+
+def test_without_a_known_peak_there_is_no_utilisation(tiny_suite):
+  matches = match(tiny_suite, STEP_TIMES_S)
+  timings = {name: replace(timing, peak_flops=None) for name, timing in TIMINGS.items()}
+  found = outcome(tiny_suite, timings, matches, allot(tiny_suite, matches, STEP_TIMES_S), {}, {})
+  assert [member["mfu"] for member in found["members"]] == [None] * 3
+
+
+def test_a_difference_is_that_of_the_moe_minus_the_dense_model(tiny_suite):
+  held_out = {"dense": scores([8.0, 16.0]), "sparse": scores([7.0, 13.0])}
+  (pair,) = outcome_of(tiny_suite, ("dense", "sparse"), held_out)["pairs"]
+  assert (pair["dense"], pair["moe"], pair["step_time_ratio"], pair["within_tolerance"]) == (
+    "dense", "sparse", 1.5, False,
+  )  # fmt: skip
+  assert pair["bits_per_byte_difference"] == pytest.approx(-4 / 8)
+  assert pair["bits_per_byte_difference_stderr"] == pytest.approx(2 / 8)  # residuals of 1 bit in each of two documents
+  assert pair["accuracy_difference"] == 0.0
+  assert outcome_of(tiny_suite)["finding"] == "1 of 1 pairs are not trained yet."
+
+
+@pytest.mark.parametrize("scored", [(), ("dense",), ("sparse",)])
+def test_there_is_no_difference_before_both_are_scored(tiny_suite, scored):
+  (pair,) = outcome_of(tiny_suite, scored, {name: scores([8.0, 16.0]) for name in scored})["pairs"]
+  assert [pair[name] for name in DIFFERENCES] == [None] * 4
+  assert pair["verdict"].endswith("not trained yet")
