@@ -6,9 +6,8 @@ import graphlib
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
-
-import pytest
+from collections.abc import Callable, Iterator
+from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -65,9 +64,9 @@ SOURCES = [path for path in TEXTS if path.suffix == ".py"]
 OURS = [path for path in SOURCES if path.relative_to(ROOT).parts[0] in ("moejax", "experiments", "launch")]
 
 
-def each(paths: list[pathlib.Path]) -> pytest.MarkDecorator:
-  """Parametrises a test by file, with the file in the test's name."""
-  return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
+def offenders(paths: list[pathlib.Path], fault: Callable[[pathlib.Path], Any]) -> dict[str, Any]:
+  """What is wrong with each file, of those with which anything is."""
+  return {str(path.relative_to(ROOT)): found for path in paths if (found := fault(path))}
 
 
 def below(*names: str) -> list[pathlib.Path]:
@@ -134,13 +133,18 @@ def reached(name: str, also_local: bool = True) -> set[str]:
   return seen
 
 
-@each(OURS)
-def test_a_file_imports_only_from_its_own_floor_and_below(path):
-  here = floor(module(path))
-  assert here is not None, f"{module(path)} stands on no floor; add it to FLOORS as low as its imports allow"
-  ours = [name for name in imported(path) if is_ours(name)]
-  wrong = sorted(f"{name} (floor {floor(name)})" for name in ours if (floor(name) or len(FLOORS)) > here)
-  assert not wrong, f"{module(path)} stands on floor {here} and imports {', '.join(wrong)}"
+def test_every_file_stands_on_a_floor():
+  homeless = [module(path) for path in OURS if floor(module(path)) is None]
+  assert not homeless, "add them to FLOORS as low as their imports allow"
+
+
+def test_a_file_imports_only_from_its_own_floor_and_below():
+  def above(path: pathlib.Path) -> list[str]:
+    here = floor(module(path)) or 0
+    ours = [name for name in imported(path) if is_ours(name)]
+    return sorted(f"{name} (floor {floor(name)})" for name in ours if (floor(name) or len(FLOORS)) > here)
+
+  assert not offenders(OURS, above)
 
 
 def test_every_floor_is_there():
@@ -148,41 +152,41 @@ def test_every_floor_is_there():
   assert not gone, f"FLOORS names {gone}, which no longer exist"
 
 
-@each(below("moejax.config", "moejax.errors"))
-def test_the_configuration_imports_only_the_standard_library_and_the_errors(path):
+def test_the_configuration_imports_only_the_standard_library_and_the_errors():
   allowed = {*sys.stdlib_module_names, *map(module, below("moejax.config", "moejax.errors"))}
-  assert imported(path) <= allowed
+  assert not offenders(below("moejax.config", "moejax.errors"), lambda path: imported(path) - allowed)
 
 
-@each(below("experiments"))
-def test_experiments_import_only_the_configuration(path):
+def test_experiments_import_only_the_configuration():
   allowed = {*sys.stdlib_module_names, *map(module, below("experiments", "moejax.config"))}
-  assert imported(path) <= allowed
+  assert not offenders(below("experiments"), lambda path: imported(path) - allowed)
 
 
-@each(below("moejax.data"))
-def test_the_input_pipeline_never_reaches_jax(path):
-  found = reached(module(path)) & (ACCELERATED - {"grain"})
-  assert not found
+def test_the_input_pipeline_never_reaches_jax():
+  assert not offenders(below("moejax.data"), lambda path: reached(module(path)) & (ACCELERATED - {"grain"}))
 
 
-@each(below("moejax.data"))
-def test_the_input_pipeline_asks_for_no_accelerated_library(path):
-  calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
-  arguments = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "library"]
-  asked = {ast.literal_eval(argument).partition(".")[0] for argument in arguments}
-  assert not asked & ACCELERATED
+def test_the_input_pipeline_asks_for_no_accelerated_library():
+  def asked(path: pathlib.Path) -> set[str]:
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    arguments = [call.args[0] for call in calls if isinstance(call.func, ast.Name) and call.func.id == "library"]
+    return {ast.literal_eval(argument).partition(".")[0] for argument in arguments} & ACCELERATED
+
+  assert not offenders(below("moejax.data"), asked)
 
 
-@each(OURS)
-def test_a_file_imports_only_what_every_installation_has(path):
+def test_a_file_imports_only_what_every_installation_has():
   """Libraries of extras are asked for through moejax.optional, or by files that a command imports when needed."""
   calls = [node for node in ast.walk(tree(ROOT / "setup.py")) if isinstance(node, ast.Call)]
   (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
   (required,) = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "install_requires"]
   installed = {re.split(r"[-<>=]", requirement)[0] for requirement in required}
-  others = {name for name in imported(path) if not is_ours(name)} - sys.stdlib_module_names - {"jaxlib"}
-  assert others - BEHIND_A_COMMAND.get(module(path), set()) <= installed
+  allowed = {*installed, *sys.stdlib_module_names, "jaxlib"}
+
+  def others(path: pathlib.Path) -> set[str]:
+    return {name for name in imported(path) if not is_ours(name)} - allowed - BEHIND_A_COMMAND.get(module(path), set())
+
+  assert not offenders(OURS, others)
 
 
 def test_what_needs_an_extra_is_imported_by_the_commands_alone():
@@ -194,17 +198,19 @@ def test_the_commands_import_nothing_slow_before_they_need_it():
   assert not reached("moejax.cli", also_local=False) & ACCELERATED
 
 
-@each([path for path in below("moejax", "experiments", "launch") if module(path) != "moejax.cli"])
-def test_only_the_commands_import_inside_functions(path):
-  local = imported(path) - imported(path, also_local=False)
-  assert not local, f"{', '.join(sorted(local))}: import at the top, or move what is shared down a floor"
+def test_only_the_commands_import_inside_functions():
+  others = [path for path in OURS if module(path) != "moejax.cli"]
+  local = offenders(others, lambda path: imported(path) - imported(path, also_local=False))
+  assert not local, "import at the top, or move what is shared down a floor"
 
 
-@each(OURS)
-def test_no_import_is_for_types_only(path):
-  names = {node.id for node in ast.walk(tree(path)) if isinstance(node, ast.Name)}
-  names |= {alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom) for alias in node.names}
-  assert "TYPE_CHECKING" not in names, "it hides a cycle; move what is shared down a floor"
+def test_no_import_is_for_types_only():
+  def for_types(path: pathlib.Path) -> set[str]:
+    names = {node.id for node in ast.walk(tree(path)) if isinstance(node, ast.Name)}
+    names |= {alias.name for node in ast.walk(tree(path)) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return names & {"TYPE_CHECKING"}
+
+  assert not offenders(OURS, for_types), "it hides a cycle; move what is shared down a floor"
 
 
 def test_no_file_imports_itself_through_others():
@@ -217,23 +223,26 @@ def test_no_file_imports_itself_through_others():
   assert not cycle, f"import cycle: {' <- '.join(cycle)}"
 
 
-@each(SOURCES)
-def test_no_file_is_longer_than_500_lines(path):
-  lines = len(path.read_text().splitlines())
-  assert lines <= MAX_FILE_LINES, f"{lines} lines: it holds more than one noun; split it"
+def test_no_file_is_longer_than_500_lines():
+  def beyond(path: pathlib.Path) -> str:
+    lines = len(path.read_text().splitlines())
+    return f"{lines} lines" if lines > MAX_FILE_LINES else ""
+
+  assert not offenders(SOURCES, beyond), "it holds more than one noun; split it"
 
 
-@each(SOURCES)
-def test_no_function_is_longer_than_80_lines(path):
-  functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-  long = {f.name: size for f in functions if (size := (f.end_lineno or 0) - f.lineno + 1) > MAX_FUNCTION_LINES}
-  assert not long, f"{long}: name its parts and call them"
+def test_no_function_is_longer_than_80_lines():
+  def beyond(path: pathlib.Path) -> dict[str, int]:
+    functions = [node for node in ast.walk(tree(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {f.name: size for f in functions if (size := (f.end_lineno or 0) - f.lineno + 1) > MAX_FUNCTION_LINES}
+
+  assert not offenders(SOURCES, beyond), "name its parts and call them"
 
 
-@each(SOURCES)
-def test_a_file_is_named_by_its_content(path):
-  assert path.stem.removeprefix("test_") not in SAYS_NOTHING
-  assert not path.stem.endswith(("_v2", "_new", "_old", "_legacy"))
+def test_a_file_is_named_by_its_content():
+  wrong = [path.name for path in SOURCES if path.stem.removeprefix("test_") in SAYS_NOTHING]
+  wrong += [path.name for path in SOURCES if path.stem.endswith(("_v2", "_new", "_old", "_legacy"))]
+  assert not wrong
 
 
 def test_the_configuration_stays_small():
@@ -242,9 +251,11 @@ def test_the_configuration_stays_small():
   assert len(fields) <= MAX_CONFIG_FIELDS, f"{len(fields)} fields: delete one, or argue for a new number"
 
 
-@each(TEXTS)
-def test_no_file_names_a_folder_of_somebodys_machine(path):
+def test_no_file_names_a_folder_of_somebodys_machine():
   private = re.compile(r"(?<![\w.~}\-])/(" + "|".join(("work", "root", "home")) + ")/")
-  lines = path.read_text(errors="replace").splitlines()
-  found = [f"line {i}: {line.strip()[:100]}" for i, line in enumerate(lines, 1) if private.search(line)]
-  assert not found
+
+  def lines(path: pathlib.Path) -> list[str]:
+    numbered = enumerate(path.read_text(errors="replace").splitlines(), 1)
+    return [f"line {i}: {line.strip()[:100]}" for i, line in numbered if private.search(line)]
+
+  assert not offenders(TEXTS, lines)
