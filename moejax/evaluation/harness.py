@@ -26,6 +26,7 @@ from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.evaluation.answers import Answers
+from moejax.evaluation.encoding import encode_pair, encode_text
 from moejax.evaluation.task_data import find_tasks
 from moejax.evaluation.tasks import Benchmark, benchmarks, flat, headlines
 from moejax.inference.blueprint import Blueprint, make_blueprint
@@ -39,6 +40,8 @@ from moejax.training.state import Definition, Parameters, State
 
 RESULTS, WORK = "results.json", "evaluation"
 """In a run's directory: the results, and the folder of answers and overlays."""
+ANSWERED_AS = 2
+"""Raised when the same request is answered otherwise, so that no answer kept before is taken for one of now."""
 MAX_NEW_TOKENS = 256
 """Tokens to generate where a task does not say, as in the harness's own models."""
 
@@ -66,14 +69,16 @@ class HarnessModel(LM):
 
   def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
     """Log-likelihood of each continuation, and whether greedy decoding gives it."""
-    answers = self._answered("loglikelihood", requests, lambda args: self._score([self._pair(*each) for each in args]))
+    answers = self._answered(
+      "loglikelihood", requests, lambda args: self._score([encode_pair(self._tokenizer, *each) for each in args])
+    )
     return [(score, greedy) for score, greedy in answers]
 
   def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
     """Log-likelihood of each whole text."""
 
     def compute(args: Sequence[tuple]) -> Iterator[tuple[int, float]]:
-      pairs = [([self._tokenizer.begin], self._tokenizer.encode(text).tolist()) for (text,) in args]
+      pairs = [encode_text(self._tokenizer, text) for (text,) in args]
       return ((i, score) for i, (score, _) in self._score(pairs))
 
     return self._answered("loglikelihood_rolling", requests, compute)
@@ -102,7 +107,7 @@ class HarnessModel(LM):
     keys = []
     for request in requests:
       text = json.dumps(request.args)
-      keys.append((kind, seen[text], text))  # asked twice, as where a task samples, it is answered twice
+      keys.append((kind, ANSWERED_AS, seen[text], text))  # asked twice, as where a task samples, it is answered twice
       seen[text] += 1
     missing = [i for i, key in enumerate(keys) if key not in self._answers]
     done = len(requests) - len(missing)
@@ -116,13 +121,6 @@ class HarnessModel(LM):
 
   def _score(self, pairs: list[tuple[list[int], list[int]]]) -> Iterator[tuple[int, tuple[float, bool]]]:
     return self._scorer.score(self._parameters, pairs)
-
-  def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """Tokens of a context and of its continuation, which takes the context's last spaces and so keeps words whole."""
-    kept = context.rstrip()
-    context_ids = self._tokenizer.encode(kept).tolist()
-    whole_ids = self._tokenizer.encode(context + continuation).tolist()
-    return [self._tokenizer.begin, *context_ids], whole_ids[len(context_ids) :]
 
   def _generate(self, args: Sequence[tuple]) -> Iterator[tuple[int, str]]:
     groups: dict[str, list[int]] = {}

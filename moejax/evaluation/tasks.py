@@ -42,7 +42,7 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     Benchmark("wikitext", 0, "word_perplexity,none"),
   ),
 }
-"""acc_norm divides a choice's log-likelihood by its bytes, as is usual for these three."""
+"""acc_norm divides a choice's log-likelihood by its length in characters, as is usual for these three."""
 
 
 ACCURACIES = ("acc", "exact_match")
