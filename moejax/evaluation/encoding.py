@@ -22,8 +22,8 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
   ids = tokenizer.encode(kept + scored).tolist()[len(context_ids) :] or tokenizer.encode(scored).tolist()
   if not ids:
     raise UserError(
-      f"the tokenizer encodes the continuation {scored!r} as no token, so it has no likelihood; leave out the task that "
-      "asks for it, or train with a tokenizer that keeps white space"
+      f"the tokenizer encodes the continuation {scored!r} as no token, so it has no likelihood; leave out the task "
+      "that asks for it, or train with a tokenizer that keeps white space"
     )
   return [tokenizer.begin, *context_ids], ids
 

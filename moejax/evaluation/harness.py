@@ -69,9 +69,7 @@ class HarnessModel(LM):
 
   def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
     """Log-likelihood of each continuation, and whether greedy decoding gives it."""
-    answers = self._answered(
-      "loglikelihood", requests, lambda args: self._score([encode_pair(self._tokenizer, *each) for each in args])
-    )
+    answers = self._answered("loglikelihood", requests, lambda args: self._score([self._pair(*each) for each in args]))
     return [(score, greedy) for score, greedy in answers]
 
   def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -121,6 +119,9 @@ class HarnessModel(LM):
 
   def _score(self, pairs: list[tuple[list[int], list[int]]]) -> Iterator[tuple[int, tuple[float, bool]]]:
     return self._scorer.score(self._parameters, pairs)
+
+  def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    return encode_pair(self._tokenizer, context, continuation)
 
   def _generate(self, args: Sequence[tuple]) -> Iterator[tuple[int, str]]:
     groups: dict[str, list[int]] = {}

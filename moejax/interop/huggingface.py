@@ -1,14 +1,19 @@
 """A dense model as Hugging Face's Llama, and back: the same numbers under other names.
 
 D embed  F hidden  V vocab  N query heads  K key/value heads  H head dim
+
+Every field of Model is one of three: EXPRESSED by a field of LlamaConfig or by the weights, of the PROGRAM and without
+an effect on what the model computes, or held by Llama at one value (ONLY; of a field that is in no table, its default).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from moejax.config import checks
 from moejax.config.model import Model
 from moejax.errors import UserError
 
@@ -28,6 +33,31 @@ OF_LAYER = {
 }
 
 
+EXPRESSED = {
+  "vocab_size": "vocab_size",
+  "d_model": "hidden_size",
+  "d_ff": "intermediate_size",
+  "num_layers": "num_hidden_layers",
+  "num_heads": "num_attention_heads",
+  "num_kv_heads": "num_key_value_heads",
+  "head_dim": "head_dim",
+  "norm_epsilon": "rms_norm_eps",
+  "tie_embeddings": "tie_word_embeddings",
+  "rope_theta": "rope_parameters",
+}
+"""Fields of Model and those of LlamaConfig that say the same."""
+PROGRAM = ("compute_dtype", "remat", "layers")
+"""Fields of Model that say how it is computed, and not what."""
+ONLY: dict[str, Any] = {
+  "activation": "swiglu",
+  "qk_norm": False,
+  "attention_experts": None,
+  "logit_cap": None,
+  "moe": None,
+}
+"""Fields of Model that Llama has at one value only."""
+
+
 def llama_config(model: Model, max_length: int) -> dict[str, Any]:
   """The fields of a LlamaConfig.
 
@@ -36,22 +66,15 @@ def llama_config(model: Model, max_length: int) -> dict[str, Any]:
     max_length: tokens that it was trained to see.
 
   Raises:
-    UserError: the model has what Llama has not.
+    UserError: Llama cannot express a field of the model, which the message names.
   """
   _check(model)
+  expressed = {theirs: getattr(model, ours) for ours, theirs in EXPRESSED.items()}
   return {
     "architectures": ["LlamaForCausalLM"],
     "model_type": "llama",
-    "vocab_size": model.vocab_size,
-    "hidden_size": model.d_model,
-    "intermediate_size": model.d_ff,
-    "num_hidden_layers": model.num_layers,
-    "num_attention_heads": model.num_heads,
-    "num_key_value_heads": model.num_kv_heads,
-    "head_dim": model.head_dim,
+    **expressed,
     "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-    "rms_norm_eps": model.norm_epsilon,
-    "tie_word_embeddings": model.tie_embeddings,
     "max_position_embeddings": max_length,
     "hidden_act": "silu",
     "attention_bias": False,
@@ -60,30 +83,61 @@ def llama_config(model: Model, max_length: int) -> dict[str, Any]:
 
 
 def to_llama(model: Model, parameters: Mapping[str, Any]) -> Weights:
-  """Our parameters under Llama's names; raises as `llama_config`."""
+  """Our parameters under Llama's names.
+
+  Raises:
+    UserError: as `llama_config`, or the parameters are of another model: one is missing or would be left out.
+  """
   _check(model)
+  left = _flat(parameters)
+
+  def take(*path: str | int, layers: tuple[int, ...] = ()) -> np.ndarray:
+    if path not in left:
+      raise UserError(f"the parameters are of another model: they have no {_dotted(path)}")
+    array, shape = left.pop(path), (*layers, *_shape(str(path[-1]), model))
+    if array.shape != shape:
+      raise UserError(f"the parameters are of another model: {_dotted(path)} is {array.shape} and not {shape}")
+    return array
+
   weights = {
-    "model.embed_tokens.weight": np.asarray(parameters["embedding_VD"]),
-    "model.norm.weight": np.asarray(parameters["final_norm"]["scale_D"]),
+    "model.embed_tokens.weight": take("embedding_VD"),
+    "model.norm.weight": take("final_norm", "scale_D"),
   }
   if not model.tie_embeddings:
-    weights["lm_head.weight"] = np.asarray(parameters["w_logits_DV"]).T
-  for number in range(model.num_layers):
-    for (part, name), theirs in OF_LAYER.items():
-      if model.layers == "scanned":
-        array = np.asarray(parameters["layers"]["blocks"][0][part][name][number])
-      else:
-        array = np.asarray(parameters["layers"][number]["blocks"][0][part][name])
-      outputs = _outputs(name, model)
+    weights["lm_head.weight"] = take("w_logits_DV").T
+  stacked = model.layers == "scanned"
+  for (part, name), theirs in OF_LAYER.items():
+    if stacked:
+      of_layers = list(take("layers", "blocks", 0, part, name, layers=(model.num_layers,)))
+    else:
+      of_layers = [take("layers", number, "blocks", 0, part, name) for number in range(model.num_layers)]
+    outputs = _outputs(name, model)
+    for number, array in enumerate(of_layers):
       weights[f"model.layers.{number}.{theirs}.weight"] = array.reshape(-1, outputs).T if outputs else array
+  if left:
+    raise UserError(
+      f"Llama has no place for the parameter {', '.join(map(_dotted, left))}; the parameters are of another model"
+    )
   return weights
+
+
+def _flat(tree: Mapping[Any, Any], path: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], np.ndarray]:
+  """Every array of nested mappings by its path."""
+  flat: dict[tuple[str | int, ...], np.ndarray] = {}
+  for key, value in tree.items():
+    flat |= _flat(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): np.asarray(value)}
+  return flat
+
+
+def _dotted(path: tuple[str | int, ...]) -> str:
+  return ".".join(map(str, path))
 
 
 def from_llama(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Llama's weights as parameters of `model`.
 
   Raises:
-    UserError: the model has what Llama has not, or the weights are of another model.
+    UserError: as `llama_config`, or the weights are of another model.
   """
   expected = {f"model.layers.{i}.{theirs}.weight" for i in range(model.num_layers) for theirs in OF_LAYER.values()}
   expected |= {"model.embed_tokens.weight", "model.norm.weight"}
@@ -144,6 +198,13 @@ def _shape(name: str, model: Model) -> tuple[int, ...]:
 
 def _check(model: Model) -> None:
   """Raises UserError where a model is no Llama."""
-  for field, value in (("moe", model.moe), ("qk_norm", model.qk_norm or None), ("logit_cap", model.logit_cap)):
-    if value is not None:
-      raise UserError(f"model.{field}={value} and Llama has none; only a dense model without it can be exported")
+  for field in dataclasses.fields(model):
+    if field.name in EXPRESSED or field.name in PROGRAM:
+      continue
+    value, only = getattr(model, field.name), ONLY.get(field.name, field.default)
+    if value != only:
+      raise UserError(
+        f"model.{field.name}={value!r} cannot be expressed as Llama, which has only model.{field.name}={only!r}; a "
+        "model trained with that can be exported"
+      )
+  checks.divides(model.num_heads, "model.num_heads", model.d_model, "model.d_model")  # LlamaConfig refuses it
