@@ -13,7 +13,11 @@ SPACE = "\u2581"
 
 
 class SentencePieceTokenizer:
-  """Ids of the model; a model without a beginning or an end of text gets ids behind its own."""
+  """Ids of the model; a model without a beginning or an end of text gets ids behind its own.
+
+  So does a model that has no piece for a space and writes it as the three bytes of SPACE: the space gets an id, and
+  counts as the one byte that it is.
+  """
 
   def __init__(self, path: pathlib.Path, sha256: str):
     self._model = library("sentencepiece").SentencePieceProcessor(model_file=str(path))
@@ -23,6 +27,11 @@ class SentencePieceTokenizer:
     self.begin = begin if begin >= 0 else size
     self.end = end if end >= 0 else size + (begin < 0)
     self.vocab_size = size + (begin < 0) + (end < 0)
+    self._bytes_of_space = _bytes_of_space(self._model)
+    if self._bytes_of_space is not None:
+      self._space = self.vocab_size
+      self.vocab_size += 1
+      self.identity += " with a space"
     padding = self._model.pad_id()
     self.padding = padding if padding >= 0 else self.end
 
@@ -31,14 +40,33 @@ class SentencePieceTokenizer:
     lengths = np.zeros(self.vocab_size, np.int32)
     own = piece_lengths(self._model)
     lengths[: len(own)] = own
+    if self._bytes_of_space is not None:
+      lengths[self._space] = 1
     return lengths
 
   def encode(self, text: str) -> np.ndarray:
-    return np.array(self._model.encode(text), np.int32)
+    ids = np.array(self._model.encode(text), np.int32)
+    if self._bytes_of_space is None or len(ids) < 3:
+      return ids
+    first, second, third = self._bytes_of_space
+    at = np.flatnonzero((ids[:-2] == first) & (ids[1:-1] == second) & (ids[2:] == third))
+    ids[at] = self._space
+    return np.delete(ids, np.concatenate([at + 1, at + 2]))
 
   def decode(self, ids: np.ndarray) -> str:
     text = self.byte_lengths > 0
-    return self._model.decode([i for i in np.asarray(ids).tolist() if 0 <= i < len(text) and text[i]])
+    kept = [i for i in np.asarray(ids).tolist() if 0 <= i < len(text) and text[i]]
+    if self._bytes_of_space is None:
+      return self._model.decode(kept)
+    kept = [part for i in kept for part in (self._bytes_of_space if i == self._space else (i,))]
+    return self._model.decode(kept).replace(SPACE, " ")  # the library leaves what it reads from bytes as it is
+
+
+def _bytes_of_space(model: Any) -> tuple[int, ...] | None:
+  """The ids that a model writes a space with, where those are of three bytes; None where it has a piece for it."""
+  ids = tuple(model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode())
+  has_piece = model.piece_to_id(SPACE) != model.unk_id()
+  return ids if not has_piece and all(model.is_byte(i) for i in ids) else None
 
 
 def piece_lengths(model: Any) -> np.ndarray:

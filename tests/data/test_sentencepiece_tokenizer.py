@@ -1,6 +1,7 @@
 """SentencePiece models, trained here on a few lines."""
 
 import io
+import random
 
 import numpy as np
 import pytest
@@ -15,11 +16,11 @@ LINES = [
 PLAIN = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False, "add_dummy_prefix": False}
 
 
-def train(path, **options):
+def train(path, lines=LINES, **options):
   model = io.BytesIO()
   defaults = {"vocab_size": 330, "model_type": "bpe", "byte_fallback": True, "hard_vocab_limit": False}
   sentencepiece.SentencePieceTrainer.train(
-    sentence_iterator=iter(LINES * 20), model_writer=model, minloglevel=2, **defaults | options
+    sentence_iterator=iter(lines * 20), model_writer=model, minloglevel=2, **defaults | options
   )
   path.write_bytes(model.getvalue())
   return make_tokenizer(str(path))
@@ -60,6 +61,23 @@ def test_a_model_without_a_beginning_gets_one_behind_its_own(tmp_path):
 def test_a_space_that_the_model_puts_first_is_the_only_byte_more(tmp_path):
   tokenizer = train(tmp_path / "a.model", **PLAIN | {"add_dummy_prefix": True})
   assert tokenizer.byte_lengths[tokenizer.encode("the cat")].sum() == len("the cat") + 1
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("spaces", [True, False], ids=["trained with spaces", "without"])
+def test_byte_lengths_count_the_bytes_of_the_text_whatever_pieces_there_are(tmp_path, kind, spaces):
+  """A model that saw no space has no piece for it, and writes it as the three bytes of the sign that stands for it."""
+  lines = LINES if spaces else [line.replace(" ", "") for line in LINES]
+  model = train(tmp_path / "a.model", lines, **PLAIN | {"model_type": kind, "vocab_size": 300})
+  assert ("with a space" in model.identity) == (not spaces)
+  draw = random.Random(0)
+  words = ["the", "cat", " ", "  ", "ß", "漢", "\u2580", "\u2582", "\xc1", "\n", "”"]
+  for _ in range(200):
+    text = "".join(draw.choices(words, k=draw.randint(0, 9)))
+    ids = model.encode(text)
+    assert model.byte_lengths[ids].sum() == len(text.encode()), (text, ids)
+    assert model.decode(ids) == text and ids.max(initial=0) < model.vocab_size == len(model.byte_lengths)
+    assert ids.dtype == np.int32 and not {model.begin, model.end} & set(ids.tolist())
 
 
 def test_another_model_has_another_identity(tokenizer, tmp_path):
