@@ -48,5 +48,5 @@ setup(
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
   },
-  entry_points={"console_scripts": ["moejax = moejax.cli:main"]},
+  entry_points={"console_scripts": ["moejax = moejax.__main__:command"]},
 )

@@ -13,12 +13,11 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 import moejax
-from moejax import describe, lookup
+from moejax import describe, interrupts, lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair
 from moejax.config.parameters import steps
 from moejax.display import Display
-from moejax.errors import UserError
-from moejax.huge_pages import restart_with_huge_pages
+from moejax.errors import UserError, users_mistake
 from moejax.optional import library
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.training.run_directory import (
@@ -51,24 +50,29 @@ Interrupt a run (Ctrl-C, or even kill -9) and give the same command again: it go
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-  """The program `moejax`. Exit code 0: done, 2: the user's mistake, 3: a plan that does not fit, 1: all else."""
+  """Runs one command and raises SystemExit with its exit code, which the README lists.
+
+  It can be called from Python: it does not replace the process and leaves signal handlers as they were. The console
+  command is `moejax.__main__`.
+
+  Raises:
+    SystemExit: always, unless there is a bug, which is any other exception.
+  """
+  interrupts.forget()
   try:
     known, overrides = _parser().parse_known_args(arguments)
     code = known.verb(known, overrides)
     sys.stdout.flush()
-    sys.exit(code)
-  except UserError as error:
-    print(f"moejax: {error}", file=sys.stderr)
-    sys.exit(USERS_MISTAKE)
-  except FloatingPointError as error:
-    print(f"moejax: {error}", file=sys.stderr)
-    sys.exit(1)
-  except BrokenPipeError:  # the reader, such as `head`, went away; what is not yet written goes nowhere
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(1)
-  except KeyboardInterrupt as error:
-    print(f"\nmoejax: {str(error) or 'stopped'}; the same command goes on from what is saved", file=sys.stderr)
-    sys.exit(1)
+  except (Exception, KeyboardInterrupt) as error:
+    # A library may have turned the exception of a signal into another one.
+    if interrupts.received() or isinstance(error, KeyboardInterrupt):
+      interrupts.leave()
+    mistake = users_mistake(error)
+    if mistake is None and not isinstance(error, FloatingPointError):
+      raise
+    print(f"moejax: {mistake or error}", file=sys.stderr)
+    code = 1 if mistake is None else USERS_MISTAKE
+  sys.exit(code)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -181,7 +185,6 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   directory = _required(known, "workdir", "--workdir DIR")
   check_data(experiment)
   check_json(directory, RUN, run_configuration(experiment, steps(experiment)))
-  restart_with_huge_pages()
   ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   from moejax.evaluation.run import train_and_evaluate
 
@@ -199,7 +202,6 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   for member in suite.members:
     check_data(member)
   check_json(directory, COMPARISON, dataclasses.asdict(suite))
-  restart_with_huge_pages()
   evaluation = suite.members[0].evaluation
   ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
   from moejax.comparison.run import compare
@@ -229,7 +231,6 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   }
   given = {name: value for name, value in given.items() if value is not None}
   evaluation = dataclasses.replace(experiment.evaluation, **given)
-  restart_with_huge_pages()
   harness = import_harness(evaluation)
   from moejax.evaluation.tasks import benchmarks, headlines
 
@@ -424,7 +425,3 @@ def _required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
 def _no_overrides(overrides: list[str]) -> None:
   if overrides:
     raise UserError(f"unexpected {' '.join(overrides)}; this command sets no fields")
-
-
-if __name__ == "__main__":
-  main()

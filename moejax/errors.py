@@ -1,5 +1,52 @@
-"""The one exception that is the user's to mend."""
+"""Which exceptions are the user's to mend."""
+
+import errno
+from collections.abc import Iterator
+
+OF_THE_MACHINE = {
+  errno.ENOSPC: "free some space, or choose a directory on another disk",
+  errno.EDQUOT: "free some of your quota, or choose a directory on another disk",
+  errno.EFBIG: "raise the limit on file sizes (ulimit -f), or choose a directory on another disk",
+  errno.EROFS: "choose a directory that can be written",
+  errno.EACCES: "change its permissions, or choose another path",
+  errno.EPERM: "change its permissions, or choose another path",
+  errno.EIO: "check the disk",
+  errno.EMFILE: "raise the limit on open files (ulimit -n)",
+}
+"""What helps where the operating system refuses."""
+
+LESS_MEMORY = (
+  "lower training.batch_size (or evaluation.batch_size), raise training.gradient_accumulation, set model.remat, "
+  "or use more devices (mesh)"
+)
 
 
 class UserError(ValueError):
   """A mistake in what the user gave: one line with the value, the limit and the remedy. Exit code 2."""
+
+
+def users_mistake(error: BaseException) -> str | None:
+  """One line for an exception that the user can mend, or None for a bug of ours.
+
+  Beside UserError these are what the operating system and the devices refuse: a full disk, a path that cannot be
+  written, too little memory, however deep in a library it was raised.
+  """
+  for cause in _chain(error):
+    if isinstance(cause, UserError):
+      return str(cause)
+    if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
+      where = f" ({cause.filename})" if cause.filename else ""
+      return f"{cause.strerror or cause}{where}; {OF_THE_MACHINE[cause.errno]}"
+    text = " ".join(str(cause).split())
+    if isinstance(cause, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower()):
+      return f"out of memory: {text[:200] or 'the host has none left'}; {LESS_MEMORY}"
+    if "No space left on device" in text:
+      return f"No space left on device: {text[:200]}; {OF_THE_MACHINE[errno.ENOSPC]}"
+  return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """An exception and those that led to it."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

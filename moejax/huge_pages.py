@@ -2,21 +2,32 @@
 
 XLA's CPU client asks the C library for its temporary memory anew in every step, and glibc hands it back to the system
 after each: a step then spends a third of its time on page faults. With transparent huge pages there are 512 times
-fewer. glibc reads the setting when a process starts, so the process starts itself again, once.
+fewer. glibc reads the setting when a process starts, so the process starts itself again, once. On an accelerator, where
+the large arrays are not on the host, it does not.
 """
 
+import glob
 import os
 import platform
 import sys
 
 TUNABLE = "glibc.malloc.hugetlb=1"
 
+ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]*")
+"""Device files of NVIDIA and AMD GPUs and of TPUs."""
+
 
 def restart_with_huge_pages() -> None:
-  """Replaces this process by itself with huge pages for malloc; does nothing where they are set or not to be had."""
+  """Replaces this process by itself with huge pages for malloc; does nothing where they are set or of no use."""
   set_already = os.environ.get("GLIBC_TUNABLES", "")
-  if "glibc.malloc.hugetlb" in set_already or platform.libc_ver()[0] != "glibc":
+  if "glibc.malloc.hugetlb" in set_already or platform.libc_ver()[0] != "glibc" or not computes_on_cpu():
     return
   environment = {**os.environ, "GLIBC_TUNABLES": ":".join(filter(None, (set_already, TUNABLE)))}
   sys.stdout.flush()
   os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+def computes_on_cpu() -> bool:
+  """Whether JAX will compute on the CPU, found without importing it."""
+  platforms = os.environ.get("JAX_PLATFORMS", "")
+  return platforms == "cpu" if platforms else not any(map(glob.glob, ACCELERATORS))

@@ -20,6 +20,7 @@ from moejax.data.shards import SHARD_TOKENS, Block, ShardWriter
 from moejax.data.sources import source_parts
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.errors import UserError
+from moejax.interrupts import SIGNALS, blocked
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the part of it that is done, 0 to 1."""
@@ -177,7 +178,8 @@ def _encoded(
     waiting: deque[tuple[_TextBlock, Any]] = deque()
     try:
       for block in blocks:
-        waiting.append((block, pool.submit(_encode, block.texts)))
+        with blocked():  # a process that starts now must live until it ignores Ctrl-C
+          waiting.append((block, pool.submit(_encode, block.texts)))
         if len(waiting) > 3 * processes:
           block, future = waiting.popleft()
           yield block, _packed(block, *future.result())
@@ -204,6 +206,7 @@ _PROCESS: dict[str, Tokenizer] = {}
 
 def _start_process(name: str, identity: str) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent alone decides what it means
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
   parent = multiprocessing.parent_process()
   assert parent
   threading.Thread(target=_end_with, args=(parent,), daemon=True).start()

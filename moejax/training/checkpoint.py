@@ -15,6 +15,7 @@ class Checkpointer:
 
   def __init__(self, directory: pathlib.Path, policy: Checkpoints):
     self.policy = policy
+    self._directory = directory
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       item_names=("state", "progress"),
@@ -30,6 +31,11 @@ class Checkpointer:
   def latest(self) -> int | None:
     """Steps done at the newest checkpoint, None where there is none."""
     return self._manager.latest_step()
+
+  def whole(self) -> int | None:
+    """Steps done at the newest checkpoint that is written whole: not at one that is being written."""
+    steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
+    return max(steps, default=None)
 
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
     """Begins to save; `progress` is plain data, such as the input's state. A step that is saved is not saved again."""

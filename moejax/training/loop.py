@@ -13,9 +13,9 @@ import numpy as np
 from moejax.config.chips import peak_flops
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
+from moejax.interrupts import Deferral, continuing, deferral
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.health import RouterHealth
-from moejax.training.interrupts import Interrupted, deferred_interrupts
 from moejax.training.loss import Batch, Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.optimizer import learning_rate
@@ -65,7 +65,7 @@ def train(run: Run) -> dict[str, Any]:
   Raises:
     UserError: the directory holds another experiment.
     FloatingPointError: the loss or the gradient is no longer finite.
-    Interrupted: SIGINT or SIGTERM came; the run is saved.
+    Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
   """
   experiment = run.definition.experiment
   # 1. The directory is ours.
@@ -82,14 +82,20 @@ def train(run: Run) -> dict[str, Any]:
     state = run.definition.initialise(experiment.training.seed)
   # 4. The metrics end where the state does.
   writer = MetricsWriter(run.directory, done)
-  try:
-    with deferred_interrupts() as stop_requested:
-      results = _steps(run, state, batches, done, train_time_s, checkpointer, writer, stop_requested)
-  finally:
-    checkpointer.close()
-    writer.close()
+  with continuing(lambda: _saved(run, checkpointer)), deferral() as stop:
+    try:
+      results = _steps(run, state, batches, done, train_time_s, checkpointer, writer, stop)
+    finally:
+      stop.hold()  # what is being saved is finished
+      checkpointer.close()
+      writer.close()
   write_json(run.directory / "summary.json", results)
   return results
+
+
+def _saved(run: Run, checkpointer: Checkpointer) -> str | None:
+  step = checkpointer.whole()
+  return None if step is None else f"step {step} of {run.steps} in {run.directory}"
 
 
 def _steps(
@@ -100,7 +106,7 @@ def _steps(
   train_time_s: float,
   checkpointer: Checkpointer,
   writer: MetricsWriter,
-  stop_requested: Callable[[], bool],
+  stop: Deferral,
 ) -> dict[str, Any]:
   experiment, clock = run.definition.experiment, _Clock(run.definition, train_time_s)
   policy, every = experiment.training.checkpoints, experiment.evaluation.every
@@ -116,6 +122,7 @@ def _steps(
     """
     step, metrics = waiting
     record = {"step": step, **fetch_essential(metrics), **clock.lap()}
+    stop.hold()  # now there is a step that no checkpoint has
     run.observe(record)
     if step % experiment.training.log_every == 0 or step in (1, run.steps):
       record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean()
@@ -126,25 +133,27 @@ def _steps(
       writer.write(record)
     _check_finite(record)
 
+  if every is not None and 0 < done < run.steps and done % every == 0 and not writer.evaluated:
+    writer.write({"step": done, **_evaluate(run, state)})  # a stop came between this checkpoint and its scores
   for step in range(done + 1, run.steps + 1):
     batch = place(next(batches), run.definition)
     state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
     if waiting:
       report(waiting)
     waiting = (step, metrics)
-    stop = stop_requested()
+    stopping = stop.requested
     evaluate = step == run.steps or (every is not None and step % every == 0)
-    if stop or evaluate or step % policy.every == 0:
+    if stopping or evaluate or step % policy.every == 0:
       report(waiting)
       waiting = None
       checkpointer.save(state, step, {"data": batches.get_state(), "train_time_s": clock.total_s})
+      if stopping or evaluate:
+        stop.release()
       if evaluate:
         results = _evaluate(run, state)
         if results:
           writer.write({"step": step, **results})
       clock.restart()
-    if stop and step < run.steps:
-      raise Interrupted(f"stopped after step {step} of {run.steps}; saved in {run.directory}")
   if not results:  # an earlier run did the last step and did not live to score it
     results = _evaluate(run, state)
   return {

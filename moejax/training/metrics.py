@@ -56,6 +56,9 @@ class MetricsWriter:
     self._path = directory / "metrics.jsonl"
     kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
     self._path.write_text("".join(kept))
+    last = [json.loads(line) for line in kept[-1:]]
+    self.evaluated = any(record["step"] == start_step and "loss" not in record for record in last)
+    """Whether the scores of `start_step` are written."""
     self._file = self._path.open("a", buffering=1)
     self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
 

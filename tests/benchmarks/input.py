@@ -64,7 +64,7 @@ def compare(folder: pathlib.Path) -> None:
 
 def training_speed(directory: pathlib.Path) -> float:
   """Median tokens/s of the steps that `moejax train quick_small` logs behind its first hundred."""
-  command = [sys.executable, "-m", "moejax.cli", "train", "quick_small", "--workdir", str(directory)]
+  command = [sys.executable, "-m", "moejax", "train", "quick_small", "--workdir", str(directory)]
   subprocess.run([*command, "--training.steps", "500"], check=True, capture_output=True)
   records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
   return statistics.median(record["tokens_per_s"] for record in records if record["step"] > 100 and "loss" in record)

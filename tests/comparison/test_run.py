@@ -29,7 +29,7 @@ from moejax.config import (
   Training,
 )
 from moejax.display import Display
-from moejax.training.interrupts import Interrupted
+from moejax.interrupts import Interrupted
 
 ROOT = Path(__file__).parents[2]
 
@@ -206,7 +206,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp
   command = [
     sys.executable,
     "-m",
-    "moejax.cli",
+    "moejax",
     "compare",
     f"{tmp_path / 'mine.py'}:suite",
     "--workdir",
@@ -234,7 +234,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp
 @pytest.mark.slow
 def test_the_quickstart_beats_counting_bigrams_and_pairs_both_scales(tmp_path):
   """The README's first command, whole."""
-  command = [sys.executable, "-m", "moejax.cli", "compare", "quickstart", "--workdir", tmp_path]
+  command = [sys.executable, "-m", "moejax", "compare", "quickstart", "--workdir", tmp_path]
   done = subprocess.run(command, cwd=ROOT, env=USERS, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "comparison.json").read_text())

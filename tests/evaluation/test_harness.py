@@ -105,8 +105,7 @@ def test_examples_and_shots_are_as_asked(run, data):
 
 
 @pytest.mark.parametrize("limit, asked", [(["--limit", "2"], 2), ([], 6)])
-def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, monkeypatch, limit, asked):
-  monkeypatch.setattr(cli, "restart_with_huge_pages", lambda: None)
+def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, limit, asked):
   words = ["evaluate", str(run), "--tasks", "arc_easy", "webqs", "--data", str(data), *limit]
   with pytest.raises(SystemExit) as stopped:
     cli.main([*words, "--mesh.data", "2", "--evaluation.batch-size", "8"])

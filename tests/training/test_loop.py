@@ -13,8 +13,8 @@ from training_fixtures import read_metrics, tiny
 
 from moejax.config import Checkpoints, Mesh, Router
 from moejax.data.corpus import build_corpus
+from moejax.interrupts import Interrupted
 from moejax.training.checkpoint import Checkpointer
-from moejax.training.interrupts import Interrupted
 from moejax.training.loop import Run, train
 from moejax.training.prepare import prepare
 
