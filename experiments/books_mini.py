@@ -12,6 +12,7 @@ Their text is token shards in the folder `books` of the current folder, from any
 from dataclasses import replace
 
 from moejax.config import (
+  AdamW,
   Checkpoints,
   Data,
   Evaluation,
@@ -19,7 +20,6 @@ from moejax.config import (
   Losses,
   Model,
   MoE,
-  Optimizer,
   Pair,
   Suite,
   Training,
@@ -53,7 +53,7 @@ def books_mini_dense() -> Experiment:
       sequence_length=1024,
     ),
     training=Training(batch_size=64, checkpoints=Checkpoints(every=500)),
-    optimizer=Optimizer(learning_rate=1e-3),
+    optimizer=AdamW(learning_rate=1e-3),
     evaluation=Evaluation(batch_size=64),
   )  # fmt: skip
 

@@ -7,7 +7,7 @@ to be named: --data.train.
 
 from dataclasses import replace
 
-from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Router, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Router, Training
 
 
 def ds_dense_1b() -> Experiment:
@@ -68,7 +68,7 @@ def _dense(
     ),
     data=Data(sequence_length=2048),
     training=Training(batch_size=batch_size, steps=steps),
-    optimizer=Optimizer(learning_rate=3e-4, weight_decay=0.01),
+    optimizer=AdamW(learning_rate=3e-4, weight_decay=0.01),
     evaluation=Evaluation(batch_size=batch_size),
     mesh=Mesh(),
   )

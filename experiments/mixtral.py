@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moejax.config import DATA_EXPERT_MODEL, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import DATA_EXPERT_MODEL, AdamW, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Training
 
 
 def mixtral_8x7b() -> Experiment:
@@ -24,7 +24,7 @@ def mixtral_8x7b() -> Experiment:
     ),
     data=Data(sequence_length=4096),
     training=Training(batch_size=256, losses=Losses(load_balance=0.02)),
-    optimizer=Optimizer(learning_rate=3e-4),
+    optimizer=AdamW(learning_rate=3e-4),
     evaluation=Evaluation(batch_size=256),
     mesh=Mesh(data=32, expert=8),
     rules=(*DATA_EXPERT_MODEL, ("embed", ("data",))),

@@ -6,7 +6,7 @@ heads, 7168 hidden, 16 layers), scaled to 16, 32 and 64 billion parameters. `doc
 
 from dataclasses import replace
 
-from moejax.config import Data, Evaluation, Experiment, Mesh, Model, Optimizer, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, Training
 
 
 def fuji_7b_v1() -> Experiment:
@@ -75,7 +75,7 @@ def _experiment(name: str, model: Model, sequence_length: int, batch_size: int, 
     model=model,
     data=Data(sequence_length=sequence_length),
     training=Training(batch_size=batch_size),
-    optimizer=Optimizer(learning_rate=3e-4),
+    optimizer=AdamW(learning_rate=3e-4),
     evaluation=Evaluation(batch_size=batch_size),
     mesh=mesh,
   )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from moejax.config import (
+  AdamW,
   Checkpoints,
   Data,
   Evaluation,
@@ -11,7 +12,6 @@ from moejax.config import (
   Measurement,
   Model,
   MoE,
-  Optimizer,
   Pair,
   Suite,
   Training,
@@ -56,7 +56,7 @@ def _dense(name: str, d_model: int, d_ff: int) -> Experiment:
     ),
     data=Data(sequence_length=128),
     training=Training(batch_size=16, checkpoints=Checkpoints(every=250)),
-    optimizer=Optimizer(learning_rate=4e-3),
+    optimizer=AdamW(learning_rate=4e-3),
     evaluation=Evaluation(batch_size=16, max_tokens=None),
   )
 

@@ -6,7 +6,7 @@ balanced load). Layers, widths, group sizes, meshes and learning rates are ours.
 
 from dataclasses import replace
 
-from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Training
 
 
 def dense_6b4() -> Experiment:
@@ -82,7 +82,7 @@ def _dense(name: str, num_layers: int, d_model: int, d_ff: int, learning_rate: f
     ),
     data=Data(sequence_length=4096),
     training=Training(batch_size=1024),
-    optimizer=Optimizer(learning_rate=learning_rate),
+    optimizer=AdamW(learning_rate=learning_rate),
     evaluation=Evaluation(batch_size=64 * replicas),
     # 256 shards of a weight would be thinner than a tile, and gathers of them all-reduces, at twice the cost.
     mesh=Mesh(replica=replicas, data=64),

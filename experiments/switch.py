@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moejax.config import Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import AdamW, Cosine, Data, Evaluation, Experiment, Losses, Mesh, Model, MoE, Training
 
 
 def switch_base() -> Experiment:
@@ -46,7 +46,7 @@ def _switch(name: str, model: Model, mesh: Mesh) -> Experiment:
     model=model,
     data=Data(sequence_length=8192),
     training=Training(batch_size=1024, steps=250_000, losses=Losses(z=1e-6, load_balance=0.01)),
-    optimizer=Optimizer(learning_rate=1e-3, final_fraction=0.005, weight_decay=1e-4),
+    optimizer=AdamW(learning_rate=1e-3, schedule=Cosine(final_fraction=0.005), weight_decay=1e-4),
     evaluation=Evaluation(batch_size=1024),
     mesh=mesh,
   )

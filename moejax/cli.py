@@ -16,6 +16,7 @@ import moejax
 from moejax import describe, interrupts, lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair
 from moejax.config.parameters import steps
+from moejax.config.plain import to_plain
 from moejax.display import Display
 from moejax.errors import UserError, users_mistake
 from moejax.optional import library
@@ -201,7 +202,7 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   directory = _required(known, "workdir", "--workdir DIR")
   for member in suite.members:
     check_data(member)
-  check_json(directory, COMPARISON, dataclasses.asdict(suite))
+  check_json(directory, COMPARISON, to_plain(suite))
   evaluation = suite.members[0].evaluation
   ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
   from moejax.comparison.run import compare

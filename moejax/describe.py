@@ -11,6 +11,7 @@ from rich.text import Text
 
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.parameters import count, flops_per_token, steps, tokens_per_step
+from moejax.config.plain import to_plain
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
@@ -30,13 +31,13 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     "training_flops": steps(experiment)
     * tokens_per_step(experiment)
     * flops_per_token(experiment.model, experiment.data.sequence_length),
-    "config": dataclasses.asdict(experiment),
+    "config": to_plain(experiment),
   }
 
 
 def suite_facts(suite: Suite) -> dict[str, Any]:
   """The same of every member, and the suite's own settings."""
-  own = dataclasses.asdict(dataclasses.replace(suite, pairs=()))
+  own = to_plain(dataclasses.replace(suite, pairs=()))
   pairs = [
     {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates]} for pair in suite.pairs
   ]

@@ -8,7 +8,7 @@ from importlib import metadata
 
 import pytest
 
-from moejax.config import Data, Evaluation, Experiment, Losses, Model, MoE, Optimizer, Pair, Suite, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, Losses, Model, MoE, Pair, Suite, Training
 
 JAX = tuple(map(int, metadata.version("jax").split(".")[:2]))
 
@@ -39,7 +39,7 @@ def dense() -> Experiment:
     model=Model(num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24, vocab_size=264),
     data=Data(sequence_length=32),
     training=Training(batch_size=8),
-    optimizer=Optimizer(learning_rate=1e-3),
+    optimizer=AdamW(learning_rate=1e-3),
     evaluation=Evaluation(batch_size=8),
   )
 

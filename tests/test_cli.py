@@ -7,7 +7,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from dataclasses import asdict
 
 import pytest
 
@@ -16,6 +15,7 @@ from experiments import EXPERIMENTS
 from moejax import cli
 from moejax.config.chips import CHIPS
 from moejax.config.parameters import steps
+from moejax.config.plain import to_plain
 from moejax.config.sharding import LOGICAL_AXES
 from moejax.lookup import find_experiment, find_suite
 from moejax.training.run_directory import COMPARISON, claim, claim_json
@@ -221,7 +221,7 @@ def test_a_directory_that_holds_another_run_is_refused_and_left_as_it_is(run, pl
 
 
 def test_a_directory_that_holds_another_comparison_is_refused_and_left_as_it_is(run, places, tmp_path, tiny_suite):
-  claim_json(tmp_path / "run", COMPARISON, asdict(tiny_suite))
+  claim_json(tmp_path / "run", COMPARISON, to_plain(tiny_suite))
   before = entries(tmp_path)
   line = refused(run("compare", "{suite}", *RUN, "--tolerance", "0.5"))
   assert "run holds another configuration: tolerance is 0.05 there and 0.5 here; choose another --workdir" in line

@@ -3,12 +3,13 @@
 import io
 import json
 import shlex
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from moejax.config import Budget
+from moejax.config.plain import to_plain
 from moejax.describe import experiment_page, facts, list_page, scores_page, suite_facts, suite_page
 from moejax.evaluation.tasks import Score
 from moejax.overrides import override
@@ -27,7 +28,7 @@ def words(page) -> list[str]:
 
 def test_facts_are_plain_numbers_and_the_whole_configuration(tiny_moe):
   numbers = facts(tiny_moe)
-  assert numbers.pop("config") == asdict(tiny_moe)
+  assert numbers.pop("config") == to_plain(tiny_moe)
   assert numbers == {
     "name": "sparse",
     "parameters_total": 8592,
@@ -46,7 +47,7 @@ def test_facts_are_plain_numbers_and_the_whole_configuration(tiny_moe):
 def test_facts_of_a_suite_are_its_settings_and_those_of_its_members(tiny_suite):
   numbers = suite_facts(tiny_suite)
   assert numbers["name"] == "suite" and numbers["tolerance"] == 0.05 and numbers["train"] == "all"
-  assert numbers["measurement"] == asdict(tiny_suite.measurement)
+  assert numbers["measurement"] == to_plain(tiny_suite.measurement)
   assert numbers["pairs"] == [{"dense": "dense", "candidates": ["sparse", "wide"]}]
   assert numbers["members"] == [facts(member) for member in tiny_suite.members]
   assert json.loads(json.dumps(numbers))["members"][0]["config"]["data"]["train"] == ["python-standard-library"]

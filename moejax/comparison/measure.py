@@ -11,7 +11,7 @@ import numpy as np
 from moejax.config.chips import peak_flops
 from moejax.config.experiment import Measurement
 from moejax.training.loop import fetch_essential, place
-from moejax.training.optimizer import learning_rate
+from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import Prepared
 
 

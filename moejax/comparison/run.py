@@ -15,6 +15,7 @@ from moejax.comparison.outcome import outcome
 from moejax.comparison.report import write_report
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.parameters import steps
+from moejax.config.plain import to_plain
 from moejax.data.baselines import ngram_baselines
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.display import Display, training_facts
@@ -48,7 +49,7 @@ def compare(
   """
   for experiment in suite.members:
     on_devices(experiment)
-  claim_json(directory, COMPARISON, dataclasses.asdict(suite))
+  claim_json(directory, COMPARISON, to_plain(suite))
   for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
     display.note(f"caution: {name}: {caution}")
   comparison = _Comparison(suite, directory, display, ask)

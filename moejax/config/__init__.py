@@ -4,26 +4,36 @@ from moejax.config.data import Data
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
 from moejax.config.model import Model
 from moejax.config.moe import MoE
+from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
 from moejax.config.router import Router
+from moejax.config.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules
-from moejax.config.training import Budget, Checkpoints, Losses, Optimizer, Training
+from moejax.config.training import Budget, Checkpoints, Losses, Training
 
 __all__ = [
   "DATA_EXPERT_MODEL",
+  "AdamW",
   "Budget",
   "Checkpoints",
+  "Constant",
+  "Cosine",
   "Data",
   "Evaluation",
   "Experiment",
+  "Linear",
+  "Lion",
   "Losses",
   "Measurement",
   "Mesh",
   "MoE",
   "Model",
+  "Muon",
   "Optimizer",
   "Pair",
   "Router",
   "Rules",
+  "Schedule",
   "Suite",
   "Training",
+  "WarmupStableDecay",
 ]

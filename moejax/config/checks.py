@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from moejax.config.kinds import OfSeveralKinds
 from moejax.errors import UserError
 
 
@@ -52,4 +53,7 @@ def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> Non
 
 
 def _path(owner: object, name: str) -> str:
-  return f"{type(owner).__name__.lower()}.{name}"
+  """`optimizer.learning_rate`: of classes of several kinds the name is that of what they are kinds of."""
+  kind = type(owner)
+  base = next((parent for parent in kind.__mro__ if OfSeveralKinds in parent.__bases__), kind)
+  return f"{base.__name__.lower()}.{name}"

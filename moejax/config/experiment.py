@@ -6,8 +6,9 @@ from typing import Literal, get_args
 from moejax.config import checks
 from moejax.config.data import Data
 from moejax.config.model import Model
+from moejax.config.optimizer import Optimizer
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
-from moejax.config.training import Optimizer, Training
+from moejax.config.training import Training
 from moejax.errors import UserError
 
 
@@ -55,7 +56,7 @@ class Experiment:
   training: Training
   """Length, batch, losses, checkpoints."""
   optimizer: Optimizer
-  """AdamW and its schedule."""
+  """The optimizer and its schedule."""
   evaluation: Evaluation = Evaluation()
   """What is scored on held-out text and on benchmarks."""
   mesh: Mesh = Mesh()

@@ -1,13 +1,26 @@
-"""From plain data, as JSON holds it, back to configuration: the inverse of `dataclasses.asdict`, and as strict."""
+"""Configuration as plain data, as JSON holds it, and back."""
 
 import dataclasses
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
+from moejax.config.kinds import OfSeveralKinds, kinds
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
+
+
+KIND = "kind"
+"""Key of the class among the fields of a configuration that comes in several kinds."""
+
+
+def to_plain(value: Any) -> Any:
+  """Dictionaries, lists and scalars; what comes in several kinds has its class's name as `kind`."""
+  if dataclasses.is_dataclass(value):
+    fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    return {KIND: type(value).__name__, **fields} if isinstance(value, OfSeveralKinds) else fields
+  return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configuration:
@@ -21,6 +34,8 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
   """
   if not isinstance(value, dict):
     raise UserError(f"{path or kind.__name__} is {value!r}, not an object")
+  if issubclass(kind, OfSeveralKinds):
+    kind, value = _named(kind, value, path)
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
   unknown = [name for name in value if name not in fields]
   if unknown:
@@ -30,6 +45,18 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
     raise UserError(f"{_join(path, absent[0])} is missing")
   hints = typing.get_type_hints(kind)
   return kind(**{name: _value(hints[name], item, _join(path, name)) for name, item in value.items()})
+
+
+def _named(base: type, value: dict[str, Any], path: str) -> tuple[type, dict[str, Any]]:
+  """The class that `kind` names, and the other fields."""
+  known: dict[str, type] = kinds(base)
+  name = value.get(KIND)
+  if name not in known:
+    raise UserError(
+      f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; one of your own is known where the file that "
+      "defines it is named"
+    )
+  return known[name], {key: item for key, item in value.items() if key != KIND}
 
 
 def _value(kind: Any, value: Any, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""How long, on what batch, with which optimizer and which losses a model is trained."""
+"""How long, on what batch and with which losses a model is trained."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -6,35 +6,6 @@ from typing import Literal, get_args
 from moejax.config import checks
 
 Counted = Literal["total", "non_embedding", "active", "active_non_embedding"]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer:
-  """AdamW with linear warm-up and cosine decay."""
-
-  learning_rate: float
-  """Peak, reached after warm-up."""
-  final_fraction: float = 0.1
-  """Learning rate at the last step, as a part of the peak."""
-  warmup_fraction: float = 0.02
-  """Part of all steps over which the learning rate rises from 0."""
-  beta1: float = 0.9
-  """Decay of the first moment."""
-  beta2: float = 0.95
-  """Decay of the second moment."""
-  epsilon: float = 1e-8
-  """Added to the root of the second moment."""
-  weight_decay: float = 0.1
-  """Times the learning rate; on matrices only, not on the scales of norms."""
-  gradient_clip: float = 1.0
-  """Largest global norm of the gradient."""
-
-  def __post_init__(self):
-    checks.positive(self, "learning_rate", "epsilon", "gradient_clip")
-    checks.not_negative(self, "weight_decay")
-    checks.below_one(self, "beta1", "beta2")  # at 1 Adam divides by 1 - beta^step = 0
-    for name in ("final_fraction", "warmup_fraction"):
-      checks.between(self, name, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from moejax.training.checkpoint import Checkpointer
 from moejax.training.health import RouterHealth
 from moejax.training.loss import Batch, Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
-from moejax.training.optimizer import learning_rate
+from moejax.training.optimizers import learning_rate
 from moejax.training.provenance import provenance
 from moejax.training.run_directory import claim, write_json
 from moejax.training.state import Definition, State

@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from moejax.config.experiment import Experiment
-from moejax.config.plain import from_plain
+from moejax.config.plain import from_plain, to_plain
 from moejax.errors import UserError
 
 # What may differ when a run continues: it changes how the result is computed or reported, never the result.
@@ -26,7 +26,7 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> None:
 
 def run_configuration(experiment: Experiment, steps: int) -> dict[str, Any]:
   """The content of experiment.json."""
-  return {"steps": steps, **dataclasses.asdict(experiment)}
+  return {"steps": steps, **to_plain(experiment)}
 
 
 def read_experiment(directory: pathlib.Path) -> Experiment:
@@ -50,7 +50,7 @@ def read_experiment(directory: pathlib.Path) -> Experiment:
 
 def check_only_operational(there: Experiment, here: Experiment) -> None:
   """Raises UserError where two experiments differ in more than how a result is computed."""
-  differences = _differences(dataclasses.asdict(there), dataclasses.asdict(here))
+  differences = _differences(to_plain(there), to_plain(here))
   if differences:
     raise UserError(f"a trained run is as it is: {'; '.join(differences)}; only {', '.join(OPERATIONAL)} may be set")
 

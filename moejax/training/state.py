@@ -13,7 +13,7 @@ from moejax.config.experiment import Experiment
 from moejax.config.model import Model
 from moejax.models.transformer import Transformer
 from moejax.partitioning import Partitioner
-from moejax.training.optimizer import decay_mask, make_optimizer
+from moejax.training.optimizers import make_optimizer
 
 Parameters = dict[str, Any]
 """Nested dictionary of arrays, keyed by module and weight."""
@@ -74,7 +74,7 @@ def define(experiment: Experiment, partitioner: Partitioner) -> Definition:
   graph, variables = abstract_variables(experiment.model, partitioner)
   names = nnx.to_pure_dict(jax.tree.map(lambda variable: variable.names, variables, is_leaf=_is_variable))
   parameters = nnx.to_pure_dict(variables)
-  optimizer = make_optimizer(experiment.optimizer, decay_mask(variables))
+  optimizer = make_optimizer(experiment.optimizer, variables)
   step = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated)
   moments: Any = _place_moments(optimizer, parameters, partitioner.replicated)
   abstract = State(step, parameters, moments)  # type: ignore[arg-type]  # shapes in place of arrays
@@ -121,14 +121,16 @@ def _is_variable(leaf: Any) -> bool:
 def _place_moments(
   optimizer: optax.GradientTransformation, parameters: Parameters, replicated: NamedSharding
 ) -> optax.OptState:
-  """The optimizer's state as shapes: what mirrors a parameter lies where it does, counters everywhere."""
+  """The optimizer's state as shapes: what mirrors a parameter lies where it does, all else on every device.
 
-  def like(leaf: jax.ShapeDtypeStruct, parameter: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parameter.sharding)
+  A leaf mirrors the parameter whose path its own path ends in, where the shapes agree.
+  """
+  placed = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)}
 
-  def everywhere(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated)
+  def place(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    suffixes = (path[start:] for start in range(len(path)))
+    mirrored = next((placed[suffix] for suffix in suffixes if suffix in placed), None)
+    sharding = mirrored.sharding if mirrored is not None and mirrored.shape == leaf.shape else replicated
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-  return optax.tree_map_params(
-    optimizer, like, jax.eval_shape(optimizer.init, parameters), parameters, transform_non_params=everywhere
-  )
+  return jax.tree_util.tree_map_with_path(place, jax.eval_shape(optimizer.init, parameters))

@@ -98,7 +98,7 @@ def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[
   import jax
   import numpy as np
 
-  from moejax.config import Data, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+  from moejax.config import AdamW, Data, Experiment, Losses, Mesh, Model, MoE, Training
   from moejax.partitioning import make_partitioner
   from moejax.training.state import define
   from moejax.training.step import abstract_inputs, make_train_step
@@ -114,7 +114,7 @@ def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[
     ),
     data=Data(sequence_length=T),
     training=Training(batch_size=B, losses=Losses(load_balance=0.01 if sparse else 0.0)),
-    optimizer=Optimizer(learning_rate=1e-3),
+    optimizer=AdamW(learning_rate=1e-3),
     mesh=Mesh(data=1),
   )  # fmt: skip
   definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules))

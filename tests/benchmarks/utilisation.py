@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.config import Data, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import AdamW, Data, Experiment, Losses, Mesh, Model, MoE, Training
 from moejax.config.parameters import count, flops_per_token, tokens_per_step
 from moejax.partitioning import make_partitioner
 from moejax.training.compiler import compiler_options
@@ -61,7 +61,7 @@ def experiment(name: str, chosen: argparse.Namespace) -> Experiment:
       batch_size=chosen.batch, gradient_accumulation=chosen.accumulation,
       losses=Losses(load_balance=0.01 if moe else 0.0),
     ),
-    optimizer=Optimizer(learning_rate=1e-4),
+    optimizer=AdamW(learning_rate=1e-4),
     mesh=Mesh(data=1),
   )  # fmt: skip
 

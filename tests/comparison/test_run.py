@@ -16,6 +16,7 @@ from rich.console import Console
 from moejax.comparison.measure import Timing
 from moejax.comparison.run import compare
 from moejax.config import (
+  AdamW,
   Data,
   Evaluation,
   Experiment,
@@ -23,11 +24,11 @@ from moejax.config import (
   Measurement,
   Model,
   MoE,
-  Optimizer,
   Pair,
   Suite,
   Training,
 )
+from moejax.config.plain import to_plain
 from moejax.display import Display
 from moejax.interrupts import Interrupted
 
@@ -45,7 +46,7 @@ def tiny_suite(text: Path) -> Suite:
     model=Model(num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, vocab_size=264),
     data=Data(sequence_length=32, train=(str(text),), validation_fraction=0.2),
     training=Training(batch_size=8, steps=40, log_every=5),
-    optimizer=Optimizer(learning_rate=1e-2),
+    optimizer=AdamW(learning_rate=1e-2),
     evaluation=Evaluation(batch_size=8, max_tokens=4000),
   )
 
@@ -189,7 +190,7 @@ def test_a_stopped_comparison_repeats_nothing_that_was_done(text, tmp_path):
 
 def test_a_directory_of_another_suite_is_refused(text, tmp_path):
   suite = tiny_suite(text)
-  (tmp_path / "suite.json").write_text(json.dumps(dataclasses.asdict(dataclasses.replace(suite, tolerance=0.5))))
+  (tmp_path / "suite.json").write_text(json.dumps(to_plain(dataclasses.replace(suite, tolerance=0.5))))
   with pytest.raises(ValueError, match=r"tolerance is 0\.5 there and 0\.9 here"):
     compare(suite, tmp_path, quiet())
 

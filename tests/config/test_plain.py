@@ -1,21 +1,20 @@
 """Configuration survives JSON, and what is not a configuration is refused by name."""
 
 import copy
-import dataclasses
 import json
 
 import pytest
 
 from experiments import EXPERIMENTS
 from moejax.config import Experiment, Suite
-from moejax.config.plain import from_plain
+from moejax.config.plain import from_plain, to_plain
 from moejax.errors import UserError
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_listed_experiment_and_suite_comes_back_from_json_as_it_was(name):
   made = EXPERIMENTS[name]()
-  text = json.dumps(dataclasses.asdict(made))
+  text = json.dumps(to_plain(made))
   assert from_plain(Suite if isinstance(made, Suite) else Experiment, json.loads(text)) == made
 
 
@@ -34,7 +33,7 @@ def test_every_listed_experiment_and_suite_comes_back_from_json_as_it_was(name):
   ],
 )
 def test_what_is_no_configuration_is_refused_by_its_name(tiny_moe, path, value, complaint):
-  plain = json.loads(json.dumps(dataclasses.asdict(tiny_moe)))
+  plain = json.loads(json.dumps(to_plain(tiny_moe)))
   *groups, name = [int(part) if part.isdigit() else part for part in path.split(".")]
   group = plain
   for part in groups:
@@ -45,7 +44,7 @@ def test_what_is_no_configuration_is_refused_by_its_name(tiny_moe, path, value, 
 
 
 def test_an_absent_field_takes_its_default_and_one_without_a_default_is_missed(tiny_moe):
-  plain = json.loads(json.dumps(dataclasses.asdict(tiny_moe)))
+  plain = json.loads(json.dumps(to_plain(tiny_moe)))
   older = copy.deepcopy(plain)
   del older["model"]["moe"]["priority"]
   assert from_plain(Experiment, older) == tiny_moe

@@ -4,14 +4,14 @@ import dataclasses
 import json
 from pathlib import Path
 
-from moejax.config import Data, Evaluation, Experiment, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
 
 DENSE = Experiment(
   name="byte_llama",
   model=Model(num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=48, vocab_size=264),
   data=Data(sequence_length=64),
   training=Training(batch_size=4, steps=2),
-  optimizer=Optimizer(learning_rate=1e-2),
+  optimizer=AdamW(learning_rate=1e-2),
   evaluation=Evaluation(batch_size=4),
   mesh=Mesh(data=1),
 )

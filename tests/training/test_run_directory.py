@@ -5,11 +5,12 @@ import json
 import os
 import pathlib
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
 from moejax.config import Checkpoints, Evaluation, Mesh
+from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.training.run_directory import (
   COMPARISON,
@@ -35,7 +36,7 @@ def test_a_fresh_directory_is_made_and_holds_the_resolved_experiment_and_nothing
   directory = tmp_path / "runs" / "mine"
   claim(directory, tiny_moe, 7)
   assert list(files(directory)) == [RUN]
-  assert held(directory) == {"steps": 7} | json.loads(json.dumps(asdict(tiny_moe)))
+  assert held(directory) == {"steps": 7} | json.loads(json.dumps(to_plain(tiny_moe)))
 
 
 def test_the_same_experiment_goes_on(tiny_moe, tmp_path):
@@ -103,7 +104,7 @@ def test_what_never_changes_the_result_may_change_and_is_noted(tiny_moe, tmp_pat
 
 
 def test_another_suite_is_refused_with_the_path_of_the_field(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, asdict(tiny_suite))
+  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
   (pair,) = tiny_suite.pairs
   first, second = pair.candidates
   second = replace(second, training=replace(second.training, batch_size=16))
@@ -111,33 +112,33 @@ def test_another_suite_is_refused_with_the_path_of_the_field(tiny_suite, tmp_pat
   with pytest.raises(
     UserError, match=r"configuration: pairs\.0\.candidates\.1\.training\.batch_size is 8 there and 16 here; choose"
   ):
-    claim_json(tmp_path, COMPARISON, asdict(other))
+    claim_json(tmp_path, COMPARISON, to_plain(other))
 
 
 def test_a_suite_with_fewer_candidates_is_refused_in_one_short_line(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, asdict(tiny_suite))
+  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
   (pair,) = tiny_suite.pairs
   other = replace(tiny_suite, pairs=(replace(pair, candidates=pair.candidates[:1]),))
   with pytest.raises(UserError, match=r"configuration: pairs\.0\.candidates is \[") as error:
-    claim_json(tmp_path, COMPARISON, asdict(other))
+    claim_json(tmp_path, COMPARISON, to_plain(other))
   assert len(str(error.value)) < 400 + len(str(tmp_path))
 
 
 def test_step_times_depend_on_the_mesh_so_a_comparison_keeps_its_own(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, asdict(tiny_suite))
+  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
   (pair,) = tiny_suite.pairs
   other = replace(tiny_suite, pairs=(replace(pair, dense=replace(pair.dense, mesh=Mesh(data=2))),))
   with pytest.raises(UserError, match=r"pairs\.0\.dense\.mesh\.data is None there and 2 here"):
-    claim_json(tmp_path, COMPARISON, asdict(other))
+    claim_json(tmp_path, COMPARISON, to_plain(other))
 
 
 def test_a_run_does_not_go_into_a_comparisons_directory_nor_the_other_way(tiny_moe, tiny_suite, tmp_path):
-  claim_json(tmp_path / "comparison", COMPARISON, asdict(tiny_suite))
+  claim_json(tmp_path / "comparison", COMPARISON, to_plain(tiny_suite))
   with pytest.raises(UserError, match=r"comparison holds a comparison; choose another --workdir$"):
     claim(tmp_path / "comparison", tiny_moe, 7)
   claim(tmp_path / "run", tiny_moe, 7)
   with pytest.raises(UserError, match=r"run holds a run; choose another --workdir$"):
-    claim_json(tmp_path / "run", COMPARISON, asdict(tiny_suite))
+    claim_json(tmp_path / "run", COMPARISON, to_plain(tiny_suite))
 
 
 def test_a_file_that_is_no_configuration_is_refused_and_not_overwritten(tiny_moe, tmp_path):

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.config import Budget, Checkpoints, Data, Experiment, Losses, Mesh, Model, MoE, Optimizer, Training
+from moejax.config import AdamW, Budget, Checkpoints, Data, Experiment, Losses, Mesh, Model, MoE, Training
 from moejax.partitioning import make_partitioner
 from moejax.training.state import define
 from moejax.training.step import BATCH_TYPES, make_train_step
@@ -28,7 +28,7 @@ def tiny(sparse: bool, **fields) -> Experiment:
       checkpoints=Checkpoints(every=2),
       log_every=1,
     ),
-    optimizer=Optimizer(learning_rate=3e-3),
+    optimizer=AdamW(learning_rate=3e-3),
     mesh=Mesh(data=1),
   )
   return dataclasses.replace(experiment, **fields)

@@ -1,0 +1,23 @@
+"""Configuration classes that come in several kinds: optimizers and schedules, and a user's own."""
+
+import inspect
+from typing import TypeVar
+
+Base = TypeVar("Base", bound="OfSeveralKinds")
+
+
+class OfSeveralKinds:
+  """Base of such classes. A kind is a subclass, known from the moment its file is imported; nothing else registers it.
+
+  On the command line and in JSON the field `kind` names the subclass, as in `--optimizer.kind Lion`.
+  """
+
+
+def kinds(base: type[Base]) -> dict[str, type[Base]]:
+  """The classes that are a kind of `base`, by name. Of two with one name the one that was defined last counts."""
+  found: dict[str, type[Base]] = {}
+  for subclass in base.__subclasses__():
+    if not inspect.isabstract(subclass):
+      found[subclass.__name__] = subclass
+    found |= kinds(subclass)
+  return found

@@ -1,0 +1,75 @@
+"""Learning rate schedules: what part of the peak each step takes."""
+
+import dataclasses
+import math
+
+from moejax.config import checks
+from moejax.config.kinds import OfSeveralKinds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Schedule(OfSeveralKinds):
+  """Linear warm-up, then what the subclass says. A schedule of your own subclasses this and defines `after_warmup`."""
+
+  warmup_fraction: float = 0.02
+  """Fraction of all steps over which the learning rate rises linearly from 0 to the peak."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      checks.between(self, field.name, 0.0, 1.0)
+
+  def fraction(self, step: int, steps: int) -> float:
+    """Fraction of the peak learning rate at step 0, 1, ..., steps - 1."""
+    warmup = math.ceil(self.warmup_fraction * steps)
+    if step < warmup:
+      return (step + 1) / warmup
+    return self.after_warmup(min(1.0, (step - warmup) / max(1, steps - 1 - warmup)))
+
+  def after_warmup(self, progress: float) -> float:
+    """Fraction of the peak, with `progress` from 0 at the end of warm-up to 1 at the last step."""
+    raise NotImplementedError(f"{type(self).__name__} must define after_warmup")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+  """Half a cosine from the peak to the final fraction (SGDR, arXiv 1608.03983, without restarts)."""
+
+  final_fraction: float = 0.1
+  """Learning rate at the last step, as a fraction of the peak."""
+
+  def after_warmup(self, progress: float) -> float:
+    return self.final_fraction + (1.0 - self.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Linear(Schedule):
+  """A straight line from the peak to the final fraction."""
+
+  final_fraction: float = 0.0
+  """Learning rate at the last step, as a fraction of the peak."""
+
+  def after_warmup(self, progress: float) -> float:
+    return 1.0 - (1.0 - self.final_fraction) * progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WarmupStableDecay(Schedule):
+  """Constant at the peak, then a straight line to the final fraction (MiniCPM, arXiv 2404.06395)."""
+
+  decay_fraction: float = 0.2
+  """Fraction of the steps after warm-up over which the learning rate falls, at the end of the run."""
+  final_fraction: float = 0.0
+  """Learning rate at the last step, as a fraction of the peak."""
+
+  def after_warmup(self, progress: float) -> float:
+    if progress <= 1.0 - self.decay_fraction:
+      return 1.0
+    return 1.0 - (1.0 - self.final_fraction) * (progress - (1.0 - self.decay_fraction)) / self.decay_fraction
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+  """The peak from the end of warm-up to the last step."""
+
+  def after_warmup(self, progress: float) -> float:
+    return 1.0
