@@ -60,19 +60,20 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-  """Muon (Jordan et al. 2024) for the matrices of layers, AdamW for embeddings, routers and norms. Updates are scaled
-  to the size of AdamW's (arXiv 2502.16982), so that AdamW's learning rate and weight decay carry over."""
+  """Muon (Jordan et al. 2024) for the matrices of layers, Adam for embeddings, routers and norms, both with Nesterov
+  momentum. Updates are scaled to the size of AdamW's (arXiv 2502.16982), whose learning rate and weight decay then
+  carry over."""
 
   beta: float = 0.95
-  """Decay of the momentum (Nesterov)."""
+  """Decay of the momentum."""
   iterations: int = 5
   """Newton-Schulz iterations that orthogonalise the momentum."""
   update_rms: float = 0.2
   """Root mean square of an update before the learning rate."""
   adam_beta1: float = 0.9
-  """AdamW's decay of the first moment."""
+  """Adam's decay of the first moment."""
   adam_beta2: float = 0.95
-  """AdamW's decay of the second moment."""
+  """Adam's decay of the second moment."""
 
   def __post_init__(self):
     super().__post_init__()
