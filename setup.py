@@ -44,6 +44,7 @@ setup(
       *LIGHT_DATA,
     ],
     "data": [*LIGHT_DATA, "seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"],
+    "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0"],
     "eval": ["lm-eval>=0.4.13"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
