@@ -109,12 +109,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   compare.add_argument("name", nargs="?", metavar="SUITE", help="a listed suite, or path/to/file.py:function")
   compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where runs, numbers and the report go")
-  evaluate = verb("evaluate", _evaluate, "Ask a trained run the benchmarks of lm-evaluation-harness; goes on too.")
-  evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="the --workdir of a run")
-  evaluate.add_argument("--tasks", nargs="+", metavar="TASK", help="suites (core_en) and tasks; else what the run says")
-  evaluate.add_argument("--limit", type=int, metavar="N", help="the first N examples of each task; else all")
-  evaluate.add_argument("--data", type=pathlib.Path, metavar="DIR", help="the tasks' data as DIR/TASK/SPLIT.jsonl")
-  evaluate.add_argument("--few-shot", type=int, metavar="N", help="examples in each prompt; else as task and suite say")
+  _add_evaluate(verb("evaluate", _evaluate, "Run lm-evaluation-harness benchmarks on a trained model (resumable)."))
   data = verb("data", _data, "Tokenise text once into shards that any number of runs and hosts read; goes on too.")
   data.add_argument("action", nargs="?", choices=("pack",), help="pack: text into a folder for data.train")
   _add_text(data)
@@ -147,6 +142,46 @@ def _parser() -> argparse.ArgumentParser:
   report = verb("report", _report, "Write the report of a comparison directory again.")
   report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
   return parser
+
+
+EVALUATE = """\
+RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint is evaluated, and
+the scores are written to RUN/results.json. Options such as --mesh.data 4 and --evaluation.batch-size 32 may follow.
+
+examples:
+  moejax evaluate /tmp/small --tasks core_en --limit 100
+  moejax evaluate /tmp/small --tasks arc_easy mmlu_stem 'blimp_*' --data DIR
+  moejax evaluate /tmp/small --tasks gsm8k_cot --few-shot 4 --gen-kwargs max_gen_toks=128 --log-samples"""
+
+
+def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
+  evaluate.epilog = EVALUATE
+  evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="directory of a trained run")
+  evaluate.add_argument(
+    "--tasks", nargs="+", metavar="TASK",
+    help="the suite core_en (14 benchmarks), or tasks, groups, tags and patterns of lm-evaluation-harness, which "
+    "`lm-eval ls tasks` lists; default: the run's evaluation.tasks, and an error where it has none",
+  )  # fmt: skip
+  evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N examples of each task (default: all)")
+  evaluate.add_argument(
+    "--data", type=pathlib.Path, metavar="DIR",
+    help="read the tasks' data from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face hub or its cache)",
+  )  # fmt: skip
+  evaluate.add_argument(
+    "--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the suite or the task says)"
+  )
+  evaluate.add_argument(
+    "--include-path", type=pathlib.Path, metavar="DIR",
+    help="folder with your own task YAML files; one that has the name of a task of the harness replaces it",
+  )  # fmt: skip
+  evaluate.add_argument(
+    "--gen-kwargs", metavar="KEY=VALUE,...",
+    help="override generation options of the tasks: max_gen_toks, until, do_sample, temperature, top_k, top_p",
+  )  # fmt: skip
+  evaluate.add_argument(
+    "--log-samples", action="store_true",
+    help="write every example with its prompts and the model's answers to RUN/evaluation/samples/TASK.jsonl",
+  )  # fmt: skip
 
 
 def _add_text(verb: argparse.ArgumentParser) -> None:
@@ -232,13 +267,19 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   }
   given = {name: value for name, value in given.items() if value is not None}
   evaluation = dataclasses.replace(experiment.evaluation, **given)
-  harness = import_harness(evaluation)
-  from moejax.evaluation.tasks import benchmarks, headlines
+  from moejax.evaluation.tasks import asked, check_named, headlines
 
-  request = harness.make_request(evaluation, known.few_shot)
+  check_named(evaluation.tasks)
+  harness = import_harness(evaluation)
+  more = {
+    "few_shot": known.few_shot,
+    "include_path": known.include_path,
+    "gen_kwargs": harness.parse_gen_kwargs(known.gen_kwargs) if known.gen_kwargs else {},
+  }
+  request = harness.make_request(evaluation, **more)
   with Display(f"evaluate {experiment.name}") as display:
-    results = harness.evaluate_run(directory, experiment, request, display)
-  Console().print(describe.scores_page(headlines(results, benchmarks(request.tasks)), results))
+    results = harness.evaluate_run(directory, experiment, request, display, known.log_samples)
+  Console().print(describe.scores_page(headlines(results, asked(results)), results))
   return 0
 
 

@@ -103,18 +103,24 @@ def summary_page(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
-  """The headline of each benchmark, `Score` by name, and what the harness's results say of how it was asked."""
+  """The headline of each benchmark, `Score` by name, and what the harness's results say of how it was asked: examples,
+  examples in each prompt, and requests whose prompt did not fit and was cut."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("benchmark", "metric"):
     table.add_column(head, overflow="fold")
-  for head in ("score", "examples", "shots"):
+  cut = results.get("cut")  # None: a results.json of the harness itself
+  for head in ("score", "examples", "shots", *(["cut"] if cut else [])):
     table.add_column(head, justify="right", no_wrap=True)
   for name, score in scores.items():
     tasks = _subtasks(name, results["group_subtasks"])
     examples = sum(results["n-samples"][task]["effective"] for task in tasks)
     stderr = "" if score.stderr is None else f" ± {score.stderr:.4f}"
     shots = ", ".join(str(n) for n in sorted({results["n-shot"][task] for task in tasks}))
-    table.add_row(Text(name), Text(score.metric), f"{score.value:.4f}{stderr}", f"{examples:,}", shots)
+    row = [f"{score.value:.4f}{stderr}", f"{examples:,}", shots]
+    if cut:
+      requests, of_those = (sum(cut[task][what] for task in tasks) for what in ("requests", "cut"))
+      row.append(f"{of_those:,}/{requests:,}" if of_those else "0")
+    table.add_row(Text(name), Text(score.metric), *row)
   return table
 
 

@@ -37,7 +37,12 @@ FLOORS = (
 )
 FLOOR_OF = {name: i + 1 for i, names in enumerate(FLOORS) for name in names}
 
-BEHIND_A_COMMAND = {name: {"lm_eval"} for name in ("moejax.evaluation.harness", "moejax.evaluation.task_data")}
+BEHIND_A_COMMAND = {
+  "moejax.evaluation.harness": {"lm_eval"},
+  "moejax.evaluation.harness_model": {"lm_eval"},
+  "moejax.evaluation.task_data": {"datasets"},
+  "moejax.evaluation.task_lookup": {"lm_eval", "datasets", "huggingface_hub"},
+}
 """Files that subclass or call a library of an extra, and so import it at their top."""
 
 ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}

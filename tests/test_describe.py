@@ -139,3 +139,9 @@ def test_a_page_of_scores_says_how_each_benchmark_was_asked_a_group_as_the_sum_o
   lines = words(scores_page(scores, results))
   assert "sciq acc,none 0.2500 ± 0.0125 1,000 0" in lines
   assert "group word_perplexity,none 31.5000 21 5" in lines
+  counts = {"sciq": (4000, 0), "a": (1500, 1400), "b": (7, 0), "c": (7, 2)}
+  results["cut"] = {task: {"requests": requests, "cut": cut} for task, (requests, cut) in counts.items()}
+  lines = words(scores_page(scores, results))
+  assert "benchmark metric score examples shots cut" in lines
+  assert "sciq acc,none 0.2500 ± 0.0125 1,000 0 0" in lines
+  assert "group word_perplexity,none 31.5000 21 5 1,402/1,514" in lines

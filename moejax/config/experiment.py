@@ -28,6 +28,9 @@ class Evaluation:
   """Examples of each benchmark, the first; None asks all."""
   task_data: str | None = None
   """Folder with the benchmarks' data as TASK/SPLIT.jsonl; None leaves to the harness where it comes from."""
+  allow_cut_prompts: bool = False
+  """Whether a benchmark is asked most of whose few-shot prompts do not fit data.sequence_length; they are then cut from
+  the left and lose examples. Cut prompts are counted in the results either way."""
 
   def __post_init__(self):
     checks.positive(self, "batch_size")

@@ -6,161 +6,36 @@ import io
 import json
 import logging
 import pathlib
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import lm_eval
-import numpy as np
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
-from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable
+from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.defaults import DEFAULT_OTHER_SEED
+from lm_eval.utils import handle_non_serializable, simple_parse_args_string
 
 from moejax.config.experiment import Evaluation, Experiment
-from moejax.config.parameters import count
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
-from moejax.display import Display
 from moejax.errors import UserError
 from moejax.evaluation.answers import Answers
-from moejax.evaluation.encoding import encode_pair, encode_text
-from moejax.evaluation.task_data import find_tasks
-from moejax.evaluation.tasks import Benchmark, benchmarks, flat, headlines
-from moejax.inference.blueprint import Blueprint, make_blueprint
-from moejax.inference.generate import Generator
+from moejax.evaluation.harness_model import HarnessModel
+from moejax.evaluation.task_lookup import TaskFinder, explained
+from moejax.evaluation.tasks import Benchmark, benchmarks, check_named, flat, headlines
+from moejax.inference.blueprint import make_blueprint
 from moejax.inference.load import load_run
-from moejax.inference.sampling import Sampling
-from moejax.inference.score import Scorer
+from moejax.progress import SILENT, Progress
 from moejax.training.loop import Evaluator
 from moejax.training.run_directory import write_json
 from moejax.training.state import Definition, Parameters, State
 
 RESULTS, WORK = "results.json", "evaluation"
-"""In a run's directory: the results, and the folder of answers and overlays."""
-ANSWERED_AS = 2
-"""Raised when the same request is answered otherwise, so that no answer kept before is taken for one of now."""
-MAX_NEW_TOKENS = 256
-"""Tokens to generate where a task does not say, as in the harness's own models."""
-
-
-class HarnessModel(LM):
-  """A model as the harness asks it. Every text is opened by the tokenizer's begin, as each document in training is.
-
-  A text beyond the training length is cut from the left, as the harness's own models do.
-  """
-
-  def __init__(self, experiment: Experiment, blueprint: Blueprint, tokenizer: Tokenizer, display: Display):
-    super().__init__()
-    self.display, self.batch_size = display, experiment.evaluation.batch_size
-    self._experiment, self._blueprint, self._tokenizer = experiment, blueprint, tokenizer
-    self._max_length = experiment.data.sequence_length
-    self._scorer = Scorer(blueprint, self.batch_size, self._max_length)
-    self._generators: dict[Sampling, Generator] = {}
-    self._parameters: Parameters = {}
-    self._answers = Answers(None)
-    self._step = 0
-
-  def take(self, parameters: Parameters, step: int, answers: Answers) -> None:
-    """Answers with these parameters from now on, those of `answers` without computing them again."""
-    self._parameters, self._step, self._answers = parameters, step, answers
-
-  def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-    """Log-likelihood of each continuation, and whether greedy decoding gives it."""
-    answers = self._answered("loglikelihood", requests, lambda args: self._score([self._pair(*each) for each in args]))
-    return [(score, greedy) for score, greedy in answers]
-
-  def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-    """Log-likelihood of each whole text."""
-
-    def compute(args: Sequence[tuple]) -> Iterator[tuple[int, float]]:
-      pairs = [encode_text(self._tokenizer, text) for (text,) in args]
-      return ((i, score) for i, (score, _) in self._score(pairs))
-
-    return self._answered("loglikelihood_rolling", requests, compute)
-
-  def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-    """A continuation of each prompt up to its stop strings, or to the end of the document."""
-    return self._answered("generate_until", requests, self._generate)
-
-  def get_model_info(self) -> dict[str, Any]:
-    """What stands in the `config` of the results."""
-    parameters = count(self._experiment.model)
-    return {
-      "experiment": self._experiment.name,
-      "step": self._step,
-      "model_num_parameters": parameters.total,
-      "model_active_parameters": parameters.active,
-      "max_length": self._max_length,
-      "tokenizer": self._tokenizer.identity,
-    }
-
-  def _answered(
-    self, kind: str, requests: list[Instance], compute: Callable[[Sequence[tuple]], Iterator[tuple[int, Any]]]
-  ) -> list[Any]:
-    """All answers; those that are not known are computed, and kept as they come."""
-    seen: Counter[str] = Counter()
-    keys = []
-    for request in requests:
-      text = json.dumps(request.args)
-      keys.append((kind, ANSWERED_AS, seen[text], text))  # asked twice, as where a task samples, it is answered twice
-      seen[text] += 1
-    missing = [i for i, key in enumerate(keys) if key not in self._answers]
-    done = len(requests) - len(missing)
-    self.display.stage(f"{kind} of {len(requests)} requests", total=len(requests))
-    self.display.advance(done, f"{done} known" if done else "")
-    for i, answer in compute([requests[i].args for i in missing]):
-      self._answers.add(keys[missing[i]], answer)
-      done += 1
-      self.display.advance(done)
-    return [self._answers[key] for key in keys]
-
-  def _score(self, pairs: list[tuple[list[int], list[int]]]) -> Iterator[tuple[int, tuple[float, bool]]]:
-    return self._scorer.score(self._parameters, pairs)
-
-  def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    return encode_pair(self._tokenizer, context, continuation)
-
-  def _generate(self, args: Sequence[tuple]) -> Iterator[tuple[int, str]]:
-    groups: dict[str, list[int]] = {}
-    for i, (_, options) in enumerate(args):
-      groups.setdefault(json.dumps(options, sort_keys=True), []).append(i)
-    for options, members in groups.items():
-      generator, until, max_new = self._options(json.loads(options))
-      prompts = [
-        [self._tokenizer.begin, *self._tokenizer.encode(args[i][0]).tolist()][-(self._max_length - max_new) :]
-        for i in members
-      ]
-      stops = [lambda ids, until=until: self._is_complete(ids, until)] * len(prompts)
-      for i, ids in generator.generate(self._parameters, prompts, stops, max_new):
-        yield members[i], postprocess_generated_text(self._tokenizer.decode(np.array(ids)), until, None)
-
-  def _options(self, options: Mapping[str, Any]) -> tuple[Generator, list[str], int]:
-    """What compiles the generation that a task asks for, its stop strings, and its most tokens."""
-    known = normalize_gen_kwargs(dict(options), MAX_NEW_TOKENS)
-    until, max_new = known.pop("until"), known.pop("max_gen_toks")
-    sampled, temperature = known.pop("do_sample"), known.pop("temperature", 0.0)
-    sampling = Sampling(
-      temperature=temperature if sampled else 0.0, top_k=known.pop("top_k", None), top_p=known.pop("top_p", None)
-    )
-    if known:
-      raise UserError(f"a task asks to generate with {', '.join(known)}, which this model does not know")
-    if max_new > self._max_length // 2:
-      # The rest of the window is for the prompt.
-      self.display.note(f"{max_new} new tokens do not fit {self._max_length} with a prompt: {self._max_length // 2}")
-      max_new = self._max_length // 2
-    if sampling not in self._generators:
-      self._generators[sampling] = Generator(self._blueprint, self.batch_size, self._tokenizer.vocab_size, sampling)
-    return self._generators[sampling], until, max_new
-
-  def _is_complete(self, ids: list[int], until: Sequence[str]) -> bool:
-    # Streams of training text close a document by the next one's begin.
-    if ids[-1] in (self._tokenizer.begin, self._tokenizer.end):
-      return True
-    text = self._tokenizer.decode(np.array(ids))
-    return any(stop and stop in text for stop in until)
+"""In a run's directory: the results, and the folder of answers, samples and data of tasks."""
+BOOTSTRAP_ROUNDS = 1_000
+"""Of standard errors without a formula, such as those of F1: exact to 2 %, in a hundredth of the time of the harness's
+own 100,000 rounds, of which they are the first."""
+TRIED_PROMPTS = 16
+"""Examples of each task of which it is checked beforehand whether the prompts fit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -168,111 +43,287 @@ class Request:
   """Which benchmarks are asked, and how."""
 
   tasks: tuple[str, ...]
-  """Suites and tasks of the harness."""
+  """Suites; tasks, groups and tags of the harness, or patterns of them such as arc_*; paths to YAML files."""
   limit: int | None = None
   """Examples of each task; None for all."""
   few_shot: int | None = None
   """Examples in each prompt; None takes what suite and task say."""
   data: pathlib.Path | None = None
   """Folder of the tasks' data; None leaves to the harness where it comes from."""
+  include_path: pathlib.Path | None = None
+  """Folder of further tasks; None has only the harness's own."""
+  gen_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Options of generation, which replace those of the tasks."""
+  allow_cut_prompts: bool = False
+  """Whether a benchmark is asked most of whose few-shot prompts do not fit."""
 
   def __post_init__(self):
     if self.few_shot is not None and self.few_shot < 0:
       raise UserError(f"few_shot={self.few_shot} must be 0 or above")
 
 
-def make_request(evaluation: Evaluation, few_shot: int | None = None) -> Request:
-  """What an experiment says that is asked, core_en where it says nothing."""
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+  """What a request asks."""
+
+  finder: TaskFinder
+  benchmarks: list[Benchmark]
+  """Each task or group by itself."""
+  tasks: dict[str, Any]
+  """The harness's tasks, groups and which are in which, as `TaskFinder.load` returns them."""
+
+  @property
+  def task_index(self) -> Mapping[str, Any]:
+    """Where each task is declared."""
+    return self.finder.task_index
+
+  def load(self, names: Any) -> dict[str, Any]:
+    """What is loaded: to the harness this is a TaskManager that has loaded already."""
+    return self.tasks
+
+  def leaves(self, benchmark: Benchmark) -> list[Task]:
+    """The tasks of a benchmark."""
+    if benchmark.name in self.tasks["tasks"]:
+      return [self.tasks["tasks"][benchmark.name]]
+    return [self.tasks["tasks"][task.task_name] for task in self.tasks["groups"][benchmark.name].get_all_tasks()]
+
+
+def make_request(evaluation: Evaluation, **more: Any) -> Request:
+  """What an experiment says that is asked, and `more` fields of Request.
+
+  Raises:
+    UserError: it says nothing.
+  """
+  check_named(evaluation.tasks)
   data = None if evaluation.task_data is None else pathlib.Path(evaluation.task_data)
-  return Request(tasks=evaluation.tasks or ("core_en",), limit=evaluation.task_limit, few_shot=few_shot, data=data)
+  return Request(
+    tasks=evaluation.tasks, limit=evaluation.task_limit, data=data, allow_cut_prompts=evaluation.allow_cut_prompts,
+    **more,
+  )  # fmt: skip
 
 
-def load_tasks(request: Request, overlays: pathlib.Path) -> list[Any]:
+def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILENT) -> Loaded:
   """The harness's tasks and groups, with their data and as many examples in a prompt as are asked for.
 
   Args:
     request: what is asked.
-    overlays: folder for what redirects tasks to local data.
+    cache: folder for the datasets made from `request.data`.
+    progress: told of each task.
 
   Raises:
-    UserError: there is no such task or group, or no data for it.
+    UserError: there is no such task or group, no data for it, or what it needs is not installed.
   """
-  # It warns of what its own tasks leave to defaults, and that an overlay takes a task's place.
+  # It warns of what its own tasks leave to defaults, and that a task of include_path takes another's place.
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
-  chosen = benchmarks(request.tasks)
-  manager = find_tasks([benchmark.name for benchmark in chosen], request.data, overlays)
-  return [_load(manager, benchmark, request.few_shot) for benchmark in chosen]
+  progress.stage("tasks: reading the index")
+  loaded = 0
+
+  def count(name: str) -> None:
+    nonlocal loaded
+    loaded += 1
+    progress.advance(loaded, name)
+
+  finder = TaskFinder(cache, request.data, request.include_path, count)
+  specs = _resolved(finder, request.tasks)
+  progress.stage("tasks: loading")
+  found = Loaded(finder, list(specs.values()), finder.load(list(specs)))
+  _set_shots(found, request.few_shot)
+  for i, task in enumerate(found.tasks["tasks"].values()):
+    _set_generation(task, request.gen_kwargs)
+    if isinstance(task, ConfigurableTask) and task.config.num_fewshot and task.config.doc_to_choice:
+      _show_one_choice(task)
+    _show_building(task, progress, i, len(found.tasks["tasks"]))
+  if request.gen_kwargs and not any(_generates(task) for task in found.tasks["tasks"].values()):
+    raise UserError(
+      f"--gen-kwargs {dict(request.gen_kwargs)} would do nothing: none of the tasks generates by its YAML"
+    )
+  return found
+
+
+def check_prompts(model: HarnessModel, loaded: Loaded, request: Request) -> None:
+  """Tries the first examples of every task before anything is computed.
+
+  Raises:
+    UserError: a task asks to generate in a way that is not there, or most few-shot prompts of a benchmark do not fit
+      and `request.allow_cut_prompts` is not set.
+  """
+  for benchmark in loaded.benchmarks:
+    cut = total = 0
+    for task in loaded.leaves(benchmark):
+      if _generates(task):
+        model.generation(task.task_name, dict(task.config.generation_kwargs or {}))
+      if task.config.num_fewshot and not request.allow_cut_prompts:
+        task.set_fewshot_seed(seed=DEFAULT_OTHER_SEED)  # as `simple_evaluate` does, so that the prompts are the same
+        _guarded(task.task_name, task.build_all_requests, limit=min(request.limit or TRIED_PROMPTS, TRIED_PROMPTS))
+        cut += sum(not model.fits(instance) for instance in task.instances)
+        total += len(task.instances)
+    if 2 * cut > total:
+      shots = max(task.config.num_fewshot or 0 for task in loaded.leaves(benchmark))
+      raise UserError(
+        f"{benchmark.name} is asked with {shots} examples in the prompt, and {cut} of {total} prompts tried do not fit "
+        f"data.sequence_length={model.max_length}: their examples would be cut away; lower --few-shot, leave the "
+        "benchmark out, or allow it with --evaluation.allow-cut-prompts True"
+      )
 
 
 def evaluate(
-  model: HarnessModel, tasks: list[Any], limit: int | None, directory: pathlib.Path, parameters: Parameters, step: int
+  model: HarnessModel,
+  loaded: Loaded,
+  request: Request,
+  directory: pathlib.Path,
+  parameters: Parameters,
+  step: int,
+  log_samples: bool = False,
 ) -> dict[str, Any]:
   """Asks tasks, writes results.json of `directory` in the harness's format, and returns it.
 
-  Answers are kept in DIRECTORY/evaluation, and not asked twice of one checkpoint.
+  Answers are kept in DIRECTORY/evaluation, and not asked twice of one checkpoint. The harness's results get two more
+  keys: `benchmarks`, which were asked, and `cut`, by task the number of requests and how many of them were cut because
+  their prompt did not fit. `log_samples` writes each example with its prompts and answers to
+  DIRECTORY/evaluation/samples/TASK.jsonl.
   """
   # Processes of one run would each keep other answers, and then no longer compute the same batches together.
   path = directory / WORK / f"answers_{step}.jsonl" if jax.process_count() == 1 else None
   model.take(parameters, step, Answers(path))
-  # Progress is shown by the display.
+  # Progress is shown by ours.
   with contextlib.redirect_stdout(io.StringIO()):
-    results = lm_eval.simple_evaluate(model, tasks=tasks, limit=limit, batch_size=model.batch_size, log_samples=False)
+    results = _guarded(
+      ", ".join(request.tasks),
+      lm_eval.simple_evaluate,
+      model,
+      tasks=list(request.tasks),
+      task_manager=loaded,
+      limit=request.limit,
+      batch_size=model.batch_size,
+      log_samples=log_samples,
+      gen_kwargs=dict(request.gen_kwargs) or None,
+      bootstrap_iters=BOOTSTRAP_ROUNDS,
+    )
+  samples = results.pop("samples", {})
   results = json.loads(json.dumps(results, default=handle_non_serializable))
+  results |= {"benchmarks": [dataclasses.asdict(benchmark) for benchmark in loaded.benchmarks], "cut": model.cut}
   write_json(directory / RESULTS, results)
+  for task, examples in samples.items():
+    _write_samples(directory / WORK / "samples" / f"{task.replace('/', '_')}.jsonl", examples)
+  for task, counted in model.cut.items():
+    if counted["cut"]:
+      model.progress.note(
+        f"warning: {counted['cut']:,} of {counted['requests']:,} requests of {task} do not fit {model.max_length} "
+        "tokens and were cut from the left"
+      )
   return results
 
 
-def evaluate_run(directory: pathlib.Path, experiment: Experiment, request: Request, display: Display) -> dict[str, Any]:
+def evaluate_run(
+  directory: pathlib.Path, experiment: Experiment, request: Request, progress: Progress, log_samples: bool = False
+) -> dict[str, Any]:
   """Asks a trained run, from its newest checkpoint, and returns what it writes to results.json.
 
   Args:
     directory: of the run.
     experiment: the run's, perhaps on another mesh.
     request: what is asked.
-    display: shows what runs.
+    progress: shows what runs.
+    log_samples: as of `evaluate`.
 
   Raises:
-    UserError: as `load_run` and `load_tasks`.
+    UserError: as `load_run`, `load_tasks` and `check_prompts`.
   """
-  display.stage(f"read {', '.join(request.tasks)}")
-  tasks = load_tasks(request, directory / WORK / "tasks")
+  tasks = load_tasks(request, directory / WORK / "data", progress)
   loaded = load_run(directory, experiment)
-  model = HarnessModel(experiment, loaded.blueprint, make_tokenizer(experiment.data.tokenizer), display)
-  return evaluate(model, tasks, request.limit, directory, loaded.parameters, loaded.step)
+  model = HarnessModel(experiment, loaded.blueprint, make_tokenizer(experiment.data.tokenizer), progress)
+  check_prompts(model, tasks, request)
+  return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)
 
 
 def make_task_evaluator(
-  definition: Definition, tokenizer: Tokenizer, directory: pathlib.Path, display: Display
+  definition: Definition, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress
 ) -> Evaluator:
   """An evaluator that asks the experiment's benchmarks and returns their headlines and their average.
 
   Raises:
-    UserError: as `load_tasks`, before any training.
+    UserError: as `load_tasks` and `check_prompts`, before any training.
   """
   experiment = definition.experiment
   blueprint = make_blueprint(experiment.model, definition.partitioner)
-  model = HarnessModel(experiment, blueprint, tokenizer, display)
+  model = HarnessModel(experiment, blueprint, tokenizer, progress)
   request = make_request(experiment.evaluation)
-  display.stage(f"read {', '.join(request.tasks)}")
-  tasks = load_tasks(request, directory / WORK / "tasks")
+  tasks = load_tasks(request, directory / WORK / "data", progress)
+  check_prompts(model, tasks, request)
 
   def score(state: State) -> dict[str, float]:
-    results = evaluate(model, tasks, request.limit, directory, state.parameters, int(state.step))
-    return flat(headlines(results, benchmarks(request.tasks)))
+    results = evaluate(model, tasks, request, directory, state.parameters, int(state.step))
+    return flat(headlines(results, tasks.benchmarks))
 
   return score
 
 
-def _load(manager: TaskManager, benchmark: Benchmark, few_shot: int | None) -> Any:
-  """A benchmark's task or group."""
-  loaded = manager.load([benchmark.name])
-  shots = benchmark.few_shot if few_shot is None else few_shot
-  for task in loaded["tasks"].values():
-    if shots is not None:
+def parse_gen_kwargs(text: str) -> dict[str, Any]:
+  """KEY=VALUE,... as the harness reads it.
+
+  Raises:
+    UserError: a part is not KEY=VALUE.
+  """
+  for part in text.split(","):
+    if not all(part.partition("=")[::2]):
+      raise UserError(f"--gen-kwargs {text!r}: {part!r} is not KEY=VALUE, as in temperature=0.7,do_sample=True")
+  return simple_parse_args_string(text)
+
+
+def _resolved(finder: TaskFinder, names: Iterable[str]) -> dict[str, Benchmark]:
+  """Every task and group that the names stand for, as the harness loads it and as a benchmark, each once."""
+  specs: dict[str, Benchmark] = {}
+  for benchmark in benchmarks(names):
+    for spec in finder.names(benchmark.name):
+      known = benchmark if spec == benchmark.name else benchmarks([spec])[0]
+      specs.setdefault(spec, dataclasses.replace(known, name=finder.name_of(spec)))
+  return specs
+
+
+def _set_shots(loaded: Loaded, few_shot: int | None) -> None:
+  for benchmark in loaded.benchmarks:
+    shots = benchmark.few_shot if few_shot is None else few_shot
+    for task in loaded.leaves(benchmark) if shots is not None else ():
       task.set_config(key="num_fewshot", value=shots)
-    if isinstance(task, ConfigurableTask) and task.config.num_fewshot and task.config.doc_to_choice:
-      _show_one_choice(task)
-  return {**loaded["tasks"], **loaded["groups"]}[benchmark.name]
+
+
+def _generates(task: Task) -> bool:
+  """Whether a task generates with the options of its configuration; those of Python set theirs in their program."""
+  return isinstance(task, ConfigurableTask) and task.config.output_type == "generate_until"
+
+
+def _set_generation(task: Task, options: Mapping[str, Any]) -> None:
+  if options and _generates(task):
+    task.set_config(key="generation_kwargs", value=dict(options), update=True)
+
+
+def _show_building(task: Task, progress: Progress, number: int, total: int) -> None:
+  """Lets a task show that its requests are built, which takes a minute for large ones."""
+  build = task.build_all_requests
+
+  def shown(**options: Any) -> None:
+    if not number:
+      progress.stage("tasks: building requests", total=total)
+    progress.advance(number + 1, task.task_name)
+    build(**options)
+
+  setattr(task, "build_all_requests", shown)  # noqa: B010  # of this task alone
+
+
+def _guarded(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+  """Calls the harness; what a task needs and is not there, which some find out late, is one line."""
+  try:
+    return function(*arguments, **options)
+  except (ImportError, ConnectionError, FileNotFoundError, LookupError) as error:
+    if isinstance(error, KeyError | IndexError):
+      raise
+    raise UserError(explained(name, error)) from error
+
+
+def _write_samples(path: pathlib.Path, examples: list[Any]) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  lines = (json.dumps(example, default=handle_non_serializable, ensure_ascii=False) for example in examples)
+  path.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _show_one_choice(task: ConfigurableTask) -> None:

@@ -1,108 +1,80 @@
-"""Tasks of lm-evaluation-harness, found quickly, and their data taken from a folder where one is given.
+"""The data of harness tasks from a folder, in place of where each task says that its dataset is.
 
-An overlay is a task's own YAML, included, with its dataset replaced by local files:
-
-    DIR/TASK/SPLIT.jsonl            as DIR/arc_easy/test.jsonl
-    DIR/GROUP/SUBTASK/SPLIT.jsonl   as DIR/mmlu/anatomy/test.jsonl, for the task mmlu_anatomy
-    DIR/DATASET/SPLIT.jsonl         as DIR/gsm8k/test.jsonl, for gsm8k_cot, which reads the data of the task gsm8k
+DIR/TASK/SPLIT.jsonl            as DIR/arc_easy/test.jsonl
+DIR/GROUP/SUBTASK/SPLIT.jsonl   as DIR/mmlu/anatomy/test.jsonl, for the task mmlu_anatomy
+DIR/DATASET/SPLIT.jsonl         as DIR/gsm8k/test.jsonl, for gsm8k_cot, which reads the data of the task gsm8k
 """
 
-import json
+import contextlib
+import itertools
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import lm_eval.tasks
-from lm_eval.tasks import TaskManager
+import datasets
 
 from moejax.errors import UserError
 
-TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
-DECLARED = re.compile(r"""^["']?(?:task|group)["']?:[ ]*["']?([\w.-]+)""", re.MULTILINE)
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
+Configuration = Callable[[str], Mapping[str, Any] | None]
+"""The YAML of a task, None where there is no such task."""
 
 
-def find_tasks(names: Sequence[str], data: pathlib.Path | None, overlays: pathlib.Path) -> TaskManager:
-  """A manager that knows these tasks.
-
-  Args:
-    names: tasks or groups of the harness.
-    data: folder of their data; None leaves to the harness where it comes from.
-    overlays: folder for the overlays, written anew.
+def task_files(name: str, data: pathlib.Path, configuration: Configuration) -> dict[str, str]:
+  """The file of each split of a task.
 
   Raises:
-    UserError: the harness has no such task, or the folder has no data for one.
+    UserError: the folder has no data for it.
   """
-  families = _families(names)
-  manager = TaskManager(include_defaults=False, include_path=families)
-  if data is None:
-    return manager
-  overlays.mkdir(parents=True, exist_ok=True)
-  for old in overlays.glob("*.yaml"):
-    old.unlink()
-  leaves = list(dict.fromkeys(leaf for name in names for leaf in _leaves(manager.task_index, name)))
-  for name in leaves:
-    _write_overlay(manager.task_index, name, data, overlays)
-  return TaskManager(include_defaults=False, include_path=[*families, overlays])
-
-
-def _families(names: Iterable[str]) -> list[pathlib.Path]:
-  """The harness's folders that declare these names: reading the YAML of all 14,000 tasks takes 14 s, searching 1 s."""
-  wanted = set(names)
-  found: dict[str, pathlib.Path] = {}
-  for path in sorted(TASKS.rglob("*.yaml")):
-    for name in DECLARED.findall(path.read_text(errors="replace")):
-      if name in wanted:
-        found.setdefault(name, TASKS / path.relative_to(TASKS).parts[0])
-  missing = sorted(wanted - set(found))
-  if missing:
-    raise UserError(f"lm-evaluation-harness has no task or group {', '.join(missing)}; `lm-eval ls tasks` lists them")
-  return sorted(set(found.values()))
-
-
-def _leaves(index: Mapping[str, Any], name: str) -> list[str]:
-  """The tasks that a task, a group or a tag stands for."""
-  entry = index[name]
-  if entry.kind.name == "TAG":
-    return [leaf for child in sorted(entry.tags) for leaf in _leaves(index, child)]
-  if entry.kind.name != "GROUP":
-    return [name]
-  listed = entry.cfg["task"]
-  children = listed if isinstance(listed, list) else [listed]
-  names = [child if isinstance(child, str) else child.get("task", child.get("group")) for child in children]
-  return [leaf for child in names for leaf in _leaves(index, child)]
-
-
-def _write_overlay(index: Mapping[str, Any], name: str, data: pathlib.Path, overlays: pathlib.Path) -> None:
-  entry = index[name]
-  folder = _folder(index, name, data)
-  files = {path.stem: str(path.absolute()) for path in sorted(folder.glob("*.jsonl"))}
-  absent = [split for split in SPLITS if entry.cfg.get(split) is not None and entry.cfg[split] not in files]
-  overlay = {
-    "include": str(entry.yaml_path),
-    "task": name,
-    "dataset_path": "json",
-    "dataset_name": None,
-    "dataset_kwargs": {"data_files": files, "cache_dir": str(overlays.absolute() / "cache")},
-    **dict.fromkeys(absent),
-  }
-  (overlays / f"{name}.yaml").write_text(json.dumps(overlay))  # JSON is YAML
-
-
-def _folder(index: Mapping[str, Any], name: str, data: pathlib.Path) -> pathlib.Path:
-  """Where the data of a task lies."""
   cuts = [match.start() for match in re.finditer("_", name)][::-1]
   own = [data / name, *(data / name[:cut] / name[cut + 1 :] for cut in cuts)]
-  shared = [data / name[:cut] for cut in cuts if _same_dataset(index, name, name[:cut])]
-  for folder in (*own, *shared):
-    if any(folder.glob("*.jsonl")):
-      return folder
-  looked = ", ".join(str(folder.relative_to(data)) for folder in (*own, *shared))
-  raise UserError(f"{data} has no data for the task {name}: it needs SPLIT.jsonl in one of {looked}")
+  others = (
+    folder for folder in sorted(data.iterdir()) if _same_dataset(configuration(name), configuration(folder.name))
+  )
+  for folder in itertools.chain(own, others):
+    if files := {path.stem: str(path.absolute()) for path in sorted(folder.glob("*.jsonl"))}:
+      return files
+  looked = ", ".join(str(folder.relative_to(data)) for folder in own)
+  raise UserError(
+    f"{data} has no data for the task {name}: it needs SPLIT.jsonl in one of {looked}, or in the folder of a task with "
+    "the same dataset"
+  )
 
 
-def _same_dataset(index: Mapping[str, Any], one: str, other: str) -> bool:
-  if other not in index or not index[other].cfg:
+def absent_splits(configuration: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, None]:
+  """The splits that a task names and that have no file: they count as not there."""
+  return {split: None for split in SPLITS if configuration.get(split) is not None and configuration[split] not in files}
+
+
+@contextlib.contextmanager
+def reading(files: Mapping[str, str] | None, cache: pathlib.Path) -> Iterator[None]:
+  """Within it, any dataset that a task loads is read from these files, or as the task says where there are None.
+
+  Tasks of YAML and of Python alike call `datasets.load_dataset`. A module of tasks may keep the function that it finds
+  when it is imported, so that function looks up what is to be read at each call.
+  """
+  global _read
+  given, before = datasets.load_dataset, _read
+  datasets.load_dataset, _read = _load_dataset, (files, cache)
+  try:
+    yield
+  finally:
+    datasets.load_dataset, _read = given, before
+
+
+_given = datasets.load_dataset
+_read: tuple[Mapping[str, str] | None, pathlib.Path] = (None, pathlib.Path())
+
+
+def _load_dataset(path: str, name: str | None = None, *more: Any, split: Any = None, **options: Any) -> Any:
+  files, cache = _read
+  if files is None:
+    return _given(path, name, *more, split=split, **options)
+  return _given("json", data_files=dict(files), cache_dir=str(cache), split=split)
+
+
+def _same_dataset(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
+  if not one or not other:
     return False
-  return all(index[one].cfg.get(key) == index[other].cfg.get(key) for key in ("dataset_path", "dataset_name"))
+  return all(one.get(key) == other.get(key) for key in ("dataset_path", "dataset_name"))

@@ -59,12 +59,26 @@ class Score:
   """Metric and filter as the harness names them."""
 
 
+def check_named(names: Sequence[str]) -> None:
+  """Raises UserError where no benchmark is named."""
+  if not names:
+    raise UserError(
+      f"no benchmark is named, and the run's evaluation.tasks has none; give --tasks with a suite ({', '.join(SUITES)})"
+      " or with tasks of lm-evaluation-harness, such as --tasks arc_easy hellaswag"
+    )
+
+
 def benchmarks(names: Iterable[str]) -> list[Benchmark]:
   """The benchmarks that these names of suites and of tasks stand for, each once."""
   found = [benchmark for name in names for benchmark in SUITES.get(name, (Benchmark(name),))]
   known = {benchmark.name: benchmark for suite in SUITES.values() for benchmark in suite}
   # A task named by itself is scored as it is in its suite.
   return list({b.name: known.get(b.name, b) for b in found}.values())
+
+
+def asked(results: Mapping[str, Any]) -> list[Benchmark]:
+  """The benchmarks that were asked, from what `evaluate` of harness wrote to results.json."""
+  return [Benchmark(**benchmark) for benchmark in results["benchmarks"]]
 
 
 def headlines(results: Mapping[str, Any], chosen: Sequence[Benchmark]) -> dict[str, Score]:

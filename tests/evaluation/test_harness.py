@@ -20,8 +20,7 @@ from moejax.data.tokenizers import ByteTokenizer
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.evaluation.harness import Request, evaluate_run, make_task_evaluator
-from moejax.evaluation.task_data import find_tasks
-from moejax.evaluation.tasks import benchmarks, headlines
+from moejax.evaluation.tasks import asked, headlines
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.run_directory import claim
 
@@ -65,9 +64,9 @@ class Watching(Display):
 
 
 def ask(run, data, *tasks, display=None, **fields):
-  request = Request(tasks=tasks, data=data, **fields)
+  request = Request(tasks=tasks, data=data, **{"allow_cut_prompts": True} | fields)
   results = evaluate_run(run, SPARSE, request, display or Watching())
-  return results, headlines(results, benchmarks(tasks))
+  return results, headlines(results, asked(results))
 
 
 def test_each_kind_of_request_is_answered_and_the_results_are_the_harnesss(run, data):
@@ -104,16 +103,91 @@ def test_examples_and_shots_are_as_asked(run, data):
   assert [n["effective"] for n in results["n-samples"].values()] == [1, 1]
 
 
-@pytest.mark.parametrize("limit, asked", [(["--limit", "2"], 2), ([], 6)])
-def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, limit, asked):
+@pytest.mark.parametrize("limit, examples", [(["--limit", "2"], 2), ([], 6)])
+def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, limit, examples):
   words = ["evaluate", str(run), "--tasks", "arc_easy", "webqs", "--data", str(data), *limit]
+  fields = ["--mesh.data", "2", "--evaluation.batch-size", "8"]
   with pytest.raises(SystemExit) as stopped:
-    cli.main([*words, "--mesh.data", "2", "--evaluation.batch-size", "8"])
+    cli.main([*words, *fields])
+  assert stopped.value.code == 2
+  assert "allow it with --evaluation.allow-cut-prompts True" in capsys.readouterr().err
+  with pytest.raises(SystemExit) as stopped:
+    cli.main([*words, *fields, "--evaluation.allow-cut-prompts", "True"])
   out = capsys.readouterr().out
   assert stopped.value.code == 0
   rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
-  assert rows["arc_easy"][0] == "acc,none" and rows["arc_easy"][-2:] == [str(asked), "0"]
-  assert rows["webqs"][0] == "exact_match,none" and rows["webqs"][-2:] == ["2", "1"]
+  assert rows["arc_easy"][0] == "acc,none" and rows["arc_easy"][-3:] == [str(examples), "0", "0"]
+  assert rows["webqs"][0] == "exact_match,none" and rows["webqs"][-3:] == ["2", "1", "4/4"]
+
+
+def test_what_does_not_fit_is_counted_by_task_whether_computed_or_known(run, data):
+  results, _ = ask(run, data, "arc_easy", "webqs", "lambada_openai", "wikitext")
+  known, _ = ask(run, data, "arc_easy", "webqs", "lambada_openai", "wikitext")
+  assert (
+    known["cut"]
+    == results["cut"]
+    == {
+      "arc_easy": {"requests": 24, "cut": 0},
+      "webqs": {"requests": 4, "cut": 4},  # with an example, which alone has 40 bytes
+      "lambada_openai": {"requests": 3, "cut": 1},
+      "wikitext": {"requests": 2, "cut": 0},  # scored in windows
+    }
+  )
+
+
+@pytest.mark.parametrize("fields, fits", [({}, False), ({"few_shot": 0}, True), ({"allow_cut_prompts": True}, True)])
+def test_a_benchmark_whose_few_shot_prompts_do_not_fit_is_refused_before_anything_is_asked(run, data, fields, fits):
+  display = Watching()
+  if fits:
+    ask(run, data, "webqs", "arc_easy", **{"allow_cut_prompts": False} | fields)
+    return
+  with pytest.raises(UserError, match=r"webqs is asked with 1 examples .* 4 of 4 .* data\.sequence_length=64"):
+    ask(run, data, "arc_easy", "webqs", allow_cut_prompts=False, display=display)
+  assert not display.computed
+
+
+def test_a_training_run_is_refused_before_it_begins_where_its_prompts_cannot_fit(data, tmp_path):
+  evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("webqs",), task_data=str(data))
+  with pytest.raises(UserError, match=r"allow it with --evaluation\.allow-cut-prompts True"):
+    make_task_evaluator(
+      definition_of(dataclasses.replace(SPARSE, evaluation=evaluation)), ByteTokenizer(), tmp_path, Watching()
+    )
+
+
+def test_samples_are_written_with_prompts_and_answers_and_options_of_generation_replace_a_tasks_own(run, data, capsys):
+  words = ["evaluate", str(run), "--tasks", "triviaqa", "arc_easy", "--data", str(data), "--mesh.data", "1"]
+  options = ["--gen-kwargs", "max_gen_toks=3,num_beams=1", "--log-samples", "--evaluation.allow-cut-prompts", "True"]
+  with pytest.raises(SystemExit) as stopped:
+    cli.main([*words, *options])
+  assert stopped.value.code == 0, capsys.readouterr().err
+  folder = run / "evaluation" / "samples"
+  samples = [json.loads(line) for line in (folder / "triviaqa.jsonl").read_text().splitlines()]
+  assert len(samples) == 4 and len((folder / "arc_easy.jsonl").read_text().splitlines()) == 6
+  assert all("Question:" in sample["arguments"][0][0] for sample in samples)
+  # A byte model: at most three bytes.
+  assert all(len(sample["resps"][0][0].encode(errors="ignore")) <= 9 for sample in samples)
+  assert json.loads((run / "results.json").read_text())["config"]["gen_kwargs"]["max_gen_toks"] == 3
+
+
+@pytest.mark.parametrize(
+  "task, options, complaint",
+  [
+    ("triviaqa", "max_gen_toks", "'max_gen_toks' is not KEY=VALUE"),
+    ("triviaqa", "num_beams=4", "the task triviaqa asks to generate with num_beams=4"),
+    ("arc_easy", "max_gen_toks=3", "would do nothing: none of the tasks generates"),
+  ],
+)
+def test_options_of_generation_that_cannot_be_followed_are_one_line(run, data, capsys, task, options, complaint):
+  words = ["evaluate", str(run), "--tasks", task, "--data", str(data), "--gen-kwargs", options]
+  with pytest.raises(SystemExit) as stopped:
+    cli.main([*words, "--mesh.data", "1"])
+  assert stopped.value.code == 2 and complaint in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_standard_errors_without_a_formula_take_seconds(run, data):
+  results, _ = ask(run, data, "lambada_openai")
+  assert results["config"]["bootstrap_iters"] == 1000
+  assert results["results"]["lambada_openai"]["perplexity_stderr,none"] > 0
 
 
 def test_fewer_than_no_examples_are_refused():
@@ -135,26 +209,3 @@ def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given
     "answers_0.jsonl",
     "answers_7.jsonl",
   ]
-
-
-def test_a_group_is_its_tasks_each_with_its_own_folder(data, tmp_path):
-  manager = find_tasks(["gsm8k_cot", "mmlu_anatomy"], data, tmp_path)
-  index = manager.task_index
-  folders = {name: index[name].cfg["dataset_kwargs"]["data_files"] for name in ("gsm8k_cot", "mmlu_anatomy")}
-  assert folders["gsm8k_cot"] == {"test": str(data / "gsm8k" / "test.jsonl")}
-  assert set(folders["mmlu_anatomy"]) == {"dev", "test"}
-  assert index["gsm8k_cot"].cfg["test_split"] == "test" and index["gsm8k_cot"].cfg["dataset_name"] is None
-
-
-@pytest.mark.parametrize(
-  "tasks, complaint",
-  [
-    (["arc_hard"], r"has no task or group arc_hard; `lm-eval ls tasks`"),
-    (["freebase"], r"has no task or group freebase"),  # a tag, which has no score of its own
-    (["piqa"], r"has no data for the task piqa: it needs SPLIT\.jsonl in one of piqa"),
-    (["mmlu"], r"has no data for the task mmlu_"),
-  ],
-)
-def test_a_task_that_is_not_there_is_named(data, tmp_path, tasks, complaint):
-  with pytest.raises(UserError, match=complaint):
-    find_tasks(tasks, data, tmp_path)

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
 torch = pytest.importorskip("torch", reason="needs PyTorch")
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval[hf]")
 transformers = pytest.importorskip("transformers", reason="needs lm-eval[hf]")
+pytest.importorskip("accelerate", reason="needs lm-eval[hf]")
 from harness_fixtures import DENSE, write_benchmarks
 from inference_fixtures import EIGHT, make
 from lm_eval.api.instance import Instance
@@ -25,7 +26,7 @@ from moejax.data.tokenizers import ByteTokenizer
 from moejax.display import Display
 from moejax.evaluation.answers import Answers
 from moejax.evaluation.harness import HarnessModel
-from moejax.evaluation.task_data import find_tasks
+from moejax.evaluation.task_lookup import TaskFinder
 from moejax.interop.huggingface import llama_config, to_llama
 
 pytestmark = pytest.mark.slow
@@ -147,7 +148,7 @@ def test_greedy_texts_are_the_same_and_end_at_the_same_stop(ours, theirs):
 def test_whole_benchmarks_have_the_same_results(ours, theirs, tmp_path, monkeypatch):
   monkeypatch.setenv("DISABLE_MULTIPROC", "1")
   names = ["arc_easy", "lambada_openai"]
-  manager = find_tasks(names, write_benchmarks(tmp_path / "data"), tmp_path / "overlays")
+  manager = TaskFinder(tmp_path / "cache", write_benchmarks(tmp_path / "data"))
   with contextlib.redirect_stdout(sys.stderr):
     results = [
       lm_eval.simple_evaluate(model, tasks=names, task_manager=manager, log_samples=False)["results"]

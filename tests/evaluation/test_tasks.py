@@ -5,7 +5,7 @@ import math
 import pytest
 
 from moejax.errors import UserError
-from moejax.evaluation.tasks import SUITES, Benchmark, average, benchmarks, flat, headlines
+from moejax.evaluation.tasks import SUITES, Benchmark, average, benchmarks, check_named, flat, headlines
 
 RESULTS = {
   "results": {
@@ -61,3 +61,9 @@ def test_flat_scores_are_numbers_by_name():
     "webqs/exact_match": 0.1, "webqs/exact_match_stderr": 0.04, "wikitext/word_perplexity": 30.0,
     "average/accuracy": 0.1, "average/accuracy_stderr": 0.04,
   }  # fmt: skip
+
+
+def test_asking_nothing_names_the_option_and_the_suites():
+  with pytest.raises(UserError, match=r"give --tasks with a suite \(core_en\)"):
+    check_named(())
+  check_named(("arc_easy",))

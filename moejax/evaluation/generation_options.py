@@ -1,0 +1,70 @@
+"""How a task of lm-evaluation-harness asks to generate, as a Sampling, stop strings and a number of tokens."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from moejax.errors import UserError
+from moejax.inference.sampling import Sampling
+
+NEUTRAL: dict[str, float] = {
+  "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "n": 1, "best_of": 1, "repetition_penalty": 1,
+  "encoder_repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "diversity_penalty": 0,
+  "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "min_tokens": 0,
+  "typical_p": 1, "min_p": 0, "epsilon_cutoff": 0, "eta_cutoff": 0, "guidance_scale": 1,
+}  # fmt: skip
+"""Options of other models, each at the value with which it changes nothing; None changes nothing either."""
+OF_BEAMS = ("length_penalty", "early_stopping")
+"""Options that count only where several beams are searched."""
+OF_THE_PROGRAM = ("use_cache",)
+"""Options that change how fast a text is generated, and not which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """What a task asks for."""
+
+  sampling: Sampling
+  until: tuple[str, ...]
+  """Strings that end a text and do not belong to it."""
+  max_new: int
+  """Tokens after which a text ends in any case."""
+
+
+def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
+  """What a task's generation_kwargs ask for.
+
+  Args:
+    task: its name, for messages.
+    normalized: as the harness's `normalize_gen_kwargs` returns them.
+
+  Raises:
+    UserError: an option asks for what this model does not do; the message names it.
+  """
+  left = {name: value for name, value in normalized.items() if value is not None}
+  until, max_new, sampled = left.pop("until"), left.pop("max_gen_toks"), left.pop("do_sample", False)
+  temperature, top_k, top_p = left.pop("temperature", 0.0), left.pop("top_k", None), left.pop("top_p", None)
+  refused = {name: value for name, value in left.items() if not _changes_nothing(name, value)}
+  if refused:
+    options = ", ".join(f"{name}={value!r}" for name, value in refused.items())
+    remedy = ",".join(f"{name}={NEUTRAL[name]:g}" for name in refused if name in NEUTRAL)
+    raise UserError(
+      f"the task {task} asks to generate with {options}, which moejax does not do; leave the task out"
+      + (f", or set --gen-kwargs {remedy}" if len(refused) == sum(name in NEUTRAL for name in refused) else "")
+    )
+  if max_new < 1:
+    raise UserError(f"the task {task} asks for max_gen_toks={max_new}; it must be 1 or above")
+  if sampled and not temperature:
+    raise UserError(
+      f"the task {task} asks to sample (do_sample=True) without a temperature above 0; set --gen-kwargs "
+      "do_sample=False, or --gen-kwargs temperature=1"
+    )
+  if not sampled:
+    return Generation(Sampling(), tuple(until), max_new)
+  # Zero and below stand for all tokens elsewhere.
+  top_k = None if top_k is None or top_k <= 0 else int(top_k)
+  return Generation(Sampling(temperature=temperature, top_k=top_k, top_p=top_p), tuple(until), max_new)
+
+
+def _changes_nothing(name: str, value: Any) -> bool:
+  return name in OF_BEAMS or name in OF_THE_PROGRAM or (name in NEUTRAL and value == NEUTRAL[name])

@@ -1,0 +1,171 @@
+"""A model as lm-evaluation-harness asks it: log-likelihoods, texts as a whole, and generation."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+
+from moejax.config.experiment import Experiment
+from moejax.config.parameters import count
+from moejax.data.tokenizers import Tokenizer
+from moejax.evaluation.answers import Answers
+from moejax.evaluation.encoding import encode_pair, encode_prompt, encode_text, is_cut
+from moejax.evaluation.generation_options import Generation, generation
+from moejax.inference.blueprint import Blueprint
+from moejax.inference.generate import Generator
+from moejax.inference.sampling import Sampling
+from moejax.inference.score import Scorer
+from moejax.progress import Progress
+from moejax.training.state import Parameters
+
+ANSWERED_AS = 3
+"""Raised when the same request is answered otherwise, so that no answer kept before is taken for one of now."""
+MAX_NEW_TOKENS = 256
+"""Tokens to generate where a task does not say, as in the harness's own models."""
+
+
+class HarnessModel(LM):
+  """A model as the harness asks it. Every text is opened by the tokenizer's begin, as each document in training is.
+
+  A prompt that does not fit the training length is cut from the left, as the harness's own models do, and counted.
+  """
+
+  def __init__(self, experiment: Experiment, blueprint: Blueprint, tokenizer: Tokenizer, progress: Progress):
+    super().__init__()
+    self.progress, self.batch_size = progress, experiment.evaluation.batch_size
+    self.max_length = experiment.data.sequence_length
+    self.cut: dict[str, dict[str, int]] = {}
+    """By task: how many requests there were, and how many of them did not fit."""
+    self._experiment, self._blueprint, self._tokenizer = experiment, blueprint, tokenizer
+    self._scorer = Scorer(blueprint, self.batch_size, self.max_length)
+    self._generators: dict[Sampling, Generator] = {}
+    self._parameters: Parameters = {}
+    self._answers = Answers(None)
+    self._step = 0
+
+  def take(self, parameters: Parameters, step: int, answers: Answers) -> None:
+    """Answers with these parameters from now on, those of `answers` without computing them again."""
+    self._parameters, self._step, self._answers, self.cut = parameters, step, answers, {}
+
+  def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+    """Log-likelihood of each continuation, and whether greedy decoding gives it."""
+
+    def compute(args: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool, bool]]]:
+      pairs = [self._pair(*each) for each in args]
+      for i, (score, greedy) in self._scorer.score(self._parameters, pairs):
+        yield i, (score, greedy, is_cut(*pairs[i], self.max_length))
+
+    return [(score, greedy) for score, greedy, _ in self._answered("loglikelihood", requests, compute)]
+
+  def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+    """Log-likelihood of each whole text, which is never cut: what does not fit is scored in windows."""
+
+    def compute(args: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
+      pairs = [encode_text(self._tokenizer, text) for (text,) in args]
+      return ((i, (score, False)) for i, (score, _) in self._scorer.score(self._parameters, pairs))
+
+    return [score for score, _ in self._answered("loglikelihood_rolling", requests, compute)]
+
+  def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+    """A continuation of each prompt up to its stop strings, or to the end of the document."""
+    tasks = {json.dumps(request.args[1], sort_keys=True): str(request.task_name) for request in requests}
+
+    def compute(args: Sequence[tuple]) -> Iterator[tuple[int, tuple[str, bool]]]:
+      of_options: dict[str, list[int]] = {}
+      for i, (_, options) in enumerate(args):
+        of_options.setdefault(json.dumps(options, sort_keys=True), []).append(i)
+      for options, members in of_options.items():
+        asked = self.generation(tasks[options], json.loads(options))
+        for i, answer in self._generate([args[i][0] for i in members], asked):
+          yield members[i], answer
+
+    return [text for text, _ in self._answered("generate_until", requests, compute)]
+
+  def generation(self, task: str, options: dict[str, Any]) -> Generation:
+    """What a task asks to generate, of which at most half of the training length is generated; raises as `generation`
+    of generation_options."""
+    return generation(task, normalize_gen_kwargs(options, MAX_NEW_TOKENS))
+
+  def fits(self, request: Instance) -> bool:
+    """Whether a request is answered with all of its prompt in sight."""
+    match request.request_type:
+      case "loglikelihood":
+        return not is_cut(*self._pair(*request.args), self.max_length)
+      case "generate_until":
+        prompt, options = request.args
+        max_new = self._max_new(self.generation(str(request.task_name), options))
+        return not encode_prompt(self._tokenizer, prompt, self.max_length - max_new)[1]
+    return True
+
+  def get_model_info(self) -> dict[str, Any]:
+    """What stands in the `config` of the results."""
+    parameters = count(self._experiment.model)
+    return {
+      "experiment": self._experiment.name,
+      "step": self._step,
+      "model_num_parameters": parameters.total,
+      "model_active_parameters": parameters.active,
+      "max_length": self.max_length,
+      "tokenizer": self._tokenizer.identity,
+    }
+
+  def _answered(
+    self, kind: str, requests: list[Instance], compute: Callable[[Sequence[tuple]], Iterator[tuple[int, Any]]]
+  ) -> list[Any]:
+    """All answers, each with whether the prompt was cut as its last item; those that are not known are computed, and
+    kept as they come."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for request in requests:
+      text = json.dumps(request.args)
+      keys.append((kind, ANSWERED_AS, seen[text], text))  # asked twice, as where a task samples, it is answered twice
+      seen[text] += 1
+    missing = [i for i, key in enumerate(keys) if key not in self._answers]
+    done = len(requests) - len(missing)
+    self.progress.stage(f"{kind} of {len(requests)} requests", total=len(requests))
+    self.progress.advance(done, f"{done} known" if done else "")
+    for i, answer in compute([requests[i].args for i in missing]):
+      self._answers.add(keys[missing[i]], answer)
+      done += 1
+      self.progress.advance(done)
+    answers = [self._answers[key] for key in keys]
+    for request, answer in zip(requests, answers, strict=True):
+      counted = self.cut.setdefault(str(request.task_name), {"requests": 0, "cut": 0})
+      counted["requests"] += 1
+      counted["cut"] += answer[-1]
+    self.progress.stage("metrics and their standard errors")
+    return answers
+
+  def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    return encode_pair(self._tokenizer, context, continuation)
+
+  def _max_new(self, asked: Generation) -> int:
+    return min(asked.max_new, self.max_length // 2)
+
+  def _generate(self, texts: Sequence[str], asked: Generation) -> Iterator[tuple[int, tuple[str, bool]]]:
+    max_new = self._max_new(asked)
+    if max_new < asked.max_new:
+      # The rest of the window is for the prompt.
+      self.progress.note(f"{asked.max_new} new tokens do not fit {self.max_length} with a prompt: {max_new}")
+    if asked.sampling not in self._generators:
+      self._generators[asked.sampling] = Generator(
+        self._blueprint, self.batch_size, self._tokenizer.vocab_size, asked.sampling
+      )
+    prompts = [encode_prompt(self._tokenizer, text, self.max_length - max_new) for text in texts]
+    stops = [lambda ids: self._is_complete(ids, asked.until)] * len(prompts)
+    generator = self._generators[asked.sampling]
+    for i, ids in generator.generate(self._parameters, [ids for ids, _ in prompts], stops, max_new):
+      text = postprocess_generated_text(self._tokenizer.decode(np.array(ids)), list(asked.until), None)
+      yield i, (text, prompts[i][1])
+
+  def _is_complete(self, ids: list[int], until: Sequence[str]) -> bool:
+    # Streams of training text close a document by the next one's begin.
+    if ids[-1] in (self._tokenizer.begin, self._tokenizer.end):
+      return True
+    text = self._tokenizer.decode(np.array(ids))
+    return any(stop and stop in text for stop in until)

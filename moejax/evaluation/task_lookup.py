@@ -1,0 +1,268 @@
+"""Tasks, groups, tags and patterns of lm-evaluation-harness by name, resolved and loaded by the harness itself."""
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import re
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from difflib import get_close_matches
+from typing import Any
+
+import datasets
+import huggingface_hub
+import lm_eval.tasks
+from lm_eval.api.group import Group
+from lm_eval.api.task import Task
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Entry, Kind, TaskIndex
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from moejax.errors import UserError
+from moejax.evaluation.task_data import absent_splits, reading, task_files
+
+TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
+HUB_WAIT_S = 5.0
+"""Seconds that the Hugging Face hub has to answer before it counts as out of reach."""
+PACKAGES = {
+  "antlr4": "antlr4-python3-runtime", "bs4": "beautifulsoup4", "PIL": "pillow", "pkg_resources": "setuptools",
+  "sklearn": "scikit-learn",
+}  # fmt: skip
+"""Packages that are not installed by the name of their module."""
+
+
+class TaskFinder(TaskManager):
+  """The harness's TaskManager with its own tasks, those of a folder, and data from a folder.
+
+  What it adds: the index of the harness's 14,000 YAML files is cached, a task that several names stand for is there
+  once, and what prevents loading is one line.
+  """
+
+  def __init__(
+    self,
+    cache: pathlib.Path,
+    data: pathlib.Path | None = None,
+    include_path: pathlib.Path | None = None,
+    progress: Callable[[str], None] = lambda name: None,
+  ):
+    """Args:
+    cache: folder for the datasets made from `data`.
+    data: folder of the tasks' data; None leaves to each task where it comes from.
+    include_path: folder of further YAML files, which take the place of the harness's own of the same name.
+    progress: called with each task's name before it is loaded.
+
+    Raises:
+      UserError: a folder is not there.
+    """
+    for name, folder in (("data", data), ("include_path", include_path)):
+      if folder is not None and not folder.is_dir():
+        raise UserError(f"{name}={str(folder)!r} is no folder")
+    super().__init__(include_defaults=False, include_path=include_path)
+    self._index: dict[str, Entry] = harness_index() | self._index
+    self._all_tasks = sorted(self._index)
+    self._factory = _Factory(self._index, cache, data, progress)
+    if data is None:
+      _go_offline_without_the_hub()
+
+  def names(self, name: str) -> list[str]:
+    """The tasks and groups that a name stands for: those of a tag or that match a pattern; a path to a YAML file, and
+    the name of a task or a group, stand for themselves.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name in self._index:
+      entry = self._index[name]
+      return sorted(entry.tags) if entry.kind == Kind.TAG else [name]
+    if pathlib.Path(name).is_file():
+      return [name]
+    matching = self.match_tasks([name])
+    if not matching:
+      near = get_close_matches(name, self._all_tasks, n=3)
+      raise UserError(
+        f"lm-evaluation-harness has no task, group or tag {name}"
+        + (f"; near to it are {', '.join(near)}" if near else "")
+        + "; `lm-eval ls tasks` lists all, and --include-path adds your own"
+      )
+    return list(dict.fromkeys(found for match in matching for found in self.names(match)))
+
+  def name_of(self, spec: str) -> str:
+    """The name of a task or a group, which a path to a YAML file holds."""
+    entry = None if spec in self._index else TaskIndex.entry_from_path(pathlib.Path(spec))
+    return entry.name if entry else spec
+
+  def load(self, task_list: Any) -> Any:
+    """As the harness's own.
+
+    Raises:
+      UserError: a task cannot be loaded, or is asked for in two ways.
+    """
+    try:
+      return super().load(task_list)
+    except UserError:
+      raise
+    except Exception as error:  # tasks are programs of others, and may fail in any way
+      raise UserError(explained(", ".join(map(str, task_list)), error)) from error
+
+  @staticmethod
+  def _check_duplicates(built: list[Task | Group]) -> None:
+    """A task may be named twice, by itself and in a group, where that is the same task: it is then asked once."""
+    first: dict[str, tuple[str, Any]] = {}
+    for item in built:
+      source = item.name if isinstance(item, Group) else item.task_name
+      for task in item.get_all_tasks() if isinstance(item, Group) else [item]:
+        there, other = first.setdefault(task.task_name, (source, task))
+        if other is not task and (fields := _differences(other, task)):
+          raise UserError(
+            f"the task {task.task_name} is not the same by {there} and by {source}, which differ in "
+            f"{', '.join(fields)}; ask them in two commands"
+          )
+
+
+class _Factory(TaskFactory):
+  """Builds a task with its data."""
+
+  def __init__(
+    self, index: dict[str, Entry], cache: pathlib.Path, data: pathlib.Path | None, progress: Callable[[str], None]
+  ):
+    super().__init__()
+    self._index, self._cache, self._data, self._progress = index, cache, data, progress
+
+  def build(self, entry: Entry, *, overrides: dict[str, Any] | None = None, registry: dict[str, Entry]) -> Any:
+    """As the harness's own, but what a group says of a group in it (`task: mmlu` with `num_fewshot: 5`) gives no task
+    of that group its name: in 0.4.13 all 57 subjects would be called mmlu, and one of them asked."""
+    if entry.kind == Kind.GROUP and overrides:
+      overrides = {key: value for key, value in overrides.items() if key not in ("task", "group")}
+    return super().build(entry, overrides=overrides, registry=registry)
+
+  def _build_task(self, entry: Entry, overrides: dict[str, Any] | None) -> Task:
+    self._progress(entry.name)
+    files = None
+    if self._data is not None:
+      configuration = {**(_configuration(self._index, entry.name) or {}), **(overrides or {})}
+      files = task_files(entry.name, self._data, lambda name: _configuration(self._index, name))
+      overrides = {**(overrides or {}), **absent_splits(configuration, files)}
+    try:
+      with reading(files, self._cache):
+        task = super()._build_task(entry, overrides)
+    except UserError:
+      raise
+    except Exception as error:  # tasks are programs of others, and may fail in any way
+      raise UserError(explained(entry.name, error)) from error
+    for mark, why in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "asks of more than text")):
+      if getattr(task, mark, False):
+        raise UserError(f"the task {entry.name} {why}, which moejax does not do; leave it out")
+    return task
+
+
+def harness_index() -> dict[str, Entry]:
+  """The tasks, groups and tags of the harness's own folder; cached, because reading its YAML takes 20 s."""
+  files = sorted(TASKS.rglob("*.yaml"))
+  state = repr([(str(path.relative_to(TASKS)), path.stat().st_mtime_ns) for path in files])
+  root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+  cached = root / "moejax" / "tasks" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
+  try:
+    rows = json.loads(cached.read_text())
+  except (OSError, ValueError):
+    index = TaskIndex.build([TASKS])
+    rows = [
+      [name, entry.kind.name, entry.yaml_path and str(entry.yaml_path.relative_to(TASKS)), sorted(entry.tags)]
+      for name, entry in index.items()
+    ]
+    _write(cached, json.dumps(rows))
+  return {name: Entry(name, Kind[kind], path and TASKS / path, tags=set(tags)) for name, kind, path, tags in rows}
+
+
+def explained(name: str, error: BaseException) -> str:
+  """One line that says why a task failed in the harness, and what to do."""
+  causes = [error]
+  while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
+    causes.append(cause)
+  for cause in causes:
+    if isinstance(cause, ImportError) and cause.name:
+      package = cause.name.partition(".")[0]
+      return f"the task {name} needs {package}, which is not installed; `pip install {_requirement(package)}`"
+  if huggingface_hub.constants.HF_HUB_OFFLINE and any(_is_offline(cause) for cause in causes):
+    asked = re.search(r"[\w.-]+/[\w.-]+", str(error))
+    return (
+      f"the task {name} needs {asked.group() if asked else 'data'} from {huggingface_hub.constants.ENDPOINT}, which is "
+      "not in the local cache and out of reach; connect to it, or give the data as files with --data DIR"
+    )
+  first = str(error).strip().partition("\n")[0]
+  return f"lm-evaluation-harness fails at {name} with {type(error).__name__}: {first[:300]}"
+
+
+def _is_offline(error: BaseException) -> bool:
+  return isinstance(error, ConnectionError | FileNotFoundError) or "ffline" in f"{type(error).__name__} {error}"
+
+
+def _requirement(package: str) -> str:
+  """What pip installs a missing package of a task by: an extra of the harness, which has all of that task, where one
+  has it."""
+  wanted, extras = PACKAGES.get(package, package), set()
+  for line in importlib.metadata.metadata("lm-eval").get_all("Requires-Dist") or []:
+    required = re.split(r"[^\w.-]", line, maxsplit=1)[0]
+    extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+    if extra and _plain(required) == _plain(wanted):
+      extras.add(extra.group(1))
+  extras -= {"all", "dev", "tasks", "testing"}
+  return f"'lm-eval[{extras.pop()}]'" if len(extras) == 1 else wanted
+
+
+def _plain(package: str) -> str:
+  return re.sub(r"[-_.]+", "-", package).lower()
+
+
+def _differences(one: Task, other: Task) -> list[str]:
+  """Fields of the configuration in which two tasks of one name differ."""
+  ours, theirs = one.dump_config(), other.dump_config()
+  return sorted(key for key in ours.keys() | theirs.keys() if repr(ours.get(key)) != repr(theirs.get(key)))
+
+
+def _configuration(index: dict[str, Entry], name: str) -> dict[str, Any] | None:
+  entry = index.get(name)
+  return load_yaml(entry.yaml_path, resolve_func=False) if entry and entry.yaml_path else None
+
+
+def _go_offline_without_the_hub() -> None:
+  """Where the hub does not answer soon, asks it for nothing more: its libraries would try for a minute."""
+  if huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
+    return
+  huggingface_hub.constants.HF_HUB_OFFLINE = True
+  datasets.config.HF_HUB_OFFLINE = datasets.config.HF_DATASETS_OFFLINE = True
+
+
+def _hub_answers() -> bool:
+  found: list[bool] = []
+
+  def ask() -> None:
+    try:
+      request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+      urllib.request.urlopen(request, timeout=HUB_WAIT_S)
+    except urllib.error.HTTPError:
+      pass  # an answer all the same
+    except OSError:
+      return
+    found.append(True)
+
+  asking = threading.Thread(target=ask, daemon=True)  # looking up a name knows no timeout
+  asking.start()
+  asking.join(HUB_WAIT_S)
+  return bool(found)
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Writes a file of the cache, where that is possible."""
+  part = path.with_name(f".{path.name}.{os.getpid()}")
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part.write_text(text)
+    part.replace(path)
+  except OSError as error:
+    logging.getLogger(__name__).info("the index of tasks is not cached: %s", error)
