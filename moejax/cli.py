@@ -267,10 +267,9 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   }
   given = {name: value for name, value in given.items() if value is not None}
   evaluation = dataclasses.replace(experiment.evaluation, **given)
-  from moejax.evaluation.tasks import asked, check_named, headlines
-
-  check_named(evaluation.tasks)
   harness = import_harness(evaluation)
+  from moejax.evaluation.tasks import asked, headlines
+
   more = {
     "few_shot": known.few_shot,
     "include_path": known.include_path,

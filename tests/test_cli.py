@@ -275,7 +275,6 @@ def test_a_trained_model_is_evaluated_as_it_is(run, tmp_path, tiny_dense):
   line = refused(run("evaluate", "{tmp}/done", "--model.d-ff", "48", "--mesh.data", "2"))
   assert "model.d_ff is 24 there and 48 here; only mesh, rules" in line
   assert "evaluation.task_limit=0 must be above 0" in refused(run("evaluate", "{tmp}/done", "--limit", "0"))
-  assert "no benchmark is named" in refused(run("evaluate", "{tmp}/done"))
 
 
 def test_the_version(run):

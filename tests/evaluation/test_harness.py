@@ -184,6 +184,12 @@ def test_options_of_generation_that_cannot_be_followed_are_one_line(run, data, c
   assert stopped.value.code == 2 and complaint in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_run_that_names_no_benchmark_is_not_asked_all(run, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    cli.main(["evaluate", str(run)])
+  assert stopped.value.code == 2 and "give --tasks with a suite (core_en)" in capsys.readouterr().err
+
+
 def test_standard_errors_without_a_formula_take_seconds(run, data):
   results, _ = ask(run, data, "lambada_openai")
   assert results["config"]["bootstrap_iters"] == 1000
