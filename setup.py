@@ -9,7 +9,7 @@ HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "moejax" / "__init__.py").read_text())
 
 # Tokenizers and file formats that tests can afford; seqio and TFDS bring TensorFlow.
-LIGHT_DATA = ["fsspec>=2026.1", "pyarrow>=21", "sentencepiece>=0.2", "tiktoken>=0.9", "tokenizers>=0.22"]
+LIGHT_DATA = ["fsspec[http]>=2026.1", "pyarrow>=21", "sentencepiece>=0.2", "tiktoken>=0.9", "tokenizers>=0.22"]
 
 setup(
   name="moejax",

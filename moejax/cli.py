@@ -117,6 +117,8 @@ def _parser() -> argparse.ArgumentParser:
   data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="the folder that is written")
   data.add_argument("--keep", choices=("all", "train", "validation"), default="all", help="one side of the hash split")
   data.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="as data.validation_fraction")
+  data.add_argument("--deduplicate", action="store_true", help="pack only the first of documents with the same text")
+  data.add_argument("--document-length", type=int, metavar="N", help="as data.document_length")
   data.add_argument("--processes", type=int, metavar="N", help="that tokenise; one for each core by default")
   data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens in a shard")
   tokenizer = verb("tokenizer", _tokenizer, "Train a byte-level BPE tokenizer on text.")
@@ -307,6 +309,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
   _no_overrides(overrides)
   _required(known, "action", "pack")
   sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out DIR")
+  from moejax.data.documents import Reading
   from moejax.data.pack import pack
   from moejax.data.tokenizers import padded_vocab_size
 
@@ -315,12 +318,14 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
       sources,
       known.tokenizer,
       out,
-      text_field=known.text_field,
+      reading=Reading(known.text_field, known.document_length),
       keep=known.keep,
       validation_fraction=known.validation_fraction,
+      deduplicate=known.deduplicate,
       processes=known.processes,
       shard_tokens=known.shard_tokens,
       progress=_shown(display, "text: reading and tokenising"),
+      warn=lambda text: display.note(f"warning: {text}"),
     )
   print(
     f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['text_bytes']:,} bytes of "

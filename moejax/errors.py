@@ -50,3 +50,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
   while error is not None:
     yield error
     error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def reason(error: Exception) -> str:
+  """The first line of what an exception of another library says, or its name where it says nothing."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

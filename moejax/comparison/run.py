@@ -21,6 +21,7 @@ from moejax.data.corpus import Corpus, build_corpus
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import HeldOut
 from moejax.evaluation.run import MakeEvaluator, make_evaluators
+from moejax.training.claimed_text import claim_text
 from moejax.training.loop import Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, on_devices, prepare
@@ -84,8 +85,12 @@ class _Comparison:
     first = self.suite.members[0]
     self.display.stage("text: reading and tokenising", total=1.0)
     self.corpus = build_corpus(
-      first.data, self.directory / "corpus", lambda what, part: self.display.advance(part, what)
+      first.data,
+      self.directory / "corpus",
+      lambda what, part: self.display.advance(part, what),
+      lambda text: self.display.note(f"warning: {text}"),
     )
+    claim_text(self.directory, self.corpus)
     path = self.directory / "baselines.json"
     if not path.exists():
       self.display.stage("baselines: unigrams and bigrams")

@@ -23,17 +23,23 @@ class Data:
   """Text sources and their packing into sequences."""
 
   train: tuple[str, ...] = (STANDARD_LIBRARY,)
-  """Text to train on: files, folders, globs or URLs of .txt, .md, .rst, .py, .jsonl (each also .gz or .zst), .parquet
-  or .arrow, the embedded corpus python-standard-library, tfds:NAME@SPLIT, seqio:MODULE/TASK@SPLIT, or a folder that
-  `moejax data pack` wrote."""
+  """Text to train on: files, folders, globs or URLs of .txt, .md, .rst, .py, .jsonl, .json, .csv, .tsv (each also .gz
+  or .zst), .parquet or .arrow, the embedded corpus python-standard-library, tfds:NAME@SPLIT, seqio:MODULE/TASK@SPLIT,
+  or a folder that `moejax data pack` wrote."""
   weights: tuple[float, ...] = ()
-  """Share of each entry of train in a batch, in any unit; empty takes all in proportion to their tokens."""
+  """Share of each entry of train in the sequences of a batch, in any unit; empty takes all in proportion to their
+  tokens. Within a seqio mixture the rates of its tasks count examples, as in seqio."""
   validation: tuple[str, ...] = ()
-  """Held-out text, as train; empty holds out documents of train by the hash of their name and text."""
+  """Held-out text, as train; empty holds out documents of train by the hash of their text."""
   validation_fraction: float = 0.05
   """Part of the training documents that is held out where validation is empty."""
+  deduplicate: bool = False
+  """Drop a document whose text is exactly that of an earlier one, and training documents that are in validation."""
   text_field: str = "text"
-  """Field or column that holds the text, where documents have several."""
+  """Field or column that holds the text, where documents have several; a.b is the field b of a."""
+  document_length: int | None = None
+  """Longest document in characters. Longer texts are cut into several documents at blank lines, line ends or spaces;
+  None leaves every text whole."""
   tokenizer: str = BYTES
   """bytes (256 and the specials padding, begin and end of document), a file (SentencePiece .model, Hugging Face .json,
   tiktoken ranks .tiktoken), or seqio:MODULE/TASK for the vocabulary of its targets."""
@@ -51,6 +57,8 @@ class Data:
     checks.positive(self, "sequence_length", "prefetch")
     checks.one_of(self, "packing", get_args(Packing))
     checks.between(self, "validation_fraction", 0.0, 0.5)
+    if self.document_length is not None:
+      checks.positive(self, "document_length")
     if not self.train:
       raise UserError('data.train is empty; name a file, a folder, a glob or "python-standard-library"')
     if not self.validation and not self.validation_fraction:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from moejax.errors import UserError
+from moejax.errors import UserError, reason
 from moejax.optional import library
 
 COLUMN_SUFFIXES = (".parquet", ".arrow")
@@ -12,53 +12,84 @@ COLUMN_SUFFIXES = (".parquet", ".arrow")
 _ROWS = 1024
 
 
-def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[tuple[int, str, int]]:
-  """Rows of a file as (number from 1, text or "", bytes read so far), a batch of rows in memory at a time.
+def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[tuple[str | None, int]]:
+  """The texts of a file, None where one is null, each with the bytes read so far; a batch of rows is in memory.
+
+  Args:
+    raw: its bytes.
+    kind: its suffix.
+    place: names it in errors.
+    column: its name, or `a.b` for the field b of the column a of structs.
 
   Raises:
     UserError: the file is damaged, or has no such column of strings.
   """
   arrow = library("pyarrow")
   try:
-    names, total, batches = _parquet(raw, column) if kind == ".parquet" else _arrow(raw, column)
-    if column not in names:
-      raise UserError(f"{place}: no column {column!r} (its columns: {', '.join(names)}); set data.text_field to one")
-    number = 0
+    schema, total, batches = _parquet(raw, column) if kind == ".parquet" else _arrow(raw)
+    _check_column(schema, column, place)
+    number, size = 0, _size(raw)
     for batch in batches:
-      for text in _strings(batch.column(column), place, column):
+      for text in _strings(batch, column):
         number += 1
         # Where rows are counted, bytes are in proportion; a stream of batches knows how far it has read.
-        done = raw.tell() if total is None else _size(raw) * number // total
-        yield number, text or "", done
-  except arrow.ArrowException as error:
-    raise UserError(f"{place}: damaged {kind} file ({error}); fetch or write it again") from None
+        yield text, raw.tell() if total is None else size * number // total
+  except (arrow.ArrowException, UnicodeDecodeError, MemoryError, OSError) as error:
+    if getattr(error, "errno", None):
+      raise
+    raise UserError(f"{place}: damaged {kind} file ({reason(error)}); fetch or write it again") from None
 
 
-def _parquet(raw: BinaryIO, column: str) -> tuple[list[str], int | None, Iterator[Any]]:
+def _parquet(raw: BinaryIO, column: str) -> tuple[Any, int | None, Iterator[Any]]:
   file = library("pyarrow.parquet").ParquetFile(raw)
-  names = file.schema_arrow.names
-  batches = file.iter_batches(_ROWS, columns=[column]) if column in names else iter(())
-  return names, file.metadata.num_rows, batches
+  # A path selects a field of structs without the others.
+  return file.schema_arrow, file.metadata.num_rows, file.iter_batches(_ROWS, columns=[column])
 
 
-def _arrow(raw: BinaryIO, column: str) -> tuple[list[str], int | None, Iterator[Any]]:
+def _arrow(raw: BinaryIO) -> tuple[Any, int | None, Iterator[Any]]:
   """The stream that `datasets` writes, or the random-access file that others do."""
   ipc = library("pyarrow.ipc")
   magic = raw.read(6)
   raw.seek(0)
   if magic != b"ARROW1":
     stream = ipc.open_stream(raw)
-    return stream.schema.names, None, iter(stream)
+    return stream.schema, None, iter(stream)
   file = ipc.open_file(raw)
-  return file.schema.names, None, (file.get_batch(i) for i in range(file.num_record_batches))
+  return file.schema, None, (file.get_batch(i) for i in range(file.num_record_batches))
 
 
-def _strings(column: Any, place: str, name: str) -> list[str | None]:
+def _path(names: list[str], column: str) -> list[str]:
+  """A column's name, and those of the fields within it."""
+  return [column] if column in names else column.split(".")
+
+
+def _check_column(schema: Any, column: str, place: str) -> None:
   types = library("pyarrow").types
-  kind = column.type
-  if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)):
-    raise UserError(f"{place}: column {name!r} holds {kind}, not strings; set data.text_field to a column of strings")
-  return column.to_pylist()
+  first, *inner = _path(schema.names, column)
+  if schema.names.count(first) != 1:
+    raise UserError(
+      f"{place}: {schema.names.count(first) or 'no'} columns {first!r} (its columns: {', '.join(schema.names)}); "
+      "set data.text_field to one"
+    )
+  kind = schema.field(first).type
+  for name in inner:
+    names = [field.name for field in kind] if types.is_struct(kind) else []
+    if names.count(name) != 1:
+      raise UserError(f"{place}: no column {column!r} ({first!r} holds {kind}); set data.text_field to one")
+    kind = kind.field(name).type
+  if types.is_dictionary(kind):
+    kind = kind.value_type
+  if not (types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind)):
+    raise UserError(f"{place}: column {column!r} holds {kind}, not strings; set data.text_field to a column of strings")
+
+
+def _strings(batch: Any, column: str) -> list[str | None]:
+  first, *inner = _path(batch.schema.names, column)
+  values = batch.column(first)
+  values.validate(full=True)  # a damaged file would otherwise end the process
+  if inner:
+    values = library("pyarrow.compute").struct_field(values, inner)  # null where a struct is
+  return values.to_pylist()
 
 
 def _size(raw: BinaryIO) -> int:

@@ -1,6 +1,5 @@
 """A corpus: the sources of an experiment as token streams, tokenised once and kept on disk."""
 
-import array
 import contextlib
 import dataclasses
 import hashlib
@@ -8,24 +7,27 @@ import json
 import pathlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from moejax.config.data import SEQIO, STANDARD_LIBRARY, Data
 from moejax.data.appearing import appearing
-from moejax.data.documents import Document, Part, document_key, is_held_out
+from moejax.data.documents import Part, document_key, is_held_out, nulls_warning, reading_of
 from moejax.data.seqio_streams import materialise
-from moejax.data.shards import is_packed, open_packed, read_manifest
+from moejax.data.shards import is_packed, mean_length, open_packed, read_keys, read_manifest
 from moejax.data.sources import check_sources, source_parts
 from moejax.data.token_stream import StreamWriter, TokenStream, open_stream
-from moejax.data.tokenizers import Tokenizer, make_tokenizer
+from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
 from moejax.errors import UserError
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the part of it that is done, 0 to 1."""
 
 SPLITS = ("train", "validation")
-_FORMAT = 1  # goes up when what is written for the same sources changes
+PARTS = "parts.json"
+"""In a corpus's folder: what each file, split or packed folder held."""
+_FORMAT = 2  # goes up when what is written for the same sources changes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -37,8 +39,8 @@ class Corpus:
   weights: tuple[float, ...]
   """Share of each stream of train in a batch; empty takes all in proportion to their tokens."""
   validation: TokenStream
-  """Documents in the order of a hash of their name and text, so that any beginning of it is a fair sample of the whole;
-  where it was packed, in that order."""
+  """Documents in the order of a hash of their text, so that any beginning of it is a fair sample of the whole; where it
+  was packed, in that order."""
   tokenizer: Tokenizer
   """What made the tokens."""
   folder: pathlib.Path
@@ -46,11 +48,18 @@ class Corpus:
 
   def summary(self) -> dict[str, int | str | None]:
     """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, None where a seqio task does not say) for
-    train and validation; tokenizer; sha256, which is equal exactly where all streams are."""
+    train and validation; validation_in_train (validation documents whose tokens are those of a training document);
+    train_duplicates (training documents that repeat an earlier one); nulls (texts that are null, and no documents);
+    duplicates_dropped; tokenizer; sha256, which is equal exactly where all streams are."""
     return json.loads((self.folder / "summary.json").read_text())
 
 
-def build_corpus(data: Data, cache: pathlib.Path, progress: Progress | None = None) -> Corpus:
+def build_corpus(
+  data: Data,
+  cache: pathlib.Path,
+  progress: Progress = lambda what, done: None,
+  warn: Callable[[str], None] = lambda text: None,
+) -> Corpus:
   """The corpus of `data`, from `cache` where it holds one of the same files, tokenizer and split.
 
   Tokenising streams from disk to disk, into a temporary folder that gets its name when all is written: a process that
@@ -60,6 +69,7 @@ def build_corpus(data: Data, cache: pathlib.Path, progress: Progress | None = No
     data: sources, split and tokenizer; sequence length and seed make no difference here.
     cache: folder of all corpora, made where it is missing.
     progress: called at every per cent of the sources' bytes.
+    warn: called with what is doubtful about the text, whether it was cached or not.
 
   Raises:
     UserError: a source is bad (one line with file, line and remedy), a split has no document, or what is packed was
@@ -73,16 +83,33 @@ def build_corpus(data: Data, cache: pathlib.Path, progress: Progress | None = No
   folder = cache / _identity(data, streams, tokenizer)
   if not folder.is_dir():
     with appearing(folder) as part:
-      summary = _tokenise(data, streams, tokenizer, part, progress or (lambda what, done: None))
+      summary = _tokenise(data, streams, tokenizer, part, progress)
       (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   *opened, validated = (_open(stream, folder, tokenizer) for stream in streams)
-  return Corpus(tuple(opened), weights, validated, tokenizer, folder)
+  corpus = Corpus(tuple(opened), weights, validated, tokenizer, folder)
+  for warning in _warnings(data, corpus.summary()):
+    warn(warning)
+  return corpus
 
 
-def split_documents(data: Data) -> Iterator[tuple[str, Document]]:
+def split_documents(data: Data) -> Iterator[tuple[str, str]]:
   """Every document of text with its split, in the order of the sources."""
   streams = [_Stream(split, tuple(_parts(getattr(data, split)))) for split in SPLITS]
-  yield from _split_documents(data, streams, lambda what, done: None)
+  for name, text, _ in _split_documents(data, streams, lambda what, done: None, _Tally()):
+    yield name, text
+
+
+def _warnings(data: Data, summary: dict[str, Any]) -> Iterator[str]:
+  if both := summary["validation_in_train"]:
+    remedy = (
+      "pack it anew without them" if any(map(_is_tokens, data.train)) else "data.deduplicate drops them from train"
+    )
+    yield (
+      f"{both:,} of {summary['validation_documents']:,} validation documents are training documents too, which makes "
+      f"held-out scores too good; {remedy}"
+    )
+  if nulls := summary["nulls"]:
+    yield nulls_warning(nulls, data.text_field)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +128,11 @@ def _parts(sources: Sequence[str]) -> list[Part]:
 
 def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tuple[list[_Stream], tuple[float, ...]]:
   """The streams that training mixes, and their weights."""
+  if data.deduplicate and (tokens := [source for source in data.train + data.validation if _is_tokens(source)]):
+    raise UserError(
+      f"data.deduplicate=True compares texts, and {tokens[0]} is tokens; set it to False, and deduplicate what is "
+      "packed with `moejax data pack --deduplicate`"
+    )
   if not data.weights and not any(map(_is_tokens, data.train)):
     return [_Stream("train", tuple(_parts(data.train)))], ()
   streams: list[_Stream] = []
@@ -113,7 +145,7 @@ def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tup
         streams.append(_Stream(name, tuple(_parts([source]))))
         weights.append(weight)
       continue
-    folders = _packed_folders(source, cache, tokenizer)
+    folders = _packed_folders(source, data, cache, tokenizer)
     mixture |= len(folders) > 1
     streams += [_Stream(name, packed=folder) for folder, _ in folders]
     weights += [weight * rate for _, rate in folders]
@@ -135,7 +167,7 @@ def _validation_stream(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) ->
     )
   if not any(map(_is_tokens, data.validation)):
     return _Stream("validation", tuple(_parts(data.validation)))
-  folders = [folder for source in data.validation for folder in _packed_folders(source, cache, tokenizer)]
+  folders = [folder for source in data.validation for folder in _packed_folders(source, data, cache, tokenizer)]
   if len(data.validation) > 1 or len(folders) > 1:
     raise UserError(
       f"data.validation={', '.join(data.validation)} is more than one packed source; pack all of it into one folder"
@@ -147,12 +179,15 @@ def _is_tokens(source: str) -> bool:
   return source.startswith(SEQIO) or is_packed(source)
 
 
-def _packed_folders(source: str, cache: pathlib.Path, tokenizer: Tokenizer) -> list[tuple[pathlib.Path, float]]:
+def _packed_folders(
+  source: str, data: Data, cache: pathlib.Path, tokenizer: Tokenizer
+) -> list[tuple[pathlib.Path, float]]:
   """The packed folders of a source and their parts of it, which sum to 1; all text is refused."""
   if source.startswith(SEQIO):
-    tasks = materialise(source, cache, tokenizer)
-    total = sum(task.rate for task in tasks)
-    return [(task.folder, task.rate / total) for task in tasks]
+    tasks = materialise(source, cache, tokenizer, data.sequence_length)
+    # Rates are of examples, as in seqio, and weights are of sequences, which longer examples fill more of.
+    shares = [task.rate * mean_length(task.folder) for task in tasks]
+    return [(task.folder, share / sum(shares)) for task, share in zip(tasks, shares, strict=True)]
   if is_packed(source):
     return [(pathlib.Path(source).expanduser(), 1.0)]
   raise UserError(f"data.validation mixes text ({source!r}) and packed tokens; use one of them")
@@ -174,8 +209,8 @@ def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
     facts["validation_fraction"] = data.validation_fraction
   if STANDARD_LIBRARY in data.train + data.validation:
     facts["python"] = platform.python_version()
-  if data.text_field != "text":
-    facts["text_field"] = data.text_field
+  for name in ("text_field", "document_length", "deduplicate"):
+    facts[name] = getattr(data, name)
   if len(train) > 1 or train[0].packed or validation.packed:
     facts["streams"] = [
       read_manifest(stream.packed)["sha256"] if stream.packed else (stream.name, len(stream.parts))
@@ -187,26 +222,54 @@ def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
 def _tokenise(
   data: Data, streams: list[_Stream], tokenizer: Tokenizer, folder: pathlib.Path, progress: Progress
 ) -> dict[str, int | str | None]:
-  """Writes the streams of text into `folder` and returns the summary of all."""
+  """Writes the streams of text and parts.json into `folder` and returns the summary of all."""
   begin = np.array([tokenizer.begin])
   texts = [stream for stream in streams if not stream.packed]
   num_bytes = {stream.name: 0 for stream in texts}
-  keys = array.array("Q")
+  order: list[int] = []
+  tally = _Tally()
   with contextlib.ExitStack() as stack:
     writers = {
       stream.name: stack.enter_context(StreamWriter(folder, _unordered(stream.name), tokenizer.vocab_size))
       for stream in texts
     }
-    for name, document in _split_documents(data, texts, progress):
-      writers[name].add(begin, tokenizer.encode(document.text))
-      num_bytes[name] += len(document.text.encode())
+    for name, text, key in _split_documents(data, texts, progress, tally):
+      writers[name].add(begin, *encoded(tokenizer, text))
+      num_bytes[name] += len(text.encode())
       if name == "validation":
-        keys.append(document_key(document))
+        order.append(key)
   _check_splits(data, {name: writer.num_documents for name, writer in writers.items()})
   if "validation" in writers:
-    _reorder(folder, np.argsort(np.array(keys), kind="stable"), tokenizer)
+    _reorder(folder, np.argsort(np.array(order, np.uint64), kind="stable"), tokenizer)
+  (folder / PARTS).write_text(json.dumps(tally.parts + _packed_parts(streams)) + "\n")
   counts = {name: (writer.num_documents, writer.num_tokens, num_bytes[name]) for name, writer in writers.items()}
-  return _summary(streams, counts) | {"tokenizer": tokenizer.identity, "sha256": _content_hash(folder, streams)}
+  return {
+    **_summary(streams, counts),
+    **_repeated(streams, {name: np.array(writer.keys, np.uint64) for name, writer in writers.items()}),
+    "duplicates_dropped": tally.duplicates_dropped,
+    "nulls": tally.nulls,
+    "tokenizer": tokenizer.identity,
+    "sha256": _content_hash(folder, streams),
+  }
+
+
+def _packed_parts(streams: list[_Stream]) -> list[dict[str, Any]]:
+  packed = {stream.name: stream.packed for stream in streams if stream.packed}
+  return [
+    {"stream": name, "name": folder.name, "place": str(folder), "sha256": read_manifest(folder)["sha256"]}
+    for name, folder in packed.items()
+  ]
+
+
+def _repeated(streams: list[_Stream], keys: dict[str, np.ndarray]) -> dict[str, int]:
+  """How many documents are in both splits, and how often in train, by the keys of their tokens."""
+  keys = keys | {stream.name: read_keys(stream.packed) for stream in streams if stream.packed}
+  *train, validation = (keys[stream.name] for stream in streams)
+  distinct = np.unique(np.concatenate(train))
+  return {
+    "validation_in_train": int(np.isin(validation, distinct).sum()),
+    "train_duplicates": sum(map(len, train)) - len(distinct),
+  }
 
 
 def _unordered(name: str) -> str:
@@ -229,18 +292,55 @@ def _summary(streams: list[_Stream], counts: dict[str, tuple[int, int, int]]) ->
   return summary
 
 
-def _split_documents(data: Data, streams: list[_Stream], progress: Progress) -> Iterator[tuple[str, Document]]:
-  """Every document of text with the name of its stream, in the order of the sources."""
+@dataclasses.dataclass
+class _Tally:
+  """What reading finds beside the documents that it gives."""
+
+  nulls: int = 0
+  duplicates_dropped: int = 0
+  parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+  """Of each part: stream, name, place, documents, and a hash of their texts in order."""
+
+
+def _split_documents(
+  data: Data, streams: list[_Stream], progress: Progress, tally: _Tally
+) -> Iterator[tuple[str, str, int]]:
+  """Every document of text with the name of its stream and its key, in the order of the sources.
+
+  Where training must not repeat what validation has, validation comes first.
+  """
   total = sum(part.size for stream in streams for part in stream.parts)
   before, percent = 0, -1
-  for stream in streams:
+  seen: set[int] = set()
+  for stream in sorted(streams, key=lambda stream: data.deduplicate and stream.name != "validation"):
     for part in stream.parts:
-      for document, read in part.documents(data.text_field):
-        held_out = not data.validation and is_held_out(document, data.validation_fraction)
-        yield "validation" if held_out else stream.name, document
+      digest, count = hashlib.sha256(), 0
+      for text, read in part.documents(reading_of(data)):
+        tally.nulls += text is None
+        if not text:
+          continue
+        key = document_key(text)
+        count += 1
+        digest.update(key.to_bytes(8, "big"))
+        if data.deduplicate and key in seen:
+          tally.duplicates_dropped += 1
+          continue
+        if data.deduplicate:
+          seen.add(key)
+        held_out = not data.validation and is_held_out(key, data.validation_fraction)
+        yield "validation" if held_out else stream.name, text, key
         if (now := 100 * (before + read) // total) > percent:
           percent = now
           progress("tokenising", min(percent / 100, 1.0))
+      tally.parts.append(
+        {
+          "stream": stream.name,
+          "name": part.name,
+          "place": part.place,
+          "documents": count,
+          "sha256": digest.hexdigest(),
+        }
+      )
       before += part.size
   progress("tokenising", 1.0)
 
@@ -256,7 +356,7 @@ def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
     raise UserError(f"data.{split}={named} holds no document with text; name other sources")
   raise UserError(
     f"data.validation_fraction={data.validation_fraction} leaves no document of {sum(num_documents.values())} for "
-    f"{empty}; name data.validation, or train on more documents"
+    f"{empty}; name data.validation, cut long texts with data.document_length, or train on more documents"
   )
 
 

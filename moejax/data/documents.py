@@ -1,46 +1,51 @@
 """Documents: how each kind of file is read, and which documents are held out."""
 
 import dataclasses
-import gzip
 import hashlib
-import io
-import json
 import os
 import pathlib
-import tokenize
-import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, Protocol
 
+from moejax.config.data import Data
 from moejax.data.columns import COLUMN_SUFFIXES, read_column
+from moejax.data.compression import COMPRESSIONS, DAMAGE, decompressed
+from moejax.data.records import RECORD_SUFFIXES, read_records
 from moejax.data.remote import RemotePath
-from moejax.errors import UserError
-from moejax.optional import library
+from moejax.data.text_files import decoded, split_text
+from moejax.errors import UserError, reason
 
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
 """Files that are one document each."""
-LINE_SUFFIXES = (".jsonl",)
-"""Files with one document a line: an object with a string "text" and, if it likes, an "id"."""
-COMPRESSIONS = (".gz", ".zst")
 SUFFIXES = (
   *TEXT_SUFFIXES,
-  *LINE_SUFFIXES,
-  *(kind + compression for kind in TEXT_SUFFIXES + LINE_SUFFIXES for compression in COMPRESSIONS),
+  *RECORD_SUFFIXES,
+  *(kind + compression for kind in TEXT_SUFFIXES + RECORD_SUFFIXES for compression in COMPRESSIONS),
   *COLUMN_SUFFIXES,
 )
 """Every file that is understood."""
 
-_BUFFER = 2**20
-
 
 @dataclasses.dataclass(frozen=True)
-class Document:
-  """A text and the name that, with it, decides the split."""
+class Reading:
+  """How documents are made of what a source holds."""
 
-  name: str
-  """Path relative to the source, with #id or #line where a file holds many; the same on every machine."""
-  text: str
-  """Never empty, and always encodable as UTF-8."""
+  text_field: str = "text"
+  """As data.text_field."""
+  document_length: int | None = None
+  """As data.document_length."""
+
+  def __post_init__(self):
+    if self.document_length is not None and self.document_length < 1:
+      raise UserError(f"document_length={self.document_length} must be above 0")
+
+
+READING = Reading()
+
+
+def reading_of(data: Data) -> Reading:
+  """How an experiment reads its text."""
+  return Reading(data.text_field, data.document_length)
 
 
 class Part(Protocol):
@@ -62,11 +67,14 @@ class Part(Protocol):
   def version(self) -> tuple[int | str, ...]:
     """Differs where the content has changed, without reading it."""
 
-  def check(self, text_field: str) -> None:
+  def check(self, reading: Reading) -> None:
     """Raises UserError where the beginning already shows that it cannot be read."""
 
-  def documents(self, text_field: str) -> Iterator[tuple[Document, int]]:
-    """The documents in order, each with the bytes that were read so far; empty texts are skipped."""
+  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
+    """The texts in order, each with the bytes that were read so far.
+
+    An empty text is no document. None stands for a text that is null, which is none either, but is counted.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,131 +114,60 @@ class SourceFile:
     stat = self.path.stat()
     return stat.st_size, stat.st_mtime_ns
 
-  def check(self, text_field: str) -> None:
+  def check(self, reading: Reading) -> None:
     if isinstance(self.path, pathlib.Path) and not os.access(self.path, os.R_OK):
       raise UserError(f"{str(self.path)!r} cannot be read (no permission); make it readable or leave it out")
     if self.kind not in TEXT_SUFFIXES:
-      next(read_documents(self, text_field), None)
+      next(self.documents(reading), None)
 
-  def documents(self, text_field: str) -> Iterator[tuple[Document, int]]:
-    return read_documents(self, text_field)
+  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
+    """Raises UserError where the file cannot be read or holds no document; the message names file and line."""
+    try:
+      with self.path.open("rb") as raw:
+        yield from self._documents(raw, reading)
+    except UserError:
+      raise
+    except (OSError, *DAMAGE) as error:
+      if self.compression and (isinstance(error, DAMAGE) or not error.errno):
+        raise UserError(
+          f"{self.path}: damaged {COMPRESSIONS[self.compression]} ({reason(error)}); fetch or write it again"
+        ) from None
+      why = getattr(error, "strerror", None) or reason(error)
+      raise UserError(f"{self.path} cannot be read ({why}); make it readable or leave it out") from None
 
-
-def read_documents(file: SourceFile, text_field: str = "text") -> Iterator[tuple[Document, int]]:
-  """The documents of a file, in order, each with the bytes of the file that were read so far; empty texts are skipped.
-
-  Raises:
-    UserError: the file cannot be read or a line is no document; the message names file and line.
-  """
-  try:
-    with file.path.open("rb") as raw:
-      if file.kind in COLUMN_SUFFIXES:
-        for number, text, done in read_column(raw, file.kind, str(file.path), text_field):
-          if text:
-            yield Document(f"{file.name}#{number}", text), done
-      elif file.kind in LINE_SUFFIXES:
-        yield from _read_lines(file, raw, text_field)
-      else:
-        yield from _read_text(file, raw)
-  except OSError as error:
-    raise UserError(
-      f"{file.path} cannot be read ({error.strerror or error}); make it readable or leave it out"
-    ) from None
-
-
-def document_key(document: Document) -> int:
-  """A hash of name and text below 2**64, the same in every run, on every machine, in every Python."""
-  content = document.name.encode(errors="replace") + b"\0" + document.text.encode()
-  return int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
-
-
-def is_held_out(document: Document, fraction: float) -> bool:
-  """Whether the document belongs to the `fraction` of documents that training must not see."""
-  return document_key(document) < fraction * 2**64
-
-
-def _read_text(file: SourceFile, raw: BinaryIO) -> Iterator[tuple[Document, int]]:
-  try:
-    content = _decompressed(file, raw).read()
-  except _damages(file) as error:
-    raise _damage(file, 1, error) from None
-  encoding = _python_encoding(file, content) if file.kind == ".py" else "utf-8-sig"
-  try:
-    text = content.decode(encoding, file.errors)
-  except UnicodeDecodeError as error:
-    line = content.count(b"\n", 0, error.start) + 1
-    raise UserError(
-      f"{file.path} line {line}: byte {content[error.start]:#04x} is not {encoding.removesuffix('-sig')}; "
-      "convert the file to UTF-8"
-    ) from None
-  # Line ends of Windows would make another corpus, and another split, of the same text.
-  text = text.replace("\r\n", "\n").replace("\r", "\n")
-  if text:
-    yield Document(file.name, text), file.size
-
-
-def _python_encoding(file: SourceFile, content: bytes) -> str:
-  """The encoding that a Python file declares (PEP 263)."""
-  try:
-    return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
-  except SyntaxError as error:
-    if file.errors == "replace":
-      return "utf-8"
-    raise UserError(f"{file.path} line 1: {error.msg}; convert the file to UTF-8") from None
-
-
-def _read_lines(file: SourceFile, raw: BinaryIO, text_field: str) -> Iterator[tuple[Document, int]]:
-  number = 0
-  try:
-    for line in _decompressed(file, raw):
-      number += 1
-      if line.strip() and (document := _line_document(file, number, line, text_field)):
+  def _documents(self, raw: BinaryIO, reading: Reading) -> Iterator[tuple[str | None, int]]:
+    place = str(self.path)
+    if self.kind in COLUMN_SUFFIXES:
+      yield from split_each(read_column(raw, self.kind, place, reading.text_field), reading)
+      return
+    stream = decompressed(raw, self.compression)
+    if self.kind in TEXT_SUFFIXES:
+      for document in split_text(decoded(stream, place, self.kind, self.errors), reading.document_length):
         yield document, raw.tell()
-  except _damages(file) as error:
-    raise _damage(file, number + 1, error) from None
+      return
+    texts = read_records(stream, self.kind, place, reading.text_field)
+    yield from split_each(((text, raw.tell()) for text in texts), reading)
 
 
-def _decompressed(file: SourceFile, raw: BinaryIO) -> BinaryIO:
-  match file.compression:
-    case ".gz":
-      return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # it reads like one
-    case ".zst":
-      # pyarrow's reader, because it notices where a file was cut off.
-      return io.BufferedReader(library("pyarrow").CompressedInputStream(raw, "zstd"), _BUFFER)
-    case _:
-      return raw
+def split_each(texts: Iterator[tuple[str | None, int]], reading: Reading) -> Iterator[tuple[str | None, int]]:
+  """Texts as documents of the length that is asked."""
+  for text, read in texts:
+    if text is None or reading.document_length is None:
+      yield text, read
+    else:
+      yield from ((document, read) for document in split_text([text], reading.document_length))
 
 
-def _damages(file: SourceFile) -> tuple[type[Exception], ...]:
-  """What reading a damaged file of this compression raises."""
-  return {".gz": (gzip.BadGzipFile, EOFError, zlib.error), ".zst": (OSError,)}.get(file.compression, ())
+def document_key(text: str) -> int:
+  """A hash below 2**64, the same in every run, on every machine, in every Python."""
+  return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def _damage(file: SourceFile, line: int, error: Exception) -> UserError:
-  kind = {".gz": "gzip", ".zst": "zstd"}[file.compression]
-  return UserError(f"{file.path} line {line}: damaged {kind} ({error}); fetch or write it again")
+def is_held_out(key: int, fraction: float) -> bool:
+  """Whether documents of this key belong to the `fraction` that training must not see; equal texts stay together."""
+  return key < fraction * 2**64
 
 
-def _line_document(file: SourceFile, number: int, line: bytes, text_field: str) -> Document | None:
-  """The document of one line, None where its text is empty."""
-  need = f'each line must be a JSON object with a string "{text_field}"'
-  try:
-    record = json.loads(line)
-  except ValueError as error:
-    raise UserError(f"{file.path} line {number}: not JSON ({error}); {need}") from None
-  if not isinstance(record, dict):
-    raise UserError(f"{file.path} line {number}: JSON {type(record).__name__}, not an object; {need}")
-  text = record.get(text_field)
-  if not isinstance(text, str):
-    fields = ", ".join(record) or "none"
-    raise UserError(f'{file.path} line {number}: no string "{text_field}" (its fields: {fields}); {need}')
-  return Document(f"{file.name}#{record.get('id', number)}", _encodable(text)) if text else None
-
-
-def _encodable(text: str) -> str:
-  """JSON escapes can spell half a surrogate pair, which UTF-8 cannot encode: it becomes U+FFFD."""
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-  return text
+def nulls_warning(nulls: int, text_field: str) -> str:
+  """What to say where texts were null."""
+  return f"{nulls:,} documents whose {text_field!r} is null were skipped"

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moejax.data.documents import Document, Part, document_key, is_held_out
+from moejax.data.documents import READING, Part, Reading, document_key, is_held_out, nulls_warning
 from moejax.data.shards import SHARD_TOKENS, Block, ShardWriter
 from moejax.data.sources import source_parts
-from moejax.data.tokenizers import Tokenizer, make_tokenizer
+from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
 from moejax.errors import UserError
 from moejax.interrupts import SIGNALS, blocked
 
@@ -36,12 +36,14 @@ def pack(
   tokenizer: str,
   folder: pathlib.Path,
   *,
-  text_field: str = "text",
+  reading: Reading = READING,
   keep: Keep = "all",
   validation_fraction: float = 0.05,
+  deduplicate: bool = False,
   processes: int | None = None,
   shard_tokens: int = SHARD_TOKENS,
-  progress: Progress | None = None,
+  progress: Progress = lambda what, done: None,
+  warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
   """Tokenises sources of text into a packed folder, from where an earlier call of it stopped; returns its manifest.
 
@@ -52,12 +54,14 @@ def pack(
     sources: as in data.train.
     tokenizer: as data.tokenizer.
     folder: the packed folder, made where it is missing.
-    text_field: as data.text_field.
+    reading: text_field and document_length.
     keep: which documents.
     validation_fraction: as data.validation_fraction; counts unless `keep` is all.
+    deduplicate: whether of documents with exactly the same text only the first is packed.
     processes: that tokenise; one for each core by default.
     shard_tokens: tokens in a shard.
     progress: called as work goes on.
+    warn: called with what the user should know.
 
   Raises:
     UserError: a source or the tokenizer is bad, or the folder holds something else.
@@ -67,7 +71,9 @@ def pack(
   files = [[part.name, part.place, *part.version] for part in parts]
   request: dict[str, Any] = {
     "tokenizer": encoder.identity,
-    "text_field": text_field,
+    "text_field": reading.text_field,
+    "document_length": reading.document_length,
+    "deduplicate": deduplicate,
     "keep": keep if keep == "all" else f"{keep} of validation_fraction={validation_fraction}",
     "sources_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
   }
@@ -76,24 +82,22 @@ def pack(
     return writer.manifest
   if keep == "validation":
     parts = [_HeldOut(parts, validation_fraction)]
-  keeps = {
-    "all": lambda document: True,
-    "train": lambda document: not is_held_out(document, validation_fraction),
-    "validation": lambda document: True,
-  }[keep]
-  start = writer.position or {"part": 0, "documents": 0, "text_bytes": 0, "sources": []}
+
+  def keeps(key: int) -> bool:
+    return keep != "train" or not is_held_out(key, validation_fraction)
+
+  seen: set[int] | None = set() if deduplicate else None
+  start = writer.position or {"part": 0, "rows": 0, "text_bytes": 0, "nulls": 0, "sources": []}
   end = start
   total = max(1, sum(part.size for part in parts))
-  for text_block, block in _encoded(_blocks(parts, text_field, keeps, start), tokenizer, encoder, processes):
+  for text_block, block in _encoded(_blocks(parts, reading, keeps, seen, start), tokenizer, encoder, processes):
     writer.add(block)
     end = text_block.position
-    (progress or _silent)(f"{text_block.position['text_bytes']:,} bytes of text", min(1.0, text_block.read / total))
-  facts = {"vocab_size": encoder.vocab_size, "tokenizer_name": tokenizer, "text_bytes": end["text_bytes"]}
-  return writer.finish(facts | {"sources": end["sources"]})
-
-
-def _silent(what: str, done: float) -> None:
-  """No progress is shown."""
+    progress(f"{text_block.position['text_bytes']:,} bytes of text", min(1.0, text_block.read / total))
+  if end["nulls"]:
+    warn(nulls_warning(end["nulls"], reading.text_field))
+  facts = {"vocab_size": encoder.vocab_size, "tokenizer_name": tokenizer}
+  return writer.finish(facts | {name: end[name] for name in ("text_bytes", "nulls", "sources")})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,54 +117,70 @@ class _HeldOut:
   def version(self) -> tuple[int | str, ...]:
     return ()
 
-  def check(self, text_field: str) -> None:
+  def check(self, reading: Reading) -> None:
     for part in self.parts:
-      part.check(text_field)
+      part.check(reading)
 
-  def documents(self, text_field: str) -> Iterator[tuple[Document, int]]:
-    every = (document for part in self.parts for document, _ in part.documents(text_field))
-    held_out = sorted((document for document in every if is_held_out(document, self.fraction)), key=document_key)
-    for i, document in enumerate(held_out, 1):
-      yield document, self.size * i // len(held_out)
+  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
+    every = (text for part in self.parts for text, _ in part.documents(reading) if text)
+    held_out = sorted((text for text in every if is_held_out(document_key(text), self.fraction)), key=document_key)
+    for i, text in enumerate(held_out, 1):
+      yield text, self.size * i // len(held_out)
 
 
 @dataclasses.dataclass(frozen=True)
 class _TextBlock:
   texts: list[str]
   position: dict[str, Any]
-  """What follows the block: documents done in which part, bytes of text so far, a record of each whole part."""
+  """What follows the block: rows done of which part, bytes of text so far, a record of each whole part."""
   read: int
   """Bytes of the sources that are read."""
 
 
 def _blocks(
-  parts: Sequence[Part], text_field: str, keeps: Callable[[Document], bool], start: dict[str, Any]
+  parts: Sequence[Part], reading: Reading, keeps: Callable[[int], bool], seen: set[int] | None, start: dict[str, Any]
 ) -> Iterator[_TextBlock]:
-  """The kept documents from a position on, about a megabyte at a time."""
+  """The documents from a position on whose key is kept, about a megabyte at a time.
+
+  `seen`, where there is one, gets the keys of all documents, and only the first of each key is kept.
+  """
   texts: list[str] = []
-  size, text_bytes, before = 0, start["text_bytes"], sum(part.size for part in parts[: start["part"]])
+  size, text_bytes, nulls, before = 0, start["text_bytes"], start["nulls"], 0
   sources = list(start["sources"])
-  for index in range(start["part"], len(parts)):
-    # A part that is half done is read again from its beginning, for its hash; only what follows is tokenised.
-    done = start["documents"] if index == start["part"] else 0
+  for index, part in enumerate(parts):
+    whole = index < start["part"]
+    # What is done is read again where that is needed: a part that is half done for its hash, all parts for what `seen`
+    # must hold. Only what follows is tokenised.
+    if whole and seen is None:
+      before += part.size
+      continue
+    done = start["rows"] if index == start["part"] else 0
     digest, count = hashlib.sha256(), 0
-    for document, read in parts[index].documents(text_field):
-      digest.update(document_key(document).to_bytes(8, "big"))
-      count += 1
-      if count <= done or not keeps(document):
+    for row, (text, read) in enumerate(part.documents(reading), 1):
+      fresh = row > done and not whole
+      nulls += fresh and text is None
+      if not text:
         continue
-      texts.append(document.text)
-      size += len(document.text.encode())
+      key = document_key(text)
+      count += 1
+      digest.update(key.to_bytes(8, "big"))
+      first = seen is None or key not in seen
+      if seen is not None:
+        seen.add(key)
+      if not (fresh and first and keeps(key)):
+        continue
+      texts.append(text)
+      size += len(text.encode())
       if size >= _BLOCK_BYTES:
         text_bytes += size
-        position = {"part": index, "documents": count, "text_bytes": text_bytes, "sources": list(sources)}
+        position = {"part": index, "rows": row, "text_bytes": text_bytes, "nulls": nulls, "sources": [*sources]}
         yield _TextBlock(texts, position, before + read)
         texts, size = [], 0
-    part = parts[index]
-    sources.append({"name": part.name, "place": part.place, "documents": count, "sha256": digest.hexdigest()})
+    if not whole:
+      sources.append({"name": part.name, "place": part.place, "documents": count, "sha256": digest.hexdigest()})
     before += part.size
-  position = {"part": len(parts), "documents": 0, "text_bytes": text_bytes + size, "sources": sources}
-  yield _TextBlock(texts, position, before)
+  end = {"part": len(parts), "rows": 0, "text_bytes": text_bytes + size, "nulls": nulls, "sources": sources}
+  yield _TextBlock(texts, end, before)
 
 
 def _encoded(
@@ -195,7 +215,7 @@ def _packed(block: _TextBlock, tokens: np.ndarray, lengths: np.ndarray) -> Block
 
 def _encode_with(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
   """All documents' tokens [n], each document after its BEGIN, and their lengths int64 [d]."""
-  documents = [np.r_[np.int32(tokenizer.begin), tokenizer.encode(text)] for text in texts]
+  documents = [np.concatenate([[np.int32(tokenizer.begin)], *encoded(tokenizer, text)]) for text in texts]
   tokens = np.concatenate(documents) if documents else np.zeros(0, np.int32)
   return tokens, np.array([len(document) for document in documents], np.int64)
 

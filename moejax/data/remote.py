@@ -2,10 +2,18 @@
 
 import dataclasses
 import glob
+import io
+import json
+import shutil
+import tempfile
+import urllib.parse
 from typing import Any, BinaryIO
 
-from moejax.errors import UserError
+from moejax.errors import UserError, reason
 from moejax.optional import library
+
+_BUFFER = 2**20
+_VERSIONS = ("ETag", "Content-MD5", "Digest", "Last-Modified")  # what web servers say of a file's content
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,25 +24,60 @@ class RemotePath:
 
   @property
   def name(self) -> str:
-    """Its last part."""
-    return self.url.rpartition("/")[2]
+    """Its last part, without the query of a web address."""
+    path = _without_query(self.url).rpartition("/")[2]
+    return urllib.parse.unquote(path) if _is_web(self.url) else path
 
   @property
   def size(self) -> int:
-    """Bytes; 0 where the server does not say."""
-    return int(_system(self.url).size(self.url) or 0)
+    """Bytes; 1 where the server does not say."""
+    size = self._info().get("size")
+    return 1 if size is None else int(size)
 
   @property
   def fingerprint(self) -> str:
     """Differs where the file has changed, as far as the file system can tell."""
-    return str(_system(self.url).ukey(self.url))
+    facts = {name: str(value) for name, value in self._info().items() if name in _VERSIONS}
+    return str(_system(self.url).ukey(self.url)) + (json.dumps(facts, sort_keys=True) if facts else "")
 
   def open(self, mode: str) -> BinaryIO:
     """The file's bytes; seekable."""
     try:
-      return _system(self.url).open(self.url, mode)
-    except OSError as error:
-      raise UserError(f"{self.url} cannot be read ({error}); correct the URL or the access") from None
+      system = _system(self.url)
+      if _is_web(self.url) and not self._has_ranges(system):
+        return _copied(system.open(self.url, mode, block_size=0))
+      return io.BufferedReader(_Reported(system.open(self.url, mode), self.url), _BUFFER)
+    except Exception as error:  # each protocol raises its own: no access, no network, no such bucket
+      raise _unreadable(self.url, error) from None
+
+  def _has_ranges(self, system: Any) -> bool:
+    """Whether a web server gives parts of a file."""
+    if self.size < 2:
+      return False
+    try:
+      with system.open(self.url, "rb", block_size=1, cache_type="none") as file:
+        file.seek(1)
+        file.read(1)
+    except ValueError:
+      return False
+    return True
+
+  def _info(self) -> dict[str, Any]:
+    try:
+      return _system(self.url).info(self.url)
+    except Exception as error:
+      raise _unreadable(self.url, error) from None
+
+  def is_file(self) -> bool:
+    """Whether something is there."""
+    try:
+      return bool(_system(self.url).isfile(self.url))
+    except Exception as error:
+      raise _unreadable(self.url, error) from None
+
+  def with_name(self, name: str) -> "RemotePath":
+    """The file `name` beside it."""
+    return RemotePath(_without_query(self.url).rpartition("/")[0] + "/" + name)
 
   def resolve(self) -> "RemotePath":
     """Itself: a URL is whole."""
@@ -42,6 +85,46 @@ class RemotePath:
 
   def __str__(self) -> str:
     return self.url
+
+
+class _Reported(io.RawIOBase):
+  """A remote file whose errors are a UserError, whatever its protocol raises."""
+
+  def __init__(self, file: Any, url: str):
+    self._file, self._url = file, url
+
+  def readable(self) -> bool:
+    return True
+
+  def seekable(self) -> bool:
+    return True
+
+  def readinto(self, buffer: Any) -> int:
+    try:
+      content = self._file.read(len(buffer))
+    except Exception as error:
+      raise _unreadable(self._url, error) from None
+    buffer[: len(content)] = content
+    return len(content)
+
+  def seek(self, offset: int, whence: int = 0) -> int:
+    return self._file.seek(offset, whence)
+
+  def tell(self) -> int:
+    return self._file.tell()
+
+  def close(self) -> None:
+    self._file.close()
+    super().close()
+
+
+def _copied(file: Any) -> BinaryIO:
+  """A copy in a temporary file, which can be sought in."""
+  copy = tempfile.TemporaryFile()  # noqa: SIM115  # its reader closes it
+  with file:
+    shutil.copyfileobj(file, copy, _BUFFER)
+  copy.seek(0)
+  return copy
 
 
 def is_url(source: str) -> bool:
@@ -56,23 +139,45 @@ def list_files(url: str) -> list[tuple[str, RemotePath]]:
     UserError: nothing is there, or the protocol's library is not installed.
   """
   system = _system(url)
+  plain = _without_query(url)
   try:
-    if glob.has_magic(url):
+    if any(sign in plain for sign in ("*[" if _is_web(url) else "*?[")):
       found = [path for path in system.glob(url) if system.isfile(path)]
       parts = url.split("/")
       root = "/".join(parts[: next(i for i, part in enumerate(parts) if glob.has_magic(part))])
-    elif system.isdir(url):
+    elif not _is_web_file(url) and system.isdir(url):
       found, root = system.find(url), url
     elif system.exists(url):
-      return [(url.rpartition("/")[2], RemotePath(url))]
+      return [(RemotePath(url).name, RemotePath(url))]
     else:
       found, root = [], url
-  except Exception as error:  # each protocol raises its own: no access, no network, no such bucket
-    raise UserError(f"{url!r} cannot be listed ({error}); correct the URL or the access") from None
+  except Exception as error:
+    raise UserError(f"{url!r} cannot be listed ({reason(error)}); correct the URL or the access") from None
   if not found:
     raise UserError(f"{url!r} does not exist or holds no file; correct the URL")
   start = len(str(system._strip_protocol(root)).rstrip("/")) + 1
-  return sorted((str(path)[start:], RemotePath(system.unstrip_protocol(path))) for path in found)
+  return sorted(
+    ((str(path)[start:], RemotePath(system.unstrip_protocol(path))) for path in found), key=lambda at: at[0]
+  )
+
+
+def _is_web(url: str) -> bool:
+  return url.startswith(("http://", "https://"))
+
+
+def _is_web_file(url: str) -> bool:
+  """Whether a web address names a file rather than a page of links, which fsspec takes for a folder."""
+  return _is_web(url) and "." in _without_query(url).rpartition("/")[2]
+
+
+def _without_query(url: str) -> str:
+  return url.partition("#")[0].partition("?")[0] if _is_web(url) else url
+
+
+def _unreadable(url: str, error: Exception) -> UserError:
+  if isinstance(error, UserError):
+    return error
+  return UserError(f"{url} cannot be read ({reason(error)}); correct the URL or the access")
 
 
 def _system(url: str) -> Any:
@@ -81,4 +186,4 @@ def _system(url: str) -> Any:
   except (ImportError, ValueError) as error:  # fsspec's message names the package that the protocol needs
     if isinstance(error, UserError):
       raise
-    raise UserError(f"{url!r}: {error}") from None
+    raise UserError(f"{url!r}: {reason(error)}") from None

@@ -19,9 +19,9 @@ def register_task(name: str, data: Data) -> Any:
 
   def dataset(split: str, shuffle_files: bool, seed: int | None = None) -> Any:
     def texts() -> Iterator[dict[str, str]]:
-      for where, document in split_documents(data):
+      for where, text in split_documents(data):
         if where == split:
-          yield {"targets": document.text}
+          yield {"targets": text}
 
     signature = {"targets": tensorflow.TensorSpec((), tensorflow.string)}
     return tensorflow.data.Dataset.from_generator(texts, output_signature=signature)

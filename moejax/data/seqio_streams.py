@@ -1,7 +1,9 @@
 """Tasks and Mixtures of seqio, materialised once as token shards: seqio preprocesses, grain shuffles and mixes."""
 
 import dataclasses
+import functools
 import hashlib
+import inspect
 import json
 import pathlib
 from collections.abc import Iterator
@@ -12,9 +14,9 @@ import numpy as np
 from moejax.data.appearing import appearing
 from moejax.data.seqio_lookup import find
 from moejax.data.seqio_vocabulary import vocabulary_identity
-from moejax.data.shards import Block, ShardWriter
+from moejax.data.shards import FORMAT, Block, ShardWriter
 from moejax.data.tokenizers import Tokenizer
-from moejax.errors import UserError
+from moejax.errors import UserError, reason
 
 _BLOCK_EXAMPLES = 1024
 
@@ -28,12 +30,13 @@ class Materialised:
   """Its part of the Mixture; 1 of a Task that was named itself."""
 
 
-def materialise(name: str, cache: pathlib.Path, tokenizer: Tokenizer) -> list[Materialised]:
+def materialise(name: str, cache: pathlib.Path, tokenizer: Tokenizer, sequence_length: int) -> list[Materialised]:
   """The Tasks behind `seqio:MODULE/NAME@SPLIT` in `cache`, each written there where it is missing.
 
   A document is BEGIN and an example's targets, or its inputs and then its targets, of which only the targets are
-  predicted. Preprocessors run without a sequence length, in the order of the source, and with seed 0 where they draw
-  random numbers. A Task whose code has changed is not noticed: delete its folder.
+  predicted. Preprocessors run in the order of the source, with seed 0 where they draw random numbers. Where one of them
+  reads seqio's `sequence_length`, as span corruption does, each feature's is `sequence_length` and longer features are
+  cut to it, as seqio does; elsewhere nothing is cut. A Task whose code has changed is not noticed: delete its folder.
 
   Raises:
     UserError: as find, or the vocabulary is not the tokenizer's.
@@ -50,13 +53,14 @@ def materialise(name: str, cache: pathlib.Path, tokenizer: Tokenizer) -> list[Ma
           f"the {feature} of seqio task {task.name!r} have the vocabulary {identity!r} and data.tokenizer is "
           f"{tokenizer.identity!r}; set data.tokenizer to {name.partition('@')[0]!r}"
         )
-    request = {"task": task.name, "split": split, "examples": task.num_input_examples(split)}
-    request |= {"tokenizer": tokenizer.identity}
+    lengths = dict.fromkeys(_features(task), sequence_length) if _reads_sequence_length(task) else None
+    request = {"format": FORMAT, "task": task.name, "split": split, "examples": task.num_input_examples(split)}
+    request |= {"tokenizer": tokenizer.identity, "sequence_length": lengths}
     folder = cache / f"seqio-{hashlib.sha256(json.dumps(request).encode()).hexdigest()[:20]}"
     if not folder.is_dir():
       with appearing(folder) as part:
         writer = ShardWriter(part, request, tokenizer.vocab_size)
-        for block in _blocks(task, split, tokenizer.begin):
+        for block in _blocks(task, split, tokenizer.begin, lengths):
           writer.add(block)
         writer.finish({"vocab_size": tokenizer.vocab_size, "text_bytes": None})
     result.append(Materialised(folder, rates[task.name]))
@@ -68,17 +72,38 @@ def _features(task: Any) -> list[str]:
   return [feature for feature in ("inputs", "targets") if feature in task.output_features]
 
 
-def _blocks(task: Any, split: str, begin: int) -> Iterator[Block]:
+def _reads_sequence_length(task: Any) -> bool:
+  """Whether a preprocessor takes a sequence_length that the Task has not bound."""
+
+  def free(preprocessor: Any) -> set[str]:
+    if dataclasses.is_dataclass(preprocessor):
+      return {field.name for field in dataclasses.fields(preprocessor)}
+    bound = preprocessor.keywords if isinstance(preprocessor, functools.partial) else {}
+    return set(inspect.signature(preprocessor).parameters) - set(bound)
+
+  return any("sequence_length" in free(preprocessor) for preprocessor in task.preprocessors)
+
+
+def _blocks(task: Any, split: str, begin: int, lengths: dict[str, int] | None) -> Iterator[Block]:
   features = _features(task)
   documents: list[list[np.ndarray]] = []
-  examples = task.get_dataset(sequence_length=None, split=split, shuffle=False, seed=0, num_epochs=1)
-  for example in examples.as_numpy_iterator():
+  for example in _examples(task, split, lengths):
     documents.append([np.array([begin]), *(np.asarray(example[feature]) for feature in features)])
     if len(documents) == _BLOCK_EXAMPLES:
       yield _block(documents)
       documents = []
   if documents:
     yield _block(documents)
+
+
+def _examples(task: Any, split: str, lengths: dict[str, int] | None) -> Iterator[Any]:
+  try:
+    examples = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, seed=0, num_epochs=1)
+    yield from examples.as_numpy_iterator()
+  except Exception as error:  # of the task's own source and preprocessors, as TensorFlow reports it
+    raise UserError(
+      f"seqio task {task.name!r}, split {split!r}, raises {type(error).__name__}: {reason(error)}"
+    ) from error
 
 
 def _block(documents: list[list[np.ndarray]]) -> Block:

@@ -5,6 +5,7 @@ A packed folder holds
                              the last has the same number of records, so that a token's place follows from its index
   starts                     int64: index of each document's BEGIN, then the number of tokens
   prefixes                   int64, only where a document has some: tokens after its BEGIN that are not to be predicted
+  keys                       uint64: a hash of each document's tokens, by which equal documents are found
   manifest.json              what it was made of and with, counts, and a hash of each shard's tokens; written last
 While it is being written, progress.json and carry-NNNNN hold where to go on.
 """
@@ -20,10 +21,10 @@ from typing import Any, BinaryIO
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from moejax.data.token_stream import TokenStream, token_dtype
+from moejax.data.token_stream import TokenStream, token_dtype, tokens_key
 from moejax.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 RECORD_TOKENS = 1024
 SHARD_TOKENS = 2**25
 """Tokens in a shard by default: 64 MB of 16 bits."""
@@ -71,6 +72,17 @@ def open_packed(folder: pathlib.Path, tokenizer_identity: str, padding: int) -> 
     raise UserError(f"{folder / 'starts'} does not fit {folder / MANIFEST}; copy both again, or pack the text again")
   prefixes = np.memmap(folder / "prefixes", "<i8", "r") if manifest["prefixes"] else None
   return TokenStream(ShardedTokens(folder, manifest), starts, padding, prefixes)
+
+
+def read_keys(folder: pathlib.Path) -> np.ndarray:
+  """uint64 [d]: tokens_key of each document of a packed folder."""
+  return np.memmap(folder / "keys", "<u8", "r")
+
+
+def mean_length(folder: pathlib.Path) -> float:
+  """Tokens of a document of a packed folder, on average."""
+  manifest = read_manifest(folder)
+  return manifest["tokens"] / manifest["documents"]
 
 
 class ShardedTokens:
@@ -144,7 +156,7 @@ class ShardWriter:
     self._folder = folder
     self._dtype = np.dtype(token_dtype(vocab_size))
     self._shard_tokens = shard_tokens
-    self._request = json.loads(json.dumps({**request, "shard_tokens": shard_tokens}))
+    self._request = json.loads(json.dumps({"format": FORMAT, **request, "shard_tokens": shard_tokens}))
     self.manifest = self._finished()
     """The content of manifest.json where all is written."""
     self._state: dict[str, Any] = {"position": None, "shards": [], "documents": 0, "tokens": 0}
@@ -155,7 +167,9 @@ class ShardWriter:
     self._resume()
     self._num_documents, self._num_tokens = self._state["documents"], self._state["tokens"]
     self._num_pending = sum(map(len, self._pending))
-    self._starts, self._prefixes = (_open_index(folder / name, self._num_documents) for name in ("starts", "prefixes"))
+    self._starts, self._prefixes, self._keys = self._indices = tuple(
+      _open_index(folder / name, self._num_documents) for name in ("starts", "prefixes", "keys")
+    )
 
   @property
   def position(self) -> Any:
@@ -168,6 +182,8 @@ class ShardWriter:
     self._starts.write((self._num_tokens + bounds - block.lengths).astype("<i8").tobytes())
     if block.prefixes is not None:
       self._prefixes.write(block.prefixes.astype("<i8").tobytes())
+    keys = [tokens_key(block.tokens[stop - length : stop]) for stop, length in zip(bounds, block.lengths, strict=True)]
+    self._keys.write(np.array(keys, "<u8").tobytes())
     self._num_documents += len(block.lengths)
     self._num_tokens += len(block.tokens)
     self._pending.append(block.tokens.astype(self._dtype))
@@ -192,13 +208,12 @@ class ShardWriter:
     if not self._num_documents:
       raise UserError(f"{self._folder}: the sources hold no document; name others")
     self._starts.write(np.int64(self._num_tokens).astype("<i8").tobytes())
-    for file in (self._starts, self._prefixes):
+    for file in self._indices:
       _close_durably(file)
     has_prefixes = (self._folder / "prefixes").stat().st_size > 0
     if not has_prefixes:
       (self._folder / "prefixes").unlink()
     self.manifest = {
-      "format": FORMAT,
       "dtype": self._dtype.str,
       "prefixes": has_prefixes,
       "documents": self._num_documents,
@@ -267,7 +282,7 @@ class ShardWriter:
     self._state["shards"].append({"file": name, "tokens": len(tokens), "sha256": digest})
 
   def _save_progress(self, carry: np.ndarray, position: Any) -> None:
-    for file in (self._starts, self._prefixes):
+    for file in self._indices:
       file.flush()
       os.fsync(file.fileno())
     old = list(self._folder.glob("carry-*"))
@@ -292,7 +307,7 @@ def _open_index(path: pathlib.Path, documents: int) -> BinaryIO:
 
 def _is_ours(name: str) -> bool:
   """Whether a killed process may have left this file before its first shard was whole."""
-  return name in ("starts", "prefixes") or name.startswith(("tokens-", "carry-", "."))
+  return name in ("starts", "prefixes", "keys") or name.startswith(("tokens-", "carry-", "."))
 
 
 def _write_whole(path: pathlib.Path, content: bytes) -> None:

@@ -9,22 +9,18 @@ from collections.abc import Callable, Iterator
 
 from moejax.config.data import SEQIO, STANDARD_LIBRARY, TFDS, Data
 from moejax.data.columns import COLUMN_SUFFIXES
-from moejax.data.documents import (
-  COMPRESSIONS,
-  LINE_SUFFIXES,
-  SUFFIXES,
-  TEXT_SUFFIXES,
-  Document,
-  Part,
-  SourceFile,
-)
+from moejax.data.compression import COMPRESSIONS
+from moejax.data.documents import READING, SUFFIXES, TEXT_SUFFIXES, Part, Reading, SourceFile, reading_of
+from moejax.data.records import RECORD_SUFFIXES
 from moejax.data.remote import is_url, list_files
+from moejax.data.saved_dataset import of_datasets
 from moejax.data.shards import is_packed
 from moejax.data.tfds_source import TfdsSplit
 from moejax.errors import UserError
 
 _ANY_SUFFIX = (
-  f"{', '.join(TEXT_SUFFIXES + LINE_SUFFIXES)} (each also {' or '.join(COMPRESSIONS)}), {' or '.join(COLUMN_SUFFIXES)}"
+  f"{', '.join(TEXT_SUFFIXES + RECORD_SUFFIXES)} (each also {' or '.join(COMPRESSIONS)}), "
+  f"{' or '.join(COLUMN_SUFFIXES)}"
 )
 _NAME_ONE = f"name a file, a folder, a glob or a URL of {_ANY_SUFFIX}, or {STANDARD_LIBRARY!r}"
 
@@ -52,15 +48,14 @@ def check_sources(data: Data) -> None:
     )
 
 
-def documents(source: str, text_field: str = "text") -> Iterator[Document]:
+def documents(source: str, reading: Reading = READING) -> Iterator[str]:
   """The documents of a source of text, in the order of its parts.
 
   Raises:
     UserError: as source_parts, and as reading each part.
   """
   for part in source_parts(source):
-    for document, _ in part.documents(text_field):
-      yield document
+    yield from (text for text, _ in part.documents(reading) if text)
 
 
 def source_parts(source: str) -> list[Part]:
@@ -91,6 +86,8 @@ def source_files(source: str) -> list[SourceFile]:
   if path.is_dir():
     return _local_folder(source, path)
   if path.exists():
+    if not path.is_file():
+      raise UserError(f"{source!r} is no regular file; write what it gives to a file first")
     if not path.name.endswith(SUFFIXES):
       raise UserError(f"file {source!r} is not a text file that is understood; convert it to {_ANY_SUFFIX}")
     return [SourceFile(path.name, path)]
@@ -109,28 +106,29 @@ def _checked_parts(field: str, source: str, data: Data) -> list[Part]:
         + "; name a source with text"
       )
     for part in parts:
-      part.check(data.text_field)
+      part.check(reading_of(data))
   except UserError as error:
     raise UserError(f"data.{field}: {error}") from None
   return parts
 
 
 def _remote_files(url: str) -> list[SourceFile]:
-  files = [
-    SourceFile(name, path)
-    for name, path in list_files(url)
-    if name.endswith(SUFFIXES) and all(map(_visible, name.split("/")))
-  ]
+  files = of_datasets(
+    [
+      SourceFile(name, path)
+      for name, path in list_files(url)
+      if path.name.endswith(SUFFIXES) and all(map(_visible, name.split("/")))
+    ]
+  )
   if not files:
     raise UserError(f"{url!r} holds no {_ANY_SUFFIX} file; correct it")
   return files
 
 
 def _local_folder(source: str, path: pathlib.Path) -> list[SourceFile]:
-  if (path / "dataset_dict.json").exists():  # as `datasets` saves several splits
-    splits = ", ".join(sorted(str(folder) for folder in path.iterdir() if folder.is_dir()))
-    raise UserError(f"folder {source!r} holds the splits of a dataset; name one of {splits}")
-  files = _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
+  files = of_datasets(
+    _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
+  )
   if not files:
     raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; name one that does")
   return files
@@ -160,7 +158,8 @@ def _glob_files(source: str, pattern: pathlib.Path) -> list[SourceFile]:
   if not matches:
     raise UserError(f"glob {source!r} matches nothing; correct it")
   plain = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
-  files = _by_name(pathlib.Path(*pattern.parts[:plain]), [match for match in matches if match.name.endswith(SUFFIXES)])
+  named = [match for match in matches if match.name.endswith(SUFFIXES)]
+  files = of_datasets(_by_name(pathlib.Path(*pattern.parts[:plain]), named))
   if not files:
     raise UserError(f"glob {source!r} matches no {_ANY_SUFFIX} file; correct it")
   return files

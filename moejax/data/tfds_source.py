@@ -1,14 +1,15 @@
-"""Splits of TensorFlow datasets as sources, by random access (tfds.data_source) and without TensorFlow."""
+"""Splits of TensorFlow datasets as sources: by random access and without TensorFlow where they are in ArrayRecord."""
 
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moejax.config.data import TFDS
-from moejax.data.documents import Document
-from moejax.errors import UserError
+from moejax.data.documents import Reading, split_each
+from moejax.data.records import find_field
+from moejax.errors import UserError, reason
 from moejax.optional import library
 
 
@@ -25,27 +26,30 @@ class TfdsSplit:
 
   @property
   def size(self) -> int:
-    return int(self._info.num_bytes or len(self._examples))
+    return int(self._info.num_bytes or self._info.num_examples or 1)
 
   @property
   def version(self) -> tuple[int | str, ...]:
     return self._builder.info.full_name, self._split, self._info.num_examples, self.size
 
-  def check(self, text_field: str) -> None:
-    next(self.documents(text_field), None)
+  def check(self, reading: Reading) -> None:
+    next(self.documents(reading), None)
 
-  def documents(self, text_field: str) -> Iterator[tuple[Document, int]]:
-    examples = self._examples
-    for i in range(len(examples)):
-      example = examples[i]
-      if text_field not in example or not isinstance(example[text_field], bytes | str):
+  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
+    return split_each(self._texts(reading.text_field), reading)
+
+  def _texts(self, text_field: str) -> Iterator[tuple[str | None, int]]:
+    total = max(1, self._info.num_examples)
+    for i, example in enumerate(self._examples(), 1):
+      try:
+        text = find_field(example, text_field)
+      except KeyError:
+        text = None
+      if not isinstance(text, bytes | str):
         raise UserError(
           f"{self.name!r} has no text {text_field!r} (its features: {', '.join(example)}); set data.text_field"
         )
-      text = example[text_field]
-      text = text if isinstance(text, str) else text.decode(errors="replace")
-      if text:
-        yield Document(f"{self._builder.info.full_name}#{self._split}#{i}", text), self.size * (i + 1) // len(examples)
+      yield text if isinstance(text, str) else text.decode(errors="replace"), self.size * i // total
 
   @property
   def _split(self) -> str:
@@ -73,16 +77,20 @@ class TfdsSplit:
       return builder
     except Exception as error:  # TFDS raises many kinds: no such dataset, no network, no space
       raise UserError(
-        f"{self.name!r} cannot be opened ({_first_line(error)}); name a dataset, or a folder that holds one"
+        f"{self.name!r} cannot be opened ({reason(error)}); name a dataset, or a folder that holds one"
       ) from None
 
-  @functools.cached_property
-  def _examples(self) -> Any:
+  def _examples(self) -> Iterator[Mapping[str, Any]]:
+    """In the order in which they are stored."""
     try:
-      return self._builder.as_data_source(split=self._split)
+      if self._builder.info.file_format.value == "array_record":
+        source = self._builder.as_data_source(split=self._split)
+        return (source[i] for i in range(len(source)))
+      library("tensorflow")  # any other format is read by it alone
+      tfds = library("tensorflow_datasets")
+      one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
+      return iter(tfds.as_numpy(self._builder.as_dataset(split=self._split, read_config=one_by_one)))
+    except UserError as error:
+      raise UserError(f"{self.name!r} is not in ArrayRecord, so TensorFlow must read it: {error}") from None
     except Exception as error:
-      raise UserError(f"{self.name!r} cannot be read by random access ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]
+      raise UserError(f"{self.name!r} cannot be read ({reason(error)}); prepare it again") from None

@@ -1,6 +1,8 @@
 """A stream of tokens on disk: documents one after the other, each BEGIN and its tokens."""
 
+import array
 import dataclasses
+import hashlib
 import os
 import pathlib
 from typing import Protocol
@@ -62,8 +64,14 @@ class StreamWriter:
     self._dtype = token_dtype(vocab_size)
     self._tokens = (folder / f"{name}.tokens").open("wb")
     self._starts = (folder / f"{name}.starts").open("wb")
+    self.keys = array.array("Q")
+    """tokens_key of each document."""
     self.num_tokens = 0
-    self.num_documents = 0
+
+  @property
+  def num_documents(self) -> int:
+    """Documents so far."""
+    return len(self.keys)
 
   def add(self, *tokens: np.ndarray) -> None:
     """Appends one document, given as the parts [n1], [n2], ... of its tokens."""
@@ -71,7 +79,7 @@ class StreamWriter:
     for part in tokens:
       self._tokens.write(part.astype(self._dtype).tobytes())
       self.num_tokens += len(part)
-    self.num_documents += 1
+    self.keys.append(tokens_key(*tokens))
 
   def __enter__(self) -> "StreamWriter":
     return self
@@ -100,6 +108,14 @@ def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) 
   if damage:
     raise UserError(f"the {name} stream in {folder} is damaged ({damage}); delete that folder and run again")
   return TokenStream(tokens, starts, padding)
+
+
+def tokens_key(*tokens: np.ndarray) -> int:
+  """A hash below 2**64 of a document's tokens, given as parts; equal for equal documents of any kind of source."""
+  digest = hashlib.blake2b(digest_size=8)
+  for part in tokens:
+    digest.update(part.astype("<i4").tobytes())
+  return int.from_bytes(digest.digest(), "little")
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+from moejax.data.documents import Reading
 from moejax.data.sources import source_parts
 from moejax.errors import UserError
 from moejax.optional import library
@@ -63,8 +64,8 @@ def _texts(sources: Sequence[str], text_field: str, progress: Callable[[str, flo
   parts = [part for source in sources for part in source_parts(source)]
   total, before = max(1, sum(part.size for part in parts)), 0
   for part in parts:
-    for document, read in part.documents(text_field):
+    for text, read in part.documents(Reading(text_field)):
       progress("reading text", min(1.0, (before + read) / total))
-      for start in range(0, len(document.text), _PIECE):
-        yield document.text[start : start + _PIECE]
+      for start in range(0, len(text or ""), _PIECE):
+        yield (text or "")[start : start + _PIECE]
     before += part.size

@@ -2,7 +2,9 @@
 
 import hashlib
 import pathlib
-from collections.abc import Callable
+import re
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -74,6 +76,47 @@ class ByteTokenizer:
   def decode(self, ids: np.ndarray) -> str:
     ids = np.asarray(ids)
     return ids[(ids >= 0) & (ids < 256)].astype(np.uint8).tobytes().decode(errors="replace")
+
+
+_PIECE = 2**20
+"""Characters that are encoded at once: libraries take up to 70 bytes for each byte of what they encode."""
+_CONTEXTS = (512, 499)
+"""Characters on each side of a cut that show whether it makes a difference; two, because in a long run of one character
+tokens are of equal length, and a cut that suits one beginning of the run suits no other."""
+_TRIES = 64
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
+  """The ids of a text in parts int32 [n1], [n2], ..., which joined are those of the text encoded as a whole.
+
+  A long text is cut where the tokenizer gives the same ids with the cut as without it: before a space, or with a space
+  left out, for tokenizers that put one before every text. Where it gives others everywhere, the text stays whole.
+  """
+  start = 0
+  while len(text) - start > _PIECE:
+    cut = _cut(tokenizer, text, start + _PIECE)
+    if cut is None:
+      break
+    stop, following = cut
+    yield tokenizer.encode(text[start:stop])
+    start = following
+  yield tokenizer.encode(text[start:])
+
+
+def _cut(tokenizer: Tokenizer, text: str, full: int) -> tuple[int, int] | None:
+  """Where a piece may end and the next begin, before `full`."""
+  half = full - _PIECE // 2
+  spaces = (half + match.start() for match in re.finditer(r"(?<=\S)\s", text[half:full]))
+  for at in [*reversed(deque(spaces, _TRIES)), *range(full - 1, full - _TRIES, -1)]:
+    for following in (at, at + 1):
+      if all(_is_seam(tokenizer, text[at - n : at], text[at:following], text[following : at + n]) for n in _CONTEXTS):
+        return at, following
+  return None
+
+
+def _is_seam(tokenizer: Tokenizer, left: str, skipped: str, right: str) -> bool:
+  apart = np.r_[tokenizer.encode(left), tokenizer.encode(right)]
+  return np.array_equal(tokenizer.encode(left + skipped + right), apart)
 
 
 VOCAB_MULTIPLE = 128

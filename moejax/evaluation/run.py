@@ -11,6 +11,7 @@ from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
 from moejax.data.tokenizers import Tokenizer
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import make_scorer, score_documents
+from moejax.training.claimed_text import claim_text
 from moejax.training.loop import Evaluator, Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import on_devices, prepare
@@ -41,7 +42,13 @@ def train_and_evaluate(
   for caution in experiment.cautions:
     display.note(f"caution: {caution}")
   display.stage("text: reading and tokenising", total=1.0)
-  corpus = build_corpus(experiment.data, directory / "corpus", lambda what, part: display.advance(part, what))
+  corpus = build_corpus(
+    experiment.data,
+    directory / "corpus",
+    lambda what, part: display.advance(part, what),
+    lambda text: display.note(f"warning: {text}"),
+  )
+  claim_text(directory, corpus)
   display.stage(f"compile {experiment.name}")
   prepared = prepare(experiment, corpus)
   show_placement(prepared.definition, display)

@@ -121,7 +121,7 @@ def test_a_prediction_that_no_context_was_seen_with_may_win():
 
 
 def test_a_corpus_that_repeats_itself_is_easy(tmp_path):
-  (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "abcd" * 200}) for _ in range(20)))
+  (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "abcd" * (2000 + n)}) for n in range(20)))
   data = Data(train=(str(tmp_path / "a.jsonl"),), validation_fraction=0.3, sequence_length=8)
   result = ngram_baselines(build_corpus(data, tmp_path / "cache"))
   assert result["unigram_bits_per_byte"] == pytest.approx(2.0, abs=0.05)

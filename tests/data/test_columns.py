@@ -2,8 +2,7 @@
 
 import pytest
 
-from moejax.data.documents import Document, SourceFile, read_documents
-from moejax.data.sources import documents, source_files
+from moejax.data.documents import READING, Reading, SourceFile
 from moejax.errors import UserError
 
 pa = pytest.importorskip("pyarrow", reason="of the extra `data`")
@@ -35,34 +34,33 @@ KINDS = pytest.mark.parametrize(
 
 
 @KINDS
-def test_each_row_is_a_document_named_by_its_number(tmp_path, kind, name):
-  read = [document for document, _ in read_documents(write(tmp_path / name, kind))]
-  assert read == [Document(f"{name}#{number}", text) for number, text in enumerate(ROWS, 1)]
+def test_each_row_is_a_document(tmp_path, kind, name):
+  assert [text for text, _ in write(tmp_path / name, kind).documents(READING)] == ROWS
 
 
 @KINDS
 def test_the_bytes_read_so_far_grow_to_the_size_of_the_file(tmp_path, kind, name):
   file = write(tmp_path / name, kind)
-  done = [read for _, read in read_documents(file)]
+  done = [read for _, read in file.documents(READING)]
   assert done == sorted(done)
   assert 0 < done[0] < done[-1] <= file.size
   assert done[-1] > 0.9 * file.size
 
 
 @KINDS
-def test_rows_without_text_are_no_documents(tmp_path, kind, name):
+def test_a_null_row_is_told_from_an_empty_one(tmp_path, kind, name):
   file = write(tmp_path / name, kind, table(text=["a", None, "", "b"]))
-  assert [document for document, _ in read_documents(file)] == [Document(f"{name}#1", "a"), Document(f"{name}#4", "b")]
+  assert [text for text, _ in file.documents(READING)] == ["a", None, "", "b"]
 
 
 @KINDS
 def test_a_missing_column_names_those_there_are(tmp_path, kind, name):
   file = write(tmp_path / name, kind, table(content=["a"], n=[1]))
-  assert [document.text for document, _ in read_documents(file, "content")] == ["a"]
-  with pytest.raises(UserError, match=rf"{name}: no column 'text' \(its columns: content, n\); set data\.text_field"):
-    list(read_documents(file))
+  assert [text for text, _ in file.documents(Reading("content"))] == ["a"]
+  with pytest.raises(UserError, match=rf"{name}: no columns 'text' \(its columns: content, n\); set data\.text_field"):
+    list(file.documents(READING))
   with pytest.raises(UserError, match=rf"{name}: column 'n' holds int64, not strings"):
-    list(read_documents(file, "n"))
+    list(file.documents(Reading("n")))
 
 
 @KINDS
@@ -71,24 +69,4 @@ def test_a_damaged_file_is_named(tmp_path, kind, name):
   content = file.path.read_bytes()
   file.path.write_bytes(content[: len(content) // 2])
   with pytest.raises(UserError, match=rf"{name}.*(damaged|cannot be read)"):
-    list(read_documents(file))
-
-
-def test_a_folder_that_datasets_saved_is_a_source_and_one_of_several_splits_must_be_named(tmp_path):
-  for split in ("test", "train"):
-    (tmp_path / "saved" / split).mkdir(parents=True)
-    for shard in range(2):
-      write(tmp_path / "saved" / split / f"data-0000{shard}-of-00002.arrow", "stream", table(text=[f"{split} {shard}"]))
-    (tmp_path / "saved" / split / "state.json").write_text("{}")
-  (tmp_path / "saved" / "dataset_dict.json").write_text("{}")
-  assert [document.text for document in documents(str(tmp_path / "saved" / "train"))] == ["train 0", "train 1"]
-  with pytest.raises(UserError, match=r"holds the splits of a dataset; name one of .*saved/test, .*saved/train$"):
-    source_files(str(tmp_path / "saved"))
-
-
-@pytest.mark.slow
-def test_what_datasets_itself_saves_is_read_as_it_was(tmp_path):
-  datasets = pytest.importorskip("datasets", reason="Hugging Face datasets is not installed")
-  saved = datasets.Dataset.from_dict({"text": ROWS}).shuffle(seed=0).filter(lambda row: "7" in row["text"])
-  saved.save_to_disk(str(tmp_path / "saved"), num_shards=3)
-  assert [document.text for document in documents(str(tmp_path / "saved"))] == saved["text"][:]
+    list(file.documents(READING))

@@ -13,6 +13,7 @@ from moejax.config import Data
 from moejax.data import corpus as corpus_module
 from moejax.data.corpus import build_corpus
 from moejax.data.documents import document_key, is_held_out
+from moejax.data.pack import pack
 from moejax.data.sources import documents
 from moejax.errors import UserError
 
@@ -60,20 +61,20 @@ def texts(corpus, split):
 def test_both_streams_hold_the_documents_of_their_split(data, folder, tmp_path):
   corpus = build_corpus(data, tmp_path / "cache")
   everything = list(documents(str(folder)))
-  assert texts(corpus, "train") == [document.text for document in everything if not is_held_out(document, 0.2)]
-  held_out = sorted((document for document in everything if is_held_out(document, 0.2)), key=document_key)
-  assert texts(corpus, "validation") == [document.text for document in held_out]
+  chosen = [text for text in everything if is_held_out(document_key(text), 0.2)]
+  assert texts(corpus, "train") == [text for text in everything if text not in chosen]
+  held_out = sorted(chosen, key=document_key)
+  assert texts(corpus, "validation") == held_out
   assert 4 <= len(held_out) <= 20
-  assert [document.text for document in everything if is_held_out(document, 0.2)] != texts(corpus, "validation")
+  assert chosen != held_out
 
 
 def test_validation_sources_are_used_whole_and_train_keeps_all(data, folder, tmp_path):
   other = tmp_path / "other.jsonl"
   other.write_text("\n".join(json.dumps({"text": f"held out {n}"}) for n in range(9)))
   corpus = build_corpus(Data(train=data.train, validation=(str(other),), sequence_length=8), tmp_path / "cache")
-  assert texts(corpus, "train") == [document.text for document in documents(str(folder))]
-  by_key = sorted(documents(str(other)), key=document_key)
-  assert texts(corpus, "validation") == [document.text for document in by_key]
+  assert texts(corpus, "train") == list(documents(str(folder)))
+  assert texts(corpus, "validation") == sorted(documents(str(other)), key=document_key)
 
 
 def test_the_summary_counts_both_splits(data, tmp_path):
@@ -232,3 +233,56 @@ def test_memory_does_not_grow_with_the_corpus(tmp_path):
     tracemalloc.stop()
   # A few documents of 64 kB at a time, as text, int32 ids and bytes; a megabyte is slack.
   assert peaks[1] < peaks[0] + 2**20
+
+
+def write_lines(path, texts):
+  path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+  return str(path)
+
+
+@pytest.mark.parametrize("packed", ["neither", "train", "validation", "both"])
+def test_documents_of_both_splits_are_counted_and_warned_of_whatever_is_packed(tmp_path, packed):
+  sources = {
+    "train": write_lines(tmp_path / "train.jsonl", ["a", "b", "c", "a", "d"]),
+    "validation": write_lines(tmp_path / "validation.jsonl", ["d", "e", "a", "f"]),
+  }
+  for split in sources:
+    if packed in (split, "both"):
+      pack([sources[split]], "bytes", tmp_path / f"packed-{split}", processes=1)
+      sources[split] = str(tmp_path / f"packed-{split}")
+  data = Data(train=(sources["train"],), validation=(sources["validation"],), sequence_length=2)
+  warnings = []
+  for _ in range(2):  # tokenised, and from the cache
+    corpus = build_corpus(data, tmp_path / "cache", warn=warnings.append)
+  assert corpus.summary()["validation_in_train"] == 2 and corpus.summary()["train_duplicates"] == 1
+  assert len(warnings) == 2 and warnings[0].startswith("2 of 4 validation documents are training documents too")
+  assert ("data.deduplicate drops them" in warnings[0]) == (packed in ("neither", "validation"))
+
+
+@pytest.mark.parametrize("validation", [True, False])
+def test_deduplication_leaves_each_text_once_and_out_of_training_where_it_is_held_out(tmp_path, validation):
+  texts = [f"text {n % 30}" for n in range(100)]
+  train = (write_lines(tmp_path / "a.jsonl", texts), write_lines(tmp_path / "b.jsonl", texts[:70]))
+  held_out = (write_lines(tmp_path / "c.jsonl", ["text 3", "text 3", "other"]),) if validation else ()
+  data = Data(train=train, validation=held_out, validation_fraction=0.3, deduplicate=True, sequence_length=8)
+  warnings = []
+  corpus = build_corpus(data, tmp_path / "cache", warn=warnings.append)
+  if validation:
+    assert texts_of_both(corpus) == ([f"text {n}" for n in range(30) if n != 3], ["text 3", "other"])
+    assert corpus.summary()["duplicates_dropped"] == 170 - 29 + 1
+  else:
+    in_train, in_validation = texts_of_both(corpus)
+    assert sorted(in_train + in_validation) == sorted(set(texts)) and in_validation
+    assert corpus.summary()["duplicates_dropped"] == 140
+  assert warnings == [] and corpus.summary()["train_duplicates"] == 0
+
+
+def texts_of_both(corpus):
+  return texts(corpus, "train"), sorted(texts(corpus, "validation"), reverse=True)
+
+
+def test_deduplication_of_tokens_is_refused_with_the_remedy(data, tmp_path):
+  pack(data.train, "bytes", tmp_path / "packed", processes=1)
+  packed = Data(train=(*data.train, str(tmp_path / "packed")), deduplicate=True, sequence_length=8)
+  with pytest.raises(UserError, match=r"deduplicate=True compares texts, and .*packed is tokens; .*pack --deduplicate"):
+    build_corpus(packed, tmp_path / "cache")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moejax.data.tokenizer_training import train_tokenizer
-from moejax.data.tokenizers import make_tokenizer
+from moejax.data.tokenizers import encoded, make_tokenizer
 from moejax.errors import UserError
 
 tokenizers = pytest.importorskip("tokenizers", reason="of the extra `data`")
@@ -39,6 +39,15 @@ def test_encoding_loses_nothing_and_byte_lengths_count_all_of_it(tokenizer, text
   assert tokenizer.decode(ids) == text
   assert tokenizer.byte_lengths[ids].sum() == len(text.encode())
   assert not {tokenizer.begin, tokenizer.padding} & set(ids.tolist())
+
+
+def test_a_long_text_is_encoded_in_parts_to_the_ids_of_the_whole(tokenizer, monkeypatch):
+  text = "  two  spaces\n\n\n\tand a 漢字 🙂 größer cat, <|endoftext|> of.\n" * 99
+  whole = tokenizer.encode(text)
+  monkeypatch.setattr("moejax.data.tokenizers._PIECE", 1500)
+  parts = list(encoded(tokenizer, text))
+  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  assert len(parts) >= 3
 
 
 def test_specials_are_found_by_their_names_and_are_no_text(tokenizer):

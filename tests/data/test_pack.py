@@ -1,5 +1,7 @@
 """`moejax data pack`: parallel, continued, split."""
 
+import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -51,7 +53,7 @@ def test_the_processes_make_no_difference_and_every_document_is_there(folder, tm
   for processes in (1, 2):
     pack([str(folder)], "bytes", tmp_path / f"packed{processes}", processes=processes, shard_tokens=2**19)
   assert contents(tmp_path / "packed1") == contents(tmp_path / "packed2")
-  everything = [document.text for document in documents(str(folder))]
+  everything = list(documents(str(folder)))
   assert texts(tmp_path / "packed1") == everything
 
 
@@ -59,7 +61,7 @@ def test_the_manifest_counts_and_hashes(folder, tmp_path):
   manifest = pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
   everything = list(documents(str(folder)))
   assert manifest["documents"] == len(everything) == 61
-  assert manifest["text_bytes"] == sum(len(document.text.encode()) for document in everything)
+  assert manifest["text_bytes"] == sum(len(text.encode()) for text in everything)
   assert manifest["tokens"] == manifest["text_bytes"] + 61
   assert manifest["tokenizer"] == TOKENIZER.identity and manifest["vocab_size"] == 259
   assert [(source["name"], source["documents"]) for source in manifest["sources"]] == [
@@ -69,6 +71,40 @@ def test_the_manifest_counts_and_hashes(folder, tmp_path):
   (folder / "short.txt").write_text("shorn")
   after = [source["sha256"] for source in pack([str(folder)], "bytes", tmp_path / "again", processes=1)["sources"]]
   assert before[:4] == after[:4] and before[4] != after[4] and len(set(before)) == 5
+
+
+@pytest.mark.parametrize("options", [{}, {"deduplicate": True}, {"keep": "train", "deduplicate": True}])
+def test_a_pack_that_stopped_anywhere_goes_on_to_the_same_shards(tmp_path, options):
+  text = tmp_path / "text"
+  text.mkdir()
+  for n in range(3):
+    lines = (json.dumps({"text": f"{(n + i) % 17} größer " * 9000}) for i in range(30))
+    (text / f"{n}.jsonl").write_text("\n".join([*lines, json.dumps({"text": None})]))
+  options |= {"processes": 1, "shard_tokens": 2**19}
+  whole = pack([str(text)], "bytes", tmp_path / "whole", **options)
+  assert whole["nulls"] == 3 and len(whole["shards"]) > 2
+  stops = 0
+  for after in (1, 2, 3, 5, 8):
+    calls = iter(range(after))
+    with contextlib.suppress(RuntimeError):
+      stop = functools.partial(stop_at_end, calls)
+      pack([str(text)], "bytes", tmp_path / f"stopped{after}", progress=stop, **options)
+    stops += not (tmp_path / f"stopped{after}" / "manifest.json").exists()
+    assert pack([str(text)], "bytes", tmp_path / f"stopped{after}", **options) == whole
+    assert contents(tmp_path / f"stopped{after}") == contents(tmp_path / "whole")
+  assert stops
+
+
+def stop_at_end(calls, *_):
+  if next(calls, None) is None:
+    raise RuntimeError("stopped")
+
+
+def test_deduplicated_packing_keeps_the_first_of_each_text(folder, tmp_path):
+  everything = list(documents(str(folder)))
+  manifest = pack([str(folder), str(folder / "1.jsonl")], "bytes", tmp_path / "packed", deduplicate=True, processes=2)
+  assert texts(tmp_path / "packed") == everything and manifest["documents"] == 61
+  assert [source["documents"] for source in manifest["sources"]] == [15, 15, 15, 15, 1, 15]
 
 
 def test_a_killed_pack_goes_on_without_tokenising_again_what_is_whole(folder, tmp_path):
@@ -126,9 +162,9 @@ def test_both_sides_of_the_split_are_those_that_an_experiment_would_make(folder,
   for keep in ("train", "validation"):
     pack([str(folder)], "bytes", tmp_path / keep, keep=keep, validation_fraction=0.3, processes=1)
   everything = list(documents(str(folder)))
-  held_out = sorted((document for document in everything if is_held_out(document, 0.3)), key=document_key)
-  assert texts(tmp_path / "train") == [document.text for document in everything if document not in held_out]
-  assert texts(tmp_path / "validation") == [document.text for document in held_out]
+  held_out = sorted((text for text in everything if is_held_out(document_key(text), 0.3)), key=document_key)
+  assert texts(tmp_path / "train") == [text for text in everything if text not in held_out]
+  assert texts(tmp_path / "validation") == held_out
   packed = Data(train=(str(tmp_path / "train"),), validation=(str(tmp_path / "validation"),), sequence_length=8)
   text = Data(train=(str(folder),), validation_fraction=0.3, sequence_length=8)
   of_packed, of_text = (build_corpus(data, tmp_path / "cache") for data in (packed, text))

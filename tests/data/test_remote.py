@@ -14,7 +14,7 @@ fsspec = pytest.importorskip("fsspec", reason="of the extra `data`")
 FILES = {
   "b.txt": "text of b\n",
   "sub/a.jsonl": '{"text": "one"}\n{"text": "two"}\n',
-  "sub/c.csv": "no",
+  "sub/c.tex": "no",
   ".git/hidden.txt": "no",
 }
 
@@ -30,14 +30,15 @@ def url():
 
 
 def names(source):
-  return [document.name for document in documents(source)]
+  return [file.name for file in source_files(source)]
 
 
 def test_a_file_a_folder_and_a_glob_are_sources(url):
   assert names(f"{url}/b.txt") == ["b.txt"]
-  assert names(url) == names(f"{url}/") == ["b.txt", "sub/a.jsonl#1", "sub/a.jsonl#2"]
-  assert names(f"{url}/sub/*.jsonl") == ["a.jsonl#1", "a.jsonl#2"]
-  assert names(f"{url}/**/*.jsonl") == ["sub/a.jsonl#1", "sub/a.jsonl#2"]
+  assert names(url) == names(f"{url}/") == ["b.txt", "sub/a.jsonl"]
+  assert names(f"{url}/sub/*.jsonl") == ["a.jsonl"]
+  assert names(f"{url}/**/*.jsonl") == ["sub/a.jsonl"]
+  assert list(documents(url)) == ["text of b\n", "one", "two"]
 
 
 def test_a_url_and_a_folder_make_the_same_corpus(url, tmp_path):
@@ -67,8 +68,8 @@ def test_changed_content_behind_a_url_is_another_version(url):
   ("source", "message"),
   [
     ("{}/nowhere", r"data\.train: 'memory://.*nowhere' does not exist or holds no file; correct the URL"),
-    ("{}/*.tex", r"data\.train: 'memory://.*\*\.tex' does not exist or holds no file"),
-    ("{}/sub/c.csv", r"data\.train: 'memory://.*c\.csv' holds no \.txt, .* file; correct it"),
+    ("{}/*.log", r"data\.train: 'memory://.*\*\.log' does not exist or holds no file"),
+    ("{}/sub/c.tex", r"data\.train: 'memory://.*c\.tex' holds no \.txt, .* file; correct it"),
     ("nosuch://bucket/a.txt", r"data\.train: 'nosuch://bucket/a\.txt': Protocol not known: nosuch"),
   ],
 )

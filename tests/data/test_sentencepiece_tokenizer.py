@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from moejax.data.tokenizers import make_tokenizer
+from moejax.data.tokenizers import encoded, make_tokenizer
 from moejax.errors import UserError
 
 sentencepiece = pytest.importorskip("sentencepiece", reason="of the extra `data`")
@@ -89,3 +89,17 @@ def test_a_file_that_is_no_model_is_named(tmp_path):
   (tmp_path / "a.model").write_text("no model")
   with pytest.raises(UserError, match=r"data\.tokenizer='.*a\.model' is no \.model tokenizer .*name another file"):
     make_tokenizer(str(tmp_path / "a.model"))
+
+
+WITH_SPACE = PLAIN | {"add_dummy_prefix": True}
+
+
+@pytest.mark.parametrize("options", [PLAIN, WITH_SPACE, {}, {"model_type": "unigram", "vocab_size": 300}])
+def test_a_long_text_is_encoded_in_parts_to_the_ids_of_the_whole(tmp_path, options, monkeypatch):
+  tokenizer = train(tmp_path / "a.model", **options)
+  text = "the cat of the  house\n\n is größer\tthan 漢字 a mouse.\n" * 99
+  whole = tokenizer.encode(text)
+  monkeypatch.setattr("moejax.data.tokenizers._PIECE", 1500)
+  parts = list(encoded(tokenizer, text))
+  np.testing.assert_array_equal(np.concatenate(parts), whole)
+  assert len(parts) >= 3

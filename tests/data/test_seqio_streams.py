@@ -179,5 +179,5 @@ def test_our_text_is_a_task_with_the_same_documents_splits_and_tokens(tmp_path):
   vocabulary = task.output_features["targets"].vocabulary
   assert vocabulary.decode(vocabulary.encode("größer")) == "größer"
   assert vocabulary.decode_tf(vocabulary.encode_tf("größer")).numpy().decode() == "größer"
-  texts = {document.text for document in documents(data.train[0])}
+  texts = set(documents(data.train[0]))
   assert {vocabulary.decode(document) for document in found} < texts

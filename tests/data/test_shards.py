@@ -56,6 +56,7 @@ def test_shards_have_a_fixed_size_and_the_manifest_counts_them(tmp_path):
   assert read_manifest(tmp_path / "packed") == manifest
   assert (manifest["documents"], manifest["text_bytes"], manifest["tokenizer"]) == (6, 7, "bytes")
   assert sorted(contents(tmp_path / "packed")) == [
+    "keys",
     "manifest.json",
     "starts",
     *(f"tokens-0000{i}.array_record" for i in range(5)),
@@ -128,7 +129,7 @@ def test_bad_sizes_and_empty_sources_are_refused(tmp_path):
     ("tokenizer", r"was packed with the tokenizer 'bytes' and data\.tokenizer is 'other'; name the same tokenizer, or"),
     ("shard", r"tokens-00001\.array_record is missing; copy it there, or pack the text again"),
     ("starts", r"starts does not fit .*manifest\.json; copy both again"),
-    ("format", r"has format 99 and not 1; pack it again"),
+    ("format", r"has format 99 and not 2; pack it again"),
     ("manifest", r"is not a packed folder"),
   ],
 )

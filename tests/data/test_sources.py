@@ -18,7 +18,7 @@ def data(*train, validation=()):
 @pytest.fixture
 def folder(tmp_path):
   """Files of every kind, some of which are to be left out."""
-  for name in ("b.txt", "a.md", "sub/deep/c.py", "sub/d.rst", "e.csv", ".hidden.txt", ".git/f.txt", "sub/empty.py"):
+  for name in ("b.txt", "a.md", "sub/deep/c.py", "sub/d.rst", "e.tex", ".hidden.txt", ".git/f.txt", "sub/empty.py"):
     path = tmp_path / "corpus" / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("" if "empty" in name else f"text of {name}\n")
@@ -28,8 +28,8 @@ def folder(tmp_path):
 
 
 def test_a_folder_gives_its_text_files_by_relative_name_without_hidden_ones(folder):
-  assert [document.name for document in documents(str(folder))] == [
-    "a.md", "b.txt", "g.jsonl#1", "g.jsonl#second", "sub/d.rst", "sub/deep/c.py"
+  assert list(documents(str(folder))) == [
+    "text of a.md\n", "text of b.txt\n", "one", "two", "text of sub/d.rst\n", "text of sub/deep/c.py\n"
   ]  # fmt: skip
 
 
@@ -49,9 +49,7 @@ def test_names_do_not_depend_on_where_the_corpus_lies(folder, tmp_path, monkeypa
 
 
 def test_a_file_gives_itself(folder):
-  assert [(document.name, document.text) for document in documents(str(folder / "b.txt"))] == [
-    ("b.txt", "text of b.txt\n")
-  ]
+  assert list(documents(str(folder / "b.txt"))) == ["text of b.txt\n"]
 
 
 def test_a_file_whose_name_has_magic_characters_is_found_as_it_is(tmp_path):
@@ -72,17 +70,17 @@ def test_good_sources_pass(folder):
       r"data\.train: '.*nowhere' does not exist; name a file, a folder, a glob or a URL of .*python-standard-library",
     ),
     (
-      "e.csv",
-      r"data\.train: file '.*e\.csv' is not a text file that is understood; convert it to \.txt, .*\.arrow",
+      "e.tex",
+      r"data\.train: file '.*e\.tex' is not a text file that is understood; convert it to \.txt, .*\.arrow",
     ),
-    ("*.tex", r"data\.train: glob '.*\*\.tex' matches nothing; correct it"),
-    ("*.csv", r"data\.train: glob '.*\*\.csv' matches no \.txt, .* file; correct it"),
+    ("*.log", r"data\.train: glob '.*\*\.log' matches nothing; correct it"),
+    ("*.tex", r"data\.train: glob '.*\*\.tex' matches no \.txt, .* file; correct it"),
     ("pictures", r"data\.train: folder '.*pictures' holds no \.txt, .* file; name one that does"),
     ("empty.txt", r"data\.train: '.*empty\.txt' is empty; name a source with text"),
     ("empties", r"data\.train: '.*empties' is empty \(2 files of 0 bytes\); name a source with text"),
     ("bad.jsonl", r"data\.train: .*bad\.jsonl line 1: not JSON"),
     ("no_text.jsonl", r'data\.train: .*no_text\.jsonl line 1: no string "text" \(its fields: body\)'),
-    ("not_gzip.jsonl.gz", r"data\.train: .*not_gzip\.jsonl\.gz line 1: damaged gzip"),
+    ("not_gzip.jsonl.gz", r"data\.train: .*not_gzip\.jsonl\.gz: damaged gzip"),
   ],
 )
 def test_a_bad_source_is_one_line_with_the_remedy(folder, source, message):
@@ -110,7 +108,7 @@ def test_an_empty_name_is_not_the_current_folder():
 
 def test_a_file_in_both_splits_is_refused(folder):
   with pytest.raises(UserError, match=r"b\.txt is in data\.train and in data\.validation \(1 such files\)"):
-    check_sources(data(f"{folder}/*.*", validation=[folder / "sub" / ".." / "b.txt"]))
+    check_sources(data(f"{folder}/*.[tm]*", validation=[folder / "sub" / ".." / "b.txt"]))
 
 
 def test_only_the_first_line_is_checked(folder):
@@ -127,9 +125,9 @@ def test_the_standard_library_is_this_pythons_source_without_tests_and_site_pack
   assert {"dataclasses.py", "json/decoder.py", "asyncio/events.py"} <= set(names)
   folders = {part for name in names for part in name.split("/")[:-1]}
   assert not folders & {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-  text = {document.name: document.text for document in documents(STANDARD_LIBRARY)}
-  assert "def asdict(" in text["dataclasses.py"]
-  assert sum(map(len, text.values())) > 5e6
+  texts = list(documents(STANDARD_LIBRARY))
+  assert any("def asdict(" in text for text in texts)
+  assert sum(map(len, texts)) > 5e6
 
 
 def test_a_python_without_sources_says_so(tmp_path, monkeypatch):
@@ -149,7 +147,7 @@ def test_files_that_describe_the_installation_are_left_out(tmp_path, monkeypatch
 def test_a_badly_encoded_standard_library_file_does_not_stop_a_run(tmp_path, monkeypatch):
   (tmp_path / "bad.py").write_bytes(b"x = '\xe9'\n")
   monkeypatch.setattr(sources.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-  assert [document.text for document in documents(STANDARD_LIBRARY)] == ["x = '�'\n"]
+  assert list(documents(STANDARD_LIBRARY)) == ["x = '�'\n"]
 
 
 def test_checking_loads_neither_jax_nor_grain():

@@ -45,7 +45,7 @@ def dataset(tmp_path_factory):
 
 
 def texts(source):
-  return [document.text for document in documents(source)]
+  return list(documents(source))
 
 
 def test_a_split_is_a_source_and_train_is_the_default(dataset):

@@ -1,0 +1,27 @@
+"""Compressed files as streams of bytes."""
+
+import gzip
+import io
+import zlib
+from typing import BinaryIO
+
+from moejax.optional import library
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+"""Suffixes, and the names of what they stand for."""
+DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
+"""What reading a damaged gzip file raises; a damaged zstd file raises an OSError without errno."""
+
+_BUFFER = 2**20
+
+
+def decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
+  """The content of a file whose name ends in `suffix`, one of COMPRESSIONS or empty."""
+  match suffix:
+    case ".gz":
+      return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # it reads like one
+    case ".zst":
+      # pyarrow's reader, because it notices where a file was cut off.
+      return io.BufferedReader(library("pyarrow").CompressedInputStream(raw, "zstd"), _BUFFER)
+    case _:
+      return raw

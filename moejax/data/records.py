@@ -1,0 +1,171 @@
+"""Texts from files of records: JSON lines, one JSON array, CSV and TSV."""
+
+import codecs
+import csv
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
+
+from moejax.data.text_files import CHUNK
+from moejax.errors import UserError
+
+RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+"""Files with one document a record: .jsonl and .json have a JSON object a line, or .json one array of objects; .csv and
+.tsv begin with a line of column names."""
+
+_MISSING = object()
+_DECODER = json.JSONDecoder()
+_SEPARATOR = {sign: re.compile(rf"[ \t\r\n]*{re.escape(sign)}[ \t\r\n]*") for sign in "[,"}
+"""What stands before the first element of an array and before each other."""
+_CLOSED = {"[": re.compile(r"\s*\[\s*\]\s*"), ",": re.compile(r"\s*\]\s*")}
+_LONGEST_LITERAL = 16  # characters that a number, literal or escape may lack at the end of a chunk
+
+
+def read_records(stream: BinaryIO, kind: str, place: str, field: str) -> Iterator[str | None]:
+  """The texts in order, None where one is null.
+
+  Raises:
+    UserError: a record is malformed or has no such field of text; the message names file and line.
+  """
+  if kind in (".csv", ".tsv"):
+    return _table(stream, "," if kind == ".csv" else "\t", place, field)
+  return _json(stream, kind == ".json", place, field)
+
+
+def find_field(record: Mapping[str, Any], field: str) -> Any:
+  """The value of a field, or of `a.b` the field b of the mapping a; None where a is null.
+
+  Raises:
+    KeyError: there is none.
+  """
+  if field in record:
+    return record[field]
+  head, _, rest = field.partition(".")
+  inner = record[head] if rest else _MISSING
+  if inner is None:
+    return None
+  if not isinstance(inner, Mapping):
+    raise KeyError(field)
+  return find_field(inner, rest)
+
+
+def _json(stream: BinaryIO, may_be_array: bool, place: str, field: str) -> Iterator[str | None]:
+  need = f'each line must be a JSON object with a string "{field}"'
+  number, line = 1, stream.readline(CHUNK)
+  while line and not line.removeprefix(codecs.BOM_UTF8).strip():
+    number, line = number + 1, stream.readline(CHUNK)
+  if may_be_array and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+    yield from _array(line, stream, place, field)
+    return
+  if not line.endswith(b"\n"):
+    line += stream.readline()
+  while line:
+    if line.strip():
+      try:
+        record = json.loads(line)
+      except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} line {number}: not JSON ({error}); {need}") from None
+      yield _text(record, f"{place} line {number}", field, need)
+    number, line = number + 1, stream.readline()
+
+
+def _array(head: bytes, stream: BinaryIO, place: str, field: str) -> Iterator[str | None]:
+  need = f'each element must be an object with a string "{field}"'
+  number = 0
+  try:
+    for record in _elements(_decoded(head, stream)):
+      number += 1
+      yield _text(record, f"{place} element {number}", field, need)
+  except UserError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise UserError(f"{place} element {number + 1}: not JSON ({error}); {need}") from None
+
+
+def _decoded(head: bytes, stream: BinaryIO) -> Iterator[str]:
+  decoder = codecs.getincrementaldecoder("utf-8-sig")()
+  while head:
+    yield decoder.decode(head)
+    head = stream.read(CHUNK)
+  yield decoder.decode(b"", final=True)
+
+
+def _elements(chunks: Iterator[str]) -> Iterator[Any]:
+  """The elements of the one array that the chunks spell, which is never in memory as a whole."""
+  text, at, before = "", 0, "["
+  for chunk in chunks:
+    text, at = text[at:] + chunk, 0
+    while match := _SEPARATOR[before].match(text, at):
+      try:
+        element, at = _DECODER.raw_decode(text, match.end())
+      except json.JSONDecodeError as error:
+        if error.pos < len(text) - _LONGEST_LITERAL and not error.msg.startswith("Unterminated"):
+          raise
+        break  # it goes on in the next chunk
+      yield element
+      before = ","
+  if not _CLOSED[before].fullmatch(text, at):
+    _DECODER.raw_decode(text, match.end() if match else at)  # says what is wrong
+    raise ValueError(f"the array does not go on or end at {text[at : at + 20]!r}")
+
+
+def _table(stream: BinaryIO, delimiter: str, place: str, field: str) -> Iterator[str | None]:
+  csv.field_size_limit(2**31 - 1)  # of this process: 131,072 characters by default
+  # strict: a stray quote would otherwise swallow the lines that follow it.
+  rows = csv.reader(_lines(stream, place), delimiter=delimiter, strict=True)
+  try:
+    names = next(rows, None)
+    if names is None:
+      return
+    if names.count(field) != 1:
+      raise UserError(
+        f"{place} line 1: {names.count(field) or 'no'} columns {field!r} (its columns: {', '.join(names)}); "
+        "set data.text_field to one"
+      )
+    column = names.index(field)
+    for row in rows:
+      if row and len(row) != len(names):
+        raise UserError(
+          f"{place} line {rows.line_num}: {len(row)} cells and not the {len(names)} of line 1; put cells that hold "
+          f"{delimiter!r} in quotes"
+        )
+      if row:
+        yield row[column]
+  except csv.Error as error:
+    raise UserError(
+      f"{place} line {rows.line_num}: {error}; put cells that hold quotes in quotes, and double those"
+    ) from None
+
+
+def _lines(stream: BinaryIO, place: str) -> Iterator[str]:
+  for number, line in enumerate(stream, 1):
+    try:
+      yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+      raise UserError(
+        f"{place} line {number}: byte {line[error.start]:#04x} is not utf-8; convert the file to UTF-8"
+      ) from None
+
+
+def _text(record: Any, place: str, field: str, need: str) -> str | None:
+  if not isinstance(record, dict):
+    raise UserError(f"{place}: JSON {type(record).__name__}, not an object; {need}")
+  try:
+    text = find_field(record, field)
+  except KeyError:
+    text = _MISSING
+  if text is None:
+    return None
+  if not isinstance(text, str):
+    raise UserError(f'{place}: no string "{field}" (its fields: {", ".join(record) or "none"}); {need}')
+  return _encodable(text)
+
+
+def _encodable(text: str) -> str:
+  """JSON escapes can spell half a surrogate pair, which UTF-8 cannot encode: it becomes U+FFFD."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+  return text

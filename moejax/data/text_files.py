@@ -1,0 +1,87 @@
+"""Plain text: decoded a chunk at a time, and cut into documents of a given length."""
+
+import codecs
+import io
+import tokenize
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Literal
+
+from moejax.errors import UserError
+
+CHUNK = 2**20
+"""Bytes that are decoded at a time."""
+
+
+def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "replace"]) -> Iterator[str]:
+  """The text of a file in chunks, without a byte order mark and with plain line ends.
+
+  Line ends of Windows would make another corpus, and another split, of the same text.
+
+  Args:
+    stream: its bytes.
+    place: names it in errors.
+    kind: its suffix; a .py file is read in the encoding that it declares, all others as UTF-8.
+    errors: whether bytes that are no text raise, or become U+FFFD.
+
+  Raises:
+    UserError: bytes are not text in the encoding; the message names file and line.
+  """
+  chunk = stream.read(CHUNK)
+  encoding = _python_encoding(chunk, place, errors) if kind == ".py" else "utf-8-sig"
+  decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder(encoding)(errors), translate=True)
+  line = 1
+  while True:
+    try:
+      text = decoder.decode(chunk, final=not chunk)
+    except UnicodeDecodeError as error:
+      line += error.object.count(b"\n", 0, error.start)
+      raise UserError(
+        f"{place} line {line}: byte {error.object[error.start]:#04x} is not {encoding.removesuffix('-sig')}; "
+        "convert the file to UTF-8"
+      ) from None
+    if text:
+      yield text
+    if not chunk:
+      return
+    line += chunk.count(b"\n")
+    chunk = stream.read(CHUNK)
+
+
+def split_text(chunks: Iterable[str], length: int | None) -> Iterator[str]:
+  """A text as documents of at most `length` characters, which joined are the text; None leaves it whole.
+
+  Each is cut at the last blank line in its second half, or else line end, or else space, or else where it is full. How
+  the text falls into chunks makes no difference.
+  """
+  if length is None:
+    if text := "".join(chunks):
+      yield text
+    return
+  text, start = "", 0
+  for chunk in chunks:
+    text, start = text[start:] + chunk, 0
+    while len(text) - start > length:
+      stop = _cut(text, start, start + length)
+      yield text[start:stop]
+      start = stop
+  if start < len(text):
+    yield text[start:]
+
+
+def _cut(text: str, start: int, full: int) -> int:
+  half = start + (full - start) // 2
+  for end in ("\n\n", "\n", " "):
+    found = text.rfind(end, half, full)
+    if found >= 0:
+      return found + len(end)
+  return full
+
+
+def _python_encoding(head: bytes, place: str, errors: str) -> str:
+  """The encoding that a Python file declares (PEP 263)."""
+  try:
+    return tokenize.detect_encoding(io.BytesIO(head).readline)[0]
+  except SyntaxError as error:
+    if errors == "replace":
+      return "utf-8"
+    raise UserError(f"{place} line 1: {error.msg}; convert the file to UTF-8") from None

@@ -1,0 +1,45 @@
+"""The text that a directory was begun with: it must not change between two members of a comparison, or within a run."""
+
+import json
+import pathlib
+from typing import Any
+
+from moejax.data.corpus import PARTS, Corpus
+from moejax.errors import UserError
+from moejax.training.run_directory import write_json
+
+TEXT = "text.json"
+
+
+def claim_text(directory: pathlib.Path, corpus: Corpus) -> None:
+  """Makes the corpus the directory's, or checks that it is.
+
+  Raises:
+    UserError: the directory was begun with other text; the message names what has changed.
+  """
+  path = directory / TEXT
+  here = {"sha256": corpus.summary()["sha256"], "corpus": corpus.folder.name}
+  there = json.loads(path.read_text()) if path.exists() else None
+  if there is None:
+    write_json(path, here)
+  elif there["sha256"] != here["sha256"]:
+    raise UserError(
+      f"{directory} was begun with other text: {_changes(corpus.folder.with_name(there['corpus']), corpus.folder)}; "
+      "restore it to continue, or choose another --workdir"
+    )
+
+
+def _changes(there: pathlib.Path, here: pathlib.Path) -> str:
+  """What differs between two corpora, the first thing by name."""
+  if not (there / PARTS).exists():
+    return f"{there} is gone, which would say what has changed"
+  before, now = _by_place(there), _by_place(here)
+  changed = [f"{place} is new" for place in now if place not in before]
+  changed += [f"{place} is gone" for place in before if place not in now]
+  changed += [f"{place} has changed" for place in now if place in before and now[place] != before[place]]
+  more = f" and {len(changed) - 1:,} other differences" if len(changed) > 1 else ""
+  return f"{changed[0]}{more}" if changed else "its tokenizer or the order of its documents has changed"
+
+
+def _by_place(folder: pathlib.Path) -> dict[str, Any]:
+  return {part["place"]: (part["stream"], part["sha256"]) for part in json.loads((folder / PARTS).read_text())}
