@@ -205,12 +205,13 @@ def evaluate(
   write_json(directory / RESULTS, results)
   for task, examples in samples.items():
     _write_samples(directory / WORK / "samples" / f"{task.replace('/', '_')}.jsonl", examples)
-  for task, counted in model.cut.items():
-    if counted["cut"]:
-      model.progress.note(
-        f"warning: {counted['cut']:,} of {counted['requests']:,} requests of {task} do not fit {model.max_length} "
-        "tokens and were cut from the left"
-      )
+  cut = {task: f"{counted['cut']:,}/{counted['requests']:,}" for task, counted in model.cut.items() if counted["cut"]}
+  if cut:
+    shown = ", ".join(f"{task} {counted}" for task, counted in list(cut.items())[:4])
+    model.progress.note(
+      f"warning: requests that do not fit {model.max_length} tokens were cut from the left: {shown}"
+      + (f" and those of {len(cut) - 4} more tasks (`cut` in {RESULTS})" if len(cut) > 4 else "")
+    )
   return results
 
 

@@ -199,7 +199,11 @@ def explained(name: str, error: BaseException) -> str:
 
 
 def _is_offline(error: BaseException) -> bool:
-  return isinstance(error, ConnectionError | FileNotFoundError) or "ffline" in f"{type(error).__name__} {error}"
+  return (
+    isinstance(error, ConnectionError)
+    or "ffline" in type(error).__name__
+    or (isinstance(error, FileNotFoundError) and "Hub" in str(error))
+  )
 
 
 def _requirement(package: str) -> str:
