@@ -15,7 +15,6 @@ from rich.console import Console
 import moejax
 from moejax import describe, interrupts, lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair
-from moejax.config.parameters import steps
 from moejax.config.plain import to_plain
 from moejax.display import Display
 from moejax.errors import UserError, users_mistake
@@ -27,7 +26,6 @@ from moejax.training.run_directory import (
   check_json,
   check_only_operational,
   read_experiment,
-  run_configuration,
 )
 
 USERS_MISTAKE = 2
@@ -222,7 +220,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   directory = _required(known, "workdir", "--workdir DIR")
   check_data(experiment)
-  check_json(directory, RUN, run_configuration(experiment, steps(experiment)))
+  check_json(directory, RUN, to_plain(experiment), unknown=("steps",))
   ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   from moejax.evaluation.run import train_and_evaluate
 

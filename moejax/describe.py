@@ -10,13 +10,16 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.parameters import count, flops_per_token, steps, tokens_per_step
+from moejax.config.parameters import count, flops_per_token, full_sequence_steps, tokens_per_step
 from moejax.config.plain import to_plain
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
-  """Plain numbers of an experiment and its whole configuration: the content of `moejax show NAME --json`."""
-  parameters = count(experiment.model)
+  """Plain numbers of an experiment and its whole configuration: the content of `moejax show NAME --json`.
+
+  Without the text it is not known which tokens are padding: steps and tokens are those of full sequences.
+  """
+  parameters, steps = count(experiment.model), full_sequence_steps(experiment)
   return {
     "name": experiment.name,
     "parameters_total": parameters.total,
@@ -26,9 +29,9 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     "parameters_active_non_embedding": parameters.active_non_embedding,
     "model_flops_per_token": flops_per_token(experiment.model, experiment.data.sequence_length),
     "tokens_per_step": tokens_per_step(experiment),
-    "steps": steps(experiment),
-    "tokens": steps(experiment) * tokens_per_step(experiment),
-    "training_flops": steps(experiment)
+    "steps": steps,
+    "tokens": steps * tokens_per_step(experiment),
+    "training_flops": steps
     * tokens_per_step(experiment)
     * flops_per_token(experiment.model, experiment.data.sequence_length),
     "config": to_plain(experiment),
@@ -63,7 +66,7 @@ def experiment_page(experiment: Experiment) -> RenderableType:
     ("non-embedding", f"{numbers['parameters_non_embedding']:,}"),
     ("training FLOPs per token", f"{numbers['model_flops_per_token']:,}"),
     ("tokens per step", f"{numbers['tokens_per_step']:,}"),
-    ("budget", f"{numbers['tokens']:,} tokens, {numbers['steps']:,} steps: {source}"),
+    ("budget", f"{numbers['tokens']:,} tokens, {numbers['steps']:,} steps of full sequences: {source}"),
     ("training FLOPs", f"{numbers['training_flops']:.3e}"),
   ]
   for name, value in rows:

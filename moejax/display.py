@@ -75,10 +75,18 @@ class Display(Progress):
     self.console.print(f"{text.rstrip()}{left}", highlight=False, markup=False)
 
 
-def training_facts(loss: float, tokens_per_s: float | None = None) -> str:
-  """Loss and speed, as the display shows them."""
-  speed = "" if tokens_per_s is None else f"  {tokens_per_s:,.0f} tokens/s"
-  return f"loss {loss:.3f}{speed}"
+def training_facts(
+  loss: float, tokens_per_s: float | None = None, mfu: float | None = None, dropped: float | None = None
+) -> str:
+  """Loss and speed as the display shows them; MFU, and the part of experts' choices that was dropped, where known."""
+  facts = [f"loss {loss:.3f}"]
+  if tokens_per_s is not None:
+    facts.append(f"{tokens_per_s:,.0f} tokens/s")
+  if mfu is not None:
+    facts.append(f"MFU {mfu:.1%}")
+  if dropped is not None:
+    facts.append(f"dropped {dropped:.1%}")
+  return "  ".join(facts)
 
 
 class _TimeLeft(ProgressColumn):

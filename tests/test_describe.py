@@ -63,7 +63,7 @@ def test_an_experiments_page_has_its_counts_and_where_its_length_comes_from(tiny
     "non-embedding 4,368",
     "training FLOPs per token 58,752",
     "tokens per step 256",
-    "budget 172,032 tokens, 672 steps: 20 tokens per parameter (total)",
+    "budget 172,032 tokens, 672 steps of full sequences: 20 tokens per parameter (total)",
     "training FLOPs 1.011e+10",
   ]
 
@@ -71,10 +71,10 @@ def test_an_experiments_page_has_its_counts_and_where_its_length_comes_from(tiny
 @pytest.mark.parametrize(
   ("fields", "source"),
   [
-    ({"steps": 5}, "budget 1,280 tokens, 5 steps: as set"),
+    ({"steps": 5}, "budget 1,280 tokens, 5 steps of full sequences: as set"),
     (
       {"budget": Budget(tokens_per_parameter=2.5, parameters="active")},
-      "budget 19,712 tokens, 77 steps: 2.5 tokens per parameter (active)",
+      "budget 19,712 tokens, 77 steps of full sequences: 2.5 tokens per parameter (active)",
     ),
   ],
 )

@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Protocol
 
 from moejax.comparison.match import Match
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.parameters import steps, tokens_per_step
 from moejax.errors import UserError
 
 
@@ -21,19 +21,33 @@ class Allotment:
   steps: int
   """Steps that fit into that time at this member's step time."""
   tokens: int
+  """Real targets in the batches of these steps: padding is none."""
   trained: bool
   """False for a candidate that the suite does not train because another one is nearer."""
 
 
-def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float]) -> list[Allotment]:
+class Counter(Protocol):
+  """Counts the tokens of training, as `TargetCounter` does on a corpus."""
+
+  def steps(self, experiment: Experiment) -> int: ...
+  def tokens(self, experiment: Experiment, steps: int) -> int: ...
+
+
+def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float], counter: Counter) -> list[Allotment]:
   """The budget of every member, each dense one before its candidates.
+
+  Args:
+    suite: what is compared.
+    matches: the nearest candidate of each pair.
+    step_times_s: of every member.
+    counter: of the corpus that they train on.
 
   Raises:
     UserError: a candidate's step takes longer than the whole budget.
   """
   return [
     _allotment(
-      experiment, pair.dense, step_times_s, trained=suite.train == "all" or experiment.name in (m.dense, m.moe)
+      experiment, pair.dense, step_times_s, counter, trained=suite.train == "all" or experiment.name in (m.dense, m.moe)
     )
     for pair, m in zip(suite.pairs, matches, strict=True)
     for experiment in (pair.dense, *pair.candidates)
@@ -41,11 +55,12 @@ def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float])
 
 
 def _allotment(
-  experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float], trained: bool
+  experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float], counter: Counter, trained: bool
 ) -> Allotment:
-  budget_s = steps(dense) * step_times_s[dense.name]
-  fitting = steps(dense) if experiment is dense else steps_within(budget_s, experiment, dense, step_times_s)
-  return Allotment(experiment.name, dense.name, budget_s, fitting, fitting * tokens_per_step(experiment), trained)
+  of_dense = counter.steps(dense)
+  budget_s = of_dense * step_times_s[dense.name]
+  fitting = of_dense if experiment is dense else steps_within(budget_s, experiment, dense, step_times_s)
+  return Allotment(experiment.name, dense.name, budget_s, fitting, counter.tokens(experiment, fitting), trained)
 
 
 def steps_within(budget_s: float, experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float]) -> int:

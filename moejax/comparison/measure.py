@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
-from moejax.config.chips import peak_flops
 from moejax.config.experiment import Measurement
+from moejax.training.clock import Work, fetch_work, total_peak_flops
 from moejax.training.loop import fetch_essential, place
 from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import Prepared
@@ -29,6 +29,10 @@ class Timing:
   """Of all devices together, in bfloat16; None where unknown."""
   samples_s: list[float]
   """Every timed step, in order."""
+  choices_per_token: float | None = None
+  """Choices of experts that a token made and that were accepted: the mean of the timed steps; None without experts."""
+  dropped_fraction: float | None = None
+  """Part of the choices that was dropped, likewise."""
 
 
 def measure(
@@ -49,16 +53,18 @@ def measure(
   """
   turns = {name: _Turns(member) for name, member in members.items()}
   samples_s: dict[str, list[float]] = {name: [] for name in members}
+  works: dict[str, list[Work]] = {name: [] for name in members}
   done = 0
   for turn in range(measurement.rounds + 1):
     steps = measurement.warmup_steps if turn == 0 else measurement.steps_per_round
     for name in members:
-      times_s, loss = turns[name].run(steps)
+      times_s, done_in_them, loss = turns[name].run(steps)
       done += steps
       observe(name, done, {"loss": loss, "step_time_s": statistics.median(times_s)})
       if turn:
         samples_s[name] += times_s
-  return {name: _timing(members[name], times_s) for name, times_s in samples_s.items()}
+        works[name] += done_in_them
+  return {name: _timing(members[name], samples_s[name], works[name]) for name in members}
 
 
 def total_steps(members: int, measurement: Measurement) -> int:
@@ -76,34 +82,40 @@ class _Turns:
     self._batches = member.batches()
     self._rate = np.float32(learning_rate(experiment.optimizer, 0, 100))
 
-  def run(self, steps: int) -> tuple[list[float], float]:
-    """Duration of each of `steps` steps, metrics fetched one step late as in training, and the last loss."""
+  def run(self, steps: int) -> tuple[list[float], list[Work], float]:
+    """Duration and work of each of `steps` steps, metrics fetched one step late as in training, and the last loss."""
     times_s: list[float] = []
+    works: list[Work] = []
     waiting, last = None, 0.0
     for i in range(steps + 1):  # one more: the first only fills the queue
       batch = place(next(self._batches), self._member.definition)
       self._state, metrics = self._member.step(self._state, batch, self._rate)
       if waiting is not None:
-        loss = fetch_essential(waiting)["loss"]
+        loss, work = fetch_essential(waiting)["loss"], fetch_work(waiting)
         now = time.perf_counter()
         if i > 1:
           times_s.append(now - last)
+          works.append(work)
         last = now
       waiting = metrics
+    assert waiting is not None
     jax.block_until_ready(waiting)
     times_s.append(time.perf_counter() - last)
-    return times_s, loss
+    works.append(fetch_work(waiting))
+    return times_s, works, loss
 
 
-def _timing(member: Prepared, times_s: list[float]) -> Timing:
+def _timing(member: Prepared, times_s: list[float], works: list[Work]) -> Timing:
   median = statistics.median(times_s)
   low, _, high = statistics.quantiles(times_s, n=4)
-  devices = member.definition.partitioner.mesh.devices
-  peak = peak_flops(devices.flat[0].device_kind)
+  choices = [work.choices_per_token for work in works if work.choices_per_token is not None]
+  dropped = [work.dropped_fraction for work in works if work.dropped_fraction is not None]
   return Timing(
     step_time_s=median,
     step_time_spread=(high - low) / median,
     compile_time_s=member.compile_time_s,
-    peak_flops=peak and peak * devices.size,
+    peak_flops=total_peak_flops(member.definition),
     samples_s=[round(x, 6) for x in times_s],
+    choices_per_token=statistics.fmean(choices) if choices else None,
+    dropped_fraction=statistics.fmean(dropped) if dropped else None,
   )

@@ -8,7 +8,7 @@ from moejax.comparison.findings import finding, verdict
 from moejax.comparison.match import Match
 from moejax.comparison.measure import Timing
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.config.parameters import count, flops_per_token, flops_per_token_at
 from moejax.evaluation.held_out import HeldOut
 
 DIFFERENCES = (
@@ -58,8 +58,10 @@ def _member(
   experiment: Experiment, allotment: Allotment, timing: Timing, summary: Mapping[str, Any], matched: bool
 ) -> dict[str, Any]:
   model, parameters = experiment.model, count(experiment.model)
-  tokens_per_s = tokens_per_step(experiment) / timing.step_time_s
-  flops = flops_per_token(model, experiment.data.sequence_length)
+  # As trained where it was, which is what was counted for the budget but for rows beyond `EXACT_ROWS`.
+  tokens = summary.get("tokens", allotment.tokens)
+  tokens_per_s = tokens / allotment.steps / timing.step_time_s
+  flops = flops_per_token_at(model, experiment.data.sequence_length, timing.choices_per_token)
   return {
     "name": experiment.name,
     "kind": "moe" if model.moe else "dense",
@@ -68,15 +70,16 @@ def _member(
     "parameters_total": parameters.total,
     "parameters_active": parameters.active,
     "parameters_embedding": parameters.embedding,
-    "model_flops_per_token": flops,
-    "tokens_per_step": tokens_per_step(experiment),
+    "model_flops_per_token": flops_per_token(model, experiment.data.sequence_length),
+    "tokens_per_step": tokens / allotment.steps,
     "step_time_s": timing.step_time_s,
     "step_time_spread": timing.step_time_spread,
     "tokens_per_s": tokens_per_s,
     "mfu": tokens_per_s * flops / timing.peak_flops if timing.peak_flops else None,
+    "dropped_fraction": timing.dropped_fraction,
     "budget_s": allotment.budget_s,
     "steps": allotment.steps,
-    "tokens": allotment.tokens,
+    "tokens": tokens,
     **{name: summary.get(f"held_out/{name}") for name in RESULTS},
     **{name: value for name, value in summary.items() if name.startswith("tasks/")},
     "seed": experiment.training.seed,

@@ -144,7 +144,9 @@ def _figure(plot: Plot, below: Markup | None = None) -> Markup:
 def _members(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
   note = (
     "± is the standard error over held-out documents; at step times, the interquartile range over the median. Budget "
-    "is the training time of the pair. MFU needs the device's peak rate, which is not known for every device."
+    "is the training time of the pair. Tokens are those that are trained on: padding is none. MFU is the part of the "
+    "devices' peak that their model FLOPs are; choices of experts that were dropped are no work. It needs the peak of "
+    "exactly this device, which is not known for every one."
   )
   untrained = [member["name"] for member in comparison["members"] if member["bits_per_byte"] is None]
   if untrained and comparison["complete"]:

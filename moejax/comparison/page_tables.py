@@ -131,7 +131,9 @@ def _member_row(member: Mapping[str, Any], colour: str, part: str) -> Markup:
   step_time: Markup = join(quantities.duration(member["step_time_s"]))
   if known(member["step_time_s"]) and known(member["step_time_spread"]):
     step_time = join(step_time, element("span", f"± {quantities.percent(member['step_time_spread'])}", class_="under"))
-  mfu = "unknown peak" if member["mfu"] is None else quantities.percent(member["mfu"])
+  mfu: Markup = join("unknown peak" if member["mfu"] is None else quantities.percent(member["mfu"]))
+  if member["dropped_fraction"]:
+    mfu = join(mfu, element("span", f"{quantities.percent(member['dropped_fraction'])} dropped", class_="under"))
   return element(
     "tr",
     _name(member, colour, "; ".join(text for text in (part, shape(member)) if text)),

@@ -14,7 +14,7 @@ import moejax.config
 from moejax.comparison.budget import steps_within
 from moejax.comparison.match import Match, approach, compared, distance
 from moejax.config.experiment import MATCHABLE, Experiment, Pair
-from moejax.config.parameters import count, steps
+from moejax.config.parameters import count, full_sequence_steps, tokens_per_step
 from moejax.errors import UserError
 from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
@@ -36,7 +36,7 @@ class PodMatch:
   moe: Plan
   """The plan of the MoE that was found."""
   experiment: Experiment
-  """The MoE with the values that were found, and as many steps as fit into the dense model's time."""
+  """The MoE with the values that were found, and as many steps, or tokens, as fit into the dense model's time."""
   budget_s: float
   """The dense model's compute-optimal training time."""
 
@@ -61,10 +61,21 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Pro
   if not of_moe.fits or of_moe.step_time_s is None:
     raise UserError(f"no value of {', '.join(moe.free)} makes {moe.name} fit on {topology.name}; change its mesh")
   times = {dense.name: target_s, moe.name: of_moe.step_time_s}
-  budget_s = steps(dense) * target_s
-  training = dataclasses.replace(experiment.training, steps=steps_within(budget_s, moe, dense, times))
-  experiment = dataclasses.replace(experiment, training=training)
+  budget_s = full_sequence_steps(dense) * target_s
+  experiment = _for_steps(experiment, steps_within(budget_s, moe, dense, times), dense)
   return PodMatch(compared(dense.name, moe.name, times, tolerance), of_dense, of_moe, experiment, budget_s)
+
+
+def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experiment:
+  """The experiment trained for so many steps of full sequences. Where the dense model's length is a budget of tokens it
+  gets one too: how many steps that takes both know when they read their text and what of it is padding."""
+  training = experiment.training
+  if dense.training.steps is not None:
+    return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=steps))
+  tokens = (steps - 0.5) * tokens_per_step(experiment)  # half a step less, so that rounding up gives `steps`
+  counted = count(experiment.model).counted(training.budget.parameters)
+  budget = dataclasses.replace(training.budget, tokens_per_parameter=tokens / counted)
+  return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=None, budget=budget))
 
 
 def experiment_file(experiment: Experiment) -> str:
@@ -102,8 +113,8 @@ def match_page(found: PodMatch) -> RenderableType:
   verdict = (
     f"{found.match.moe} takes {found.match.step_time_ratio:.3f} times the step time of {found.match.dense}: {sign}"
   )
-  return Group(table, Text(f"budget: {found.budget_s / 3600:,.1f} hours, Chinchilla-optimal for the dense model"),
-               Text(verdict, style="bold"))  # fmt: skip
+  budget = f"budget: {found.budget_s / 3600:,.1f} hours of full sequences, Chinchilla-optimal for the dense model"
+  return Group(table, Text(budget), Text(verdict, style="bold"))
 
 
 def ladder(experiment: Experiment, field: str) -> list[Any]:

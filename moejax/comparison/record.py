@@ -13,9 +13,9 @@ AGAIN = "run `moejax compare` again to write it anew"
 
 MEMBER_NUMBERS = (
   "parameters_total", "parameters_active", "parameters_embedding", "model_flops_per_token", "tokens_per_step",
-  "step_time_s", "step_time_spread", "tokens_per_s", "mfu", "budget_s", "steps", "tokens", "bits_per_byte",
-  "bits_per_byte_stderr", "accuracy", "accuracy_stderr", "seed", "train_time_s", "compile_time_s", "num_layers",
-  "d_model", "num_experts", "experts_per_token", "capacity_factor", "sparse_every",
+  "step_time_s", "step_time_spread", "tokens_per_s", "mfu", "dropped_fraction", "budget_s", "steps", "tokens",
+  "bits_per_byte", "bits_per_byte_stderr", "accuracy", "accuracy_stderr", "seed", "train_time_s", "compile_time_s",
+  "num_layers", "d_model", "num_experts", "experts_per_token", "capacity_factor", "sparse_every",
 )  # fmt: skip
 TASKS = "tasks/"
 """What the keys of benchmark scores begin with."""

@@ -13,15 +13,17 @@ from moejax.comparison.match import Match, match
 from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
 from moejax.comparison.report import write_report
+from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.parameters import steps
 from moejax.config.plain import to_plain
 from moejax.data.baselines import ngram_baselines
 from moejax.data.corpus import Corpus, build_corpus
+from moejax.data.target_count import TargetCounter
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import HeldOut
 from moejax.evaluation.run import MakeEvaluator, make_evaluators
 from moejax.training.claimed_text import claim_text
+from moejax.training.clock import DROPPED
 from moejax.training.loop import Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, on_devices, prepare
@@ -49,10 +51,12 @@ def compare(
     Interrupted: SIGINT or SIGTERM came during training; the same call continues.
   """
   for experiment in suite.members:
-    on_devices(experiment)
+    _, partitioner = on_devices(experiment)
   claim_json(directory, COMPARISON, to_plain(suite))
   for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
     display.note(f"caution: {name}: {caution}")
+  if no_mfu := without_mfu(partitioner.device.device_kind):
+    display.note(no_mfu)
   comparison = _Comparison(suite, directory, display, ask)
   comparison.build_corpus()
   comparison.measure()
@@ -68,6 +72,7 @@ class _Comparison:
   """A comparison under way. Each stage leaves a file, and a stage whose file is there is read, not run."""
 
   corpus: Corpus
+  counter: TargetCounter
   baselines: dict[str, float]
   timings: dict[str, Timing]
   matches: list[Match]
@@ -91,6 +96,7 @@ class _Comparison:
       lambda text: self.display.note(f"warning: {text}"),
     )
     claim_text(self.directory, self.corpus)
+    self.counter = TargetCounter(self.corpus)
     path = self.directory / "baselines.json"
     if not path.exists():
       self.display.stage("baselines: unigrams and bigrams")
@@ -105,7 +111,7 @@ class _Comparison:
     self.timings = {name: Timing(**timing) for name, timing in json.loads(path.read_text()).items()}
     step_times_s = {name: timing.step_time_s for name, timing in self.timings.items()}
     self.matches = match(self.suite, step_times_s)
-    self.allotments = allot(self.suite, self.matches, step_times_s)
+    self.allotments = allot(self.suite, self.matches, step_times_s, self.counter)
     for matched in self.matches:
       sign = "=" if matched.within_tolerance else "no match nearer than"
       self.display.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
@@ -121,7 +127,9 @@ class _Comparison:
     self.display.stage(f"train {allotment.name}", total=allotment.steps)
 
     def observe(record: Record) -> None:
-      self.display.advance(record["step"], training_facts(record["loss"], record["tokens_per_s"]))
+      self.display.advance(
+        record["step"], training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
+      )
       self._show_left(allotment, record["step"])
 
     evaluators = make_evaluators(prepared.definition, self.corpus, run_directory, self.display, self.ask)
@@ -202,7 +210,7 @@ class _Comparison:
     left_s = steps_to_measure * sum(step_times_s.values()) / len(step_times_s)
     for pair in self.suite.pairs:
       trained = 1 + (len(pair.candidates) if self.suite.train == "all" else 1)
-      left_s += trained * (steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
+      left_s += trained * (self.counter.steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
     self.display.whole(time.perf_counter() - self._begin, left_s)
 
 

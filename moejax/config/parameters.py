@@ -82,8 +82,20 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   return 6 * matrices + attention
 
 
+def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: float | None) -> float:
+  """The same where a sparse layer accepts `choices_per_token` choices of a token in the mean, None where there is none.
+
+  These are fewer than experts_per_token where a capacity drops some or top_p takes fewer. What is dropped is no work.
+  """
+  flops = flops_per_token(model, sequence_length)
+  if model.moe is None or choices_per_token is None:
+    return flops
+  expert = model.num_sparse_layers * _feed_forward(model, model.moe.d_ff)
+  return flops + 6 * expert * (choices_per_token - model.moe.experts_per_token)
+
+
 def tokens_per_step(experiment: Experiment) -> int:
-  """Tokens in one optimizer step."""
+  """Tokens that one optimizer step computes: those of full sequences. Fewer train where packing pads."""
   return experiment.training.batch_size * experiment.data.sequence_length
 
 
@@ -92,7 +104,10 @@ def budget_tokens(model: Model, budget: Budget) -> int:
   return math.ceil(budget.tokens_per_parameter * count(model).counted(budget.parameters))
 
 
-def steps(experiment: Experiment) -> int:
-  """Optimizer steps of the run: as set, or as many as the budget needs."""
+def full_sequence_steps(experiment: Experiment) -> int:
+  """Optimizer steps of the run: as set, or as many as the budget needs where no token of a step is padding.
+
+  `TargetCounter.steps` has how many it takes on a corpus.
+  """
   training = experiment.training
   return training.steps or math.ceil(budget_tokens(experiment.model, training.budget) / tokens_per_step(experiment))

@@ -27,6 +27,9 @@ class Windows(Protocol):
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int, /) -> Example: ...
+  def num_predicted(self, indices: np.ndarray) -> np.ndarray:
+    """int64 [n]: the sum of the weights of each of the examples `indices` [n], without reading a token."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +58,10 @@ class Concatenated:
     example = _window(self.stream, index * self.sequence_length, self.sequence_length)
     del example["documents"]
     return example
+
+  def num_predicted(self, indices: np.ndarray) -> np.ndarray:
+    first = indices * self.sequence_length
+    return self.stream.num_predicted(first, first + self.sequence_length)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,6 +93,13 @@ class BestFit:
         values[at : at + length] = piece[name]
       at += length
     return example
+
+  def num_predicted(self, indices: np.ndarray) -> np.ndarray:
+    first, counts = self.plan.bounds[indices], self.plan.bounds[indices + 1] - self.plan.bounds[indices]
+    begin = np.cumsum(counts) - counts  # of each example's pieces among all of them
+    piece = np.arange(counts.sum()) + np.repeat(first - begin, counts)
+    inputs = self.plan.starts[piece]
+    return np.add.reduceat(self.stream.num_predicted(inputs, inputs + self.plan.lengths[piece]), begin)
 
 
 def num_targets(stream: TokenStream, max_tokens: int | None) -> int:

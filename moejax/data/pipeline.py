@@ -1,5 +1,6 @@
 """Batches for training and evaluation. The only file of this package that imports grain."""
 
+import functools
 import hashlib
 import itertools
 from bisect import bisect_right
@@ -95,31 +96,48 @@ def _batches_by_step(
   mixture: Mixture, data: Data, batch_size: int, process_index: int, process_count: int
 ) -> grain.MapDataset[Example]:
   rows = _rows(batch_size, process_index, process_count)
-  window_at = _weighted(mixture, data.seed) if mixture.weights else _pooled(mixture, data.seed)
-  return grain.MapDataset.range(_ENDLESS).map(lambda step: stack([window_at(step * batch_size + row) for row in rows]))
+  place = row_places(mixture, data.seed)
+
+  def example(row: int) -> Example:
+    stream, index = place(row)
+    return mixture.windows[stream][index]
+
+  return grain.MapDataset.range(_ENDLESS).map(lambda step: stack([example(step * batch_size + row) for row in rows]))
 
 
-def _pooled(mixture: Mixture, seed: int) -> Callable[[int], Example]:
-  """Row n of training, from one shuffle over the windows of all streams."""
+def row_places(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
+  """Which example row n of training is, counted over all steps: its stream, and its index among that one's windows."""
+  return _weighted(mixture, seed) if mixture.weights else _pooled(mixture, seed)
+
+
+def _pooled(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
+  """From one shuffle over the windows of all streams."""
   ends = list(itertools.accumulate(map(len, mixture.windows)))
   # Index shuffling is a cipher: no permutation is stored, and any epoch is reached at once.
   order = grain.MapDataset.range(ends[-1]).shuffle(seed=_shuffle_seed(str(seed))).repeat()
 
-  def window_at(row: int) -> Example:
+  def place(row: int) -> tuple[int, int]:
     index = order[row]
     stream = bisect_right(ends, index)
-    return mixture.windows[stream][index - ends[stream] + len(mixture.windows[stream])]
+    return stream, index - ends[stream] + len(mixture.windows[stream])
 
-  return window_at
+  return place
 
 
-def _weighted(mixture: Mixture, seed: int) -> Callable[[int], Example]:
-  """Row n of training, from the stream whose turn it is, each in a shuffle of its own."""
+def _weighted(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
+  """From the stream whose turn it is, each in a shuffle of its own."""
   orders = [
-    grain.MapDataset.source(windows).shuffle(seed=_shuffle_seed(f"{seed} {stream}")).repeat()
+    grain.MapDataset.range(len(windows))
+    .shuffle(seed=_shuffle_seed(f"{seed} {stream}"))
+    .repeat()
+    .map(functools.partial(_place, stream))
     for stream, windows in enumerate(mixture.windows)
   ]
   return grain.MapDataset.mix(orders, weights=mixture.weights).__getitem__
+
+
+def _place(stream: int, index: int) -> tuple[int, int]:
+  return stream, index
 
 
 def _rows(batch_size: int, process_index: int, process_count: int) -> range:

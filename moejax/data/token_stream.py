@@ -2,6 +2,7 @@
 
 import array
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -55,6 +56,25 @@ class TokenStream:
     """bool [n]: whether each token from `start` on, of these `documents` [n], lies behind its document's prefix."""
     assert self.prefixes is not None
     return np.arange(start, start + len(documents)) - self.starts[documents] > self.prefixes[documents]
+
+  def num_predicted(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """int64 [n]: how many of the tokens behind `first` [n] up to `last` [n] are predicted: no BEGIN, and no prefix."""
+    return last - first - (self._num_given(last) - self._num_given(first))
+
+  def _num_given(self, last: np.ndarray) -> np.ndarray:
+    """int64 [n]: how many of the tokens up to `last` [n] are given and not predicted."""
+    document = np.searchsorted(self.starts, last, side="right") - 1
+    if self.prefixes is None:
+      return document + 1  # the BEGIN of each
+    given, before = self._given
+    return before[document] + np.minimum(last - self.starts[document] + 1, given[document])
+
+  @functools.cached_property
+  def _given(self) -> tuple[np.ndarray, np.ndarray]:
+    """int64 [d]: of each document the tokens that are not predicted, and the same of all documents before it."""
+    assert self.prefixes is not None
+    given = 1 + np.minimum(self.prefixes, np.diff(self.starts) - 1)
+    return given, np.cumsum(given) - given
 
 
 class StreamWriter:

@@ -4,14 +4,16 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment
-from moejax.config.parameters import steps
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
+from moejax.data.target_count import TargetCounter
 from moejax.data.tokenizers import Tokenizer
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import make_scorer, score_documents
 from moejax.training.claimed_text import claim_text
+from moejax.training.clock import DROPPED
 from moejax.training.loop import Evaluator, Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import on_devices, prepare
@@ -52,12 +54,16 @@ def train_and_evaluate(
   display.stage(f"compile {experiment.name}")
   prepared = prepare(experiment, corpus)
   show_placement(prepared.definition, display)
-  length = steps(experiment)
+  length = TargetCounter(corpus).steps(experiment)
+  if no_mfu := without_mfu(prepared.definition.partitioner.device.device_kind):
+    display.note(no_mfu)
   display.stage(f"train {experiment.name}", total=length)
 
   def observe(record: Record) -> None:
     step, step_time_s = record["step"], record["step_time_s"]
-    display.advance(step, training_facts(record["loss"], record["tokens_per_s"]))
+    display.advance(
+      step, training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
+    )
     display.whole(step * step_time_s, (length - step) * step_time_s)
 
   return train(

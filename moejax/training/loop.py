@@ -3,18 +3,16 @@
 import dataclasses
 import math
 import pathlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
-from moejax.config.chips import peak_flops
-from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
 from moejax.interrupts import Deferral, continuing, deferral
 from moejax.training.checkpoint import Checkpointer
+from moejax.training.clock import Clock, fetch_work
 from moejax.training.health import RouterHealth
 from moejax.training.loss import Batch, Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
@@ -72,19 +70,19 @@ def train(run: Run) -> dict[str, Any]:
   claim(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints)
   # 2. The state: the newest checkpoint, or fresh from the seed.
-  batches, done, train_time_s = run.batches(), checkpointer.latest() or 0, 0.0
+  batches, done, clock = run.batches(), checkpointer.latest() or 0, Clock(run.definition)
   if done:
     state, progress = checkpointer.restore(done, run.definition.abstract)
     # 3. The input stands where it stood.
     batches.set_state(progress["data"])
-    train_time_s = progress["train_time_s"]
+    clock = Clock(run.definition, progress["train_time_s"], progress["tokens"])
   else:
     state = run.definition.initialise(experiment.training.seed)
   # 4. The metrics end where the state does.
   writer = MetricsWriter(run.directory, done)
   with continuing(lambda: _saved(run, checkpointer)), deferral() as stop:
     try:
-      results = _steps(run, state, batches, done, train_time_s, checkpointer, writer, stop)
+      results = _steps(run, state, batches, done, clock, checkpointer, writer, stop)
     finally:
       stop.hold()  # what is being saved is finished
       checkpointer.close()
@@ -103,17 +101,18 @@ def _steps(
   state: State,
   batches: Batches,
   done: int,
-  train_time_s: float,
+  clock: Clock,
   checkpointer: Checkpointer,
   writer: MetricsWriter,
   stop: Deferral,
 ) -> dict[str, Any]:
-  experiment, clock = run.definition.experiment, _Clock(run.definition, train_time_s)
+  experiment = run.definition.experiment
   policy, every = experiment.training.checkpoints, experiment.evaluation.every
   trained_losses = frozenset(name for name, c in dataclasses.asdict(experiment.training.losses).items() if c)
   health = RouterHealth(experiment.model, trained_losses, done)
   waiting: tuple[int, Any] | None = None
   results: dict[str, float] = {}
+  clock.restart()
 
   def report(waiting: tuple[int, Any]) -> None:
     """Fetches a step's metrics, which by now another step follows on the device, and hands them on.
@@ -121,7 +120,7 @@ def _steps(
     All of them only where they are written: on CPU what the host does is taken from the step.
     """
     step, metrics = waiting
-    record = {"step": step, **fetch_essential(metrics), **clock.lap()}
+    record = {"step": step, **fetch_essential(metrics), **clock.lap(fetch_work(metrics))}
     stop.hold()  # now there is a step that no checkpoint has
     run.observe(record)
     if step % experiment.training.log_every == 0 or step in (1, run.steps):
@@ -146,7 +145,8 @@ def _steps(
     if stopping or evaluate or step % policy.every == 0:
       report(waiting)
       waiting = None
-      checkpointer.save(state, step, {"data": batches.get_state(), "train_time_s": clock.total_s})
+      progress = {"data": batches.get_state(), "train_time_s": clock.total_s, "tokens": clock.tokens}
+      checkpointer.save(state, step, progress)
       if stopping or evaluate:
         stop.release()
       if evaluate:
@@ -159,8 +159,9 @@ def _steps(
   return {
     "name": experiment.name,
     "steps": run.steps,
-    "tokens": run.steps * tokens_per_step(experiment),
+    "tokens": clock.tokens,
     "train_time_s": clock.total_s,
+    "tokens_per_s": clock.tokens / clock.total_s,
     "seed": experiment.training.seed,
     **results,
     "provenance": provenance(),
@@ -199,43 +200,6 @@ def rows_of_process(definition: Definition) -> tuple[int, int]:
       "not follow each other; let mesh.model be no more than the devices of one process"
     )
   return starts[0][0] // rows, training.batch_size // rows
-
-
-class _Clock:
-  """Times steps from one's end to the next's, without what stands between them (evaluation, the first compile)."""
-
-  def __init__(self, definition: Definition, total_s: float):
-    experiment = definition.experiment
-    self.total_s = total_s
-    self._tokens = tokens_per_step(experiment)
-    self._flops = flops_per_token(experiment.model, experiment.data.sequence_length)
-    devices = definition.partitioner.mesh.devices
-    peak = peak_flops(devices.flat[0].device_kind)
-    self._peak = peak and peak * devices.size
-    self._since_written: list[float] = []
-    self.restart()
-
-  def restart(self) -> None:
-    self._last = time.perf_counter()
-
-  def lap(self) -> Record:
-    """Speed of the step that ended now."""
-    now = time.perf_counter()
-    elapsed, self._last = now - self._last, now
-    self.total_s += elapsed
-    self._since_written.append(elapsed)
-    return self._speed(elapsed)
-
-  def mean(self) -> Record:
-    """Mean speed of the steps since this was last asked."""
-    elapsed = sum(self._since_written) / len(self._since_written)
-    self._since_written.clear()
-    return self._speed(elapsed)
-
-  def _speed(self, step_time_s: float) -> Record:
-    tokens_per_s = self._tokens / step_time_s
-    speed: Record = {"step_time_s": step_time_s, "tokens_per_s": tokens_per_s}
-    return speed | ({"mfu": tokens_per_s * self._flops / self._peak} if self._peak else {})
 
 
 def _check_finite(record: Record) -> None:

@@ -65,8 +65,8 @@ def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> N
   write_json(directory / file, content)
 
 
-def check_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> None:
-  """As `claim_json`, but leaves nothing in the directory, which it makes."""
+def check_json(directory: pathlib.Path, file: str, content: dict[str, Any], unknown: tuple[str, ...] = ()) -> None:
+  """As `claim_json`, but leaves nothing in the directory, which it makes. Keys that are `unknown` yet may differ."""
   prepare_directory(directory)
   for kind, other in (("run", RUN), ("comparison", COMPARISON)):
     if other != file and (directory / other).exists():
@@ -78,6 +78,8 @@ def check_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> N
     there = json.loads(path.read_text())
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+  if isinstance(there, dict):
+    there = {name: value for name, value in there.items() if name not in unknown}
   differences = _differences(there, json.loads(json.dumps(content)))
   if differences:
     raise UserError(

@@ -45,6 +45,7 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(parameters),
         "learning_rate": learning_rate,
+        "target_tokens": jnp.sum(batch["weights"] > 0),
         "fill_rate": jnp.mean((batch["segments"] > 0).astype(jnp.float32)),
       }
     return State(state.step + 1, parameters, optimizer), metrics

@@ -6,8 +6,9 @@
 
 bfloat16, all steps with their optimizer. The MoE has 32 experts, of which each token takes 8, whose widths add up to
 the dense layer's: equal active parameters, 2.7B in all, whose state takes 44 GB. What counts is the median step, as
-model FLOPs (no recomputation, PaLM's convention) over the rate of a large matrix product measured on the same device
-between the steps. Goals on a GPU: dense 55 %, MoE 45 %. `--trace DIR` leaves a profile for TensorBoard or Perfetto.
+model FLOPs (no recomputation, PaLM's convention, no choice of experts that was dropped) over the rate of a large matrix
+product measured on the same device between the steps. Goals on a GPU: dense 55 %, MoE 45 %. `--trace DIR` leaves a
+profile for TensorBoard or Perfetto.
 """
 
 import argparse
@@ -22,8 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import AdamW, Data, Experiment, Losses, Mesh, Model, MoE, Training
-from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.config.parameters import count
 from moejax.partitioning import make_partitioner
+from moejax.training.clock import fetch_work
 from moejax.training.compiler import compiler_options
 from moejax.training.state import define
 from moejax.training.step import abstract_inputs, make_train_step
@@ -83,11 +85,13 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
     times_s.append(time.perf_counter() - begin)
     rates.append(product_rate())
   step_time_s, rate = statistics.median(times_s[1 : chosen.steps]), statistics.median(rates)
-  flops = flops_per_token(made.model, made.data.sequence_length) * tokens_per_step(made)
+  work = fetch_work(metrics)
+  flops = work.flops(made.model, made.data.sequence_length)
   return {
     "model": name, "device": jax.devices()[0].device_kind, **dataclasses.asdict(count(made.model)),
-    "tokens_per_step": tokens_per_step(made), "step_time_s": step_time_s, "model_flops_per_step": flops,
-    "product_flops_per_s": rate, "utilisation": flops / step_time_s / rate, "loss": float(metrics["loss"]),
+    "tokens_per_step": work.tokens, "step_time_s": step_time_s, "model_flops_per_step": flops,
+    "product_flops_per_s": rate, "utilisation": flops / step_time_s / rate,
+    "dropped_fraction": work.dropped_fraction, "loss": float(metrics["loss"]),
   }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from counting import Filled
 
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.match import match
@@ -18,12 +19,12 @@ def with_steps(suite: Suite, steps: int | None) -> Suite:
   return replace(suite, pairs=(replace(pair, dense=dense),))
 
 
-def allotted(suite: Suite, times: dict[str, float]) -> dict[str, Allotment]:
-  return {allotment.name: allotment for allotment in allot(suite, match(suite, times), times)}
+def allotted(suite: Suite, times: dict[str, float], fill: float = 1.0) -> dict[str, Allotment]:
+  return {allotment.name: allotment for allotment in allot(suite, match(suite, times), times, Filled(fill))}
 
 
 def test_every_member_gets_the_dense_members_time_and_the_whole_steps_that_fit_in_it(tiny_suite):
-  assert allot(with_steps(tiny_suite, 100), match(tiny_suite, TIMES), TIMES) == [
+  assert allot(with_steps(tiny_suite, 100), match(tiny_suite, TIMES), TIMES, Filled()) == [
     Allotment(name="dense", pair="dense", budget_s=50.0, steps=100, tokens=100 * 256, trained=True),
     Allotment(name="sparse", pair="dense", budget_s=50.0, steps=66, tokens=66 * 256, trained=True),  # 66.7
     Allotment(name="wide", pair="dense", budget_s=50.0, steps=200, tokens=200 * 256, trained=True),
@@ -35,6 +36,13 @@ def test_without_set_steps_the_dense_member_gets_its_compute_optimal_ones(tiny_s
   assert allotments["dense"].steps == 637  # 20 x 8144 / 256 = 636.25
   assert allotments["sparse"].budget_s == 637 * 0.5
   assert allotments["sparse"].steps == 424  # 424.67
+
+
+def test_padding_gives_the_pair_more_time_and_every_member_the_real_tokens_of_its_steps(tiny_suite):
+  allotments = allotted(tiny_suite, TIMES, fill=0.5)
+  assert allotments["dense"].steps == 1274 and allotments["dense"].tokens == 1274 * 128 >= 20 * 8144
+  assert allotments["sparse"].budget_s == 1274 * 0.5
+  assert (allotments["wide"].steps, allotments["wide"].tokens) == (2548, 2548 * 128)
 
 
 def test_the_dense_member_gets_exactly_its_own_steps_whatever_rounding_does(tiny_suite):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from counting import Filled
 
 from moejax.comparison.budget import allot
 from moejax.comparison.match import match
@@ -29,11 +30,11 @@ SUMMARY = {
 TARGETS = np.array([4.0, 4.0])
 
 
-def outcome_of(suite, trained=(), held_out=None):
+def outcome_of(suite, trained=(), held_out=None, timings=TIMINGS, fill=1.0):
   """The outcome once the members in `trained` have a summary."""
   matches = match(suite, STEP_TIMES_S)
-  allotments = allot(suite, matches, STEP_TIMES_S)
-  return outcome(suite, TIMINGS, matches, allotments, dict.fromkeys(trained, SUMMARY), held_out or {})
+  allotments = allot(suite, matches, STEP_TIMES_S, Filled(fill))
+  return outcome(suite, timings, matches, allotments, dict.fromkeys(trained, SUMMARY), held_out or {})
 
 
 def scores(nats) -> HeldOut:
@@ -88,10 +89,19 @@ def test_flops_count_more_than_six_times_the_active_parameters(tiny_suite):
     assert member["model_flops_per_token"] != pytest.approx(6 * member["parameters_active"], rel=0.01)
 
 
+def test_padding_is_no_token_and_a_dropped_choice_no_work(tiny_suite):
+  sparse = replace(TIMINGS["sparse"], choices_per_token=1.5, dropped_fraction=0.25)
+  dense, member, _ = outcome_of(tiny_suite, timings=TIMINGS | {"sparse": sparse}, fill=0.5)["members"]
+  assert dense["tokens_per_step"] == 128 and dense["tokens"] == dense["steps"] * 128 >= 20 * 8144
+  assert dense["mfu"] == pytest.approx(128 / 0.5 * dense["model_flops_per_token"] / 1e9)
+  expert = 6 * 3 * 16 * 8  # in one of two layers, half a choice less than 2
+  assert member["mfu"] == pytest.approx(128 / 0.75 * (member["model_flops_per_token"] - expert / 2) / 1e9)
+  assert (dense["dropped_fraction"], member["dropped_fraction"]) == (None, 0.25)
+
+
 def test_without_a_known_peak_there_is_no_utilisation(tiny_suite):
-  matches = match(tiny_suite, STEP_TIMES_S)
   timings = {name: replace(timing, peak_flops=None) for name, timing in TIMINGS.items()}
-  found = outcome(tiny_suite, timings, matches, allot(tiny_suite, matches, STEP_TIMES_S), {}, {})
+  found = outcome_of(tiny_suite, timings=timings)
   assert [member["mfu"] for member in found["members"]] == [None] * 3
 
 

@@ -119,6 +119,10 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_pa
     assert member["bits_per_byte_stderr"] > 0 and 0 < member["accuracy"] < 1
     steps = trained_steps(tmp_path / "runs" / member["name"])
     assert steps[-1] == member["steps"]
+    summary = json.loads((tmp_path / "runs" / member["name"] / "summary.json").read_text())
+    assert member["tokens"] == summary["tokens"] == member["tokens_per_step"] * member["steps"]
+    assert 0 < member["tokens"] < member["steps"] * 8 * 32
+    assert (member["dropped_fraction"] is None) == (member is dense)
   (pair,) = result["pairs"]
   # As `match` has it, nearest by factor: of 0.94 and 1.063 the second is nearer.
   factors = {member["name"]: member["step_time_s"] / dense["step_time_s"] for member in candidates}

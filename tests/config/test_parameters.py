@@ -9,7 +9,15 @@ from dataclasses import replace
 import pytest
 
 from moejax.config import Budget
-from moejax.config.parameters import Parameters, budget_tokens, count, flops_per_token, steps, tokens_per_step
+from moejax.config.parameters import (
+  Parameters,
+  budget_tokens,
+  count,
+  flops_per_token,
+  flops_per_token_at,
+  full_sequence_steps,
+  tokens_per_step,
+)
 
 ATTENTION = 16 * 16 + 16 * 8 + 16 * 8 + 16 * 16  # w_q, w_k, w_v, w_o
 NORMS = 2 * 16  # before attention and before the feed-forward
@@ -88,6 +96,13 @@ def test_capacity_and_idle_experts_cost_no_model_flops_but_each_adds_to_the_rout
   assert flops_per_token(more, 32) == 58_752 + 6 * 16 * 4
 
 
+def test_what_an_expert_does_not_take_is_no_work(tiny_dense, tiny_moe):
+  assert flops_per_token_at(tiny_moe.model, 32, 2.0) == 58_752
+  for choices in (0.0, 0.5, 1.3, 3.0):  # expert choice may take more than A
+    assert flops_per_token_at(tiny_moe.model, 32, choices) == 58_752 - 6 * EXPERT * (2 - choices)
+  assert flops_per_token_at(tiny_dense.model, 32, None) == 60_672
+
+
 def test_a_step_has_batch_times_length_tokens_whatever_the_accumulation(tiny_dense):
   assert tokens_per_step(tiny_dense) == 8 * 32
   parts = replace(tiny_dense, training=replace(tiny_dense.training, gradient_accumulation=4))
@@ -109,5 +124,5 @@ def test_a_budget_is_a_multiple_of_the_parameters_that_it_counts(tiny_moe, budge
 
 
 def test_steps_are_as_many_as_the_budget_needs_or_as_set(tiny_dense):
-  assert steps(tiny_dense) == 637  # 20 x 8144 / 256 = 636.25
-  assert steps(replace(tiny_dense, training=replace(tiny_dense.training, steps=7))) == 7
+  assert full_sequence_steps(tiny_dense) == 637  # 20 x 8144 / 256 = 636.25
+  assert full_sequence_steps(replace(tiny_dense, training=replace(tiny_dense.training, steps=7))) == 7

@@ -1,0 +1,100 @@
+"""What training does in a second: real tokens, FLOPs of accepted work, and what part of the devices' peak these are."""
+
+import dataclasses
+import time
+
+import jax
+import numpy as np
+
+from moejax.config.chips import peak_flops
+from moejax.config.model import Model
+from moejax.config.parameters import flops_per_token_at
+from moejax.training.loss import Metrics
+from moejax.training.metrics import Record
+from moejax.training.state import Definition
+
+DROPPED = "router/dropped_fraction"
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """What one step did, over all devices."""
+
+  tokens: int
+  """Targets with weight: neither padding nor what is given trains anything."""
+  choices_per_token: float | None = None
+  """Choices of experts that a token made and that were accepted, in the mean of the sparse layers; None without any."""
+  dropped_fraction: float | None = None
+  """Part of the choices that was dropped."""
+
+  def flops(self, model: Model, sequence_length: int) -> float:
+    """Model FLOPs of the step."""
+    return self.tokens * flops_per_token_at(model, sequence_length, self.choices_per_token)
+
+
+def fetch_work(metrics: Metrics) -> Work:
+  """The work of a step; waits for the step to end."""
+  names = ("target_tokens", "router/choices_per_token", DROPPED)
+  fetched = jax.device_get({name: metrics[name] for name in names if name in metrics})
+  tokens = int(fetched["target_tokens"])
+  if DROPPED not in fetched:
+    return Work(tokens)
+  choices_L = np.asarray(fetched["router/choices_per_token"], np.float64)
+  accepted_L = choices_L * (1 - np.asarray(fetched[DROPPED], np.float64))
+  dropped = 1 - accepted_L.sum() / choices_L.sum() if choices_L.any() else 0.0
+  return Work(tokens, float(accepted_L.mean()), float(dropped))
+
+
+def total_peak_flops(definition: Definition) -> float | None:
+  """bfloat16 FLOP/s of all devices of a mesh together, None where unknown."""
+  peak = peak_flops(definition.partitioner.device.device_kind)
+  return peak and peak * definition.partitioner.mesh.size
+
+
+class Clock:
+  """Times steps from one's end to the next's, without what stands between them (evaluation, the first compile)."""
+
+  def __init__(self, definition: Definition, total_s: float = 0.0, tokens: int = 0):
+    """`total_s` and `tokens` are of the steps done before."""
+    self.total_s, self.tokens = total_s, tokens
+    self._model = definition.experiment.model
+    self._sequence_length = definition.experiment.data.sequence_length
+    self._peak = total_peak_flops(definition)
+    self._since_written: list[tuple[float, Work]] = []
+    self.restart()
+
+  def restart(self) -> None:
+    """Begins to time a step now."""
+    self._last = time.perf_counter()
+
+  def lap(self, work: Work) -> Record:
+    """Speed of the step that ended now."""
+    now = time.perf_counter()
+    elapsed_s, self._last = now - self._last, now
+    self.total_s += elapsed_s
+    self.tokens += work.tokens
+    self._since_written.append((elapsed_s, work))
+    return self._speed(self._since_written[-1:])
+
+  def mean(self) -> Record:
+    """Mean speed of the steps since this was last asked."""
+    laps, self._since_written = self._since_written, []
+    return self._speed(laps)
+
+  def _speed(self, laps: list[tuple[float, Work]]) -> Record:
+    return speed(laps, self._model, self._sequence_length, self._peak)
+
+
+def speed(laps: list[tuple[float, Work]], model: Model, sequence_length: int, peak_flops: float | None) -> Record:
+  """Mean step time, tokens a second, dropped part and MFU of steps of so many seconds and such work."""
+  total_s = sum(elapsed_s for elapsed_s, _ in laps)
+  record: Record = {
+    "step_time_s": total_s / len(laps),
+    "tokens_per_s": sum(work.tokens for _, work in laps) / total_s,
+  }
+  dropped = [work.dropped_fraction for _, work in laps if work.dropped_fraction is not None]
+  if dropped:
+    record[DROPPED] = sum(dropped) / len(dropped)
+  if peak_flops:
+    record["mfu"] = sum(work.flops(model, sequence_length) for _, work in laps) / (total_s * peak_flops)
+  return record
