@@ -188,10 +188,10 @@ def explained(name: str, error: BaseException) -> str:
     if isinstance(cause, ImportError) and cause.name:
       package = cause.name.partition(".")[0]
       return f"the task {name} needs {package}, which is not installed; `pip install {_requirement(package)}`"
-  if huggingface_hub.constants.HF_HUB_OFFLINE and any(_is_offline(cause) for cause in causes):
-    asked = re.search(r"[\w.-]+/[\w.-]+", str(error))
+  if any(_is_offline(cause) for cause in causes):
+    asked = re.search(r"'([\w.-]+/[\w.-]+)'", str(error))
     return (
-      f"the task {name} needs {asked.group() if asked else 'data'} from {huggingface_hub.constants.ENDPOINT}, which is "
+      f"the task {name} needs {asked[1] if asked else 'data'} from {huggingface_hub.constants.ENDPOINT}, which is "
       "not in the local cache and out of reach; connect to it, or give the data as files with --data DIR"
     )
   first = str(error).strip().partition("\n")[0]
@@ -199,11 +199,11 @@ def explained(name: str, error: BaseException) -> str:
 
 
 def _is_offline(error: BaseException) -> bool:
-  return (
-    isinstance(error, ConnectionError)
-    or "ffline" in type(error).__name__
-    or (isinstance(error, FileNotFoundError) and "Hub" in str(error))
-  )
+  """Whether the hub could not be asked, and not only had no such dataset."""
+  if isinstance(error, ConnectionError) or re.search("offline|LocalEntryNotFound", f"{type(error)} {error}", re.I):
+    return True
+  # What looks for a module (a metric) offline says only that it is not there.
+  return isinstance(error, FileNotFoundError) and huggingface_hub.constants.HF_HUB_OFFLINE and "Hub" in str(error)
 
 
 def _requirement(package: str) -> str:
@@ -249,8 +249,9 @@ def _hub_answers() -> bool:
     try:
       request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
       urllib.request.urlopen(request, timeout=HUB_WAIT_S)
-    except urllib.error.HTTPError:
-      pass  # an answer all the same
+    except urllib.error.HTTPError as error:
+      if error.code in (407, 502, 503, 504):  # of a proxy on the way
+        return
     except OSError:
       return
     found.append(True)

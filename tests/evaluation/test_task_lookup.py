@@ -150,6 +150,27 @@ def test_a_missing_package_is_one_line_with_what_installs_it(tmp_path):
     assert text.startswith(f"the task a_task needs {module.partition('.')[0]}, ") and f"`{wanted}`" in text
 
 
+@pytest.mark.parametrize(
+  "error, offline",
+  [
+    (ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"), True),
+    (
+      FileNotFoundError(
+        "Couldn't find any file at /c/d/a/b. Couldn't find 'a/b' on the Hugging Face Hub either: LocalEntryNotFoundError: ..."
+      ),
+      True,
+    ),
+    (FileNotFoundError("Unable to find '/data/rows.jsonl'"), False),
+    (ValueError("a column is missing\nand more"), False),
+  ],
+)
+def test_a_hub_out_of_reach_is_told_from_other_faults(error, offline):
+  text = explained("a_task", error)
+  assert ("the task a_task needs a/b from https" in text) == offline
+  assert offline or text.startswith(f"lm-evaluation-harness fails at a_task with {type(error).__name__}: ")
+  assert "\n" not in text
+
+
 def test_without_a_network_the_dataset_is_named_soon(monkeypatch, tmp_path):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
