@@ -156,7 +156,7 @@ def test_a_missing_package_is_one_line_with_what_installs_it(tmp_path):
     (ConnectionError("Couldn't reach 'a/b' on the Hub (OfflineModeIsEnabled)"), True),
     (
       FileNotFoundError(
-        "Couldn't find any file at /c/d/a/b. Couldn't find 'a/b' on the Hugging Face Hub either: LocalEntryNotFoundError: ..."
+        "Couldn't find any file at /c/d/a/b. Couldn't find 'a/b' on the Hub either: LocalEntryNotFoundError: ..."
       ),
       True,
     ),
