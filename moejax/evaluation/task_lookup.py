@@ -190,9 +190,12 @@ def explained(name: str, error: BaseException) -> str:
       return f"the task {name} needs {package}, which is not installed; `pip install {_requirement(package)}`"
   if any(_is_offline(cause) for cause in causes):
     asked = re.search(r"'([\w.-]+/[\w.-]+)'", str(error))
+    what, remedy = (
+      (asked[1], ", or give the data as files with --data DIR") if asked else ("a file, such as a metric,", "")
+    )
     return (
-      f"the task {name} needs {asked[1] if asked else 'data'} from {huggingface_hub.constants.ENDPOINT}, which is "
-      "not in the local cache and out of reach; connect to it, or give the data as files with --data DIR"
+      f"the task {name} needs {what} from {huggingface_hub.constants.ENDPOINT}, which is not in the local cache and "
+      f"out of reach; connect to it{remedy}"
     )
   first = str(error).strip().partition("\n")[0]
   return f"lm-evaluation-harness fails at {name} with {type(error).__name__}: {first[:300]}"

@@ -171,6 +171,11 @@ def test_a_hub_out_of_reach_is_told_from_other_faults(error, offline):
   assert "\n" not in text
 
 
+def test_a_metric_that_must_be_fetched_is_not_taken_for_data():
+  text = explained("squadv2", FileNotFoundError("Module 'squad_v2' doesn't exist on the Hugging Face Hub either."))
+  assert "needs a file, such as a metric, from https" in text and "--data" not in text
+
+
 def test_without_a_network_the_dataset_is_named_soon(monkeypatch, tmp_path):
   monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
 
