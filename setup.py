@@ -48,6 +48,7 @@ setup(
     "eval": ["lm-eval>=0.4.13"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
+    "gpu-plan": ["jax-cuda12-plugin>=0.10.2"],  # XLA's compiler for GPUs alone, for `moejax plan` without a GPU
   },
   entry_points={"console_scripts": ["moejax = moejax.__main__:command"]},
 )

@@ -73,6 +73,12 @@ CALIBRATING = (
     "v6e:2x4", "mistral_7b", f"{RECIPES}/Mistral-7B-MaxText",
     "--model.remat attention --training.gradient-accumulation 6", seconds=6.320,
   ),
+  Run(
+    "gpu:h100:256", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 256 H100", "--mesh.replica 32 --mesh.data 8", seconds=2.44
+  ),
+  Run(
+    "gpu:h100:512", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 512 H100", "--mesh.replica 64 --mesh.data 8", seconds=1.54
+  ),
 )  # fmt: skip
 
 CHECKING = (
@@ -90,19 +96,14 @@ CHECKING = (
   Run(
     "v6e:16x16", "fuji_70b_v2", f"{AXLEARN}: 70B v2 on 256 v6e", "--training.gradient-accumulation 4", seconds=19.5
   ),
-  Run(
-    "gpu:h100:256", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 256 H100", "--mesh.replica 32 --mesh.data 8", seconds=2.44
-  ),
-  Run(
-    "gpu:h100:512", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 512 H100", "--mesh.replica 64 --mesh.data 8", seconds=1.54
-  ),
 )  # fmt: skip
 
-for run in sorted((*CALIBRATING, *CHECKING), key=lambda run: run.pod.devices):
-  prepare_environment(run.pod)  # JAX reads it when it is imported, and simulates as many GPUs as the last one needs
+prepare_environment(CALIBRATING[0].pod)  # JAX reads it when it is imported
 
 # ruff: noqa: E402
 from moejax.planning.plan import Plan, plan
+
+NONE = {"tpu": "none: the mean of the TPUs that have one", "gpu": "none: that of h100"}
 
 PAGE = pathlib.Path(__file__).parent / "step-time.md"
 
@@ -110,7 +111,7 @@ HEAD = """# Is the predicted step time true?
 
 Written by `python docs/step_time.py`. A plan adds up, for the very train step that runs,
 
-- the compiler's own cycle estimate of every operation, loops by their trip counts, over the chip's clock;
+- the compiler's own estimate of every operation (on TPU in cycles, over the chip's clock), loops by their trip counts;
 - kernels, which the compiler does not see into, by a roofline: their products at peak, then their vector operations,
   or their bytes where those take longer;
 - copies and collectives, as far as nothing goes on beside them: bytes over the rate of the links that their mesh axis
@@ -155,16 +156,18 @@ Where FLOP/s are published and not the time, the time follows from the FLOPs as 
 token, and attention without its causal half taken off. axlearn keeps the projections of attention and computes the
 feed-forward again (on v5e it keeps that too), as `remat="attention"` does here. Mistral and Fuji 70B moved to the host
 what they kept of attention, and are planned as if they had not; Mistral in several parts of the batch. Both, Mixtral,
-the 32B on v5e and Fuji on 256 H100 want more memory here than a chip has, and are planned all the same. Mixtral's batch
+and the 32B on v5e want more memory here than a chip has, and are planned all the same. Mixtral's batch
 is that of its recipe, and its slice has the shape that the table names (8x4x4, where it also says 256 chips).
 
 Fuji 7B v1, of 2048 tokens, took longer than v2, of 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on 256 H100. So v1
 ran without a fused attention kernel, it seems, while a plan for TPU always has one: that may be why axlearn's runs take
-longer than MaxText's of the same chip, by two thirds on v5e. A plan for GPU has none: it says 2.50 s for v1, and 3.41 s
-for v2 (`moejax plan fuji_7b_v2 --topology gpu:h100:256 --mesh.replica 32 --mesh.data 8`), which is left out of the
-table.
+longer than MaxText's of the same chip, by two thirds on v5e. On GPU moejax has no fused attention yet, and a plan
+prices the plain attention that runs: a third of the step of v1. MaxText's runs on GPU, which are fused, are left out
+for that reason.
 
-GPU and CPU have no cycle estimates: their plans are rooflines of the program that XLA makes for CPU.
+For a GPU the compiler writes its own estimate of each operation's time, as it writes cycles for a TPU; products by
+cuBLAS are priced at their type's rate, and collectives over NVLink and the network as for TPU. Nothing can be autotuned
+without a GPU. A plan for CPU is a roofline.
 """
 
 
@@ -184,11 +187,11 @@ def main() -> None:
 def _chips(found: dict[Run, Plan]) -> str:
   lines = []
   for chip in CHIPS.values():
-    if chip.platform != "tpu":
+    if chip.platform == "cpu":
       continue
     exact = [_efficiency(run, found[run]) for run in CALIBRATING if run.pod.chip == chip]
     mean = statistics.geometric_mean(exact) if exact else None
-    origin = f"{len(exact)} above: {mean:.3f}" if mean else "none: the mean of those that have one"
+    origin = f"{len(exact)} above: {mean:.3f}" if mean else NONE[chip.platform]
     lines.append(f"| {chip.name} | {chip.efficiency:.3f} | {origin} |")
   return "\n".join(lines)
 

@@ -96,7 +96,7 @@ class Chip:
   """Bytes a second of one chip out of its slice or domain."""
   efficiency: float = 1.0
   """Predicted over measured time of what a step computes, exposed collectives apart, on the published runs that
-  `docs/step-time.md` has for this chip; for TPUs without one the mean of those that have one, for others 1."""
+  `docs/step-time.md` has for this chip; for TPUs without one the mean of those that have one, for GPUs H100's."""
 
   @property
   def bfloat16_flops(self) -> float | None:
@@ -135,18 +135,22 @@ CHIPS = {
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100-SXM4-80GB",), vector_flops=19.5e12,
       hbm_bytes=int(80e9), hbm_bandwidth=2039e9, torus=0, link_bandwidth=300e9, domain=8, dcn_bandwidth=25e9,
+      efficiency=0.672,
     ),
     Chip(
       name="h100", platform="gpu", device_kinds=("NVIDIA H100 80GB HBM3",), vector_flops=67e12,
       hbm_bytes=int(80e9), hbm_bandwidth=3350e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
+      efficiency=0.672,
     ),
     Chip(
       name="h200", platform="gpu", device_kinds=("NVIDIA H200",), vector_flops=67e12,
       hbm_bytes=int(141e9), hbm_bandwidth=4800e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
+      efficiency=0.672,
     ),
     Chip(
       name="b200", platform="gpu", device_kinds=("NVIDIA B200",), vector_flops=75e12,
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
+      efficiency=0.672,
     ),
     Chip(  # one core of a server, by order of magnitude: no vendor's figure covers them all, so it has no MFU
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,

@@ -166,10 +166,10 @@ def _kind(instruction: Instruction) -> str | None:
 
 
 def _bytes(instruction: Instruction) -> int:
-  """Of the whole result; what starts an operation has its operands in its result too, before them."""
-  shapes = instruction.shapes
+  """Of the whole result; what starts an operation has its operands in its result too, before them, however many."""
+  shapes, operands = instruction.shapes, len(instruction.operands)
   if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
-    shapes = shapes[len(shapes) // 2 :] if instruction.opcode == "all-gather-start" else shapes[1:2]
+    shapes = shapes[operands : 2 * operands]
   return sum(shape.bytes for shape in shapes)
 
 

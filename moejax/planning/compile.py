@@ -15,6 +15,7 @@ import jax
 from moejax.config.experiment import Experiment
 from moejax.errors import UserError
 from moejax.partitioning import make_partitioner
+from moejax.planning import gpu_target
 from moejax.planning.collectives import Network
 from moejax.planning.devices import describe_devices, network
 from moejax.planning.topology import Topology, check_mesh
@@ -23,7 +24,15 @@ from moejax.training.compiler import Options, compiler_options
 from moejax.training.state import define
 from moejax.training.step import abstract_inputs, make_train_step
 
-VERSIONED = ("jax", "jaxlib", "libtpu")
+VERSIONED = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
+
+WITHOUT_GPU: Options = {
+  # Nothing can be autotuned without a GPU: products written by Triton would keep its smallest tiles. cuBLAS takes them.
+  "xla_gpu_enable_triton_gemm": False,
+  # The compiler writes its own estimate of each operation's time into the program.
+  "xla_gpu_collect_cost_model_stats": True,
+}
+"""Options for compiling where no GPU is, beside those of the run."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -68,7 +77,7 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   progress.stage(f"lowering {experiment.name}")
   definition = define(experiment, partitioner)
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
-  options = compiler_options(partitioner.device)
+  options = compiler_options(partitioner.device) | (WITHOUT_GPU if topology.chip.platform == "gpu" else {})
   order = [device.id for device in partitioner.mesh.devices.flat]
   directory = _cache(lowered.as_text(), topology, order, options)
   found = _read(directory)
@@ -119,7 +128,8 @@ def _cache(lowered: str, topology: Topology, order: list[int], options: Options)
   root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   versions = {name: _version(name) for name in VERSIONED}
   more = os.environ.get("LIBTPU_INIT_ARGS", "")
-  key = json.dumps([lowered, topology.name, topology.slices, order, options, more, versions])
+  target = gpu_target.describe(topology.chip.name) if topology.chip.platform == "gpu" else ""
+  key = json.dumps([lowered, topology.name, topology.slices, order, options, more, target, versions])
   return root / "moejax" / "plans" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 

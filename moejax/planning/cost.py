@@ -10,8 +10,8 @@ import dataclasses
 import re
 
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
-from moejax.planning.flops import matrix_flops, memory_bytes
-from moejax.planning.kernels import price
+from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
+from moejax.planning.kernels import CUBLAS, price, product_rate
 from moejax.planning.links import Links
 from moejax.planning.program import Computation, Instruction, Program, trip_count
 
@@ -199,6 +199,8 @@ class _Reader:
 
   def _compute(self, computation: Computation, instruction: Instruction, times: int) -> float:
     """Seconds of one execution of an operation that moves nothing between devices."""
+    if instruction.opcode == "custom-call" and instruction.target.startswith(CUBLAS):
+      return self._gpu_product(computation, instruction, times)
     if instruction.opcode == "custom-call":
       if instruction.target != "tpu_custom_call":
         return 0.0  # markers and allocations
@@ -214,9 +216,21 @@ class _Reader:
     self._work(instruction, kind, seconds, flops, times)
     return seconds
 
+  def _gpu_product(self, computation: Computation, instruction: Instruction, times: int) -> float:
+    """A call of cuBLAS: at the rate of its operands' type, or its bytes where those take longer."""
+    flops, dtype = cublas_flops(computation, instruction)
+    moved = instruction.shapes[0].bytes + sum(
+      computation.by_name[name].bytes for name in instruction.operands if name in computation.by_name
+    )
+    seconds = max(flops / product_rate(self.chip, dtype), moved / self.chip.hbm_bandwidth)
+    self._work(instruction, "matrix", seconds, flops, times)
+    return seconds
+
   def _seconds(self, computation: Computation, instruction: Instruction, flops: int) -> float:
     if instruction.cycles is not None and self.chip.clock_hz:
       return instruction.cycles / self.chip.clock_hz
+    if instruction.estimated_s is not None and not flops:
+      return instruction.estimated_s
     moved = memory_bytes(self.program, computation, instruction)
     rate = self.chip.bfloat16_flops or self.chip.vector_flops
     return max(flops / rate, moved / self.chip.hbm_bandwidth)

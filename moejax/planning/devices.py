@@ -1,4 +1,4 @@
-"""The devices of a topology, described by the compiler, and how a mesh of them is joined."""
+"""The devices of a topology, described to the compiler, and how a mesh of them is joined."""
 
 from importlib import metadata
 
@@ -7,17 +7,20 @@ from jax.experimental import topologies
 
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
+from moejax.planning import gpu_target
 from moejax.planning.collectives import Network, Place
 from moejax.planning.topology import EXAMPLES, Topology
 
 
 def describe_devices(topology: Topology) -> list[jax.Device]:
-  """The devices of a topology: described ones to compile for, or simulated ones of this machine for GPU and CPU.
+  """The devices of a topology: described ones to compile for, or simulated ones of this machine for CPU.
 
   Raises:
-    UserError: libtpu is missing or does not know the shape.
+    UserError: the compiler is missing or does not know the shape.
   """
-  if not topology.torus:
+  if topology.chip.platform == "gpu":
+    return _describe_gpus(topology)
+  if topology.chip.platform == "cpu":
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
       raise UserError(f"topology {topology.name} needs {topology.devices} simulated devices and JAX has {len(devices)}")
@@ -33,6 +36,23 @@ def describe_devices(topology: Topology) -> list[jax.Device]:
   return list(described.devices)
 
 
+def _describe_gpus(topology: Topology) -> list[jax.Device]:
+  """GPUs of nodes that each fill one domain of NVLink, or of one smaller node."""
+  node = min(topology.count, topology.chip.domain or topology.count)
+  if topology.count % node:
+    raise UserError(
+      f"topology {topology.name} has {topology.count} GPUs, which do not fill nodes of {node}; use a multiple of {node}"
+    )
+  shape = f"{topology.slices}x{topology.count // node}x{node}"
+  try:
+    described = topologies.get_topology_desc(
+      platform="cuda", topology=shape, target_config=gpu_target.describe(topology.chip.name)
+    )
+  except Exception as error:  # the plugin's own classes, and JAX's where there is no plugin
+    raise UserError(_why_no_gpu(topology, str(error))) from error
+  return list(described.devices)
+
+
 def network(topology: Topology, mesh: jax.sharding.Mesh, shape: Mesh) -> Network:
   """Where each device of a mesh is, in the order in which a program compiled for it numbers them."""
   places = []
@@ -42,6 +62,23 @@ def network(topology: Topology, mesh: jax.sharding.Mesh, shape: Mesh) -> Network
     else:
       places.append(Place((number,), number // topology.chip.domain if topology.chip.domain else 0))
   return Network(topology.chip, topology.torus, tuple(places), shape.shape)
+
+
+def _why_no_gpu(topology: Topology, message: str) -> str:
+  version = metadata.version("jax")
+  pip = f'pip install "moejax[gpu-plan]" or pip install jax-cuda12-plugin=={version}'
+  if not any(_installed(f"jax-cuda{cuda}-plugin") for cuda in (12, 13)):
+    return f"topology {topology.name} needs XLA's compiler for NVIDIA GPUs, which is not installed; {pip} installs it"
+  first = message.strip().splitlines()[0][:200] if message.strip() else "no reason given"
+  return f"XLA does not describe {topology.name}: {first}; jax {version} and its CUDA plugin must agree: {pip}"
+
+
+def _installed(package: str) -> bool:
+  try:
+    metadata.version(package)
+  except metadata.PackageNotFoundError:
+    return False
+  return True
 
 
 def _why(topology: Topology, message: str) -> str:

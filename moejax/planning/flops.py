@@ -20,6 +20,15 @@ def matrix_flops(program: Program, computation: Computation, instruction: Instru
   return sum(matrix_flops(program, inner, part) for part in inner.instructions) if inner else 0
 
 
+def cublas_flops(computation: Computation, instruction: Instruction) -> tuple[int, str]:
+  """FLOPs of a call of cuBLAS, each multiply-add counted twice, and the type of its operands."""
+  left = computation.by_name[instruction.operands[0]].shapes[0]
+  contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
+  assert contracted, instruction.name
+  depth = math.prod(left.dims[int(number)] for number in re.findall(r"\d+", contracted[1]))
+  return 2 * instruction.shapes[0].elements * depth, left.dtype
+
+
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
   """TPU writes products as convolutions, batch dimensions as windows in which one position of each counts."""
   left, right = (computation.by_name[name].shapes[0] for name in instruction.operands[:2])

@@ -19,7 +19,7 @@ def hints(plan: Plan) -> list[str]:
     *_recomputed(plan, plan.step_time_s),
     *_vector(plan.step_time_s, plan.breakdown_s),
   ]
-  if not plan.topology.torus:
+  if plan.topology.chip.platform == "cpu":
     found.append("a roofline of the program that XLA makes for CPU: no cycle estimates, fusions of another compiler")
   return found
 

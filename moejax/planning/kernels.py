@@ -10,6 +10,16 @@ import re
 from moejax.config.chips import Chip
 from moejax.planning.program import Instruction
 
+CUBLAS = "__cublas$"
+"""How the targets of custom calls of cuBLAS and cuBLASLt begin."""
+
+PRODUCT_SHARE = 0.79
+"""Of the peak, what cuBLAS reaches on large bfloat16 products of an H100: 780 TFLOP/s, as XLA's own table has it."""
+
+RELATIVE_RATE = {"f32": 0.5, "bf16": 1.0, "f16": 1.0, "s8": 2.0}
+"""Rate of the tensor cores by type of the operands, to that of bfloat16 (float32 as TF32); 8-bit floats are twice as
+fast. NVIDIA's data sheets of A100 and H100."""
+
 SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 """Matrix products over the scores: forward q k and p v; dq again q k, and dp, dq; dkv again q k, and dv, dp, dk."""
 
@@ -37,6 +47,12 @@ class Price:
     assert chip.bfloat16_flops
     compute_s = self.occupied_flops / chip.bfloat16_flops + self.vector_operations / chip.vector_flops
     return max(compute_s, self.bytes / chip.hbm_bandwidth)
+
+
+def product_rate(chip: Chip, dtype: str) -> float:
+  """FLOP/s of a large product of cuBLAS with operands of this type."""
+  relative = RELATIVE_RATE.get(dtype, 2.0 if dtype.startswith("f8") else 0.5)
+  return PRODUCT_SHARE * relative * (chip.bfloat16_flops or chip.vector_flops)
 
 
 def price(kernel: Instruction) -> Price:

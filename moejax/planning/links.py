@@ -40,7 +40,7 @@ class Links:
       step = min(until - self._now, self._next())
       for flow, others in self._shared():
         flow.left_s -= step / others
-      self._flows = {key: flow for key, flow in self._flows.items() if flow.left_s > 1e-12}
+      self._flows = {key: flow for key, flow in self._flows.items() if flow.left_s > 1e-12 * max(1.0, self._now)}
       self._now += step
     self._now = max(self._now, until)
 

@@ -71,7 +71,7 @@ def prepare_environment(topology: Topology) -> None:
   for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   os.environ["JAX_PLATFORMS"] = "cpu"
-  if not topology.torus:
+  if topology.chip.platform == "cpu":
     flag = "--xla_force_host_platform_device_count"
     given = [part for part in os.environ.get("XLA_FLAGS", "").split() if not part.startswith(flag)]
     os.environ["XLA_FLAGS"] = " ".join([*given, f"{flag}={topology.devices}"])

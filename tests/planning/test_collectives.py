@@ -7,6 +7,7 @@ from planning_programs import network_of, program
 
 from moejax.config.chips import CHIPS
 from moejax.planning.collectives import HOP_S, Network, Place, _group, collective, transfer
+from moejax.planning.program import parse
 
 V5P = CHIPS["v5p"]
 LINK = V5P.link_bandwidth
@@ -83,6 +84,27 @@ def test_groups_that_lie_between_each_other_share_their_links():
   seconds, rate = transfer(network, "all-gather", every_second, 64 * MIB)
   assert rate == LINK  # half of a closed ring's
   assert seconds == pytest.approx(64 * MIB * 3 / 4 / LINK + 2 * HOP_S)
+
+
+GPU_STARTS = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main (a: f32[8,16], b: f32[8,32]) -> f32[2,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %b = f32[8,32]{1,0} parameter(1)
+  %reduce = ((f32[8,16], f32[8,32]), (f32[2,16], f32[2,32])) reduce-scatter-start(%a, %b), replica_groups={{0,1,2,3}}
+  %gather = ((f32[8,16], f32[8,32]), (f32[32,16], f32[32,32])) all-gather-start(%a, %b), replica_groups={{0,1,2,3}}
+  ROOT %done = f32[2,16]{1,0} get-tuple-element(%reduce), index=0
+}
+"""
+
+
+def test_a_combined_collective_moves_the_bytes_of_all_its_results():
+  network = Network(CHIPS["h100"], (), tuple(Place((i,), 0) for i in range(4)), {"data": 4})
+  program = parse(GPU_STARTS)
+  by_name = program.computations[program.entry].by_name
+  summand = 4 * (8 * 16 + 8 * 32)
+  assert collective(network, program, by_name["reduce"]).bytes == summand
+  assert collective(network, program, by_name["gather"]).bytes == 4 * summand
 
 
 @pytest.mark.parametrize(("to", "stride"), [(16, 1), (32, 2), (48, 3)])

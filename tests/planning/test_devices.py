@@ -1,4 +1,4 @@
-"""What is said when the compiler of TPU is missing, or does not know a shape."""
+"""What is said when a compiler is missing, or does not know a shape."""
 
 from importlib import metadata
 
@@ -32,6 +32,19 @@ def test_a_shape_that_libtpu_refuses_is_named_with_its_reason_and_version(monkey
     UserError, match=r"libtpu 0\.1 does not describe v5p:3x3x3: INVALID_ARGUMENT: no such layout; try"
   ):
     describe_devices(parse_topology("v5p:3x3x3"))
+
+
+def test_without_the_compiler_for_gpus_the_pip_command_is_named(monkeypatch):
+  version = metadata.version
+  monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+  monkeypatch.setattr(metadata, "version", lambda name: absent(name) if "plugin" in name else version(name))
+  with pytest.raises(UserError, match=r"not installed; pip install \"moejax\[gpu-plan\]\" or pip install jax-cuda12"):
+    describe_devices(parse_topology("gpu:h100:8"))
+
+
+def test_gpus_that_do_not_fill_their_nodes_are_refused():
+  with pytest.raises(UserError, match=r"gpu:h100:12 has 12 GPUs, which do not fill nodes of 8; use a multiple of 8"):
+    describe_devices(parse_topology("gpu:h100:12"))
 
 
 def test_more_simulated_devices_than_there_are_is_refused():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moejax.planning.flops import _pairs, matrix_flops, memory_bytes
+from moejax.planning.flops import _pairs, cublas_flops, matrix_flops, memory_bytes
 from moejax.planning.program import parse
 
 HEAD = "HloModule m\n\n"
@@ -85,3 +85,15 @@ def test_an_update_in_place_moves_what_it_updates():
 def test_what_lies_in_vmem_is_not_read_from_memory():
   found = entry("  %x = f32[8,1024]{1,0:S(1)} parameter(0)\n  ROOT %f = f32[8,1024]{1,0} negate(%x)")
   assert memory_bytes(*found) == 4 * 8 * 1024
+
+
+def test_a_call_of_cublas_is_its_product_by_the_type_of_its_operands():
+  dims = '"lhs_contracting_dimensions":["2"],"rhs_contracting_dimensions":["1"],"lhs_batch_dimensions":["0"]'
+  text = f"""ENTRY %main (a: bf16[6,64,32], b: bf16[6,32,48]) -> (bf16[6,64,48], s8[4194304]) {{
+  %a = bf16[6,64,32] parameter(0)
+  %b = bf16[6,32,48] parameter(1)
+  ROOT %c = (bf16[6,64,48], s8[4194304]) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", dot={{{dims}}}
+}}
+"""
+  computation = parse(text).computations["main"]
+  assert cublas_flops(computation, computation.root) == (2 * 6 * 64 * 32 * 48, "bf16")

@@ -111,3 +111,18 @@ def test_a_loop_without_a_constant_end_is_an_error():
   main = found.computations["main"]
   with pytest.raises(ValueError, match="condition"):
     trip_count(found, main, main.root)
+
+
+def test_a_gpu_programs_estimate_is_the_lower_of_its_two_models_and_never_the_bound():
+  cost = '"reification_cost":[{{"exec_time_us":{},"compute_time_us":1,"memory_access_time_us":1,"name":"{}"}}{}]'
+  other = ',{"exec_time_us":0.5,"compute_time_us":1,"memory_access_time_us":1,"name":"indexing-cost-model"}'
+  bound = ',{"exec_time_us":0.01,"compute_time_us":0,"memory_access_time_us":0,"name":"sol"}'
+  line = "%f = f32[2]{{0}} fusion(%a), kind=kLoop, calls=%c, backend_config={{{}}}"
+
+  def estimated(text: str) -> float | None:
+    program = parse("ENTRY %main () -> f32[2] {\n  ROOT " + line.format(text) + "\n}\n")
+    return program.computations["main"].root.estimated_s
+
+  assert estimated(cost.format(244442.1, "", other + bound)) == pytest.approx(0.5e-6)
+  assert estimated(cost.format(3.0, "", bound)) == pytest.approx(3e-6)
+  assert estimated(cost.format(3.0, "sol", "")) is None
