@@ -26,13 +26,11 @@ from moejax.training.step import abstract_inputs, make_train_step
 
 VERSIONED = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
 
-WITHOUT_GPU: Options = {
-  # Nothing can be autotuned without a GPU: products written by Triton would keep its smallest tiles. cuBLAS takes them.
-  "xla_gpu_enable_triton_gemm": False,
-  # The compiler writes its own estimate of each operation's time into the program.
-  "xla_gpu_collect_cost_model_stats": True,
-}
-"""Options for compiling where no GPU is, beside those of the run."""
+# Nothing can be autotuned without a GPU: products written by Triton would keep its smallest tiles. cuBLAS takes them.
+WITHOUT_GPU: Options = {"xla_gpu_enable_triton_gemm": False}
+
+# The GPU compiler writes its own estimate of each operation's time into the program. It has no tables for Ampere.
+ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -77,7 +75,9 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   progress.stage(f"lowering {experiment.name}")
   definition = define(experiment, partitioner)
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
-  options = compiler_options(partitioner.device) | (WITHOUT_GPU if topology.chip.platform == "gpu" else {})
+  options = compiler_options(partitioner.device)
+  if topology.chip.platform == "gpu":
+    options = options | WITHOUT_GPU | (ESTIMATES if topology.chip.name != "a100" else {})
   order = [device.id for device in partitioner.mesh.devices.flat]
   directory = _cache(lowered.as_text(), topology, order, options)
   found = _read(directory)
