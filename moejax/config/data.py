@@ -18,6 +18,15 @@ TOKENIZER_SUFFIXES = (".model", ".json", ".tiktoken")
 """Files of SentencePiece, of Hugging Face tokenizers, and ranks of tiktoken."""
 
 
+def unknown_tokenizer(name: str) -> str:
+  """What to say of a name that is no tokenizer's: models are not looked up on a hub, their files are read."""
+  suffixes = ", ".join(TOKENIZER_SUFFIXES)
+  return (
+    f"data.tokenizer={name!r} is not one of {BYTES}, a {suffixes} file or {SEQIO}TASK; of a model on the Hugging Face "
+    "Hub, name its tokenizer.json or tokenizer.model (`hf download MODEL tokenizer.json` prints where it lies)"
+  )
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Data:
   """Text sources and their packing into sequences."""
@@ -69,9 +78,7 @@ class Data:
 
   def _check_tokenizer_file(self):
     if not self.tokenizer.endswith(TOKENIZER_SUFFIXES):
-      raise UserError(
-        f"data.tokenizer={self.tokenizer!r} is not one of bytes, a {', '.join(TOKENIZER_SUFFIXES)} file or seqio:TASK"
-      )
+      raise UserError(unknown_tokenizer(self.tokenizer))
 
   def _check_weights(self):
     if not self.weights:

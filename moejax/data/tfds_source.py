@@ -77,7 +77,8 @@ class TfdsSplit:
       return builder
     except Exception as error:  # TFDS raises many kinds: no such dataset, no network, no space
       raise UserError(
-        f"{self.name!r} cannot be opened ({reason(error)}); name a dataset, or a folder that holds one"
+        f"{self.name!r} cannot be opened ({reason(error)}); name a dataset that can be prepared here, or the "
+        "folder of one that was prepared elsewhere"
       ) from None
 
   def _examples(self) -> Iterator[Mapping[str, Any]]:

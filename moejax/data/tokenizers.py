@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moejax.config.data import BYTES, SEQIO
+from moejax.config.data import BYTES, SEQIO, unknown_tokenizer
 from moejax.data.json_tokenizer import JsonTokenizer
 from moejax.data.sentencepiece_tokenizer import SentencePieceTokenizer
 from moejax.data.seqio_vocabulary import SeqioTokenizer
@@ -143,11 +143,14 @@ def make_tokenizer(name: str) -> Tokenizer:
     return SeqioTokenizer(name)
   path = pathlib.Path(name).expanduser()
   if path.suffix not in _OF_SUFFIX:
-    raise UserError(f"data.tokenizer={name!r} is not one of bytes, a {', '.join(_OF_SUFFIX)} file or seqio:TASK")
+    raise UserError(unknown_tokenizer(name))
   try:
     content = path.read_bytes()
   except OSError as error:
-    raise UserError(f"data.tokenizer={name!r} cannot be read ({error.strerror}); name a tokenizer's file") from None
+    raise UserError(
+      f"data.tokenizer={name!r} cannot be read ({error.strerror}); name a tokenizer's file, such as one that "
+      "`hf download MODEL tokenizer.json` or `moejax tokenizer train` writes"
+    ) from None
   try:
     return _OF_SUFFIX[path.suffix](path, hashlib.sha256(content).hexdigest())
   except (ValueError, KeyError, RuntimeError) as error:

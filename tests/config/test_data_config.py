@@ -22,12 +22,21 @@ def test_lengths_must_be_above_0(name, value):
     data(**{name: value})
 
 
-def test_an_unknown_tokenizer_names_those_there_are():
+@pytest.mark.parametrize("name", ["sentencepiece", "gpt2", "meta-llama/Llama-2-7b", ""])
+def test_an_unknown_tokenizer_names_those_there_are_and_how_to_get_the_file_of_a_model_on_the_hub(name):
   with pytest.raises(
     UserError,
-    match=r"^data\.tokenizer='sentencepiece' is not one of bytes, a \.model, \.json, \.tiktoken file or seqio:TASK$",
+    match=rf"^data\.tokenizer='{name}' is not one of bytes, a \.model, \.json, \.tiktoken file or seqio:TASK; of a "
+    r"model on the Hugging Face Hub, name its tokenizer\.json or tokenizer\.model \(`hf download MODEL",
   ):
-    data(tokenizer="sentencepiece")
+    data(tokenizer=name)
+
+
+def test_a_document_has_at_least_one_character():
+  assert data(document_length=1).document_length == 1
+  for length in (0, -1):
+    with pytest.raises(UserError, match=rf"^data\.document_length={length} must be above 0$"):
+      data(document_length=length)
 
 
 @pytest.mark.parametrize("name", ["bytes", "a/b.model", "tokenizer.json", "cl100k_base.tiktoken", "seqio:tasks/mine"])

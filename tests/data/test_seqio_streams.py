@@ -48,6 +48,18 @@ TASKS = """
   add("lm_b", {"train": 30, "validation": 5}, [rekey, tokenize], targets)
   add("qa", {"train": 20}, [rekey_both, tokenize, append_eos], both)
   add("bytes_task", {"train": 5}, [rekey, tokenize], {"targets": seqio.Feature(seqio.ByteVocabulary())})
+  def halves(dataset, sequence_length):  # as span corruption, which makes inputs of what the sequence length allows
+    def cut(example):
+      tokens = example["targets"][:sequence_length["inputs"] - 1]
+      return {"inputs": tokens[:1], "targets": tokens[1:]}
+    return dataset.map(cut)
+
+  def broken(dataset):
+    return dataset.map(lambda example: {"targets": tf.strings.to_number(example["targets"])})
+
+  add("corrupted", {"train": 20}, [rekey, tokenize, halves], both)
+  add("bound", {"train": 20}, [rekey, tokenize, functools.partial(halves, sequence_length={"inputs": 5})], both)
+  add("broken", {"train": 5}, [rekey, broken], targets)
   seqio.MixtureRegistry.add("mixture", [("lm_a", 3.0), ("lm_b", 1.0)])
 """
 
@@ -118,15 +130,38 @@ def test_of_inputs_and_targets_only_the_targets_are_predicted(module, tmp_path):
   assert sorted(predicted) == sorted(token for example in examples for token in example["targets"].tolist())
 
 
+@pytest.mark.parametrize(("task", "length"), [("corrupted", 3), ("corrupted", 4), ("bound", 3)])
+def test_a_preprocessor_that_reads_the_sequence_length_gets_that_of_the_experiment(module, tmp_path, task, length):
+  fields = {"tokenizer": module + "lm_a", "validation": (module + "lm_a@validation",), "sequence_length": length}
+  for _ in range(2):
+    corpus = build_corpus(Data(train=(module + task,), **fields), tmp_path / "cache")
+  plain = build_corpus(Data(train=(module + "lm_b",), **fields), tmp_path / "cache")
+  a, b = (documents_of(corpus.train[0], corpus.tokenizer) for corpus in (corpus, plain))
+  assert {len(tokens) for tokens in a} == {4 if task == "bound" else length - 1}
+  assert corpus.train[0].prefixes.tolist() == [1] * 20
+  assert max(map(len, b)) == 4, "what does not read it is not cut"
+
+
+def test_a_preprocessor_that_fails_is_one_line(module, tmp_path):
+  with pytest.raises(UserError, match=r"seqio task 'broken', split 'train', raises \w+: ") as caught:
+    corpus_of(module, tmp_path, "broken")
+  assert "\n" not in str(caught.value)
+
+
 def test_a_mixture_is_its_tasks_in_its_own_rates(module, tmp_path):
   corpus, data = corpus_of(module, tmp_path, "mixture")
-  assert [stream.num_documents for stream in corpus.train] == [50, 30] and corpus.weights == (0.75, 0.25)
+  assert [stream.num_documents for stream in corpus.train] == [50, 30]
+  # Weights are of sequences, rates of examples: as many tokens of each as examples drawn by the rates would have.
+  lengths = [len(stream) / stream.num_documents for stream in corpus.train]
+  assert lengths[0] > 1.1 * lengths[1]
+  examples = [weight / length for weight, length in zip(corpus.weights, lengths, strict=True)]
+  assert examples[0] / sum(examples) == pytest.approx(0.75) and sum(corpus.weights) == pytest.approx(1.0)
   mixture = training_mixture(corpus, data)
   rows = np.concatenate([batch_at(step, mixture, data, 8)["tokens"] for step in range(50)])
   b = make_tokenizer(data.tokenizer).encode("b 1")[:1]
   assert 60 <= (rows == b).any(axis=1).sum() <= 140
   weighted, _ = corpus_of(module, tmp_path, "mixture", "qa", weights=(2.0, 1.0))
-  assert weighted.weights == (1.5, 0.5, 1.0)
+  assert weighted.weights == (*(2.0 * weight for weight in corpus.weights), 1.0)
   with pytest.raises(UserError, match=r"data\.train has a seqio mixture beside other sources; set data\.weights"):
     corpus_of(module, tmp_path, "mixture", "qa")
 
@@ -150,7 +185,7 @@ def test_a_vocabulary_counts_bytes_and_sentinels_are_no_text(module):
   [
     (
       "seqio:tasks_of_this_test/nothing",
-      r"no seqio task or mixture 'nothing' is registered \(there are: bytes_task",
+      r"no seqio task or mixture 'nothing' is registered \(there are: bound, broken, bytes_task",
     ),
     ("seqio:no_such_module/lm_a", r"there is no module 'no_such_module'; set PYTHONPATH"),
     ("seqio:tasks_of_this_test/lm_a@test", r"has no split 'test' \(its splits: train, validation\); name one"),
