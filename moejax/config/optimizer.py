@@ -9,8 +9,8 @@ from moejax.config.schedule import Cosine, Schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(OfSeveralKinds):
-  """What every optimizer has. One of your own subclasses this, and its function is added to
-  `moejax.training.optimizers.OPTIMIZERS`."""
+  """What every optimizer has. `Optimizer(...)` is `AdamW(...)`, the default kind. One of your own subclasses this, and
+  its function is added to `moejax.training.optimizers.OPTIMIZERS`."""
 
   learning_rate: float
   """Peak, reached after warm-up."""
@@ -20,6 +20,9 @@ class Optimizer(OfSeveralKinds):
   """Decoupled: times the learning rate. On matrices only, not on the scales of norms and the biases of routers."""
   gradient_clip: float = 1.0
   """Largest global norm of the gradient; a larger gradient is scaled down to it."""
+
+  def __new__(cls, **fields: object) -> "Optimizer":
+    return super().__new__(AdamW if cls is Optimizer else cls)
 
   def __post_init__(self):
     checks.positive(self, "learning_rate", "gradient_clip")

@@ -1,8 +1,12 @@
 """Optimizers and schedules: what is refused."""
 
+import copy
+import dataclasses
+import pickle
+
 import pytest
 
-from moejax.config import AdamW, Cosine
+from moejax.config import AdamW, Cosine, Optimizer
 from moejax.errors import UserError
 
 
@@ -34,3 +38,9 @@ def test_moments_decay(name):
   for value in (-0.1, 1.0):  # at 1 the bias correction would divide by 0
     with pytest.raises(UserError, match=rf"^optimizer\.{name}={value} must be 0 or above and below 1$"):
       AdamW(learning_rate=1e-3, **{name: value})
+
+
+def test_the_default_kind_of_optimizer_is_adamw():
+  made = Optimizer(learning_rate=1e-3, beta2=0.9)
+  assert type(made) is AdamW and made == AdamW(learning_rate=1e-3, beta2=0.9)
+  assert copy.deepcopy(made) == dataclasses.replace(made) == pickle.loads(pickle.dumps(made)) == made
