@@ -174,6 +174,30 @@ def test_on_each_device_is_differentiable_as_the_plain_function(cube, arguments)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)  # sums over devices in another order
 
 
+def test_shards_are_gathered_numbered_and_added_up_by_the_names_of_their_dimensions(cube):
+  x_BD = jnp.arange(8.0 * 6).reshape(8, 6)
+
+  def crossing(x_bd):
+    whole_bD = cube.gather(x_bd, "act_embed", 1)
+    number = cube.index("act_embed")
+    total_bd = cube.sum_over(x_bd, "outer", "groups")  # data and expert, which share the batch
+    parts_bd = cube.sum_to_shards(whole_bD * (number + 1.0), "act_embed", 1)
+    unshared = cube.gather(x_bd, "sequence", 0), cube.sum_over(x_bd, "sequence"), cube.index("sequence")[None]
+    return whole_bD, number[None], total_bd, parts_bd, *unshared
+
+  own, of_batch = ("batch", "act_embed"), ("batch", None)
+  outputs = (of_batch, ("act_embed",), (None, "act_embed"), own, own, own, ("sequence",))
+  found = jax.jit(cube.on_each_device(crossing, (own,), outputs, exchanging=True))(x_BD)
+  expected = (x_BD, [0, 1], x_BD.reshape(4, 2, 6).sum(axis=0), 3 * x_BD, x_BD, x_BD, [0])
+  for mine, other in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(mine, other)
+
+
+def test_axes_of_one_device_shard_nothing(cube, single):
+  assert cube.axes("batch") == ("data", "expert") and cube.axes("experts") == ("expert",)
+  assert single.axes("batch") == single.axes("experts") == ()
+
+
 def test_on_each_device_is_the_function_itself_on_one_device(single):
   assert single.on_each_device(scaled_sums, NAMES, NAMES[0]) is scaled_sums
 

@@ -14,7 +14,7 @@ from moejax.config import Mesh
 from moejax.evaluation.held_out import HeldOut, make_scorer, score_documents
 
 
-def held_out(nats, correct=(3.0, 1.0), targets=(4.0, 4.0), text_bytes=(4.0, 4.0)):
+def held_out(nats, correct=(3.0, 1.0), targets=(4.0, 4.0), text_bytes=(5.0, 3.0)):
   return HeldOut(*(np.array(values, float) for values in (nats, correct, targets, text_bytes)))
 
 
@@ -28,11 +28,11 @@ def test_standard_errors_are_those_of_a_ratio_over_documents():
   """Two documents with residuals of d on either side of the ratio: sqrt(2 / 1 x 2 d^2) / total = 2 d / total."""
   one = held_out(nats=(4 * np.log(2.0), 12 * np.log(2.0)))
   scores = one.summary()
-  assert scores["bits_per_byte_stderr"] == pytest.approx(2 * 4 / 8)
+  assert scores["bits_per_byte_stderr"] == pytest.approx(2 * 6 / 8)  # 4 - 2 x 5 and 12 - 2 x 3
   assert scores["accuracy_stderr"] == pytest.approx(2 * 1 / 8)
   difference = one.minus(held_out(nats=(2 * np.log(2.0), 6 * np.log(2.0)), correct=(1.0, 2.0)))
   assert difference["bits_per_byte_difference"] == pytest.approx(8 / 8)
-  assert difference["bits_per_byte_difference_stderr"] == pytest.approx(2 * 2 / 8)
+  assert difference["bits_per_byte_difference_stderr"] == pytest.approx(2 * 3 / 8)  # 2 - 5 and 6 - 3
   assert difference["accuracy_difference"] == pytest.approx(1 / 8)
   assert difference["accuracy_difference_stderr"] == pytest.approx(2 * 1.5 / 8)
 
@@ -41,6 +41,7 @@ def test_a_summary_counts_targets_and_the_documents_that_have_any():
   scores = held_out(nats=(1.0, 0.0, 2.0), correct=(1.0, 0.0, 1.0), targets=(4.0, 0.0, 3.0), text_bytes=(4.0, 0.0, 9.0))
   summary = scores.summary()
   assert (summary["targets"], summary["documents"]) == (7, 2)
+  assert summary["accuracy"] == pytest.approx(2 / 7) and summary["bits_per_byte"] == pytest.approx(3 / 13 / np.log(2.0))
 
 
 def test_a_paired_difference_has_a_smaller_error_than_two_models_apart():

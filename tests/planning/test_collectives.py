@@ -76,6 +76,9 @@ def test_an_exchange_is_bound_by_the_longest_ring():
   assert seconds == pytest.approx(8 * size / (8 * LINK) + 4 * HOP_S)
   both, _ = transfer(network, "all-to-all", range(64), size)
   assert both - 8 * HOP_S == pytest.approx(seconds - 4 * HOP_S)
+  unlike = [64 * x + y for x in range(4) for y in range(8)]  # rings of four and of eight
+  longest, _ = transfer(network, "all-to-all", unlike, size)
+  assert longest - 6 * HOP_S == pytest.approx(seconds - 4 * HOP_S)
 
 
 def test_groups_that_lie_between_each_other_share_their_links():

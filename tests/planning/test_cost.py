@@ -270,6 +270,51 @@ def test_a_kernel_is_priced_by_its_blocks_below_the_diagonal_and_marked():
   assert found.kernel_s == found.step_time_s > found.flops / PLAIN.bfloat16_flops
 
 
+SUMMED_IN_A_LOOP = """HloModule m, is_scheduled=true
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %s = f32[] add(%x, %y)
+}
+
+%body (t: (s32[], f32[1048576])) -> (s32[], f32[1048576]) {
+  %t = (s32[], f32[1048576]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %p = f32[1048576]{0} get-tuple-element(%t), index=1
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one), backend_config={"estimated_cycles":"0"}
+  %sum = f32[1048576]{0} all-reduce(%p), replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %out = (s32[], f32[1048576]) tuple(%next, %sum)
+}
+
+%condition (t: (s32[], f32[1048576])) -> pred[] {
+  %t = (s32[], f32[1048576]) parameter(0)
+  %i = s32[] get-tuple-element(%t), index=0
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%i, %n), direction=LT
+}
+
+ENTRY %main (p: f32[1048576]) -> f32[1048576] {
+  %p = f32[1048576]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %begin = (s32[], f32[1048576]) tuple(%zero, %p)
+  %loop = (s32[], f32[1048576]) while(%begin), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %result = f32[1048576]{0} get-tuple-element(%loop), index=1
+}
+"""  # noqa: E501
+
+
+def test_a_collective_in_a_loop_is_waited_for_in_every_trip():
+  once, _ = transfer(NETWORK, "all-reduce", range(4), 4 * 2**20)
+  found = cost(parse(SUMMED_IN_A_LOOP), NETWORK)
+  (exchange,) = found.collectives
+  assert (exchange.count, exchange.time_s) == (5, pytest.approx(5 * once))
+  assert exchange.exposed_s == pytest.approx(5 * once)
+  assert found.breakdown_s["collective_exposed"] == pytest.approx(5 * once)
+  assert found.step_time_s == pytest.approx(5 * once)
+
+
 KERNEL_IN_A_LOOP = """HloModule m, is_scheduled=true
 
 %body (t: (s32[], bf16[2,4,2048,128])) -> (s32[], bf16[2,4,2048,128]) {
@@ -384,6 +429,7 @@ def test_a_narrow_head_takes_the_matrix_units_as_long_as_a_whole_one():
     ("jit(train_step)/transpose(jvp())/while/body/checkpoint/experts/dot_general", "experts", "backward"),
     ("jit(train_step)/transpose(jvp(logits))/dot_general", "logits", "backward"),
     ("jit(train_step)/optimizer/mul", "optimizer", "update"),
+    ("jit(train_step)/jvp()/feed_forward/experts/dot_general", "experts", "forward"),
     ("jit(train_step)/jvp()/add", "-", "forward"),
   ],
 )

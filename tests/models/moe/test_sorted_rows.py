@@ -59,6 +59,12 @@ def test_taking_and_combining_equal_loops_and_so_do_their_gradients(rows):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_of_no_choice_get_no_gradient():
+  found = order(rows=8)
+  gradient_RD = jax.grad(lambda rows_RD: jnp.sum(combine_rows(rows_RD, jnp.ones((4, 2)), found)))(jnp.ones((8, 3)))
+  np.testing.assert_array_equal(gradient_RD, np.array([1.0] * 5 + [0.0] * 3)[:, None] * np.ones((8, 3)))
+
+
 def test_sums_over_a_tokens_rows_are_float32_whatever_the_rows_are():
   found = sort_by_expert(jnp.array([[0, 1]]), jnp.ones((1, 2), bool), 2, 2)
   out = combine_rows(jnp.array([[256.0], [1.0]], jnp.bfloat16), jnp.ones((1, 2)), found)
