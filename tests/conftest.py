@@ -1,4 +1,4 @@
-"""Eight simulated devices for every test, strict ranks, and three tiny experiments."""
+"""Eight simulated devices for every test, strict ranks, three tiny experiments, and which tests are smoke tests."""
 
 import os
 import pathlib
@@ -18,6 +18,8 @@ FLAGS = (
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=0",
   "--xla_llvm_disable_expensive_passes=true",
+  # Eight devices share the cores of a busy machine: one may be late, and after 40 seconds XLA would abort the process.
+  "--xla_cpu_collective_call_terminate_timeout_seconds=600",
   # The newer emitters take twice as long to compile. JAX 0.12 has no others, and there the flag is an error.
   *(["--xla_cpu_use_fusion_emitters=false"] if JAX < (0, 11) else []),
 )
@@ -30,6 +32,62 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+SMOKE = (
+  "config/",
+  "data/",
+  "test_architecture.py",
+  "test_cli.py::test_a_mistake",
+  "test_cli.py::test_lists_pages",
+  "test_cli.py::test_show",
+  "test_cli.py::test_train_trains",
+  "test_describe.py",
+  "test_display.py",
+  "test_experiments.py",
+  "test_lookup.py",
+  "test_overrides.py",
+  "test_partitioning.py",
+  "test_torus.py",
+  "kernels/test_cross_entropy.py",
+  "kernels/test_grouped_matmul.py::test_product_and_gradients_equal_a_loop_over_experts[uneven-cpu-float32]",
+  "models/moe/test_dispatch.py",
+  "models/moe/test_exchange.py",
+  "models/moe/test_router.py",
+  "models/moe/test_moe_layer.py::test_outputs_of_every_router_with_every_dispatch",
+  "models/test_layers.py",
+  "models/test_transformer.py::test_no_logit_depends_on_a_later_token[causal]",
+  "training/test_step.py::test_five_steps",
+  "training/test_health.py",
+  "training/test_metrics.py",
+  "training/test_optimizers.py",
+  "training/test_run_directory.py",
+  "inference/test_sampling.py",
+  "inference/test_score.py::test_each_token",
+  "evaluation/test_answers.py",
+  "evaluation/test_held_out.py",
+  "evaluation/test_tasks.py",
+  "planning/test_collectives.py",
+  "planning/test_cost.py",
+  "planning/test_flops.py",
+  "planning/test_program.py",
+  "planning/test_topology.py",
+  "comparison/test_budget.py",
+  "comparison/test_findings.py",
+  "comparison/test_match.py",
+  "comparison/test_outcome.py",
+  "comparison/test_record.py",
+  "comparison/test_table.py",
+)
+"""What `pytest -m smoke` runs below a minute: the beginnings of the names of fast tests, at least one of each part."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Gives the tests of SMOKE their marker, but for slow ones."""
+  begins = tuple(f"tests/{name}" for name in SMOKE)
+  for item in items:
+    if item.nodeid.startswith(begins) and not any(item.get_closest_marker(name) for name in ("slow", "nightly")):
+      item.add_marker("smoke")
 
 
 def dense() -> Experiment:

@@ -266,3 +266,13 @@ def test_no_file_names_a_folder_of_somebodys_machine():
     return [f"line {i}: {line.strip()[:100]}" for i, line in numbered if private.search(line)]
 
   assert not offenders(TEXTS, lines)
+
+
+def test_every_smoke_test_is_there():
+  """Reads conftest.py, whose import would be a second one."""
+  assigned = [node for node in tree(ROOT / "tests" / "conftest.py").body if isinstance(node, ast.Assign)]
+  (names,) = [ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "SMOKE"]
+  for name in names:
+    file, _, test = name.partition("[")[0].partition("::")
+    path = ROOT / "tests" / file
+    assert path.exists() and (not test or f"def {test}" in path.read_text()), name

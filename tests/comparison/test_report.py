@@ -200,7 +200,13 @@ def test_the_report_does_not_import_jax():
   subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def of_one_pair(comparison):
+  """The comparison with its first pair alone, whose report is drawn in a third of the time."""
+  return comparison | {"members": comparison["members"][:2], "pairs": comparison["pairs"][:1]}
+
+
 def test_what_training_warned_of_stands_in_the_report(comparison, write_comparison):
+  comparison = of_one_pair(comparison)
   directory = write_comparison(comparison)
   warning = "layer_02: expert 3 of 8 got no token"
   with (directory / "runs" / "moe_small_8e" / "metrics.jsonl").open("a") as file:
@@ -212,7 +218,8 @@ def test_what_training_warned_of_stands_in_the_report(comparison, write_comparis
 
 
 def test_benchmarks_are_a_column_and_a_curve_each(comparison, write_comparison):
-  first, second = comparison["members"][:2]
+  comparison["members"], comparison["pairs"] = comparison["members"][:3], comparison["pairs"][:1]
+  first, second, _ = comparison["members"]
   first |= {"tasks/sciq/acc": 0.31, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.31}
   second |= {"tasks/sciq/acc": 0.35, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.35}
   directory = write_comparison(comparison)

@@ -236,7 +236,7 @@ def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp
     assert steps == sorted(set(steps)) and steps[-1] == member["steps"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_quickstart_beats_counting_bigrams_and_pairs_both_scales(tmp_path):
   """The README's first command, whole."""
   command = [sys.executable, "-m", "moejax", "compare", "quickstart", "--workdir", tmp_path]

@@ -29,7 +29,7 @@ from moejax.evaluation.harness import HarnessModel
 from moejax.evaluation.task_lookup import TaskFinder
 from moejax.interop.huggingface import llama_config, to_llama
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly  # PyTorch alone is a large download
 
 TEXTS = [
   ("The cat sat on", " the mat"), ("The cat sat on ", "the mat"), ("One", " x"), ("Tabs\t\n", " after spaces"),

@@ -70,7 +70,7 @@ def assert_equals_reference(x_RD, w_EDF, group_sizes_E, of_out_RF, backend):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("backend", ["auto", "cpu", "tpu", "gpu"])
+@pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize("case", SIZES)
 def test_product_and_gradients_equal_a_loop_over_experts(case, backend, dtype):
   x_RD, w_EDF, of_out_RF = operands(R, E, D, F, dtype, dtype)
@@ -84,7 +84,7 @@ def test_rows_and_weights_may_differ_in_type_and_each_gradient_has_its_own(backe
 
 
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
-@pytest.mark.parametrize("rows, sizes", [(1, [0, 1, 0]), (7, [3, 0, 4]), (19, [0, 1, 17]), (5, [5])])
+@pytest.mark.parametrize("rows, sizes", [(1, [0, 1, 0]), (7, [3, 0, 4]), (5, [5])])
 def test_fewer_rows_than_any_tile_and_dimensions_that_no_tile_divides(rows, sizes, backend):
   x_RD, w_EDF, of_out_RF = operands(rows, len(sizes), 5, 3)
   assert_equals_reference(x_RD, w_EDF, sizes, of_out_RF, backend)

@@ -16,9 +16,10 @@ from moejax.config import Mesh
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.display import Display
 from moejax.errors import UserError
+from moejax.overrides import override
 from moejax.planning.hints import hints
 from moejax.planning.page import plan_html, verdict
-from moejax.planning.plan import Plan, plan
+from moejax.planning.plan import plan
 from moejax.planning.topology import parse_topology
 
 CPU = parse_topology("cpu:8")
@@ -67,20 +68,13 @@ def test_the_flops_of_the_compiled_step_are_those_of_the_model(tiny_dense, displ
   assert found.executed_flops_per_device * 8 == pytest.approx(found.model_flops_per_step, rel=0.02)
 
 
-@pytest.mark.parametrize(("field", "values"), [("batch", (8, 32)), ("num_layers", (2, 6)), ("num_experts", (4, 16))])
-def test_step_time_and_memory_grow_with_batch_layers_and_experts(tiny_moe, display, field, values):
-  def of(value: int) -> Plan:
-    if field == "batch":
-      changed = replace(tiny_moe, training=replace(tiny_moe.training, batch_size=value))
-    elif field == "num_layers":
-      changed = replace(tiny_moe, model=replace(tiny_moe.model, num_layers=value))
-    else:
-      changed = replace(tiny_moe, model=replace(tiny_moe.model, moe=replace(tiny_moe.model.moe, num_experts=value)))
-    return plan(replace(changed, mesh=Mesh(data=2, expert=4)), CPU, display)
-
-  small, large = of(values[0]), of(values[1])
-  assert large.step_time_s > small.step_time_s
-  assert large.hbm_bytes_per_device > small.hbm_bytes_per_device
+def test_step_time_and_memory_grow_with_batch_layers_and_experts(tiny_moe, display):
+  experiment = replace(tiny_moe, mesh=Mesh(data=2, expert=4))
+  small = plan(experiment, CPU, display)
+  for options in (["--training.batch-size", "32"], ["--model.num-layers", "4"], ["--model.moe.num-experts", "16"]):
+    large = plan(override(experiment, options), CPU, display)
+    assert large.step_time_s > small.step_time_s, options
+    assert large.hbm_bytes_per_device > small.hbm_bytes_per_device, options
 
 
 def test_a_plan_that_does_not_fit_says_by_how_much_and_what_to_try(tiny_dense, display):
@@ -138,7 +132,7 @@ def test_a_sparse_step_compiles_for_every_gpu_in_bfloat16(gpu, tiny_moe, cache):
   assert "bf16[" in gzip.decompress(program.read_bytes()).decode()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_libtpu
 def test_fuji_7b_on_256_v5p_takes_about_the_published_step_time(display):
   """One of the two runs that v5p is calibrated on (docs/step-time.md), which differ by a sixth."""
@@ -148,7 +142,7 @@ def test_fuji_7b_on_256_v5p_takes_about_the_published_step_time(display):
   assert found.compile_time_s < 300
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @needs_libtpu
 def test_mixtral_exchanges_tokens_over_the_expert_axis_and_gathers_no_expert(display):
   found = plan(EXPERIMENTS["mixtral_8x7b"](), parse_topology("v5p:4x8x8"), display)

@@ -1,6 +1,7 @@
 """The loop: resumes bit for bit, reports every step, and loses nothing when stopped."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -33,13 +34,25 @@ def corpus_and_data(tmp_path_factory):
   return build_corpus(data, folder / "cache"), data
 
 
+@functools.cache
+def prepared_for(experiment, corpus):
+  """Compiled once for all runs of this module; every run begins with its own state and batches."""
+  return prepare(experiment, corpus)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, corpus_and_data):
+  """The MoE's run that nothing interrupts; tests only read it."""
+  return start(tmp_path_factory.mktemp("straight"), corpus_and_data)[0]
+
+
 def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=lambda record: None, evaluators=None):
   corpus, data = corpus_and_data
   experiment = tiny(sparse, data=data, mesh=mesh or Mesh(data=1))
   if sparse:  # a bias and noise, so that a resume that lost either, or the step that noise follows from, would show
     moe = dataclasses.replace(experiment.model.moe, router=Router(bias_rate=0.01, gumbel=0.5))
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
-  prepared = prepare(experiment, corpus)
+  prepared = prepared_for(experiment, corpus)
   run = Run(
     definition=prepared.definition,
     step=prepared.step,
@@ -74,13 +87,13 @@ def without_times(records):
   return [{name: value for name, value in record.items() if name not in timed} for record in records]
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
-def test_a_run_that_is_interrupted_twice_ends_with_the_very_bits_of_one_that_is_not(tmp_path, corpus_and_data, sparse):
-  straight, _ = start(tmp_path / "straight", corpus_and_data, sparse)
+def test_a_run_that_is_interrupted_twice_ends_with_the_very_bits_of_one_that_is_not(
+  tmp_path, corpus_and_data, straight
+):
   for step in (1, 3):
     with pytest.raises(Interrupted):
-      start(tmp_path / "stopped", corpus_and_data, sparse, observe=stop_at(step))
-  stopped, _ = start(tmp_path / "stopped", corpus_and_data, sparse)
+      start(tmp_path / "stopped", corpus_and_data, observe=stop_at(step))
+  stopped, _ = start(tmp_path / "stopped", corpus_and_data)
   expected, expected_progress = final_state(straight)
   found, progress = final_state(stopped)
   for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
@@ -89,8 +102,7 @@ def test_a_run_that_is_interrupted_twice_ends_with_the_very_bits_of_one_that_is_
   assert without_times(read_metrics(stopped.directory)) == without_times(read_metrics(straight.directory))
 
 
-def test_a_run_goes_on_from_the_newest_checkpoint_when_the_later_steps_were_lost(tmp_path, corpus_and_data):
-  straight, _ = start(tmp_path / "straight", corpus_and_data)
+def test_a_run_goes_on_from_the_newest_checkpoint_when_the_later_steps_were_lost(tmp_path, corpus_and_data, straight):
 
   class Killed(Exception):
     pass
@@ -112,8 +124,7 @@ def test_a_run_goes_on_from_the_newest_checkpoint_when_the_later_steps_were_lost
   assert [record["step"] for record in read_metrics(killed.directory)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, corpus_and_data):
-  straight, _ = start(tmp_path / "straight", corpus_and_data)
+def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, corpus_and_data, straight):
   with pytest.raises(Interrupted):
     start(tmp_path / "moved", corpus_and_data, observe=stop_at(3))
   moved, _ = start(tmp_path / "moved", corpus_and_data, mesh=Mesh(data=2, expert=2, model=2))
@@ -137,9 +148,8 @@ def test_a_finished_run_trains_no_more_and_scores_what_was_not_scored(tmp_path, 
   assert steps == [] and scored == [6] and summary["again/value"] == 1.5
 
 
-def test_metrics_have_the_contracts_keys_for_every_step_and_only_plain_numbers(tmp_path, corpus_and_data):
-  start(tmp_path, corpus_and_data)
-  records = read_metrics(tmp_path)
+def test_metrics_have_the_contracts_keys_for_every_step_and_only_plain_numbers(straight, corpus_and_data):
+  records = read_metrics(straight.directory)
   assert [record["step"] for record in records] == list(range(1, 7))
   for name in (
     "loss", "tokens_per_s", "step_time_s", "learning_rate", "grad_norm", "param_norm", "loss/z", "loss/load_balance",
@@ -148,8 +158,8 @@ def test_metrics_have_the_contracts_keys_for_every_step_and_only_plain_numbers(t
   ):  # fmt: skip
     assert all(isinstance(record[name], float) and math.isfinite(record[name]) for record in records), name
   assert all(np.isclose(sum(record["router/load"][0]), 1.0, atol=1e-3) for record in records)
-  assert any((tmp_path / "tensorboard").iterdir())
-  summary = json.loads((tmp_path / "summary.json").read_text())
+  assert any((straight.directory / "tensorboard").iterdir())
+  summary = json.loads((straight.directory / "summary.json").read_text())
   assert summary["steps"] == 6 and summary["provenance"]["versions"]["jax"]
   # What a run counts is what was told before it.
   corpus, data = corpus_and_data
@@ -161,7 +171,7 @@ def test_metrics_have_the_contracts_keys_for_every_step_and_only_plain_numbers(t
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before_it(tmp_path, corpus_and_data):
   corpus, data = corpus_and_data
   experiment = tiny(False, data=data)
-  prepared = prepare(experiment, corpus)
+  prepared = prepared_for(experiment, corpus)
 
   def poisoned(state, batch, learning_rate):
     state, metrics = prepared.step(state, batch, learning_rate)

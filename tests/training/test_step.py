@@ -9,15 +9,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_fixtures import definition_of, random_batch, run_steps, tiny
+from training_fixtures import definition_of, random_batch, run_steps, step_of, tiny
 
 from moejax.config import Losses, Mesh, Router, Training
 from moejax.training.state import parameter_name
 from moejax.training.step import abstract_inputs, make_train_step
 
-SOME_MESHES = [Mesh(data=1, expert=8), Mesh(data=2, expert=2, model=2), Mesh(data=1, expert=2, model=4)]
-ALL_MESHES = [Mesh(data=d, expert=e, model=8 // d // e) for d in (1, 2, 4, 8) for e in (1, 2, 4, 8) if 8 % (d * e) == 0]
-MESHES = [*SOME_MESHES, *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in ALL_MESHES if mesh not in SOME_MESHES)]
+CUBE, EXPERTS, REPLICAS = Mesh(data=2, expert=2, model=2), Mesh(data=1, expert=8), Mesh(replica=2, data=2, expert=2)
+NARROW = Mesh(data=1, expert=2, model=4)
+MESHES = [Mesh(data=d, expert=e, model=8 // d // e) for d in (1, 2, 4, 8) for e in (1, 2, 4, 8) if 8 % (d * e) == 0]
+
+
+def on_meshes(ways: dict[str, tuple[Mesh, ...]], slow: dict[str, tuple[Mesh, ...]]) -> pytest.MarkDecorator:
+  """Parametrises a test by `way` and `mesh`: these ones, in the slow suite those, and every night all."""
+
+  def marks(way: str, mesh: Mesh) -> tuple[pytest.MarkDecorator, ...]:
+    return () if mesh in ways[way] else (pytest.mark.slow if mesh in slow.get(way, ()) else pytest.mark.nightly,)
+
+  every = [pytest.param(way, mesh, marks=marks(way, mesh)) for way in ways for mesh in (*MESHES, REPLICAS)]
+  return pytest.mark.parametrize(("way", "mesh"), every, ids=str)
 
 
 @functools.cache
@@ -25,11 +35,10 @@ def on_one_device(sparse):
   return run_steps(tiny(sparse))
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
-@pytest.mark.parametrize("mesh", MESHES, ids=str)
-def test_eight_devices_train_as_one_does_on_every_mesh(mesh, sparse):
-  state, losses, _ = run_steps(tiny(sparse, mesh=mesh))
-  expected_state, expected_losses, _ = on_one_device(sparse)
+@on_meshes({"dense model": (CUBE,), "MoE": (EXPERTS, REPLICAS)}, {"dense model": (REPLICAS,), "MoE": (CUBE, NARROW)})
+def test_eight_devices_train_as_one_does_on_every_mesh(way, mesh):
+  state, losses, _ = run_steps(tiny(way == "MoE", mesh=mesh))
+  expected_state, expected_losses, _ = on_one_device(way == "MoE")
   # Sums over shards round differently: float32 holds 7 digits, and Adam's first steps divide by tiny second moments.
   np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
   for (path, mine), other in zip(
@@ -48,12 +57,6 @@ def test_training_moves_parameters_far_beyond_that_tolerance():
 def test_the_fill_rate_is_the_part_of_the_batch_that_is_no_padding():
   # The last of 16 rows of 32 is padded from 20 on.
   assert on_one_device(False)[2]["fill_rate"] == pytest.approx(1 - 12 / (16 * 32))
-
-
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
-def test_replicas_train_as_one_does(sparse):
-  _, losses, _ = run_steps(tiny(sparse, mesh=Mesh(replica=2, data=2, expert=2)))
-  np.testing.assert_allclose(losses, on_one_device(sparse)[1], rtol=2e-5)
 
 
 def dispatched(mesh=None, steps_of=run_steps, **fields):
@@ -75,11 +78,11 @@ WAYS = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize(
-  "mesh", [*MESHES, pytest.param(Mesh(replica=2, data=2, expert=2), marks=pytest.mark.slow)], ids=str
+@on_meshes(
+  {"to the experts": (CUBE,), "to all devices": (NARROW,), "dense": (EXPERTS,)},
+  {"to the experts": (EXPERTS, REPLICAS), "to all devices": (CUBE,), "dense": (CUBE,)},
 )
-def test_every_dispatch_trains_on_every_mesh_as_on_one_device(mesh, way):
+def test_every_dispatch_trains_on_every_mesh_as_on_one_device(way, mesh):
   if mesh.expert == 1 and "exchange" in WAYS[way]:
     way = "to the experts"  # without an expert axis nothing is exchanged
   state, losses, metrics = dispatched(mesh, **WAYS[way])
@@ -104,8 +107,7 @@ def test_a_receive_buffer_drops_what_is_beyond_its_factor_of_a_balanced_load(fac
 
 def test_noise_is_the_same_on_every_mesh():
   noisy = [
-    dispatched(mesh, dispatch="dense", router=Router(jitter=0.5, gumbel=1.0))[1]
-    for mesh in (Mesh(data=1), Mesh(data=2, expert=2, model=2))
+    dispatched(mesh, dispatch="dense", router=Router(jitter=0.5, gumbel=1.0))[1] for mesh in (Mesh(data=1), CUBE)
   ]
   np.testing.assert_allclose(noisy[0], noisy[1], rtol=2e-5)
   assert np.abs(np.array(noisy[0]) - dispatched_on_one_device("dense")[1]).max() > 1e-3
@@ -117,8 +119,8 @@ def test_noise_differs_from_step_to_step_and_is_that_of_the_step():
   def losses_of(router):
     """Of two steps that change no parameter, and of the second alone."""
     moe = dataclasses.replace(experiment.model.moe, dispatch="dense", router=router)
-    definition = definition_of(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe)))
-    step, batch, losses = make_train_step(definition), random_batch(experiment), []
+    changed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
+    definition, step, batch, losses = definition_of(changed), step_of(changed), random_batch(changed), []
     for first in (0, 1):
       state = definition.initialise(0)
       state = dataclasses.replace(state, step=state.step + first)
@@ -127,11 +129,8 @@ def test_noise_differs_from_step_to_step_and_is_that_of_the_step():
         losses.append(float(metrics["loss"]))
     return losses
 
-  for router in (Router(jitter=0.5), Router(gumbel=1.0)):
-    first, second, again = losses_of(router)
-    assert abs(first - second) > 1e-5 and second == again
-  first, second, _ = losses_of(Router())
-  assert first == second
+  first, second, again = losses_of(Router(jitter=0.5, gumbel=1.0))
+  assert abs(first - second) > 1e-5 and second == again
 
 
 def test_the_bias_of_a_router_moves_by_its_rate_and_by_no_gradient():
@@ -144,12 +143,11 @@ def test_the_bias_of_a_router_moves_by_its_rate_and_by_no_gradient():
   assert np.asarray(bias_LE).any()
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
-def test_a_batch_in_four_parts_trains_as_in_one(sparse):
-  experiment = tiny(sparse)
+def test_a_batch_in_four_parts_trains_as_in_one():
+  experiment = tiny(True)
   parts = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, gradient_accumulation=4))
   state, losses, metrics = run_steps(parts)
-  expected_state, expected_losses, expected_metrics = on_one_device(sparse)
+  expected_state, expected_losses, expected_metrics = on_one_device(True)
   np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
   for mine, other in zip(jax.tree.leaves(state.parameters), jax.tree.leaves(expected_state.parameters), strict=True):
     np.testing.assert_allclose(mine, other, atol=3e-4)
@@ -216,7 +214,7 @@ def test_the_z_loss_is_the_mean_squared_normaliser_of_the_targets_that_count():
   weights_M = batch["weights"].reshape(-1)
   expected = np.sum(normaliser_M**2 * weights_M) / weights_M.sum()
   assert expected != pytest.approx(np.mean(normaliser_M**2), rel=1e-4), "it is the same with padding"
-  _, metrics = make_train_step(definition)(state, batch, jnp.float32(0.01))
+  _, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
   assert float(metrics["loss/z"]) == pytest.approx(expected, rel=1e-5)
 
 
@@ -244,11 +242,10 @@ def test_the_balance_coefficient_reaches_the_routers_gradient():
   assert float(jnp.abs(gradients[1] - gradients[0]).max()) > 10 * float(jnp.abs(gradients[0]).max())
 
 
-@pytest.mark.parametrize("remat", ["none", "products"])
-def test_both_reshards_compile_to_all_to_alls_over_expert_and_no_expert_weight_is_gathered_over_it(remat):
+def test_both_reshards_compile_to_all_to_alls_over_expert_and_no_expert_weight_is_gathered_over_it():
   experiment = tiny(True, mesh=Mesh(data=2, expert=4))
   definition = definition_of(
-    dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat=remat, layers="scanned"))
+    dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="products", layers="scanned"))
   )
   program = make_train_step(definition).lower(*abstract_inputs(definition)).compile().as_text()
   expert_groups, data_groups = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]

@@ -1,6 +1,7 @@
 """Tiny experiments and batches that the tests of training share."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -34,8 +35,15 @@ def tiny(sparse: bool, **fields) -> Experiment:
   return dataclasses.replace(experiment, **fields)
 
 
+@functools.cache
 def definition_of(experiment: Experiment):
   return define(experiment, make_partitioner(experiment.mesh, experiment.rules))
+
+
+@functools.cache
+def step_of(experiment: Experiment):
+  """Its train step, compiled once for all tests of this process."""
+  return make_train_step(definition_of(experiment))
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> dict[str, np.ndarray]:
@@ -60,8 +68,8 @@ def read_metrics(directory):
 
 def run_steps(experiment: Experiment, steps: int = 5):
   """Parameters, losses and last metrics after some steps on one batch."""
-  definition = definition_of(experiment)
-  state, step = definition.initialise(experiment.training.seed), make_train_step(definition)
+  definition, step = definition_of(experiment), step_of(experiment)
+  state = definition.initialise(experiment.training.seed)
   losses = []
   for _ in range(steps):
     batch = jax.device_put(random_batch(experiment), definition.partitioner.batch)

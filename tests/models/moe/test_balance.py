@@ -1,5 +1,7 @@
 """Auxiliary losses, statistics and the balancing bias, by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +15,22 @@ from moejax.models.moe.routing import Routing
 def of(probs_BTE, group=None, valid_BT=None, experts_per_token=1):
   """Losses and statistics where each token takes its most probable experts; groups of `group` tokens."""
   probs_BTE = jnp.asarray(probs_BTE, jnp.float32)
-  B, T, E = probs_BTE.shape
-  valid_BT = jnp.ones((B, T), bool) if valid_BT is None else jnp.asarray(valid_BT)
-  probs_OUME = probs_BTE.reshape(1, -1, group or T, E)
+  valid_BT = jnp.ones(probs_BTE.shape[:2], bool) if valid_BT is None else jnp.asarray(valid_BT)
+  found, statistics = _of(probs_BTE, valid_BT, group or probs_BTE.shape[1], experts_per_token)
+  return {name: float(value[0]) for name, value in found.items()}, {
+    name: value[0] for name, value in statistics.items()
+  }
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _of(probs_BTE, valid_BT, group, experts_per_token):
+  T, E = probs_BTE.shape[1:]
+  probs_OUME = probs_BTE.reshape(1, -1, group, E)
   weights_OUMA, experts_OUMA = jax.lax.top_k(probs_OUME, experts_per_token)
   chosen_OUMA = jnp.broadcast_to(valid_BT.reshape(probs_OUME.shape[:3])[..., None], weights_OUMA.shape)
   routing = Routing(experts_OUMA, weights_OUMA, chosen_OUMA)
   of_layers = counted(jnp.log(probs_OUME), probs_OUME, routing, valid_BT)
-  found = losses(of_layers, LOSSES_OF_SPARSE_LAYERS, probs_OUME.shape[2], T)
-  return {name: float(value[0]) for name, value in found.items()}, {
-    name: value[0] for name, value in statistics(of_layers).items()
-  }
+  return losses(of_layers, LOSSES_OF_SPARSE_LAYERS, group, T), statistics(of_layers)
 
 
 def counted(logits_OUME, probs_OUME, routing, valid_BT):
@@ -64,7 +71,7 @@ def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_cro
       of_layers = counted(logits_ME[None, None], probs_OUME, routing, jnp.ones((1, 4), bool))
       return losses(of_layers, [name], 4, 4)[name][0]
 
-    gradient_ME = jax.grad(loss)(jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+    gradient_ME = jax.jit(jax.grad(loss))(jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     assert (gradient_ME[:, 0] > 0).all() and (gradient_ME[:, 1] < 0).all(), name
 
 
