@@ -66,11 +66,18 @@ def read_metrics(directory):
   return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 
 
+@functools.cache
+def initial_state(model: Model, optimizer: object, seed: int):
+  """Drawn on one device, on the host: test_state.py holds that every mesh draws the same."""
+  experiment = dataclasses.replace(tiny(model.moe is not None), model=model, optimizer=optimizer)
+  return jax.device_get(definition_of(experiment).initialise(seed))
+
+
 def run_steps(experiment: Experiment, steps: int = 5):
   """Parameters, losses and last metrics after some steps on one batch."""
   definition, step = definition_of(experiment), step_of(experiment)
-  state = definition.initialise(experiment.training.seed)
-  losses = []
+  state = initial_state(experiment.model, experiment.optimizer, experiment.training.seed)
+  state, losses = jax.device_put(state, definition.shardings), []
   for _ in range(steps):
     batch = jax.device_put(random_batch(experiment), definition.partitioner.batch)
     state, metrics = step(state, batch, jnp.float32(3e-3))
