@@ -17,6 +17,7 @@ FLOORS = (
     "moejax",
     "moejax.errors",
     "moejax.interrupts",
+    "moejax.lock",
     "moejax.config",
     "moejax.display",
     "moejax.progress",

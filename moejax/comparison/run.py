@@ -22,9 +22,12 @@ from moejax.data.target_count import TargetCounter
 from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import HeldOut
 from moejax.evaluation.run import MakeEvaluator, make_evaluators
+from moejax.interrupts import continuing
 from moejax.training.claimed_text import claim_text
 from moejax.training.clock import DROPPED
+from moejax.training.exclusive import exclusive
 from moejax.training.loop import Run, train
+from moejax.training.memory import check_together
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, on_devices, prepare
 from moejax.training.provenance import provenance
@@ -58,13 +61,14 @@ def compare(
   if no_mfu := without_mfu(partitioner.device.device_kind):
     display.note(no_mfu)
   comparison = _Comparison(suite, directory, display, ask)
-  comparison.build_corpus()
-  comparison.measure()
-  for allotment in comparison.allotments:
-    if allotment.trained:
-      comparison.train(allotment)
-  result = comparison.write()
-  display.note(f"report: {write_report(directory)}")
+  with exclusive(directory, f"compare {suite.name}", display.note), continuing(comparison.saved):
+    comparison.build_corpus()
+    comparison.measure()
+    for allotment in comparison.allotments:
+      if allotment.trained:
+        comparison.train(allotment)
+    result = comparison.write()
+    display.note(f"report: {write_report(directory)}")
   return result
 
 
@@ -142,20 +146,25 @@ class _Comparison:
       self._evaluation_s = sum(evaluation_s.values())
       return scores
 
-    train(
-      Run(
-        definition=prepared.definition,
-        step=prepared.step,
-        batches=prepared.batches,
-        steps=allotment.steps,
-        directory=run_directory,
-        evaluators={name: functools.partial(timed, name) for name in evaluators},
-        observe=observe,
-        warn=lambda text: self.display.note(f"warning: {allotment.name}: {text}"),
+    with exclusive(run_directory, f"train {allotment.name}", self.display.note):
+      train(
+        Run(
+          definition=prepared.definition,
+          step=prepared.step,
+          batches=prepared.batches,
+          steps=allotment.steps,
+          directory=run_directory,
+          evaluators={name: functools.partial(timed, name) for name in evaluators},
+          observe=observe,
+          warn=lambda text: self.display.note(f"warning: {allotment.name}: {text}"),
+        )
       )
-    )
     self._prepared.pop(allotment.name)  # its program is not needed again
     self.write()
+
+  def saved(self) -> str | None:
+    """From what the same comparison continues."""
+    return f"the measurements in {self.directory}" if (self.directory / "measurements.json").exists() else None
 
   def write(self) -> dict[str, Any]:
     """comparison.json, as complete as the comparison is."""
@@ -176,6 +185,7 @@ class _Comparison:
 
   def _measured(self) -> dict[str, Timing]:
     members = {name: self._prepare(experiment) for name, experiment in self.experiments.items()}
+    check_together([member.memory for member in members.values()], next(iter(members.values())).definition.partitioner)
     total = total_steps(len(members), self.suite.measurement)
     self.display.stage("measure step times, members in turn", total=total)
 

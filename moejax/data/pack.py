@@ -1,5 +1,6 @@
 """Text to token shards: the work of `moejax data pack`, in parallel processes."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -16,11 +17,12 @@ from typing import Any, Literal
 import numpy as np
 
 from moejax.data.documents import READING, Part, Reading, document_key, is_held_out, nulls_warning
-from moejax.data.shards import SHARD_TOKENS, Block, ShardWriter
+from moejax.data.shards import SHARD_TOKENS, Block, ShardWriter, check_shard_tokens, is_begun, is_packed
 from moejax.data.sources import source_parts
 from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
 from moejax.errors import UserError
-from moejax.interrupts import SIGNALS, blocked
+from moejax.interrupts import SIGNALS, blocked, continuing
+from moejax.lock import locked
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the part of it that is done, 0 to 1."""
@@ -64,7 +66,7 @@ def pack(
     warn: called with what the user should know.
 
   Raises:
-    UserError: a source or the tokenizer is bad, or the folder holds something else.
+    UserError: a source or the tokenizer is bad, or the folder holds something else or is being packed.
   """
   encoder = make_tokenizer(tokenizer)
   parts: list[Part] = [part for source in sources for part in source_parts(source)]
@@ -77,9 +79,7 @@ def pack(
     "keep": keep if keep == "all" else f"{keep} of validation_fraction={validation_fraction}",
     "sources_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
   }
-  writer = ShardWriter(folder, request, encoder.vocab_size, shard_tokens)
-  if writer.manifest:
-    return writer.manifest
+  check_shard_tokens(shard_tokens)
   if keep == "validation":
     parts = [_HeldOut(parts, validation_fraction)]
 
@@ -87,17 +87,23 @@ def pack(
     return keep != "train" or not is_held_out(key, validation_fraction)
 
   seen: set[int] | None = set() if deduplicate else None
-  start = writer.position or {"part": 0, "rows": 0, "text_bytes": 0, "nulls": 0, "sources": []}
-  end = start
-  total = max(1, sum(part.size for part in parts))
-  for text_block, block in _encoded(_blocks(parts, reading, keeps, seen, start), tokenizer, encoder, processes):
-    writer.add(block)
-    end = text_block.position
-    progress(f"{text_block.position['text_bytes']:,} bytes of text", min(1.0, text_block.read / total))
-  if end["nulls"]:
-    warn(nulls_warning(end["nulls"], reading.text_field))
-  facts = {"vocab_size": encoder.vocab_size, "tokenizer_name": tokenizer}
-  return writer.finish(facts | {name: end[name] for name in ("text_bytes", "nulls", "sources")})
+  # What is packed already is only read, and may lie where nothing can be written.
+  free = contextlib.nullcontext() if is_packed(str(folder)) else locked(folder, "data pack", warn)
+  with free, continuing(lambda: str(folder) if is_begun(folder) else None):
+    writer = ShardWriter(folder, request, encoder.vocab_size, shard_tokens)
+    if writer.manifest:
+      return writer.manifest
+    start = writer.position or {"part": 0, "rows": 0, "text_bytes": 0, "nulls": 0, "sources": []}
+    end = start
+    total = max(1, sum(part.size for part in parts))
+    for text_block, block in _encoded(_blocks(parts, reading, keeps, seen, start), tokenizer, encoder, processes):
+      writer.add(block)
+      end = text_block.position
+      progress(f"{text_block.position['text_bytes']:,} bytes of text", min(1.0, text_block.read / total))
+    if end["nulls"]:
+      warn(nulls_warning(end["nulls"], reading.text_field))
+    facts = {"vocab_size": encoder.vocab_size, "tokenizer_name": tokenizer}
+    return writer.finish(facts | {name: end[name] for name in ("text_bytes", "nulls", "sources")})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,18 +23,30 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from moejax.data.token_stream import TokenStream, token_dtype, tokens_key
 from moejax.errors import UserError
+from moejax.lock import LOCK
 
 FORMAT = 2
 RECORD_TOKENS = 1024
 SHARD_TOKENS = 2**25
 """Tokens in a shard by default: 64 MB of 16 bits."""
 
-MANIFEST = "manifest.json"
+MANIFEST, PROGRESS = "manifest.json", "progress.json"
 
 
 def is_packed(source: str) -> bool:
   """Whether a source is a folder that `moejax data pack` wrote."""
   return bool(source) and (pathlib.Path(source).expanduser() / MANIFEST).is_file()
+
+
+def is_begun(folder: pathlib.Path) -> bool:
+  """Whether a folder holds whole shards after which packing goes on."""
+  return (folder / PROGRESS).is_file()
+
+
+def check_shard_tokens(shard_tokens: int) -> None:
+  """Raises UserError unless shards of so many tokens are whole records."""
+  if shard_tokens < 1 or shard_tokens % RECORD_TOKENS:
+    raise UserError(f"shards of {shard_tokens} tokens are not whole records; use a multiple of {RECORD_TOKENS}")
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -151,8 +163,7 @@ class ShardWriter:
     Raises:
       UserError: the folder holds something else.
     """
-    if shard_tokens < 1 or shard_tokens % RECORD_TOKENS:
-      raise UserError(f"shards of {shard_tokens} tokens are not whole records; use a multiple of {RECORD_TOKENS}")
+    check_shard_tokens(shard_tokens)
     self._folder = folder
     self._dtype = np.dtype(token_dtype(vocab_size))
     self._shard_tokens = shard_tokens
@@ -224,7 +235,7 @@ class ShardWriter:
       "shards": self._state["shards"],
     }
     _write_whole(self._folder / MANIFEST, json.dumps(self.manifest, indent=2).encode() + b"\n")
-    for path in (self._folder / "progress.json", *self._folder.glob("carry-*")):
+    for path in (self._folder / PROGRESS, *self._folder.glob("carry-*")):
       path.unlink(missing_ok=True)
     return self.manifest
 
@@ -237,7 +248,7 @@ class ShardWriter:
 
   def _resume(self) -> None:
     """Takes up what lay behind the last whole shard."""
-    progress = self._folder / "progress.json"
+    progress = self._folder / PROGRESS
     if progress.exists():
       content = json.loads(progress.read_text())
       self._check_request(content["request"])
@@ -293,7 +304,7 @@ class ShardWriter:
     }
     _write_whole(self._carry(), carry.tobytes())
     content = {"request": self._request, "state": self._state}
-    _write_whole(self._folder / "progress.json", json.dumps(content).encode())
+    _write_whole(self._folder / PROGRESS, json.dumps(content).encode())
     for path in old:
       path.unlink(missing_ok=True)
 
@@ -307,7 +318,7 @@ def _open_index(path: pathlib.Path, documents: int) -> BinaryIO:
 
 def _is_ours(name: str) -> bool:
   """Whether a killed process may have left this file before its first shard was whole."""
-  return name in ("starts", "prefixes", "keys") or name.startswith(("tokens-", "carry-", "."))
+  return name in ("starts", "prefixes", "keys", LOCK) or name.startswith(("tokens-", "carry-", "."))
 
 
 def _write_whole(path: pathlib.Path, content: bytes) -> None:

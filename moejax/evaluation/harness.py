@@ -25,6 +25,7 @@ from moejax.evaluation.tasks import Benchmark, benchmarks, check_named, flat, he
 from moejax.inference.blueprint import make_blueprint
 from moejax.inference.load import load_run
 from moejax.progress import SILENT, Progress
+from moejax.training.exclusive import exclusive
 from moejax.training.loop import Evaluator
 from moejax.training.run_directory import write_json
 from moejax.training.state import Definition, Parameters, State
@@ -228,13 +229,14 @@ def evaluate_run(
     log_samples: as of `evaluate`.
 
   Raises:
-    UserError: as `load_run`, `load_tasks` and `check_prompts`.
+    UserError: as `load_run`, `load_tasks` and `check_prompts`, or another process is at work in the directory.
   """
-  tasks = load_tasks(request, directory / WORK / "data", progress)
-  loaded = load_run(directory, experiment)
-  model = HarnessModel(experiment, loaded.blueprint, make_tokenizer(experiment.data.tokenizer), progress)
-  check_prompts(model, tasks, request)
-  return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)
+  with exclusive(directory, f"evaluate {experiment.name}", progress.note):
+    tasks = load_tasks(request, directory / WORK / "data", progress)
+    loaded = load_run(directory, experiment)
+    model = HarnessModel(experiment, loaded.blueprint, make_tokenizer(experiment.data.tokenizer), progress)
+    check_prompts(model, tasks, request)
+    return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)
 
 
 def make_task_evaluator(

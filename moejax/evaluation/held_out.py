@@ -14,6 +14,7 @@ import numpy as np
 from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.training.loss import Batch
+from moejax.training.memory import check_fits, program_memory
 from moejax.training.state import Definition, Parameters
 from moejax.training.step import BATCH_TYPES
 
@@ -95,6 +96,21 @@ def make_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[j
     in_shardings=(definition.shardings.parameters, dict.fromkeys(BATCH_TYPES, placement.batch)),
     out_shardings=(placement.replicated, placement.replicated),
   )
+
+
+def compile_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]:
+  """`make_scorer`, compiled for the batches of the experiment's evaluation.
+
+  Raises:
+    UserError: it does not fit the devices' memory.
+  """
+  experiment, placement = definition.experiment, definition.partitioner
+  shape = (experiment.evaluation.batch_size, experiment.data.sequence_length)
+  batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch) for name, dtype in BATCH_TYPES.items()}
+  scorer = make_scorer(definition).lower(definition.abstract.parameters, batch).compile()
+  remedy = f"lower evaluation.batch_size={experiment.evaluation.batch_size}, or use more devices (mesh)"
+  check_fits(f"the evaluation of {experiment.name}", program_memory(scorer), placement, remedy)
+  return scorer
 
 
 def score_documents(

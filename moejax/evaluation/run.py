@@ -11,9 +11,10 @@ from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
 from moejax.data.target_count import TargetCounter
 from moejax.data.tokenizers import Tokenizer
 from moejax.display import Display, training_facts
-from moejax.evaluation.held_out import make_scorer, score_documents
+from moejax.evaluation.held_out import compile_scorer, score_documents
 from moejax.training.claimed_text import claim_text
 from moejax.training.clock import DROPPED
+from moejax.training.exclusive import exclusive
 from moejax.training.loop import Evaluator, Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import on_devices, prepare
@@ -36,11 +37,18 @@ def train_and_evaluate(
     ask: makes what asks the experiment's benchmarks; None where it has none.
 
   Raises:
-    UserError: the directory, the text or the devices do not suit the experiment.
+    UserError: the directory, the text or the devices do not suit the experiment, or another process is at work there.
     Interrupted: SIGINT or SIGTERM came; the same call continues.
   """
   on_devices(experiment)
   prepare_directory(directory)
+  with exclusive(directory, f"train {experiment.name}", display.note):
+    return _train_and_evaluate(experiment, directory, display, ask)
+
+
+def _train_and_evaluate(
+  experiment: Experiment, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None
+) -> dict[str, Any]:
   for caution in experiment.cautions:
     display.note(f"caution: {caution}")
   display.stage("text: reading and tokenising", total=1.0)
@@ -103,10 +111,14 @@ def make_evaluators(
 
 def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display) -> Evaluator:
   """An evaluator that scores the corpus's held-out text, leaves the sums of each document in held_out.npz of
-  `directory`, and returns the summary. The program is compiled at its first use and serves all later ones."""
+  `directory`, and returns the summary.
+
+  Raises:
+    UserError: its program does not fit the devices' memory.
+  """
   experiment = definition.experiment
   length, evaluation = experiment.data.sequence_length, experiment.evaluation
-  scorer = make_scorer(definition)
+  scorer = compile_scorer(definition)
   arguments = (corpus.validation, length, evaluation.batch_size, evaluation.max_tokens)
 
   def batches() -> Iterator[dict]:

@@ -13,6 +13,7 @@ from moejax.errors import UserError
 from moejax.partitioning import Partitioner, make_partitioner
 from moejax.training.compiler import compiler_options
 from moejax.training.loop import Batches, rows_of_process
+from moejax.training.memory import Memory, argument_bytes, check_fits, program_memory
 from moejax.training.state import Definition, define
 from moejax.training.step import TrainStep, abstract_inputs, make_train_step
 
@@ -26,6 +27,8 @@ class Prepared:
   """Compiled for exactly the experiment's batch."""
   batches: Callable[[], Batches]
   """Opens this process's part of the input at its first batch."""
+  memory: Memory
+  """Of the step, on each device."""
   compile_time_s: float
   """Seconds to trace and compile the step."""
 
@@ -34,21 +37,39 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   """Places and compiles an experiment on the devices present.
 
   Raises:
-    UserError: as `on_devices`.
+    UserError: as `on_devices`, or the step does not fit the devices' memory.
   """
   experiment, partitioner = on_devices(experiment)
   definition = define(experiment, partitioner)
+  inputs, what = abstract_inputs(definition), f"the train step of {experiment.name}"
+  remedy = _less_memory(experiment)
+  # In vain to compile what its state alone outgrows.
+  check_fits(what, Memory(argument_bytes(inputs[0]), 0), partitioner, remedy)
   begin = time.perf_counter()
-  lowered = make_train_step(definition).lower(*abstract_inputs(definition))
+  lowered = make_train_step(definition).lower(*inputs)
   step = lowered.compile(compiler_options=compiler_options(partitioner.device))
   compile_time_s = time.perf_counter() - begin
+  memory = program_memory(step)
+  check_fits(what, memory, partitioner, remedy)
   index, count = rows_of_process(definition)
 
   def batches() -> Batches:
     mixture = training_mixture(corpus, experiment.data)
     return train_batches(mixture, experiment.data, experiment.training.batch_size, index, count)
 
-  return Prepared(definition, step, batches, compile_time_s)
+  return Prepared(definition, step, batches, memory, compile_time_s)
+
+
+def _less_memory(experiment: Experiment) -> str:
+  """What makes a train step smaller."""
+  training, remat = experiment.training, experiment.model.remat
+  smallest = remat == "layer_inputs"
+  return (
+    f"lower training.batch_size={training.batch_size}, "
+    f"raise training.gradient_accumulation={training.gradient_accumulation}, "
+    + ("" if smallest else f"set model.remat={remat} to layer_inputs, ")
+    + "or use more devices (mesh)"
+  )
 
 
 def on_devices(experiment: Experiment) -> tuple[Experiment, Partitioner]:

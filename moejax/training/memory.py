@@ -1,0 +1,127 @@
+"""Whether a program fits the devices present, asked before it runs."""
+
+import dataclasses
+import pathlib
+import re
+import resource
+from collections.abc import Sequence
+
+import jax
+
+from moejax.errors import UserError
+from moejax.partitioning import Partitioner
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes that a program needs on each device."""
+
+  arguments: int
+  """What it is given: the state and the batch."""
+  more: int
+  """Beside them while it runs: temporaries, and what it returns in memory of its own."""
+
+  @property
+  def total(self) -> int:
+    return self.arguments + self.more
+
+
+def program_memory(compiled: jax.stages.Compiled) -> Memory:
+  """What the compiler says that its program needs."""
+  found = compiled.memory_analysis()
+  assert found is not None
+  returned = found.output_size_in_bytes - found.alias_size_in_bytes
+  code = found.generated_code_size_in_bytes
+  return Memory(found.argument_size_in_bytes, found.temp_size_in_bytes + returned + code)
+
+
+def argument_bytes(tree: object) -> int:
+  """Bytes on each device of abstract arrays that have their placements."""
+  size = 0
+  for leaf in jax.tree.leaves(tree):
+    elements = 1
+    for length in leaf.sharding.shard_shape(leaf.shape):
+      elements *= length
+    size += elements * leaf.dtype.itemsize
+  return size
+
+
+def check_fits(what: str, needed: Memory, partitioner: Partitioner, remedy: str) -> None:
+  """Raises UserError where a program needs more memory than a device has left, before it runs.
+
+  Args:
+    what: the program, for the message.
+    needed: bytes on each device.
+    partitioner: the devices.
+    remedy: what helps.
+  """
+  free = free_bytes(partitioner)
+  if free is None or needed.total <= free:
+    return
+  kind = partitioner.device.device_kind
+  raise UserError(
+    f"{what} needs {_gib(needed.total)} of memory on each device ({_gib(needed.arguments)} of arguments, "
+    f"{_gib(needed.more)} while it runs) and {kind} has {_gib(free)} free; {remedy}"
+  )
+
+
+def check_together(members: Sequence[Memory], partitioner: Partitioner) -> None:
+  """Raises UserError where programs of which each keeps its arguments, and one runs at a time, do not fit together."""
+  arguments = sum(member.arguments for member in members)
+  needed = Memory(arguments, max(member.more for member in members))
+  remedy = "compare fewer members at once, shrink them, or use more devices (mesh)"
+  check_fits(f"measuring {len(members)} members in turn", needed, partitioner, remedy)
+
+
+def free_bytes(partitioner: Partitioner) -> int | None:
+  """Memory that is free for each device of this process, None where the device does not say.
+
+  CPU devices share the host's.
+  """
+  local = partitioner.mesh.local_devices
+  if partitioner.platform == "cpu":
+    return available_host_bytes() // len(local)
+  statistics = [device.memory_stats() for device in local]
+  free = [each["bytes_limit"] - each.get("bytes_in_use", 0) for each in statistics if each and "bytes_limit" in each]
+  return min(free, default=None)
+
+
+def available_host_bytes() -> int:
+  """Memory of the host that this process may still take: what is available, its control groups, its own limit."""
+  meminfo = pathlib.Path("/proc/meminfo").read_text()
+  available = [int(re.findall(r"MemAvailable:\s+(\d+) kB", meminfo)[0]) * 1024, *_control_groups()]
+  soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+  if soft != resource.RLIM_INFINITY:
+    used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    available.append(max(0, soft - used))
+  return min(available)
+
+
+def _control_groups(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> list[int]:
+  """What each limited control group of this process, as in a container or a SLURM job, has left."""
+  left: list[int] = []
+  mine = pathlib.Path("/proc/self/cgroup")
+  for line in mine.read_text().splitlines() if mine.exists() else ():
+    _, controllers, path = line.split(":", 2)
+    if controllers in ("", "memory"):
+      top = root / "memory" if controllers else root
+      names = ("memory.limit_in_bytes", "memory.usage_in_bytes") if controllers else ("memory.max", "memory.current")
+      group = top / path.lstrip("/")
+      for folder in (group, *group.parents):
+        if folder.is_relative_to(top):
+          left += _left(folder, *names)
+  return left
+
+
+def _left(group: pathlib.Path, limit: str, usage: str) -> list[int]:
+  """What a group has left, its page cache included; nothing where it has no limit."""
+  try:
+    most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
+    cached = re.findall(r"^(?:total_)?inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)
+  except OSError:
+    return []
+  return [] if most == "max" else [max(0, int(most) - used + int(cached[-1] if cached else 0))]
+
+
+def _gib(size: int) -> str:
+  return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

@@ -1,0 +1,108 @@
+"""One process at a time in a directory: who is refused, and what a process that was killed leaves."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from moejax.errors import UserError
+from moejax.lock import LOCK, STALE_S, holder, locked
+
+HOLD = """
+import pathlib, sys, time
+from moejax.lock import locked
+with locked(pathlib.Path(sys.argv[1]), "train dense", print):
+  print("held", flush=True)
+  time.sleep(60)
+"""
+
+
+@pytest.fixture
+def other(tmp_path):
+  """Another process that holds the directory."""
+  process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+  assert process.stdout and process.stdout.readline() == "held\n"
+  yield process
+  process.kill()
+  process.wait()
+  process.stdout.close()
+
+
+def refuse_notes(text: str) -> None:
+  pytest.fail(f"nothing is taken over, and it says: {text}")
+
+
+def left_by(path, host: str, pid: int, age_s: float) -> None:
+  path.write_text(json.dumps({"host": host, "pid": pid, "started": time.time() - age_s, "what": "train dense"}))
+  os.utime(path, (time.time() - age_s,) * 2)
+
+
+def test_a_directory_is_held_until_the_end_and_the_file_says_by_whom(tmp_path):
+  with locked(tmp_path / "new", "train dense", refuse_notes):
+    there = holder(tmp_path / "new" / LOCK)
+    assert there and (there.host, there.pid, there.what) == (socket.gethostname(), os.getpid(), "train dense")
+    assert 0 <= time.time() - there.started < 60
+  assert list((tmp_path / "new").iterdir()) == []
+  with pytest.raises(ZeroDivisionError), locked(tmp_path / "new", "train dense", refuse_notes):
+    raise ZeroDivisionError
+  assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_another_process_is_refused_with_one_line_that_names_the_holder(tmp_path, other):
+  with pytest.raises(UserError) as caught, locked(tmp_path, "evaluate dense", refuse_notes):
+    pytest.fail("two hold it")
+  line = str(caught.value)
+  assert line.startswith(
+    f"{tmp_path} is in use by `train dense` (host {socket.gethostname()}, pid {other.pid}, started "
+  )
+  assert " s ago); wait for it, stop it, or choose another directory" in line and "\n" not in line
+  other.send_signal(signal.SIGCONT)
+  assert other.poll() is None and holder(tmp_path / LOCK)
+
+
+def test_the_lock_of_a_killed_process_is_taken_over_and_it_is_said(tmp_path, other):
+  other.kill()
+  other.wait()
+  notes: list[str] = []
+  with locked(tmp_path, "train dense", notes.append):
+    there = holder(tmp_path / LOCK)
+    assert there and there.pid == os.getpid()
+  assert notes == [notes[0]] and f"pid {other.pid}" in notes[0] and "no longer runs" in notes[0]
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_of_this_host_is_stale_without_its_process_even_if_the_file_system_has_no_flock(tmp_path, monkeypatch):
+  def no_locks(descriptor: int, operation: int) -> None:
+    raise OSError(95, "Operation not supported")
+
+  monkeypatch.setattr("fcntl.flock", no_locks)
+  left_by(tmp_path / LOCK, socket.gethostname(), os.getpid(), 5)
+  with pytest.raises(UserError, match="in use"), locked(tmp_path, "train", refuse_notes):
+    pytest.fail("two hold it")
+  # The same number of a process that began long after the lock was written is another process.
+  left_by(tmp_path / LOCK, socket.gethostname(), os.getpid(), 1e6)
+  notes: list[str] = []
+  with locked(tmp_path, "train", notes.append):
+    assert notes
+
+
+def test_a_lock_of_another_host_is_stale_only_when_it_was_not_touched_for_long(tmp_path):
+  left_by(tmp_path / LOCK, "elsewhere", 1, STALE_S - 60)
+  with pytest.raises(UserError, match=rf"host elsewhere, pid 1, .*delete {tmp_path}/lock"):
+    locked(tmp_path, "train", refuse_notes).__enter__()
+  left_by(tmp_path / LOCK, "elsewhere", 1, STALE_S + 60)
+  notes: list[str] = []
+  with locked(tmp_path, "train", notes.append):
+    assert notes and "took over the lock of `train dense` (host elsewhere, pid 1, started 6 min ago)" in notes[0]
+
+
+def test_an_empty_or_damaged_lock_of_nobody_is_no_obstacle(tmp_path):
+  for content in ("", "{", "[]", "{}"):
+    (tmp_path / LOCK).write_text(content)
+    with locked(tmp_path, "train", refuse_notes):
+      pass
