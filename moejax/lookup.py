@@ -1,9 +1,13 @@
 """From what a user types to an experiment or a suite."""
 
+import contextlib
 import difflib
 import importlib.util
+import os
 import pathlib
-from collections.abc import Callable
+import sys
+import traceback
+from collections.abc import Callable, Iterator
 
 from experiments import EXPERIMENTS
 from moejax.config.experiment import Experiment, Suite
@@ -67,6 +71,15 @@ def _from_file(name: str) -> Experiment | Suite:
   path, _, function = name.rpartition(":")
   if not pathlib.Path(path).is_file():
     raise UserError(f"{path} does not exist; name a file and a function in it, as in path/to/mine.py:my_experiment")
+  with _neighbours_importable(path), _one_line_errors(path):
+    made = _function(path, function)()
+  if not isinstance(made, Experiment | Suite):
+    raise UserError(f"{name} returned {type(made).__name__}; it must return an Experiment or a Suite")
+  return made
+
+
+def _function(path: str, name: str) -> Callable[[], object]:
+  """A function of a file that is executed as a module."""
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   assert spec and spec.loader
   module = importlib.util.module_from_spec(spec)
@@ -75,16 +88,51 @@ def _from_file(name: str) -> Experiment | Suite:
   functions = [
     key
     for key, value in vars(module).items()
-    if callable(value) and not key.startswith("_") and value.__module__ == module.__name__
+    if callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == module.__name__
   ]
-  make = getattr(module, function, None)
-  if not callable(make):
-    near = difflib.get_close_matches(function, functions, n=3, cutoff=0.4) or functions
-    raise UserError(f"{path} has no function {function!r}; it has {', '.join(near) or 'none'}")
-  made = make()
-  if not isinstance(made, Experiment | Suite):
-    raise UserError(f"{name} returned {type(made).__name__}; it must return an Experiment or a Suite")
-  return made
+  found = getattr(module, name, None)
+  if not callable(found):
+    near = difflib.get_close_matches(name, functions, n=3, cutoff=0.4) or functions
+    raise UserError(f"{path} has no function {name!r}; it has {', '.join(near) or 'none'}")
+  return found
+
+
+@contextlib.contextmanager
+def _neighbours_importable(path: str) -> Iterator[None]:
+  """Lets a file import what lies beside it, as Python does with a script; nothing else finds its neighbours."""
+  folder = str(pathlib.Path(path).parent.resolve())
+  sys.path.insert(0, folder)
+  try:
+    yield
+  finally:
+    sys.path.remove(folder)
+
+
+@contextlib.contextmanager
+def _one_line_errors(path: str) -> Iterator[None]:
+  """Makes any exception of a user's file a UserError with the line where that file, or one beside it, raised it."""
+  try:
+    yield
+  except (Exception, SystemExit) as error:
+    text = " ".join(str(error).split())
+    where = _user_line(path, error)
+    if isinstance(error, UserError):
+      raise UserError(f"{where}: {text}" if where else text) from error
+    kind = type(error).__name__
+    raise UserError(f"{where or path}: {kind}: {text}" if text else f"{where or path}: {kind}") from error
+
+
+def _user_line(path: str, error: BaseException) -> str | None:
+  """FILE:LINE of the innermost code of the user's folder in a traceback; None where it was not reached."""
+  folder, ours = pathlib.Path(path).parent.resolve(), pathlib.Path(__file__).parent
+  lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+  if isinstance(error, SyntaxError) and error.filename:
+    lines.append((error.filename, error.lineno or 1))
+  for name, line in reversed(lines):
+    file = pathlib.Path(name).resolve()
+    if file.is_relative_to(folder) and not file.is_relative_to(ours) and file.is_file():
+      return f"{path if file == pathlib.Path(path).resolve() else os.path.relpath(file)}:{line}"
+  return None
 
 
 def _summary(make: Callable[[], Experiment | Suite]) -> str:

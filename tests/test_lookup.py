@@ -1,5 +1,8 @@
 """From a name to an experiment, with a list of our own."""
 
+import pathlib
+import sys
+
 import pytest
 
 from moejax import lookup
@@ -24,9 +27,9 @@ def write(tmp_path, monkeypatch):
   """Writes a user's file and returns its name; the file is in the current folder."""
   monkeypatch.chdir(tmp_path)
 
-  def write_file(text: str) -> str:
-    (tmp_path / "own.py").write_text(text)
-    return "own.py"
+  def write_file(text: str, name: str = "own.py") -> str:
+    (tmp_path / name).write_text(text)
+    return name
 
   return write_file
 
@@ -96,7 +99,7 @@ def test_a_users_own_file_gives_experiments_and_suites(mine, tiny_dense, tiny_su
     (
       "from moejax.config import Budget\ndef mine(): return Budget(tokens_per_parameter=0)",
       "mine",
-      "budget.tokens_per_parameter=0 must be above 0",
+      "own.py:2: budget.tokens_per_parameter=0 must be above 0",
     ),
   ],
   ids=["nearly", "not at all", "imports do not count", "no function", "no experiment", "not valid"],
@@ -122,6 +125,38 @@ def test_a_file_without_a_function(write):
     find(write("def mine(): ..."))
 
 
-def test_a_mistake_in_the_users_own_code_keeps_its_traceback(write):
-  with pytest.raises(ZeroDivisionError):
-    find(f"{write('def mine(): return 1 / 0')}:mine")
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("def mine(): return 1 / 0", "own.py:1: ZeroDivisionError: division by zero"),
+    ("x = 1\ndef mine(:", "own.py:2: SyntaxError: invalid syntax"),
+    ("\nimport no_such_module", "own.py:2: ModuleNotFoundError: No module named 'no_such_module'"),
+    ("\n\nundefined", "own.py:3: NameError: name 'undefined' is not defined"),
+    ("def mine(x): ...", "own.py: TypeError: mine() missing 1 required positional argument: 'x'"),
+    ("import sys\nsys.exit(3)", "own.py:2: SystemExit: 3"),
+    ("def mine():\n  import neighbour\n  neighbour.fail()", "neighbour.py:2: KeyError: 'gone'"),
+    ("import json\ndef mine(): json.loads('{')", "own.py:2: JSONDecodeError: Expecting property name enclosed in"),
+    ("def mine():\n  assert False", "own.py:2: AssertionError"),
+    ("def mine(): raise ValueError('two\\nlines')", "own.py:1: ValueError: two lines"),
+    ("\0", "own.py: "),
+  ],
+)
+def test_an_exception_of_the_users_file_is_one_line_with_the_place_where_it_was_raised(write, text, message):
+  write("def fail():\n  {}['gone']", "neighbour.py")
+  before = [*sys.path]
+  with pytest.raises(UserError) as caught:
+    find(f"{write(text)}:mine")
+  assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
+  assert sys.path == before
+  sys.modules.pop("neighbour", None)
+
+
+def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, tiny_dense, monkeypatch):
+  tests = str(pathlib.Path(__file__).parent)
+  write(f"import sys\nsys.path.append({tests!r})\nfrom conftest import dense", "basis.py")
+  write("def mine():\n  from basis import dense\n  return dense()")
+  (tmp_path / "elsewhere").mkdir()
+  monkeypatch.chdir(tmp_path / "elsewhere")
+  monkeypatch.setattr(sys, "path", [*sys.path])
+  assert find("../own.py:mine") == tiny_dense
+  sys.modules.pop("basis", None)
