@@ -25,6 +25,7 @@ from moejax.training.run_directory import (
   RUN,
   check_json,
   check_only_operational,
+  prepare_file,
   read_experiment,
 )
 
@@ -352,6 +353,7 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
   _no_overrides(overrides)
   _required(known, "action", "train")
   sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out FILE")
+  _prepare_files(known, "out")
   from moejax.data.tokenizer_training import train_tokenizer
   from moejax.data.tokenizers import padded_vocab_size
 
@@ -372,6 +374,9 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   topology = _topology(known)
+  _prepare_files(known, "json", "html")
+  if known.search and known.html:
+    raise UserError("--html shows one plan and --search makes many; leave one out")
   if known.search:
     return _search(known, experiment, topology)
   from moejax.planning.hints import hints
@@ -406,6 +411,7 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
   dense, moe = override_pair(dense, lookup.find_experiment(_required(known, "name", "MOE")), overrides)
   pair = Pair(dense=dense, candidates=(moe,))
   topology = _topology(known)
+  _prepare_files(known, "out")
   from moejax.comparison.pod_match import experiment_file, match_on_pod, match_page
 
   with Display(f"match {dense.name}") as display:
@@ -435,6 +441,13 @@ def _topology(known: argparse.Namespace) -> Any:
   topology = parse_topology(_required(known, "topology", "--topology NAME"), known.slices)
   prepare_environment(topology)
   return topology
+
+
+def _prepare_files(known: argparse.Namespace, *options: str) -> None:
+  """Raises UserError where a file of these options cannot be written, before the work that it is for."""
+  for option in options:
+    if (path := getattr(known, option)) is not None:
+      prepare_file(path, f"--{option}")
 
 
 def check_data(experiment: Experiment) -> None:

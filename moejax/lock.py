@@ -51,11 +51,15 @@ def locked(directory: pathlib.Path, what: str, note: Callable[[str], None]) -> I
     note: called with a line where a stale lock is taken over.
 
   Raises:
-    UserError: another process holds it.
+    UserError: another process holds it, or it cannot be written.
   """
-  directory.mkdir(parents=True, exist_ok=True)
   path = directory / LOCK
-  descriptor = _take(path, note)
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    descriptor = _take(path, note)
+  except OSError as error:
+    reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
+    raise UserError(f"cannot write to {directory}: {reason}; choose another directory") from error
   mine = Holder(socket.gethostname(), os.getpid(), time.time(), what)
   os.ftruncate(descriptor, 0)
   os.pwrite(descriptor, (json.dumps(dataclasses.asdict(mine)) + "\n").encode(), 0)

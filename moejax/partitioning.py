@@ -148,15 +148,32 @@ def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | N
   """A partitioner over `devices`, all of this program's by default, or the first of them where the mesh needs fewer.
 
   Raises:
-    UserError: the mesh needs more devices than there are, or the rules are not well formed.
+    UserError: the mesh needs more devices than there are, the rules are not well formed, or as `present_devices`.
   """
-  devices = list(devices) if devices is not None else jax.devices()
+  devices = list(devices) if devices is not None else present_devices()
   table(rules)
   resolved = mesh.resolve(len(devices))
   shape = tuple(resolved.shape.values())
   one = resolved.size == 1
   array = np.array(devices[:1]).reshape(shape) if one else arrange(devices[: resolved.size], shape)
   return Partitioner(jax.sharding.Mesh(array, MESH_AXES), resolved, rules)
+
+
+def present_devices() -> list[jax.Device]:
+  """All devices of this program.
+
+  Raises:
+    UserError: there is none of the platform that JAX_PLATFORMS names.
+  """
+  try:
+    return jax.devices()
+  except (AssertionError, RuntimeError) as error:  # JAX checks by assertion that some platform could be initialised
+    platforms = jax.config.jax_platforms
+    reason = " ".join(str(error).split()) or "its plugin is not installed or finds no device"
+    raise UserError(
+      f"JAX finds no device of JAX_PLATFORMS={platforms}: {reason}; use another machine, install moejax[tpu] or "
+      "moejax[cuda], or unset JAX_PLATFORMS"
+    ) from error
 
 
 def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:

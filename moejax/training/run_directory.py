@@ -89,8 +89,19 @@ def check_json(directory: pathlib.Path, file: str, content: dict[str, Any], unkn
     )
 
 
-def prepare_directory(directory: pathlib.Path) -> None:
-  """Makes a directory and tries to write to it.
+def prepare_file(path: pathlib.Path, option: str) -> None:
+  """Makes the directory of a file that is written later, and tries to write to it.
+
+  Raises:
+    UserError: as `prepare_directory`, or `path` is a directory.
+  """
+  if path.is_dir():
+    raise UserError(f"cannot write to {path}: it is a directory; name a file in {option}")
+  prepare_directory(path.parent, option)
+
+
+def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> None:
+  """Makes a directory, which `option` names, and tries to write to it.
 
   Raises:
     UserError: it is a file, is not permitted, or the disk is full.
@@ -104,7 +115,7 @@ def prepare_directory(directory: pathlib.Path) -> None:
       probe.unlink(missing_ok=True)
   except OSError as error:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
-    raise UserError(f"cannot write to {directory}: {reason}; choose another --workdir") from error
+    raise UserError(f"cannot write to {directory}: {reason}; choose another {option}") from error
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:
