@@ -1,10 +1,10 @@
 """From a name to an experiment, with a list of our own."""
 
-import pathlib
 import sys
 
 import pytest
 
+from experiments.quickstart import quick_small
 from moejax import lookup
 from moejax.errors import UserError
 from moejax.lookup import find, find_experiment, find_suite, listed
@@ -151,12 +151,10 @@ def test_an_exception_of_the_users_file_is_one_line_with_the_place_where_it_was_
   sys.modules.pop("neighbour", None)
 
 
-def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, tiny_dense, monkeypatch):
-  tests = str(pathlib.Path(__file__).parent)
-  write(f"import sys\nsys.path.append({tests!r})\nfrom conftest import dense", "basis.py")
-  write("def mine():\n  from basis import dense\n  return dense()")
+def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, monkeypatch):
+  write("from experiments.quickstart import quick_small as basic", "basis.py")
+  write("def mine():\n  from basis import basic\n  return basic()")
   (tmp_path / "elsewhere").mkdir()
   monkeypatch.chdir(tmp_path / "elsewhere")
-  monkeypatch.setattr(sys, "path", [*sys.path])
-  assert find("../own.py:mine") == tiny_dense
+  assert find("../own.py:mine") == quick_small()
   sys.modules.pop("basis", None)
