@@ -87,9 +87,43 @@ def quiet() -> Display:
   return Display("test", Console(quiet=True))
 
 
-def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_path):
-  suite = tiny_suite(text)
-  asked = []
+class Watching(Display):
+  """Notes every stage and where it began; sends Ctrl-C to this process at a step of a stage."""
+
+  def __init__(self, stop_at: tuple[str, int] | None = None):
+    super().__init__("test", Console(quiet=True))
+    self.stages, self.first, self.stop_at = [], {}, stop_at
+
+  def stage(self, name, total=None):
+    self.stages.append(name)
+    super().stage(name, total)
+
+  def advance(self, completed, facts=""):
+    self.first.setdefault(self._name, completed)
+    super().advance(completed, facts)
+    if (self._name, completed) == self.stop_at:
+      os.kill(os.getpid(), signal.SIGINT)
+
+
+@dataclasses.dataclass
+class Resumed:
+  """A comparison that was stopped while it trained its second member, and went on."""
+
+  directory: Path
+  measured: bytes
+  """measurements.json when it was stopped."""
+  dense_done: int
+  """When the first member's summary had been written, in ns."""
+  display: Watching
+  """Of the second call."""
+  asked: list[tuple]
+  """What the benchmarks were asked for, by both calls."""
+  result: dict
+
+
+@pytest.fixture(scope="module")
+def resumed(text, tmp_path_factory) -> Resumed:
+  directory, asked = tmp_path_factory.mktemp("resumed"), []
 
   def ask(definition, tokenizer, directory, display):
     """Stands for the benchmarks, which are tested in tests/evaluation."""
@@ -100,10 +134,19 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_pa
 
     return score
 
-  result = compare(suite, tmp_path, quiet(), ask)
-  assert asked == [(m["name"], tmp_path / "runs" / m["name"], 259, m["steps"]) for m in result["members"]]
+  with pytest.raises(Interrupted):
+    compare(tiny_suite(text), directory, Watching(stop_at=("train moe_4e", 5)), ask)
+  measured = (directory / "measurements.json").read_bytes()
+  dense_done = (directory / "runs" / "dense" / "summary.json").stat().st_mtime_ns
+  display = Watching()
+  return Resumed(directory, measured, dense_done, display, asked, compare(tiny_suite(text), directory, display, ask))
+
+
+def test_a_suite_is_measured_matched_trained_evaluated_and_reported(resumed):
+  result, directory, asked = resumed.result, resumed.directory, resumed.asked
+  assert asked == [(m["name"], directory / "runs" / m["name"], 259, m["steps"]) for m in result["members"]]
   assert {(m["tasks/sciq/acc"], m["tasks/sciq/acc_stderr"]) for m in result["members"]} == {(0.25, 0.125)}
-  assert result == json.loads((tmp_path / "comparison.json").read_text())
+  assert result == json.loads((directory / "comparison.json").read_text())
   assert result["complete"] and [member["name"] for member in result["members"]] == ["dense", "moe_4e", "moe_8e"]
   dense, *candidates = result["members"]
   assert (dense["steps"], dense["kind"], dense["pair"]) == (40, "dense", "dense")
@@ -117,9 +160,9 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_pa
     most = result["baselines"]["unigram_bits_per_byte"] if member is dense else math.inf
     assert 0 < member["bits_per_byte"] < most
     assert member["bits_per_byte_stderr"] > 0 and 0 < member["accuracy"] < 1
-    steps = trained_steps(tmp_path / "runs" / member["name"])
+    steps = trained_steps(directory / "runs" / member["name"])
     assert steps[-1] == member["steps"]
-    summary = json.loads((tmp_path / "runs" / member["name"] / "summary.json").read_text())
+    summary = json.loads((directory / "runs" / member["name"] / "summary.json").read_text())
     assert member["tokens"] == summary["tokens"] == member["tokens_per_step"] * member["steps"]
     assert 0 < member["tokens"] < member["steps"] * 8 * 32
     assert (member["dropped_fraction"] is None) == (member is dense)
@@ -131,7 +174,7 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(text, tmp_pa
   assert pair["bits_per_byte_difference"] == pytest.approx(
     next(m for m in candidates if m["name"] == pair["moe"])["bits_per_byte"] - dense["bits_per_byte"], abs=1e-6
   )
-  assert result["finding"] and (tmp_path / "report" / "index.html").read_text().count("moe_8e") > 2
+  assert result["finding"] and (directory / "report" / "index.html").read_text().count("moe_8e") > 2
   assert result["provenance"]["corpus"]["train_documents"] > 20
 
 
@@ -156,38 +199,11 @@ def test_a_suite_that_trains_matched_members_alone_is_complete_without_the_other
   assert "Not trained in this comparison: moe_8e." in (tmp_path / "report" / "index.html").read_text()
 
 
-def test_a_stopped_comparison_repeats_nothing_that_was_done(text, tmp_path):
-  suite = tiny_suite(text)
-
-  class Stopping(Display):
-    def advance(self, completed, facts=""):
-      super().advance(completed, facts)
-      if self._name == "train moe_4e" and completed == 5:
-        os.kill(os.getpid(), signal.SIGINT)
-
-  with pytest.raises(Interrupted):
-    compare(suite, tmp_path, Stopping("test", Console(quiet=True)))
-  measured = (tmp_path / "measurements.json").read_bytes()
-  dense_done = (tmp_path / "runs" / "dense" / "summary.json").stat().st_mtime_ns
-
-  class Watching(Display):
-    def __init__(self):
-      super().__init__("test", Console(quiet=True))
-      self.stages, self.first = [], {}
-
-    def stage(self, name, total=None):
-      self.stages.append(name)
-      super().stage(name, total)
-
-    def advance(self, completed, facts=""):
-      self.first.setdefault(self._name, completed)
-      super().advance(completed, facts)
-
-  display = Watching()
-  result = compare(suite, tmp_path, display)
-  assert result["complete"]
-  assert (tmp_path / "measurements.json").read_bytes() == measured
-  assert (tmp_path / "runs" / "dense" / "summary.json").stat().st_mtime_ns == dense_done
+def test_a_stopped_comparison_repeats_nothing_that_was_done(resumed):
+  directory, display = resumed.directory, resumed.display
+  assert resumed.result["complete"]
+  assert (directory / "measurements.json").read_bytes() == resumed.measured
+  assert (directory / "runs" / "dense" / "summary.json").stat().st_mtime_ns == resumed.dense_done
   assert "train dense" not in display.stages and not any(name.startswith("measure") for name in display.stages)
   assert display.first["train moe_4e"] > 5
 

@@ -74,6 +74,11 @@ def test_top_p_takes_experts_until_their_probabilities_reach_the_threshold(thres
   np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], np.array([0.5, 0.3, 0.2]) * chosen, rtol=1e-6)
 
 
+def test_top_p_stops_at_an_expert_with_which_the_threshold_is_just_reached():
+  routing = routed([[1.0, 1.0, 1.0]], kind="top_p", threshold=0.5, experts_per_token=3, scores="sigmoid")
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0, 0], [True, False, False])  # each has a score of one half
+
+
 def test_top_p_takes_no_more_than_experts_per_token():
   routing = routed([[0.4, 0.3, 0.2, 0.1]], kind="top_p", threshold=1.0, experts_per_token=2)
   np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [4 / 7, 3 / 7], rtol=1e-6)
@@ -142,12 +147,15 @@ def test_padding_chooses_nothing_and_is_chosen_by_nothing(router):
   assert routing.chosen_OUMA[0, 0, ::2].any()
 
 
-def test_gumbel_noise_samples_experts_by_their_probabilities_and_leaves_weights_alone():
+@pytest.mark.parametrize("amount", [1.0, 0.5])
+def test_gumbel_noise_samples_experts_by_their_probabilities_and_leaves_weights_alone(amount):
+  """A smaller amount is a lower temperature: probabilities to the power of 1 / amount."""
   probs_ME = jnp.tile(jnp.array([[0.6, 0.3, 0.1]]), (4000, 1))
-  routing = routed(probs_ME, experts_per_token=1, gumbel=1.0, renormalize=False, key=jax.random.key(0))
+  routing = routed(probs_ME, experts_per_token=1, gumbel=amount, renormalize=False, key=jax.random.key(0))
   experts_M = np.asarray(routing.experts_OUMA[0, 0, :, 0])
   # 4000 draws: three standard errors of a share are at most 0.024.
-  np.testing.assert_allclose(np.bincount(experts_M, minlength=3) / 4000, [0.6, 0.3, 0.1], atol=0.024)
+  expected_E = np.array([0.6, 0.3, 0.1]) ** (1 / amount)
+  np.testing.assert_allclose(np.bincount(experts_M, minlength=3) / 4000, expected_E / expected_E.sum(), atol=0.024)
   np.testing.assert_allclose(routing.weights_OUMA[0, 0, :, 0], np.array([0.6, 0.3, 0.1])[experts_M], rtol=1e-5)
 
 
