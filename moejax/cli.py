@@ -10,43 +10,27 @@ from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NoReturn
 
-from rich.console import Console
-
-import moejax
 from moejax import describe, interrupts, lookup
+from moejax.command_line import make_parser
 from moejax.config.experiment import Evaluation, Experiment, Pair
 from moejax.config.plain import to_plain
 from moejax.display import Display
 from moejax.errors import UserError, users_mistake
 from moejax.optional import library
 from moejax.overrides import override, override_pair, print_field_help
+from moejax.terminal import output
 from moejax.training.run_directory import (
   COMPARISON,
-  RUN,
   check_json,
   check_only_operational,
+  check_run,
+  finite,
   prepare_file,
   read_experiment,
 )
 
 USERS_MISTAKE = 2
 DOES_NOT_FIT = 3
-
-DESCRIPTION = """\
-Dense or mixture-of-experts? moejax answers in step time: it measures the step of each model, pairs dense and MoE at
-equal step time, gives each pair the same training time, trains, evaluates, and draws the speed-accuracy curve."""
-
-EXAMPLES = """\
-examples:
-  moejax compare quickstart --workdir /tmp/quickstart    the whole answer on the CPU at hand, in minutes
-  moejax show quick_small_8e                             parameters, FLOPs, budget and every field
-  moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
-  moejax train mine.py:my_experiment --workdir /tmp/mine an experiment of your own
-  moejax evaluate /tmp/small --tasks core_en --limit 100 benchmarks of lm-evaluation-harness
-  moejax plan dense_6b4 --topology v5p:4x8x8             step time and memory on 256 chips, without them
-
-Every field is set by its dotted path; `moejax train NAME --help` lists them with what they mean.
-Interrupt a run (Ctrl-C, or even kill -9) and give the same command again: it goes on where it was."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -60,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
   """
   interrupts.forget()
   try:
-    known, overrides = _parser().parse_known_args(arguments)
+    known, overrides = make_parser(VERBS).parse_known_args(arguments)
     code = known.verb(known, overrides)
     sys.stdout.flush()
   except (Exception, KeyboardInterrupt) as error:
@@ -75,131 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
   sys.exit(code)
 
 
-class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line."""
-
-  def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; `{self.prog} --help` explains")
-
-
-def _parser() -> argparse.ArgumentParser:
-  formatter = argparse.RawDescriptionHelpFormatter
-  parser = _Parser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
-  parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
-  verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-  def verb(name: str, run: Callable[[argparse.Namespace, list[str]], int], summary: str) -> argparse.ArgumentParser:
-    of_verb = verbs.add_parser(
-      name, help=summary, description=summary, formatter_class=formatter, add_help=False, allow_abbrev=False
-    )
-    of_verb.set_defaults(verb=run, parser=of_verb)
-    of_verb.add_argument("-h", "--help", action="store_true", help="what this command does, and NAME's fields")
-    return of_verb
-
-  verb("list", _list, "List all experiments and suites.")
-  show = verb("show", _show, "Show an experiment or a suite: parameters, FLOPs, budget, every field.")
-  show.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
-  show.add_argument("--json", action="store_true", help="print JSON")
-  train = verb("train", _train, "Train one experiment and evaluate it on held-out text; goes on where it stopped.")
-  train.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
-  train.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where checkpoints, metrics and results go")
-  compare = verb(
-    "compare", _compare, "Compare dense and MoE at equal step time, from measuring to the report; goes on too."
-  )
-  compare.add_argument("name", nargs="?", metavar="SUITE", help="a listed suite, or path/to/file.py:function")
-  compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="where runs, numbers and the report go")
-  _add_evaluate(verb("evaluate", _evaluate, "Run lm-evaluation-harness benchmarks on a trained model (resumable)."))
-  data = verb("data", _data, "Tokenise text once into shards that any number of runs and hosts read; goes on too.")
-  data.add_argument("action", nargs="?", choices=("pack",), help="pack: text into a folder for data.train")
-  _add_text(data)
-  data.add_argument("--tokenizer", default="bytes", metavar="NAME", help="as data.tokenizer; bytes by default")
-  data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="the folder that is written")
-  data.add_argument("--keep", choices=("all", "train", "validation"), default="all", help="one side of the hash split")
-  data.add_argument("--validation-fraction", type=float, default=0.05, metavar="F", help="as data.validation_fraction")
-  data.add_argument("--deduplicate", action="store_true", help="pack only the first of documents with the same text")
-  data.add_argument("--document-length", type=int, metavar="N", help="as data.document_length")
-  data.add_argument("--processes", type=int, metavar="N", help="that tokenise; one for each core by default")
-  data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens in a shard")
-  tokenizer = verb("tokenizer", _tokenizer, "Train a byte-level BPE tokenizer on text.")
-  tokenizer.add_argument("action", nargs="?", choices=("train",), help="train: write a tokenizer.json")
-  _add_text(tokenizer)
-  tokenizer.add_argument("--vocab-size", type=int, default=32_768, metavar="N", help="ids, specials included")
-  tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the .json file that is written")
-  plan = verb("plan", _plan, "Predict step time and memory of an experiment on a pod that need not be there.")
-  plan.add_argument("name", nargs="?", metavar="NAME", help="a listed name, or path/to/file.py:function")
-  _add_topology(plan)
-  plan.add_argument("--search", action="store_true", help="try meshes, remat, accumulation and dispatch; goes on too")
-  plan.add_argument("--tries", type=int, default=8, metavar="N", help="variants that a search compiles (default 8)")
-  plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="write every number there too")
-  plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="write the page there too")
-  match = verb("match", _match, "Find the MoE that takes a dense model's step time on a pod that need not be there.")
-  match.add_argument("dense", nargs="?", metavar="DENSE", help="a listed dense experiment, or path/to/file.py:function")
-  match.add_argument(
-    "name", nargs="?", metavar="MOE", help="the MoE, whose `free` fields are varied; --dense.PATH sets DENSE's"
-  )
-  _add_topology(match)
-  match.add_argument("--tolerance", type=float, default=0.05, metavar="X", help="relative difference that is equal")
-  match.add_argument("--out", type=pathlib.Path, metavar="FILE", help="the matched experiment (MOE_matched.py)")
-  report = verb("report", _report, "Write the report of a comparison directory again.")
-  report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
-  return parser
-
-
-EVALUATE = """\
-RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint is evaluated, and
-the scores are written to RUN/results.json. Options such as --mesh.data 4 and --evaluation.batch-size 32 may follow.
-
-examples:
-  moejax evaluate /tmp/small --tasks core_en --limit 100
-  moejax evaluate /tmp/small --tasks arc_easy mmlu_stem 'blimp_*' --data DIR
-  moejax evaluate /tmp/small --tasks gsm8k_cot --few-shot 4 --gen-kwargs max_gen_toks=128 --log-samples"""
-
-
-def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
-  evaluate.epilog = EVALUATE
-  evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="directory of a trained run")
-  evaluate.add_argument(
-    "--tasks", nargs="+", metavar="TASK",
-    help="the suite core_en (14 benchmarks), or tasks, groups, tags and patterns of lm-evaluation-harness, which "
-    "`lm-eval ls tasks` lists; default: the run's evaluation.tasks, and an error where it has none",
-  )  # fmt: skip
-  evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N examples of each task (default: all)")
-  evaluate.add_argument(
-    "--data", type=pathlib.Path, metavar="DIR",
-    help="read the tasks' data from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face hub or its cache)",
-  )  # fmt: skip
-  evaluate.add_argument(
-    "--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the suite or the task says)"
-  )
-  evaluate.add_argument(
-    "--include-path", type=pathlib.Path, metavar="DIR",
-    help="folder with your own task YAML files; one that has the name of a task of the harness replaces it",
-  )  # fmt: skip
-  evaluate.add_argument(
-    "--gen-kwargs", metavar="KEY=VALUE,...",
-    help="override generation options of the tasks: max_gen_toks, until, do_sample, temperature, top_k, top_p",
-  )  # fmt: skip
-  evaluate.add_argument(
-    "--log-samples", action="store_true",
-    help="write every example with its prompts and the model's answers to RUN/evaluation/samples/TASK.jsonl",
-  )  # fmt: skip
-
-
-def _add_text(verb: argparse.ArgumentParser) -> None:
-  verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text, as in data.train")
-  verb.add_argument("--text-field", default="text", metavar="NAME", help="as data.text_field")
-
-
-def _add_topology(parser: argparse.ArgumentParser) -> None:
-  known = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
-  parser.add_argument("--topology", metavar="NAME", help=f"chips and how they are joined, such as {known}")
-  parser.add_argument("--slices", type=int, default=1, metavar="N", help="slices of that topology, joined by DCN")
-
-
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
   if not _helped(known):
     _no_overrides(overrides)
-    Console().print(describe.list_page(lookup.listed()))
+    output().print(describe.list_page(lookup.listed()), soft_wrap=True)
   return 0
 
 
@@ -211,7 +74,7 @@ def _show(known: argparse.Namespace, overrides: list[str]) -> int:
     print(json.dumps(describe.facts(found) if isinstance(found, Experiment) else describe.suite_facts(found), indent=2))
   else:
     page = describe.experiment_page(found) if isinstance(found, Experiment) else describe.suite_page(found)
-    Console().print(page, soft_wrap=True)
+    output().print(page, soft_wrap=True)
   return 0
 
 
@@ -221,13 +84,13 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   directory = _required(known, "workdir", "--workdir DIR")
   check_data(experiment)
-  check_json(directory, RUN, to_plain(experiment), unknown=("steps",))
+  check_run(directory, experiment, experiment.training.steps)
   ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
   from moejax.evaluation.run import train_and_evaluate
 
   with Display(f"train {experiment.name}") as display:
     summary = train_and_evaluate(experiment, directory, display, ask)
-  Console().print(describe.summary_page(summary))
+  output().print(describe.summary_page(summary), soft_wrap=True)
   return 0
 
 
@@ -246,8 +109,8 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
 
   with Display(f"compare {suite.name}") as display:
     comparison = compare(suite, directory, display, ask)
-  console = Console()
-  console.print(terminal_table(comparison))
+  console = output()
+  console.print(terminal_table(comparison), soft_wrap=True)
   console.print(comparison["finding"], highlight=False, markup=False)
   return 0
 
@@ -279,7 +142,7 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   request = harness.make_request(evaluation, **more)
   with Display(f"evaluate {experiment.name}") as display:
     results = harness.evaluate_run(directory, experiment, request, display, known.log_samples)
-  Console().print(describe.scores_page(headlines(results, asked(results)), results))
+  output().print(describe.scores_page(headlines(results, asked(results)), results), soft_wrap=True)
   return 0
 
 
@@ -385,9 +248,9 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
 
   with Display(f"plan {experiment.name}") as display:
     planned = plan(experiment, topology, display)
-  Console().print(plan_page(planned), soft_wrap=True)
+  output().print(plan_page(planned), soft_wrap=True)
   if known.json:
-    known.json.write_text(json.dumps(planned.to_json() | {"hints": hints(planned)}, indent=2) + "\n")
+    known.json.write_text(json.dumps(finite(planned.to_json() | {"hints": hints(planned)}), indent=2) + "\n")
   if known.html:
     known.html.write_text(plan_html(planned))
   return 0 if planned.fits else DOES_NOT_FIT
@@ -398,9 +261,9 @@ def _search(known: argparse.Namespace, experiment: Experiment, topology: Any) ->
 
   with Display(f"search {experiment.name}") as display:
     tried = search(experiment, topology, known.tries, display)
-  Console().print(search_page(tried), soft_wrap=True)
+  output().print(search_page(tried), soft_wrap=True)
   if known.json:
-    known.json.write_text(json.dumps([found.to_json() for found in tried], indent=2) + "\n")
+    known.json.write_text(json.dumps(finite([found.to_json() for found in tried]), indent=2) + "\n")
   return 0 if tried[0].plan.fits else DOES_NOT_FIT
 
 
@@ -416,7 +279,7 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
 
   with Display(f"match {dense.name}") as display:
     found = match_on_pod(pair, topology, known.tolerance, display)
-  Console().print(match_page(found))
+  output().print(match_page(found))
   path = known.out or pathlib.Path(f"{moe.name}_matched.py")
   path.write_text(experiment_file(found.experiment))
   print(f"{path}: moejax train {path}:matched --workdir DIR")
@@ -468,7 +331,7 @@ def _helped(known: argparse.Namespace) -> bool:
   if name is not None:
     print_field_help(lookup.find(name), f"{known.parser.prog} {name}")
   elif hasattr(known, "name"):
-    print("Give NAME too and all its fields are listed, with what they mean. `moejax list` shows the names.")
+    print("Add NAME to list all its fields with their meaning; `moejax list` shows the names.")
   return True
 
 
@@ -482,3 +345,18 @@ def _required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
 def _no_overrides(overrides: list[str]) -> None:
   if overrides:
     raise UserError(f"unexpected {' '.join(overrides)}; this command sets no fields")
+
+
+VERBS = {
+  "list": _list,
+  "show": _show,
+  "train": _train,
+  "compare": _compare,
+  "evaluate": _evaluate,
+  "data": _data,
+  "tokenizer": _tokenizer,
+  "plan": _plan,
+  "match": _match,
+  "report": _report,
+}
+"""What runs each command."""

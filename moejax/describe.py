@@ -10,8 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.kinds import OfSeveralKinds
 from moejax.config.parameters import count, flops_per_token, full_sequence_steps, tokens_per_step
-from moejax.config.plain import to_plain
+from moejax.config.plain import KIND, to_plain
+from moejax.terminal import Fitting
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def suite_page(suite: Suite) -> RenderableType:
   """The members side by side, and the suite's own settings."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("member", "pair", "total", "active", "FLOPs per token", "tokens per step"):
-    table.add_column(head, justify="left" if head in ("member", "pair") else "right")
+    table.add_column(head, justify="left" if head in ("member", "pair") else "right", no_wrap=True)
   for pair in suite.pairs:
     for experiment in (pair.dense, *pair.candidates):
       numbers = facts(experiment)
@@ -91,7 +93,7 @@ def suite_page(suite: Suite) -> RenderableType:
         ),
       )
   settings = "\n".join(f"{name} = {value}" for name, value in _fields(dataclasses.replace(suite, pairs=())))
-  return Group(Text(suite.name, style="bold"), table, Text(settings))
+  return Group(Text(suite.name, style="bold"), Fitting(table), Text(settings))
 
 
 def summary_page(summary: Mapping[str, Any]) -> RenderableType:
@@ -102,7 +104,7 @@ def summary_page(summary: Mapping[str, Any]) -> RenderableType:
   for name, value in summary.items():
     if isinstance(value, int | float):
       table.add_row(Text(name), f"{value:,}" if isinstance(value, int) else f"{value:,.5g}")
-  return table
+  return Fitting(table)
 
 
 def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
@@ -110,7 +112,7 @@ def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> Render
   examples in each prompt, and requests whose prompt did not fit and was cut."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("benchmark", "metric"):
-    table.add_column(head, overflow="fold")
+    table.add_column(head, no_wrap=True)
   cut = results.get("cut")  # None: a results.json of the harness itself
   for head in ("score", "examples", "shots", *(["cut"] if cut else [])):
     table.add_column(head, justify="right", no_wrap=True)
@@ -124,7 +126,7 @@ def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> Render
       requests, of_those = (sum(cut[task][what] for task in tasks) for what in ("requests", "cut"))
       row.append(f"{of_those:,}/{requests:,}" if of_those else "0")
     table.add_row(Text(name), Text(score.metric), *row)
-  return table
+  return Fitting(table)
 
 
 def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:
@@ -165,7 +167,8 @@ def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
   if not dataclasses.is_dataclass(value):
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return [(path, shown)] if path not in ("name", "pairs") else []
-  return [
+  kind = [(f"{path}.{KIND}", type(value).__name__)] if isinstance(value, OfSeveralKinds) else []
+  return kind + [
     row
     for field in dataclasses.fields(value)
     for row in _fields(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)

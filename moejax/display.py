@@ -1,38 +1,50 @@
 """The live display of a long command: what runs now, its figures, and the time left for all of it."""
 
+import contextlib
+import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
 import rich.progress
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 from moejax.progress import Progress
+from moejax.terminal import output
 
 LINE_EVERY_S = 15.0
-"""Seconds between two lines where the output is no terminal."""
+"""Seconds between two lines of a stage where the output is no terminal."""
+
+STEP_LINE_EVERY_S = 1.0
+"""Least seconds between two lines of a stage that has a line every so many steps."""
+
+NARROW = 100
+"""Columns of a terminal below which bars are short."""
 
 
 class Display(Progress):
-  """Two bars in a terminal, the whole command and what runs now; a line now and then elsewhere."""
+  """Two bars in a terminal, the whole command and the current stage; elsewhere a log, a line each with the time."""
 
   def __init__(self, title: str, console: Console | None = None):
-    self.console = console or Console(stderr=True)
+    self.console = console or output(stderr=True)
     self._progress = rich.progress.Progress(
       SpinnerColumn(),
-      TextColumn("{task.description}"),
-      BarColumn(bar_width=24),
+      _Name(table_column=Column()),  # the column that gives way where the terminal is narrow
+      BarColumn(bar_width=24 if self.console.width >= NARROW else 10, table_column=Column(no_wrap=True)),
       TextColumn("{task.fields[facts]}", markup=False),
-      _TimeLeft(),
+      _TimeLeft(self.left_s),
       console=self.console,
       disable=not self.console.is_terminal,
     )
-    self._all = self._progress.add_task(f"[bold]{title}", total=None, facts="", left_s=None)
-    self._now = self._progress.add_task("", total=None, facts="", left_s=None, visible=False)
-    self._name, self._total = "", 0.0
-    self._next_line = 0.0
+    self._all = self._progress.add_task(title, total=None, facts="", whole=True)
+    self._now = self._progress.add_task("", total=None, facts="", visible=False, whole=False)
+    self._stage = _Stage("", None, None)
+    self._last_line = -LINE_EVERY_S
     self._left_s: float | None = None
+    self._told = 0.0
 
   def __enter__(self) -> "Display":
     self._progress.start()
@@ -43,36 +55,75 @@ class Display(Progress):
   ) -> None:
     self._progress.stop()
 
-  def stage(self, name: str, total: float | None = None) -> None:
-    """Begins what runs now; `total` in the units of `advance`, None where unknown."""
-    self._name, self._total = name, total or 0.0
-    self._progress.reset(self._now, description=name, total=total, facts="", left_s=None, visible=True)
-    self._progress.start_task(self._now)
-    self._line(f"{name}", force=True)
+  def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:
+    """Begins a stage; `total` in the units of `advance`, None where unknown.
+
+    Outside a terminal it has a line each time it has advanced to a multiple of `line_every`, and where that is None a
+    line now and then.
+    """
+    self._begin(_Stage(name, total, line_every))
+    self._line(name)
 
   def advance(self, completed: float, facts: str = "") -> None:
-    """What runs now has come this far; `facts` are its latest figures."""
+    """The stage has come this far; `facts` are its latest figures."""
     self._progress.update(self._now, completed=completed, facts=facts)
-    part = f"{completed:.0f}/{self._total:.0f}" if self._total > 1 else ""
-    self._line(f"{self._name} {part} {facts}")
+    if self._is_due(completed):
+      total = self._stage.total or 0.0
+      part = f"{completed:.0f}/{total:.0f}" if total > 1 else ""
+      left_s = self.left_s()
+      left = "" if left_s is None else f", {_clock(left_s)} left"
+      self._line(" ".join(word for word in (self._stage.name, part, facts) if word) + left)
+
+  @contextlib.contextmanager
+  def aside(self) -> Iterator[None]:
+    """Stages that run within the current one, which is shown again after them."""
+    stage, task = self._stage, self._progress.tasks[1]
+    completed, facts = task.completed, task.fields["facts"]
+    try:
+      yield
+    finally:
+      self._begin(stage)
+      self._progress.update(self._now, completed=completed, facts=facts)
 
   def whole(self, done_s: float, left_s: float | None) -> None:
     """The whole command: seconds of work done and left, None where not yet known."""
     total = None if left_s is None else done_s + left_s
-    self._progress.update(self._all, completed=done_s, total=total, left_s=left_s)
-    self._left_s = left_s
+    self._progress.update(self._all, completed=done_s, total=total)
+    self._left_s, self._told = left_s, time.monotonic()
+
+  def left_s(self) -> float | None:
+    """Seconds left in the whole command, as it last reckoned and less what has passed since; None where unknown."""
+    return None if self._left_s is None else max(0.0, self._left_s - (time.monotonic() - self._told))
 
   def note(self, text: str) -> None:
     """A line that stays above the bars."""
-    self.console.print(text, highlight=False, markup=False)
+    stamp = "" if self.console.is_terminal else time.strftime("%Y-%m-%d %H:%M:%S ")
+    self.console.print(f"{stamp}{text}", highlight=False, markup=False, soft_wrap=True)
 
-  def _line(self, text: str, force: bool = False) -> None:
-    now = time.monotonic()
-    if self.console.is_terminal or (now < self._next_line and not force):
-      return
-    self._next_line = now + LINE_EVERY_S
-    left = "" if self._left_s is None else f", {_clock(self._left_s)} left in all"
-    self.console.print(f"{text.rstrip()}{left}", highlight=False, markup=False)
+  def _begin(self, stage: "_Stage") -> None:
+    self._stage = stage
+    self._progress.reset(self._now, description=stage.name, total=stage.total, facts="", visible=True, whole=False)
+    self._progress.start_task(self._now)
+
+  def _is_due(self, completed: float) -> bool:
+    waited = time.monotonic() - self._last_line
+    if not self._stage.line_every:
+      return waited >= LINE_EVERY_S
+    if completed == self._stage.total:
+      return True
+    return completed % self._stage.line_every == 0 and waited >= STEP_LINE_EVERY_S
+
+  def _line(self, text: str) -> None:
+    if not self.console.is_terminal:
+      self._last_line = time.monotonic()
+      self.note(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+  name: str
+  total: float | None
+  line_every: int | None
 
 
 def training_facts(
@@ -89,13 +140,24 @@ def training_facts(
   return "  ".join(facts)
 
 
-class _TimeLeft(ProgressColumn):
-  """Time left as the command itself reckons it, or as the bar's pace suggests."""
+class _Name(ProgressColumn):
+  """What a bar is of, on one line."""
 
   def render(self, task: Task) -> Text:
-    left_s = task.fields.get("left_s")
-    if left_s is None:
-      left_s = task.time_remaining
+    style = "bold" if task.fields["whole"] else ""
+    return Text(task.description, style=style, no_wrap=True, overflow="ellipsis")
+
+
+class _TimeLeft(ProgressColumn):
+  """The time left in the whole command; only where that is unknown, that of its stage, from the bar's pace."""
+
+  def __init__(self, whole_left_s: Callable[[], float | None]):
+    super().__init__(table_column=Column(no_wrap=True))
+    self._whole_left_s = whole_left_s
+
+  def render(self, task: Task) -> Text:
+    whole_left_s = self._whole_left_s()
+    left_s = whole_left_s if task.fields["whole"] else task.time_remaining if whole_left_s is None else None
     return Text("" if left_s is None else f"{_clock(left_s)} left", style="cyan")
 
 

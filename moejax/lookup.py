@@ -11,17 +11,23 @@ from collections.abc import Callable, Iterator
 
 from experiments import EXPERIMENTS
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.stored import read_configuration
 from moejax.errors import UserError
 
 
 def find(name: str) -> Experiment | Suite:
-  """The experiment or suite of this name: listed, a member of a listed suite, or `path/to/file.py:function`.
+  """The experiment or suite of this name.
+
+  It is listed, a member of a listed suite, `path/to/file.py:function`, or the experiment.json or suite.json that a run
+  or a comparison wrote.
 
   Raises:
     UserError: there is none; the message names the nearest.
   """
   if ".py:" in name:
     return _from_file(name)
+  if name.endswith(".json"):
+    return read_configuration(pathlib.Path(name))
   if name.endswith(".py"):
     raise UserError(f"{name} names no function; add one of that file, as in {name}:my_experiment")
   if name in EXPERIMENTS:
@@ -29,6 +35,9 @@ def find(name: str) -> Experiment | Suite:
   members = {member.name: member for suite in _suites() for member in suite.members}
   if name in members:
     return members[name]
+  for file in ("experiment.json", "suite.json"):
+    if (pathlib.Path(name) / file).is_file():
+      raise UserError(f"{name} is a directory; to start from its configuration, name {pathlib.Path(name) / file}")
   near = difflib.get_close_matches(name, dict.fromkeys([*EXPERIMENTS, *members]), n=3, cutoff=0.4)
   hint = f"did you mean {' or '.join(near)}?" if near else "`moejax list` shows all"
   raise UserError(f"no experiment is named {name!r}; {hint}")

@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
-import difflib
-import io
-import itertools
 import re
-from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, TypeVar, cast, get_type_hints
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.kinds import OfSeveralKinds, base_of, kinds
 from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
+from moejax.config.plain import KIND
 from moejax.config.sharding import Rules
 from moejax.errors import UserError
+from moejax.field_hints import hint
+from moejax.field_values import option, parse_values
 
 Configuration = TypeVar("Configuration", bound=Experiment | Suite)
 
@@ -53,14 +54,15 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
   groups = _groups(arguments)
   shared = [group for group in groups if _path(group).split(".")[0] in OF_EVERY_MEMBER]
   own = [argument for group in groups if group not in shared for argument in group]
-  suite = _parse(cast(Suite, configuration), own)
+  known = [*dict.fromkeys(leaf for member in configuration.members for leaf in _leaves(member))]
+  suite = _parse(cast(Suite, configuration), own, known)
   of_all = [argument for group in shared for argument in group]
   of_dense = [argument for group in shared if not _path(group).startswith(OF_SPARSE_MEMBERS) for argument in group]
   pairs = tuple(
     dataclasses.replace(
       pair,
-      dense=_parse(pair.dense, of_dense),
-      candidates=tuple(_parse(candidate, of_all) for candidate in pair.candidates),
+      dense=_parse(pair.dense, of_dense, known),
+      candidates=tuple(_parse(candidate, of_all, known) for candidate in pair.candidates),
     )
     for pair in suite.pairs
   )
@@ -76,11 +78,11 @@ def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) 
   mark = "--dense."
   of_dense: list[str] = []
   of_moe: list[str] = []
-  for option, *values in _groups(arguments):
-    if option.startswith(mark):
-      of_dense += [f"--{option.removeprefix(mark)}", *values]
+  for given, *values in _groups(arguments):
+    if given.startswith(mark):
+      of_dense += [f"--{given.removeprefix(mark)}", *values]
     else:
-      of_moe += [option, *values]
+      of_moe += [given, *values]
   return override(dense, of_dense), override(moe, of_moe)
 
 
@@ -89,63 +91,132 @@ def print_field_help(configuration: Configuration, command: str) -> None:
   if isinstance(configuration, Suite):
     print("A field of an experiment, as in --training.steps 200, is set in every member; those of one member follow.\n")
   with contextlib.suppress(SystemExit):
-    _tyro(configuration, ["--help"], command)
+    tyro.cli(
+      type(configuration),
+      default=configuration,
+      args=["--help"],
+      prog=command,
+      config=STYLE,
+      registry=RULES_BY_NAME,
+    )
+  for path, owner in _several_kinds(configuration):
+    names = ", ".join(kinds(base_of(type(owner))))
+    print(f"{option(_join(path, KIND))} one of {names} (default: {type(owner).__name__})")
 
 
-def _parse(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
-  if not arguments:
-    return configuration
-  _check_names(configuration, arguments)
-  complaint = io.StringIO()
-  try:
-    with contextlib.redirect_stderr(complaint):
-      return _tyro(configuration, arguments)
-  except SystemExit as error:
-    # A configuration's own complaint as it is; tyro boxes and wraps it.
-    raise _own(error) or UserError(_first_paragraph(complaint.getvalue())) from error
-
-
-def _tyro(configuration: Configuration, arguments: Sequence[str], program: str | None = None) -> Configuration:
-  return tyro.cli(
-    type(configuration),
-    default=configuration,
-    args=list(arguments),
-    prog=program,
-    config=STYLE,
-    registry=RULES_BY_NAME,
-  )
-
-
-def _check_names(configuration: Any, arguments: Sequence[str]) -> None:
-  known = _leaves(configuration)
+def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequence[str] = ()) -> Configuration:
+  """The configuration with fields set; `known` are fields beside its own that a hint may name."""
+  given: dict[str, list[str]] = {}
   for group in _groups(arguments):
-    path = _path(group)
+    _, equals, value = group[0].partition("=")
+    given[_path(group)] = [value, *group[1:]] if equals else group[1:]
+  configuration = _of_kinds(configuration, given)
+  _check_names(configuration, given, known)
+  return _with(configuration, given)
+
+
+def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any:
+  """`owner` with what comes in several kinds, such as its optimizer, of the kind that is given as `--optimizer.kind`.
+
+  A new kind keeps the fields that all kinds have, and its other fields have their defaults.
+  """
+  if _holds_records(owner):
+    return tuple(_of_kinds(item, given, _join(path, str(i))) for i, item in enumerate(owner))
+  if not dataclasses.is_dataclass(owner) or not any(name.rpartition(".")[2] == KIND for name in given):
+    return owner
+  if isinstance(owner, OfSeveralKinds) and _join(path, KIND) in given:
+    base = base_of(type(owner))
+    choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known when the program runs
+    name = parse_values(given[_join(path, KIND)], choice, _join(path, KIND), type(owner).__name__)
+    shared = [field.name for field in dataclasses.fields(cast(Any, base))]
+    owner = kinds(base)[name](**{field: getattr(owner, field) for field in shared})
+  inside = {field.name: getattr(owner, field.name) for field in dataclasses.fields(cast(Any, owner))}
+  made = {name: _of_kinds(value, given, _join(path, name)) for name, value in inside.items()}
+  changes = {name: value for name, value in made.items() if value is not inside[name]}
+  return dataclasses.replace(cast(Any, owner), **changes) if changes else owner
+
+
+def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") -> Configuration:
+  """`owner`, which lies at `path`, with the given fields below it set. Each class is made, and so checked, once."""
+  hints = get_type_hints(type(owner))
+  changes: dict[str, Any] = {}
+  for field in dataclasses.fields(cast(Any, owner)):
+    name, now = _join(path, field.name), getattr(owner, field.name)
+    below = {other: values for other, values in given.items() if other == name or other.startswith(f"{name}.")}
+    if not below:
+      continue
+    if dataclasses.is_dataclass(now):
+      changes[field.name] = _with(cast(Any, now), below, name)
+    elif field.name == "rules":
+      axes = {rule: _rule(below.get(_join(name, rule)), _join(name, rule), now) for rule, now in dict(now).items()}
+      changes[field.name] = tuple(axes.items())
+    elif _holds_records(now):
+      changes[field.name] = tuple(_with(item, below, _join(name, str(i))) for i, item in enumerate(now))
+    else:
+      changes[field.name] = parse_values(below[name], hints[field.name], name, now)
+  try:
+    return dataclasses.replace(cast(Any, owner), **changes)
+  except UserError as error:
+    # A class names its fields by itself alone, as in checkpoints.every; here it is known where it lies.
+    short, text = f"{base_of(type(owner)).__name__.lower()}.", str(error)
+    raise UserError(f"{path}.{text.removeprefix(short)}" if path and text.startswith(short) else text) from error
+
+
+def _rule(values: list[str] | None, path: str, now: tuple[str, ...]) -> tuple[str, ...]:
+  if values is None:
+    return now
+  return parse_values([axis for axis in values if axis], tuple[str, ...], path, now)
+
+
+def _check_names(configuration: Any, given: Iterable[str], others: Sequence[str]) -> None:
+  known = _leaves(configuration)
+  for path in given:
     if path in known:
       continue
     if any(name.startswith(f"{path}.") for name in known):
-      example = "embed data" if path == "rules" else "FIELD VALUE"
-      raise UserError(f"{path} is a group of fields; set one of them, as in --{path}.{example}")
-    near = difflib.get_close_matches(path, known, n=3, cutoff=0.5) or [
-      name for name in known if name.rpartition(".")[2] == path.rpartition(".")[2]
-    ]
-    of_moe = ".moe" in path and not any(".moe." in name for name in known)
-    hint = "; it has no sparse layers: start from an MoE experiment" if of_moe else ""
-    hint = hint or (f"; did you mean {' or '.join('--' + name.replace('_', '-') for name in near)}?" if near else "")
-    raise UserError(f"{configuration.name!r} has no field {path!r}{hint}")
+      example = "embed data" if path.rpartition(".")[2] == "rules" else "FIELD VALUE"
+      raise UserError(f"{path} is a group of fields; set one of them, as in {option(path)}.{example}")
+    of_moe = "model.moe." in f"{path}." and not any(".moe." in name for name in known)
+    without = "; it has no sparse layers: start from an MoE experiment"
+    # A field is set in all members of a suite, unless its path begins with the place of one.
+    near = known if path.startswith("pairs") else [name for name in (*known, *others) if not name.startswith("pairs")]
+    raise UserError(f"{configuration.name!r} has no field {path!r}{without if of_moe else hint(path, near)}")
 
 
 def _leaves(value: Any, path: str = "") -> list[str]:
   """Dotted names of all fields that can be set."""
   if dataclasses.is_dataclass(value):
     items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    items += [(KIND, None)] if isinstance(value, OfSeveralKinds) else []
     items = [(name, item) for name, item in items if name != "moe" or item is not None]
   elif path.rpartition(".")[2] == "rules":
     items = [(name, ()) for name in dict(value)]
-  elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+  elif _holds_records(value):
     items = [(str(i), item) for i, item in enumerate(value)]
   else:
     return [path]
-  return [leaf for name, item in items for leaf in _leaves(item, f"{path}.{name}" if path else name)]
+  return [leaf for name, item in items for leaf in _leaves(item, _join(path, name))]
+
+
+def _several_kinds(owner: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+  """Path and value of each field that comes in several kinds."""
+  if isinstance(owner, OfSeveralKinds):
+    yield path, owner
+  if _holds_records(owner):
+    for i, item in enumerate(owner):
+      yield from _several_kinds(item, _join(path, str(i)))
+  elif dataclasses.is_dataclass(owner):
+    for field in dataclasses.fields(owner):
+      yield from _several_kinds(getattr(owner, field.name), _join(path, field.name))
+
+
+def _holds_records(value: Any) -> bool:
+  """Whether a field is a tuple of configurations, such as the pairs of a suite."""
+  return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
+
+
+def _join(path: str, name: str) -> str:
+  return f"{path}.{name}" if path else name
 
 
 def _groups(arguments: Sequence[str]) -> list[list[str]]:
@@ -167,21 +238,3 @@ def _groups(arguments: Sequence[str]) -> list[list[str]]:
 
 def _path(group: list[str]) -> str:
   return group[0].removeprefix("--").partition("=")[0].replace("-", "_")
-
-
-def _own(error: BaseException) -> UserError | None:
-  """The UserError that this exception was raised in the course of handling, if any."""
-  cause = error.__cause__ or error.__context__
-  return cause if cause is None or isinstance(cause, UserError) else _own(cause)
-
-
-def _first_paragraph(box: str) -> str:
-  """What a boxed message of tyro says below its title, on one line; where the output is ASCII, rules are its box."""
-  lines = [line.strip("│╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()[1:]]
-  paragraph = itertools.takewhile(_is_text, itertools.dropwhile(lambda line: not _is_text(line), lines))
-  return " ".join(paragraph).removeprefix("Error parsing ")
-
-
-def _is_text(line: str) -> bool:
-  """False for a rule or an empty line."""
-  return not set(line) <= set("─-")

@@ -1,13 +1,16 @@
 """From a name to an experiment, with a list of our own."""
 
+import dataclasses
 import sys
 
 import pytest
 
 from experiments.quickstart import quick_small
 from moejax import lookup
+from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.lookup import find, find_experiment, find_suite, listed
+from moejax.training.run_directory import COMPARISON, claim, claim_json
 
 
 @pytest.fixture(autouse=True)
@@ -158,3 +161,14 @@ def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, mo
   monkeypatch.chdir(tmp_path / "elsewhere")
   assert find("../own.py:mine") == quick_small()
   sys.modules.pop("basis", None)
+
+
+def test_a_file_that_a_run_or_a_comparison_wrote_is_a_name(tiny_moe, tiny_suite, tmp_path):
+  claim(tmp_path / "run", tiny_moe, 100)
+  claim_json(tmp_path / "comparison", COMPARISON, to_plain(tiny_suite))
+  longer = dataclasses.replace(tiny_moe, training=dataclasses.replace(tiny_moe.training, steps=100))
+  assert find_experiment(str(tmp_path / "run" / "experiment.json")) == longer
+  assert find_suite(str(tmp_path / "comparison" / "suite.json")) == tiny_suite
+  for name, file in (("run", "experiment.json"), ("comparison", "suite.json")):
+    with pytest.raises(UserError, match=rf"is a directory; to start from its configuration, name .*{name}/{file}$"):
+      find(str(tmp_path / name))

@@ -127,8 +127,8 @@ class _Comparison:
     if _is_done(run_directory, allotment):
       return
     self._show_left(allotment, 0)
-    prepared = self._prepare(self.experiments[allotment.name])
-    self.display.stage(f"train {allotment.name}", total=allotment.steps)
+    experiment = self.experiments[allotment.name]
+    prepared = self._prepare(experiment)
 
     def observe(record: Record) -> None:
       self.display.advance(
@@ -138,6 +138,7 @@ class _Comparison:
 
     evaluators = make_evaluators(prepared.definition, self.corpus, run_directory, self.display, self.ask)
     evaluation_s = dict.fromkeys(evaluators, 0.0)
+    self.display.stage(f"train {allotment.name}", total=allotment.steps, line_every=experiment.training.log_every)
 
     def timed(name: str, state: State) -> Mapping[str, float]:
       begin = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The members of a comparison as a table for the terminal, within 100 columns."""
+"""The members of a comparison as a table for the terminal."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,9 +9,10 @@ from rich.text import Text
 
 from moejax.comparison import quantities
 from moejax.comparison.record import checked, dense_names, equal_names, known, pair_members
+from moejax.terminal import Fitting
 
 
-def terminal_table(comparison: Mapping[str, Any]) -> Table:
+def terminal_table(comparison: Mapping[str, Any]) -> Fitting:
   """One line a member, pair by pair: the dense one, then its candidates, the nearest marked; baselines last.
 
   = marks a step time that is equal within the tolerance, ~ a nearest one that is not.
@@ -19,7 +20,7 @@ def terminal_table(comparison: Mapping[str, Any]) -> Table:
   comparison = checked(dict(comparison))
   title = Text(f"{comparison['suite']}: dense and MoE at equal step time")
   table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True, pad_edge=False)
-  table.add_column("member", overflow="fold")
+  table.add_column("member", no_wrap=True)
   for head in ("active/total", "step time", "ratio", "tokens", "bits/byte", "accuracy %"):
     table.add_column(head, justify="right", no_wrap=True)
   equal = equal_names(comparison)
@@ -33,7 +34,7 @@ def terminal_table(comparison: Mapping[str, Any]) -> Table:
     bits, accuracy = (comparison["baselines"][f"{name}_{key}"] for key in ("bits_per_byte", "accuracy"))
     result = (quantities.estimate(bits, None), quantities.estimate(accuracy, None, scale=100.0))
     table.add_row(Text(f"{name} baseline"), *[""] * 4, *result)
-  return table
+  return Fitting(table)
 
 
 def _row(mark: str, member: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[Text | str, ...]:

@@ -1,25 +1,28 @@
 """The checks that every configuration class uses. Each raises UserError with the value, the limit and the remedy."""
 
+import math
 from collections.abc import Iterable
 
-from moejax.config.kinds import OfSeveralKinds
+from moejax.config.kinds import base_of
 from moejax.errors import UserError
 
 
 def positive(owner: object, *names: str) -> None:
-  """Raises unless every named field is above zero."""
+  """Raises unless every named field is above zero and finite."""
   for name in names:
     value = getattr(owner, name)
     if not value > 0:
       raise UserError(f"{_path(owner, name)}={value} must be above 0")
+    _finite(owner, name)
 
 
 def not_negative(owner: object, *names: str) -> None:
-  """Raises where a named field is below zero."""
+  """Raises where a named field is below zero or infinite."""
   for name in names:
     value = getattr(owner, name)
     if not value >= 0:
       raise UserError(f"{_path(owner, name)}={value} must be 0 or above")
+    _finite(owner, name)
 
 
 def between(owner: object, name: str, low: float, high: float) -> None:
@@ -52,8 +55,13 @@ def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> Non
     raise UserError(f"{value_name}={value} is not divisible by {divisor_name}={divisor}; use {nearest}")
 
 
+def _finite(owner: object, name: str) -> None:
+  """Raises where the field is infinite: a run's experiment.json could not hold it, as JSON has no infinity."""
+  value = getattr(owner, name)
+  if value == math.inf:
+    raise UserError(f"{_path(owner, name)}={value} must be finite; use a large number such as 1e9")
+
+
 def _path(owner: object, name: str) -> str:
   """`optimizer.learning_rate`: of classes of several kinds the name is that of what they are kinds of."""
-  kind = type(owner)
-  base = next((parent for parent in kind.__mro__ if OfSeveralKinds in parent.__bases__), kind)
-  return f"{base.__name__.lower()}.{name}"
+  return f"{base_of(type(owner)).__name__.lower()}.{name}"

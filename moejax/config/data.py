@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from moejax.config import checks
+from moejax.config.resume import MAY_CHANGE
 from moejax.errors import UserError
 
 Packing = Literal["concatenate", "best_fit"]
@@ -59,7 +60,7 @@ class Data:
   """Tokens in a training sequence (T)."""
   seed: int = 0
   """Seed of the shuffling."""
-  prefetch: int = 8
+  prefetch: int = dataclasses.field(default=8, metadata=MAY_CHANGE)
   """Batches that are read ahead of the step."""
 
   def __post_init__(self):

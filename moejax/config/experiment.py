@@ -7,6 +7,7 @@ from moejax.config import checks
 from moejax.config.data import Data
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
+from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
 from moejax.config.training import Training
 from moejax.errors import UserError
@@ -60,13 +61,13 @@ class Experiment:
   """Length, batch, losses, checkpoints."""
   optimizer: Optimizer
   """The optimizer and its schedule."""
-  evaluation: Evaluation = Evaluation()
+  evaluation: Evaluation = dataclasses.field(default=Evaluation(), metadata=RUN_MAY_CHANGE)
   """What is scored on held-out text and on benchmarks."""
-  mesh: Mesh = Mesh()
+  mesh: Mesh = dataclasses.field(default=Mesh(), metadata=RUN_MAY_CHANGE)
   """Devices along each axis."""
-  rules: Rules = DATA_EXPERT_MODEL
+  rules: Rules = dataclasses.field(default=DATA_EXPERT_MODEL, metadata=RUN_MAY_CHANGE)
   """Which mesh axes shard which logical axis."""
-  free: tuple[str, ...] = ("model.moe.d_ff",)
+  free: tuple[str, ...] = dataclasses.field(default=("model.moe.d_ff",), metadata=MAY_CHANGE)
   """Fields of an MoE experiment that `moejax match` may vary, in this order, to reach a dense model's step time."""
 
   def __post_init__(self):

@@ -21,3 +21,8 @@ def kinds(base: type[Base]) -> dict[str, type[Base]]:
       found[subclass.__name__] = subclass
     found |= kinds(subclass)
   return found
+
+
+def base_of(kind: type) -> type:
+  """What a class is a kind of: `Optimizer` of `Lion` and of itself; a class without kinds as it is."""
+  return next((parent for parent in kind.__mro__ if OfSeveralKinds in parent.__bases__), kind)

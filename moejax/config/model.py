@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.moe import MoE
+from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.errors import UserError
 
 Activation = Literal["swiglu", "gelu"]
@@ -50,7 +51,7 @@ class Model:
   """The sparse layers; None makes every layer dense."""
   compute_dtype: Dtype = "auto"
   """Type of activations and matrix products; auto is float32 on CPU and bfloat16 elsewhere. Parameters are float32."""
-  remat: Remat = "none"
+  remat: Remat = dataclasses.field(default="none", metadata=RUN_MAY_CHANGE)
   """What the backward pass may keep of a layer: none recomputes nothing, products keeps attention, matrix products and
   the rows that experts get and give, dots those products without a batch dimension (not those of experts), attention
   keeps queries, keys, values and what attention makes of them, layer_inputs only what enters each layer."""

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from moejax.config import checks
+from moejax.config.resume import MAY_CHANGE
 
 Counted = Literal["total", "non_embedding", "active", "active_non_embedding"]
 
@@ -83,9 +84,9 @@ class Training:
   """Seed of the initial parameters."""
   losses: Losses = Losses()
   """Auxiliary losses."""
-  checkpoints: Checkpoints = Checkpoints()
+  checkpoints: Checkpoints = dataclasses.field(default=Checkpoints(), metadata=MAY_CHANGE)
   """What is saved."""
-  log_every: int = 10
+  log_every: int = dataclasses.field(default=10, metadata=MAY_CHANGE)
   """Steps between two lines of metrics."""
 
   def __post_init__(self):

@@ -1,7 +1,9 @@
 """Held-out evaluation as the training loop uses it, and one whole run: text, training, evaluation."""
 
+import collections
 import pathlib
-from collections.abc import Callable, Iterator
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from moejax.config.chips import without_mfu
@@ -62,17 +64,21 @@ def _train_and_evaluate(
   display.stage(f"compile {experiment.name}")
   prepared = prepare(experiment, corpus)
   show_placement(prepared.definition, display)
-  length = TargetCounter(corpus).steps(experiment)
+  evaluators = make_evaluators(prepared.definition, corpus, directory, display, ask)
+  length, times_s = TargetCounter(corpus).steps(experiment), collections.deque[float](maxlen=100)
   if no_mfu := without_mfu(prepared.definition.partitioner.device.device_kind):
     display.note(no_mfu)
-  display.stage(f"train {experiment.name}", total=length)
+  display.stage(f"train {experiment.name}", total=length, line_every=experiment.training.log_every)
 
   def observe(record: Record) -> None:
-    step, step_time_s = record["step"], record["step_time_s"]
+    step = record["step"]
+    times_s.append(record["step_time_s"])
     display.advance(
       step, training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
     )
-    display.whole(step * step_time_s, (length - step) * step_time_s)
+    # What the last evaluation takes is not known before it begins, and then its own bar tells.
+    step_time_s = statistics.mean(times_s)
+    display.whole(step * step_time_s, (length - step) * step_time_s if step < length else None)
 
   return train(
     Run(
@@ -81,7 +87,7 @@ def _train_and_evaluate(
       batches=prepared.batches,
       steps=length,
       directory=directory,
-      evaluators=make_evaluators(prepared.definition, corpus, directory, display, ask),
+      evaluators=evaluators,
       observe=observe,
       warn=lambda text: display.note(f"warning: {text}"),
     )
@@ -106,7 +112,17 @@ def make_evaluators(
   evaluators = {"held_out": make_evaluator(definition, corpus, directory, display)}
   if ask is not None:
     evaluators["tasks"] = ask(definition, corpus.tokenizer, directory, display)
-  return evaluators
+  return {name: _aside(evaluator, display) for name, evaluator in evaluators.items()}
+
+
+def _aside(evaluator: Evaluator, display: Display) -> Evaluator:
+  """The evaluator, whose stages interrupt the display of training."""
+
+  def score(state: State) -> Mapping[str, float]:
+    with display.aside():
+      return evaluator(state)
+
+  return score
 
 
 def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display) -> Evaluator:

@@ -37,6 +37,15 @@ class Checkpointer:
     steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
     return max(steps, default=None)
 
+  def finished(self) -> int | None:
+    """As `latest`, once everything that is being saved is on disk."""
+    self._manager.wait_until_finished()
+    return self.latest()
+
+  def steps(self) -> list[int]:
+    """Steps of all checkpoints, ascending."""
+    return sorted(self._manager.all_steps())
+
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
     """Begins to save; `progress` is plain data, such as the input's state. A step that is saved is not saved again."""
     if self.latest() == step:

@@ -1,7 +1,6 @@
 """The training loop: next batch, step, the previous step's metrics, evaluate, save, stop."""
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -9,6 +8,8 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from moejax.config.optimizer import Optimizer
+from moejax.config.stored import EARLIER
 from moejax.errors import UserError
 from moejax.interrupts import Deferral, continuing, deferral
 from moejax.training.checkpoint import Checkpointer
@@ -16,6 +17,7 @@ from moejax.training.clock import Clock, fetch_work
 from moejax.training.health import RouterHealth
 from moejax.training.loss import Batch, Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
+from moejax.training.not_finite import ESSENTIAL, check_finite, is_finite, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.provenance import provenance
 from moejax.training.run_directory import claim, write_json
@@ -30,8 +32,6 @@ class Batches(Protocol):
   def get_state(self) -> dict[str, Any]: ...
   def set_state(self, state: dict[str, Any]) -> None: ...
 
-
-ESSENTIAL = ("loss", "grad_norm")
 
 Evaluator = Callable[[State], Mapping[str, float]]
 Observer = Callable[[Record], None]
@@ -61,21 +61,23 @@ def train(run: Run) -> dict[str, Any]:
   """Trains to the last step, from the newest checkpoint if there is one, and returns the content of summary.json.
 
   Raises:
-    UserError: the directory holds another experiment.
-    FloatingPointError: the loss or the gradient is no longer finite.
+    UserError: the directory holds another experiment, or a run that is longer.
+    FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
     Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
   """
   experiment = run.definition.experiment
   # 1. The directory is ours.
-  claim(run.directory, experiment, run.steps)
+  earlier = claim(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints)
   # 2. The state: the newest checkpoint, or fresh from the seed.
   batches, done, clock = run.batches(), checkpointer.latest() or 0, Clock(run.definition)
   if done:
-    state, progress = checkpointer.restore(done, run.definition.abstract)
+    state, progress = _restore(run, checkpointer, done)
     # 3. The input stands where it stood.
     batches.set_state(progress["data"])
     clock = Clock(run.definition, progress["train_time_s"], progress["tokens"])
+    if earlier and earlier[-1]["last_step"] == done < run.steps:
+      run.warn(_new_schedule(experiment.optimizer, done, earlier[-1]["steps"], run.steps))
   else:
     state = run.definition.initialise(experiment.training.seed)
   # 4. The metrics end where the state does.
@@ -87,6 +89,7 @@ def train(run: Run) -> dict[str, Any]:
       stop.hold()  # what is being saved is finished
       checkpointer.close()
       writer.close()
+  results |= {EARLIER: earlier} if earlier else {}
   write_json(run.directory / "summary.json", results)
   return results
 
@@ -123,14 +126,14 @@ def _steps(
     record = {"step": step, **fetch_essential(metrics), **clock.lap(fetch_work(metrics))}
     stop.hold()  # now there is a step that no checkpoint has
     run.observe(record)
-    if step % experiment.training.log_every == 0 or step in (1, run.steps):
+    if step % experiment.training.log_every == 0 or step in (1, run.steps) or not_finite(record):
       record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean()
       if warnings := health.warnings(record):
         record["warnings"] = warnings
         for text in warnings:
           run.warn(text)
       writer.write(record)
-    _check_finite(record)
+    check_finite(record, experiment, checkpointer.finished)
 
   if every is not None and 0 < done < run.steps and done % every == 0 and not writer.evaluated:
     writer.write({"step": done, **_evaluate(run, state)})  # a stop came between this checkpoint and its scores
@@ -168,6 +171,39 @@ def _steps(
   }
 
 
+def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str:
+  """What another length does to the learning rate."""
+  last, following = learning_rate(optimizer, done - 1, before), learning_rate(optimizer, done, now)
+  return (
+    f"the run was {before} steps long and is now {now}, and its schedule is computed anew: the learning rate goes from "
+    f"{last:.4g} at step {done} to {following:.4g} at step {done + 1}, so that the result is not that of a run which "
+    f"was {now} steps long from the beginning"
+  )
+
+
+def _restore(run: Run, checkpointer: Checkpointer, step: int) -> tuple[State, dict[str, Any]]:
+  """A checkpoint's state and progress.
+
+  Raises:
+    FloatingPointError: the state is not finite. A run does not save such a state, but a damaged file may hold one.
+  """
+
+  def restored(step: int) -> tuple[State, dict[str, Any]]:
+    return checkpointer.restore(step, run.definition.abstract)
+
+  state, progress = restored(step)
+  if is_finite(state):
+    return state, progress
+  steps = checkpointer.steps()
+  finite = max((other for other in steps if is_finite(restored(other)[0])), default=None)
+  folders = [str(run.directory / "checkpoints" / str(other)) for other in steps if finite is None or other > finite]
+  start = "start again from step 1" if finite is None else f"resume from step {finite}, the newest finite checkpoint"
+  raise FloatingPointError(
+    f"the checkpoint of step {step} holds values that are NaN or infinite, and so cannot be trained further; delete "
+    f"{', '.join(folders)} to {start}"
+  )
+
+
 def _evaluate(run: Run, state: State) -> dict[str, float]:
   return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
 
@@ -200,12 +236,3 @@ def rows_of_process(definition: Definition) -> tuple[int, int]:
       "not follow each other; let mesh.model be no more than the devices of one process"
     )
   return starts[0][0] // rows, training.batch_size // rows
-
-
-def _check_finite(record: Record) -> None:
-  for name in ESSENTIAL:
-    if not math.isfinite(record[name]):
-      raise FloatingPointError(
-        f"{name} is {record[name]} at step {record['step']}; the newest checkpoint is whole: lower the learning rate "
-        "or raise the warm-up, and start again from there or anew"
-      )

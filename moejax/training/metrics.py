@@ -10,6 +10,7 @@ import numpy as np
 import tensorboardX
 
 from moejax.config.model import Model
+from moejax.training.run_directory import finite
 
 Record = dict[str, Any]
 
@@ -49,22 +50,24 @@ def all_layers(model: Model) -> list[str]:
 
 
 class MetricsWriter:
-  """Appends records to metrics.jsonl and tensorboard/ of a run directory."""
+  """Appends records to metrics.jsonl and tensorboard/ of a run directory.
+
+  Every line is valid JSON: a value that is NaN or infinite is null there, and absent in TensorBoard.
+  """
 
   def __init__(self, directory: pathlib.Path, start_step: int):
     """Opens the files, dropping what was written after `start_step`: those steps are about to be done again."""
     self._path = directory / "metrics.jsonl"
-    kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= start_step]
-    self._path.write_text("".join(kept))
-    last = [json.loads(line) for line in kept[-1:]]
-    self.evaluated = any(record["step"] == start_step and "loss" not in record for record in last)
+    kept = [record for record in map(json.loads, _lines(self._path)) if record["step"] <= start_step]
+    self._path.write_text("".join(map(_line, kept)))
+    self.evaluated = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
     """Whether the scores of `start_step` are written."""
     self._file = self._path.open("a", buffering=1)
     self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
 
   def write(self, record: Record) -> None:
     """Writes one step's record; `step` is its number."""
-    self._file.write(json.dumps(record) + "\n")
+    self._file.write(_line(record))
     for name, value in record.items():
       if isinstance(value, int | float) and name != "step" and math.isfinite(value):
         self._board.add_scalar(name, value, record["step"])
@@ -73,6 +76,10 @@ class MetricsWriter:
     """Flushes both."""
     self._file.close()
     self._board.close()
+
+
+def _line(record: Record) -> str:
+  return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -1,27 +1,77 @@
 """A run's directory: which experiment it holds, and its files, written whole or not at all."""
 
-import dataclasses
 import json
 import math
 import os
 import pathlib
+import re
+from collections.abc import Collection
 from typing import Any
 
-from moejax.config.experiment import Experiment
-from moejax.config.plain import from_plain, to_plain
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.plain import to_plain
+from moejax.config.resume import changeable
+from moejax.config.stored import EARLIER, read_experiment_file
 from moejax.errors import UserError
-
-# What may differ when a run continues: it changes how the result is computed or reported, never the result.
-OPERATIONAL = ("mesh", "rules", "data.prefetch", "training.checkpoints", "training.log_every", "evaluation")
-
 
 RUN, COMPARISON = "experiment.json", "suite.json"
 """The configuration that a directory belongs to: one run's or one comparison's."""
 
+MAY_CHANGE = {RUN: changeable(Experiment, "run"), COMPARISON: changeable(Suite, "comparison")}
+"""Fields that may change when what a directory holds resumes."""
 
-def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> None:
-  """Makes `directory` this experiment's, or checks that it is; raises as `claim_json`."""
-  claim_json(directory, RUN, run_configuration(experiment, steps))
+LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
+"""Keys of experiment.json that say how long the run is, which `check_run` compares as a whole."""
+
+
+def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[dict[str, int]]:
+  """Makes `directory` this experiment's, or checks that it is.
+
+  Returns the lengths that the run had before, where it was or is now trained for another one: the learning rate
+  followed the schedule of `steps` up to `last_step`.
+
+  Raises:
+    UserError: as `check_run`.
+  """
+  there = check_run(directory, experiment, steps)
+  earlier = there.get(EARLIER, [])
+  done = saved_step(directory)
+  if there and there["steps"] != steps and done > max((length["last_step"] for length in earlier), default=0):
+    earlier = [*earlier, {"steps": there["steps"], "last_step": done}]
+  write_json(directory / RUN, run_configuration(experiment, steps) | ({EARLIER: earlier} if earlier else {}))
+  return earlier
+
+
+def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> dict[str, Any]:
+  """Checks that a directory may hold this run, which may be longer than the one that is there; leaves nothing in it.
+
+  `steps` are None before the text is counted for a budget; the length is not compared then. Returns what
+  experiment.json holds, empty where there is none.
+
+  Raises:
+    UserError: another experiment is there, the run is longer already, or the directory cannot be written.
+  """
+  there = check_json(directory, RUN, to_plain(experiment))
+  if not there or steps is None or there.get("steps") == steps:
+    return there
+  if experiment.training.steps != steps:
+    raise UserError(
+      f"{directory} holds a run of {there['steps']} steps, and {experiment.name!r} is given {steps} by its budget; "
+      f"resume it with --training.steps {there['steps']}, or train it for another length with --training.steps N"
+    )
+  done = saved_step(directory)
+  if steps < done:
+    raise UserError(
+      f"training.steps={steps} is less than the {done} steps that {directory} has trained; "
+      f"use {done} or more, or choose another --workdir"
+    )
+  return there
+
+
+def saved_step(directory: pathlib.Path) -> int:
+  """Step of the newest checkpoint of a run, 0 where there is none."""
+  folders = (directory / "checkpoints").glob("*")
+  return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
 
 
 def run_configuration(experiment: Experiment, steps: int) -> dict[str, Any]:
@@ -38,21 +88,16 @@ def read_experiment(directory: pathlib.Path) -> Experiment:
   path = directory / RUN
   if not path.is_file():
     raise UserError(f"{path} does not exist; name a directory that `moejax train` wrote")
-  try:
-    plain = json.loads(path.read_text())
-    if isinstance(plain, dict):
-      plain.pop("steps", None)
-    experiment = from_plain(Experiment, plain)
-  except ValueError as error:
-    raise UserError(f"{path} is no experiment: {error}") from error
-  return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, data=None))
+  return read_experiment_file(path)
 
 
 def check_only_operational(there: Experiment, here: Experiment) -> None:
   """Raises UserError where two experiments differ in more than how a result is computed."""
-  differences = _differences(to_plain(there), to_plain(here))
+  differences = _differences(to_plain(there), to_plain(here), MAY_CHANGE[RUN])
   if differences:
-    raise UserError(f"a trained run is as it is: {'; '.join(differences)}; only {', '.join(OPERATIONAL)} may be set")
+    raise UserError(
+      f"a trained run is as it is: {'; '.join(differences)}; only {', '.join(MAY_CHANGE[RUN])} may be set"
+    )
 
 
 def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> None:
@@ -65,28 +110,28 @@ def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> N
   write_json(directory / file, content)
 
 
-def check_json(directory: pathlib.Path, file: str, content: dict[str, Any], unknown: tuple[str, ...] = ()) -> None:
-  """As `claim_json`, but leaves nothing in the directory, which it makes. Keys that are `unknown` yet may differ."""
+def check_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[str, Any]:
+  """As `claim_json`, but leaves nothing in the directory, which it makes; returns what is there, if anything."""
   prepare_directory(directory)
   for kind, other in (("run", RUN), ("comparison", COMPARISON)):
     if other != file and (directory / other).exists():
       raise UserError(f"{directory} holds a {kind}; choose another --workdir")
   path = directory / file
   if not path.exists():
-    return
+    return {}
   try:
     there = json.loads(path.read_text())
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
-  if isinstance(there, dict):
-    there = {name: value for name, value in there.items() if name not in unknown}
-  differences = _differences(there, json.loads(json.dumps(content)))
+  ignored = (*MAY_CHANGE[file], *(LENGTH if file == RUN else ()))
+  differences = _differences(there, json.loads(json.dumps(content)), ignored)
   if differences:
     raise UserError(
       f"{directory} holds another configuration: {'; '.join(differences[:3])}"
       f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; choose another --workdir, "
-      "or change the configuration back to continue what is there"
+      "or change the configuration back to resume what is there"
     )
+  return there
 
 
 def prepare_file(path: pathlib.Path, option: str) -> None:
@@ -121,19 +166,28 @@ def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> Non
 def write_json(path: pathlib.Path, content: Any) -> None:
   """Writes a JSON file so that a reader, or a kill, sees the old one or the new one and nothing between."""
   temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(_finite(content), indent=2, allow_nan=False) + "\n")
+  temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
   temporary.replace(path)
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+def finite(content: Any) -> Any:
+  """The same with None for NaN and infinity, which JSON has no words for: a reader sees null."""
+  if isinstance(content, dict):
+    return {name: finite(value) for name, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [finite(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def _differences(old: Any, new: Any, ignored: Collection[str], path: str = "") -> list[str]:
   """Dotted fields in which two configurations differ, with both values."""
-  if path in OPERATIONAL or old == new:
+  if old == new or re.sub(r"\.\d+", ".*", path) in ignored:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     names = [*old, *(name for name in new if name not in old)]
-    return [line for name in names for line in _differences(old.get(name), new.get(name), _join(path, name))]
+    return [line for name in names for line in _differences(old.get(name), new.get(name), ignored, _join(path, name))]
   if _is_of_records(old) and _is_of_records(new) and len(old) == len(new):
-    return [line for i in range(len(old)) for line in _differences(old[i], new[i], _join(path, str(i)))]
+    return [line for i in range(len(old)) for line in _differences(old[i], new[i], ignored, _join(path, str(i)))]
   return [f"{path} is {_short(old)} there and {_short(new)} here"]
 
 
@@ -149,12 +203,3 @@ def _short(value: Any) -> str:
   """A value for one line."""
   text = repr(value)
   return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _finite(content: Any) -> Any:
-  """The same with null for what JSON cannot say: a standard error of a single document is not a number."""
-  if isinstance(content, dict):
-    return {name: _finite(value) for name, value in content.items()}
-  if isinstance(content, list | tuple):
-    return [_finite(value) for value in content]
-  return None if isinstance(content, float) and not math.isfinite(content) else content

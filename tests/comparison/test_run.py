@@ -94,14 +94,14 @@ class Watching(Display):
     super().__init__("test", Console(quiet=True))
     self.stages, self.first, self.stop_at = [], {}, stop_at
 
-  def stage(self, name, total=None):
+  def stage(self, name, total=None, line_every=None):
     self.stages.append(name)
-    super().stage(name, total)
+    super().stage(name, total, line_every)
 
   def advance(self, completed, facts=""):
-    self.first.setdefault(self._name, completed)
+    self.first.setdefault(self._stage.name, completed)
     super().advance(completed, facts)
-    if (self._name, completed) == self.stop_at:
+    if (self._stage.name, completed) == self.stop_at:
       os.kill(os.getpid(), signal.SIGINT)
 
 

@@ -60,3 +60,13 @@ def test_what_is_not_known_is_a_dash_and_the_nearest_that_is_not_equal_is_marked
 def test_names_in_brackets_are_no_markup(comparison):
   comparison["suite"] = "[bold]x"
   assert "[bold]x" in lines_of(comparison)[0]
+
+
+def test_where_the_terminal_is_narrow_each_figure_has_a_line_and_names_stay_whole(comparison):
+  lines = lines_of(comparison, width=60)
+  assert max(map(len, lines)) <= 60
+  assert lines[0] == "quickstart: dense and MoE at equal step time"
+  at = lines.index("= moe_small_8e")
+  assert [line.split() for line in lines[at + 1 : at + 4]] == [
+    ["active/total", "232k/622k"], ["step", "time", "15.5", "ms"], ["ratio", "1.020"],
+  ]  # fmt: skip

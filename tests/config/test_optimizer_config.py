@@ -17,6 +17,12 @@ def test_rate_epsilon_and_clip_must_be_above_0(name, value):
     AdamW(**{"learning_rate": 1e-3, name: value})
 
 
+def test_what_json_cannot_hold_is_refused():
+  for name in ("learning_rate", "gradient_clip", "weight_decay"):
+    with pytest.raises(UserError, match=rf"^optimizer\.{name}=inf must be finite; use a large number such as 1e9$"):
+      AdamW(**{"learning_rate": 1e-3, name: float("inf")})
+
+
 def test_weight_decay_may_be_0_but_not_below():
   assert AdamW(learning_rate=1e-3, weight_decay=0.0).weight_decay == 0.0
   with pytest.raises(UserError, match=r"^optimizer\.weight_decay=-0\.1 must be 0 or above$"):

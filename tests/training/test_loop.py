@@ -13,25 +13,13 @@ import pytest
 from training_fixtures import read_metrics, tiny
 
 from moejax.config import Checkpoints, Mesh, Router
-from moejax.data.corpus import build_corpus
 from moejax.data.target_count import TargetCounter
+from moejax.errors import UserError
 from moejax.interrupts import Interrupted
 from moejax.training.checkpoint import Checkpointer
-from moejax.training.loop import Run, train
+from moejax.training.loop import Run, place, train
+from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import prepare
-
-TEXT = "the quick brown fox jumps over the lazy dog; " * 400
-
-
-@pytest.fixture(scope="module")
-def corpus_and_data(tmp_path_factory):
-  folder = tmp_path_factory.mktemp("corpus")
-  (folder / "train.txt").write_text(TEXT)
-  (folder / "validation.txt").write_text(TEXT[:3000])
-  data = dataclasses.replace(
-    tiny(True).data, train=(str(folder / "train.txt"),), validation=(str(folder / "validation.txt"),)
-  )
-  return build_corpus(data, folder / "cache"), data
 
 
 @functools.cache
@@ -148,6 +136,63 @@ def test_a_finished_run_trains_no_more_and_scores_what_was_not_scored(tmp_path, 
   assert steps == [] and scored == [6] and summary["again/value"] == 1.5
 
 
+def test_a_finished_run_trained_longer_follows_the_old_schedule_and_then_that_of_its_new_length(
+  tmp_path, corpus_and_data
+):
+  """Equal, bit by bit, to the same steps with the learning rates of 4 steps and then of 6, by hand."""
+  corpus, data = corpus_and_data
+
+  def of(steps):
+    return tiny(False, data=data, training=dataclasses.replace(tiny(False).training, steps=steps))
+
+  def run(steps, told):
+    definition = dataclasses.replace(prepared.definition, experiment=of(steps))
+    return Run(definition, prepared.step, prepared.batches, steps, tmp_path, warn=told.append)
+
+  prepared, optimizer = prepared_for(of(6), corpus), tiny(False).optimizer
+  state, batches = prepared.definition.initialise(0), prepared.batches()
+  for step in range(6):
+    rate = learning_rate(optimizer, step, 4 if step < 4 else 6)
+    state, _ = prepared.step(state, place(next(batches), prepared.definition), np.float32(rate))
+
+  told: list[str] = []
+  assert train(run(4, told))["steps"] == 4 and told == []
+  summary = train(run(6, told))
+  found, _ = final_state(run(6, told))
+  for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(jax.device_get(state)), strict=True):
+    np.testing.assert_array_equal(mine, other)
+  assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3, 4, 5, 6]
+  assert summary["steps"] == 6 and summary["earlier_schedules"] == [{"steps": 4, "last_step": 4}]
+  (text,) = told
+  rates = f"from {learning_rate(optimizer, 3, 4):.4g} at step 4 to {learning_rate(optimizer, 4, 6):.4g} at step 5"
+  assert "was 4 steps long and is now 6" in text and rates in text
+  # Once more it is the same run, of which there is nothing to tell.
+  train(run(6, told))
+  assert len(told) == 1
+  with pytest.raises(UserError, match=r"training\.steps=5 is less than the 6 steps that"):
+    train(run(5, told))
+
+
+@pytest.mark.parametrize("remat", ["dots", "layer_inputs"])
+def test_a_run_resumes_with_other_remat(tmp_path, corpus_and_data, remat):
+  """What is recomputed rounds as what is kept, within a few units in the last place."""
+  corpus, data = corpus_and_data
+  plain = tiny(False, data=data)
+  other = dataclasses.replace(plain, model=dataclasses.replace(plain.model, remat=remat))
+
+  def run(experiment, directory, **seen):
+    prepared = prepared_for(experiment, corpus)
+    return Run(prepared.definition, prepared.step, prepared.batches, 6, directory, **seen)
+
+  train(run(plain, tmp_path / "straight"))
+  with pytest.raises(Interrupted):
+    train(run(plain, tmp_path / "changed", observe=stop_at(3)))
+  train(run(other, tmp_path / "changed"))
+  states = [final_state(run(plain, tmp_path / name))[0] for name in ("straight", "changed")]
+  for mine, expected in zip(*(jax.tree.leaves(state.parameters) for state in states), strict=True):
+    np.testing.assert_allclose(mine, expected, atol=1e-4)
+
+
 def test_metrics_have_the_contracts_keys_for_every_step_and_only_plain_numbers(straight, corpus_and_data):
   records = read_metrics(straight.directory)
   assert [record["step"] for record in records] == list(range(1, 7))
@@ -178,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
     return state, metrics | {"loss": metrics["loss"] + (np.nan if int(state.step) == 3 else 0.0)}
 
   run = Run(prepared.definition, poisoned, prepared.batches, 6, tmp_path)
-  with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+  with pytest.raises(FloatingPointError, match=r"loss is nan at step 3\. The newest checkpoint is that of step 2,"):
     train(run)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 

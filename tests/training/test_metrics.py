@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 from training_fixtures import read_metrics, tiny
@@ -32,3 +33,19 @@ def test_lines_after_the_resumed_step_and_a_half_written_line_are_dropped(tmp_pa
   writer.write({"step": 2, "loss": 2.5})
   writer.close()
   assert read_metrics(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.5}]
+
+
+def test_every_line_is_json_whatever_is_not_finite_and_whoever_wrote_the_lines_before(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": NaN}\n')
+  writer = MetricsWriter(tmp_path, start_step=1)
+  writer.write({"step": 2, "loss": math.nan, "loss/z": -math.inf, "router/load": [[0.5, math.nan]], "mfu": np.inf})
+  writer.close()
+
+  def refuse(constant):
+    raise AssertionError(constant)
+
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(line, parse_constant=refuse) for line in lines] == [
+    {"step": 1, "loss": None},
+    {"step": 2, "loss": None, "loss/z": None, "router/load": [[0.5, None]], "mfu": None},
+  ]

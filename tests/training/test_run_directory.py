@@ -15,10 +15,11 @@ from moejax.errors import UserError
 from moejax.training.run_directory import (
   COMPARISON,
   RUN,
-  check_json,
+  check_run,
   claim,
   claim_json,
   prepare_directory,
+  read_experiment,
   run_configuration,
   write_json,
 )
@@ -54,17 +55,61 @@ def test_another_experiment_is_refused_with_the_field_and_both_values_and_the_di
   other = replace(tiny_moe, optimizer=replace(tiny_moe.optimizer, learning_rate=0.5))
   message = (
     f"{tmp_path} holds another configuration: optimizer.learning_rate is 0.001 there and 0.5 here; "
-    "choose another --workdir, or change the configuration back to continue what is there"
+    "choose another --workdir, or change the configuration back to resume what is there"
   )
   with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
     claim(tmp_path, other, 7)
   assert files(tmp_path) == before
 
 
-def test_another_length_is_another_run(tiny_moe, tmp_path):
+def of_length(experiment, steps):
+  return replace(experiment, training=replace(experiment.training, steps=steps))
+
+
+def trained(directory: pathlib.Path, *steps: int) -> None:
+  """Leaves what a run that was saved at these steps leaves, as far as its names go."""
+  for step in steps:
+    (directory / "checkpoints" / str(step)).mkdir(parents=True)
+  (directory / "checkpoints" / f"{max(steps) + 1}.orbax-checkpoint-tmp").mkdir()
+
+
+def test_a_run_is_made_longer_by_its_steps_and_remembers_which_schedule_it_followed(tiny_moe, tmp_path):
+  assert claim(tmp_path, tiny_moe, 7) == []
+  trained(tmp_path, 5, 7)
+  longer = of_length(tiny_moe, 9)
+  before = files(tmp_path)
+  check_run(tmp_path, longer, 9)
+  assert files(tmp_path) == before
+  earlier = [{"steps": 7, "last_step": 7}]
+  assert claim(tmp_path, longer, 9) == earlier
+  assert held(tmp_path) == json.loads(json.dumps(run_configuration(longer, 9) | {"earlier_schedules": earlier}))
+  # Again, and once more longer: of the 9 no step was done.
+  assert claim(tmp_path, longer, 9) == earlier
+  assert claim(tmp_path, of_length(tiny_moe, 12), 12) == earlier
+  trained(tmp_path, 10)
+  both = [*earlier, {"steps": 12, "last_step": 10}]
+  assert claim(tmp_path, of_length(tiny_moe, 11), 11) == both
+  assert read_experiment(tmp_path) == of_length(tiny_moe, 11)
+
+
+def test_a_run_of_which_nothing_is_done_has_another_length_and_no_past(tiny_moe, tmp_path):
   claim(tmp_path, tiny_moe, 7)
-  with pytest.raises(UserError, match="steps is 7 there and 8 here"):
-    claim(tmp_path, tiny_moe, 8)
+  assert claim(tmp_path, of_length(tiny_moe, 3), 3) == []
+
+
+def test_a_run_does_not_become_shorter_than_it_is(tiny_moe, tmp_path):
+  claim(tmp_path, tiny_moe, 7)
+  trained(tmp_path, 5)
+  assert claim(tmp_path, of_length(tiny_moe, 5), 5) == [{"steps": 7, "last_step": 5}]
+  message = f"training.steps=4 is less than the 5 steps that {tmp_path} has trained; use 5 or more, or choose another"
+  with pytest.raises(UserError, match=f"^{re.escape(message)} --workdir$"):
+    claim(tmp_path, of_length(tiny_moe, 4), 4)
+
+
+def test_a_run_does_not_become_longer_by_an_option_that_was_forgotten(tiny_moe, tmp_path):
+  claim(tmp_path, of_length(tiny_moe, 7), 7)
+  with pytest.raises(UserError, match=r"holds a run of 7 steps, and 'sparse' is given 672 .* --training\.steps 7, or"):
+    claim(tmp_path, tiny_moe, 672)
 
 
 def test_of_many_differences_three_are_named_and_the_rest_counted(tiny_moe, tmp_path):
@@ -93,8 +138,10 @@ def test_an_experiment_that_became_dense_is_refused_in_one_short_line(tiny_moe, 
     lambda e: replace(e, training=replace(e.training, log_every=1)),
     lambda e: replace(e, training=replace(e.training, checkpoints=Checkpoints(every=5))),
     lambda e: replace(e, evaluation=Evaluation(batch_size=4)),
+    lambda e: replace(e, model=replace(e.model, remat="dots")),
+    lambda e: replace(e, free=("model.num_layers",)),
   ],
-  ids=["mesh", "rules", "prefetch", "log_every", "checkpoints", "evaluation"],
+  ids=["mesh", "rules", "prefetch", "log_every", "checkpoints", "evaluation", "remat", "free"],
 )
 def test_what_never_changes_the_result_may_change_and_is_noted(tiny_moe, tmp_path, change):
   claim(tmp_path, tiny_moe, 7)
@@ -124,6 +171,15 @@ def test_a_suite_with_fewer_candidates_is_refused_in_one_short_line(tiny_suite, 
   assert len(str(error.value)) < 400 + len(str(tmp_path))
 
 
+def test_what_is_logged_and_saved_of_a_comparison_may_change(tiny_suite, tmp_path):
+  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
+  (pair,) = tiny_suite.pairs
+  training = replace(pair.dense.training, log_every=1, checkpoints=Checkpoints(every=5))
+  other = replace(tiny_suite, pairs=(replace(pair, dense=replace(pair.dense, training=training)),))
+  claim_json(tmp_path, COMPARISON, to_plain(other))
+  assert held(tmp_path, COMPARISON)["pairs"][0]["dense"]["training"]["log_every"] == 1
+
+
 def test_step_times_depend_on_the_mesh_so_a_comparison_keeps_its_own(tiny_suite, tmp_path):
   claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
   (pair,) = tiny_suite.pairs
@@ -149,11 +205,11 @@ def test_a_file_that_is_no_configuration_is_refused_and_not_overwritten(tiny_moe
 
 
 def test_checking_refuses_as_claiming_does_and_leaves_nothing(tiny_moe, tmp_path):
-  check_json(tmp_path / "new", RUN, run_configuration(tiny_moe, 7))
+  assert check_run(tmp_path / "new", tiny_moe, 7) == {}
   assert files(tmp_path / "new") == {}
   claim(tmp_path / "new", tiny_moe, 7)
-  with pytest.raises(UserError, match="steps is 7 there and 8 here"):
-    check_json(tmp_path / "new", RUN, run_configuration(tiny_moe, 8))
+  with pytest.raises(UserError, match=r"training\.seed is 0 there and 1 here"):
+    check_run(tmp_path / "new", replace(tiny_moe, training=replace(tiny_moe.training, seed=1)), 7)
 
 
 def test_a_directory_is_made_with_its_parents_and_the_try_to_write_leaves_nothing(tmp_path):

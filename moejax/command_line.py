@@ -1,0 +1,251 @@
+"""The command line: commands, their options, and what their help says."""
+
+import argparse
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import NoReturn
+
+import moejax
+from moejax.errors import UserError
+
+Verb = Callable[[argparse.Namespace, list[str]], int]
+"""Runs a command, given its options and those that set fields; returns the exit code."""
+
+Add = Callable[[str, str], argparse.ArgumentParser]
+"""Adds a command, given its name and what it does; returns its parser."""
+
+DESCRIPTION = """\
+Compare dense and mixture-of-experts language models at equal step time: moejax measures the step time of each model,
+pairs dense and MoE models whose step times are equal, trains both for the same time, evaluates them, and plots accuracy
+against speed."""
+
+EXAMPLES = """\
+examples:
+  moejax compare quickstart --workdir /tmp/quickstart    a whole comparison on a CPU, in minutes
+  moejax show quick_small_8e                             parameters, FLOPs, budget and all fields
+  moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
+  moejax train mine.py:my_experiment --workdir /tmp/mine train an experiment of your own
+  moejax train /tmp/small/experiment.json --workdir /tmp/small --training.steps 400    train a finished run for longer
+  moejax evaluate /tmp/small --tasks core_en --limit 100 run lm-evaluation-harness benchmarks
+  moejax plan dense_6b4 --topology v5p:4x8x8             predict step time and memory on 256 chips
+
+Set any field by its dotted path; `moejax train NAME --help` lists all fields with their meaning.
+After an interruption (Ctrl-C, or even kill -9), repeat the command: it resumes from the latest checkpoint."""
+
+
+NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an earlier run"
+
+
+class _Parser(argparse.ArgumentParser):
+  """A parser whose errors are one line."""
+
+  def error(self, message: str) -> NoReturn:
+    raise UserError(f"{message}; `{self.prog} --help` explains")
+
+
+def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
+  """The parser of all commands; `verbs` has the function that runs each of them."""
+  formatter = argparse.RawDescriptionHelpFormatter
+  parser = _Parser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
+  parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
+  commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+  def verb(name: str, summary: str) -> argparse.ArgumentParser:
+    of_verb = commands.add_parser(
+      name, help=summary, description=summary, formatter_class=formatter, add_help=False, allow_abbrev=False
+    )
+    of_verb.set_defaults(verb=verbs[name], parser=of_verb)
+    of_verb.add_argument(
+      "-h", "--help", action="store_true", help="show this help and, if NAME is given, all its fields"
+    )
+    return of_verb
+
+  verb("list", "List all experiments and suites.")
+  _add_show(verb)
+  _add_train(verb)
+  _add_compare(verb)
+  _add_evaluate(verb)
+  _add_data(verb)
+  _add_tokenizer(verb)
+  _add_plan(verb)
+  _add_match(verb)
+  _add_report(verb)
+  return parser
+
+
+def _add_show(verb: Add) -> None:
+  show = verb("show", "Show an experiment or a suite: parameters, FLOPs, budget and all fields.")
+  show.add_argument("name", nargs="?", metavar="NAME", help=NAME)
+  show.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_train(verb: Add) -> None:
+  train = verb("train", "Train an experiment and evaluate it on held-out text. Resumes from the latest checkpoint.")
+  train.add_argument("name", nargs="?", metavar="NAME", help=NAME)
+  train.add_argument(
+    "--workdir", type=pathlib.Path, metavar="DIR", help="directory for checkpoints, metrics and results"
+  )
+
+
+def _add_compare(verb: Add) -> None:
+  compare = verb(
+    "compare",
+    "Compare dense and MoE models at equal step time: measure, match, train, evaluate, report. Resumable.",
+  )
+  compare.add_argument(
+    "name",
+    nargs="?",
+    metavar="SUITE",
+    help="a listed suite, FILE.py:FUNCTION, or DIR/suite.json of an earlier comparison",
+  )
+  compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="directory for runs, results and the report")
+
+
+EVALUATE = """\
+RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint is evaluated, and
+the scores are written to RUN/results.json. Options such as --mesh.data 4 and --evaluation.batch-size 32 may follow.
+
+examples:
+  moejax evaluate /tmp/small --tasks core_en --limit 100
+  moejax evaluate /tmp/small --tasks arc_easy mmlu_stem 'blimp_*' --data DIR
+  moejax evaluate /tmp/small --tasks gsm8k_cot --few-shot 4 --gen-kwargs max_gen_toks=128 --log-samples"""
+
+
+def _add_evaluate(verb: Add) -> None:
+  evaluate = verb("evaluate", "Run lm-evaluation-harness benchmarks on a trained model. Resumable.")
+  evaluate.epilog = EVALUATE
+  evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="directory of a trained run")
+  evaluate.add_argument(
+    "--tasks", nargs="+", metavar="TASK",
+    help="the suite core_en (14 benchmarks), or tasks, groups, tags and patterns of lm-evaluation-harness, which "
+    "`lm-eval ls tasks` lists; default: the run's evaluation.tasks, and an error where it has none",
+  )  # fmt: skip
+  evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N examples of each task (default: all)")
+  evaluate.add_argument(
+    "--data", type=pathlib.Path, metavar="DIR",
+    help="read the tasks' data from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face hub or its cache)",
+  )  # fmt: skip
+  evaluate.add_argument(
+    "--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the suite or the task says)"
+  )
+  evaluate.add_argument(
+    "--include-path", type=pathlib.Path, metavar="DIR",
+    help="folder with your own task YAML files; one that has the name of a task of the harness replaces it",
+  )  # fmt: skip
+  evaluate.add_argument(
+    "--gen-kwargs", metavar="KEY=VALUE,...",
+    help="override generation options of the tasks: max_gen_toks, until, do_sample, temperature, top_k, top_p",
+  )  # fmt: skip
+  evaluate.add_argument(
+    "--log-samples", action="store_true",
+    help="write every example with its prompts and the model's answers to RUN/evaluation/samples/TASK.jsonl",
+  )  # fmt: skip
+
+
+def _add_data(verb: Add) -> None:
+  data = verb("data", "Tokenize text once into shards that any number of runs and hosts can read. Resumable.")
+  data.add_argument("action", nargs="?", choices=("pack",), help="pack: write a folder of shards for data.train")
+  _add_text(data)
+  data.add_argument(
+    "--tokenizer", default="bytes", metavar="NAME", help="tokenizer, as data.tokenizer (default: bytes)"
+  )
+  data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="output folder")
+  data.add_argument(
+    "--keep",
+    choices=("all", "train", "validation"),
+    default="all",
+    help="which side of the train/validation split to keep (default: all)",
+  )
+  data.add_argument(
+    "--validation-fraction",
+    type=float,
+    default=0.05,
+    metavar="F",
+    help="share of documents held out, as data.validation_fraction (default: 0.05)",
+  )
+  data.add_argument("--deduplicate", action="store_true", help="pack only the first of documents with the same text")
+  data.add_argument("--document-length", type=int, metavar="N", help="longest document, as data.document_length")
+  data.add_argument(
+    "--processes", type=int, metavar="N", help="number of tokenizer processes (default: one per CPU core)"
+  )
+  data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens per shard (default: 2**25)")
+
+
+def _add_tokenizer(verb: Add) -> None:
+  tokenizer = verb("tokenizer", "Train a byte-level BPE tokenizer on text.")
+  tokenizer.add_argument("action", nargs="?", choices=("train",), help="train: write a tokenizer.json")
+  _add_text(tokenizer)
+  tokenizer.add_argument(
+    "--vocab-size",
+    type=int,
+    default=32_768,
+    metavar="N",
+    help="vocabulary size, including special tokens (default: 32768)",
+  )
+  tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="output .json file")
+
+
+def _add_plan(verb: Add) -> None:
+  plan = verb("plan", "Predict step time and memory on a TPU or GPU topology. No accelerator is needed.")
+  plan.add_argument("name", nargs="?", metavar="NAME", help=NAME)
+  _add_topology(plan)
+  plan.add_argument(
+    "--search", action="store_true", help="search over meshes, remat, gradient accumulation and dispatch. Resumable."
+  )
+  plan.add_argument(
+    "--tries", type=int, default=8, metavar="N", help="number of variants that --search compiles (default: 8)"
+  )
+  plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all numbers to FILE")
+  plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="also write the plan as an HTML page to FILE")
+
+
+def _add_match(verb: Add) -> None:
+  match = verb(
+    "match",
+    "Find the MoE model with the step time of a dense model on a TPU or GPU topology. No accelerator is needed.",
+  )
+  match.add_argument("dense", nargs="?", metavar="DENSE", help=f"the dense experiment: {NAME}")
+  match.add_argument(
+    "name",
+    nargs="?",
+    metavar="MOE",
+    help="the MoE experiment, whose `free` fields are varied; --dense.PATH sets a field of DENSE",
+  )
+  _add_topology(match)
+  match.add_argument(
+    "--tolerance",
+    type=float,
+    default=0.05,
+    metavar="X",
+    help="largest relative difference of step times that counts as equal (default: 0.05)",
+  )
+  match.add_argument(
+    "--out", type=pathlib.Path, metavar="FILE", help="output file with the matched experiment (default: MOE_matched.py)"
+  )
+
+
+def _add_report(verb: Add) -> None:
+  report = verb("report", "Regenerate the report of a comparison.")
+  report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
+
+
+def _add_text(verb: argparse.ArgumentParser) -> None:
+  verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text sources, as in data.train")
+  verb.add_argument(
+    "--text-field",
+    default="text",
+    metavar="NAME",
+    help="field or column with the text, as data.text_field (default: text)",
+  )
+
+
+def _add_topology(parser: argparse.ArgumentParser) -> None:
+  known = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
+  parser.add_argument("--topology", metavar="NAME", help=f"topology, such as {known}")
+  parser.add_argument(
+    "--slices",
+    type=int,
+    default=1,
+    metavar="N",
+    help="number of slices, connected by the data-center network (default: 1)",
+  )

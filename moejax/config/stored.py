@@ -1,0 +1,65 @@
+"""An experiment or a suite from the JSON file that a run or a comparison wrote."""
+
+import dataclasses
+import json
+import pathlib
+from typing import Any
+
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.plain import from_plain
+from moejax.errors import UserError
+
+EARLIER = "earlier_schedules"
+"""Key of experiment.json: the lengths that a run was begun with, where it was later trained for another one."""
+
+
+def read_configuration(path: pathlib.Path) -> Experiment | Suite:
+  """The content of an experiment.json or a suite.json; an experiment has as many training.steps as the run had.
+
+  Raises:
+    UserError: the file cannot be read or is no configuration.
+  """
+  plain = _read(path)
+  if "pairs" in plain:
+    return _suite(plain, path)
+  length, experiment = plain.get("steps"), _experiment(plain, path)
+  if not isinstance(length, int):
+    return experiment
+  return dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, steps=length))
+
+
+def read_experiment_file(path: pathlib.Path) -> Experiment:
+  """The content of an experiment.json, its data axis open again for the devices at hand.
+
+  Raises:
+    UserError: as `read_configuration`.
+  """
+  return _experiment(_read(path), path)
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    plain = json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}; name the experiment.json of a run") from error
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}); name the experiment.json of a run") from error
+  if not isinstance(plain, dict):
+    raise UserError(f"{path} is no experiment: it holds a {type(plain).__name__}; name the experiment.json of a run")
+  return plain
+
+
+def _experiment(plain: dict[str, Any], path: pathlib.Path) -> Experiment:
+  plain = {name: value for name, value in plain.items() if name not in ("steps", EARLIER)}
+  try:
+    experiment = from_plain(Experiment, plain)
+  except ValueError as error:
+    raise UserError(f"{path} is no experiment: {error}") from error
+  return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, data=None))
+
+
+def _suite(plain: dict[str, Any], path: pathlib.Path) -> Suite:
+  try:
+    return from_plain(Suite, plain)
+  except ValueError as error:
+    raise UserError(f"{path} is no suite: {error}") from error
