@@ -95,7 +95,8 @@ def test_mutual_information_is_lowest_where_tokens_are_sure_and_experts_are_used
 
 def test_padding_counts_in_no_loss_or_statistic():
   probs_BTE = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 4, 3)))
-  padded = jnp.concatenate([probs_BTE, jnp.tile(jnp.array([[[0.98, 0.01, 0.01]]]), (1, 3, 1))], axis=1)
+  junk_BTE = jnp.tile(jnp.array([[[9.8, 0.1, 0.1]]]), (1, 3, 1))  # its normaliser would show in the router's z-loss
+  padded = jnp.concatenate([probs_BTE, junk_BTE], axis=1)
   alone = of(probs_BTE, experts_per_token=2)
   with_padding = of(padded, valid_BT=[[True] * 4 + [False] * 3], experts_per_token=2)
   assert with_padding[0] == pytest.approx(alone[0], rel=1e-5)
