@@ -75,9 +75,13 @@ def test_documents_are_scored_by_their_own_weighted_targets(mesh):
   scores = score_documents(definition, parameters, [batch, batch], byte_lengths, make_scorer(definition))
   expected_targets = [2 * np.sum((batch["documents"] == d) & (batch["weights"] > 0)) for d in range(3)]
   np.testing.assert_array_equal(scores.targets, expected_targets)
-  model = definition.model(parameters)
-  x_BTD, _ = model(*(batch[name] for name in ("tokens", "segments", "positions")))
-  logits_MV = np.asarray(model.logits(x_BTD.reshape(-1, 32)), np.float64)
+
+  @jax.jit
+  def logits(parameters, *inputs):
+    model = definition.model(parameters)
+    return model.logits(model(*inputs)[0].reshape(-1, 32))
+
+  logits_MV = np.asarray(logits(parameters, *(batch[name] for name in ("tokens", "segments", "positions"))), np.float64)
   targets_M, weights_M = batch["targets"].reshape(-1), batch["weights"].reshape(-1)
   nats_M = np.log(np.exp(logits_MV).sum(-1)) - logits_MV[np.arange(len(targets_M)), targets_M]
   expected = 2 * np.bincount(np.maximum(batch["documents"].reshape(-1), 0), nats_M * weights_M, 3)

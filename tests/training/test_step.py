@@ -157,6 +157,38 @@ def test_a_batch_in_four_parts_trains_as_in_one():
     np.testing.assert_allclose(metrics[name], expected_metrics[name], rtol=1e-3, err_msg=name)
 
 
+def test_parts_of_a_batch_have_noise_of_their_own():
+  experiment = tiny(True)
+  moe = dataclasses.replace(experiment.model.moe, dispatch="dense", router=Router(gumbel=1.0))
+  experiment = dataclasses.replace(
+    experiment,
+    model=dataclasses.replace(experiment.model, moe=moe),
+    training=dataclasses.replace(experiment.training, gradient_accumulation=2),
+  )
+  half = {name: rows[:8] for name, rows in random_batch(experiment).items()}
+  batch = {name: np.concatenate([rows, rows]) for name, rows in half.items()}
+  _, metrics = step_of(experiment)(definition_of(experiment).initialise(0), batch, jnp.float32(0.0))
+  counts_E = np.asarray(metrics["router/load"][0]) * 2 * (batch["segments"] > 0).sum()
+  np.testing.assert_allclose(counts_E, np.round(counts_E), atol=1e-2)
+  assert (np.round(counts_E) % 2).any(), "equal halves chose equally: each count is twice that of a half"
+
+
+def test_auxiliary_losses_are_means_over_layers_and_norms_those_of_the_new_parameters():
+  experiment = tiny(True)
+  moe = dataclasses.replace(experiment.model.moe, every=1)
+  experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
+  definition, batch = definition_of(experiment), random_batch(experiment)
+  state = definition.initialise(0)
+  before = jax.device_get(state.parameters)
+  inputs = (batch[name] for name in ("tokens", "segments", "positions"))
+  _, auxiliary = jax.jit(lambda parameters, *inputs: definition.model(parameters)(*inputs))(before, *inputs)
+  after, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
+  for name, loss_L in auxiliary["losses"].items():
+    assert loss_L.shape == (2,) and float(metrics[f"loss/{name}"]) == pytest.approx(float(loss_L.mean()), rel=1e-4)
+  norms = [float(optax.tree.norm(parameters)) for parameters in (before, jax.device_get(after.parameters))]
+  assert float(metrics["param_norm"]) == pytest.approx(norms[1], rel=1e-5) != pytest.approx(norms[0], rel=1e-5)
+
+
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "moe"])
 def test_five_steps_on_one_batch_lower_the_loss(sparse):
   losses = on_one_device(sparse)[1]

@@ -62,6 +62,12 @@ def reference(parameters, x_BTD, valid_BT, layer):
   return out.reshape(x_BTD.shape), dropped
 
 
+@nnx.jit
+def run(layer, *arguments):
+  """The layer as one program: run eagerly, each of its operations would be compiled on its own."""
+  return layer(*arguments)
+
+
 def split(layer):
   graph, state = nnx.split(layer)
   return graph, nnx.to_pure_dict(state)
@@ -130,8 +136,8 @@ def test_outputs_of_every_router_with_every_dispatch_equal_a_loop_and_gradients_
 def test_bfloat16_differs_by_its_rounding_alone(dispatch):
   layer = make_layer(experts_per_token=2, **DISPATCHES[dispatch])
   x_BTD, valid_BT = inputs()
-  exact, _ = layer(x_BTD.astype(jnp.bfloat16).astype(jnp.float32), valid_BT)
-  rounded, counted = layer(x_BTD.astype(jnp.bfloat16), valid_BT)
+  exact, _ = run(layer, x_BTD.astype(jnp.bfloat16).astype(jnp.float32), valid_BT)
+  rounded, counted = run(layer, x_BTD.astype(jnp.bfloat16), valid_BT)
   assert rounded.dtype == jnp.bfloat16
   assert {value.dtype for value in jax.tree.leaves(counted)} == {jnp.dtype("float32")}
   # Three roundings to 8 bits on values of order 1.
@@ -141,13 +147,13 @@ def test_bfloat16_differs_by_its_rounding_alone(dispatch):
 @pytest.mark.parametrize("dispatch", DISPATCHES)
 def test_permuting_experts_with_their_router_columns_changes_nothing(dispatch):
   layer = make_layer(**DISPATCHES[dispatch])
-  before, _ = layer(*inputs())
+  before, _ = run(layer, *inputs())
   order = np.array([2, 0, 3, 1, 7, 6, 4, 5])
   layer.w_router_DE[...] = layer.w_router_DE[...][:, order]
   for name in ("w_gate_EDF", "w_up_EDF", "w_down_EFD"):
     weight = getattr(layer.experts, name)
     weight[...] = weight[...][order]
-  after, _ = layer(*inputs())
+  after, _ = run(layer, *inputs())
   np.testing.assert_allclose(before, after, atol=1e-5)
 
 
@@ -155,7 +161,7 @@ def test_permuting_experts_with_their_router_columns_changes_nothing(dispatch):
 def test_all_experts_for_every_token_is_the_dense_mixture(dispatch):
   layer = make_layer(experts_per_token=8, dispatch=dispatch)
   x_BTD, _ = inputs()
-  out_BTD, _ = layer(x_BTD, jnp.ones((3, 16), bool))
+  out_BTD, _ = run(layer, x_BTD, jnp.ones((3, 16), bool))
   experts = layer.experts
   gate, up, down = (np.asarray(w[...]) for w in (experts.w_gate_EDF, experts.w_up_EDF, experts.w_down_EFD))
   probs = np.asarray(jax.nn.softmax(x_BTD @ layer.w_router_DE[...], axis=-1))
@@ -169,7 +175,9 @@ def test_shared_experts_see_every_token_beside_its_own_experts():
   _, of_alone = split(alone)
   nnx.update(both, nnx.State(of_alone))
   x_BTD, valid_BT = inputs()
-  np.testing.assert_allclose(both(x_BTD, valid_BT)[0], alone(x_BTD, valid_BT)[0] + both.shared(x_BTD), atol=1e-6)
+  np.testing.assert_allclose(
+    run(both, x_BTD, valid_BT)[0], run(alone, x_BTD, valid_BT)[0] + both.shared(x_BTD), atol=1e-6
+  )
 
 
 @pytest.mark.parametrize("dispatch", ["einsum", "grouped", "dense"])
@@ -177,7 +185,7 @@ def test_a_router_with_a_planted_preference_is_followed(dispatch):
   layer = make_layer(experts_per_token=1, router=Router(renormalize=False), dispatch=dispatch)
   layer.w_router_DE[...] = jnp.zeros((12, 8)).at[:, 3].set(1.0)
   x_BTD, valid_BT = inputs()
-  _, counted = layer(jnp.abs(x_BTD), valid_BT)
+  _, counted = run(layer, jnp.abs(x_BTD), valid_BT)
   load_E = counted["choices"].sum(axis=(0, 1)) / counted["choices"].sum()
   np.testing.assert_allclose(load_E, np.eye(8)[3], rtol=1e-6)
 
@@ -187,7 +195,7 @@ def test_what_padded_tokens_hold_changes_nothing(dispatch):
   layer = make_layer(dispatch=dispatch)
   x_BTD, valid_BT = inputs()
   junk = jnp.where(valid_BT[..., None], x_BTD, 1e3)
-  (one, of_one), (other, of_other) = layer(x_BTD, valid_BT), layer(junk, valid_BT)
+  (one, of_one), (other, of_other) = run(layer, x_BTD, valid_BT), run(layer, junk, valid_BT)
   np.testing.assert_allclose(one[valid_BT], other[valid_BT], atol=1e-6)
   assert not np.asarray(other[~valid_BT]).any()
   for mine, theirs in zip(jax.tree.leaves(of_one), jax.tree.leaves(of_other), strict=True):
@@ -199,8 +207,8 @@ def test_noise_needs_a_key_and_another_key_is_other_noise():
   for router in (Router(jitter=0.3), Router(gumbel=1.0)):
     layer = make_layer(router=router)
     x_BTD, valid_BT = inputs()
-    np.testing.assert_array_equal(layer(x_BTD, valid_BT)[0], quiet(x_BTD, valid_BT)[0])
-    with_noise = [layer(x_BTD, valid_BT, jax.random.key(seed))[0] for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(run(layer, x_BTD, valid_BT)[0], run(quiet, x_BTD, valid_BT)[0])
+    with_noise = [run(layer, x_BTD, valid_BT, jax.random.key(seed))[0] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(with_noise[0], with_noise[1])
     assert np.abs(with_noise[0] - with_noise[2]).max() > 1e-3
-    assert np.abs(with_noise[0] - quiet(x_BTD, valid_BT)[0]).max() > 1e-3
+    assert np.abs(with_noise[0] - run(quiet, x_BTD, valid_BT)[0]).max() > 1e-3
