@@ -168,7 +168,7 @@ def present_devices() -> list[jax.Device]:
   try:
     return jax.devices()
   except (AssertionError, RuntimeError) as error:  # JAX checks by assertion that some platform could be initialised
-    platforms = jax.config.jax_platforms
+    platforms = jax.config.values["jax_platforms"]
     reason = " ".join(str(error).split()) or "its plugin is not installed or finds no device"
     raise UserError(
       f"JAX finds no device of JAX_PLATFORMS={platforms}: {reason}; use another machine, install moejax[tpu] or "

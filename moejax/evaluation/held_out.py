@@ -77,7 +77,7 @@ class HeldOut:
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))
 
 
-def make_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]:
+def make_scorer(definition: Definition) -> jax.stages.Wrapped:
   """scorer(parameters, batch): cross-entropy in nats [B, T] and whether the best guess was right [B, T]."""
 
   def score(parameters: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
