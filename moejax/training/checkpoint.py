@@ -1,5 +1,6 @@
 """Saving and restoring a run with Orbax: arrays, the input's position, and what the run has cost so far."""
 
+import logging
 import pathlib
 from typing import Any
 
@@ -16,6 +17,8 @@ class Checkpointer:
   def __init__(self, directory: pathlib.Path, policy: Checkpoints):
     self.policy = policy
     self._directory = directory
+    # It logs, with a traceback, what its threads raise; the next call raises that here, as on a full disk.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
       item_names=("state", "progress"),
