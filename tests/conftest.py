@@ -66,7 +66,7 @@ SMOKE = (
   "training/test_step.py::test_five_steps_on_one_batch_lower_the_loss[moe]",
   "training/test_health.py",
   "training/test_metrics.py",
-  "training/test_optimizers.py",
+  "training/test_optimizers.py::test_an_optimizer_of_ones_own",
   "training/test_run_directory.py",
   "inference/test_sampling.py",
   "inference/test_score.py::test_each_token",
