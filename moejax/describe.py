@@ -167,8 +167,8 @@ def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
   if not dataclasses.is_dataclass(value):
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return [(path, shown)] if path not in ("name", "pairs") else []
-  kind = {f"{path}.{KIND}": type(value).__name__} if isinstance(value, OfSeveralKinds) else {}
-  return [*kind.items()] + [
+  kind: list[tuple[str, Any]] = [(f"{path}.{KIND}", type(value).__name__)] if isinstance(value, OfSeveralKinds) else []
+  return kind + [
     row
     for field in dataclasses.fields(value)
     for row in _fields(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)

@@ -129,7 +129,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_trained_further_and_what_to_dele
   for step in (2, 3, 4):
     state = dataclasses.replace(state, step=jnp.full_like(state.step, step))
     checkpointer.save(
-      state if step in whole else spoil(state), step, {"data": batches.get_state(), "train_time_s": 0.0}
+      state if step in whole else spoil(state), step, {"data": batches.get_state(), "train_time_s": 0.0, "tokens": 0}
     )
   checkpointer.close()
   said = failure(run_of(prepared, tmp_path))
