@@ -19,6 +19,7 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
+  package_data={"moejax": ["py.typed", "*.pyi"]},
   packages=find_packages(include=["moejax", "moejax.*", "experiments", "experiments.*", "launch", "launch.*"]),
   install_requires=[
     "jax>=0.10.2",

@@ -1,3 +1,22 @@
-"""moejax: dense or mixture-of-experts, decided in step time."""
+"""moejax: dense or mixture-of-experts, decided in step time.
+
+The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `evaluate`
+and `generate` (`moejax/api.py`). Importing it imports nothing else, and JAX only where a function needs it.
+"""
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+FUNCTIONS = ("compare", "evaluate", "find", "generate", "match", "plan", "replace", "train")
+
+
+def __getattr__(name: str) -> Any:
+  if name in FUNCTIONS:
+    return getattr(importlib.import_module("moejax.api"), name)
+  raise AttributeError(f"module 'moejax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return [*globals(), *FUNCTIONS]

@@ -47,7 +47,7 @@ class Display(Progress):
     self._told = 0.0
 
   def __enter__(self) -> "Display":
-    self._progress.start()
+    """Nothing is drawn before the first stage, so that what is refused before it leaves one line."""
     return self
 
   def __exit__(
@@ -101,6 +101,7 @@ class Display(Progress):
     self.console.print(f"{stamp}{text}", highlight=False, markup=False, soft_wrap=True)
 
   def _begin(self, stage: "_Stage") -> None:
+    self._progress.start()
     self._stage = stage
     self._progress.reset(self._now, description=stage.name, total=stage.total, facts="", visible=True, whole=False)
     self._progress.start_task(self._now)
@@ -124,20 +125,6 @@ class _Stage:
   name: str
   total: float | None
   line_every: int | None
-
-
-def training_facts(
-  loss: float, tokens_per_s: float | None = None, mfu: float | None = None, dropped: float | None = None
-) -> str:
-  """Loss and speed as the display shows them; MFU, and the part of experts' choices that was dropped, where known."""
-  facts = [f"loss {loss:.3f}"]
-  if tokens_per_s is not None:
-    facts.append(f"{tokens_per_s:,.0f} tokens/s")
-  if mfu is not None:
-    facts.append(f"MFU {mfu:.1%}")
-  if dropped is not None:
-    facts.append(f"dropped {dropped:.1%}")
-  return "  ".join(facts)
 
 
 class _Name(ProgressColumn):

@@ -1,25 +1,26 @@
 """Where a long operation reports how far it has come, handed down by the caller."""
 
 import contextlib
-from collections.abc import Iterator
 
 
 class Progress:
   """Reports that nobody sees. `moejax.display.Display` shows them on a terminal; a notebook may pass its own."""
 
   def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:
-    """A new stage begins; `total` is in the units of `advance`, None where it is not known.
+    """A new stage begins.
 
-    A log has a line each time the stage has advanced to a multiple of `line_every`; None leaves it to the log.
+    Args:
+      name: what runs now.
+      total: in the units of `advance`, None where it is not known.
+      line_every: in a log, a line each time the stage has advanced to a multiple of this; None leaves it to the log.
     """
-
-  @contextlib.contextmanager
-  def aside(self) -> Iterator[None]:
-    """Stages that run within the current one, which goes on after them."""
-    yield
 
   def advance(self, completed: float, facts: str = "") -> None:
     """The current stage has come this far; `facts` are its latest figures."""
+
+  def aside(self) -> contextlib.AbstractContextManager[None]:
+    """Within it run stages of their own; the current stage goes on after them."""
+    return contextlib.nullcontext()
 
   def whole(self, done_s: float, left_s: float | None) -> None:
     """Seconds of work done and left in the whole operation, None where they are not known yet."""
@@ -30,3 +31,17 @@ class Progress:
 
 SILENT = Progress()
 """The default of functions that take a Progress."""
+
+
+def training_facts(
+  loss: float, tokens_per_s: float | None = None, mfu: float | None = None, dropped: float | None = None
+) -> str:
+  """Loss and speed as a stage of training shows them; MFU and the fraction of choices that was dropped, where known."""
+  facts = [f"loss {loss:.3f}"]
+  if tokens_per_s is not None:
+    facts.append(f"{tokens_per_s:,.0f} tokens/s")
+  if mfu is not None:
+    facts.append(f"MFU {mfu:.1%}")
+  if dropped is not None:
+    facts.append(f"dropped {dropped:.1%}")
+  return "  ".join(facts)

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import ProgressSample
 
 from moejax import display
-from moejax.display import LINE_EVERY_S, Display, training_facts
+from moejax.display import LINE_EVERY_S, Display
+from moejax.progress import training_facts
 
 
 @pytest.fixture

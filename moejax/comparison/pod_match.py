@@ -14,8 +14,10 @@ import moejax.config
 from moejax.comparison.budget import steps_within
 from moejax.comparison.match import Match, approach, compared, distance
 from moejax.config.experiment import MATCHABLE, Experiment, Pair
+from moejax.config.fields import get_field, with_fields
 from moejax.config.parameters import count, full_sequence_steps, tokens_per_step
 from moejax.errors import UserError
+from moejax.notebook import html_table
 from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
@@ -39,6 +41,15 @@ class PodMatch:
   """The MoE with the values that were found, and as many steps, or tokens, as fit into the dense model's time."""
   budget_s: float
   """The dense model's compute-optimal training time."""
+
+  def _repr_html_(self) -> str:
+    rows: list[tuple[str, object]] = [
+      ("step time ratio", self.match.step_time_ratio),
+      ("within tolerance", self.match.within_tolerance),
+    ]
+    for of in (self.dense, self.moe):
+      rows += [(f"{of.experiment.name}: step time, s", of.step_time_s), (f"{of.experiment.name}: MFU", of.mfu)]
+    return html_table(f"{self.match.moe} for {self.match.dense}", [*rows, ("budget, s", self.budget_s)])
 
 
 def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Progress = SILENT) -> PodMatch:
@@ -125,7 +136,7 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
   """
   model, moe = experiment.model, experiment.model.moe
   assert moe
-  now = _get(experiment, field)
+  now = get_field(experiment, field)
   if field in ("model.moe.d_ff", "model.d_ff"):
     return list(range(WIDTH_STEP, 4 * now + 1, WIDTH_STEP))
   if field == "model.moe.num_experts":
@@ -150,7 +161,7 @@ def _along(
   """The best along one field, or what there was, where nothing along it is nearer."""
   experiment, of_best = best
   values = [value for value in ladder(experiment, field) if _changed(experiment, field, value) is not None]
-  plans: dict[Any, Plan] = {_get(experiment, field): of_best}
+  plans: dict[Any, Plan] = {get_field(experiment, field): of_best}
 
   def clock(value: Any) -> float | None:
     if value not in plans:
@@ -158,7 +169,7 @@ def _along(
     progress.note(f"{field} = {value}: {_shown(plans[value])}, wanted {target_s:.4g} s")
     return plans[value].step_time_s if plans[value].fits else None
 
-  now = _get(experiment, field)
+  now = get_field(experiment, field)
   known = values.index(now) if now in values and of_best.fits else None
   found = approach(target_s, values, clock, tolerance, first=known)
   if found is None:
@@ -172,20 +183,9 @@ def _along(
 def _changed(experiment: Experiment, field: str, value: Any) -> Experiment | None:
   """The experiment with one field set, None where that is no valid experiment."""
   try:
-    return _set(experiment, field.split("."), value)
+    return with_fields(experiment, {field: value})
   except UserError:
     return None
-
-
-def _set(owner: Any, path: list[str], value: Any) -> Any:
-  inner = value if len(path) == 1 else _set(getattr(owner, path[0]), path[1:], value)
-  return dataclasses.replace(owner, **{path[0]: inner})
-
-
-def _get(owner: Any, field: str) -> Any:
-  for name in field.split("."):
-    owner = getattr(owner, name)
-  return owner
 
 
 def _equal(of_moe: Plan, target_s: float, tolerance: float) -> bool:

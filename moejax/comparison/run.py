@@ -19,10 +19,10 @@ from moejax.config.plain import to_plain
 from moejax.data.baselines import ngram_baselines
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.target_count import TargetCounter
-from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import HeldOut
 from moejax.evaluation.run import MakeEvaluator, make_evaluators
 from moejax.interrupts import continuing
+from moejax.progress import SILENT, Progress, training_facts
 from moejax.training.claimed_text import claim_text
 from moejax.training.clock import DROPPED
 from moejax.training.exclusive import exclusive
@@ -39,14 +39,14 @@ EVALUATION_S = 5.0
 
 
 def compare(
-  suite: Suite, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None = None
+  suite: Suite, directory: pathlib.Path, progress: Progress = SILENT, ask: MakeEvaluator | None = None
 ) -> dict[str, Any]:
   """Runs a suite to its report, from wherever an earlier run of it stopped, and returns comparison.json's content.
 
   Args:
     suite: what is compared.
     directory: where everything of it lies.
-    display: shows what runs.
+    progress: is told what runs and what the user should know.
     ask: makes what asks the suite's benchmarks; None where it has none.
 
   Raises:
@@ -57,18 +57,18 @@ def compare(
     _, partitioner = on_devices(experiment)
   claim_json(directory, COMPARISON, to_plain(suite))
   for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
-    display.note(f"caution: {name}: {caution}")
+    progress.note(f"caution: {name}: {caution}")
   if no_mfu := without_mfu(partitioner.device.device_kind):
-    display.note(no_mfu)
-  comparison = _Comparison(suite, directory, display, ask)
-  with exclusive(directory, f"compare {suite.name}", display.note), continuing(comparison.saved):
+    progress.note(no_mfu)
+  comparison = _Comparison(suite, directory, progress, ask)
+  with exclusive(directory, f"compare {suite.name}", progress.note), continuing(comparison.saved):
     comparison.build_corpus()
     comparison.measure()
     for allotment in comparison.allotments:
       if allotment.trained:
         comparison.train(allotment)
     result = comparison.write()
-    display.note(f"report: {write_report(directory)}")
+    progress.note(f"report: {write_report(directory)}")
   return result
 
 
@@ -82,8 +82,8 @@ class _Comparison:
   matches: list[Match]
   allotments: list[Allotment]
 
-  def __init__(self, suite: Suite, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None):
-    self.suite, self.directory, self.display, self.ask = suite, directory, display, ask
+  def __init__(self, suite: Suite, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None):
+    self.suite, self.directory, self.progress, self.ask = suite, directory, progress, ask
     self.experiments = {experiment.name: experiment for experiment in suite.members}
     self._prepared: dict[str, Prepared] = {}
     self._evaluation_s = EVALUATION_S
@@ -92,18 +92,18 @@ class _Comparison:
   def build_corpus(self) -> None:
     """Tokenised text, and what counting its bytes alone predicts."""
     first = self.suite.members[0]
-    self.display.stage("text: reading and tokenising", total=1.0)
+    self.progress.stage("text: reading and tokenising", total=1.0)
     self.corpus = build_corpus(
       first.data,
       self.directory / "corpus",
-      lambda what, part: self.display.advance(part, what),
-      lambda text: self.display.note(f"warning: {text}"),
+      lambda what, part: self.progress.advance(part, what),
+      lambda text: self.progress.note(f"warning: {text}"),
     )
     claim_text(self.directory, self.corpus)
     self.counter = TargetCounter(self.corpus)
     path = self.directory / "baselines.json"
     if not path.exists():
-      self.display.stage("baselines: unigrams and bigrams")
+      self.progress.stage("baselines: unigrams and bigrams")
       write_json(path, ngram_baselines(self.corpus, first.evaluation.max_tokens))
     self.baselines = json.loads(path.read_text())
 
@@ -118,7 +118,7 @@ class _Comparison:
     self.allotments = allot(self.suite, self.matches, step_times_s, self.counter)
     for matched in self.matches:
       sign = "=" if matched.within_tolerance else "no match nearer than"
-      self.display.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
+      self.progress.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
     self.write()
 
   def train(self, allotment: Allotment) -> None:
@@ -131,14 +131,14 @@ class _Comparison:
     prepared = self._prepare(experiment)
 
     def observe(record: Record) -> None:
-      self.display.advance(
+      self.progress.advance(
         record["step"], training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
       )
       self._show_left(allotment, record["step"])
 
-    evaluators = make_evaluators(prepared.definition, self.corpus, run_directory, self.display, self.ask)
+    evaluators = make_evaluators(prepared.definition, self.corpus, run_directory, self.progress, self.ask)
     evaluation_s = dict.fromkeys(evaluators, 0.0)
-    self.display.stage(f"train {allotment.name}", total=allotment.steps, line_every=experiment.training.log_every)
+    self.progress.stage(f"train {allotment.name}", total=allotment.steps, line_every=experiment.training.log_every)
 
     def timed(name: str, state: State) -> Mapping[str, float]:
       begin = time.perf_counter()
@@ -147,7 +147,7 @@ class _Comparison:
       self._evaluation_s = sum(evaluation_s.values())
       return scores
 
-    with exclusive(run_directory, f"train {allotment.name}", self.display.note):
+    with exclusive(run_directory, f"train {allotment.name}", self.progress.note):
       train(
         Run(
           definition=prepared.definition,
@@ -157,7 +157,7 @@ class _Comparison:
           directory=run_directory,
           evaluators={name: functools.partial(timed, name) for name in evaluators},
           observe=observe,
-          warn=lambda text: self.display.note(f"warning: {allotment.name}: {text}"),
+          warn=lambda text: self.progress.note(f"warning: {allotment.name}: {text}"),
         )
       )
     self._prepared.pop(allotment.name)  # its program is not needed again
@@ -188,7 +188,7 @@ class _Comparison:
     members = {name: self._prepare(experiment) for name, experiment in self.experiments.items()}
     check_together([member.memory for member in members.values()], next(iter(members.values())).definition.partitioner)
     total = total_steps(len(members), self.suite.measurement)
-    self.display.stage("measure step times, members in turn", total=total)
+    self.progress.stage("measure step times, members in turn", total=total)
 
     seen_s: dict[str, float] = {}
 
@@ -196,13 +196,13 @@ class _Comparison:
       seen_s[name] = facts["step_time_s"]
       if len(seen_s) == len(members):
         self._expect_left(seen_s, total - done)
-      self.display.advance(done, f"{name} {facts['step_time_s'] * 1e3:.1f} ms  {training_facts(facts['loss'])}")
+      self.progress.advance(done, f"{name} {facts['step_time_s'] * 1e3:.1f} ms  {training_facts(facts['loss'])}")
 
     return measure(members, self.suite.measurement, observe)
 
   def _prepare(self, experiment: Experiment) -> Prepared:
     if experiment.name not in self._prepared:
-      self.display.stage(f"compile {experiment.name}")
+      self.progress.stage(f"compile {experiment.name}")
       self._prepared[experiment.name] = prepare(experiment, self.corpus)
     return self._prepared[experiment.name]
 
@@ -214,7 +214,7 @@ class _Comparison:
       if allotment.trained and not passed:
         left = 1.0 - (step / allotment.steps if allotment is current else 0.0)
         left_s += left * allotment.steps * self.timings[allotment.name].step_time_s + self._evaluation_s
-    self.display.whole(time.perf_counter() - self._begin, left_s)
+    self.progress.whole(time.perf_counter() - self._begin, left_s)
 
   def _expect_left(self, step_times_s: Mapping[str, float], steps_to_measure: int) -> None:
     """The same while step times are being measured, from what they seem to be."""
@@ -222,7 +222,7 @@ class _Comparison:
     for pair in self.suite.pairs:
       trained = 1 + (len(pair.candidates) if self.suite.train == "all" else 1)
       left_s += trained * (self.counter.steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
-    self.display.whole(time.perf_counter() - self._begin, left_s)
+    self.progress.whole(time.perf_counter() - self._begin, left_s)
 
 
 def _is_done(run_directory: pathlib.Path, allotment: Allotment) -> bool:

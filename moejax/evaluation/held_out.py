@@ -6,6 +6,7 @@ B batch  T position  M = B x T tokens
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,8 @@ def compile_scorer(definition: Definition) -> Callable[[Parameters, Batch], tupl
   experiment, placement = definition.experiment, definition.partitioner
   shape = (experiment.evaluation.batch_size, experiment.data.sequence_length)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch) for name, dtype in BATCH_TYPES.items()}
-  scorer = make_scorer(definition).lower(definition.abstract.parameters, batch).compile()
+  scorer: Any = make_scorer(definition)
+  scorer = scorer.lower(definition.abstract.parameters, batch).compile()
   remedy = f"lower evaluation.batch_size={experiment.evaluation.batch_size}, or use more devices (mesh)"
   check_fits(f"the evaluation of {experiment.name}", program_memory(scorer), placement, remedy)
   return scorer

@@ -12,8 +12,8 @@ from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
 from moejax.data.target_count import TargetCounter
 from moejax.data.tokenizers import Tokenizer
-from moejax.display import Display, training_facts
 from moejax.evaluation.held_out import compile_scorer, score_documents
+from moejax.progress import SILENT, Progress, training_facts
 from moejax.training.claimed_text import claim_text
 from moejax.training.clock import DROPPED
 from moejax.training.exclusive import exclusive
@@ -23,19 +23,19 @@ from moejax.training.prepare import on_devices, prepare
 from moejax.training.run_directory import prepare_directory
 from moejax.training.state import Definition, State, placement_table
 
-MakeEvaluator = Callable[[Definition, Tokenizer, pathlib.Path, Display], Evaluator]
+MakeEvaluator = Callable[[Definition, Tokenizer, pathlib.Path, Progress], Evaluator]
 """What asks the benchmarks; handed over, because it needs a package that not every user has."""
 
 
 def train_and_evaluate(
-  experiment: Experiment, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None = None
+  experiment: Experiment, directory: pathlib.Path, progress: Progress = SILENT, ask: MakeEvaluator | None = None
 ) -> dict[str, Any]:
   """Trains one experiment from wherever an earlier run of it stopped; returns the content of summary.json.
 
   Args:
     experiment: what is trained.
     directory: where the run lies.
-    display: shows what runs.
+    progress: is told what runs and what the user should know.
     ask: makes what asks the experiment's benchmarks; None where it has none.
 
   Raises:
@@ -44,41 +44,41 @@ def train_and_evaluate(
   """
   on_devices(experiment)
   prepare_directory(directory)
-  with exclusive(directory, f"train {experiment.name}", display.note):
-    return _train_and_evaluate(experiment, directory, display, ask)
+  with exclusive(directory, f"train {experiment.name}", progress.note):
+    return _train_and_evaluate(experiment, directory, progress, ask)
 
 
 def _train_and_evaluate(
-  experiment: Experiment, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None
+  experiment: Experiment, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None
 ) -> dict[str, Any]:
   for caution in experiment.cautions:
-    display.note(f"caution: {caution}")
-  display.stage("text: reading and tokenising", total=1.0)
+    progress.note(f"caution: {caution}")
+  progress.stage("text: reading and tokenising", total=1.0)
   corpus = build_corpus(
     experiment.data,
     directory / "corpus",
-    lambda what, part: display.advance(part, what),
-    lambda text: display.note(f"warning: {text}"),
+    lambda what, part: progress.advance(part, what),
+    lambda text: progress.note(f"warning: {text}"),
   )
   claim_text(directory, corpus)
-  display.stage(f"compile {experiment.name}")
+  progress.stage(f"compile {experiment.name}")
   prepared = prepare(experiment, corpus)
-  show_placement(prepared.definition, display)
-  evaluators = make_evaluators(prepared.definition, corpus, directory, display, ask)
+  show_placement(prepared.definition, progress)
+  evaluators = make_evaluators(prepared.definition, corpus, directory, progress, ask)
   length, times_s = TargetCounter(corpus).steps(experiment), collections.deque[float](maxlen=100)
   if no_mfu := without_mfu(prepared.definition.partitioner.device.device_kind):
-    display.note(no_mfu)
-  display.stage(f"train {experiment.name}", total=length, line_every=experiment.training.log_every)
+    progress.note(no_mfu)
+  progress.stage(f"train {experiment.name}", total=length, line_every=experiment.training.log_every)
 
   def observe(record: Record) -> None:
     step = record["step"]
     times_s.append(record["step_time_s"])
-    display.advance(
+    progress.advance(
       step, training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
     )
     # What the last evaluation takes is not known before it begins, and then its own bar tells.
     step_time_s = statistics.mean(times_s)
-    display.whole(step * step_time_s, (length - step) * step_time_s if step < length else None)
+    progress.whole(step * step_time_s, (length - step) * step_time_s if step < length else None)
 
   return train(
     Run(
@@ -89,43 +89,43 @@ def _train_and_evaluate(
       directory=directory,
       evaluators=evaluators,
       observe=observe,
-      warn=lambda text: display.note(f"warning: {text}"),
+      warn=lambda text: progress.note(f"warning: {text}"),
     )
   )
 
 
-def show_placement(definition: Definition, display: Display) -> None:
+def show_placement(definition: Definition, progress: Progress) -> None:
   """Prints name, shape, PartitionSpec and bytes per device of every parameter."""
   rows = [(name, shape, spec, f"{size:,}") for name, shape, spec, size in placement_table(definition)]
   total = sum(size for *_, size in placement_table(definition))
   heads = ("parameter", "shape", "sharding", "bytes per device")
   widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(3)]
   for name, shape, spec, size in [heads, *rows]:
-    display.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>16}")
-  display.note(f"mesh {definition.partitioner.shape}: {total:,} bytes of parameters per device")
+    progress.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>16}")
+  progress.note(f"mesh {definition.partitioner.shape}: {total:,} bytes of parameters per device")
 
 
 def make_evaluators(
-  definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display, ask: MakeEvaluator | None
+  definition: Definition, corpus: Corpus, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None
 ) -> dict[str, Evaluator]:
   """What is scored during training and after it: held-out text, and benchmarks where `ask` makes what asks them."""
-  evaluators = {"held_out": make_evaluator(definition, corpus, directory, display)}
+  evaluators = {"held_out": make_evaluator(definition, corpus, directory, progress)}
   if ask is not None:
-    evaluators["tasks"] = ask(definition, corpus.tokenizer, directory, display)
-  return {name: _aside(evaluator, display) for name, evaluator in evaluators.items()}
+    evaluators["tasks"] = ask(definition, corpus.tokenizer, directory, progress)
+  return {name: _aside(evaluator, progress) for name, evaluator in evaluators.items()}
 
 
-def _aside(evaluator: Evaluator, display: Display) -> Evaluator:
-  """The evaluator, whose stages interrupt the display of training."""
+def _aside(evaluator: Evaluator, progress: Progress) -> Evaluator:
+  """The evaluator, whose stages interrupt the stage of training."""
 
   def score(state: State) -> Mapping[str, float]:
-    with display.aside():
+    with progress.aside():
       return evaluator(state)
 
   return score
 
 
-def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, display: Display) -> Evaluator:
+def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, progress: Progress) -> Evaluator:
   """An evaluator that scores the corpus's held-out text, leaves the sums of each document in held_out.npz of
   `directory`, and returns the summary.
 
@@ -139,10 +139,10 @@ def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Pa
 
   def batches() -> Iterator[dict]:
     total = num_evaluation_batches(*arguments)
-    display.stage(f"evaluate {experiment.name}", total=total)
+    progress.stage(f"evaluate {experiment.name}", total=total)
     for i, batch in enumerate(evaluation_batches(*arguments)):
       yield batch
-      display.advance(i + 1)
+      progress.advance(i + 1)
 
   def evaluate(state: State) -> dict[str, float]:
     held_out = score_documents(definition, state.parameters, batches(), corpus.tokenizer.byte_lengths, scorer)

@@ -5,6 +5,7 @@ from typing import Any
 
 from moejax.config.experiment import Experiment
 from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.notebook import html_table
 from moejax.planning.compile import Compiled, compile_step
 from moejax.planning.cost import Cost, PricedCollective, cost
 from moejax.planning.program import parse
@@ -123,6 +124,15 @@ class Plan:
     if not self.step_time_s or not peak:
       return None
     return self.model_flops_per_step / (self.step_time_s * self.topology.devices * peak)
+
+  def __repr__(self) -> str:
+    time = f"step_time_s={self.step_time_s:.4g}" if self.step_time_s else "step_time_s=None"
+    return f"Plan({self.experiment.name!r}, {self.topology.name!r}, fits={self.fits}, {time})"
+
+  def _repr_html_(self) -> str:
+    shown = ("fits", "step_time_s", "tokens_per_s", "mfu", "hbm_bytes_per_device", "hbm_limit_bytes", "compile_time_s")
+    values = self.to_json()
+    return html_table(f"{self.experiment.name} on {self.topology.name}", [(name, values[name]) for name in shown])
 
   def to_json(self) -> dict[str, Any]:
     """What `moejax plan NAME --json FILE` writes: plain values with their units in the keys."""

@@ -1,0 +1,24 @@
+from moejax.api import compare as compare
+from moejax.api import evaluate as evaluate
+from moejax.api import find as find
+from moejax.api import generate as generate
+from moejax.api import replace as replace
+from moejax.api import train as train
+from moejax.comparison.pod_match import PodMatch
+from moejax.config.experiment import Experiment
+from moejax.planning.plan import Plan
+from moejax.progress import Progress
+
+__version__: str
+FUNCTIONS: tuple[str, ...]
+
+def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Progress = ...) -> Plan: ...
+def match(
+  dense: Experiment,
+  moe: Experiment,
+  topology: str,
+  *,
+  slices: int = 1,
+  tolerance: float = 0.05,
+  progress: Progress = ...,
+) -> PodMatch: ...

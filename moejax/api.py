@@ -1,0 +1,235 @@
+"""The commands as functions, for notebooks and scripts: `import moejax`, then `moejax.train(...)`.
+
+Nothing here draws, exits, or changes the process, but for environment variables that libraries read. Progress goes to
+the `moejax.progress.Progress` that is passed; `moejax.display.Display` draws bars. JAX is imported by the functions
+that need it, when they are called. A user's mistake raises `moejax.errors.UserError`, with one line.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any, TypeVar
+
+from moejax import lookup
+from moejax.config.experiment import Evaluation, Experiment, Pair, Suite
+from moejax.config.fields import with_fields
+from moejax.config.plain import to_plain
+from moejax.optional import library
+from moejax.progress import SILENT, Progress
+from moejax.results import Compared, Evaluated, Trained
+from moejax.training.run_directory import COMPARISON, check_json, check_run, read_experiment
+
+Configuration = TypeVar("Configuration", Experiment, Suite)
+
+Directory = str | pathlib.Path
+
+
+def find(name: str) -> Experiment | Suite:
+  """The experiment or suite of a listed name, of `path/to/file.py:function`, or of a run's experiment.json.
+
+  Raises:
+    UserError: there is none; the message names the nearest.
+  """
+  return lookup.find(name)
+
+
+def replace(configuration: Configuration, **fields: Any) -> Configuration:
+  """A copy with other fields, by their dotted paths: `replace(e, name="small", **{"model.num_layers": 4})`.
+
+  A field of an experiment, given for a suite, is replaced in every member.
+
+  Raises:
+    UserError: a path without a field, or a configuration that is not valid.
+  """
+  if isinstance(configuration, Experiment):
+    return with_fields(configuration, fields)
+  own = {field.name for field in dataclasses.fields(Suite)}
+  of_members = {path: value for path, value in fields.items() if path.partition(".")[0] not in own}
+  pairs = tuple(
+    Pair(
+      dense=with_fields(pair.dense, of_members),
+      candidates=tuple(with_fields(candidate, of_members) for candidate in pair.candidates),
+    )
+    for pair in configuration.pairs
+  )
+  of_suite = {path: value for path, value in fields.items() if path not in of_members}
+  return with_fields(configuration, {"pairs": pairs, **of_suite})
+
+
+def train(experiment: Experiment, directory: Directory, *, progress: Progress = SILENT) -> Trained:
+  """Trains an experiment and evaluates it on held-out text. Resumes from the latest checkpoint in `directory`.
+
+  Raises:
+    UserError: the directory, the text or the devices do not suit the experiment.
+    FloatingPointError: the loss or the gradient norm became NaN or infinite.
+  """
+  directory = pathlib.Path(directory)
+  _check_data(experiment)
+  check_run(directory, experiment, experiment.training.steps)
+  ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
+  from moejax.evaluation.run import train_and_evaluate
+
+  return Trained(directory, train_and_evaluate(experiment, directory, progress, ask))
+
+
+def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) -> Compared:
+  """Measures step times, matches and trains the members of a suite, evaluates them and writes the report. Resumes.
+
+  Raises:
+    UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
+  """
+  directory = pathlib.Path(directory)
+  for member in suite.members:
+    _check_data(member)
+  check_json(directory, COMPARISON, to_plain(suite))
+  evaluation = suite.members[0].evaluation
+  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
+  from moejax.comparison.run import compare as run_comparison
+
+  return Compared(directory, run_comparison(suite, directory, progress, ask))
+
+
+def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Progress = SILENT) -> Any:
+  """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`: a `moejax.planning.plan.Plan`.
+
+  Call it before anything else uses JAX, or with JAX_PLATFORMS=cpu: the compiler is told of devices that are not there.
+
+  Raises:
+    UserError: no such topology, a mesh that does not tile it, or a compiler that is not installed.
+  """
+  described = described_topology(topology, slices)
+  from moejax.planning.plan import plan as predict
+
+  return predict(experiment, described, progress)
+
+
+def match(
+  dense: Experiment,
+  moe: Experiment,
+  topology: str,
+  *,
+  slices: int = 1,
+  tolerance: float = 0.05,
+  progress: Progress = SILENT,
+) -> Any:
+  """Varies the `free` fields of an MoE until its predicted step time is the dense model's: a
+  `moejax.comparison.pod_match.PodMatch`, whose `experiment` is the one to train.
+
+  Raises:
+    UserError: as `plan`, or no value of a free field fits the topology.
+  """
+  pair, described = Pair(dense=dense, candidates=(moe,)), described_topology(topology, slices)
+  from moejax.comparison.pod_match import match_on_pod
+
+  return match_on_pod(pair, described, tolerance, progress)
+
+
+def evaluate(
+  run: Directory,
+  tasks: Sequence[str] = (),
+  *,
+  limit: int | None = None,
+  few_shot: int | None = None,
+  data: Directory | None = None,
+  include_path: Directory | None = None,
+  gen_kwargs: str | None = None,
+  log_samples: bool = False,
+  experiment: Experiment | None = None,
+  progress: Progress = SILENT,
+) -> Evaluated:
+  """Runs benchmarks of lm-evaluation-harness on the latest checkpoint of a run. Answers are cached.
+
+  Args:
+    run: directory of the run.
+    tasks: suites (core_en), tasks, groups, tags and patterns; empty takes the run's evaluation.tasks.
+    limit: examples of each task, the first; None takes all.
+    few_shot: examples in each prompt; None takes what suite and task say.
+    data: folder of the tasks' data as TASK/SPLIT.jsonl; None reads from the Hugging Face hub or its cache.
+    include_path: folder of your own task YAML files.
+    gen_kwargs: generation options as KEY=VALUE,...
+    log_samples: whether every example is written to RUN/evaluation/samples.
+    experiment: the run's, with another mesh or evaluation batch; None takes it as it was.
+    progress: is told what runs.
+
+  Raises:
+    UserError: no run, no checkpoint, no such task, or no data for it.
+  """
+  directory = pathlib.Path(run)
+  if experiment is None:
+    # The run's own limit is that of the training loop, which must not wait long.
+    experiment = with_fields(read_experiment(directory), {"evaluation.task_limit": None})
+  given = {"tasks": tuple(tasks) or None, "task_limit": limit, "task_data": data and str(data)}
+  changed = {name: value for name, value in given.items() if value is not None}
+  evaluation = with_fields(experiment.evaluation, changed)
+  harness = import_harness(evaluation)
+  from moejax.evaluation.tasks import asked, headlines
+
+  request = harness.make_request(
+    evaluation,
+    few_shot=few_shot,
+    include_path=include_path and pathlib.Path(include_path),
+    gen_kwargs=harness.parse_gen_kwargs(gen_kwargs) if gen_kwargs else {},
+  )
+  results = harness.evaluate_run(directory, experiment, request, progress, log_samples)
+  return Evaluated(directory, headlines(results, asked(results)), results)
+
+
+def generate(
+  run: Directory,
+  prompts: Sequence[str],
+  *,
+  max_tokens: int = 64,
+  temperature: float = 0.0,
+  top_k: int | None = None,
+  top_p: float | None = None,
+  seed: int = 0,
+) -> list[str]:
+  """Continues prompts with the latest checkpoint of a run, each to the end of its document or `max_tokens`.
+
+  Raises:
+    UserError: no run or no checkpoint, or a router that looks ahead and so cannot generate.
+  """
+  from moejax.inference.sampling import Sampling
+  from moejax.inference.text import continue_texts
+
+  sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+  return continue_texts(pathlib.Path(run), prompts, max_tokens, sampling, seed)
+
+
+def import_harness(evaluation: Evaluation) -> ModuleType:
+  """moejax.evaluation.harness, told to leave progress to us, and to fetch nothing where the tasks' data is at hand.
+
+  Raises:
+    UserError: lm-evaluation-harness is not installed.
+  """
+  # Read when they are imported, which others do too: so this comes before any other import of a command.
+  os.environ.setdefault("TQDM_DISABLE", "1")
+  os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+  if evaluation.task_data is not None:
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+  # It would fork this process, whose JAX threads a child does not have.
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")
+  library("lm_eval", "eval")
+  from moejax.evaluation import harness
+
+  return harness
+
+
+def described_topology(name: str, slices: int) -> Any:
+  """The topology of this name, and the environment for it, which JAX and libtpu read when they are imported."""
+  from moejax.planning.topology import parse_topology, prepare_environment
+
+  topology = parse_topology(name, slices)
+  prepare_environment(topology)
+  return topology
+
+
+def _check_data(experiment: Experiment) -> None:
+  """Raises UserError where the experiment's text or tokenizer is missing, empty or of no known kind."""
+  from moejax.data.sources import check_sources
+  from moejax.data.tokenizers import make_tokenizer
+
+  make_tokenizer(experiment.data.tokenizer)
+  check_sources(experiment.data)

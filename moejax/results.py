@@ -1,0 +1,85 @@
+"""What the functions of `moejax.api` return: the numbers that the commands write to disk, and where they lie."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from moejax.notebook import html_table
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+  """A trained run."""
+
+  directory: pathlib.Path
+  """Holds the checkpoints, metrics.jsonl and summary.json."""
+  summary: dict[str, Any] = dataclasses.field(repr=False)
+  """The content of summary.json."""
+
+  @property
+  def bits_per_byte(self) -> float:
+    """On held-out text."""
+    return self.summary["held_out/bits_per_byte"]
+
+  @property
+  def steps(self) -> int:
+    return self.summary["steps"]
+
+  def __repr__(self) -> str:
+    numbers = f"steps={self.steps}, bits_per_byte={self.bits_per_byte:.4f}"
+    return f"Trained({self.summary['name']!r}, {numbers}, directory={str(self.directory)!r})"
+
+  def _repr_html_(self) -> str:
+    rows = [(name, value) for name, value in self.summary.items() if isinstance(value, int | float)]
+    return html_table(self.summary["name"], [*rows, ("directory", self.directory)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+  """A comparison that ran to its end."""
+
+  directory: pathlib.Path
+  """Holds comparison.json, the report and one run directory per member."""
+  content: dict[str, Any] = dataclasses.field(repr=False)
+  """The content of comparison.json."""
+
+  @property
+  def finding(self) -> str:
+    """The outcome in one sentence."""
+    return self.content["finding"]
+
+  @property
+  def members(self) -> list[dict[str, Any]]:
+    return self.content["members"]
+
+  @property
+  def pairs(self) -> list[dict[str, Any]]:
+    return self.content["pairs"]
+
+  @property
+  def report(self) -> pathlib.Path:
+    """The page to open in a browser."""
+    return self.directory / "report" / "index.html"
+
+  def __repr__(self) -> str:
+    return f"Compared({self.content['suite']!r}, finding={self.finding!r}, report={str(self.report)!r})"
+
+  def _repr_html_(self) -> str:
+    rows = [(f"{pair['dense']} and {pair['moe']}", pair["verdict"]) for pair in self.pairs]
+    return html_table(self.content["suite"], [("finding", self.finding), *rows, ("report", self.report)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+  """Benchmark scores of a trained run."""
+
+  directory: pathlib.Path
+  """The run's; holds results.json."""
+  scores: dict[str, Any]
+  """The headline of each benchmark, a `moejax.evaluation.tasks.Score`."""
+  results: dict[str, Any] = dataclasses.field(repr=False)
+  """The content of results.json, in the format of lm-evaluation-harness."""
+
+  def _repr_html_(self) -> str:
+    rows = [(f"{name}, {score.metric}", score.value) for name, score in self.scores.items()]
+    return html_table(f"benchmarks of {self.directory}", rows)

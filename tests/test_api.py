@@ -1,0 +1,98 @@
+"""The commands as functions of the package: what they return, and that importing the package costs nothing."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import moejax
+from moejax.config import Evaluation, Experiment, Suite
+from moejax.errors import UserError
+
+TINY = {
+  "data.sequence_length": 32,
+  "evaluation": Evaluation(batch_size=8, max_tokens=512),
+  "model.num_layers": 1,
+  "model.layers": "scanned",
+  "training.batch_size": 8,
+  "training.steps": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory) -> pathlib.Path:
+  folder = tmp_path_factory.mktemp("texts")
+  for i in range(24):
+    (folder / f"{i}.txt").write_text(f"Document {i} counts: " + " ".join(str(n * i) for n in range(40)))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def trained(texts, tmp_path_factory):
+  small = moejax.find("quick_small")
+  assert isinstance(small, Experiment)
+  experiment = moejax.replace(small, name="small", **TINY, **{"data.train": (str(texts),)})
+  return moejax.train(experiment, tmp_path_factory.mktemp("run") / "small")
+
+
+def test_importing_the_package_imports_none_of_its_files_and_no_library():
+  done = subprocess.run(
+    [sys.executable, "-c", "import sys, moejax; print(sorted(m for m in sys.modules if m.split('.')[0] in "
+     "('moejax', 'jax', 'numpy', 'rich')))"],
+    capture_output=True, text=True, check=True,
+  )  # fmt: skip
+  assert done.stdout.strip() == "['moejax']"
+
+
+def test_every_function_is_found_and_what_there_is_not_is_an_attribute_error():
+  for name in moejax.FUNCTIONS:
+    assert callable(getattr(moejax, name)) and getattr(moejax, name).__doc__ and name in dir(moejax)
+  with pytest.raises(AttributeError, match="has no attribute 'trian'"):
+    moejax.trian  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_a_trained_run_has_its_numbers_and_shows_them_in_a_notebook(trained):
+  assert trained.steps == 2 and trained.summary["name"] == "small"
+  assert (trained.directory / "summary.json").is_file()
+  assert repr(trained).startswith("Trained('small', steps=2, bits_per_byte=")
+  assert f"<td>{trained.bits_per_byte:,.5g}</td>" in trained._repr_html_()
+
+
+def test_a_trained_run_continues_texts_greedily_and_the_same_twice(trained):
+  once = moejax.generate(trained.directory, ["Document 3 ", "Document 17 counts"], max_tokens=8)
+  assert once == moejax.generate(trained.directory, ["Document 3 ", "Document 17 counts"], max_tokens=8)
+  assert len(once) == 2 and all(isinstance(text, str) for text in once)
+  with pytest.raises(UserError, match="max_tokens=32 must lie between 1 and 31"):
+    moejax.generate(trained.directory, ["a"], max_tokens=32)
+
+
+def test_fields_are_replaced_together_by_their_paths_and_checked():
+  small = moejax.find("quick_small")
+  assert isinstance(small, Experiment)
+  heads = {"model.num_heads": 4, "model.num_kv_heads": 4}  # either alone would not be valid
+  assert moejax.replace(small, **heads).model.num_kv_heads == 4
+  with pytest.raises(UserError, match=r"Model has no field 'num_head'; there are num_layers"):
+    moejax.replace(small, **{"model.num_head": 4})
+  with pytest.raises(UserError, match=r"batch_size is 8, which has no field 'size'|batch_size is \d+, which has no"):
+    moejax.replace(small, **{"training.batch_size.size": 4})
+  with pytest.raises(UserError, match="must be above 0"):
+    moejax.replace(small, **{"training.batch_size": 0})
+
+
+def test_a_field_of_an_experiment_is_replaced_in_every_member_of_a_suite():
+  suite = moejax.find("quickstart")
+  assert isinstance(suite, Suite)
+  changed = moejax.replace(suite, tolerance=0.1, **{"training.steps": 7})
+  assert changed.tolerance == 0.1 and {member.training.steps for member in changed.members} == {7}
+
+
+def test_a_plan_is_values_that_show_themselves(monkeypatch, tmp_path):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  small = moejax.find("quick_small")
+  assert isinstance(small, Experiment)
+  planned = moejax.plan(moejax.replace(small, **TINY), "cpu:8")
+  assert planned.fits and np.isfinite(planned.step_time_s)
+  assert repr(planned).startswith("Plan('quick_small', 'cpu:8', fits=True, step_time_s=")
+  assert "quick_small on cpu:8" in planned._repr_html_()
