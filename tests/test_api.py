@@ -33,7 +33,8 @@ def texts(tmp_path_factory) -> pathlib.Path:
 def trained(texts, tmp_path_factory):
   small = moejax.find("quick_small")
   assert isinstance(small, Experiment)
-  experiment = moejax.replace(small, name="small", **TINY, **{"data.train": (str(texts),)})
+  text = {"data.train": (str(texts),), "data.validation_fraction": 0.3}
+  experiment = moejax.replace(small, name="small", **TINY, **text)
   return moejax.train(experiment, tmp_path_factory.mktemp("run") / "small")
 
 

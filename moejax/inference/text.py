@@ -1,5 +1,6 @@
 """Continuing texts with a trained run."""
 
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -12,7 +13,7 @@ from moejax.inference.load import load_run
 from moejax.inference.sampling import Sampling
 
 LARGEST_BATCH = 16
-"""Prompts that are continued at once."""
+"""Prompts that are continued at once, rounded up to what the mesh divides."""
 
 
 def continue_texts(
@@ -33,7 +34,8 @@ def continue_texts(
   tokenizer = make_tokenizer(loaded.experiment.data.tokenizer)
   ids = [[tokenizer.begin, *tokenizer.encode(prompt).tolist()][max_tokens - length :] for prompt in prompts]
   ends = (tokenizer.begin, tokenizer.end)
-  batch = min(len(ids), LARGEST_BATCH) or 1
+  shards = loaded.blueprint.partitioner.shards("batch")
+  batch = shards * max(1, math.ceil(min(len(ids), LARGEST_BATCH) / shards))
   generator = Generator(loaded.blueprint, batch, tokenizer.vocab_size, sampling)
   texts = [""] * len(ids)
   stops = [lambda continuation: continuation[-1] in ends] * len(ids)
