@@ -69,19 +69,20 @@ def checked(comparison: Any, source: str = "the comparison") -> dict[str, Any]:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
   """The lines of a metrics.jsonl in order of step; none where there is no file.
 
-  A line that is no object with a step is passed over: a process that is killed leaves half of one. Of two lines of one
-  step the later counts: a run that resumes from a checkpoint writes the steps after it again.
+  A line that is no object with a step is passed over: a process that is killed leaves half of one. Lines of one step
+  are one record, in which the later line counts: an evaluation has a line of its own, and a run that resumes from a
+  checkpoint writes the steps after it again.
   """
   if not path.is_file():
     return []
-  by_step = {}
+  by_step: dict[float, dict[str, Any]] = {}
   for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
     try:
       values = json.loads(line)
     except ValueError:
       continue
     if isinstance(values, dict) and known(values.get("step")):
-      by_step[values["step"]] = values
+      by_step.setdefault(values["step"], {}).update(values)
   return [by_step[step] for step in sorted(by_step)]
 
 

@@ -57,6 +57,12 @@ def test_metrics_pass_over_broken_lines_and_take_the_later_of_one_step(tmp_path)
   assert read_metrics(tmp_path / "none.jsonl") == []
 
 
+def test_a_step_with_a_line_of_training_and_one_of_its_evaluation_is_one_record(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 10, "loss": 2.5}\n{"step": 10, "held_out/bits_per_byte": 1.5}\n')
+  assert read_metrics(path) == [{"step": 10, "loss": 2.5, "held_out/bits_per_byte": 1.5}]
+
+
 def test_missing_names_what_there_is_not(comparison):
   comparison["members"][4]["bits_per_byte"] = None
   comparison["members"][5]["step_time_s"] = None
