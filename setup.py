@@ -1,4 +1,8 @@
-"""Packaging of moejax: three packages, and an extra for everything that not every user needs."""
+"""Packaging of moejax, with an extra for everything that not every user needs.
+
+The folders experiments/ and launch/ are installed as moejax.experiments and moejax.launch, through the links in
+moejax/, so that they cannot clash with a folder of a user's own.
+"""
 
 import pathlib
 import re
@@ -20,7 +24,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
   package_data={"moejax": ["py.typed", "*.pyi"]},
-  packages=find_packages(include=["moejax", "moejax.*", "experiments", "experiments.*", "launch", "launch.*"]),
+  packages=find_packages(include=["moejax", "moejax.*"]),
   install_requires=[
     "jax>=0.10.2",
     "flax>=0.12.8",

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from experiments.books_mini import books_mini, books_mini_cpu, books_mini_cpu_dense, books_mini_dense
-from experiments.ds_moe import (
+from moejax.config import Experiment, Suite
+from moejax.experiments.books_mini import books_mini, books_mini_cpu, books_mini_cpu_dense, books_mini_dense
+from moejax.experiments.ds_moe import (
   ds_dense_1b,
   ds_dense_3b,
   ds_dense_6b,
@@ -13,8 +14,8 @@ from experiments.ds_moe import (
   ds_smoe_1b,
   ds_smoe_5b,
 )
-from experiments.mixtral import mixtral_8x7b, mixtral_64e
-from experiments.published import (
+from moejax.experiments.mixtral import mixtral_8x7b, mixtral_64e
+from moejax.experiments.published import (
   fuji_7b_v1,
   fuji_7b_v2,
   fuji_70b_v2,
@@ -23,8 +24,8 @@ from experiments.published import (
   maxtext_64b,
   mistral_7b,
 )
-from experiments.quickstart import quick_large, quick_small, quickstart
-from experiments.speed_accuracy import (
+from moejax.experiments.quickstart import quick_large, quick_small, quickstart
+from moejax.experiments.speed_accuracy import (
   dense_6b4,
   dense_12b6,
   dense_29b6,
@@ -36,8 +37,7 @@ from experiments.speed_accuracy import (
   moe_29b6_16e,
   moe_29b6_64e,
 )
-from experiments.switch import switch_base, switch_large, switch_xxl
-from moejax.config import Experiment, Suite
+from moejax.experiments.switch import switch_base, switch_large, switch_xxl
 
 EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "quickstart": quickstart,

@@ -9,10 +9,10 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from experiments import EXPERIMENTS
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.stored import read_configuration
 from moejax.errors import UserError
+from moejax.experiments import EXPERIMENTS
 
 
 def find(name: str) -> Experiment | Suite:

@@ -30,7 +30,7 @@ FLOORS = (
     "moejax.field_values",
     "moejax.field_hints",
   ),
-  ("experiments",),
+  ("moejax.experiments",),
   ("moejax.partitioning", "moejax.torus", "moejax.overrides", "moejax.lookup", "moejax.describe"),
   ("moejax.kernels",),
   ("moejax.models",),
@@ -40,7 +40,7 @@ FLOORS = (
   ("moejax.evaluation", "moejax.planning"),
   ("moejax.comparison",),
   ("moejax.api",),
-  ("moejax.cli", "launch"),
+  ("moejax.cli", "moejax.launch"),
   ("moejax.__main__",),
 )
 FLOOR_OF = {name: i + 1 for i, names in enumerate(FLOORS) for name in names}
@@ -68,7 +68,7 @@ TEXT_SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".cfg",
 
 def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   for path in sorted(folder.iterdir()):
-    if path.is_dir() and not NOT_SOURCE.fullmatch(path.name):
+    if path.is_dir() and not path.is_symlink() and not NOT_SOURCE.fullmatch(path.name):
       yield from _files(path)
     elif path.is_file():
       yield path
@@ -95,8 +95,9 @@ def tree(path: pathlib.Path) -> ast.Module:
 
 
 def module(path: pathlib.Path) -> str:
-  """Its name to `import`."""
-  return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+  """Its name to `import`; experiments/ and launch/ are linked into moejax/."""
+  name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+  return name if name.startswith("moejax") else f"moejax.{name}"
 
 
 BY_MODULE = {module(path): path for path in OURS}
@@ -124,7 +125,7 @@ def _walk(node: ast.AST, into_functions: bool) -> Iterator[ast.AST]:
 
 
 def is_ours(name: str) -> bool:
-  return name.partition(".")[0] in ("moejax", "experiments", "launch")
+  return name.partition(".")[0] == "moejax"
 
 
 def floor(name: str) -> int | None:
@@ -173,8 +174,8 @@ def test_the_configuration_imports_only_the_standard_library_and_the_errors():
 
 
 def test_experiments_import_only_the_configuration():
-  allowed = {*sys.stdlib_module_names, *map(module, below("experiments", "moejax.config"))}
-  assert not offenders(below("experiments"), lambda path: imported(path) - allowed)
+  allowed = {*sys.stdlib_module_names, *map(module, below("moejax.experiments", "moejax.config"))}
+  assert not offenders(below("moejax.experiments"), lambda path: imported(path) - allowed)
 
 
 def test_the_input_pipeline_never_reaches_jax():

@@ -11,12 +11,12 @@ import sys
 import pytest
 
 import moejax
-from experiments import EXPERIMENTS
 from moejax import cli
 from moejax.config.chips import CHIPS
 from moejax.config.parameters import full_sequence_steps
 from moejax.config.plain import to_plain
 from moejax.config.sharding import LOGICAL_AXES
+from moejax.experiments import EXPERIMENTS
 from moejax.lookup import find_experiment, find_suite
 from moejax.training.run_directory import COMPARISON, claim, claim_json
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from experiments import EXPERIMENTS
 from moejax.config import Experiment, Suite
 from moejax.config.parameters import count
 from moejax.describe import facts, suite_facts
+from moejax.experiments import EXPERIMENTS
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 
-from experiments.quickstart import quick_small
 from moejax import lookup
 from moejax.config.plain import to_plain
 from moejax.errors import UserError
+from moejax.experiments.quickstart import quick_small
 from moejax.lookup import find, find_experiment, find_suite, listed
 from moejax.training.run_directory import COMPARISON, claim, claim_json
 
@@ -155,7 +155,7 @@ def test_an_exception_of_the_users_file_is_one_line_with_the_place_where_it_was_
 
 
 def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, monkeypatch):
-  write("from experiments.quickstart import quick_small as basic", "basis.py")
+  write("from moejax.experiments.quickstart import quick_small as basic", "basis.py")
   write("def mine():\n  from basis import basic\n  return basic()")
   (tmp_path / "elsewhere").mkdir()
   monkeypatch.chdir(tmp_path / "elsewhere")

@@ -5,10 +5,10 @@ import json
 
 import pytest
 
-from experiments import EXPERIMENTS
 from moejax.config import Experiment, Suite
 from moejax.config.plain import from_plain, to_plain
 from moejax.errors import UserError
+from moejax.experiments import EXPERIMENTS
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)

@@ -11,11 +11,11 @@ from dataclasses import replace
 import conftest
 import pytest
 
-from experiments import EXPERIMENTS
 from moejax.config import Mesh
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.display import Display
 from moejax.errors import UserError
+from moejax.experiments import EXPERIMENTS
 from moejax.overrides import override
 from moejax.planning.hints import hints
 from moejax.planning.page import plan_html, verdict

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from experiments import EXPERIMENTS
 from moejax.config import Experiment, Mesh
 from moejax.display import Display
 from moejax.errors import UserError
+from moejax.experiments import EXPERIMENTS
 from moejax.overrides import override
 from moejax.planning.compile import RefusedError
 from moejax.planning.estimate import estimate
