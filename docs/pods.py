@@ -1,6 +1,6 @@
-"""Writes docs/pods.md: every scale on its pods, as `moejax plan` predicts it.
+"""Writes docs/pods.md: large models on their topologies, as `moejax plan` predicts them.
 
-`python docs/pods.py` needs `pip install moejax[tpu]` and minutes for each program that is not remembered.
+`python docs/pods.py` needs `pip install moejax[tpu]` and minutes for each program that is not cached.
 """
 
 import dataclasses
@@ -74,24 +74,24 @@ SCALES = (
 MAXTEXT = (
   # What MaxText was, its milliseconds of compute and of collectives if all are exposed, its MFU in per cent, and ours.
   (
-    "llama2-7b, flash attention, fsdp 256, 16384 tokens a chip", "2930", "73", "51 to 52",
+    "llama2-7b, flash attention, fsdp 256, 16384 tokens per chip", "2930", "73", "51 to 52",
     Row("dense_6b4", V5P),
   ),
   (
-    "mixtral-8x7b, dropless, fsdp 32 x expert 8, 4096 tokens a chip", "2016", "70", "34 to 35",
+    "mixtral-8x7b, dropless, fsdp 32 x expert 8, 4096 tokens per chip", "2016", "70", "34 to 35",
     Row("mixtral_8x7b", V5P),
   ),
   (
-    "mixtral-8x7b, twice the balanced capacity, fsdp 32 x expert 8, 4096 tokens a chip", "2847", "411", "22 to 25",
+    "mixtral-8x7b, twice the balanced capacity, fsdp 32 x expert 8, 4096 tokens per chip", "2847", "411", "22 to 25",
     Row("mixtral_8x7b", V5P, "--model.moe.capacity-factor 2"),
   ),
   (
-    "143B (6.6B base, 64 experts), balanced capacity, 8 x 8 x 4, 1024 tokens a chip", "523", "311", "15 to 24",
+    "143B (6.6B base, 64 experts), balanced capacity, 8 x 8 x 4, 1024 tokens per chip", "523", "311", "15 to 24",
     Row("moe_6b4_64e", V5P, "--training.batch-size 64 --evaluation.batch-size 64 --model.moe.capacity-factor 1 "
         "--mesh.data 8 --mesh.expert 8 --mesh.model 4 --rules.embed data expert"),
   ),
   (
-    "llama2-7b, plain attention, fsdp 64 x tensor 4, 1024 tokens a chip", "290", "33", "30 to 33",
+    "llama2-7b, plain attention, fsdp 64 x tensor 4, 1024 tokens per chip", "290", "33", "30 to 33",
     Row("dense_6b4", V5P, "--training.batch-size 64 --evaluation.batch-size 64 --mesh.replica 1 --mesh.data 64 "
         "--mesh.model 4"),
   ),
@@ -102,7 +102,7 @@ ROWS = dict.fromkeys(sorted((*SCALES, *(row for *_, row in MAXTEXT)), key=lambda
 
 
 def main() -> None:
-  """Plans every row, those that are remembered at once, and writes the page anew after each."""
+  """Plans every row and rewrites the page after each; cached plans take no time."""
   plans: dict[Row, Plan] = {}
   with Display("pods") as display:
     for row in ROWS:
@@ -116,12 +116,13 @@ def _plan(row: Row, display: Display) -> Plan:
   return plan(experiment, row.topology, display)
 
 
-HEAD = """# The scales on their pods
+HEAD = """# Large models on their topologies
 
-Written by `python docs/pods.py`: what `moejax plan NAME --topology TOPOLOGY` predicts with the options shown, exposed
-collectives included. Nothing is measured; `step-time.md` says how far to trust it. MFU counts the FLOPs of active
-parameters, with all choices of a token, also those that a capacity below the balanced load drops (0.625, which GShard
-and the paper call 1.25). "Executed" is what the matrix units really do, recomputation and dispatch masks included.
+`python docs/pods.py` writes this page. Each row is what `moejax plan NAME --topology TOPOLOGY` predicts with the given
+options, including exposed collectives. Nothing here is measured; `step-time.md` shows how accurate the predictions are.
+MFU counts the FLOPs of active parameters for all choices of a token, including those that a capacity below the balanced
+load drops (a capacity factor of 0.625, which is 1.25 in the definition of GShard and the paper). "Executed" counts what
+the matrix units compute, including recomputation and dispatch masks.
 
 """
 
@@ -132,72 +133,66 @@ SCALES_HEAD = """
 
 SCALES_FOOT = """
 
-The paper reports an increase under 20 % with 3D sharding (data, expert, model). Here: the same base, top-2, experts as
-wide as the dense layer in every second layer. At this capacity an expert layer computes 1.25 rows a token where a dense
-one computes 1, which alone is 6 to 8 % of the step. With 16 experts the increase is under 10 % on 6.4B and 29.5B.
-Experts on 12.6B (by the formula) and 64 of them on 29.5B (compiled) leave no room for the whole batch at once, and two
-parts of it take longer. A row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16, its largest
-slice, 64 experts on the base of 29.5B do not fit: 596B parameters with their two moments and gradients take 35 GiB of a
-chip's 31. Nor do those on 12.6B, as far as was tried.
+The paper reports an increase of the step time below 20 % with 3D sharding (data, expert, model). The models here have
+the same base, top-2 routing, and experts as wide as the dense layer in every second layer. At this capacity, an expert
+layer computes 1.25 rows per token where a dense layer computes 1, which alone is 6 to 8 % of the step. With 16 experts,
+the increase is below 10 % for 6.4B and 29.5B. With experts on 12.6B (according to the formula) and with 64 experts on
+29.5B (compiled), the whole batch does not fit in memory, and two microbatches take longer. A row with `--mesh.expert 1`
+is the same model with 2D sharding. On v6e:16x16, its largest slice, 64 experts on the 29.5B base do not fit: 596B
+parameters with two moments and gradients take 35 GiB of the 31 GiB per chip. Nor do 64 experts on 12.6B with any of the
+options that were tried.
 
-How the meshes were chosen: of all that the search ranks by its formula (`moejax plan NAME --search`), on v5p the ones
-declared come first or second for each dense model, for 64 experts on 6.4B and 12.6B and for 16 experts (the first for
-64 experts on 6.4B does not fit, once compiled); for 64 experts on 29.5B the first, one part of the batch, wants 98.2
-GiB, and those with a model axis that the formula puts before ours were not compiled. Dense 12.6B and 29.5B in one part
-of the batch take 2.6 % and 5.7 % less than in two (`--training.gradient-accumulation 2`); those MoEs have no room for
-that. The rows on v6e were picked by hand, each compilation there taking ten minutes or more, and not tuned alike. """
+The meshes were chosen among those that the search ranks by its formula (`moejax plan NAME --search`). On v5p, the
+declared mesh ranks first or second for each dense model, for 64 experts on 6.4B and 12.6B, and for 16 experts. (The
+first one for 64 experts on 6.4B does not fit once compiled.) For 64 experts on 29.5B, the first one needs 98.2 GiB
+without gradient accumulation, and those with a model axis that the formula ranks above the declared mesh were not
+compiled. Dense 12.6B and 29.5B take 2.6 % and 5.7 % less time without gradient accumulation than with
+`--training.gradient-accumulation 2`, but their MoE models do not fit without it. On v6e, where a compilation takes ten
+minutes or more, the options were chosen by hand and not tuned equally well.
+"""
 
 PEERS_HEAD = """
-## What the compiled programs showed, and what changing it gave
+## What determines the step time
 
-Each figure is of the day of its change, with the efficiency and the options of then. Eight experts a chip, whose
-weights are gathered over data in every layer, took `moe_6b4_64e` 3.907 s where one a chip took 3.364 s; products of
-experts that are kept for the backward pass took it to 2.857 s. 256 shards of a weight are thinner than a tile, and
-gathers of them become all-reduces: `dense_6b4` took 2.733 s on them and 2.580 s on 64.
+**Sharding of experts.** One expert per chip is faster than eight: the weights of eight experts have to be gathered over
+the data axis in every layer. A weight with 256 shards has shards thinner than a tile, and its gathers become
+all-reduces; 64 shards do not have this problem. Expert weights are gathered as a whole, where the compiler would
+otherwise split the product into one for each shard. The gradients of all expert weights are reduced to shards.
 
-Routers count within each device, and their losses follow from the counts of all
-layers at once, where a layer's own sums over all devices made the next one wait; rows are kept for the backward pass
-after their exchange and not before it, so that they travel four times and not six; and an expert's rows of all groups
-travel in one dimension, where those of one group (20) were padded to a tile and copied on both sides. The first two
-took `moe_6b4_64e` from 2.975 s to 2.951 s and 2.873 s, the last took 24 ms of copies off it.
+**Routing.** Routers count within each device. Their losses are computed from the counts of all layers at once, so that
+no layer waits for a sum over devices. The rows of a sparse layer are saved for the backward pass after the exchange,
+not before it, so they are exchanged four times instead of six. The rows of all groups form one dimension of an expert's
+input; the rows of a single group would be padded to a tile. Groups of 512 tokens have masks half as large as groups of
+1024.
 
-On v6e:16x16 JAX lays data=4 beside expert=64 on chips that are four apart, and four rings share each link. moejax lays
-them side by side (`moejax/torus.py`): the same program of `moe_6b4_64e` takes 4.097 s on the one, 3.421 s on the other.
+**Rematerialization.** The backward pass reads its own copy of the rows of a sparse layer, in the layout that it needs
+(`of_kept` in `models/layers.py`): JAX rounds a saved value that the forward pass uses too, in another pass over memory.
+The gradients of the two inputs of a gated layer are written once; otherwise one of them would be recomputed for every
+tile of the products that use it.
 
-Attention scores never lie in memory: on TPU attention is a fused kernel. The products before and after it write its
-layout, and the rotation of positions is a product with a permutation, so that heads are neither copied nor padded:
-that took 5.2 % off the step of dense 6.4B (then 32 layers, d_ff 10496). A d_ff that 512 divides fills the tiles of the
-matrix units, and its gradients are reduced straight to shards: 10752 takes less time than 10496
-(`--model.num-layers 32 --model.d-ff 10752`).
+**Attention.** On TPU, attention is a fused kernel, and its scores are never written to memory. The matrix products
+before and after it use its layout, and the rotary embedding is a product with a permutation, so heads are neither
+copied nor padded.
 
-Gathers of weights, sums of gradients and exchanges of tokens go on beside matrix products, by options of the compiler
-(`training/compiler.py`): the SparseCores of v5p and v6e carry the first two. Fusions of gathers into products, which
-moejax had on all chips before, are refused by libtpu from 0.0.46 on for any but v5e; without them and with SparseCores
-`dense_6b4` takes 3.4 % less and `moe_6b4_64e` 2.8 %. Experts' weights are gathered whole, where the compiler by itself
-cuts the product into one for each shard: that took `mixtral_8x7b` from 2.361 s to 1.373 s. All gradients of experts are
-reduced to shards, where two of three were summed on every chip: `moe_12b6_64e` from 5.689 s to 5.644 s.
+**Shapes.** A `d_ff` that is divisible by 512 fills the tiles of the matrix units, and its gradients are reduced
+directly to shards: a width of 10752 takes less time than 10496.
 
-Of a sparse layer's rows the backward pass has a copy that nothing else reads, in the layout in which it reads them
-(`of_kept` in `models/layers.py`): what JAX keeps of a value that the forward pass uses too is rounded, in a pass over
-memory. Groups of 512 tokens have masks half as large as those of 1024. These two took `moe_6b4_64e` from 2.651 s to
-2.627 s, and adding to the residual stream within the product that combines took it to 2.619 s. Weights that scale the
-experts' hidden units in place of their rows, which would then not be kept, made it 2.737 s: the gradient of the weights
-does not fuse with the product before it. Keeping the residual stream after attention in place of what attention adds
-made `dense_6b4` 2.398 s from 2.365 s.
+**Placement.** On v6e:16x16, the default device order of JAX for data=4 and expert=64 makes four rings share each link.
+moejax places the devices of an axis next to each other (`moejax/torus.py`): `moe_6b4_64e` takes 3.421 s per step
+instead of 4.097 s.
 
-The gradients of a gated layer's two inputs are written once (`models/layers.py`), where one of them was computed again
-for every tile of the products that take it: 2.0 % of `dense_6b4`, 1.4 % of `moe_6b4_64e`.
+**Overlap.** Compiler options (`training/compiler.py`) overlap gathers of weights, sums of gradients and exchanges of
+tokens with matrix products. On v5p and v6e, the SparseCores execute the first two.
 
-Larger tiles, `LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=32768 moejax plan dense_6b4 --topology v5p:4x8x8`, took
-dense 6.4B from 2.580 s to 2.166 s, before the last two changes, in twice the compiler's time. They are no default on
-v5p, because the published runs that calibrate that chip were without them; on v6e, where public runs have them, they
-are.
+**Tile size.** `LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=32768` enables larger tiles, which reduces the step
+time on v5p and doubles the compilation time. It is the default on v6e, where published runs use it. It is not the
+default on v5p, because the published runs that calibrate that chip did not use it.
 
-## Against MaxText, by the same method
+## Comparison with MaxText, by the same method
 
-MaxText 0.2.5 on 256 v5p, sequence 4096, full remat, by the sum of its compiled programs' cycles, its collectives all
-exposed and its cycles not divided by an efficiency, as moejax's are. The models differ by a few per cent in size, so
-MFU compares them.
+MaxText 0.2.5 on 256 v5p chips, with sequence length 4096 and full rematerialization. Its compute time is the sum of the
+cycles of its compiled programs, not divided by an efficiency, and all its collectives count as exposed; the same holds
+for moejax in this table. The models differ in size by a few per cent, so MFU is what to compare.
 
 | work | MaxText compute, ms | collectives, ms | MFU, % | moejax | compute, ms | exposed, ms | MFU, % |
 |---|---|---|---|---|---|---|---|

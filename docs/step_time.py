@@ -1,6 +1,6 @@
 """Writes docs/step-time.md: predicted against published step times.
 
-`python docs/step_time.py` needs `pip install moejax[tpu]` and minutes for each program that is not remembered.
+`python docs/step_time.py` needs `pip install moejax[tpu]` and minutes for each program that is not cached.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from moejax.planning.topology import Topology, parse_topology, prepare_environme
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A step that somebody timed."""
+  """A published step time."""
 
   topology: str
   name: str
@@ -27,7 +27,7 @@ class Run:
   """Options that differ from the experiment."""
   seconds: float | None = None
   teraflops: float | None = None
-  """A second and chip, where that is published and not the time."""
+  """TFLOP/s per chip, if they are published instead of the time."""
   slices: int = 1
 
   @property
@@ -88,7 +88,7 @@ CHECKING = (
   ),
   Run(
     "v5p:4x4x8", "mixtral_8x7b",
-    "MaxText, docs/reference/models/tiering.md: Mixtral 8x7B, 2,909 tokens a second and chip",
+    "MaxText, docs/reference/models/tiering.md: Mixtral 8x7B, 2,909 tokens per second and chip",
     "--training.batch-size 4608 --evaluation.batch-size 128 --mesh.data 128 --mesh.expert 1 "
     "--model.moe.dispatch grouped --model.remat layer_inputs", seconds=36 * 4096 / 2909,
   ),
@@ -103,28 +103,29 @@ prepare_environment(CALIBRATING[0].pod)  # JAX reads it when it is imported
 # ruff: noqa: E402
 from moejax.planning.plan import Plan, plan
 
-NONE = {"tpu": "none: the mean of the TPUs that have one", "gpu": "none: that of h100"}
+NONE = {"tpu": "none: the mean of the TPUs with runs", "gpu": "none: the value of h100"}
 
 PAGE = pathlib.Path(__file__).parent / "step-time.md"
 
-HEAD = """# Is the predicted step time true?
+HEAD = """# Predicted against published step times
 
-Written by `python docs/step_time.py`. A plan adds up, for the very train step that runs,
+`python docs/step_time.py` writes this page. A plan is for the very training step that moejax runs, and adds up:
 
-- the compiler's own estimate of every operation (on TPU in cycles, over the chip's clock), loops by their trip counts;
-- kernels, which the compiler does not see into, by a roofline: their products at peak, then their vector operations,
-  or their bytes where those take longer;
-- copies and collectives, as far as nothing goes on beside them: bytes over the rate of the links that their mesh axis
-  has in the torus (`moejax/planning/collectives.py`); those that are under way at once along one dimension of the torus
-  share its links evenly (`moejax/planning/links.py`), which is an assumption that no run here tells from a queue;
+- the compiler's estimate of every operation (on TPU, cycles divided by the clock rate), times the trip counts of loops;
+- kernels, which the compiler treats as opaque, by a roofline: their matrix products at the peak rate plus their vector
+  operations, or their bytes if those take longer;
+- copies and collectives, except where they overlap with computation. A collective takes its bytes divided by the
+  bandwidth of the links of its mesh axis in the torus (`moejax/planning/collectives.py`). Collectives that run at the
+  same time along one dimension of the torus share its links evenly (`moejax/planning/links.py`). This is an assumption;
+  the runs below do not distinguish it from a queue.
 
-and divides all but the exposed collectives by one efficiency of the chip, its only calibrated number
-(`moejax/config/chips.py`). What it knows nothing of: input, checkpoints, stragglers, throttling.
+Everything except the exposed collectives is then divided by the efficiency of the chip, which is the only calibrated
+parameter (`moejax/config/chips.py`). A plan does not include input, checkpoints, stragglers and throttling.
 
-Other frameworks ran these models, by programs that differ from moejax's: attention's kernel, what is kept for the
-backward pass and where. So an efficiency is in part theirs.
+Other frameworks ran these models, with programs that differ from moejax's in the attention kernel and in what they save
+for the backward pass. The efficiency therefore includes differences between frameworks.
 
-## The runs that it is calibrated on
+## Runs used for calibration
 
 | topology | experiment, options | published, s | uncalibrated, s | efficiency | predicted, s | predicted / published |
 |---|---|---|---|---|---|---|
@@ -136,10 +137,11 @@ CHECKED = """
 |---|---|---|
 {chips}
 
-Where a chip has several runs its efficiency is their geometric mean. Predicted with the efficiency of the others:
+The efficiency of a chip with several runs is their geometric mean. The errors of each of these runs, predicted with the
+efficiency of the others:
 {alone}.
 
-## Runs that it is not calibrated on
+## Runs not used for calibration
 
 | topology | experiment, options | published, s | predicted, s | predicted / published |
 |---|---|---|---|---|
@@ -152,22 +154,23 @@ FOOT = """
 
 {sources}
 
-Where FLOP/s are published and not the time, the time follows from the FLOPs as MaxText counts them: six a parameter and
-token, and attention without its causal half taken off. axlearn keeps the projections of attention and computes the
-feed-forward again (on v5e it keeps that too), as `remat="attention"` does here. Mistral and Fuji 70B moved to the host
-what they kept of attention, and are planned as if they had not; Mistral in several parts of the batch. Both, Mixtral,
-and the 32B on v5e want more memory here than a chip has, and are planned all the same. Mixtral's batch
-is that of its recipe, and its slice has the shape that the table names (8x4x4, where it also says 256 chips).
+If FLOP/s are published instead of the time, the time follows from the FLOPs as MaxText counts them: six per parameter
+and token, and attention including its masked half. axlearn saves the attention projections and recomputes the
+feed-forward layers (on v5e it saves those too), as `remat="attention"` does here. Mistral and Fuji 70B offloaded the
+saved values of attention to the host. Their plans do not offload; that of Mistral uses gradient accumulation instead.
+These two, Mixtral, and 32B on v5e need more memory here than the chip has, and are planned nevertheless. The batch size
+of Mixtral is that of its recipe, and the slice is the shape that the table names (8x4x4, although it also says 256
+chips).
 
-Fuji 7B v1, of 2048 tokens, took longer than v2, of 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on 256 H100. So v1
-ran without a fused attention kernel, it seems, while a plan for TPU always has one: that may be why axlearn's runs take
-longer than MaxText's of the same chip, by two thirds on v5e. On GPU moejax has no fused attention yet, and a plan
-prices the plain attention that runs: a third of the step of v1. MaxText's runs on GPU, which are fused, are left out
-for that reason.
+Fuji 7B v1, with sequence length 2048, took longer than v2, with 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on
+256 H100. This suggests that v1 ran without a fused attention kernel, whereas a plan for TPU always has one. It may
+explain why the runs of axlearn take longer than those of MaxText on the same chip, by two thirds on v5e. On GPU, moejax
+has no fused attention yet, and a plan includes the unfused attention, a third of the step of v1. For that reason,
+MaxText's GPU runs, which use fused attention, are not listed.
 
-For a GPU the compiler writes its own estimate of each operation's time, as it writes cycles for a TPU; products by
-cuBLAS are priced at their type's rate, and collectives over NVLink and the network as for TPU. Nothing can be autotuned
-without a GPU. A plan for CPU is a roofline.
+For GPU, the compiler writes its own estimate of the time of each operation, as it writes cycles for TPU. cuBLAS
+products are computed from the peak rate of their type, and collectives over NVLink and the network as for TPU.
+Autotuning is not available without a GPU. A plan for CPU is a roofline.
 """
 
 
@@ -178,7 +181,7 @@ def main() -> None:
   calibrating = "\n".join(_calibrating_line(run, found[run]) for run in CALIBRATING)
   checked = "\n".join(_checked_line(run, found[run]) for run in CHECKING)
   ratios = [found[run].step_time_s / run.published_s - 1 for run in CHECKING]
-  verdict = f"They are off by {min(ratios):+.0%} to {max(ratios):+.0%}; the goal is 20 %."
+  verdict = f"The errors are between {min(ratios):+.0%} and {max(ratios):+.0%}; the goal is 20 %."
   sources = "\n".join(f"- {_where(run)}, {run.name}: {run.source}{_rate(run)}" for run in (*CALIBRATING, *CHECKING))
   parts = [HEAD, calibrating, CHECKED.format(chips=_chips(found), alone=_alone(found)), checked, "\n"]
   PAGE.write_text("".join(parts) + FOOT.format(checked=verdict, sources=sources))
@@ -197,7 +200,7 @@ def _chips(found: dict[Run, Plan]) -> str:
 
 
 def _alone(found: dict[Run, Plan]) -> str:
-  """By how much each run of a chip that has several is off with the efficiency of the others."""
+  """The error of each run, with the efficiency of the other runs of its chip."""
   parts = []
   for run in CALIBRATING:
     others = [_efficiency(other, found[other]) for other in CALIBRATING
@@ -215,7 +218,7 @@ def _uncalibrated_s(found: Plan) -> float:
 
 
 def _efficiency(run: Run, found: Plan) -> float:
-  """With which the prediction would be the published time."""
+  """The efficiency for which the prediction equals the published time."""
   exposed_s = found.breakdown_s["collective_exposed"]
   return (_uncalibrated_s(found) - exposed_s) / (run.published_s - exposed_s)
 
@@ -240,7 +243,7 @@ def _checked_line(run: Run, found: Plan) -> str:
 
 
 def _rate(run: Run) -> str:
-  return "" if run.teraflops is None else f", {run.teraflops:.0f} TFLOP/s a chip"
+  return "" if run.teraflops is None else f", {run.teraflops:.0f} TFLOP/s per chip"
 
 
 if __name__ == "__main__":
