@@ -74,9 +74,17 @@ class Experiment:
     for field in self.free:
       if field not in MATCHABLE:
         raise UserError(f"free={field!r} is no field that match can vary; there are {', '.join(MATCHABLE)}")
+    self._check_free()
+    if self.model.moe:
+      self.model.moe.check_combinations()
     self._check_losses()
     self._check_groups()
     self._check_sharding()
+
+  def _check_free(self):
+    """A field of layers that the model lacks has no step time to vary; the default is for experiments of both kinds."""
+    if "model.d_ff" in self.free and self.model.num_sparse_layers == self.model.num_layers:
+      raise UserError("free='model.d_ff' and every layer is sparse, so that it would vary nothing; use model.moe.d_ff")
 
   def _check_losses(self):
     for name, coefficient in dataclasses.asdict(self.training.losses).items():
@@ -91,13 +99,6 @@ class Experiment:
         remedy = "use another router"
       raise UserError(
         f"training.losses.{name}={coefficient} and {why}, so it would do nothing; set it to 0 or {remedy}"
-      )
-    parts = self.training.gradient_accumulation
-    if self.training.losses.global_balance and parts > 1:
-      raise UserError(
-        f"training.losses.global_balance={self.training.losses.global_balance} is taken over the whole batch, and "
-        f"training.gradient_accumulation={parts} computes it in {parts} parts that do not see each other; use "
-        "load_balance, or gradient_accumulation 1"
       )
 
   def _check_groups(self):
@@ -152,7 +153,20 @@ class Experiment:
   @property
   def cautions(self) -> tuple[str, ...]:
     """What a user should know before training this, a line each."""
-    return self.model.moe.cautions if self.model.moe else ()
+    found = list(self.model.moe.cautions if self.model.moe else ())
+    parts, of_whole_batch = self.training.gradient_accumulation, self.training.losses.of_whole_batch
+    if parts > 1 and of_whole_batch:
+      found.append(
+        f"training.gradient_accumulation={parts} with training.losses.{of_whole_batch[0]}: each part is computed "
+        "forwards once more, about a third of the step's work, because the loss is taken over the whole batch"
+      )
+    if self.model.moe and shards(self.rules, self.mesh, "experts") == 1:
+      found += [
+        f"moe.{name}={value} does nothing with mesh ({self.mesh}), on which no rows are exchanged"
+        for name, value in (("receive_factor", self.model.moe.receive_factor), ("exchange", self.model.moe.exchange))
+        if value not in (None, "all_to_all")
+      ]
+    return tuple(found)
 
   @property
   def micro_batch_size(self) -> int:

@@ -52,8 +52,9 @@ class MoE:
   """grouped only: over the expert axis each row goes to the device of its expert (all_to_all), or all tokens go to all
   devices and each computes its own experts' part (all_gather), which is less traffic when A is near the axis' size."""
   receive_factor: float | None = None
-  """grouped with all_to_all only: rows that a device can receive, as a multiple of the balanced load; what is beyond
-  is dropped and counted, and depends on the mesh. None has room for the worst case."""
+  """grouped with all_to_all only: rows that a device can receive, as a multiple of the balanced load
+  (`choices_per_token` for each of its tokens); what is beyond is dropped and counted, and depends on the mesh. None has
+  room for the worst case, and no more is ever reserved."""
 
   def __post_init__(self):
     checks.one_of(self, "dispatch", get_args(Dispatch))
@@ -94,6 +95,16 @@ class MoE:
     """Whether an expert's rows are limited."""
     return self.dispatch == "einsum" or self.router.kind == "expert_choice"
 
+  @property
+  def has_order(self) -> bool:
+    """Whether a token has first and second choices."""
+    return self.router.kind in ("top_k", "top_p") and self.experts_per_token > 1
+
+  @property
+  def has_groups(self) -> bool:
+    """Whether anything is limited or averaged by routing group."""
+    return self.has_capacity or "load_balance" in self.losses
+
   def _check_without_effect(self):
     """A setting that would silently do nothing is an error."""
     ragged = self.dispatch == "grouped" and self.exchange == "all_to_all"
@@ -103,9 +114,46 @@ class MoE:
       ("exchange", self.dispatch == "grouped", "dispatch grouped exchanges rows"),
       ("receive_factor", ragged, "dispatch grouped with exchange all_to_all receives rows"),
     ):
-      default = {field.name: field.default for field in dataclasses.fields(self)}[name]
-      if not counts and getattr(self, name) != default:
-        raise UserError(f"moe.{name}={getattr(self, name)} would do nothing: only {where}; set it to {default}")
+      self._check_effect(name, counts, where)
+
+  def _check_effect(self, name: str, counts: bool, where: str):
+    default = {field.name: field.default for field in dataclasses.fields(self)}[name]
+    if not counts and getattr(self, name) != default:
+      raise UserError(f"moe.{name}={getattr(self, name)} would do nothing: only {where}; set it to {default}")
+
+  def check_combinations(self):
+    """Checks that each field that is set can change something beside the others, as an experiment does for its model.
+
+    Raises:
+      UserError: a field that would do nothing.
+    """
+    for name, counts, where in (
+      ("priority", self.has_order, "routers top_k and top_p with experts_per_token above 1 have second choices"),
+      ("group_size", self.has_groups, "a capacity and a balance loss are taken in groups"),
+    ):
+      self._check_effect(name, counts, where)
+    router, E, A = self.router, self.num_experts, self.experts_per_token
+    if router.kind == "top_p" and A == 1:
+      raise UserError(
+        f"router.threshold={router.threshold} would do nothing with moe.experts_per_token=1, which takes the best "
+        "expert alone; raise experts_per_token or use router.kind top_k"
+      )
+    if router.expert_groups == E > 1:
+      raise UserError(
+        f"router.expert_groups={E} would do nothing with moe.num_experts={E}: each group is one expert; lower "
+        "expert_groups"
+      )
+    takes_all = (router.kind == "top_k" and A == E) or (
+      router.kind == "expert_choice" and self.capacity_factor * A >= E
+    )
+    # Even then noise decides whose choice comes first in a queue of first choices.
+    in_order = self.dispatch == "einsum" and self.priority == "choice" and router.kind == "top_k"
+    for name, counts in (("bias_rate", False), ("gumbel", in_order)):
+      if takes_all and not counts and getattr(router, name):
+        raise UserError(
+          f"router.{name}={getattr(router, name)} would do nothing with moe.experts_per_token={A} of {E} experts: "
+          "every token is sent to all of them; set it to 0 or lower experts_per_token"
+        )
 
   def group_tokens(self, sequence_length: int) -> int:
     """Tokens in a group (M): group_size, or the divisor of the sequence length that is nearest to what theory derives.
@@ -123,6 +171,12 @@ class MoE:
     """Rows that one expert takes from one group: C = ceil(capacity_factor x A x M / E), at most M."""
     balanced = self.experts_per_token * group_tokens / self.num_experts
     return min(group_tokens, max(1, math.ceil(self.capacity_factor * balanced - 1e-9)))
+
+  def choices_per_token(self, group_tokens: int) -> float:
+    """Experts that a token is sent to in the mean, or at most where the router leaves it open (top_p)."""
+    if self.router.kind == "expert_choice":
+      return self.num_experts * self.capacity(group_tokens) / group_tokens
+    return self.experts_per_token
 
   def fine_grained(self, granularity: int) -> "MoE":
     """The same parameters and FLOPs in experts of a `granularity`-th of the width, that many times as many, of which a

@@ -58,6 +58,11 @@ class Router:
         f"router.groups_per_token={self.groups_per_token} is more than router.expert_groups={self.expert_groups}; "
         f"use at most {self.expert_groups}"
       )
+    if self.groups_per_token == self.expert_groups > 1:
+      raise UserError(
+        f"router.expert_groups={self.expert_groups} would do nothing with router.groups_per_token="
+        f"{self.groups_per_token}: a token may choose from all groups; lower groups_per_token or set both to 1"
+      )
     for name, without in (("bias_rate", 0.0), ("expert_groups", 1)):
       if self.kind != "top_k" and getattr(self, name) != without:
         raise UserError(

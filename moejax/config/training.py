@@ -35,6 +35,12 @@ class Losses:
   def __post_init__(self):
     checks.not_negative(self, *(field.name for field in dataclasses.fields(self)))
 
+  @property
+  def of_whole_batch(self) -> tuple[str, ...]:
+    """Those with a coefficient that are no sum over tokens, so that their slope depends on the whole batch."""
+    names = ("global_balance", "mutual_information", "attention_mutual_information")
+    return tuple(name for name in names if getattr(self, name))
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
@@ -79,7 +85,9 @@ class Training:
   budget: Budget = Budget()
   """Length of the run where steps is None."""
   gradient_accumulation: int = 1
-  """Parts in which a batch is computed, one after the other, to save memory."""
+  """Parts in which a batch is computed, one after the other, to save memory. Changes no loss, gradient or statistic.
+  With global_balance or a mutual information every part is computed forwards once more before, about a third of the
+  step's work: their gradients need the sums of the whole batch."""
   seed: int = 0
   """Seed of the initial parameters."""
   losses: Losses = Losses()

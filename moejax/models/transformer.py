@@ -14,7 +14,7 @@ from moejax.kernels.attention import ATTENTION
 from moejax.models.attention import Attention
 from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import PRODUCTS, Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
-from moejax.models.moe.balance import EXPERTS, HEADS, Auxiliary, Tally, summarise
+from moejax.models.moe.balance import EXPERTS, HEADS, Tally
 from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import Partitioner
 
@@ -49,7 +49,7 @@ class Block(nnx.Module):
       self.feed_forward = FeedForward(model, model.d_ff, partitioner, rngs)
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memory: Memory | None, key: jax.Array | None
+    self, x_BTD: jax.Array, context: Context, memory: Memory | None, keys_B: jax.Array | None
   ) -> tuple[jax.Array, dict[str, Tally], Memory | None]:
     """x_BTD, what each router of the layer counts, and `memory` with the tokens."""
     tallies = {}
@@ -60,7 +60,7 @@ class Block(nnx.Module):
     normed_BTD = self.feed_forward_norm(x_BTD)
     if isinstance(self.feed_forward, FeedForward):
       return x_BTD + self.feed_forward(normed_BTD), tallies, memory
-    x_BTD, tallies[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, key, x_BTD)
+    x_BTD, tallies[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, keys_B, x_BTD)
     return x_BTD, tallies, memory
 
 
@@ -72,14 +72,14 @@ class Period(nnx.Module):
     self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None, key: jax.Array | None
+    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None, keys_B: jax.Array | None
   ) -> tuple[jax.Array, Tallies, tuple[Memory | None, ...]]:
     """x_BTD, what routers count with a leading dimension of the layers of this period that have them, and `memories`
     with the tokens."""
     tallies: list[dict[str, Tally]] = []
     after = []
     for block, memory in zip(self.blocks, memories or (None,) * len(self.blocks), strict=True):
-      x_BTD, of_block, memory = block(x_BTD, context, memory, key)
+      x_BTD, of_block, memory = block(x_BTD, context, memory, keys_B)
       tallies.append(of_block)
       after.append(memory)
     return x_BTD, _stacked(tallies), tuple(after)
@@ -107,19 +107,18 @@ class Transformer(nnx.Module):
     self.partitioner = partitioner
 
   def __call__(
-    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, key: jax.Array | None = None
-  ) -> tuple[jax.Array, Auxiliary]:
-    """x_BTD after the last norm, and routers' losses and statistics with a leading dimension of layers that have them.
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, keys_B: jax.Array | None = None
+  ) -> tuple[jax.Array, Tallies]:
+    """x_BTD after the last norm, and what routers count with a leading dimension of the layers that have them.
 
     Args:
       tokens_BT: token ids.
       segments_BT: 1, 2, ... by document, 0 for padding; a document sees only itself.
       positions_BT: position in the document, from 0.
-      key: of routers' noise in training; None has no noise.
+      keys_B: random keys of the sequences, for routers' noise in training; None has no noise.
     """
-    x_BTD, tallies, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, key)
-    with jax.named_scope("router"):
-      return x_BTD, summarise(tallies, self.model, tokens_BT.shape[1])
+    x_BTD, tallies, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, keys_B)
+    return x_BTD, tallies
 
   def extend(
     self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
@@ -155,26 +154,28 @@ class Transformer(nnx.Module):
     segments_BT: jax.Array,
     positions_BT: jax.Array,
     memories: Memories,
-    key: jax.Array | None,
+    keys_B: jax.Array | None,
   ) -> tuple[jax.Array, Tallies, Memories]:
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
       x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
-    x_BTD, tallies, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, key)
+    x_BTD, tallies, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, keys_B)
     return self.final_norm(x_BTD), tallies, memories
 
   def _periods(
-    self, x_BTD: jax.Array, context: Context, memories: Memories, key: jax.Array | None
+    self, x_BTD: jax.Array, context: Context, memories: Memories, keys_B: jax.Array | None
   ) -> tuple[jax.Array, Tallies, Memories]:
     """Runs all layers; what their routers count has a leading dimension of layers."""
-    keys = None if key is None else jax.random.split(key, self.model.num_periods)
+    keys_LB = None
+    if keys_B is not None:
+      keys_LB = jax.vmap(lambda key: jax.random.split(key, self.model.num_periods), out_axes=1)(keys_B)
 
     def run(
-      graph: nnx.GraphDef, parameters: nnx.State, memory: Memories, key: jax.Array | None, x_BTD: jax.Array
+      graph: nnx.GraphDef, parameters: nnx.State, memory: Memories, keys_B: jax.Array | None, x_BTD: jax.Array
     ) -> tuple[jax.Array, Tallies, Memories]:
-      return nnx.merge(graph, parameters)(x_BTD, context, memory, key)
+      return nnx.merge(graph, parameters)(x_BTD, context, memory, keys_B)
 
     if self.model.remat != "none":
       # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
@@ -185,7 +186,7 @@ class Transformer(nnx.Module):
       counted, after = [], []
       for i, period in enumerate(self.layers):
         graph, parameters = nnx.split(period)
-        memory, of_period = memories and memories[i], None if keys is None else keys[i]
+        memory, of_period = memories and memories[i], None if keys_LB is None else keys_LB[i]
         x_BTD, tallies, memory = run(graph, nnx.as_pure(parameters), memory, of_period, x_BTD)
         counted.append(tallies)
         after.append(memory)
@@ -198,6 +199,6 @@ class Transformer(nnx.Module):
       x_BTD, tallies, memory = run(graph, *of_period, x_BTD)
       return x_BTD, (tallies, memory)
 
-    x_BTD, (tallies, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys))
+    x_BTD, (tallies, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys_LB))
     tallies = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), tallies)
     return x_BTD, tallies, memories

@@ -1,16 +1,22 @@
 """The objective: cross-entropy of the next token, and the auxiliary losses that have a coefficient.
 
+What a batch adds to each loss and statistic is summed first (`measure`) and divided last (`objective`), so that the
+sums of the parts of a batch give what the whole batch gives.
+
 B batch  T position  D embed  V vocab  M = B x T tokens
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from moejax.config.model import Model
 from moejax.config.training import Losses
 from moejax.errors import UserError
 from moejax.kernels.cross_entropy import cross_entropy
+from moejax.models.moe.balance import Counts, Sums, add_up, count_batch, summarise
 from moejax.models.transformer import Transformer
 
 Batch = dict[str, jax.Array]
@@ -18,24 +24,63 @@ Batch = dict[str, jax.Array]
 
 Metrics = dict[str, jax.Array]
 
+Measured = dict[str, Sums]
+"""Sums of each kind of router, and of TEXT: `loss` and `z`, weighted by target."""
 
-def objective(
-  model: Transformer,
-  batch: Batch,
-  losses: Losses,
-  total_weight: jax.Array,
-  parts: int = 1,
-  key: jax.Array | None = None,
-) -> tuple[jax.Array, Metrics]:
-  """The number that is minimised, and what it is made of.
+TEXT = "text"
+
+
+class Denominators(NamedTuple):
+  """What the losses and statistics of a whole batch are means over."""
+
+  weight: jax.Array
+  """Of the targets, summed."""
+  counts: Counts
+
+
+def denominators(batch: Batch, model: Model) -> Denominators:
+  """Those of a whole batch."""
+  T = batch["tokens"].shape[1]
+  group = model.moe.group_tokens(T) if model.moe else T
+  return Denominators(jnp.maximum(jnp.sum(batch["weights"]), 1.0), count_batch(batch["segments"] > 0, group))
+
+
+def measure(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> Measured:
+  """What a batch, or a part of one, adds to the losses and statistics.
 
   Args:
     model: the transformer.
-    batch: one batch, or one of the equal parts of it under gradient accumulation.
+    batch: rows that hold whole routing groups.
+    keys_B: random keys of the sequences, for the noise of routers; None has no noise.
+  """
+  x_BTD, of_routers = measure_routers(model, batch, keys_B)
+  logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
+  logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
+  with jax.named_scope("loss"):
+    weights_M = batch["weights"].reshape(-1)
+    whole = model.partitioner.shards("vocab") == 1
+    loss_M, log_normalizer_M = cross_entropy(logits_MV, batch["targets"].reshape(-1), whole)
+    of_text = {"loss": jnp.sum(loss_M * weights_M), "z": jnp.sum(jnp.square(log_normalizer_M) * weights_M)}
+  return {TEXT: of_text} | of_routers
+
+
+def measure_routers(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> tuple[jax.Array, Measured]:
+  """x_BTD, and what is measured of routers alone; arguments as `measure`."""
+  x_BTD, tallies = model(batch["tokens"], batch["segments"], batch["positions"], keys_B)
+  T, moe = x_BTD.shape[1], model.model.moe
+  with jax.named_scope("router"):
+    return x_BTD, {kind: add_up(tally, moe.group_tokens(T) if moe else T, T) for kind, tally in tallies.items()}
+
+
+def objective(measured: Measured, by: Denominators, model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
+  """The number that is minimised, and what it is made of.
+
+  Args:
+    measured: of the whole batch, or of a part of it. The gradients of all parts add up to that of the whole batch
+      where a loss is a sum over tokens; for the others (`Losses.of_whole_batch`) a part needs the values of the whole.
+    by: of the whole batch.
+    model: says which losses there are.
     losses: coefficients.
-    total_weight: sum of the weights of the whole batch.
-    parts: parts of the batch; the objectives, gradients and metrics of all parts add up to the whole's.
-    key: of the noise of routers; None has no noise.
 
   Returns:
     The objective, and metrics: `loss` (cross-entropy in nats per token), `loss/NAME` of each auxiliary loss (mean over
@@ -44,23 +89,14 @@ def objective(
   Raises:
     UserError: a coefficient whose loss no layer returns.
   """
-  x_BTD, auxiliary = model(batch["tokens"], batch["segments"], batch["positions"], key)
-  logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
-  logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
-  with jax.named_scope("loss"):
-    weights_M = batch["weights"].reshape(-1)
-    whole = model.partitioner.shards("vocab") == 1
-    loss_M, log_normalizer_M = cross_entropy(logits_MV, batch["targets"].reshape(-1), whole)
-    metrics = {
-      "loss": jnp.sum(loss_M * weights_M) / total_weight,
-      "loss/z": jnp.sum(jnp.square(log_normalizer_M) * weights_M) / total_weight,
-    }
-    metrics |= {f"loss/{name}": jnp.mean(loss_L) / parts for name, loss_L in auxiliary.get("losses", {}).items()}
-    total = metrics["loss"]
-    for name, coefficient in dataclasses.asdict(losses).items():
-      if coefficient and f"loss/{name}" not in metrics:
-        raise UserError(f"training.losses.{name}={coefficient} and no layer returns that loss; set it to 0")
-      if coefficient:
-        total = total + coefficient * metrics[f"loss/{name}"]
-  metrics |= {f"router/{name}": value / parts for name, value in auxiliary.get("statistics", {}).items()}
+  auxiliary = summarise(measured, by.counts, model)
+  metrics = {"loss": measured[TEXT]["loss"] / by.weight, "loss/z": measured[TEXT]["z"] / by.weight}
+  metrics |= {f"loss/{name}": jnp.mean(loss_L) for name, loss_L in auxiliary["losses"].items()}
+  total = metrics["loss"]
+  for name, coefficient in dataclasses.asdict(losses).items():
+    if coefficient and f"loss/{name}" not in metrics:
+      raise UserError(f"training.losses.{name}={coefficient} and no layer returns that loss; set it to 0")
+    if coefficient:
+      total = total + coefficient * metrics[f"loss/{name}"]
+  metrics |= {f"router/{name}": value for name, value in auxiliary["statistics"].items()}
   return total, metrics

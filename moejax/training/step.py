@@ -10,7 +10,7 @@ import optax
 
 from moejax.config.model import Model
 from moejax.models.moe.balance import update_bias
-from moejax.training.loss import Batch, Metrics, objective
+from moejax.training.loss import Batch, Measured, Metrics, denominators, measure, measure_routers, objective
 from moejax.training.state import Definition, Parameters, State
 
 TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
@@ -40,7 +40,7 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
       updates = jax.tree.map(lambda update: -learning_rate * update, updates)
       parameters = optax.apply_updates(state.parameters, updates)
       if rate := _bias_rate(definition.experiment.model):
-        parameters = update_bias(parameters, metrics["router/load"], rate)
+        parameters = update_bias(parameters, metrics["router/choices"], rate)
       metrics |= {
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(parameters),
@@ -84,27 +84,57 @@ def _noise_key(definition: Definition, step: jax.Array) -> jax.Array | None:
 def _gradients(
   definition: Definition, parameters: Parameters, batch: Batch, key: jax.Array | None = None
 ) -> tuple[Parameters, Metrics]:
-  """Gradients and metrics of the batch, computed in as many parts as the experiment says."""
-  training = definition.experiment.training
-  parts = training.gradient_accumulation
-  total_weight = jnp.maximum(jnp.sum(batch["weights"]), 1.0)
+  """Gradients and metrics of the batch: the same in however many parts the experiment computes it."""
+  model, training = definition.experiment.model, definition.experiment.training
+  by = denominators(batch, model)
+  keys_B = None if key is None else jax.random.split(key, training.batch_size)
 
-  def loss(parameters: Parameters, part: Batch, key: jax.Array | None) -> tuple[jax.Array, Metrics]:
-    return objective(definition.model(parameters), part, training.losses, total_weight, parts, key)
+  def loss(parameters: Parameters, of_whole: Measured, rows: Batch, keys_B: jax.Array | None):
+    measured = measure(definition.model(parameters), rows, keys_B)
+    return objective(_within(of_whole, measured), by, model, training.losses)[0], measured
 
   gradient = jax.grad(loss, has_aux=True)
-  if parts == 1:
-    return gradient(parameters, batch, key)
+  if training.gradient_accumulation == 1:
+    gradients, measured = gradient(parameters, {}, batch, keys_B)
+  else:
+    parts = _parts(definition, batch, keys_B)
+    of_whole: Measured = {}
+    if training.losses.of_whole_batch:
+      of_whole = _sum_over(parts, lambda *part: measure_routers(definition.model(parameters), *part)[1])
+    gradients, measured = _sum_over(parts, lambda *part: gradient(parameters, of_whole, *part))
+  return gradients, objective(measured, by, model, training.losses)[1]
+
+
+Parts = tuple[Batch, jax.Array | None]
+"""Rows and their random keys, with a leading dimension of parts."""
+
+
+def _parts(definition: Definition, batch: Batch, keys_B: jax.Array | None) -> Parts:
+  parts = definition.experiment.training.gradient_accumulation
 
   def split(x_BT: jax.Array) -> jax.Array:
     x_PBT = x_BT.reshape(parts, -1, *x_BT.shape[1:])
     return definition.partitioner.constrain(x_PBT, None, "batch", "sequence")
 
-  def add_part(total: tuple[Parameters, Metrics], part: tuple) -> tuple[tuple[Parameters, Metrics], None]:
-    return jax.tree.map(jnp.add, total, gradient(parameters, *part)), None
+  return {name: split(x_BT) for name, x_BT in batch.items()}, None if keys_B is None else keys_B.reshape(parts, -1)
 
-  batch_PBT = {name: split(x_BT) for name, x_BT in batch.items()}
-  keys = None if key is None else jax.random.split(key, parts)
-  shapes = jax.eval_shape(gradient, parameters, {name: x_PBT[0] for name, x_PBT in batch_PBT.items()}, key)
+
+def _sum_over(parts: Parts, function: Callable[..., Any]) -> Any:
+  """The sum of what the function gives for each part, one after the other."""
+
+  def add(total: Any, part: Parts) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, function(*part)), None
+
+  shapes = jax.eval_shape(function, *jax.tree.map(lambda x: x[0], parts))
   zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-  return jax.lax.scan(add_part, zeros, (batch_PBT, keys))[0]
+  return jax.lax.scan(add, zeros, parts)[0]
+
+
+def _within(of_whole: Measured, of_part: Measured) -> Measured:
+  """What a part measures, with the values of the whole batch where they are known: a loss that is no sum over tokens
+  then has the slope that it has at the whole batch's sums."""
+
+  def value_of(whole: jax.Array, part: jax.Array) -> jax.Array:
+    return whole + (part - jax.lax.stop_gradient(part))
+
+  return of_part | {kind: jax.tree.map(value_of, sums, of_part[kind]) for kind, sums in of_whole.items()}

@@ -11,6 +11,7 @@ from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
 from moejax.config.parameters import count
+from moejax.models.moe.balance import add_up, count_batch, summarise
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
 
@@ -123,9 +124,17 @@ def _loss_and_gradient_norm(model):
   return value, jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradients)))
 
 
+def reported(model):
+  """Losses and statistics of a batch without padding."""
+  segments_BT, positions_BT = jnp.ones((2, 12), jnp.int32), jnp.broadcast_to(jnp.arange(12), (2, 12))
+  _, tallies = make(model)(tokens(), segments_BT, positions_BT)
+  group = model.moe.group_tokens(12)
+  sums = {kind: add_up(tally, group, 12) for kind, tally in tallies.items()}
+  return summarise(sums, count_batch(segments_BT > 0, group), model)
+
+
 def test_sparse_layers_report_losses_and_statistics_by_layer():
-  positions_BT = jnp.broadcast_to(jnp.arange(12), (2, 12))
-  _, auxiliary = make(SPARSE)(tokens(), jnp.ones((2, 12), jnp.int32), positions_BT)
+  auxiliary = reported(SPARSE)
   assert {name: loss.shape for name, loss in auxiliary["losses"].items()} == dict.fromkeys(
     SPARSE.auxiliary_losses, (2,)
   )
@@ -134,8 +143,7 @@ def test_sparse_layers_report_losses_and_statistics_by_layer():
 
 
 def test_routers_over_heads_report_for_every_layer_and_those_over_experts_for_theirs():
-  positions_BT = jnp.broadcast_to(jnp.arange(12), (2, 12))
-  _, auxiliary = make(DS_MOE)(tokens(), jnp.ones((2, 12), jnp.int32), positions_BT)
+  auxiliary = reported(DS_MOE)
   shapes = {name: loss.shape for name, loss in auxiliary["losses"].items()}
   assert shapes == {"router_z": (2,), "mutual_information": (2,), "attention_mutual_information": (4,)}
   assert auxiliary["statistics"]["attention_entropy"].shape == (4,)

@@ -45,11 +45,14 @@ def grouped_dispatch(
       f"(on {partitioner.axes('act_embed')}); let both rules name the same mesh axes, or act_embed none"
     )
 
+  by_all_to_all = functools.partial(_by_all_to_all, per_token=moe.choices_per_token(x_OUMD.shape[2]))
+  ways: dict[str, Callable] = {"local": _local, "all_to_all": by_all_to_all, "all_gather": _by_all_gather}
+
   def on_device(x_oumd, experts_oumA, weights_oumA, chosen_oumA, weights):
     A, d = experts_oumA.shape[-1], x_oumd.shape[-1]
     choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
-    way = moe.exchange if partitioner.axes("experts") else "local"
-    out_md, dropped = _WAYS[way](x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
+    way = ways[moe.exchange if partitioner.axes("experts") else "local"]
+    out_md, dropped = way(x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
     dropped_ou = jnp.zeros(x_oumd.shape[:2], jnp.int32).at[0, 0].set(dropped)  # of which group is not known
     return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), dropped_ou
 
@@ -76,15 +79,15 @@ def _by_all_gather(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
 
 
-def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
-  """Each row goes to the device of its expert and comes back."""
+def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner, per_token):
+  """Each row goes to the device of its expert and comes back. `per_token` is the mean number of a token's choices."""
   axis, devices = partitioner.axes("experts"), partitioner.shards("experts")
   m, A = experts_mA.shape
   # Between two devices go at most the rows of all tokens, each to as many experts as the receiver has.
   longest = m * min(A, len(weights["up"]))
   room = devices * longest
   if moe.receive_factor is not None:
-    room = min(room, math.ceil(moe.receive_factor * m * A))
+    room = min(room, math.ceil(moe.receive_factor * m * per_token - 1e-6))
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
     plan = plan_exchange(order.sizes_E, axis, room)
@@ -94,9 +97,6 @@ def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
   with jax.named_scope("combine"):
     out_rd = keep(exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis))
     return combine_rows(out_rd, weights_mA, order), plan.dropped
-
-
-_WAYS: dict[str, Callable] = {"local": _local, "all_to_all": _by_all_to_all, "all_gather": _by_all_gather}
 
 
 def _own_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights: Weights) -> jax.Array:

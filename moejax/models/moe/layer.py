@@ -3,6 +3,8 @@
 B batch  T position  D embed  O outer batch  U routing groups  M tokens in a group  E experts
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -13,7 +15,7 @@ from moejax.models.layers import keep, weight
 from moejax.models.moe.balance import Tally, tally, tally_choices
 from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.experts import Experts
-from moejax.models.moe.router import TOKENS, route, scores
+from moejax.models.moe.router import TOKENS, probabilities, route
 from moejax.partitioning import Partitioner
 
 
@@ -32,14 +34,14 @@ class MoELayer(nnx.Module):
     self.partitioner = partitioner
 
   def __call__(
-    self, x_BTD: jax.Array, valid_BT: jax.Array, key: jax.Array | None = None, onto_BTD: jax.Array | None = None
+    self, x_BTD: jax.Array, valid_BT: jax.Array, keys_B: jax.Array | None = None, onto_BTD: jax.Array | None = None
   ) -> tuple[jax.Array, Tally]:
     """out_BTD, and what its router counts.
 
     Args:
       x_BTD: normalised input.
       valid_BT: False for padding, which takes no capacity and counts in no loss.
-      key: of the router's noise in training; None has no noise.
+      keys_B: random keys of the sequences, for the router's noise in training; None has no noise.
       onto_BTD: the residual stream, which the output is added to; None for the output alone.
     """
     moe, place = self.moe, self.partitioner.constrain
@@ -49,11 +51,10 @@ class MoELayer(nnx.Module):
     x_OUMD = place(x_OUMD, "outer", "groups", "group_tokens", "act_embed")
     valid_OUM = place(valid_BT.reshape(x_OUMD.shape[:3]), "outer", "groups", "group_tokens")
     with jax.named_scope("router"):
-      logits_OUME = self._logits(x_OUMD, key)
+      logits_OUME = self._logits(x_OUMD, keys_B)
       bias_E = None if self.bias_E is None else self.bias_E[...]
-      routing = route(logits_OUME, valid_OUM, moe, self.partitioner, bias_E, key)
-      scores_OUME = scores(logits_OUME, moe.router)
-      probs_OUME = scores_OUME / jnp.sum(scores_OUME, axis=-1, keepdims=True)
+      routing = route(logits_OUME, valid_OUM, moe, self.partitioner, bias_E, keys_B)
+      probs_OUME = probabilities(logits_OUME, moe.router)
     out_OUMD, dropped_OU = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
     if onto_BTD is not None:
       # In groups: in the shape of the batch, XLA for TPU would not add within the product that gives out_OUMD.
@@ -67,12 +68,20 @@ class MoELayer(nnx.Module):
         out_BTD = out_BTD + self.shared(x_BTD)
     return out_BTD, counted
 
-  def _logits(self, x_OUMD: jax.Array, key: jax.Array | None) -> jax.Array:
+  def _logits(self, x_OUMD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
     """float32: bfloat16 logits tie, and ties decide who is dropped."""
-    x_OUMD, jitter = x_OUMD.astype(jnp.float32), self.moe.router.jitter
-    if key is not None and jitter:
-      x_OUMD = x_OUMD * jax.random.uniform(
-        jax.random.fold_in(key, 1), x_OUMD.shape, minval=1 - jitter, maxval=1 + jitter
-      )
+    x_OUMD = x_OUMD.astype(jnp.float32)
+    if keys_B is not None and self.moe.router.jitter:
+      x_OUMD = x_OUMD * _jitter(keys_B, x_OUMD.shape, self.moe.router.jitter)
     logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
     return keep(self.partitioner.constrain(logits_OUME, *TOKENS))
+
+
+def _jitter(keys_B: jax.Array, shape: tuple[int, ...], amount: float) -> jax.Array:
+  """Factors of 1 - amount to 1 + amount. They depend on the sequence and not on those computed with it."""
+  of_sequence = (math.prod(shape[:3]) // len(keys_B), shape[-1])
+
+  def factors(key: jax.Array) -> jax.Array:
+    return jax.random.uniform(jax.random.fold_in(key, 1), of_sequence, minval=1 - amount, maxval=1 + amount)
+
+  return jax.vmap(factors)(keys_B).reshape(shape)

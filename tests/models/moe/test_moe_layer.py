@@ -208,7 +208,7 @@ def test_noise_needs_a_key_and_another_key_is_other_noise():
     layer = make_layer(router=router)
     x_BTD, valid_BT = inputs()
     np.testing.assert_array_equal(run(layer, x_BTD, valid_BT)[0], run(quiet, x_BTD, valid_BT)[0])
-    with_noise = [run(layer, x_BTD, valid_BT, jax.random.key(seed))[0] for seed in (0, 0, 1)]
+    with_noise = [run(layer, x_BTD, valid_BT, jax.random.split(jax.random.key(seed), 3))[0] for seed in (0, 0, 1)]
     np.testing.assert_array_equal(with_noise[0], with_noise[1])
     assert np.abs(with_noise[0] - with_noise[2]).max() > 1e-3
     assert np.abs(with_noise[0] - run(quiet, x_BTD, valid_BT)[0]).max() > 1e-3

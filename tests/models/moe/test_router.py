@@ -23,7 +23,7 @@ def routed(probs_ME, valid_M=None, experts_per_token=2, bias_E=None, key=None, c
     router=Router(**router),
     capacity_factor=capacity_factor,
   )
-  return route(logits_OUME, valid_OUM, moe, ONE_DEVICE, bias_E, key)
+  return route(logits_OUME, valid_OUM, moe, ONE_DEVICE, bias_E, None if key is None else key[None])
 
 
 def test_the_best_experts_are_chosen_best_first():
