@@ -47,7 +47,7 @@ from moejax.errors import UserError
 from moejax.evaluation import run as evaluation_run
 from moejax.partitioning import make_partitioner
 from moejax.progress import SILENT
-from moejax.training.loop import Run, train
+from moejax.training.loop import ESSENTIAL, Run, train
 from moejax.training.loss import measure
 from moejax.training.optimizers import learning_rate
 from moejax.training.state import define
@@ -308,7 +308,7 @@ def files(experiment: Experiment, directory) -> tuple:
   evaluated = []
 
   def step(state, batch, rate):
-    return replace(state, step=state.step + 1), dict.fromkeys(("loss", "grad_norm", "target_tokens"), jnp.ones(()))
+    return replace(state, step=state.step + 1), dict.fromkeys((*ESSENTIAL, "target_tokens"), jnp.ones(()))
 
   def evaluate(state):
     evaluated.append(int(state.step))
