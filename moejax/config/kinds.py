@@ -1,7 +1,6 @@
 """Configuration classes that come in several kinds: optimizers and schedules, and a user's own."""
 
-import inspect
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Base = TypeVar("Base", bound="OfSeveralKinds")
 
@@ -15,12 +14,12 @@ class OfSeveralKinds:
 
 def kinds(base: type[Base]) -> dict[str, type[Base]]:
   """The classes that are a kind of `base`, by name. Of two with one name the one that was defined last counts."""
-  found: dict[str, type[Base]] = {}
-  for subclass in base.__subclasses__():
-    if not inspect.isabstract(subclass):
-      found[subclass.__name__] = subclass
-    found |= kinds(subclass)
-  return found
+  return {subclass.__name__: subclass for subclass in all_subclasses(base)}
+
+
+def all_subclasses(base: type[Any]) -> list[type[Any]]:
+  """Subclasses of a class and theirs, in the order in which they were defined."""
+  return [found for subclass in base.__subclasses__() for found in (subclass, *all_subclasses(subclass))]
 
 
 def base_of(kind: type) -> type:

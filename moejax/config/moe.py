@@ -198,16 +198,16 @@ class MoE:
   def losses(self) -> tuple[str, ...]:
     """Those of LOSSES_OF_SPARSE_LAYERS that it returns: where all experts are loaded alike by construction there is no
     balance to lose."""
-    balanced = self.router.kind in ("expert_choice", "dense")
+    balanced = self.router.balanced
     return tuple(name for name in LOSSES_OF_SPARSE_LAYERS if not (balanced and name in BALANCE_LOSSES))
 
   @property
   def cautions(self) -> tuple[str, ...]:
     """What a user should know before training a decoder with this, a line each."""
-    if self.router.kind == "expert_choice":
+    if self.router.looks_ahead:
       return (
-        "router.kind=expert_choice: whether a token is chosen depends on later tokens of its group, so held-out scores "
-        "of a decoder are too good and generation differs from training (arXiv 2202.09368); use it for encoders",
+        f"router.kind={self.router.kind}: whether a token is chosen depends on later tokens of its group, so held-out "
+        "scores of a decoder are too good and generation differs from training (arXiv 2202.09368); use it for encoders",
       )
     if self.dispatch == "einsum" and self.priority == "choice" and self.experts_per_token > 1:
       return (

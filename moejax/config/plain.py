@@ -6,6 +6,7 @@ import typing
 from typing import Any, Literal, TypeVar
 
 from moejax.config.kinds import OfSeveralKinds, kinds
+from moejax.config.router import Router
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
@@ -36,6 +37,8 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
     raise UserError(f"{path or kind.__name__} is {value!r}, not an object")
   if issubclass(kind, OfSeveralKinds):
     kind, value = _named(kind, value, path)
+  elif issubclass(kind, Router):
+    kind = typing.cast(Any, kind.class_of(value))
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
   unknown = [name for name in value if name not in fields]
   if unknown:

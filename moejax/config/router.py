@@ -1,9 +1,11 @@
 """Routers: which experts a token goes to, and with what weight."""
 
 import dataclasses
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
 
 from moejax.config import checks
+from moejax.config.kinds import all_subclasses
 from moejax.errors import UserError
 
 RouterKind = Literal["top_k", "top_p", "expert_choice", "dense"]
@@ -12,7 +14,11 @@ Scores = Literal["softmax", "sigmoid"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Router:
-  """How the router of a sparse layer decides. Its logits, scores and losses are float32 whatever the compute type."""
+  """How the router of a sparse layer decides. Its logits, scores and losses are float32 whatever the compute type.
+
+  A router of your own subclasses this, gives `kind` a name of its own, says what it is (`balanced`, `looks_ahead`), and
+  has its function in `moejax.models.moe.router.ROUTERS`.
+  """
 
   kind: RouterKind = "top_k"
   """top_k: each token takes its best experts_per_token (GShard, Switch, DeepSeek-V3); top_p: each token takes its best
@@ -40,7 +46,12 @@ class Router:
   """In training each logit gets this times Gumbel noise: at 1 the choice is a sample of the softmax."""
 
   def __post_init__(self):
-    checks.one_of(self, "kind", get_args(RouterKind))
+    if type(self) is Router:
+      checks.one_of(self, "kind", get_args(RouterKind))
+    elif self.kind in get_args(RouterKind):
+      raise UserError(
+        f"router.kind={self.kind!r} of {type(self).__name__} is one of moejax's own; give it another name"
+      )
     checks.one_of(self, "scores", get_args(Scores))
     checks.positive(self, "scale", "expert_groups", "groups_per_token")
     checks.not_negative(self, "bias_rate", "gumbel")
@@ -80,6 +91,34 @@ class Router:
       )
     if self.kind == "dense" and (self.scores != "softmax" or self.gumbel):
       raise UserError("router.kind='dense' weighs experts by a softmax without noise; use scores softmax and gumbel 0")
+
+  @classmethod
+  def class_of(cls, plain: Mapping[str, Any]) -> "type[Router]":
+    """The class of a router that was stored as plain data.
+
+    Raises:
+      UserError: its kind is neither one of moejax's own nor that of a subclass that is known.
+    """
+    name = plain.get("kind", cls.kind)
+    known = {subclass.kind: subclass for subclass in all_subclasses(Router)} | dict.fromkeys(
+      get_args(RouterKind), Router
+    )
+    if name not in known:
+      raise UserError(
+        f"router.kind={name!r} is not one of {', '.join(known)}; one of your own is known where the file that defines "
+        "it is named"
+      )
+    return known[name]
+
+  @property
+  def balanced(self) -> bool:
+    """Whether all experts are loaded alike by construction, so that there is no balance to lose."""
+    return self.kind in ("expert_choice", "dense")
+
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether a token's experts depend on later tokens, so that the model cannot generate."""
+    return self.kind == "expert_choice"
 
   @property
   def is_noisy(self) -> bool:

@@ -55,10 +55,10 @@ def dropless(model: Model) -> Model:
   moe = model.moe
   if moe is None:
     return model
-  if moe.router.kind == "expert_choice":
+  if moe.router.looks_ahead:
     raise UserError(
-      "router.kind='expert_choice' lets a prediction depend on later tokens, so the model cannot continue or score a "
-      "text; train with another router for that"
+      f"router.kind={moe.router.kind!r} lets a prediction depend on later tokens, so the model cannot continue or "
+      "score a text; train with another router for that"
     )
   if moe.dispatch == "dense":
     return model

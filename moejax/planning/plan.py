@@ -6,9 +6,9 @@ from typing import Any
 from moejax.config.experiment import Experiment
 from moejax.config.parameters import count, flops_per_token, tokens_per_step
 from moejax.notebook import html_table
-from moejax.planning.compile import Compiled, compile_step
+from moejax.planning.compile import Compiled, RefusedError, compile_step
 from moejax.planning.cost import Cost, PricedCollective, cost
-from moejax.planning.program import parse
+from moejax.planning.program import DataDependentLoopError, parse
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 
@@ -177,8 +177,18 @@ def plan(experiment: Experiment, topology: Topology, progress: Progress = SILENT
 
 
 def plan_of(compiled: Compiled, topology: Topology) -> Plan:
-  """The plan of a compiled step."""
-  found = cost(parse(compiled.text), compiled.network) if compiled.text else None
+  """The plan of a compiled step.
+
+  Raises:
+    RefusedError: the program has a loop whose length depends on the data.
+  """
+  try:
+    found = cost(parse(compiled.text), compiled.network) if compiled.text else None
+  except DataDependentLoopError as error:
+    raise RefusedError(
+      f"the program of {compiled.experiment.name} for {topology.name} has a loop whose length depends on the data "
+      f"({error}), which cannot be priced; use model.moe.dispatch einsum, or a TPU or GPU topology"
+    ) from error
   return Plan(
     experiment=compiled.experiment,
     topology=topology,

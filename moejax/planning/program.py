@@ -143,11 +143,15 @@ def parse(text: str) -> Program:
   return Program(computations, entry)
 
 
+class DataDependentLoopError(ValueError):
+  """A loop whose end is not a constant of the program."""
+
+
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int:
   """How often the body of a `while` runs: as annotated, or from its condition, first value and step.
 
   Raises:
-    ValueError: a loop whose end is not a constant, which no part of a train step is.
+    DataDependentLoopError: its end is not a constant, as in dropless layers on CPU, whose rows decide it.
   """
   annotated = _first(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
   if annotated:
@@ -169,7 +173,7 @@ def _comparison(program: Program, computation: Computation, root: Instruction) -
   if inner is not None:
     outer_operands, where, root = root.operands, inner, inner.root
   if root.opcode != "compare":
-    raise ValueError(f"loop condition {root.name} is a {root.opcode}, not a comparison")
+    raise DataDependentLoopError(f"loop condition {root.name} is a {root.opcode}, not a comparison")
   direction = _first(r"direction=(\w+)", root.attributes) or "LT"
 
   def outside(name: str) -> Instruction:
@@ -183,7 +187,7 @@ def _comparison(program: Program, computation: Computation, root: Instruction) -
   limits = [side for side in sides if side.opcode == "constant"]
   counters = [side for side in sides if side.opcode == "get-tuple-element"]
   if not limits or not counters:
-    raise ValueError(f"loop condition {computation.name} compares {[side.opcode for side in sides]}")
+    raise DataDependentLoopError(f"loop condition {computation.name} compares {[side.opcode for side in sides]}")
   if sides.index(limits[0]) == 0:
     direction = {"GT": "LT", "GE": "LE"}.get(direction, direction)
   return _tuple_index(counters[0]), int(limits[0].operands[0]), direction

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from moejax.config.moe import MoE
 from moejax.config.router import Router
+from moejax.errors import UserError
 from moejax.models.layers import keep
 from moejax.models.moe.routing import Routing
 from moejax.partitioning import Partitioner
@@ -36,6 +37,8 @@ def route(
     bias_E: added to the scores that decide who is chosen, and not to the weights.
     keys_B: random keys of the sequences, for the noise in training; None has no noise.
   """
+  if type(moe.router) is not Router:
+    return _of_ones_own(moe.router)(logits_OUME, valid_OUM, moe, partitioner)
   noisy_OUME = logits_OUME
   if keys_B is not None and moe.router.gumbel:
     noisy_OUME = logits_OUME + moe.router.gumbel * _gumbel(keys_B, logits_OUME)
@@ -49,6 +52,24 @@ def route(
       return expert_choice(logits_OUME, noisy_OUME, valid_OUM, moe, partitioner)
     case "dense":
       return every_expert(logits_OUME, valid_OUM, moe)
+
+    case _:
+      raise AssertionError(moe.router.kind)
+
+
+Route = Callable[[jax.Array, jax.Array, MoE, Partitioner], Routing]
+"""(logits_OUME, valid_OUM, moe, partitioner) to the choices, float32; called on the tokens of all devices."""
+
+ROUTERS: dict[type[Router], Route] = {}
+"""Routers of a user's own, by class of their configuration; a user's file adds to it. `route` has moejax's own."""
+
+
+def _of_ones_own(router: Router) -> Route:
+  found = ROUTERS.get(type(router))
+  if found is None:
+    name = type(router).__name__
+    raise UserError(f"router {name} has no function; add one, as in moejax.models.moe.router.ROUTERS[{name}]")
+  return found
 
 
 def scores(logits_OUME: jax.Array, router: Router) -> jax.Array:
