@@ -107,6 +107,7 @@ def test_a_signal_during_exec_is_not_lost():
 def test_without_watch_handlers_are_restored_and_the_signal_is_an_exception():
   from moejax import interrupts
 
+  interrupts.forget()  # what other tests of this process saved
   before = [signal.getsignal(number) for number in interrupts.SIGNALS]
   with pytest.raises(interrupts.Interrupted), interrupts.deferral() as section:
     section.hold()
