@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from moejax.config.model import Model
-from moejax.config.sharding import MESH_AXES, Mesh, Rules, check_dimensions, table
+from moejax.config.sharding import MESH_AXES, Mesh, Rules, axes_of, check_dimensions, shards, table
 from moejax.errors import UserError
 from moejax.torus import arrange
 
@@ -46,7 +46,11 @@ class Partitioner:
     if len(dict(named)) != len(named):
       raise UserError(f"{what}: a logical axis stands twice in {names}")
     check_dimensions(f"{what} {tuple(shape)}", dict(named), self.rules, self.shape)
-    return PartitionSpec(*(_entry(rules[name]) if name is not None else None for name in names))
+    return PartitionSpec(*map(self._entry, names, shape))
+
+  def _entry(self, name: str | None, size: int | None = None) -> str | tuple[str, ...] | None:
+    """The place of one dimension in a PartitionSpec."""
+    return _of_axes(axes_of(self.rules, self.shape, name, size)) if name is not None else None
 
   def sharding(self, names: Names, shape: Sequence[int], what: str) -> NamedSharding:
     """The placement of a tensor of this shape; raises as `spec`."""
@@ -77,22 +81,28 @@ class Partitioner:
 
     def sharded(*arguments: Any) -> Any:
       what = f"argument of {function.__name__}"
-      specs = jax.tree.map(lambda names, x: self.spec(names, x.shape, what), inputs, arguments, is_leaf=is_names)
-      rules = table(self.rules)
-      results = jax.tree.map(
-        lambda names: PartitionSpec(*(_entry(rules[name]) if name is not None else None for name in names)),
-        outputs,
-        is_leaf=is_names,
-      )
+      sizes: dict[str | None, int] = {}
+
+      def own(name: str | None) -> str | tuple[str, ...] | None:
+        # Without axes of one device, by which JAX would take equal results for different ones.
+        return _of_axes(self.axes(name, sizes.get(name))) if name is not None else None
+
+      def place(names: Names, x: jax.Array) -> PartitionSpec:
+        self.spec(names, x.shape, what)  # raises
+        sizes.update(zip(names, x.shape, strict=True))
+        return PartitionSpec(*map(own, names))
+
+      specs = jax.tree.map(place, inputs, arguments, is_leaf=is_names)
+      results = jax.tree.map(lambda names: PartitionSpec(*map(own, names)), outputs, is_leaf=is_names)
       return jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results, check_vma=not exchanging)(
         *arguments
       )
 
     return sharded
 
-  def axes(self, name: str) -> tuple[str, ...]:
-    """The mesh axes of more than one device that shard a dimension of this name."""
-    return tuple(axis for axis in table(self.rules)[name] if self.shape.shape[axis] > 1)
+  def axes(self, name: str, size: int | None = None) -> tuple[str, ...]:
+    """The mesh axes of more than one device that shard a dimension of this name (and size, for key/value heads)."""
+    return tuple(axis for axis in axes_of(self.rules, self.shape, name, size) if self.shape.shape[axis] > 1)
 
   def index(self, name: str) -> jax.Array:
     """Within `on_each_device`: which shard of a dimension of this name the device has."""
@@ -114,7 +124,7 @@ class Partitioner:
 
   def shards(self, name: str) -> int:
     """Parts into which the mesh cuts a dimension of this name."""
-    return int(np.prod([self.shape.shape[axis] for axis in table(self.rules)[name]], dtype=int))
+    return shards(self.rules, self.shape, name)
 
   @property
   def device(self) -> jax.Device:
@@ -134,8 +144,7 @@ class Partitioner:
   @property
   def batch(self) -> NamedSharding:
     """Placement of [B, T] input."""
-    rules = table(self.rules)
-    return NamedSharding(self.mesh, PartitionSpec(_entry(rules["batch"]), _entry(rules["sequence"])))
+    return NamedSharding(self.mesh, PartitionSpec(self._entry("batch"), self._entry("sequence")))
 
   def compute_dtype(self, model: Model) -> jnp.dtype:
     """The type of activations: as set, or float32 on CPU and bfloat16 elsewhere."""
@@ -176,5 +185,5 @@ def present_devices() -> list[jax.Device]:
     ) from error
 
 
-def _entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+def _of_axes(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
   return axes[0] if len(axes) == 1 else axes or None

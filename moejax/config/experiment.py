@@ -8,7 +8,8 @@ from moejax.config.data import Data
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
 from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
-from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
+from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, table
+from moejax.config.tensors import check_activations, check_parameters
 from moejax.config.training import Training
 from moejax.errors import UserError
 
@@ -78,7 +79,6 @@ class Experiment:
     if self.model.moe:
       self.model.moe.check_combinations()
     self._check_losses()
-    self._check_groups()
     self._check_sharding()
 
   def _check_free(self):
@@ -101,54 +101,18 @@ class Experiment:
         f"training.losses.{name}={coefficient} and {why}, so it would do nothing; set it to 0 or {remedy}"
       )
 
-  def _check_groups(self):
-    if self.model.moe is None:
-      return
-    group = self.model.moe.group_tokens(self.data.sequence_length)
-    for name, batch in (("training", self.micro_batch_size), ("evaluation", self.evaluation.batch_size)):
-      tokens = batch * self.data.sequence_length
-      if tokens % group:
-        raise UserError(
-          f"moe.group_size={group} does not divide the {tokens} tokens of the {name} batch "
-          f"({batch} sequences of {self.data.sequence_length}); use a group size that does"
-        )
-
   def _check_sharding(self):
-    """Every dimension that a rule shards is divisible, as far as the open data axis allows to know."""
-    model, rules, mesh = self.model, self.rules, self.mesh
-    table(rules)
-
-    def check(what: str, **dimensions: int):
-      check_dimensions(what, dimensions, rules, mesh)
-
-    check(
-      "training.batch_size / gradient_accumulation", batch=self.micro_batch_size, sequence=self.data.sequence_length
-    )
-    check("evaluation.batch_size", batch=self.evaluation.batch_size)
-    check("model.num_heads", embed=model.d_model, heads=model.num_heads, head_dim=model.head_dim)
-    check("model.num_kv_heads", embed=model.d_model, kv_heads=model.num_kv_heads, head_dim=model.head_dim)
-    check("model.vocab_size", vocab=model.vocab_size, embed=model.d_model)
-    check("model.d_model", batch=self.micro_batch_size, act_embed=model.d_model)
-    if model.num_sparse_layers < model.num_layers:
-      check("model.d_ff", embed=model.d_model, mlp=model.d_ff)
-    if model.moe:
-      check(
-        "moe.num_experts", experts=model.moe.num_experts, expert_embed=model.d_model, expert_mlp=model.moe.d_ff
-      )  # fmt: skip
-      self._check_group_shards("training", self.micro_batch_size)
-      self._check_group_shards("evaluation", self.evaluation.batch_size)
-
-  def _check_group_shards(self, name: str, batch: int):
-    assert self.model.moe
-    group = self.model.moe.group_tokens(self.data.sequence_length)
-    groups = batch * self.data.sequence_length // group
-    parts = shards(self.rules, self.mesh, "outer") * shards(self.rules, self.mesh, "groups")
-    if groups % parts:
-      raise UserError(
-        f"the {name} batch of {batch} sequences has {groups} routing groups of moe.group_size="
-        f"{group}, which the {parts} shards of mesh ({self.mesh}) do not divide; "
-        "lower moe.group_size or raise the batch"
-      )
+    """The rules place every tensor, as far as the open data axis allows to know."""
+    table(self.rules)
+    batches = {
+      "training.batch_size / gradient_accumulation": self.micro_batch_size,
+      "evaluation.batch_size": self.evaluation.batch_size,
+    }
+    for field, batch in batches.items():
+      check_dimensions(field, {"batch": batch}, self.rules, self.mesh)
+    check_parameters(self.model, self.rules, self.mesh)
+    for field, batch in batches.items():
+      check_activations(field, self.model, batch, self.data.sequence_length, self.rules, self.mesh)
 
   @property
   def cautions(self) -> tuple[str, ...]:

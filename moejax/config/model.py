@@ -11,6 +11,7 @@ from moejax.errors import UserError
 Activation = Literal["swiglu", "gelu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["scanned", "unrolled"]
+GradientDtype = Literal["float32", "compute"]
 Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
 
 
@@ -51,6 +52,9 @@ class Model:
   """The sparse layers; None makes every layer dense."""
   compute_dtype: Dtype = "auto"
   """Type of activations and matrix products; auto is float32 on CPU and bfloat16 elsewhere. Parameters are float32."""
+  gradient_dtype: GradientDtype = "float32"
+  """Type in which each device computes its part of the gradients of matrices, and in which devices add these up;
+  compute is the type of activations: half the bytes over links, each part rounded to 8 bits where it is bfloat16."""
   remat: Remat = dataclasses.field(default="none", metadata=RUN_MAY_CHANGE)
   """What the backward pass may keep of a layer: none recomputes nothing, products keeps attention, matrix products and
   the rows that experts get and give, dots those products without a batch dimension (not those of experts), attention
@@ -68,6 +72,7 @@ class Model:
       checks.positive(self, "logit_cap")
     checks.one_of(self, "activation", get_args(Activation))
     checks.one_of(self, "compute_dtype", get_args(Dtype))
+    checks.one_of(self, "gradient_dtype", get_args(GradientDtype))
     checks.one_of(self, "remat", get_args(Remat))
     checks.one_of(self, "layers", get_args(Layers))
     checks.divides(self.num_kv_heads, "model.num_kv_heads", self.num_heads, "model.num_heads")

@@ -1,7 +1,9 @@
 """The mesh and the rules that say which mesh axes shard which logical axis. Rules are data; look-up is strict."""
 
 import dataclasses
+import functools
 import math
+import types
 from collections.abc import Mapping
 
 from moejax.config import checks
@@ -90,7 +92,8 @@ class Mesh:
     return " x ".join(f"{name} {getattr(self, name) or '?'}" for name in MESH_AXES)
 
 
-def table(rules: Rules) -> dict[str, tuple[str, ...]]:
+@functools.cache
+def table(rules: Rules) -> Mapping[str, tuple[str, ...]]:
   """The rules as a look-up table, checked.
 
   Raises:
@@ -102,15 +105,33 @@ def table(rules: Rules) -> dict[str, tuple[str, ...]]:
     for axis in axes:
       if axis not in MESH_AXES:
         raise UserError(f"rules: {name!r} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}")
+    if len(set(axes)) < len(axes):
+      raise UserError(f"rules: {name!r} names a mesh axis twice: {' '.join(axes)}")
   missing = [name for name in LOGICAL_AXES if name not in dict(rules)]
   if missing:
     raise UserError(f"rules: no rule for {', '.join(missing)}; use () where an axis is not to be sharded")
-  return dict(rules)
+  return types.MappingProxyType(dict(rules))
 
 
-def shards(rules: Rules, mesh: Mesh, name: str) -> int:
-  """Parts into which `mesh` cuts a dimension with this logical name."""
-  return math.prod(mesh.shape[axis] for axis in table(rules)[name])
+def axes_of(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> tuple[str, ...]:
+  """The mesh axes that shard a dimension of this logical name.
+
+  Args:
+    rules: the rules.
+    mesh: the mesh.
+    name: the logical axis.
+    size: of the dimension. Key/value heads are sharded over as many of the rule's mesh axes, from the first, as divide
+      them, and replicated over the others: a model may have fewer of them than devices that share its query heads.
+  """
+  axes = table(rules)[name]
+  while name == "kv_heads" and size is not None and size % _devices(mesh, axes):
+    axes = axes[:-1]
+  return axes
+
+
+def shards(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> int:
+  """Parts into which `mesh` cuts a dimension with this logical name; arguments as `axes_of`."""
+  return _devices(mesh, axes_of(rules, mesh, name, size))
 
 
 def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mesh: Mesh) -> None:
@@ -125,9 +146,13 @@ def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mes
       if axis in owner:
         raise UserError(f"{what}: rules put mesh axis {axis!r} on both {owner[axis]!r} and {name!r}")
       owner[axis] = name
-    parts = shards(rules, mesh, name)
+    parts = shards(rules, mesh, name, size)
     if size % parts:
       raise UserError(
         f"{what}: {name}={size} is not divisible by the {parts} shards that mesh ({mesh}) gives it "
         f"through {' x '.join(table(rules)[name])}; change one of them"
       )
+
+
+def _devices(mesh: Mesh, axes: tuple[str, ...]) -> int:
+  return math.prod(mesh.shape[axis] for axis in axes)

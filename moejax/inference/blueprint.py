@@ -9,6 +9,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 
 from moejax.config.model import Model
+from moejax.config.sharding import check_dimensions
+from moejax.config.tensors import check_activations
 from moejax.errors import UserError
 from moejax.models.transformer import Transformer
 from moejax.partitioning import Partitioner
@@ -33,6 +35,16 @@ class Blueprint:
   def module(self, parameters: Parameters) -> Transformer:
     """The module with these parameters."""
     return nnx.merge(self.graph, parameters)
+
+  def check_batch(self, batch_size: int) -> None:
+    """Checks that the rules place every activation of so many sequences, of whatever length.
+
+    Raises:
+      UserError: they do not.
+    """
+    partitioner = self.partitioner
+    check_dimensions("evaluation.batch_size", {"batch": batch_size}, partitioner.rules, partitioner.shape)
+    check_activations("evaluation.batch_size", self.model, batch_size, 1, partitioner.rules, partitioner.shape)
 
 
 def make_blueprint(model: Model, partitioner: Partitioner) -> Blueprint:

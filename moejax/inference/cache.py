@@ -47,7 +47,7 @@ def cache_shardings(blueprint: Blueprint, batch_size: int) -> Cache:
     UserError: the mesh does not divide the batch or the heads.
   """
   model, partitioner = blueprint.model, blueprint.partitioner
-  names: tuple[str | None, ...] = ("batch", None, "kv_heads", "head_dim")
+  names: tuple[str | None, ...] = ("batch", None, "kv_heads", None)
   shape: tuple[int, ...] = (batch_size, 1, model.num_kv_heads, model.head_dim)
   if model.layers == "scanned":
     names, shape = ("layers", *names), (model.num_periods, *shape)

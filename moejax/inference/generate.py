@@ -26,6 +26,7 @@ class Generator:
 
   def __init__(self, blueprint: Blueprint, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
     self._blueprint, self._batch_size = blueprint, batch_size
+    blueprint.check_batch(batch_size)
     choose = functools.partial(sample, sampling=sampling, vocab_size=vocab_size)
     rows, cache = row_sharding(blueprint, batch_size), cache_shardings(blueprint, batch_size)
     self._rows = rows

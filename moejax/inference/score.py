@@ -44,7 +44,7 @@ class Scorer:
   def __init__(self, blueprint: Blueprint, batch_size: int, max_length: int):
     self._blueprint, self._batch_size, self._max_length = blueprint, batch_size, max_length
     placement = blueprint.partitioner
-    placement.sharding(("batch",), (batch_size,), "rows of the batch")  # a batch that does not divide is refused here
+    blueprint.check_batch(batch_size)
 
     def score(
       parameters: Parameters, tokens_BT: jax.Array, scored_BW: jax.Array, targets_BW: jax.Array

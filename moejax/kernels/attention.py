@@ -57,6 +57,23 @@ def fused_attention(
   return jax.vmap(kernel)(q_BNTH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), segments).swapaxes(1, 2)
 
 
+def heads_served(x_BSKH: jax.Array, first: jax.Array, queries: int, group: int) -> jax.Array:
+  """Keys or values of the heads that a device's own query heads attend to, of those that it holds.
+
+  Args:
+    x_BSKH: those that it holds, for its own query heads and maybe for those of other devices.
+    first: its first query head, counted from the first that these serve.
+    queries: its query heads.
+    group: consecutive query heads that one key/value head serves (G of the whole model).
+  """
+  if queries == group * x_BSKH.shape[2]:
+    return x_BSKH
+  if queries % group == 0 or group % queries == 0:
+    return jax.lax.dynamic_slice_in_dim(x_BSKH, first // group, max(1, queries // group), axis=2)
+  # A device's query heads begin or end within a group: each gets a copy of its own.
+  return jnp.take(x_BSKH, (first + jnp.arange(queries)) // group, axis=2)
+
+
 def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
   """out_BTNH: each position attends to itself and to earlier positions of its own document.
 

@@ -24,7 +24,12 @@ Backend = Literal["auto", "cpu", "gpu", "tpu"]
 
 
 def grouped_matmul(
-  x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, backend: Backend = "auto"
+  x_RD: jax.Array,
+  w_EDF: jax.Array,
+  group_sizes_E: jax.Array,
+  *,
+  wide_EDF: jax.Array | None = None,
+  backend: Backend = "auto",
 ) -> jax.Array:
   """out_RF: the first group_sizes_E[0] rows of x times w[0], the next group_sizes_E[1] rows times w[1], and so on.
 
@@ -36,6 +41,7 @@ def grouped_matmul(
     x_RD: float32 or bfloat16. Rows beyond the sum of the sizes give zeros and get zero gradients, whatever they hold.
     w_EDF: float32 or bfloat16.
     group_sizes_E: int32, at least 0, together at most R; any of them may be 0.
+    wide_EDF: w in a wider type. Nothing reads it; it gets the gradient, in its type, and w gets none.
     backend: "auto" takes that of the platform which the program is lowered for. A TPU or GPU kernel asked for by name
       runs on other platforms in Pallas' interpreter, which is for tests.
   """
@@ -47,23 +53,31 @@ def grouped_matmul(
     raise TypeError(f"grouped_matmul takes float32 and bfloat16; got {x_RD.dtype} rows and {w_EDF.dtype} weights")
   if x_RD.shape[0] == 0:
     return jnp.zeros((0, w_EDF.shape[2]), x_RD.dtype)
-  return _grouped_matmul(x_RD, w_EDF, group_sizes_E.astype(jnp.int32), backend)
+  wide = None if wide_EDF is None else wide_EDF.dtype
+  return _grouped_matmul(x_RD, w_EDF, wide_EDF, group_sizes_E.astype(jnp.int32), backend, wide)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _grouped_matmul(x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, backend: Backend) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _grouped_matmul(
+  x_RD: jax.Array,
+  w_EDF: jax.Array,
+  wide_EDF: jax.Array | None,
+  group_sizes_E: jax.Array,
+  backend: Backend,
+  wide: jnp.dtype | None,
+) -> jax.Array:
   return _run("gmm", backend, x_RD, w_EDF, group_sizes_E, transpose_w=False)
 
 
-def _forward(x_RD: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, backend: Backend):
-  return _grouped_matmul(x_RD, w_EDF, group_sizes_E, backend), (x_RD, w_EDF, group_sizes_E)
+def _forward(x_RD, w_EDF, wide_EDF, group_sizes_E, backend: Backend, wide: jnp.dtype | None):
+  return _grouped_matmul(x_RD, w_EDF, wide_EDF, group_sizes_E, backend, wide), (x_RD, w_EDF, group_sizes_E)
 
 
-def _backward(backend: Backend, saved: tuple[jax.Array, ...], of_out_RF: jax.Array):
+def _backward(backend: Backend, wide: jnp.dtype | None, saved: tuple[jax.Array, ...], of_out_RF: jax.Array):
   x_RD, w_EDF, group_sizes_E = saved
   of_x_RD = _run("gmm", backend, of_out_RF, w_EDF, group_sizes_E, transpose_w=True)
-  of_w_EDF = _run("tgmm", backend, x_RD, of_out_RF, group_sizes_E, dtype=w_EDF.dtype)
-  return of_x_RD, of_w_EDF, None
+  of_w_EDF = _run("tgmm", backend, x_RD, of_out_RF, group_sizes_E, dtype=wide or w_EDF.dtype)
+  return of_x_RD, *((None, of_w_EDF) if wide else (of_w_EDF, None)), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)

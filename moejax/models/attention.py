@@ -10,11 +10,16 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.model import Model
-from moejax.kernels.attention import ATTENTION, attention, attention_for
-from moejax.kernels.cached_attention import cached_attention
+from moejax.kernels.attention import ATTENTION, attention, attention_for, heads_served
+from moejax.kernels.cached_attention import cached_attention, store
 from moejax.models.layers import Context, Memory, RMSNorm, residual_gain, rotate, weight
 from moejax.models.moe.balance import Tally, tally
-from moejax.partitioning import Partitioner
+from moejax.models.products import Operand, exact_product, operand, product
+from moejax.partitioning import Names, Partitioner
+
+QUERIES, KEYS = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
+"""Names of the dimensions of queries, and of keys and values. The width of a head is whole: `head_dim` shards
+parameters alone."""
 
 
 class Attention(nnx.Module):
@@ -33,6 +38,7 @@ class Attention(nnx.Module):
     self.k_norm = RMSNorm(H, model.norm_epsilon, None) if model.qk_norm else None
     E = model.attention_experts
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
+    self.gradients = model.gradient_dtype
     self.partitioner = partitioner
 
   def __call__(
@@ -49,28 +55,19 @@ class Attention(nnx.Module):
     place = self.partitioner.constrain
     on_tpu = self.partitioner.platform == "tpu"
     with jax.named_scope("qkv"):
-      q_BTNH = _project(x_BTD, self.w_q_DNH[...], on_tpu)
-      k_BTKH = _project(x_BTD, self.w_k_DKH[...], on_tpu)
-      v_BTKH = checkpoint_name(_project(x_BTD, self.w_v_DKH[...], on_tpu), ATTENTION)
+      q_BTNH = _project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu)
+      k_BTKH = _project(x_BTD, self._operand(self.w_k_DKH, x_BTD), on_tpu)
+      v_BTKH = checkpoint_name(_project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-      q_BTNH = place(rotate(q_BTNH, context.angles, by_product=on_tpu), "batch", "sequence", "heads", "head_dim")
-      k_BTKH = place(rotate(k_BTKH, context.angles, by_product=on_tpu), "batch", "sequence", "kv_heads", "head_dim")
+      q_BTNH = place(rotate(q_BTNH, context.angles, by_product=on_tpu), *QUERIES)
+      k_BTKH = place(rotate(k_BTKH, context.angles, by_product=on_tpu), *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
-      query, key = ("batch", "sequence", "heads", "head_dim"), ("batch", "sequence", "kv_heads", "head_dim")
       if memory is None:
-        best = attention_for(self.partitioner.platform, T)
-        attend = self.partitioner.on_each_device(
-          best, (query, key, key, ("batch", "sequence")), query, exchanging=best is not attention
-        )
-        out_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT)
+        out_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT)
       else:
-        slots = ("batch", None, "kv_heads", "head_dim")
-        inputs = (query, key, key, slots, slots, ("batch", "sequence"))
-        attend = self.partitioner.on_each_device(cached_attention, inputs, (query, slots, slots))
-        out_BTNH, k_BSKH, v_BSKH = attend(q_BTNH, k_BTKH, v_BTKH, *memory, context.positions_BT)
-        memory = Memory(k_BSKH, v_BSKH)
+        out_BTNH, memory = self._attend_cached(q_BTNH, k_BTKH, v_BTKH, memory, context.positions_BT)
     counted = None
     if self.w_router_DE is not None:
       with jax.named_scope("attention_router"):
@@ -80,33 +77,79 @@ class Attention(nnx.Module):
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
-      out_BTD = checkpoint_name(_join(out_BTNH, self.w_out_NHD[...], on_tpu), ATTENTION)
+      out_BTD = checkpoint_name(_join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
     return place(out_BTD, "batch", "sequence", "act_embed"), counted, memory
+
+  def _operand(self, weight: nnx.Param, x: jax.Array) -> Operand:
+    return operand(weight[...], x.dtype, self.gradients)
+
+  def _attend(self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
+    """out_BTNH, each device its own sequences and query heads."""
+    best = attention_for(self.partitioner.platform, q_BTNH.shape[1])
+    served = self._heads_served
+
+    def on_device(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+      return best(q_BTNH, served(q_BTNH, k_BTKH), served(q_BTNH, v_BTKH), segments_BT)
+
+    keys = self._keys(k_BTKH.shape[2])
+    run = self.partitioner.on_each_device(
+      on_device, (QUERIES, keys, keys, ("batch", "sequence")), QUERIES, exchanging=best is not attention
+    )
+    return run(q_BTNH, k_BTKH, v_BTKH, segments_BT)
+
+  def _attend_cached(
+    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, memory: Memory, positions_BT: jax.Array
+  ) -> tuple[jax.Array, Memory]:
+    """out_BTNH, and `memory` with the new tokens."""
+    served = self._heads_served
+
+    def on_device(q_BTNH, k_BTKH, v_BTKH, memory, positions_BT):
+      memory = Memory(store(memory.k_BSKH, k_BTKH, positions_BT), store(memory.v_BSKH, v_BTKH, positions_BT))
+      return cached_attention(q_BTNH, *(served(q_BTNH, x) for x in memory), positions_BT), memory
+
+    keys = self._keys(k_BTKH.shape[2])
+    slots = Memory(*[("batch", None, *keys[2:])] * 2)
+    run = self.partitioner.on_each_device(
+      on_device, (QUERIES, keys, keys, slots, ("batch", "sequence")), (QUERIES, slots)
+    )
+    return run(q_BTNH, k_BTKH, v_BTKH, memory, positions_BT)
+
+  def _keys(self, num_kv_heads: int) -> Names:
+    """Names of keys and values within attention. Their heads are sharded there only where that keeps each with the
+    query heads that it serves; else every device has all of them."""
+    queries, keys = self.partitioner.axes("heads"), self.partitioner.axes("kv_heads", num_kv_heads)
+    return KEYS if queries[: len(keys)] == keys else (*KEYS[:2], None, None)
+
+  def _heads_served(self, q_BTNH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
+    """Of a device's keys or values those that its query heads attend to."""
+    queries, keys, group = q_BTNH.shape[2], x_BSKH.shape[2], self.w_q_DNH.shape[1] // self.w_k_DKH.shape[1]
+    sharing = group * keys // queries  # devices with queries of these heads
+    return heads_served(x_BSKH, self.partitioner.index("heads") % sharing * queries, queries, group)
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
     """probs_BTE in float32, not renormalised over any choice: all experts run."""
     assert self.w_router_DE is not None
-    logits_BTE = jnp.einsum("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.w_router_DE[...])
+    logits_BTE = exact_product("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.w_router_DE[...])
     return jax.nn.softmax(self.partitioner.constrain(logits_BTE, "batch", "sequence", None), axis=-1)
 
 
-def _project(x_BTD: jax.Array, w_DNH: jax.Array, on_tpu: bool) -> jax.Array:
+def _project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
   """x_BTNH.
 
   On TPU the product over separate heads writes the layout of the attention kernel itself; flattened it would be copied
   there and back. Elsewhere both sides are matrices: on CPU the backward products of the other take twice as long.
   """
-  w_DNH = w_DNH.astype(x_BTD.dtype)
   if on_tpu:
-    return jnp.einsum("BTD,DNH->BTNH", x_BTD, w_DNH)
+    return product("BTD,DNH->BTNH", x_BTD, w_DNH)
   (B, T, D), (_, N, H) = x_BTD.shape, w_DNH.shape
-  return jnp.einsum("MD,DX->MX", x_BTD.reshape(B * T, D), w_DNH.reshape(D, N * H)).reshape(B, T, N, H)
+  w_DX = jax.tree.map(lambda w: w.reshape(D, N * H), w_DNH)
+  return product("MD,DX->MX", x_BTD.reshape(B * T, D), w_DX).reshape(B, T, N, H)
 
 
-def _join(x_BTNH: jax.Array, w_NHD: jax.Array, on_tpu: bool) -> jax.Array:
+def _join(x_BTNH: jax.Array, w_NHD: Operand, on_tpu: bool) -> jax.Array:
   """x_BTD, the way back, in two forms for the same reasons."""
-  w_NHD = w_NHD.astype(x_BTNH.dtype)
   if on_tpu:
-    return jnp.einsum("BTNH,NHD->BTD", x_BTNH, w_NHD)
+    return product("BTNH,NHD->BTD", x_BTNH, w_NHD)
   (B, T, N, H), D = x_BTNH.shape, w_NHD.shape[-1]
-  return jnp.einsum("MX,XD->MD", x_BTNH.reshape(B * T, N * H), w_NHD.reshape(N * H, D)).reshape(B, T, D)
+  w_XD = jax.tree.map(lambda w: w.reshape(N * H, D), w_NHD)
+  return product("MX,XD->MD", x_BTNH.reshape(B * T, N * H), w_XD).reshape(B, T, D)

@@ -4,11 +4,11 @@ B batch  T position  D embed  F hidden  M = B x T tokens
 """
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
 from moejax.models.layers import activate, keep, residual_gain, weight
+from moejax.models.products import operand, product
 from moejax.partitioning import Partitioner
 
 
@@ -20,6 +20,7 @@ class FeedForward(nnx.Module):
     self.w_gate_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D) if model.activation == "swiglu" else None
     self.w_up_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D)
     self.w_down_FD = weight(rngs, (F, D), ("mlp", "embed"), fan_in=F, gain=residual_gain(model.num_layers))
+    self.gradients = model.gradient_dtype
     self.partitioner = partitioner
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -29,8 +30,8 @@ class FeedForward(nnx.Module):
       x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
       gate_MF = None
       if self.w_gate_DF is not None:
-        gate_MF = keep(jnp.einsum("MD,DF->MF", x_MD, self.w_gate_DF[...].astype(dtype)))
-      up_MF = keep(jnp.einsum("MD,DF->MF", x_MD, self.w_up_DF[...].astype(dtype)))
+        gate_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_gate_DF[...], dtype, self.gradients)))
+      up_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_up_DF[...], dtype, self.gradients)))
       hidden_MF = place(activate(gate_MF, up_MF), "batch", "mlp")
-      out_MD = keep(jnp.einsum("MF,FD->MD", hidden_MF, self.w_down_FD[...].astype(dtype)))
+      out_MD = keep(product("MF,FD->MD", hidden_MF, operand(self.w_down_FD[...], dtype, self.gradients)))
       return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")

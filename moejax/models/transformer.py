@@ -16,6 +16,7 @@ from moejax.models.feed_forward import FeedForward
 from moejax.models.layers import PRODUCTS, Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
 from moejax.models.moe.balance import EXPERTS, HEADS, Tally
 from moejax.models.moe.layer import MoELayer
+from moejax.models.products import look_up, operand, product
 from moejax.partitioning import Partitioner
 
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
@@ -137,14 +138,10 @@ class Transformer(nnx.Module):
   def logits(self, x_MD: jax.Array) -> jax.Array:
     """logits_MV in float32."""
     with jax.named_scope("logits"):
-      if self.w_logits_DV is None:
-        logits_MV = jnp.einsum(
-          "MD,VD->MV", x_MD, self.embedding_VD[...].astype(x_MD.dtype), preferred_element_type=jnp.float32
-        )
-      else:
-        logits_MV = jnp.einsum(
-          "MD,DV->MV", x_MD, self.w_logits_DV[...].astype(x_MD.dtype), preferred_element_type=jnp.float32
-        )
+      tied = self.w_logits_DV is None
+      weight = self.embedding_VD if tied else self.w_logits_DV
+      held = operand(weight[...], x_MD.dtype, self.model.gradient_dtype)
+      logits_MV = product("MD,VD->MV" if tied else "MD,DV->MV", x_MD, held, result=jnp.float32)
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
@@ -158,7 +155,7 @@ class Transformer(nnx.Module):
   ) -> tuple[jax.Array, Tallies, Memories]:
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
-      x_BTD = self.embedding_VD[...].astype(dtype)[tokens_BT]
+      x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
     x_BTD, tallies, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, keys_B)

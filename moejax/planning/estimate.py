@@ -42,11 +42,12 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
   flops = tokens * (per_token + _of_masks(experiment))
   seconds = flops / (UTILISATION * (chip.bfloat16_flops or chip.vector_flops))
   link = chip.link_bandwidth * max(1, chip.torus)
+  of_gradient = 4 if model.gradient_dtype == "float32" else 2
 
   def gathered(parameters: float, ways: int) -> float:
     """Seconds of gathering weights forwards and backwards and of reducing their gradients, over these shards."""
     thin = 2 if ways > SMALLEST_SHARD else 1
-    return 0 if ways == 1 else 3 * parts * thin * 2 * parameters / link
+    return 0 if ways == 1 else parts * thin * (2 + 2 + of_gradient) * parameters / link
 
   embed = shards(experiment.rules, mesh, "embed")
   moved = gathered(dense_parameters / mesh.model, embed)

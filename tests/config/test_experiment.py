@@ -78,15 +78,17 @@ def test_the_batch_that_is_computed_at_once_is_a_part_of_the_step(tiny_dense):
   [
     (
       lambda e: with_moe(e, group_size=48),
-      r"moe\.group_size=48 does not divide the 256 tokens of the training batch \(8 sequences of 32\)",
+      r"moe\.group_size=48 does not divide the 256 tokens of training\.batch_size / gradient_accumulation "
+      r"\(8 sequences of 32\)",
     ),
     (
       lambda e: with_moe(with_training(e, gradient_accumulation=8), group_size=64),
-      r"moe\.group_size=64 does not divide the 32 tokens of the training batch \(1 sequences of 32\)",
+      r"moe\.group_size=64 does not divide the 32 tokens of training\.batch_size / gradient_accumulation "
+      r"\(1 sequences of 32\)",
     ),
     (
       lambda e: with_moe(replace(e, evaluation=Evaluation(batch_size=1)), group_size=64),
-      r"moe\.group_size=64 does not divide the 32 tokens of the evaluation batch \(1 sequences of 32\)",
+      r"moe\.group_size=64 does not divide the 32 tokens of evaluation\.batch_size \(1 sequences of 32\)",
     ),
   ],
   ids=["training", "a part of the training batch", "evaluation"],
@@ -117,9 +119,8 @@ def on(experiment: Experiment, **axes: int) -> Experiment:
       4,
     ),
     (lambda e: on(with_training(e, batch_size=12), data=3), r"evaluation\.batch_size", "batch=8", 3),
-    (lambda e: on(with_model(e, d_model=12), data=8), r"model\.num_heads", "embed=12", 8),
+    (lambda e: on(with_model(e, d_model=12), data=8), r"model\.d_model", "embed=12", 8),
     (lambda e: on(e, model=8), r"model\.num_heads", "heads=4", 8),
-    (lambda e: on(e, model=4), r"model\.num_kv_heads", "kv_heads=2", 4),
     (lambda e: on(with_model(e, vocab_size=263), model=2), r"model\.vocab_size", "vocab=263", 2),
     (lambda e: on(with_model(e, d_ff=25), model=2), r"model\.d_ff", "mlp=25", 2),
   ],
@@ -143,12 +144,13 @@ def test_a_dimension_that_the_mesh_does_not_divide_is_refused_with_its_field(tin
     ),
     (
       lambda e: on(with_moe(e, group_size=128), data=4),
-      r"the training batch of 8 sequences has 2 routing groups of moe\.group_size=128, which the 4 shards of mesh "
-      r"\(replica 1 x data 4 x expert 1 x model 1\) do not divide; lower moe\.group_size or raise the batch",
+      r"training\.batch_size / gradient_accumulation: 8 sequences have 2 routing groups of moe\.group_size=128, which "
+      r"the 4 shards of mesh \(replica 1 x data 4 x expert 1 x model 1\) do not divide; lower moe\.group_size or "
+      r"raise the batch",
     ),
     (
       lambda e: on(with_moe(with_training(e, batch_size=16), group_size=128), data=2, expert=2),
-      r"the evaluation batch of 8 sequences has 2 routing groups of moe\.group_size=128, which the 4 shards of .*",
+      r"evaluation\.batch_size: 8 sequences have 2 routing groups of moe\.group_size=128, which the 4 shards of .*",
     ),
   ],
   ids=["experts", "their hidden width", "training groups", "evaluation groups"],

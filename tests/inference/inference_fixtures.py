@@ -16,9 +16,10 @@ SPARSE = dataclasses.replace(
 ONE, EIGHT = Mesh(data=1), Mesh(data=2, expert=2, model=2)
 
 
-def make(model: Model, mesh: Mesh = ONE):
-  """A blueprint and parameters drawn wide, so that logits differ clearly."""
-  blueprint = make_blueprint(model, make_partitioner(mesh, DATA_EXPERT_MODEL, jax.devices()[: mesh.size]))
+def make(model: Model, mesh: Mesh = ONE, **rules: tuple[str, ...]):
+  """A blueprint, with these rules in place of the default ones, and parameters drawn wide, so that logits differ."""
+  table = (*DATA_EXPERT_MODEL, *rules.items())
+  blueprint = make_blueprint(model, make_partitioner(mesh, table, jax.devices()[: mesh.size]))
   random = np.random.default_rng(0)
 
   def draw(path, leaf):

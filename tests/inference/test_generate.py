@@ -12,6 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
 
+from moejax.config import Mesh
 from moejax.inference.cache import cache_shardings, empty_cache, extend
 from moejax.inference.generate import Generator
 from moejax.inference.sampling import Sampling
@@ -33,15 +34,28 @@ def never(ids):
   return False
 
 
+FOUR = Mesh(data=2, model=4)
+"""More devices along model than there are key/value heads."""
+
+
 @pytest.mark.parametrize(
-  ("name", "mesh"), [(name, ONE if name == "sparse, shared expert, unrolled" else EIGHT) for name in MODELS], ids=str
+  ("name", "mesh", "rules"),
+  [
+    *((name, ONE if name == "sparse, shared expert, unrolled" else EIGHT, {}) for name in MODELS),
+    ("dense, grouped queries, scanned", FOUR, {}),
+    ("dense, grouped queries, scanned", FOUR, {"heads": (), "kv_heads": (), "head_dim": ("model",)}),
+    ("dense, grouped queries, scanned", EIGHT, {"heads": ()}),
+    ("experts of heads, untied, capped, unrolled", FOUR, {"kv_heads": ()}),
+    ("sparse, qk-norm, scanned", EIGHT, {"kv_heads": ("expert", "model"), "embed": ("data",), "batch": ("data",)}),
+  ],
+  ids=str,
 )
-def test_prefill_and_every_decoded_token_have_the_logits_of_the_full_forward_pass(name, mesh):
-  blueprint, parameters = make(MODELS[name], mesh)
+def test_prefill_and_every_decoded_token_have_the_logits_of_one_device_without_a_cache(name, mesh, rules):
+  blueprint, parameters = make(MODELS[name], mesh, **rules)
   random = np.random.default_rng(1)
   starts, new = [5, 12, 1, 3], 6
   rows = [random.integers(0, 40, start + new).tolist() for start in starts]
-  expected = full_logits(blueprint, parameters, rows)
+  expected = full_logits(*make(MODELS[name]), rows)
 
   @jax.jit
   def run(parameters, tokens_BT, counts_B, cache):

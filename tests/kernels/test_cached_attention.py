@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moejax.kernels.attention import attention
-from moejax.kernels.cached_attention import cached_attention
+from moejax.kernels.cached_attention import cached_attention, store
 
 
 def draw(seed, *shape):
@@ -21,8 +21,8 @@ def test_pieces_of_a_sequence_attend_as_the_whole_does_whatever_the_slots_held_b
   pieces = []
   for start, end in ((0, 4), (4, 5), (5, 9)):
     positions_BT = jnp.broadcast_to(jnp.arange(start, end), (2, end - start))
-    out, *kept = cached_attention(q[:, start:end], k[:, start:end], v[:, start:end], *kept, positions_BT)
-    pieces.append(out)
+    kept = [store(old, new[:, start:end], positions_BT) for old, new in zip(kept, (k, v), strict=True)]
+    pieces.append(cached_attention(q[:, start:end], *kept, positions_BT))
   np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=1e-5)
   np.testing.assert_array_equal(kept[0][:, :9], k)
 
@@ -33,5 +33,6 @@ def test_rows_stand_at_different_positions():
   kept_k, kept_v = k.at[:, 5].set(7.0).at[0, 2:].set(9.0), v.at[:, 5].set(7.0).at[0, 2:].set(9.0)
   at = jnp.array([2, 5])
   one = jax.vmap(lambda x, i: x[i][None])
-  out, _, _ = cached_attention(one(q, at), one(k, at), one(v, at), kept_k, kept_v, at[:, None])
+  kept = [store(old, one(new, at), at[:, None]) for old, new in ((kept_k, k), (kept_v, v))]
+  out = cached_attention(one(q, at), *kept, at[:, None])
   np.testing.assert_allclose(out[:, 0], jnp.stack([expected[0, 2], expected[1, 5]]), atol=1e-5)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model
@@ -89,3 +90,50 @@ def test_without_experts_there_is_no_router_and_nothing_to_report():
   layer = make(dataclasses.replace(MODEL, attention_experts=None))
   assert layer.w_router_DE is None
   assert layer(*inputs())[1] is None
+
+
+RULES = {
+  "as they are": {},
+  "key/value heads whole": {"kv_heads": ()},
+  "query heads whole": {"heads": ()},
+  "query heads over two axes": {"heads": ("expert", "model"), "batch": ("data",), "embed": ("data",)},
+  "key/value heads elsewhere": {"heads": ("model",), "kv_heads": ("expert",), "batch": ("data",), "embed": ("data",)},
+  "width of a head": {"heads": (), "kv_heads": (), "head_dim": ("model",)},
+  "width of a head over the batch's axis": {"head_dim": ("data",), "embed": ()},
+}
+
+
+FOUR, TWO = Mesh(data=2, model=4), Mesh(data=2, expert=2, model=2)
+
+
+@pytest.mark.parametrize(
+  ("heads", "mesh", "tables"),
+  [
+    *(((8, 2), mesh, tuple(RULES)) for mesh in (FOUR, TWO)),
+    ((12, 6), FOUR, tuple(RULES)),  # a device's three query heads have two key/value heads, one of them with others
+    *((heads, FOUR, tuple(RULES)[:2]) for heads in [(8, 8), (8, 4), (4, 1), (12, 4)]),
+    ((12, 3), TWO, tuple(RULES)[:2]),
+  ],
+  ids=str,
+)
+def test_every_query_head_attends_to_its_own_key_value_head_whatever_the_rules_shard(heads, mesh, tables):
+  model = dataclasses.replace(MODEL, d_model=16, num_heads=heads[0], num_kv_heads=heads[1], attention_experts=None)
+  x_BTD = jax.random.normal(jax.random.key(1), (4, T, 16))
+  positions_BT = jnp.broadcast_to(jnp.arange(T), (4, T))
+  context = Context(jnp.ones((4, T), jnp.int32), positions_BT, rotary_angles(positions_BT, 4, MODEL.rope_theta))
+  parameters = nnx.to_pure_dict(nnx.split(make(model))[1])
+
+  def output_and_gradients(layer):
+    graph = nnx.split(layer)[0]
+
+    def loss(parameters, x_BTD):
+      out_BTD = nnx.merge(graph, parameters)(x_BTD, context)[0]
+      return jnp.sum(jnp.sin(out_BTD)), out_BTD
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))(parameters, x_BTD)
+
+  expected = output_and_gradients(make(model))
+  for table in tables:
+    partitioner = make_partitioner(mesh, (*DATA_EXPERT_MODEL, *RULES[table].items()))
+    found = output_and_gradients(Attention(model, partitioner, nnx.Rngs(params=0)))
+    chex.assert_trees_all_close(found, expected, rtol=1e-4, atol=2e-5, custom_message=table)

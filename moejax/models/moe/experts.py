@@ -10,13 +10,14 @@ from flax import nnx
 
 from moejax.config.model import Model
 from moejax.models.layers import activate, keep, of_kept, residual_gain, weight
+from moejax.models.products import Operand, operand, product
 from moejax.partitioning import Partitioner
 
 _INTO, _OUT_OF = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
 NAMES = {"gate": _INTO, "up": _INTO, "down": _OUT_OF}
 """Names of the dimensions of the weights into and out of the hidden layer."""
 
-Weights = dict[str, jax.Array]
+Weights = dict[str, Operand]
 """gate_EDF (not there where the activation has no gate), up_EDF and down_EFD."""
 
 
@@ -29,12 +30,13 @@ class Experts(nnx.Module):
     self.w_gate_EDF = weight(rngs, (E, D, F), NAMES["gate"], fan_in=D) if model.activation == "swiglu" else None
     self.w_up_EDF = weight(rngs, (E, D, F), NAMES["up"], fan_in=D)
     self.w_down_EFD = weight(rngs, (E, F, D), NAMES["down"], fan_in=F, gain=residual_gain(model.num_layers))
+    self.gradients = model.gradient_dtype
     self.partitioner = partitioner
 
   def weights(self, dtype: jnp.dtype) -> Weights:
     """All of them in the type of the activations."""
     held = {"gate": self.w_gate_EDF, "up": self.w_up_EDF, "down": self.w_down_EFD}
-    return {name: w[...].astype(dtype) for name, w in held.items() if w is not None}
+    return {name: operand(w[...], dtype, self.gradients) for name, w in held.items() if w is not None}
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
     """x_OERD to x_OERD: each expert on its R rows of each outer batch."""
@@ -50,13 +52,13 @@ class Experts(nnx.Module):
         return place(x_ERF, "experts", "outer", "expert_mlp")
 
       def wide(x_ERD: jax.Array, into: Weights) -> dict[str, jax.Array]:
-        return {name: hidden(jnp.einsum("ERD,EDF->ERF", x_ERD, w_EDF)) for name, w_EDF in into.items()}
+        return {name: hidden(product("ERD,EDF->ERF", x_ERD, w_EDF)) for name, w_EDF in into.items()}
 
       # The rows are kept after their exchange: before it, the backward pass would exchange them again.
       into = {name: weights[name] for name in ("gate", "up") if name in weights}
       wide_ERF = {name: keep(x_ERF) for name, x_ERF in of_kept(wide)(x_ERD, into).items()}
       hidden_ERF = hidden(activate(wide_ERF.get("gate"), wide_ERF["up"]))
-      out_ERD = place(jnp.einsum("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
+      out_ERD = place(product("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
     return out_ERD.reshape(E, O, R, D).swapaxes(0, 1)
 
   def on_all(self, x_OUMD: jax.Array, weights_OUME: jax.Array) -> jax.Array:
@@ -66,13 +68,15 @@ class Experts(nnx.Module):
     tokens = x_OUMD.shape[:3]
     x_TD = x_OUMD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
 
-    def wide(w_EDF: jax.Array) -> jax.Array:
-      hidden_TX = jnp.einsum("TD,DX->TX", x_TD, w_EDF.swapaxes(0, 1).reshape(D, E * F))
+    def wide(w_EDF: Operand) -> jax.Array:
+      w_DX = jax.tree.map(lambda w: w.swapaxes(0, 1).reshape(D, E * F), w_EDF)
+      hidden_TX = product("TD,DX->TX", x_TD, w_DX)
       names = ("outer", "groups", "group_tokens", None, "expert_mlp")
       return keep(self.partitioner.constrain(hidden_TX.reshape(*tokens, E, F), *names))
 
     with jax.named_scope("experts"):
       hidden_OUMEF = activate(wide(weights["gate"]) if "gate" in weights else None, wide(weights["up"]))
       hidden_OUMEF = hidden_OUMEF * weights_OUME[..., None].astype(x_OUMD.dtype)
-      out_TD = jnp.einsum("TX,XD->TD", hidden_OUMEF.reshape(-1, E * F), weights["down"].reshape(E * F, D))
+      w_XD = jax.tree.map(lambda w: w.reshape(E * F, D), weights["down"])
+      out_TD = product("TX,XD->TD", hidden_OUMEF.reshape(-1, E * F), w_XD)
       return out_TD.reshape(x_OUMD.shape)

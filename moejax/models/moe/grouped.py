@@ -4,7 +4,6 @@ O outer batch  U routing groups  M tokens  D embed  F hidden of one expert  E ex
 Lower case is a device's own share: oum its tokens, e its experts, d and f its part of a dimension.
 """
 
-import functools
 import math
 from collections.abc import Callable
 
@@ -12,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.moe import MoE
-from moejax.errors import UserError
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.layers import activate, keep
 from moejax.models.moe.exchange import exchange, plan_exchange
@@ -20,6 +18,7 @@ from moejax.models.moe.experts import NAMES, Experts, Weights
 from moejax.models.moe.router import TOKENS
 from moejax.models.moe.routing import Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
+from moejax.models.products import Operand
 from moejax.partitioning import Partitioner
 
 NARROW = 256
@@ -35,15 +34,7 @@ def grouped_dispatch(
 
   Runs on each device's own share. The shards of the experts' weights over `expert_embed` are gathered in here, within
   what a rematerialised layer computes again, so that no more than one layer's weights are whole at a time.
-
-  Raises:
-    UserError: rules that shard the experts' hidden width and the activations' width over different mesh axes.
   """
-  if partitioner.axes("act_embed") not in ((), partitioner.axes("expert_mlp")):
-    raise UserError(
-      f"dispatch grouped adds up parts of expert_mlp (on {partitioner.axes('expert_mlp')}) into shards of act_embed "
-      f"(on {partitioner.axes('act_embed')}); let both rules name the same mesh axes, or act_embed none"
-    )
 
   by_all_to_all = functools.partial(_by_all_to_all, per_token=moe.choices_per_token(x_OUMD.shape[2]))
   ways: dict[str, Callable] = {"local": _local, "all_to_all": by_all_to_all, "all_gather": _by_all_gather}
@@ -53,11 +44,12 @@ def grouped_dispatch(
     choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
     way = ways[moe.exchange if partitioner.axes("experts") else "local"]
     out_md, dropped = way(x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
+    dropped = partitioner.sum_over(dropped, "group_tokens")
     dropped_ou = jnp.zeros(x_oumd.shape[:2], jnp.int32).at[0, 0].set(dropped)  # of which group is not known
     return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), dropped_ou
 
   weights = experts.weights(x_OUMD.dtype)
-  names = {name: NAMES[name] for name in weights}
+  names = {name: jax.tree.map(lambda _, name=name: NAMES[name], weight) for name, weight in weights.items()}
   run = partitioner.on_each_device(on_device, (X, TOKENS, TOKENS, TOKENS, names), (X, TOKENS[:2]), exchanging=True)
   return run(x_OUMD, routing.experts_OUMA, routing.weights_OUMA, routing.chosen_OUMA, weights)
 
@@ -71,7 +63,7 @@ def _local(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
 
 def _by_all_gather(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
   """All tokens come to every device, which adds what its own experts make of them."""
-  e = len(weights["up"])
+  e = len(weights["up"].value)
   x_MD = partitioner.gather(partitioner.gather(x_md, "act_embed", 1), "experts", 0)
   experts_MA, weights_MA, chosen_MA = (partitioner.gather(x, "experts", 0) for x in (experts_mA, weights_mA, chosen_mA))
   out_MD = _own_experts(x_MD, experts_MA - partitioner.index("experts") * e, weights_MA, chosen_MA, weights)
@@ -84,7 +76,7 @@ def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
   axis, devices = partitioner.axes("experts"), partitioner.shards("experts")
   m, A = experts_mA.shape
   # Between two devices go at most the rows of all tokens, each to as many experts as the receiver has.
-  longest = m * min(A, len(weights["up"]))
+  longest = m * min(A, len(weights["up"].value))
   room = devices * longest
   if moe.receive_factor is not None:
     room = min(room, math.ceil(moe.receive_factor * m * per_token - 1e-6))
@@ -101,7 +93,7 @@ def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
 
 def _own_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights: Weights) -> jax.Array:
   """out_MD in float32: what these e experts, numbered from 0, make of the tokens; choices of others add nothing."""
-  e = len(weights["up"])
+  e = len(weights["up"].value)
   M, A = experts_MA.shape
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_MA, chosen_MA, e, M * min(A, e))
@@ -114,11 +106,15 @@ def _own_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights: Weights) -> j
 def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> jax.Array:
   """Each expert on its rows; with the hidden width in shards, this device's part of the sum."""
   with jax.named_scope("experts"):
-    multiply = functools.partial(grouped_matmul, group_sizes_E=sizes_e)
+
+    def multiply(rows_RX: jax.Array, weight: Operand) -> jax.Array:
+      return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
+
     if "gate" not in weights:
       return multiply(activate(None, keep(multiply(rows_RD, weights["up"]))), weights["down"])
     if weights["up"].shape[-1] < NARROW:
-      both_R2f = keep(multiply(rows_RD, jnp.concatenate([weights["gate"], weights["up"]], axis=-1)))
+      side_by_side = lambda *pair: jnp.concatenate(pair, axis=-1)  # noqa: E731
+      both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])))
       gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
     else:
       gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
@@ -127,7 +123,11 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
 
 def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
   """This device's experts with the whole of D."""
-  return {name: partitioner.gather(w, "expert_embed", NAMES[name].index("expert_embed")) for name, w in weights.items()}
+
+  def gather(name: str, weight: Operand) -> Operand:
+    return jax.tree.map(lambda w: partitioner.gather(w, "expert_embed", NAMES[name].index("expert_embed")), weight)
+
+  return {name: gather(name, weight) for name, weight in weights.items()}
 
 
 def _summed(x_xD: jax.Array, partitioner: Partitioner) -> jax.Array:

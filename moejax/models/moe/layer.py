@@ -16,6 +16,7 @@ from moejax.models.moe.balance import Tally, tally, tally_choices
 from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.router import TOKENS, probabilities, route
+from moejax.models.products import exact_product
 from moejax.partitioning import Partitioner
 
 
@@ -73,7 +74,7 @@ class MoELayer(nnx.Module):
     x_OUMD = x_OUMD.astype(jnp.float32)
     if keys_B is not None and self.moe.router.jitter:
       x_OUMD = x_OUMD * _jitter(keys_B, x_OUMD.shape, self.moe.router.jitter)
-    logits_OUME = jnp.einsum("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
+    logits_OUME = exact_product("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
     return keep(self.partitioner.constrain(logits_OUME, *TOKENS))
 
 

@@ -142,7 +142,9 @@ def expert_choice(
   # In the order of the scores, which may be too small for float32 or, of a sigmoid, round to 1.
   order_OUME = jax.nn.log_softmax(noisy_OUME) if moe.router.scores == "softmax" else noisy_OUME
   order_OUME = jnp.where(valid_OUM[..., None], order_OUME, -jnp.inf)
-  chosen_OUME = _on_own_tokens(chosen, partitioner)(order_OUME) & valid_OUM[..., None]
+  whole_groups = ("outer", "groups", None, None)
+  choose = partitioner.on_each_device(chosen, (whole_groups,), whole_groups)
+  chosen_OUME = choose(order_OUME) & valid_OUM[..., None]
   return _of_all(chosen_OUME, scores(logits_OUME, moe.router), moe.router.scale)
 
 

@@ -1,0 +1,142 @@
+"""Every tensor of a model whose dimensions have logical axes, so that rules are checked before JAX is imported.
+
+A test holds these lists equal to the tensors that the traced train step really places.
+"""
+
+import math
+from collections.abc import Iterator
+
+from moejax.config.model import Model
+from moejax.config.moe import MoE
+from moejax.config.sharding import Mesh, Rules, axes_of, check_dimensions, shards
+from moejax.errors import UserError
+
+Dimensions = dict[str, int]
+"""Size of each dimension that has a logical axis, by its name."""
+
+
+def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
+  """The parameters: the field that a user would change, and the dimensions."""
+  D, H = model.d_model, model.head_dim
+  yield "model.d_model", {"embed": D}
+  yield "model.vocab_size", {"vocab": model.vocab_size, "embed": D}
+  of_layers: list[tuple[str, Dimensions]] = [
+    ("model.d_model", {"embed": D}),
+    ("model.num_heads", {"embed": D, "heads": model.num_heads, "head_dim": H}),
+    ("model.num_kv_heads", {"embed": D, "kv_heads": model.num_kv_heads, "head_dim": H}),
+    *((field, {"embed": D, "mlp": width}) for field, width in _hidden_widths(model)),
+  ]
+  if model.moe:
+    E, F = model.moe.num_experts, model.moe.d_ff
+    of_layers.append(("moe.num_experts", {"experts": E, "expert_embed": D, "expert_mlp": F}))
+  if model.moe or model.attention_experts or model.qk_norm:
+    of_layers.append(("model.num_layers", {}))  # routers and norms of heads
+  stacked = {"layers": model.num_periods} if model.layers == "scanned" else {}
+  yield from ((field, stacked | dimensions) for field, dimensions in of_layers)
+
+
+def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> Iterator[Dimensions]:
+  """The activations of `batch` sequences of `length` tokens."""
+  tokens = {"batch": batch, "sequence": length}
+  yield tokens
+  yield tokens | {"act_embed": model.d_model}
+  yield tokens | {"heads": model.num_heads}
+  yield tokens | {"kv_heads": model.num_kv_heads}
+  if model.attention_experts:
+    yield {"batch": batch}  # what their router counts
+  yield {"batch": batch * length, "vocab": model.vocab_size}
+  for _, width in _hidden_widths(model):
+    yield {"batch": batch * length, "mlp": width}
+  if model.moe:
+    yield from _of_sparse_layers(model.moe, model.d_model, batch * length, length, shards(rules, mesh, "outer"))
+
+
+def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Iterator[Dimensions]:
+  M, E, F = moe.group_tokens(length), moe.num_experts, moe.d_ff
+  U = tokens // M // O
+  C = moe.capacity(M)
+  groups = {"outer": O, "groups": U, "group_tokens": M}
+  yield groups
+  yield groups | {"act_embed": D}
+  yield {"outer": O, "groups": U * M // math.gcd(M, length)}  # what routers count, in sets of tokens
+  if moe.router.kind == "expert_choice":
+    yield {"outer": O, "groups": U}
+  if moe.dispatch == "einsum":
+    yield groups | {"capacity": C}
+    yield {"outer": O, "groups": U * C, "act_embed": D}
+    yield {"outer": O, "experts": E, "act_embed": D}
+    yield {"experts": E, "outer": O * U * C, "act_embed": D}
+    yield {"experts": E, "outer": O * U * C, "expert_mlp": F}
+  if moe.dispatch == "grouped":
+    yield {"experts": E, "expert_embed": D, "expert_mlp": F}
+  if moe.dispatch in ("grouped", "dense"):
+    yield groups | {"expert_mlp": F}  # of grouped it lies within one device's own computation
+
+
+def _hidden_widths(model: Model) -> Iterator[tuple[str, int]]:
+  """Fields and hidden widths of the feed-forward layers that every token passes."""
+  if model.num_sparse_layers < model.num_layers:
+    yield "model.d_ff", model.d_ff
+  if model.moe and model.moe.num_shared_experts:
+    yield "moe.num_shared_experts x moe.d_ff", model.moe.num_shared_experts * model.moe.d_ff
+
+
+def check_parameters(model: Model, rules: Rules, mesh: Mesh) -> None:
+  """Checks that the rules place every parameter.
+
+  Raises:
+    UserError: two dimensions of one claim one mesh axis, or its mesh axes do not divide a dimension.
+  """
+  for field, dimensions in parameters(model):
+    check_dimensions(field, dimensions, rules, mesh)
+
+
+def check_activations(field: str, model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> None:
+  """Checks that the rules place every activation of a batch.
+
+  Args:
+    field: what a user would change to have another batch.
+    model: the model.
+    batch: sequences.
+    length: tokens of each.
+    rules: the rules.
+    mesh: the mesh.
+
+  Raises:
+    UserError: as `check_parameters`, or the rules ask for what sparse layers or attention do not do.
+  """
+  if shards(rules, mesh, "sequence") > 1:
+    raise UserError(
+      f"rules: 'sequence' is on {' x '.join(axes_of(rules, mesh, 'sequence'))}, and attention needs whole sequences; "
+      "use () for sequence, and 'batch' or 'heads' to divide attention"
+    )
+  if model.moe:
+    _check_sparse_layers(field, model.moe, batch, length, rules, mesh)
+  for dimensions in activations(model, batch, length, rules, mesh):
+    of_input = dimensions.keys() <= {"batch", "sequence"}
+    check_dimensions(field if of_input else f"activation {' x '.join(dimensions)}", dimensions, rules, mesh)
+
+
+def _check_sparse_layers(field: str, moe: MoE, batch: int, length: int, rules: Rules, mesh: Mesh) -> None:
+  group = moe.group_tokens(length)
+  groups, rest = divmod(batch * length, group)
+  if rest:
+    raise UserError(
+      f"moe.group_size={group} does not divide the {batch * length} tokens of {field} "
+      f"({batch} sequences of {length}); use a group size that does"
+    )
+  parts = shards(rules, mesh, "outer") * shards(rules, mesh, "groups")
+  if groups % parts:
+    raise UserError(
+      f"{field}: {batch} sequences have {groups} routing groups of moe.group_size={group}, which the {parts} shards "
+      f"of mesh ({mesh}) do not divide; lower moe.group_size or raise the batch"
+    )
+  if moe.dispatch == "grouped":
+    hidden, embed = (
+      tuple(axis for axis in axes_of(rules, mesh, name) if mesh.shape[axis] > 1) for name in ("expert_mlp", "act_embed")
+    )
+    if embed not in ((), hidden):
+      raise UserError(
+        f"dispatch grouped adds up parts of expert_mlp (on {' x '.join(hidden) or 'no axis'}) into shards of act_embed "
+        f"(on {' x '.join(embed)}); let both rules name the same mesh axes, or act_embed none"
+      )

@@ -1,0 +1,97 @@
+"""Products of activations with weights: operands in the type of activations, gradients of weights in float32.
+
+By itself JAX gives a weight's gradient the type of the operand: a product in bfloat16 would round each device's part of
+the gradient to 8 bits, and devices would add up these. Here an operand has two forms, of which one takes the gradient.
+
+M tokens  V vocab  D embed
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.model import GradientDtype
+
+
+class Operand(NamedTuple):
+  """A weight as products take it. What is done to it, such as a reshape, is done to both forms (`jax.tree.map`)."""
+
+  value: jax.Array
+  """In the type of activations."""
+  wide: jax.Array | None
+  """In float32: no product reads it, so that nothing computes it, and it gets the gradient; None where value does."""
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.value.shape
+
+
+def operand(weight: jax.Array, dtype: jnp.dtype, gradients: GradientDtype) -> Operand:
+  """A float32 weight for products with activations of this type."""
+  if gradients == "compute" or weight.dtype == dtype:
+    return Operand(weight.astype(dtype), None)
+  return Operand(jax.lax.stop_gradient(weight.astype(dtype)), weight)
+
+
+def product(equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | None = None) -> jax.Array:
+  """`jnp.einsum` of activations and a weight.
+
+  Args:
+    equation: every letter of the weight is one of the other operand or of the result.
+    x: activations.
+    weight: the weight.
+    result: type of the result; None is that of the activations.
+  """
+  if weight.wide is None:
+    return jnp.einsum(equation, x, weight.value, preferred_element_type=result)
+  return _product(equation, result, x, weight.value, weight.wide)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.Array, wide: jax.Array) -> jax.Array:
+  return jnp.einsum(equation, x, value, preferred_element_type=result)
+
+
+def _product_forward(equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.Array, wide: jax.Array):
+  return _product(equation, result, x, value, wide), (x, value)
+
+
+def _product_backward(equation: str, result: jnp.dtype | None, saved: tuple[jax.Array, jax.Array], of_out: jax.Array):
+  x, value = saved
+  operands, out = equation.split("->")
+  of_activations, of_weight = operands.split(",")
+  (of_x,) = jax.vjp(lambda x: jnp.einsum(equation, x, value, preferred_element_type=result), x)[1](of_out)
+  of_wide = jnp.einsum(f"{of_activations},{out}->{of_weight}", x, of_out, preferred_element_type=jnp.float32)
+  return of_x, None, of_wide
+
+
+_product.defvjp(_product_forward, _product_backward)
+
+
+def exact_product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
+  """`jnp.einsum` in float32, whose operands TPUs and GPUs would otherwise round to fewer bits."""
+  return jnp.einsum(equation, x, weight, precision=jax.lax.Precision.HIGHEST)
+
+
+def look_up(table: Operand, rows: jax.Array) -> jax.Array:
+  """Rows of a table [V, D], by their numbers."""
+  return table.value[rows] if table.wide is None else _look_up(len(table.value), table.value, table.wide, rows)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _look_up(V: int, value_VD: jax.Array, wide_VD: jax.Array, rows: jax.Array) -> jax.Array:
+  return value_VD[rows]
+
+
+def _look_up_forward(V: int, value_VD: jax.Array, wide_VD: jax.Array, rows: jax.Array):
+  return value_VD[rows], rows
+
+
+def _look_up_backward(V: int, rows: jax.Array, of_out: jax.Array):
+  of_wide_VD = jnp.zeros((V, of_out.shape[-1]), jnp.float32).at[rows].add(of_out.astype(jnp.float32))
+  return None, of_wide_VD, None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)

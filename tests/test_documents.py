@@ -1,0 +1,83 @@
+"""README.md and docs/: their Python runs, their commands parse, and the fields that they name exist."""
+
+import pathlib
+import re
+import shlex
+
+import jax
+import pytest
+
+from moejax import cli, lookup
+from moejax.config import Experiment
+from moejax.errors import UserError
+from moejax.overrides import override, override_pair, print_field_help
+from moejax.partitioning import make_partitioner
+from moejax.training.state import define
+from moejax.training.step import abstract_inputs, make_train_step
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+  """Document and content of every fenced block in a language."""
+  found = []
+  for path in DOCUMENTS:
+    found += [(path.name, block) for block in re.findall(rf"^```{language}\n(.*?)^```", path.read_text(), re.M | re.S)]
+  return found
+
+
+def commands() -> list[str]:
+  """Every command of a fenced or indented block, without what is to be filled in or follows it as a comment."""
+  lines = [line for _, block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+  lines += [
+    line.strip() for path in DOCUMENTS for line in path.read_text().splitlines() if line.startswith("    moejax ")
+  ]
+  found = [part.partition(" #")[0].strip().removesuffix(" ...") for line in lines for part in line.split("&&")]
+  return list(dict.fromkeys(line for line in found if re.match(r"(\w+=\S+ )*moejax ", line) and "[" not in line))
+
+
+def test_every_python_snippet_runs_and_its_experiments_place_every_tensor():
+  names: dict[str, dict] = {}
+  for document, block in blocks("python"):
+    exec(compile(block, document, "exec"), names.setdefault(document, {}))
+  made = [
+    result
+    for document in names.values()
+    for value in document.values()
+    if getattr(value, "__module__", None) is None and callable(value) and isinstance(result := value(), Experiment)
+  ]
+  assert len(made) >= 2
+  for experiment in made:
+    definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules, jax.devices()))
+    make_train_step(definition).lower(*abstract_inputs(definition))
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_parses_and_sets_fields_that_exist(command):
+  arguments = [word for word in shlex.split(command) if "=" not in word.partition("-")[0]][1:]
+  known, overrides = cli._parser().parse_known_args(arguments)
+  if known.verb in (cli._data, cli._tokenizer, cli._report, cli._list):
+    assert not overrides
+  elif known.verb is cli._match:
+    override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
+  elif known.verb is cli._evaluate or ".py" in known.name:
+    override(lookup.find_experiment("quick_small_8e"), overrides)
+  else:
+    override(lookup.find(known.name), overrides)
+
+
+def test_every_field_that_is_named_exists(capsys):
+  print_field_help(lookup.find_experiment("quick_small_8e"), "moejax train quick_small_8e")
+  known = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
+  for path in DOCUMENTS:
+    named = {
+      option.replace("--dense.", "--") for option in re.findall(r"--[a-z][\w-]*(?:\.[a-z][\w-]*)+", path.read_text())
+    }
+    assert not named - known, path.name
+
+
+
+def test_what_docs_sharding_says_is_refused_is_refused():
+  with pytest.raises(UserError, match="rules put mesh axis 'expert' on both 'batch' and 'vocab'"):
+    override(lookup.find_experiment("quick_small_8e"), ["--rules.vocab", "model", "expert", "--rules.embed", "data"])
