@@ -8,7 +8,7 @@ from moejax.config.data import Data
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
 from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
-from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, table
+from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
 from moejax.config.tensors import check_activations, check_parameters
 from moejax.config.training import Training
 from moejax.errors import UserError

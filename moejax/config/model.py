@@ -73,6 +73,11 @@ class Model:
     checks.one_of(self, "activation", get_args(Activation))
     checks.one_of(self, "compute_dtype", get_args(Dtype))
     checks.one_of(self, "gradient_dtype", get_args(GradientDtype))
+    if self.gradient_dtype == "compute" and self.compute_dtype == "float32":
+      raise UserError(
+        "model.gradient_dtype='compute' has no effect with model.compute_dtype='float32'; set it to 'float32', or "
+        "compute_dtype to 'bfloat16'"
+      )
     checks.one_of(self, "remat", get_args(Remat))
     checks.one_of(self, "layers", get_args(Layers))
     checks.divides(self.num_kv_heads, "model.num_kv_heads", self.num_heads, "model.num_heads")

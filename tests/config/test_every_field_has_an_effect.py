@@ -82,6 +82,7 @@ FOUR = Mesh(data=1, expert=2, model=2)
 GROUPS = Router(expert_groups=4, groups_per_token=2)
 BASES = {
   "dense": DENSE,
+  "bfloat16": replace(DENSE, model=replace(DENSE.model, compute_dtype="bfloat16")),
   "einsum": sparse(),
   "scores": sparse(router=Router(renormalize=False)),
   "top_p": sparse(router=Router(kind="top_p", threshold=0.5)),
@@ -102,6 +103,7 @@ PROGRAM = {
     "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5, "optimizer[AdamW].beta1": 0.8,
     "optimizer[AdamW].beta2": 0.8, "optimizer[AdamW].epsilon": 1e-6, "optimizer": Lion(learning_rate=1e-3),
   },
+  "bfloat16": {"model.gradient_dtype": "compute"},
   "einsum": {
     "model.moe": None, "model.moe.num_experts": 16, "model.moe.experts_per_token": 3, "model.moe.d_ff": 16,
     "model.moe.every": 1, "model.moe.num_shared_experts": 1, "model.moe.dispatch": "dense",

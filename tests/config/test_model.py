@@ -69,3 +69,9 @@ def test_a_choice_that_is_not_offered_names_those_that_are(tiny_dense, name, all
 def test_what_does_not_divide_is_refused_with_both_numbers_and_the_nearest_that_does(tiny_dense, fields, message):
   with pytest.raises(UserError, match=f"^{message}$"):
     replace(tiny_dense.model, **fields)
+
+
+def test_a_type_of_gradients_that_is_that_of_activations_anyway_is_refused(tiny_dense):
+  assert replace(tiny_dense.model, compute_dtype="bfloat16", gradient_dtype="compute").gradient_dtype == "compute"
+  with pytest.raises(UserError, match=r"^model\.gradient_dtype='compute' has no effect with model\.compute_dtype="):
+    replace(tiny_dense.model, compute_dtype="float32", gradient_dtype="compute")

@@ -4,6 +4,7 @@ O outer batch  U routing groups  M tokens  D embed  F hidden of one expert  E ex
 Lower case is a device's own share: oum its tokens, e its experts, d and f its part of a dimension.
 """
 
+import functools
 import math
 from collections.abc import Callable
 
