@@ -41,10 +41,10 @@ class Partitioner:
     rules = table(self.rules)
     unknown = [name for name in names if name is not None and name not in rules]
     if unknown:
-      raise UserError(f"{what}: no rule for logical axis {unknown[0]!r}; there are {', '.join(rules)}")
+      raise UserError(f"{what}: no rule for logical axis {unknown[0]!r}; the rules have {', '.join(rules)}")
     named = [(name, size) for name, size in zip(names, shape, strict=True) if name is not None]
     if len(dict(named)) != len(named):
-      raise UserError(f"{what}: a logical axis stands twice in {names}")
+      raise UserError(f"{what}: a logical axis occurs twice in {names}")
     check_dimensions(f"{what} {tuple(shape)}", dict(named), self.rules, self.shape)
     return PartitionSpec(*map(self._entry, names, shape))
 

@@ -74,7 +74,7 @@ def test_fields_are_replaced_together_by_their_paths_and_checked():
   assert isinstance(small, Experiment)
   heads = {"model.num_heads": 4, "model.num_kv_heads": 4}  # either alone would not be valid
   assert moejax.replace(small, **heads).model.num_kv_heads == 4
-  with pytest.raises(UserError, match=r"Model has no field 'num_head'; there are num_layers"):
+  with pytest.raises(UserError, match=r"Model has no field 'num_head'; its fields are num_layers"):
     moejax.replace(small, **{"model.num_head": 4})
   with pytest.raises(UserError, match=r"batch_size is 8, which has no field 'size'|batch_size is \d+, which has no"):
     moejax.replace(small, **{"training.batch_size.size": 4})

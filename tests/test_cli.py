@@ -65,7 +65,7 @@ MISTAKES = {
   ),
   "match of two dense models": (
     ["match", "{dense}", "{dense}", "--topology", "cpu:8"],
-    ["candidate 'dense' for 'dense' has no sparse layer", "give it a moe"],
+    ["candidate 'dense' for 'dense' has no sparse layer", "set model.moe"],
   ),
   "expert field of a dense model": (
     ["train", "{dense}", *RUN, "--model.moe.num-experts", "4"],
@@ -81,11 +81,11 @@ MISTAKES = {
   ),
   "rule with no mesh axis": (
     ["train", "{dense}", *RUN, "--rules.embed", "fsdp"],
-    ["'embed' names mesh axis 'fsdp'", "replica, data, expert, model"],
+    ["'embed' names an unknown mesh axis 'fsdp'", "replica, data, expert, model"],
   ),
   "rule that claims an axis twice": (
     ["train", "{dense}", *RUN, "--rules.heads", "data"],
-    ["rules put mesh axis 'data' on both 'embed' and 'heads'"],
+    ["rules map both 'embed' and 'heads' to mesh axis 'data'"],
   ),
   "no text": (["train", "{dense}", *RUN, "--data.train"], ["data.train is empty", "python-standard-library"]),
   "empty text": (["train", "{dense}", *RUN, "--data.train", "{tmp}/empty.txt"], ["data.train", "'{tmp}/empty.txt'"]),
@@ -256,7 +256,7 @@ def test_more_devices_than_there_are_is_refused_before_anything_compiles(run, mo
   code, out, err = run("train", "{dense}", *RUN, *text, *sizes, "--mesh.data", "16")
   assert (code, out) == (2, "")
   assert err.splitlines()[-1] == (
-    "moejax: mesh replica 1 x data 16 x expert 1 x model 1 needs 16 devices and there are 8; lower an axis"
+    "moejax: mesh replica 1 x data 16 x expert 1 x model 1 needs 16 devices, but there are 8; lower an axis"
   )
 
 

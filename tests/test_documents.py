@@ -83,5 +83,5 @@ def test_every_field_that_is_named_exists(capsys):
 
 
 def test_what_docs_sharding_says_is_refused_is_refused():
-  with pytest.raises(UserError, match="rules put mesh axis 'expert' on both 'batch' and 'vocab'"):
+  with pytest.raises(UserError, match="rules map both 'batch' and 'vocab' to mesh axis 'expert'"):
     override(lookup.find_experiment("quick_small_8e"), ["--rules.vocab", "model", "expert", "--rules.embed", "data"])

@@ -70,5 +70,5 @@ def test_a_router_without_a_function_and_one_with_a_name_of_ours_are_refused(min
   monkeypatch.delitem(ROUTERS, relu)
   with pytest.raises(UserError, match=r"router ReluRouter has no function; add one, as in .*ROUTERS\[ReluRouter\]"):
     moejax.train(mine, tmp_path / "run")
-  with pytest.raises(UserError, match=r"router\.kind='top_k' of ReluRouter is one of moejax's own"):
+  with pytest.raises(UserError, match=r"router\.kind='top_k' of ReluRouter is the name of a built-in router"):
     relu(kind="top_k")

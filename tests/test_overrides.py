@@ -350,7 +350,10 @@ def test_a_field_of_one_member_is_set_by_its_place(tiny_suite):
     (["--d-ff", "8"], "'suite' has no field 'd_ff'; did you mean --model.d-ff or --model.moe.d-ff?"),
     (["--tolerence", "0.1"], "'suite' has no field 'tolerence'; did you mean --tolerance"),
     (["--tolerance", "2"], "suite.tolerance=2.0 must lie between 0.0 and 1.0"),
-    (["--pairs.0.dense.data.seed", "5"], "candidate 'sparse' reads other data than 'dense'; use the same data"),
+    (
+      ["--pairs.0.dense.data.seed", "5"],
+      "candidate 'sparse' does not read the same data as 'dense'; use the same data",
+    ),
     (["--model.num-layer", "2"], "'dense' has no field 'model.num_layer'; did you mean --model.num-layers"),
   ],
 )
@@ -394,12 +397,12 @@ def test_the_help_has_every_field_with_its_meaning_and_value(tiny_moe, capsys):
   assert options <= set(words.split())
   assert "moejax train sparse" in words
   assert "--rules.embed [STR [STR ...]] Mesh axes that shard it. (default: data expert)" in words
-  assert "--model.num-layers INT Transformer layers (L). (default: 2)" in words
-  assert "--model.moe.d-ff INT Hidden width of one expert. (default: 8)" in words
+  assert "--model.num-layers INT Number of transformer layers (L). (default: 2)" in words
+  assert "--model.moe.d-ff INT Hidden dimension of one expert (F). (default: 8)" in words
 
 
 def test_the_help_of_a_suite_says_how_a_field_is_set_in_all_members_and_in_one(tiny_suite, capsys):
   words = printed_help(capsys, tiny_suite, "moejax compare suite")
   assert "A field of an experiment, as in --training.steps 200, is set in every member" in words
   assert {"--tolerance", "--measurement.rounds", "--pairs.0.dense.training.steps"} <= set(words.split())
-  assert "--pairs.0.candidates.1.model.moe.d-ff INT Hidden width of one expert. (default: 16)" in words
+  assert "--pairs.0.candidates.1.model.moe.d-ff INT Hidden dimension of one expert (F). (default: 16)" in words

@@ -52,7 +52,7 @@ def test_the_devices_may_be_named():
 
 
 def test_a_mesh_that_needs_more_devices_than_there_are_is_refused():
-  with pytest.raises(UserError, match=r"needs 16 devices and there are 8; lower an axis$"):
+  with pytest.raises(UserError, match=r"needs 16 devices, but there are 8; lower an axis$"):
     make_partitioner(Mesh(data=16), DATA_EXPERT_MODEL)
 
 
@@ -87,11 +87,11 @@ def test_specs_follow_the_rules(cube, names, shape, spec):
 @pytest.mark.parametrize(
   ("names", "shape", "message"),
   [
-    (("embedd",), (16,), "parameter w: no rule for logical axis 'embedd'; there are layers, vocab, embed, "),
+    (("embedd",), (16,), "parameter w: no rule for logical axis 'embedd'; the rules have layers, vocab, embed, "),
     (
       ("batch", "embed"),
       (8, 16),
-      "parameter w (8, 16): rules put mesh axis 'data' on both 'batch' and 'embed'",
+      "parameter w (8, 16): rules map both 'batch' and 'embed' to mesh axis 'data'",
     ),
     (
       ("embed", "mlp"),
@@ -105,7 +105,7 @@ def test_specs_follow_the_rules(cube, names, shape, spec):
       "parameter w (6,): embed=6 is not divisible by the 4 shards that mesh (replica 1 x data 2 x expert 2 x model 2) "
       "gives it through data x expert; change one of them",
     ),
-    (("embed", "embed"), (16, 16), "parameter w: a logical axis stands twice in ('embed', 'embed')"),
+    (("embed", "embed"), (16, 16), "parameter w: a logical axis occurs twice in ('embed', 'embed')"),
     (("embed",), (16, 16), "parameter w: 1 logical axes ('embed',) for shape (16, 16)"),
   ],
   ids=["unknown name", "one mesh axis twice", "not divisible", "not divisible by a product", "a name twice", "rank"],

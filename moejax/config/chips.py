@@ -95,8 +95,8 @@ class Chip:
   dcn_bandwidth: float
   """Bytes a second of one chip out of its slice or domain."""
   efficiency: float = 1.0
-  """Predicted over measured time of what a step computes, exposed collectives apart, on the published runs that
-  `docs/step-time.md` has for this chip; for TPUs without one the mean of those that have one, for GPUs H100's."""
+  """Predicted divided by measured time of a step without exposed collectives, for the published runs on this chip in
+  `docs/step-time.md`. TPUs without such a run have the mean of the other TPUs, GPUs the value of H100."""
 
   @property
   def bfloat16_flops(self) -> float | None:

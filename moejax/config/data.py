@@ -13,18 +13,18 @@ STANDARD_LIBRARY = "python-standard-library"
 """The embedded corpus: the Python source files that every Python installation has."""
 
 BYTES, SEQIO, TFDS = "bytes", "seqio:", "tfds:"
-"""The tokenizer that needs no file, and how names of seqio tasks and TensorFlow datasets begin."""
+"""The tokenizer without a file, and the prefixes of seqio tasks and of TensorFlow datasets."""
 
 TOKENIZER_SUFFIXES = (".model", ".json", ".tiktoken")
-"""Files of SentencePiece, of Hugging Face tokenizers, and ranks of tiktoken."""
+"""Suffixes of SentencePiece, Hugging Face and tiktoken files."""
 
 
 def unknown_tokenizer(name: str) -> str:
-  """What to say of a name that is no tokenizer's: models are not looked up on a hub, their files are read."""
+  """The error message for a name that is not a tokenizer. Names on the Hugging Face Hub are not looked up."""
   suffixes = ", ".join(TOKENIZER_SUFFIXES)
   return (
-    f"data.tokenizer={name!r} is not one of {BYTES}, a {suffixes} file or {SEQIO}TASK; of a model on the Hugging Face "
-    "Hub, name its tokenizer.json or tokenizer.model (`hf download MODEL tokenizer.json` prints where it lies)"
+    f"data.tokenizer={name!r} is not one of {BYTES}, a {suffixes} file or {SEQIO}TASK; for a model on the Hugging Face "
+    "Hub, give the path of its tokenizer.json or tokenizer.model (`hf download MODEL tokenizer.json` prints it)"
   )
 
 
@@ -33,35 +33,36 @@ class Data:
   """Text sources and their packing into sequences."""
 
   train: tuple[str, ...] = (STANDARD_LIBRARY,)
-  """Text to train on: files, folders, globs or URLs of .txt, .md, .rst, .py, .jsonl, .json, .csv, .tsv (each also .gz
+  """Training text: files, folders, globs or URLs of .txt, .md, .rst, .py, .jsonl, .json, .csv, .tsv (each also .gz
   or .zst), .parquet or .arrow, the embedded corpus python-standard-library, tfds:NAME@SPLIT, seqio:MODULE/TASK@SPLIT,
-  or a folder that `moejax data pack` wrote."""
+  or a folder written by `moejax data pack`."""
   weights: tuple[float, ...] = ()
-  """Share of each entry of train in the sequences of a batch, in any unit; empty takes all in proportion to their
-  tokens. Within a seqio mixture the rates of its tasks count examples, as in seqio."""
+  """Share of each source of train in the sequences of a batch, in any unit. If empty, sources are mixed in proportion
+  to their tokens. The rates of a seqio mixture count examples, as in seqio."""
   validation: tuple[str, ...] = ()
-  """Held-out text, as train; empty holds out documents of train by the hash of their text."""
+  """Held-out text, given like train. If empty, documents of train are held out by a hash of their text."""
   validation_fraction: float = 0.05
-  """Part of the training documents that is held out where validation is empty."""
+  """Fraction of the training documents that is held out if validation is empty."""
   deduplicate: bool = False
-  """Drop a document whose text is exactly that of an earlier one, and training documents that are in validation."""
+  """Whether to drop documents with exactly the text of an earlier one, and training documents that are in
+  validation."""
   text_field: str = "text"
-  """Field or column that holds the text, where documents have several; a.b is the field b of a."""
+  """Field or column with the text, for formats with several; a.b is the field b of a."""
   document_length: int | None = None
-  """Longest document in characters. Longer texts are cut into several documents at blank lines, line ends or spaces;
-  None leaves every text whole."""
+  """Maximum length of a document in characters. Longer texts are split into several documents at blank lines, line ends
+  or spaces. None does not split texts."""
   tokenizer: str = BYTES
-  """bytes (256 and the specials padding, begin and end of document), a file (SentencePiece .model, Hugging Face .json,
-  tiktoken ranks .tiktoken), or seqio:MODULE/TASK for the vocabulary of its targets."""
+  """bytes (256 bytes, and the special tokens padding, begin and end of document), a file (SentencePiece .model, Hugging
+  Face .json, tiktoken .tiktoken), or seqio:MODULE/TASK for the vocabulary of the task's targets."""
   packing: Packing = "concatenate"
-  """concatenate: sequences are cut from one stream and may begin within a document; best_fit: documents no longer than
-  a sequence stay whole, and what is left of a sequence is padding."""
+  """concatenate: cut sequences from one stream of documents; a sequence may start within a document. best_fit: keep
+  documents whole if they fit in a sequence, and pad the rest of each sequence."""
   sequence_length: int
   """Tokens in a training sequence (T)."""
   seed: int = 0
-  """Seed of the shuffling."""
+  """Seed for shuffling."""
   prefetch: int = dataclasses.field(default=8, metadata=MAY_CHANGE)
-  """Batches that are read ahead of the step."""
+  """Number of batches to read ahead of the training step."""
 
   def __post_init__(self):
     checks.positive(self, "sequence_length", "prefetch")
@@ -70,7 +71,7 @@ class Data:
     if self.document_length is not None:
       checks.positive(self, "document_length")
     if not self.train:
-      raise UserError('data.train is empty; name a file, a folder, a glob or "python-standard-library"')
+      raise UserError('data.train is empty; give a file, a folder, a glob or "python-standard-library"')
     if not self.validation and not self.validation_fraction:
       raise UserError("data.validation is empty and data.validation_fraction=0 holds nothing out; set one of them")
     self._check_weights()
@@ -87,7 +88,7 @@ class Data:
     if len(self.weights) != len(self.train):
       raise UserError(
         f"data.weights has {len(self.weights)} numbers for the {len(self.train)} entries of data.train; "
-        "give one for each, or none"
+        "give one number for each, or none"
       )
     for weight in self.weights:
       if not 0 < weight < float("inf"):

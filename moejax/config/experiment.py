@@ -16,23 +16,23 @@ from moejax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """What is scored: bits per byte and next-token accuracy on held-out text, and benchmarks."""
+  """Evaluation: bits per byte and next-token accuracy on held-out text, and benchmarks."""
 
   batch_size: int = 16
-  """Sequences in one evaluation step, over all devices."""
+  """Number of sequences per evaluation step, over all devices."""
   max_tokens: int | None = 1_000_000
-  """Held-out tokens that are scored, the first of a fixed shuffled order of documents; None scores all."""
+  """Number of held-out tokens to score, from documents in a fixed random order. None scores all."""
   every: int | None = None
-  """Steps between two evaluations during training; None evaluates at the end only."""
+  """Number of training steps between evaluations. None evaluates only after the last step."""
   tasks: tuple[str, ...] = ()
-  """Benchmarks of lm-evaluation-harness, and suites of them such as core_en, that are asked beside."""
+  """Benchmarks of lm-evaluation-harness to run as well, or suites of them such as core_en."""
   task_limit: int | None = None
-  """Examples of each benchmark, the first; None asks all."""
+  """Number of examples per benchmark, counted from the first. None uses all."""
   task_data: str | None = None
-  """Folder with the benchmarks' data as TASK/SPLIT.jsonl; None leaves to the harness where it comes from."""
+  """Folder with the data of the benchmarks as TASK/SPLIT.jsonl. If None, the harness loads it."""
   allow_cut_prompts: bool = False
-  """Whether a benchmark is asked most of whose few-shot prompts do not fit data.sequence_length; they are then cut from
-  the left and lose examples. Cut prompts are counted in the results either way."""
+  """Whether to run a benchmark if most of its few-shot prompts are longer than data.sequence_length. Such prompts are
+  truncated from the left and lose examples. The results count truncated prompts in either case."""
 
   def __post_init__(self):
     checks.positive(self, "batch_size")
@@ -45,36 +45,36 @@ MATCHABLE = (
   "model.moe.d_ff", "model.d_ff", "model.moe.num_experts", "model.moe.every", "model.moe.capacity_factor",
   "model.num_layers",
 )  # fmt: skip
-"""Fields that step time grows or falls with, so that one value of them has a given step time."""
+"""Fields in which step time is monotonic, so that one value has a given step time."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """One run: everything that decides its result, and nothing else."""
+  """One run: the model, the text, and how the model is trained, evaluated and sharded."""
 
   name: str
-  """Its name in the list, in reports and on disk."""
+  """Name in `moejax list`, in reports and on disk."""
   model: Model
   """The transformer."""
   data: Data
-  """The text."""
+  """The text and its packing into sequences."""
   training: Training
-  """Length, batch, losses, checkpoints."""
+  """Training length, batch size, losses and checkpoints."""
   optimizer: Optimizer
-  """The optimizer and its schedule."""
+  """The optimizer and its learning rate schedule."""
   evaluation: Evaluation = dataclasses.field(default=Evaluation(), metadata=RUN_MAY_CHANGE)
-  """What is scored on held-out text and on benchmarks."""
+  """Evaluation on held-out text and on benchmarks."""
   mesh: Mesh = dataclasses.field(default=Mesh(), metadata=RUN_MAY_CHANGE)
-  """Devices along each axis."""
+  """Number of devices along each mesh axis."""
   rules: Rules = dataclasses.field(default=DATA_EXPERT_MODEL, metadata=RUN_MAY_CHANGE)
-  """Which mesh axes shard which logical axis."""
+  """Which mesh axes shard each logical axis."""
   free: tuple[str, ...] = dataclasses.field(default=("model.moe.d_ff",), metadata=MAY_CHANGE)
-  """Fields of an MoE experiment that `moejax match` may vary, in this order, to reach a dense model's step time."""
+  """Fields of an MoE experiment that `moejax match` varies, in this order, to match the step time of a dense model."""
 
   def __post_init__(self):
     for field in self.free:
       if field not in MATCHABLE:
-        raise UserError(f"free={field!r} is no field that match can vary; there are {', '.join(MATCHABLE)}")
+        raise UserError(f"free={field!r} is not a field that match can vary; use one of {', '.join(MATCHABLE)}")
     self._check_free()
     if self.model.moe:
       self.model.moe.check_combinations()
@@ -91,18 +91,16 @@ class Experiment:
       if not coefficient or name == "z" or name in self.model.auxiliary_losses:
         continue
       if name == "attention_mutual_information":
-        why, remedy = "model.attention_experts is None", "give the model attention experts"
+        why, remedy = "model.attention_experts is None", "set model.attention_experts"
       elif self.model.moe is None:
-        why, remedy = "no layer is sparse", "give the model a moe"
+        why, remedy = "no layer is sparse", "set model.moe"
       else:
-        why = f"router.kind={self.model.moe.router.kind!r} loads all experts alike"
+        why = f"router.kind={self.model.moe.router.kind!r} loads all experts equally"
         remedy = "use another router"
-      raise UserError(
-        f"training.losses.{name}={coefficient} and {why}, so it would do nothing; set it to 0 or {remedy}"
-      )
+      raise UserError(f"training.losses.{name}={coefficient} would have no effect: {why}; set it to 0 or {remedy}")
 
   def _check_sharding(self):
-    """The rules place every tensor, as far as the open data axis allows to know."""
+    """Checks that the rules can shard every tensor. A data axis of None counts as 1."""
     table(self.rules)
     batches = {
       "training.batch_size / gradient_accumulation": self.micro_batch_size,
@@ -116,17 +114,17 @@ class Experiment:
 
   @property
   def cautions(self) -> tuple[str, ...]:
-    """What a user should know before training this, a line each."""
+    """Warnings to show before training, one line each."""
     found = list(self.model.moe.cautions if self.model.moe else ())
     parts, of_whole_batch = self.training.gradient_accumulation, self.training.losses.of_whole_batch
     if parts > 1 and of_whole_batch:
       found.append(
-        f"training.gradient_accumulation={parts} with training.losses.{of_whole_batch[0]}: each part is computed "
-        "forwards once more, about a third of the step's work, because the loss is taken over the whole batch"
+        f"training.gradient_accumulation={parts} with training.losses.{of_whole_batch[0]} takes one more forward pass "
+        "of each microbatch, about a third of the work of a step, because the loss is computed over the whole batch"
       )
     if self.model.moe and shards(self.rules, self.mesh, "experts") == 1:
       found += [
-        f"moe.{name}={value} does nothing with mesh ({self.mesh}), on which no rows are exchanged"
+        f"moe.{name}={value} has no effect with mesh ({self.mesh}), on which no rows are exchanged"
         for name, value in (("receive_factor", self.model.moe.receive_factor), ("exchange", self.model.moe.exchange))
         if value not in (None, "all_to_all")
       ]
@@ -134,20 +132,20 @@ class Experiment:
 
   @property
   def micro_batch_size(self) -> int:
-    """Sequences that are computed at once."""
+    """Number of sequences per microbatch."""
     return self.training.batch_size // self.training.gradient_accumulation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-  """How step times are measured: members take turns, so that drift of the machine hits all alike."""
+  """How step times are measured. Members take turns, so that drift of the machine affects all of them equally."""
 
   warmup_steps: int = 3
-  """Steps of each member that are not counted."""
+  """Number of steps per member before timing starts."""
   rounds: int = 5
-  """Turns of each member."""
+  """Number of turns per member."""
   steps_per_round: int = 8
-  """Steps in a turn; the step time is the median over all turns."""
+  """Number of steps per turn. The step time is the median over all turns."""
 
   def __post_init__(self):
     checks.positive(self, "warmup_steps", "rounds", "steps_per_round")
@@ -155,12 +153,12 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-  """A dense experiment and the MoE candidates for its step time."""
+  """A dense experiment and MoE candidates for a model with the same step time."""
 
   dense: Experiment
-  """The reference, whose compute-optimal training time is the budget of the pair."""
+  """The dense experiment. Its compute-optimal training time is the budget of the pair."""
   candidates: tuple[Experiment, ...]
-  """MoE experiments; the one whose step time is nearest is the match."""
+  """MoE experiments. The one with the closest step time is the match."""
 
   def __post_init__(self):
     if self.dense.model.moe is not None:
@@ -169,9 +167,11 @@ class Pair:
       raise UserError(f"the pair of {self.dense.name!r} has no candidates; give it at least one MoE experiment")
     for experiment in self.candidates:
       if experiment.model.moe is None:
-        raise UserError(f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; give it a moe")
+        raise UserError(f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; set model.moe")
       if dataclasses.replace(experiment.data, prefetch=self.dense.data.prefetch) != self.dense.data:
-        raise UserError(f"candidate {experiment.name!r} reads other data than {self.dense.name!r}; use the same data")
+        raise UserError(
+          f"candidate {experiment.name!r} does not read the same data as {self.dense.name!r}; use the same data"
+        )
 
 
 Train = Literal["all", "matched"]
@@ -181,7 +181,7 @@ OF_THE_TEXT = (
   ("data", "text_field"), ("data", "tokenizer"), ("evaluation", "max_tokens"), ("evaluation", "tasks"),
   ("evaluation", "task_limit"), ("evaluation", "task_data"),
 )  # fmt: skip
-"""Fields that all members of a suite share."""
+"""Fields that must be equal in all members of a suite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -189,13 +189,13 @@ class Suite:
   """A comparison at equal step time."""
 
   name: str
-  """Its name in the list and in reports."""
+  """Name in `moejax list` and in reports."""
   pairs: tuple[Pair, ...]
-  """Dense scales, each with its candidates."""
+  """Dense experiments of different sizes, each with its MoE candidates."""
   tolerance: float = 0.05
-  """Largest relative difference of two step times that count as equal."""
+  """Maximum relative difference between two step times that count as equal."""
   train: Train = "all"
-  """all trains every candidate for its pair's time budget, matched only the nearest of each pair."""
+  """all: train every candidate for the time budget of its pair. matched: train only the match of each pair."""
   measurement: Measurement = Measurement()
   """How step times are measured."""
 
@@ -209,7 +209,7 @@ class Suite:
     self._check_text()
 
   def _check_text(self):
-    """All members read one text and are scored on one part of it, which a comparison prepares once."""
+    """Checks that all members read the same text, which a comparison prepares once."""
     for experiment in self.members[1:]:
       first = self.members[0]
       for group, name in OF_THE_TEXT:
@@ -217,7 +217,7 @@ class Suite:
         if there != here:
           raise UserError(
             f"suite {self.name!r}: {group}.{name} is {there!r} in {first.name!r} and {here!r} in {experiment.name!r}; "
-            "a comparison has one text"
+            "all members must have the same text"
           )
 
   @property

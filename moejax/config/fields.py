@@ -28,7 +28,7 @@ def with_fields(configuration: Configuration, values: Mapping[str, Any]) -> Conf
   for path, value in values.items():
     name, _, rest = path.partition(".")
     if name not in known:
-      raise UserError(f"{type(configuration).__name__} has no field {name!r}; there are {', '.join(known)}")
+      raise UserError(f"{type(configuration).__name__} has no field {name!r}; its fields are {', '.join(known)}")
     if rest and not dataclasses.is_dataclass(getattr(configuration, name)):
       raise UserError(f"{name} is {getattr(configuration, name)!r}, which has no field {rest!r}")
     if rest:

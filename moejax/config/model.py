@@ -20,48 +20,49 @@ class Model:
   """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, optional sparse layers."""
 
   num_layers: int
-  """Transformer layers (L)."""
+  """Number of transformer layers (L)."""
   d_model: int
   """Width of the residual stream (D)."""
   num_heads: int
-  """Query heads (N)."""
+  """Number of query heads (N)."""
   num_kv_heads: int
-  """Key and value heads (K); divides num_heads."""
+  """Number of key and value heads (K). Must divide num_heads."""
   head_dim: int
-  """Width of one head (H), even."""
+  """Dimension of one head (H). Must be even."""
   d_ff: int
-  """Hidden width of a dense layer (F)."""
+  """Hidden dimension of a dense feed-forward layer (F)."""
   vocab_size: int
-  """Rows of the embedding (V); at least the tokenizer's size."""
+  """Number of rows of the embedding (V). Must be at least the size of the tokenizer's vocabulary."""
   tie_embeddings: bool = True
-  """Whether the output projection is the embedding transposed."""
+  """Whether the output projection is the transposed embedding."""
   qk_norm: bool = False
-  """Whether queries and keys are RMS-normalised per head before the rotation."""
+  """Whether to apply RMSNorm to the queries and keys of each head, before the rotary embedding."""
   rope_theta: float = 10_000.0
-  """Base of the rotary wavelengths (arXiv 2104.09864)."""
+  """Base of the wavelengths of the rotary embedding (arXiv 2104.09864)."""
   norm_epsilon: float = 1e-5
-  """Added to the mean square in RMSNorm."""
+  """Epsilon of RMSNorm, added to the mean square."""
   activation: Activation = "swiglu"
-  """Of feed-forward layers and experts: swiglu has three matrices (arXiv 2002.05202), gelu two."""
+  """Activation of feed-forward layers and experts. swiglu has three matrices (arXiv 2002.05202), gelu has two."""
   attention_experts: int | None = None
-  """Mixture of attention heads (MoA, arXiv 2404.05567, equations 7 and 8): the query heads are this many experts of
-  num_kv_heads heads each, which share the keys and values, and a softmax router weighs them; None has no router."""
+  """Mixture of attention heads (MoA, arXiv 2404.05567, equations 7 and 8): the query heads form this number of experts
+  with num_kv_heads heads each. They share keys and values, and a softmax router weights them. None: plain attention."""
   logit_cap: float | None = None
-  """Logits become cap x tanh(logits / cap); None leaves them as they are."""
+  """Softcap of the output logits: cap x tanh(logits / cap). None does not cap them."""
   moe: MoE | None = None
-  """The sparse layers; None makes every layer dense."""
+  """The sparse layers. None makes every layer dense."""
   compute_dtype: Dtype = "auto"
-  """Type of activations and matrix products; auto is float32 on CPU and bfloat16 elsewhere. Parameters are float32."""
+  """Dtype of activations and matrix products. auto: float32 on CPU, bfloat16 elsewhere. Parameters are float32."""
   gradient_dtype: GradientDtype = "float32"
-  """Type in which each device computes its part of the gradients of matrices, and in which devices add these up;
-  compute is the type of activations: half the bytes over links, each part rounded to 8 bits where it is bfloat16."""
+  """Dtype in which each device computes its part of the gradients of matrices, and in which devices sum them. compute:
+  the dtype of activations; with bfloat16, half the bytes are communicated, and each part is rounded to 8 bits."""
   remat: Remat = dataclasses.field(default="none", metadata=RUN_MAY_CHANGE)
-  """What the backward pass may keep of a layer: none recomputes nothing, products keeps attention, matrix products and
-  the rows that experts get and give, dots those products without a batch dimension (not those of experts), attention
-  keeps queries, keys, values and what attention makes of them, layer_inputs only what enters each layer."""
+  """What is saved of each layer for the backward pass; the rest is recomputed. none: save everything. products: save
+  attention, matrix products, and the inputs and outputs of experts. dots: save matrix products without a batch
+  dimension (not those of experts). attention: save queries, keys, values and the output of attention. layer_inputs:
+  save only the inputs of layers."""
   layers: Layers = "scanned"
-  """scanned keeps the weights of all layers in one array and compiles one layer, however many there are; unrolled keeps
-  them apart and compiles each: faster for small models on CPU, where taking a layer's part copies it."""
+  """scanned: stack the weights of all layers and compile one layer (`jax.lax.scan`). unrolled: compile every layer
+  separately, which is faster for small models on CPU, where slicing stacked weights copies them."""
 
   def __post_init__(self):
     checks.positive(
@@ -85,8 +86,8 @@ class Model:
     if self.attention_experts is not None and self.attention_experts * self.num_kv_heads != self.num_heads:
       raise UserError(
         f"model.attention_experts={self.attention_experts} with {self.num_kv_heads} heads each (model.num_kv_heads) "
-        f"makes {self.attention_experts * self.num_kv_heads} query heads and model.num_heads={self.num_heads}; "
-        "let them be equal"
+        f"makes {self.attention_experts * self.num_kv_heads} query heads, but model.num_heads={self.num_heads}; "
+        "make them equal"
       )
     if self.moe and self.moe.every > self.num_layers:
       raise UserError(
@@ -97,22 +98,22 @@ class Model:
 
   @property
   def period(self) -> int:
-    """Layers after which the pattern of dense and sparse layers repeats."""
+    """Number of layers after which the pattern of dense and sparse layers repeats."""
     return self.moe.every if self.moe else 1
 
   @property
   def num_periods(self) -> int:
-    """Repetitions of the pattern: what the scan over layers runs over."""
+    """Number of repetitions of the pattern, which is the length of the scan over layers."""
     return self.num_layers // self.period
 
   @property
   def num_sparse_layers(self) -> int:
-    """Layers whose feed-forward is a mixture of experts."""
+    """Number of layers whose feed-forward layer is a mixture of experts."""
     return self.num_periods if self.moe else 0
 
   @property
   def feed_forward_matrices(self) -> int:
-    """Matrices of a feed-forward layer or an expert: gate, up and down, or up and down."""
+    """Number of matrices in a feed-forward layer or expert: gate, up and down, or up and down."""
     return 3 if self.activation == "swiglu" else 2
 
   @property

@@ -1,4 +1,4 @@
-"""Sparse layers: how many experts, how wide, who chooses them, and how tokens reach them."""
+"""Sparse layers: the number and width of experts, the router, and the dispatch of tokens to experts."""
 
 import dataclasses
 import math
@@ -22,39 +22,41 @@ class MoE:
   """The sparse feed-forward layers of a model."""
 
   num_experts: int
-  """Experts in a sparse layer (E)."""
+  """Number of experts in a sparse layer (E)."""
   experts_per_token: int
-  """Experts that each token is sent to (A, top-k); of top_p the most, of expert_choice the mean."""
+  """Number of experts per token (A, top-k). For top_p it is the maximum, for expert_choice the mean."""
   d_ff: int
-  """Hidden width of one expert."""
+  """Hidden dimension of one expert (F)."""
   every: int = 1
-  """Every n-th layer is sparse, beginning with layer n: 1 makes all layers sparse, 2 the second, fourth, ..."""
+  """Every n-th layer is sparse. 1: all layers; 2: the second, fourth, ... layer."""
   num_shared_experts: int = 0
-  """Experts of the same width that every token passes beside its own (DeepSeekMoE, arXiv 2401.06066)."""
+  """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   router: Router = Router()
-  """Which experts a token goes to, and with what weight."""
+  """The router, which decides the experts of a token and their weights."""
   dispatch: Dispatch = "einsum"
-  """How tokens reach experts. einsum: capacity masks, sharded as Table 1 of arXiv 2405.15052, drops what is beyond the
-  capacity; grouped: rows sorted by expert and grouped matrix products, drops nothing; dense: every expert on every
-  token, E / A times the work, as DS-MoE trains (arXiv 2404.05567)."""
+  """How tokens are brought to experts. einsum: dispatch masks, sharded as in Table 1 of arXiv 2405.15052; tokens beyond
+  an expert's capacity are dropped. grouped: rows sorted by expert and grouped matrix products; nothing is dropped.
+  dense: every expert on every token, which is E / A times the work; DS-MoE is trained in this way (arXiv
+  2404.05567)."""
   capacity_factor: float = 1.0
-  """Rows that an expert takes per group, as a multiple of the balanced load A x M / E. GShard and arXiv 2405.15052
-  multiply M / E instead: their 2.0 with top-2 is 1.0 here. For dispatch einsum, and for expert_choice."""
+  """Capacity of an expert per group, as a multiple of the balanced load A x M / E. GShard and arXiv 2405.15052 multiply
+  M / E instead: their 2.0 with top-2 is 1.0 here. Used by dispatch einsum and by expert_choice."""
   group_size: int | None = None
-  """Tokens that compete for one capacity (M), and over which the balance loss is taken. A property of the experiment
-  and never of the mesh, so that the same tokens are dropped on every mesh. Masks hold capacity_factor x A x M^2
-  elements a group. None derives it from the shape (`group_tokens`)."""
+  """Number of tokens in a routing group (M). Tokens of a group compete for capacity, and the load-balancing loss is
+  computed per group. It does not depend on the mesh, so the same tokens are dropped on every mesh. Dispatch masks have
+  capacity_factor x A x M^2 elements per group. If None, it is derived from the shape of the model (`group_tokens`)."""
   priority: Priority = "choice"
-  """Who takes the rows of an expert that is full: choice gives them to all first choices before any second choice
-  (GShard), so that a later token may push out an earlier one, which then depends on what it is to predict; token gives
-  them to earlier tokens first, and no prediction depends on a later token."""
+  """Which tokens an expert at capacity takes. choice: all first choices before any second choice (GShard); a later
+  token may displace an earlier one, so predictions are not strictly causal. token: earlier tokens first; predictions
+  are causal."""
   exchange: Exchange = "all_to_all"
-  """grouped only: over the expert axis each row goes to the device of its expert (all_to_all), or all tokens go to all
-  devices and each computes its own experts' part (all_gather), which is less traffic when A is near the axis' size."""
+  """For dispatch grouped: how rows are exchanged over the expert axis. all_to_all: each row is sent to the device of
+  its expert. all_gather: all tokens are sent to all devices, which moves less data if A is close to the size of the
+  axis."""
   receive_factor: float | None = None
-  """grouped with all_to_all only: rows that a device can receive, as a multiple of the balanced load
-  (`choices_per_token` for each of its tokens); what is beyond is dropped and counted, and depends on the mesh. None has
-  room for the worst case, and no more is ever reserved."""
+  """For dispatch grouped with all_to_all: maximum number of rows that a device can receive, as a multiple of the
+  balanced load (`choices_per_token` for each of its tokens). Rows beyond it are dropped and counted; which ones depends
+  on the mesh. None allocates the worst case, and no value allocates more."""
 
   def __post_init__(self):
     checks.one_of(self, "dispatch", get_args(Dispatch))
@@ -76,11 +78,11 @@ class MoE:
   def _check_router(self):
     router, E, A = self.router, self.num_experts, self.experts_per_token
     if router.kind == "dense" and A != E:
-      raise UserError(f"moe.experts_per_token={A} with router.kind='dense', which takes all experts; set it to {E}")
+      raise UserError(f"moe.experts_per_token={A}, but router.kind='dense' uses all experts; set it to {E}")
     if router.kind == "top_k" and router.renormalize and A == 1:
       raise UserError(
-        "router.renormalize=True with moe.experts_per_token=1 makes every weight 1, and the router would learn nothing "
-        "from the text; set it to False"
+        "router.renormalize=True with moe.experts_per_token=1 makes every weight 1, so the router would get no "
+        "gradient from the cross-entropy; set it to False"
       )
     checks.divides(router.expert_groups, "router.expert_groups", E, "moe.num_experts")
     reachable = E // router.expert_groups * router.groups_per_token
@@ -92,7 +94,7 @@ class MoE:
 
   @property
   def has_capacity(self) -> bool:
-    """Whether an expert's rows are limited."""
+    """Whether experts have a limited capacity."""
     return self.dispatch == "einsum" or self.router.kind == "expert_choice"
 
   @property
@@ -102,15 +104,15 @@ class MoE:
 
   @property
   def has_groups(self) -> bool:
-    """Whether anything is limited or averaged by routing group."""
+    """Whether routing groups limit or average anything."""
     return self.has_capacity or "load_balance" in self.losses
 
   def _check_without_effect(self):
-    """A setting that would silently do nothing is an error."""
+    """Raises UserError for a setting that would have no effect."""
     ragged = self.dispatch == "grouped" and self.exchange == "all_to_all"
     for name, counts, where in (
       ("capacity_factor", self.has_capacity, "dispatch einsum and router expert_choice have a capacity"),
-      ("priority", self.dispatch == "einsum", "dispatch einsum has a capacity that choices compete for"),
+      ("priority", self.dispatch == "einsum", "dispatch einsum has a capacity that tokens compete for"),
       ("exchange", self.dispatch == "grouped", "dispatch grouped exchanges rows"),
       ("receive_factor", ragged, "dispatch grouped with exchange all_to_all receives rows"),
     ):
@@ -119,28 +121,28 @@ class MoE:
   def _check_effect(self, name: str, counts: bool, where: str):
     default = {field.name: field.default for field in dataclasses.fields(self)}[name]
     if not counts and getattr(self, name) != default:
-      raise UserError(f"moe.{name}={getattr(self, name)} would do nothing: only {where}; set it to {default}")
+      raise UserError(f"moe.{name}={getattr(self, name)} would have no effect: only {where}; set it to {default}")
 
   def check_combinations(self):
-    """Checks that each field that is set can change something beside the others, as an experiment does for its model.
+    """Checks that each field that is set has an effect given the others. An experiment checks this for its model.
 
     Raises:
-      UserError: a field that would do nothing.
+      UserError: a field would have no effect.
     """
     for name, counts, where in (
       ("priority", self.has_order, "routers top_k and top_p with experts_per_token above 1 have second choices"),
-      ("group_size", self.has_groups, "a capacity and a balance loss are taken in groups"),
+      ("group_size", self.has_groups, "a capacity and the load_balance loss use groups"),
     ):
       self._check_effect(name, counts, where)
     router, E, A = self.router, self.num_experts, self.experts_per_token
     if router.kind == "top_p" and A == 1:
       raise UserError(
-        f"router.threshold={router.threshold} would do nothing with moe.experts_per_token=1, which takes the best "
-        "expert alone; raise experts_per_token or use router.kind top_k"
+        f"router.threshold={router.threshold} would have no effect with moe.experts_per_token=1, which chooses "
+        "only the best expert; raise experts_per_token or use router.kind top_k"
       )
     if router.expert_groups == E > 1:
       raise UserError(
-        f"router.expert_groups={E} would do nothing with moe.num_experts={E}: each group is one expert; lower "
+        f"router.expert_groups={E} would have no effect with moe.num_experts={E}: each group is one expert; lower "
         "expert_groups"
       )
     takes_all = (router.kind == "top_k" and A == E) or (
@@ -151,15 +153,17 @@ class MoE:
     for name, counts in (("bias_rate", False), ("gumbel", in_order)):
       if takes_all and not counts and getattr(router, name):
         raise UserError(
-          f"router.{name}={getattr(router, name)} would do nothing with moe.experts_per_token={A} of {E} experts: "
+          f"router.{name}={getattr(router, name)} would have no effect with moe.experts_per_token={A} of {E} experts: "
           "every token is sent to all of them; set it to 0 or lower experts_per_token"
         )
 
   def group_tokens(self, sequence_length: int) -> int:
-    """Tokens in a group (M): group_size, or the divisor of the sequence length that is nearest to what theory derives.
+    """Number of tokens in a group (M): group_size, or else the divisor of the sequence length closest to the formula
+    below.
 
-    The two mask products cost 2/3 x capacity_factor x M / F of the experts' own, so M should be small beside the hidden
-    width F, and an expert needs at least 8 rows of a group for its load to be even: M = max(F / 8, 8 E / A).
+    The two products with dispatch masks cost 2/3 x capacity_factor x M / F of the products of the experts, so M should
+    be small compared with the hidden dimension F. An expert needs at least 8 rows of a group for its load to be even.
+    Therefore M = max(F / 8, 8 E / A).
     """
     if self.group_size is not None:
       return self.group_size
@@ -168,19 +172,19 @@ class MoE:
     return min(divisors, key=lambda m: (abs(math.log(m / wanted)), m))
 
   def capacity(self, group_tokens: int) -> int:
-    """Rows that one expert takes from one group: C = ceil(capacity_factor x A x M / E), at most M."""
+    """Capacity of one expert in one group: C = ceil(capacity_factor x A x M / E), at most M."""
     balanced = self.experts_per_token * group_tokens / self.num_experts
     return min(group_tokens, max(1, math.ceil(self.capacity_factor * balanced - 1e-9)))
 
   def choices_per_token(self, group_tokens: int) -> float:
-    """Experts that a token is sent to in the mean, or at most where the router leaves it open (top_p)."""
+    """Mean number of experts per token; for top_p, the maximum."""
     if self.router.kind == "expert_choice":
       return self.num_experts * self.capacity(group_tokens) / group_tokens
     return self.experts_per_token
 
   def fine_grained(self, granularity: int) -> "MoE":
-    """The same parameters and FLOPs in experts of a `granularity`-th of the width, that many times as many, of which a
-    token takes that many times as many (G of arXiv 2402.07871).
+    """The same parameters and FLOPs in finer experts (arXiv 2402.07871, with G = `granularity`): experts of 1/G of the
+    width, G times as many of them, and G times as many per token.
 
     Raises:
       UserError: granularity does not divide the width.
@@ -196,22 +200,23 @@ class MoE:
 
   @property
   def losses(self) -> tuple[str, ...]:
-    """Those of LOSSES_OF_SPARSE_LAYERS that it returns: where all experts are loaded alike by construction there is no
-    balance to lose."""
+    """The members of LOSSES_OF_SPARSE_LAYERS that the layer returns. A router that loads all experts equally by
+    construction has no balance losses."""
     balanced = self.router.balanced
     return tuple(name for name in LOSSES_OF_SPARSE_LAYERS if not (balanced and name in BALANCE_LOSSES))
 
   @property
   def cautions(self) -> tuple[str, ...]:
-    """What a user should know before training a decoder with this, a line each."""
+    """Warnings to show before training a decoder, one line each."""
     if self.router.looks_ahead:
       return (
-        f"router.kind={self.router.kind}: whether a token is chosen depends on later tokens of its group, so held-out "
-        "scores of a decoder are too good and generation differs from training (arXiv 2202.09368); use it for encoders",
+        f"router.kind={self.router.kind} is not causal: whether a token is chosen depends on later tokens of its "
+        "group, so the held-out scores of a decoder are too good and generation differs from training (arXiv "
+        "2202.09368); use it for encoders",
       )
     if self.dispatch == "einsum" and self.priority == "choice" and self.experts_per_token > 1:
       return (
-        "moe.priority=choice: a later token's first choice can push out an earlier token's second one, a slight look "
-        "ahead (GShard); moe.priority=token and dispatch grouped have none",
+        "moe.priority=choice is not strictly causal: the first choice of a later token can displace the second choice "
+        "of an earlier one (GShard); moe.priority=token and dispatch grouped are causal",
       )
     return ()

@@ -1,4 +1,4 @@
-"""Optimizers: what each is made of. `moejax/training/optimizers.py` makes them from optax."""
+"""Configurations of optimizers. `moejax/training/optimizers.py` builds them with optax."""
 
 import dataclasses
 
@@ -9,17 +9,18 @@ from moejax.config.schedule import Cosine, Schedule
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Optimizer(OfSeveralKinds):
-  """What every optimizer has. `Optimizer(...)` is `AdamW(...)`, the default kind. One of your own subclasses this, and
-  its function is added to `moejax.training.optimizers.OPTIMIZERS`."""
+  """Fields of every optimizer. `Optimizer(...)` returns `AdamW(...)`, the default. To add an optimizer, subclass this
+  and add its function to `moejax.training.optimizers.OPTIMIZERS`."""
 
   learning_rate: float
-  """Peak, reached after warm-up."""
+  """Peak learning rate, reached after warm-up."""
   schedule: Schedule = Cosine()
   """How the learning rate changes over the run."""
   weight_decay: float = 0.1
-  """Decoupled: times the learning rate. On matrices only, not on the scales of norms and the biases of routers."""
+  """Decoupled weight decay, multiplied by the learning rate. Applied to matrices, not to norm scales and router
+  biases."""
   gradient_clip: float = 1.0
-  """Largest global norm of the gradient; a larger gradient is scaled down to it."""
+  """Maximum global norm of the gradient. Larger gradients are scaled down to it."""
 
   def __new__(cls, **fields: object) -> "Optimizer":
     return super().__new__(AdamW if cls is Optimizer else cls)
@@ -34,11 +35,11 @@ class AdamW(Optimizer):
   """AdamW (arXiv 1711.05101)."""
 
   beta1: float = 0.9
-  """Decay of the first moment."""
+  """Decay rate of the first moment."""
   beta2: float = 0.95
-  """Decay of the second moment."""
+  """Decay rate of the second moment."""
   epsilon: float = 1e-8
-  """Added to the root of the second moment."""
+  """Added to the square root of the second moment."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -48,13 +49,13 @@ class AdamW(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Lion(Optimizer):
-  """Lion (arXiv 2302.06675): the sign of an interpolated momentum, one moment. It wants a learning rate 3 to 10 times
-  lower and a weight decay as much higher than AdamW's."""
+  """Lion (arXiv 2302.06675): the sign of an interpolated momentum, with one moment. Its learning rate should be 3 to 10
+  times lower than that of AdamW, and its weight decay higher by the same factor."""
 
   beta1: float = 0.9
   """Weight of the momentum in the update."""
   beta2: float = 0.99
-  """Decay of the momentum."""
+  """Decay rate of the momentum."""
 
   def __post_init__(self):
     super().__post_init__()
@@ -63,20 +64,20 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Muon(Optimizer):
-  """Muon (Jordan et al. 2024) for the matrices of layers, Adam for embeddings, routers and norms, both with Nesterov
-  momentum. Updates are scaled to the size of AdamW's (arXiv 2502.16982), whose learning rate and weight decay then
-  carry over."""
+  """Muon (Jordan et al. 2024) for the matrices of layers, and Adam for embeddings, routers and norms, both with
+  Nesterov momentum. Updates are scaled to the RMS of AdamW updates (arXiv 2502.16982), so the learning rate and weight
+  decay of AdamW can be used."""
 
   beta: float = 0.95
-  """Decay of the momentum."""
+  """Decay rate of the momentum."""
   iterations: int = 5
-  """Newton-Schulz iterations that orthogonalise the momentum."""
+  """Number of Newton-Schulz iterations that orthogonalize the momentum."""
   update_rms: float = 0.2
-  """Root mean square of an update before the learning rate."""
+  """RMS of an update before it is multiplied by the learning rate."""
   adam_beta1: float = 0.9
-  """Adam's decay of the first moment."""
+  """Decay rate of Adam's first moment."""
   adam_beta2: float = 0.95
-  """Adam's decay of the second moment."""
+  """Decay rate of Adam's second moment."""
 
   def __post_init__(self):
     super().__post_init__()

@@ -42,7 +42,7 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
   unknown = [name for name in value if name not in fields]
   if unknown:
-    raise UserError(f"{_join(path, unknown[0])} is no field of {kind.__name__}; there are {', '.join(fields)}")
+    raise UserError(f"{_join(path, unknown[0])} is not a field of {kind.__name__}; its fields are {', '.join(fields)}")
   absent = [name for name, field in fields.items() if name not in value and _has_no_default(field)]
   if absent:
     raise UserError(f"{_join(path, absent[0])} is missing")

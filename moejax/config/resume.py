@@ -1,6 +1,6 @@
-"""Which fields may change when a run resumes: a mark on the field, as it never decides the result of training.
+"""Which fields may change when a run resumes. They are marked in the metadata of the field.
 
-A comparison is stricter than a run: its results are step times and scores too.
+A comparison allows fewer changes than a run, because step times and scores are among its results.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from typing import Any, Literal
 Of = Literal["run", "comparison"]
 
 RUN_MAY_CHANGE: dict[str, tuple[Of, ...]] = {"may_change": ("run",)}
-"""Metadata of a field that changes how fast a run is, or what of it is scored, but not what is trained."""
+"""Metadata of a field that affects the speed or the evaluation of a run, but not the trained parameters."""
 MAY_CHANGE: dict[str, tuple[Of, ...]] = {"may_change": ("run", "comparison")}
-"""Metadata of a field that changes neither what is trained nor a step time nor a score."""
+"""Metadata of a field that affects neither the trained parameters nor step times nor scores."""
 
 
 @functools.cache
 def changeable(kind: type, of: Of) -> tuple[str, ...]:
-  """Dotted paths of the fields of configuration class `kind` that may change; * stands for a place in a list."""
+  """Dotted paths of the fields of configuration class `kind` that may change; * stands for an index of a list."""
   return tuple(_marked(kind, of, ""))
 
 
@@ -36,7 +36,7 @@ def _marked(kind: type, of: Of, path: str) -> Iterator[str]:
 
 
 def _parts(kind: Any) -> list[tuple[Any, str]]:
-  """The types that a field of type `kind` may hold, each with what a path to it has in between."""
+  """The types that a field of type `kind` may hold, each with the part of the path that leads to it."""
   if typing.get_origin(kind) in (typing.Union, types.UnionType):
     return [(part, "") for part in typing.get_args(kind)]
   if typing.get_origin(kind) is tuple:

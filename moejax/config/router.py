@@ -1,4 +1,4 @@
-"""Routers: which experts a token goes to, and with what weight."""
+"""Routers, which decide the experts of a token and their weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -14,43 +14,47 @@ Scores = Literal["softmax", "sigmoid"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Router:
-  """How the router of a sparse layer decides. Its logits, scores and losses are float32 whatever the compute type.
+  """The router of a sparse layer. Its logits, scores and losses are float32 for every compute type.
 
-  A router of your own subclasses this, gives `kind` a name of its own, says what it is (`balanced`, `looks_ahead`), and
-  has its function in `moejax.models.moe.router.ROUTERS`.
+  To add a router, subclass this, give `kind` a new name, override `balanced` and `looks_ahead` if needed, and add its
+  function to `moejax.models.moe.router.ROUTERS`.
   """
 
   kind: RouterKind = "top_k"
-  """top_k: each token takes its best experts_per_token (GShard, Switch, DeepSeek-V3); top_p: each token takes its best
-  until their probabilities reach threshold, at most experts_per_token (XMoE); expert_choice: each expert takes its best
-  tokens, so that a prediction depends on later tokens (arXiv 2202.09368); dense: every expert (DS-MoE)."""
+  """top_k: each token chooses its best experts_per_token experts (GShard, Switch, DeepSeek-V3). top_p: each token
+  chooses its best experts until their probabilities reach threshold, at most experts_per_token (XMoE). expert_choice:
+  each expert chooses its best tokens; not causal (arXiv 2202.09368). dense: every token uses all experts (DS-MoE)."""
   scores: Scores = "softmax"
-  """softmax over all experts, or a sigmoid of each alone (DeepSeek-V3), which is scaled to sum to 1 only for losses."""
+  """softmax over all experts, or an independent sigmoid for each expert (DeepSeek-V3). Sigmoid scores are normalized to
+  sum to 1 only for losses."""
   renormalize: bool = True
-  """Whether the weights of a token's chosen experts are scaled to sum to 1 (GShard) or stay scores (Switch)."""
+  """Whether the weights of the chosen experts are normalized to sum to 1 (GShard), or equal the scores (Switch)."""
   scale: float = 1.0
-  """Times every weight, after renormalize (DeepSeek-V3: 2.5)."""
+  """Factor of every weight, applied after renormalize (DeepSeek-V3: 2.5)."""
   threshold: float | None = None
-  """top_p only: experts are taken until their probabilities sum to this (XMoE, arXiv 2403.18926)."""
+  """For top_p: experts are chosen until their probabilities sum to this value (XMoE, arXiv 2403.18926)."""
   bias_rate: float = 0.0
-  """top_k only: step by which each expert's bias rises when it has less than the mean load and falls when it has more;
-  the bias decides who is chosen and not the weight (arXiv 2408.15664; DeepSeek-V3: 0.001). 0 has no bias."""
+  """For top_k: bias update rate of auxiliary-loss-free load balancing (arXiv 2408.15664; DeepSeek-V3: 0.001). After
+  each step, the bias of an expert rises by it if its load is below the mean and falls by it if its load is above. The
+  bias affects which experts are chosen, not their weights. 0: no bias."""
   expert_groups: int = 1
-  """top_k only: experts stand in this many equal groups, and a token chooses among the best groups_per_token of them
+  """For top_k: number of equal groups of experts. A token chooses its experts from its best groups_per_token groups
   (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
   groups_per_token: int = 1
-  """Groups of experts that a token may choose from."""
+  """Number of groups that the experts of a token may come from."""
   jitter: float = 0.0
-  """In training the router sees its input times 1 - jitter to 1 + jitter, uniformly (Switch, arXiv 2101.03961)."""
+  """In training, the router's input is multiplied by uniform noise in [1 - jitter, 1 + jitter] (Switch, arXiv
+  2101.03961)."""
   gumbel: float = 0.0
-  """In training each logit gets this times Gumbel noise: at 1 the choice is a sample of the softmax."""
+  """In training, Gumbel noise times this value is added to each logit. At 1, the choice is a sample from the
+  softmax."""
 
   def __post_init__(self):
     if type(self) is Router:
       checks.one_of(self, "kind", get_args(RouterKind))
     elif self.kind in get_args(RouterKind):
       raise UserError(
-        f"router.kind={self.kind!r} of {type(self).__name__} is one of moejax's own; give it another name"
+        f"router.kind={self.kind!r} of {type(self).__name__} is the name of a built-in router; use another name"
       )
     checks.one_of(self, "scores", get_args(Scores))
     checks.positive(self, "scale", "expert_groups", "groups_per_token")
@@ -59,7 +63,7 @@ class Router:
     if (self.threshold is None) == (self.kind == "top_p"):
       raise UserError(
         f"router.threshold={self.threshold} with router.kind={self.kind!r}; "
-        + ("give it a threshold above 0 and up to 1" if self.kind == "top_p" else "only top_p has one, set it to None")
+        + ("set it to a number above 0 and at most 1" if self.kind == "top_p" else "only top_p uses it; set it to None")
       )
     if self.threshold is not None:
       checks.positive(self, "threshold")
@@ -71,33 +75,33 @@ class Router:
       )
     if self.groups_per_token == self.expert_groups > 1:
       raise UserError(
-        f"router.expert_groups={self.expert_groups} would do nothing with router.groups_per_token="
+        f"router.expert_groups={self.expert_groups} would have no effect with router.groups_per_token="
         f"{self.groups_per_token}: a token may choose from all groups; lower groups_per_token or set both to 1"
       )
     for name, without in (("bias_rate", 0.0), ("expert_groups", 1)):
       if self.kind != "top_k" and getattr(self, name) != without:
         raise UserError(
-          f"router.{name}={getattr(self, name)} would do nothing with router.kind={self.kind!r}; "
+          f"router.{name}={getattr(self, name)} would have no effect with router.kind={self.kind!r}; "
           f"set it to {without} or use top_k"
         )
     if self.kind in ("expert_choice", "dense"):
       self._check_unchosen()
 
   def _check_unchosen(self):
-    """Where a token does not choose, nothing can be renormalised over its choice, and only probabilities weigh."""
+    """Checks a router whose tokens do not choose: weights cannot be renormalized over the choice of a token."""
     if self.renormalize:
       raise UserError(
-        f"router.renormalize=True with router.kind={self.kind!r}, whose weights stay scores; set it to False"
+        f"router.renormalize=True with router.kind={self.kind!r}, whose weights equal the scores; set it to False"
       )
     if self.kind == "dense" and (self.scores != "softmax" or self.gumbel):
-      raise UserError("router.kind='dense' weighs experts by a softmax without noise; use scores softmax and gumbel 0")
+      raise UserError("router.kind='dense' weights experts by a softmax without noise; use scores softmax and gumbel 0")
 
   @classmethod
   def class_of(cls, plain: Mapping[str, Any]) -> "type[Router]":
     """The class of a router that was stored as plain data.
 
     Raises:
-      UserError: its kind is neither one of moejax's own nor that of a subclass that is known.
+      UserError: its kind is neither a built-in router nor an imported subclass.
     """
     name = plain.get("kind", cls.kind)
     known = {subclass.kind: subclass for subclass in all_subclasses(Router)} | dict.fromkeys(
@@ -105,19 +109,18 @@ class Router:
     )
     if name not in known:
       raise UserError(
-        f"router.kind={name!r} is not one of {', '.join(known)}; one of your own is known where the file that defines "
-        "it is named"
+        f"router.kind={name!r} is not one of {', '.join(known)}; to use your own router, give the file that defines it"
       )
     return known[name]
 
   @property
   def balanced(self) -> bool:
-    """Whether all experts are loaded alike by construction, so that there is no balance to lose."""
+    """Whether all experts have equal loads by construction, so that there are no balance losses."""
     return self.kind in ("expert_choice", "dense")
 
   @property
   def looks_ahead(self) -> bool:
-    """Whether a token's experts depend on later tokens, so that the model cannot generate."""
+    """Whether the experts of a token depend on later tokens, so that the model cannot generate text."""
     return self.kind == "expert_choice"
 
   @property

@@ -1,4 +1,4 @@
-"""Learning rate schedules: what part of the peak each step takes."""
+"""Learning rate schedules, as fractions of the peak learning rate."""
 
 import dataclasses
 import math
@@ -9,7 +9,8 @@ from moejax.config.kinds import OfSeveralKinds
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Schedule(OfSeveralKinds):
-  """Linear warm-up, then what the subclass says. A schedule of your own subclasses this and defines `after_warmup`."""
+  """Linear warm-up followed by the schedule of the subclass. To add a schedule, subclass this and define
+  `after_warmup`."""
 
   warmup_fraction: float = 0.02
   """Fraction of all steps over which the learning rate rises linearly from 0 to the peak."""
@@ -32,7 +33,7 @@ class Schedule(OfSeveralKinds):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
-  """Half a cosine from the peak to the final fraction (SGDR, arXiv 1608.03983, without restarts)."""
+  """Cosine decay from the peak to the final fraction (SGDR, arXiv 1608.03983, without restarts)."""
 
   final_fraction: float = 0.1
   """Learning rate at the last step, as a fraction of the peak."""
@@ -43,7 +44,7 @@ class Cosine(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-  """A straight line from the peak to the final fraction."""
+  """Linear decay from the peak to the final fraction."""
 
   final_fraction: float = 0.0
   """Learning rate at the last step, as a fraction of the peak."""
@@ -54,10 +55,10 @@ class Linear(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WarmupStableDecay(Schedule):
-  """Constant at the peak, then a straight line to the final fraction (MiniCPM, arXiv 2404.06395)."""
+  """Constant at the peak, then linear decay to the final fraction (MiniCPM, arXiv 2404.06395)."""
 
   decay_fraction: float = 0.2
-  """Fraction of the steps after warm-up over which the learning rate falls, at the end of the run."""
+  """Fraction of the steps after warm-up that decay the learning rate, at the end of the run."""
   final_fraction: float = 0.0
   """Learning rate at the last step, as a fraction of the peak."""
 
@@ -69,7 +70,7 @@ class WarmupStableDecay(Schedule):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Constant(Schedule):
-  """The peak from the end of warm-up to the last step."""
+  """Constant at the peak after warm-up."""
 
   def after_warmup(self, progress: float) -> float:
     return 1.0

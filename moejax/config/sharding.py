@@ -1,4 +1,4 @@
-"""The mesh and the rules that say which mesh axes shard which logical axis. Rules are data; look-up is strict."""
+"""The mesh, and the rules that map logical axes to mesh axes. Every logical axis must have a rule."""
 
 import dataclasses
 import functools
@@ -19,7 +19,8 @@ LOGICAL_AXES = (
 )  # fmt: skip
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
-"""Pairs of a logical axis and the mesh axes that shard it, () for none; of two pairs with one name the later counts."""
+"""Pairs of a logical axis and the mesh axes that shard it, () for none. If an axis has several, the last one
+applies."""
 
 DATA_EXPERT_MODEL: Rules = (
   # Parameters are sharded over data (FSDP) and, outside expert layers, over expert too.
@@ -48,16 +49,16 @@ DATA_EXPERT_MODEL: Rules = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mesh:
-  """Devices along each mesh axis."""
+  """Number of devices along each mesh axis."""
 
   replica: int = 1
-  """Slices joined by the data-centre network; each holds all parameters."""
+  """Number of replicas: slices connected by the data-center network. Each holds all parameters."""
   data: int | None = None
-  """Shards of the batch and of the parameters (FSDP); None takes the devices that the other axes leave."""
+  """Number of shards of the batch and of the parameters (FSDP). If None, the devices that the other axes leave."""
   expert: int = 1
-  """Shards of the experts; outside expert layers, of the batch."""
+  """Number of shards of the experts and, outside expert layers, of the batch (expert parallelism)."""
   model: int = 1
-  """Shards of heads and hidden widths (tensor parallelism)."""
+  """Number of shards of heads and hidden dimensions (tensor parallelism)."""
 
   def __post_init__(self):
     checks.positive(self, "replica", "expert", "model")
@@ -66,26 +67,26 @@ class Mesh:
 
   @property
   def shape(self) -> dict[str, int]:
-    """Devices by axis, in MESH_AXES order; a data axis still open counts as 1."""
+    """Number of devices by axis, in the order of MESH_AXES. A data axis of None counts as 1."""
     return {"replica": self.replica, "data": self.data or 1, "expert": self.expert, "model": self.model}
 
   @property
   def size(self) -> int:
-    """Devices in all."""
+    """Total number of devices."""
     return math.prod(self.shape.values())
 
   def resolve(self, device_count: int) -> "Mesh":
     """This mesh with data filled in for `device_count` devices.
 
     Raises:
-      UserError: the mesh needs more devices than there are, or an open data axis cannot use them evenly.
+      UserError: there are not enough devices, or a data axis of None cannot use all of them.
     """
     if self.size > device_count:
-      raise UserError(f"mesh {self} needs {self.size} devices and there are {device_count}; lower an axis")
+      raise UserError(f"mesh {self} needs {self.size} devices, but there are {device_count}; lower an axis")
     if self.data is not None:
       return self
     if device_count % self.size:
-      raise UserError(f"mesh {self} leaves {device_count} devices no whole data axis; set mesh.data or change an axis")
+      raise UserError(f"{device_count} devices are not divisible by mesh {self}; set mesh.data or change another axis")
     return dataclasses.replace(self, data=device_count // self.size)
 
   def __str__(self) -> str:
@@ -101,15 +102,17 @@ def table(rules: Rules) -> Mapping[str, tuple[str, ...]]:
   """
   for name, axes in rules:
     if name not in LOGICAL_AXES:
-      raise UserError(f"rules: no tensor has a logical axis {name!r}; there are {', '.join(LOGICAL_AXES)}")
+      raise UserError(f"rules: no tensor has a logical axis {name!r}; the logical axes are {', '.join(LOGICAL_AXES)}")
     for axis in axes:
       if axis not in MESH_AXES:
-        raise UserError(f"rules: {name!r} names mesh axis {axis!r}; there are {', '.join(MESH_AXES)}")
+        raise UserError(
+          f"rules: {name!r} names an unknown mesh axis {axis!r}; the mesh axes are {', '.join(MESH_AXES)}"
+        )
     if len(set(axes)) < len(axes):
       raise UserError(f"rules: {name!r} names a mesh axis twice: {' '.join(axes)}")
   missing = [name for name in LOGICAL_AXES if name not in dict(rules)]
   if missing:
-    raise UserError(f"rules: no rule for {', '.join(missing)}; use () where an axis is not to be sharded")
+    raise UserError(f"rules: no rule for {', '.join(missing)}; use () for an axis that is not sharded")
   return types.MappingProxyType(dict(rules))
 
 
@@ -120,8 +123,8 @@ def axes_of(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> tup
     rules: the rules.
     mesh: the mesh.
     name: the logical axis.
-    size: of the dimension. Key/value heads are sharded over as many of the rule's mesh axes, from the first, as divide
-      them, and replicated over the others: a model may have fewer of them than devices that share its query heads.
+    size: size of the dimension. KV heads are sharded over as many of the rule's mesh axes, from the first, as divide
+      them, and replicated over the others, so that a model may have fewer KV heads than the size of the model axis.
   """
   axes = table(rules)[name]
   while name == "kv_heads" and size is not None and size % _devices(mesh, axes):
@@ -130,7 +133,7 @@ def axes_of(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> tup
 
 
 def shards(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> int:
-  """Parts into which `mesh` cuts a dimension with this logical name; arguments as `axes_of`."""
+  """Number of shards of a dimension with this logical name. The arguments are those of `axes_of`."""
   return _devices(mesh, axes_of(rules, mesh, name, size))
 
 
@@ -138,13 +141,13 @@ def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mes
   """Checks one tensor, given its size by logical axis.
 
   Raises:
-    UserError: two dimensions claim one mesh axis, or a dimension is not divisible by its mesh axes.
+    UserError: two dimensions are mapped to one mesh axis, or a dimension is not divisible by its mesh axes.
   """
   owner: dict[str, str] = {}
   for name, size in dimensions.items():
     for axis in table(rules)[name]:
       if axis in owner:
-        raise UserError(f"{what}: rules put mesh axis {axis!r} on both {owner[axis]!r} and {name!r}")
+        raise UserError(f"{what}: rules map both {owner[axis]!r} and {name!r} to mesh axis {axis!r}")
       owner[axis] = name
     parts = shards(rules, mesh, name, size)
     if size % parts:

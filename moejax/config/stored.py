@@ -41,11 +41,13 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
     plain = json.loads(path.read_text())
   except OSError as error:
-    raise UserError(f"{path} cannot be read: {error.strerror}; name the experiment.json of a run") from error
+    raise UserError(f"{path} cannot be read: {error.strerror}; give the experiment.json of a run") from error
   except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}); name the experiment.json of a run") from error
+    raise UserError(f"{path} is not JSON ({error}); give the experiment.json of a run") from error
   if not isinstance(plain, dict):
-    raise UserError(f"{path} is no experiment: it holds a {type(plain).__name__}; name the experiment.json of a run")
+    raise UserError(
+      f"{path} is not an experiment: it contains a {type(plain).__name__}; give the experiment.json of a run"
+    )
   return plain
 
 
@@ -54,7 +56,7 @@ def _experiment(plain: dict[str, Any], path: pathlib.Path) -> Experiment:
   try:
     experiment = from_plain(Experiment, plain)
   except ValueError as error:
-    raise UserError(f"{path} is no experiment: {error}") from error
+    raise UserError(f"{path} is not an experiment: {error}") from error
   return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, data=None))
 
 
@@ -62,4 +64,4 @@ def _suite(plain: dict[str, Any], path: pathlib.Path) -> Suite:
   try:
     return from_plain(Suite, plain)
   except ValueError as error:
-    raise UserError(f"{path} is no suite: {error}") from error
+    raise UserError(f"{path} is not a suite: {error}") from error

@@ -1,4 +1,4 @@
-"""How long, on what batch and with which losses a model is trained."""
+"""Training length, batch size, losses and checkpoints."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -11,26 +11,26 @@ Counted = Literal["total", "non_embedding", "active", "active_non_embedding"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Losses:
-  """Coefficients of what is added to the cross-entropy; 0 leaves a loss out."""
+  """Coefficients of the losses that are added to the cross-entropy. 0 disables a loss."""
 
   z: float = 0.0
-  """Squared log-normaliser of the logits (PaLM, arXiv 2204.02311, section 5)."""
+  """z-loss: squared log-normalizer of the output logits (PaLM, arXiv 2204.02311, section 5)."""
   load_balance: float = 0.0
-  """Product of each expert's share of choices and mean probability, 1 when balanced, taken in each routing group of
-  moe.group_size tokens and averaged (GShard, arXiv 2006.16668): what others take per micro-batch of a device, and here
-  the same on every mesh."""
+  """Load-balancing loss (GShard, arXiv 2006.16668): E times the sum over experts of the fraction of choices times the
+  mean probability; 1 if balanced. It is computed in each routing group of moe.group_size tokens and averaged, and is
+  the same on every mesh. Other frameworks compute it per micro-batch of a device."""
   sequence_balance: float = 0.0
-  """The same taken in each sequence (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20)."""
+  """Load-balancing loss computed in each sequence (DeepSeek-V3, arXiv 2412.19437, equations 17 to 20)."""
   global_balance: float = 0.0
-  """The same taken once over the whole batch of all devices, which lets a sequence of one kind of text use few experts
-  (arXiv 2501.11873)."""
+  """Load-balancing loss computed over the whole batch of all devices, so that a sequence about one topic may use few
+  experts (arXiv 2501.11873)."""
   router_z: float = 0.0
-  """Squared log-normaliser of the router's logits (ST-MoE, arXiv 2202.08906, equation 5)."""
+  """Router z-loss: squared log-normalizer of the router logits (ST-MoE, arXiv 2202.08906, equation 5)."""
   mutual_information: float = 0.0
-  """Mean entropy of a token's router probabilities minus the entropy of their mean: lowest where each token is sure of
-  few experts and all are used (DS-MoE, arXiv 2404.05567, equation 5)."""
+  """Mutual-information loss: mean entropy of the router probabilities of a token minus the entropy of their mean. It is
+  lowest if each token prefers few experts and all experts are used (DS-MoE, arXiv 2404.05567, equation 5)."""
   attention_mutual_information: float = 0.0
-  """The same of the routers of model.attention_experts."""
+  """Mutual-information loss of the routers of model.attention_experts."""
 
   def __post_init__(self):
     checks.not_negative(self, *(field.name for field in dataclasses.fields(self)))
@@ -44,12 +44,12 @@ class Losses:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
-  """Compute-optimal training length: tokens = multiple x parameters (Chinchilla, arXiv 2203.15556)."""
+  """Compute-optimal training length: tokens = tokens_per_parameter x parameters (Chinchilla, arXiv 2203.15556)."""
 
   tokens_per_parameter: float = 20.0
-  """The multiple."""
+  """Number of training tokens per parameter."""
   parameters: Counted = "total"
-  """Which parameters count."""
+  """Which parameters are counted."""
 
   def __post_init__(self):
     checks.positive(self, "tokens_per_parameter")
@@ -58,14 +58,14 @@ class Budget:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoints:
-  """When the run is saved; the last step always is."""
+  """When checkpoints are saved. The last step is always saved."""
 
   every: int = 1000
-  """Steps between two checkpoints."""
+  """Number of steps between checkpoints."""
   keep_last: int = 2
-  """Newest checkpoints that are kept."""
+  """Number of latest checkpoints to keep."""
   keep_every: int | None = None
-  """Checkpoints at multiples of this many steps are kept for ever; None keeps only the newest."""
+  """Checkpoints at multiples of this number of steps are never deleted. None keeps only the latest."""
 
   def __post_init__(self):
     checks.positive(self, "every", "keep_last")
@@ -79,23 +79,23 @@ class Training:
   """One training run."""
 
   batch_size: int
-  """Sequences in a step, over all devices (B)."""
+  """Number of sequences per step, over all devices (B)."""
   steps: int | None = None
-  """Optimizer steps; None takes what the budget gives."""
+  """Number of optimizer steps. If None, the budget determines it."""
   budget: Budget = Budget()
-  """Length of the run where steps is None."""
+  """Training length if steps is None."""
   gradient_accumulation: int = 1
-  """Parts in which a batch is computed, one after the other, to save memory. Changes no loss, gradient or statistic.
-  With global_balance or a mutual information every part is computed forwards once more before, about a third of the
-  step's work: their gradients need the sums of the whole batch."""
+  """Number of microbatches that a batch is split into, to save memory. It does not change losses, gradients or router
+  metrics. With global_balance or a mutual-information loss, whose gradients need sums over the whole batch, there is
+  one more forward pass of each microbatch, about a third of the work of a step."""
   seed: int = 0
-  """Seed of the initial parameters."""
+  """Seed for initializing the parameters."""
   losses: Losses = Losses()
   """Auxiliary losses."""
   checkpoints: Checkpoints = dataclasses.field(default=Checkpoints(), metadata=MAY_CHANGE)
-  """What is saved."""
+  """When checkpoints are saved and how many are kept."""
   log_every: int = dataclasses.field(default=10, metadata=MAY_CHANGE)
-  """Steps between two lines of metrics."""
+  """Number of steps between lines of metrics."""
 
   def __post_init__(self):
     checks.positive(self, "batch_size", "gradient_accumulation", "log_every")

@@ -136,7 +136,7 @@ def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILEN
     _show_building(task, progress, i, len(found.tasks["tasks"]))
   if request.gen_kwargs and not any(_generates(task) for task in found.tasks["tasks"].values()):
     raise UserError(
-      f"--gen-kwargs {dict(request.gen_kwargs)} would do nothing: none of the tasks generates by its YAML"
+      f"--gen-kwargs {dict(request.gen_kwargs)} would have no effect: none of the tasks generates by its YAML"
     )
   return found
 

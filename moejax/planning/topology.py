@@ -57,7 +57,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   chip = CHIPS.get(kind)
   expected = r"\d+(x\d+)+" if chip is not None and chip.torus else r"\d+"
   if chip is None or not re.fullmatch(expected, rest) or (chip.platform == "gpu") != name.startswith("gpu:"):
-    raise UserError(f"unknown topology {name!r}; there are such as {EXAMPLES}")
+    raise UserError(f"unknown topology {name!r}; examples are {EXAMPLES}")
   lengths = tuple(int(length) for length in rest.split("x"))
   if chip.torus:
     if len(lengths) != chip.torus:

@@ -26,8 +26,8 @@ def test_lengths_must_be_above_0(name, value):
 def test_an_unknown_tokenizer_names_those_there_are_and_how_to_get_the_file_of_a_model_on_the_hub(name):
   with pytest.raises(
     UserError,
-    match=rf"^data\.tokenizer='{name}' is not one of bytes, a \.model, \.json, \.tiktoken file or seqio:TASK; of a "
-    r"model on the Hugging Face Hub, name its tokenizer\.json or tokenizer\.model \(`hf download MODEL",
+    match=rf"^data\.tokenizer='{name}' is not one of bytes, a \.model, \.json, \.tiktoken file or seqio:TASK; for a "
+    r"model on the Hugging Face Hub, give the path of its tokenizer\.json or tokenizer\.model \(`hf download MODEL",
   ):
     data(tokenizer=name)
 
@@ -67,7 +67,7 @@ def test_at_most_half_is_held_out(fraction):
 
 def test_no_text_to_train_on_is_refused_with_what_could_be_named():
   with pytest.raises(
-    UserError, match=r'^data\.train is empty; name a file, a folder, a glob or "python-standard-library"$'
+    UserError, match=r'^data\.train is empty; give a file, a folder, a glob or "python-standard-library"$'
   ):
     data(train=())
 

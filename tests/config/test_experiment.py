@@ -58,8 +58,7 @@ def test_a_coefficient_whose_loss_no_layer_returns_is_refused(tiny_dense, tiny_m
   assert with_training(tiny_moe, losses=losses).training.losses == losses
   with pytest.raises(
     UserError,
-    match=rf"^training\.losses\.{loss}=0\.1 and no layer is sparse, so it would do nothing; set it to 0 or give the "
-    "model a moe$",
+    match=rf"^training\.losses\.{loss}=0\.1 would have no effect: no layer is sparse; set it to 0 or set model\.moe$",
   ):
     with_training(tiny_dense, losses=losses)
 
@@ -180,13 +179,13 @@ def test_an_open_data_axis_is_checked_once_it_is_known(tiny_dense):
 @pytest.mark.parametrize(
   ("rules", "message"),
   [
-    ((("nonsense", ("data",)),), r"rules: no tensor has a logical axis 'nonsense'; there are "),
-    ((("embed", ("fsdp",)),), r"rules: 'embed' names mesh axis 'fsdp'; there are "),
+    ((("nonsense", ("data",)),), r"rules: no tensor has a logical axis 'nonsense'; the logical axes are "),
+    ((("embed", ("fsdp",)),), r"rules: 'embed' names an unknown mesh axis 'fsdp'; the mesh axes are "),
     (
       (("sequence", ("data",)),),
-      r"training\.batch_size / gradient_accumulation: rules put mesh axis 'data' on both 'batch' and 'sequence'$",
+      r"training\.batch_size / gradient_accumulation: rules map both 'batch' and 'sequence' to mesh axis 'data'$",
     ),
-    ((("heads", ("data",)),), r"model\.num_heads: rules put mesh axis 'data' on both 'embed' and 'heads'$"),
+    ((("heads", ("data",)),), r"model\.num_heads: rules map both 'embed' and 'heads' to mesh axis 'data'$"),
   ],
 )
 def test_rules_that_cannot_be_meant_are_refused(tiny_dense, rules, message):
@@ -213,13 +212,15 @@ def test_a_pair_has_a_candidate(tiny_dense):
 
 def test_a_candidate_has_a_sparse_layer(tiny_dense, tiny_moe):
   other = replace(tiny_dense, name="other")
-  with pytest.raises(UserError, match=r"^candidate 'other' for 'dense' has no sparse layer; give it a moe$"):
+  with pytest.raises(UserError, match=r"^candidate 'other' for 'dense' has no sparse layer; set model\.moe$"):
     Pair(dense=tiny_dense, candidates=(tiny_moe, other))
 
 
 def test_a_candidate_reads_what_the_dense_member_reads_but_may_read_ahead(tiny_dense, tiny_moe):
   Pair(dense=tiny_dense, candidates=(with_data(tiny_moe, prefetch=2),))
-  with pytest.raises(UserError, match=r"^candidate 'sparse' reads other data than 'dense'; use the same data$"):
+  with pytest.raises(
+    UserError, match=r"^candidate 'sparse' does not read the same data as 'dense'; use the same data$"
+  ):
     Pair(dense=tiny_dense, candidates=(with_data(tiny_moe, seed=1),))
 
 
@@ -253,7 +254,7 @@ def test_all_pairs_of_a_suite_have_one_text(tiny_dense, tiny_moe, change, messag
   second = Pair(
     dense=change(replace(tiny_dense, name="b_dense")), candidates=(change(replace(tiny_moe, name="b_sparse")),)
   )
-  with pytest.raises(UserError, match=rf"^suite 's': {message}; a comparison has one text$"):
+  with pytest.raises(UserError, match=rf"^suite 's': {message}; all members must have the same text$"):
     Suite(name="s", pairs=(first, second))
 
 

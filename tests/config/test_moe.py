@@ -76,19 +76,19 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
   [
     (
       {"dispatch": "grouped", "capacity_factor": 1.25},
-      r"moe\.capacity_factor=1\.25 would do nothing: only dispatch einsum",
+      r"moe\.capacity_factor=1\.25 would have no effect: only dispatch einsum",
     ),
-    ({"dispatch": "dense", "priority": "token"}, r"moe\.priority=token would do nothing: only dispatch einsum"),
-    ({"exchange": "all_gather"}, r"moe\.exchange=all_gather would do nothing: only dispatch grouped"),
-    ({"receive_factor": 2.0}, r"moe\.receive_factor=2\.0 would do nothing: only dispatch grouped"),
+    ({"dispatch": "dense", "priority": "token"}, r"moe\.priority=token would have no effect: only dispatch einsum"),
+    ({"exchange": "all_gather"}, r"moe\.exchange=all_gather would have no effect: only dispatch grouped"),
+    ({"receive_factor": 2.0}, r"moe\.receive_factor=2\.0 would have no effect: only dispatch grouped"),
     (
       {"dispatch": "grouped", "exchange": "all_gather", "receive_factor": 2.0},
-      r"moe\.receive_factor=2\.0 would do nothing: only dispatch grouped with exchange all_to_all",
+      r"moe\.receive_factor=2\.0 would have no effect: only dispatch grouped with exchange all_to_all",
     ),
     ({"experts_per_token": 1}, r"router\.renormalize=True with moe\.experts_per_token=1 makes every weight 1"),
     (
       {"router": Router(kind="dense", renormalize=False)},
-      r"moe\.experts_per_token=2 with router\.kind='dense', which takes all experts; set it to 8",
+      r"moe\.experts_per_token=2, but router\.kind='dense' uses all experts; set it to 8",
     ),
     ({"router": Router(expert_groups=3)}, r"moe\.num_experts=8 is not divisible by router\.expert_groups=3"),
     ({"router": Router(expert_groups=8)}, r"moe\.experts_per_token=2 is more than the 1 experts of router\.groups_per"),

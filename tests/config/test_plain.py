@@ -21,7 +21,7 @@ def test_every_listed_experiment_and_suite_comes_back_from_json_as_it_was(name):
 @pytest.mark.parametrize(
   "path, value, complaint",
   [
-    ("model.num_layer", 2, r"model\.num_layer is no field of Model; there are num_layers"),
+    ("model.num_layer", 2, r"model\.num_layer is not a field of Model; its fields are num_layers"),
     ("model.num_layers", "2", r"model\.num_layers is '2', not int"),
     ("model.num_layers", True, r"model\.num_layers is True, not int"),
     ("model.layers", "rolled", r"model\.layers is 'rolled', not one of scanned, unrolled"),

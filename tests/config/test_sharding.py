@@ -40,7 +40,7 @@ def test_resolving_gives_an_open_data_axis_the_devices_that_are_left(mesh, devic
 
 def test_a_mesh_of_more_devices_than_there_are_is_refused():
   with pytest.raises(
-    UserError, match=r"^mesh replica 1 x data 3 x expert 1 x model 4 needs 12 devices and there are 8; lower an axis$"
+    UserError, match=r"^mesh replica 1 x data 3 x expert 1 x model 4 needs 12 devices, but there are 8; lower an axis$"
   ):
     Mesh(data=3, model=4).resolve(8)
 
@@ -48,8 +48,8 @@ def test_a_mesh_of_more_devices_than_there_are_is_refused():
 def test_an_open_data_axis_that_would_not_be_whole_is_refused():
   with pytest.raises(
     UserError,
-    match=r"^mesh replica 1 x data \? x expert 3 x model 1 leaves 8 devices no whole data axis; "
-    r"set mesh\.data or change an axis$",
+    match=r"^8 devices are not divisible by mesh replica 1 x data \? x expert 3 x model 1; "
+    r"set mesh\.data or change another axis$",
   ):
     Mesh(expert=3).resolve(8)
 
@@ -74,21 +74,22 @@ def test_of_two_rules_for_one_axis_the_later_counts():
 
 def test_a_rule_for_an_axis_that_no_tensor_has_names_those_that_tensors_have():
   with pytest.raises(
-    UserError, match=r"^rules: no tensor has a logical axis 'embedd'; there are layers, vocab, embed,"
+    UserError, match=r"^rules: no tensor has a logical axis 'embedd'; the logical axes are layers, vocab, embed,"
   ):
     table((*DATA_EXPERT_MODEL, ("embedd", ("data",))))
 
 
 def test_a_rule_with_an_axis_that_no_mesh_has_names_those_that_meshes_have():
   with pytest.raises(
-    UserError, match=r"^rules: 'embed' names mesh axis 'fsdp'; there are replica, data, expert, model$"
+    UserError,
+    match=r"^rules: 'embed' names an unknown mesh axis 'fsdp'; the mesh axes are replica, data, expert, model$",
   ):
     table((*DATA_EXPERT_MODEL, ("embed", ("fsdp",))))
 
 
 def test_a_logical_axis_without_a_rule_is_refused_and_not_replicated():
   rules = tuple(rule for rule in DATA_EXPERT_MODEL if rule[0] not in ("mlp", "vocab"))
-  with pytest.raises(UserError, match=r"^rules: no rule for vocab, mlp; use \(\) where an axis is not to be sharded$"):
+  with pytest.raises(UserError, match=r"^rules: no rule for vocab, mlp; use \(\) for an axis that is not sharded$"):
     table(rules)
 
 
@@ -103,7 +104,7 @@ def test_dimensions_that_divide_pass():
 
 
 def test_two_dimensions_on_one_mesh_axis_are_refused_with_both_names():
-  with pytest.raises(UserError, match=r"^w: rules put mesh axis 'data' on both 'batch' and 'embed'$"):
+  with pytest.raises(UserError, match=r"^w: rules map both 'batch' and 'embed' to mesh axis 'data'$"):
     check_dimensions("w", {"batch": 8, "embed": 8}, DATA_EXPERT_MODEL, Mesh())
 
 

@@ -31,12 +31,12 @@ def test_a_suite_comes_back_too(tiny_suite, tmp_path):
 @pytest.mark.parametrize(
   ("text", "message"),
   [
-    (None, r"experiment\.json cannot be read: No such file or directory; name the experiment\.json of a run$"),
-    ("{", r"experiment\.json is not JSON \(.*\); name"),
-    ("[1]", r"experiment\.json is no experiment: it holds a list; name"),
-    ("{}", r"experiment\.json is no experiment: name is missing$"),
-    ('{"pairs": []}', r"experiment\.json is no suite: name is missing$"),
-    ('{"name": "x", "modle": 1}', r"experiment\.json is no experiment: modle is no field of Experiment"),
+    (None, r"experiment\.json cannot be read: No such file or directory; give the experiment\.json of a run$"),
+    ("{", r"experiment\.json is not JSON \(.*\); give"),
+    ("[1]", r"experiment\.json is not an experiment: it contains a list; give"),
+    ("{}", r"experiment\.json is not an experiment: name is missing$"),
+    ('{"pairs": []}', r"experiment\.json is not a suite: name is missing$"),
+    ('{"name": "x", "modle": 1}', r"experiment\.json is not an experiment: modle is not a field of Experiment"),
   ],
 )
 def test_what_is_no_configuration_is_refused_in_one_line(tmp_path, text, message):

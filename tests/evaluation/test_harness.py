@@ -174,7 +174,7 @@ def test_samples_are_written_with_prompts_and_answers_and_options_of_generation_
   [
     ("triviaqa", "max_gen_toks", "'max_gen_toks' is not KEY=VALUE"),
     ("triviaqa", "num_beams=4", "the task triviaqa asks to generate with num_beams=4"),
-    ("arc_easy", "max_gen_toks=3", "would do nothing: none of the tasks generates"),
+    ("arc_easy", "max_gen_toks=3", "would have no effect: none of the tasks generates"),
   ],
 )
 def test_options_of_generation_that_cannot_be_followed_are_one_line(run, data, capsys, task, options, complaint):

@@ -63,5 +63,5 @@ def test_a_directory_without_a_run_or_without_a_checkpoint_is_refused(tmp_path):
   with pytest.raises(UserError, match="holds no checkpoint; train the run first"):
     load_run(tmp_path)
   (tmp_path / "experiment.json").write_text('{"model": {}}')
-  with pytest.raises(UserError, match=r"experiment\.json is no experiment: name is missing"):
+  with pytest.raises(UserError, match=r"experiment\.json is not an experiment: name is missing"):
     load_run(tmp_path)
