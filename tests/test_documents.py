@@ -39,6 +39,16 @@ def commands() -> list[str]:
   return list(dict.fromkeys(line for line in found if re.match(r"(\w+=\S+ )*moejax ", line) and "[" not in line))
 
 
+@pytest.fixture(scope="module")
+def my_moe() -> Experiment:
+  """The experiment of docs/extending.md, which has classes and so fields of its own."""
+  names: dict = {}
+  for document, block in blocks("python"):
+    if document == "extending.md":
+      exec(compile(block, document, "exec"), names)
+  return names["my_moe"]()
+
+
 def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkeypatch):
   for name in ("train", "compare", "evaluate", "generate", "plan", "match"):  # which take minutes
     monkeypatch.setattr(moejax, name, mock.create_autospec(getattr(moejax, name)))
@@ -59,21 +69,24 @@ def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkey
 
 
 @pytest.mark.parametrize("command", commands())
-def test_every_command_parses_and_sets_fields_that_exist(command):
+def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
   arguments = [word for word in shlex.split(command) if "=" not in word.partition("-")[0]][1:]
   known, overrides = make_parser(cli.VERBS).parse_known_args(arguments)
   if known.verb in (cli._data, cli._tokenizer, cli._report, cli._list):
     assert not overrides
   elif known.verb is cli._match:
     override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
-  elif known.verb is cli._evaluate or ".py" in known.name:
+  elif known.verb is cli._evaluate:
     override(lookup.find_experiment("quick_small_8e"), overrides)
+  elif ".py" in known.name:
+    override(my_moe, overrides)
   else:
     override(lookup.find(known.name), overrides)
 
 
-def test_every_field_that_is_named_exists(capsys):
-  print_field_help(lookup.find_experiment("quick_small_8e"), "moejax train quick_small_8e")
+def test_every_field_that_is_named_exists(capsys, my_moe):
+  for experiment in (lookup.find_experiment("quick_small_8e"), my_moe):
+    print_field_help(experiment, f"moejax train {experiment.name}")
   known = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
   for path in DOCUMENTS:
     named = {
