@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from moejax import api, describe, interrupts, lookup
-from moejax.command_line import make_parser
+from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display
 from moejax.errors import UserError, users_mistake
@@ -129,6 +129,9 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
   _no_overrides(overrides)
   _required(known, "action", "pack")
   sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out DIR")
+  if known.validation_fraction is not None and known.keep == "all":
+    raise UserError("--validation-fraction does nothing with --keep all; add --keep train or --keep validation")
+  from moejax.config.data import Data
   from moejax.data.documents import Reading
   from moejax.data.pack import pack
   from moejax.data.tokenizers import padded_vocab_size
@@ -140,7 +143,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
       out,
       reading=Reading(known.text_field, known.document_length),
       keep=known.keep,
-      validation_fraction=known.validation_fraction,
+      validation_fraction=Data.validation_fraction if known.validation_fraction is None else known.validation_fraction,
       deduplicate=known.deduplicate,
       processes=known.processes,
       shard_tokens=known.shard_tokens,
@@ -200,6 +203,8 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     raise UserError("--html shows one plan and --search makes many; leave one out")
   if known.search:
     return _search(known, experiment, topology)
+  if known.tries is not None:
+    raise UserError("--tries does nothing without --search; add it, or leave --tries out")
   with Display(f"plan {experiment.name}") as display:
     planned = api.plan(experiment, topology, slices=known.slices, progress=display)
   from moejax.planning.hints import hints
@@ -218,7 +223,7 @@ def _search(known: argparse.Namespace, experiment: Experiment, topology: str) ->
   from moejax.planning.search import search, search_page
 
   with Display(f"search {experiment.name}") as display:
-    tried = search(experiment, described, known.tries, display)
+    tried = search(experiment, described, TRIES if known.tries is None else known.tries, display)
   output().print(search_page(tried), soft_wrap=True)
   if known.json:
     known.json.write_text(json.dumps(finite([found.to_json() for found in tried]), indent=2) + "\n")

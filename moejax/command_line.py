@@ -36,11 +36,22 @@ After an interruption (Ctrl-C, or even kill -9), repeat the command: it resumes 
 NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an earlier run"
 
 
+TRIES = 8
+"""Variants that a search compiles where --tries does not say."""
+
+
 class _Parser(argparse.ArgumentParser):
   """A parser whose errors are one line."""
 
   def error(self, message: str) -> NoReturn:
     raise UserError(f"{message}; `{self.prog} --help` explains")
+
+
+def _path(text: str) -> pathlib.Path:
+  """A path; an empty one, as an unset variable of the shell makes it, would be the current directory."""
+  if not text.strip():
+    raise argparse.ArgumentTypeError("the path is empty")
+  return pathlib.Path(text)
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
@@ -82,9 +93,7 @@ def _add_show(verb: Add) -> None:
 def _add_train(verb: Add) -> None:
   train = verb("train", "Train an experiment and evaluate it on held-out text. Resumes from the latest checkpoint.")
   train.add_argument("name", nargs="?", metavar="NAME", help=NAME)
-  train.add_argument(
-    "--workdir", type=pathlib.Path, metavar="DIR", help="directory for checkpoints, metrics and results"
-  )
+  train.add_argument("--workdir", type=_path, metavar="DIR", help="directory for checkpoints, metrics and results")
 
 
 def _add_compare(verb: Add) -> None:
@@ -98,7 +107,7 @@ def _add_compare(verb: Add) -> None:
     metavar="SUITE",
     help="a listed suite, FILE.py:FUNCTION, or DIR/suite.json of an earlier comparison",
   )
-  compare.add_argument("--workdir", type=pathlib.Path, metavar="DIR", help="directory for runs, results and the report")
+  compare.add_argument("--workdir", type=_path, metavar="DIR", help="directory for runs, results and the report")
 
 
 EVALUATE = """\
@@ -114,7 +123,7 @@ examples:
 def _add_evaluate(verb: Add) -> None:
   evaluate = verb("evaluate", "Run lm-evaluation-harness benchmarks on a trained model. Resumable.")
   evaluate.epilog = EVALUATE
-  evaluate.add_argument("run", nargs="?", type=pathlib.Path, metavar="RUN", help="directory of a trained run")
+  evaluate.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of a trained run")
   evaluate.add_argument(
     "--tasks", nargs="+", metavar="TASK",
     help="the suite core_en (14 benchmarks), or tasks, groups, tags and patterns of lm-evaluation-harness, which "
@@ -122,14 +131,14 @@ def _add_evaluate(verb: Add) -> None:
   )  # fmt: skip
   evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N examples of each task (default: all)")
   evaluate.add_argument(
-    "--data", type=pathlib.Path, metavar="DIR",
+    "--data", type=_path, metavar="DIR",
     help="read the tasks' data from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face hub or its cache)",
   )  # fmt: skip
   evaluate.add_argument(
     "--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the suite or the task says)"
   )
   evaluate.add_argument(
-    "--include-path", type=pathlib.Path, metavar="DIR",
+    "--include-path", type=_path, metavar="DIR",
     help="folder with your own task YAML files; one that has the name of a task of the harness replaces it",
   )  # fmt: skip
   evaluate.add_argument(
@@ -149,7 +158,7 @@ def _add_data(verb: Add) -> None:
   data.add_argument(
     "--tokenizer", default="bytes", metavar="NAME", help="tokenizer, as data.tokenizer (default: bytes)"
   )
-  data.add_argument("--out", type=pathlib.Path, metavar="DIR", help="output folder")
+  data.add_argument("--out", type=_path, metavar="DIR", help="output folder")
   data.add_argument(
     "--keep",
     choices=("all", "train", "validation"),
@@ -159,9 +168,8 @@ def _add_data(verb: Add) -> None:
   data.add_argument(
     "--validation-fraction",
     type=float,
-    default=0.05,
     metavar="F",
-    help="share of documents held out, as data.validation_fraction (default: 0.05)",
+    help="share of documents that the split holds out, as data.validation_fraction (default: 0.05)",
   )
   data.add_argument("--deduplicate", action="store_true", help="pack only the first of documents with the same text")
   data.add_argument("--document-length", type=int, metavar="N", help="longest document, as data.document_length")
@@ -182,7 +190,7 @@ def _add_tokenizer(verb: Add) -> None:
     metavar="N",
     help="vocabulary size, including special tokens (default: 32768)",
   )
-  tokenizer.add_argument("--out", type=pathlib.Path, metavar="FILE", help="output .json file")
+  tokenizer.add_argument("--out", type=_path, metavar="FILE", help="output .json file")
 
 
 def _add_plan(verb: Add) -> None:
@@ -193,10 +201,10 @@ def _add_plan(verb: Add) -> None:
     "--search", action="store_true", help="search over meshes, remat, gradient accumulation and dispatch. Resumable."
   )
   plan.add_argument(
-    "--tries", type=int, default=8, metavar="N", help="number of variants that --search compiles (default: 8)"
+    "--tries", type=int, metavar="N", help=f"number of variants that --search compiles (default: {TRIES})"
   )
-  plan.add_argument("--json", type=pathlib.Path, metavar="FILE", help="also write all numbers to FILE")
-  plan.add_argument("--html", type=pathlib.Path, metavar="FILE", help="also write the plan as an HTML page to FILE")
+  plan.add_argument("--json", type=_path, metavar="FILE", help="also write all numbers to FILE")
+  plan.add_argument("--html", type=_path, metavar="FILE", help="also write the plan as an HTML page to FILE")
 
 
 def _add_match(verb: Add) -> None:
@@ -220,13 +228,13 @@ def _add_match(verb: Add) -> None:
     help="largest relative difference of step times that counts as equal (default: 0.05)",
   )
   match.add_argument(
-    "--out", type=pathlib.Path, metavar="FILE", help="output file with the matched experiment (default: MOE_matched.py)"
+    "--out", type=_path, metavar="FILE", help="output file with the matched experiment (default: MOE_matched.py)"
   )
 
 
 def _add_report(verb: Add) -> None:
   report = verb("report", "Regenerate the report of a comparison.")
-  report.add_argument("workdir", nargs="?", type=pathlib.Path, metavar="DIR", help="the --workdir of a comparison")
+  report.add_argument("workdir", nargs="?", type=_path, metavar="DIR", help="the --workdir of a comparison")
 
 
 def _add_text(verb: argparse.ArgumentParser) -> None:

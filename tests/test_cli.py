@@ -102,6 +102,14 @@ MISTAKES = {
   "no work directory": (["train", "{dense}"], ["train needs --workdir DIR", "`moejax train --help`"]),
   "no work directory to compare in": (["compare", "{suite}"], ["compare needs --workdir DIR"]),
   "work directory without a value": (["train", "{dense}", "--workdir"], ["--workdir: expected one argument"]),
+  "empty work directory": (["train", "{dense}", "--workdir", ""], ["argument --workdir: the path is empty"]),
+  "tries of no search": (
+    ["plan", "{dense}", "--topology", "cpu:8", "--tries", "3"], ["--tries does nothing without --search"],
+  ),
+  "split of all documents": (
+    ["data", "pack", "--source", "{tmp}/text.txt", "--out", "{tmp}/a", "--validation-fraction", "0.1"],
+    ["--validation-fraction does nothing with --keep all", "--keep train"],
+  ),
   "suite to train": (["train", "{suite}", *RUN], ["is a suite", "moejax compare", "dense, sparse, wide"]),
   "experiment to compare": (["compare", "{dense}", *RUN], ["is one experiment", "moejax train", "quickstart"]),
   "word without an option": (["show", "{dense}", "and"], ["unexpected argument 'and'", "--model.num-layers 4"]),

@@ -23,7 +23,8 @@ from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 
 WIDTH_STEP = 256
-"""Widths are multiples of this: whole tiles of the matrix units of every TPU."""
+"""Widths are multiples of this: whole tiles of the matrix units of every TPU. Smaller ones go in steps of an eighth to
+a quarter of what they are."""
 
 CAPACITIES = (0.5, 0.625, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -56,9 +57,17 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Pro
   """Varies the candidate's free fields, one after the other, until its predicted step time is the dense model's.
 
   Raises:
-    UserError: the dense model does not fit, or no value of a free field does.
+    UserError: the dense model does not fit, no value of a free field does, there is nothing to vary, or both have the
+      same name.
   """
+  if not 0.0 <= tolerance <= 1.0:
+    raise UserError(f"tolerance={tolerance} must lie between 0 and 1")
   dense, moe = pair.dense, pair.candidates[0]
+  if dense.name == moe.name:
+    raise UserError(f"both experiments are named {dense.name!r}; give them different names")
+  if not any(_others(moe, field) for field in moe.free):
+    what = f"free={','.join(moe.free)} has no other value that is valid" if moe.free else "free is empty"
+    raise UserError(f"{moe.name} has nothing to vary: {what}; set free to some of {', '.join(MATCHABLE)}")
   of_dense = plan(dense, topology, progress)
   if not of_dense.fits or of_dense.step_time_s is None:
     raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")
@@ -138,7 +147,8 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
   assert moe
   now = get_field(experiment, field)
   if field in ("model.moe.d_ff", "model.d_ff"):
-    return list(range(WIDTH_STEP, 4 * now + 1, WIDTH_STEP))
+    step = WIDTH_STEP if now >= WIDTH_STEP else 2 ** max(0, now.bit_length() - 3)
+    return list(range(step, 4 * now + 1, step))
   if field == "model.moe.num_experts":
     return [n for n in (2**k for k in range(1, 11)) if n >= moe.experts_per_token and n % experiment.mesh.expert == 0]
   if field == "model.moe.every":
@@ -148,6 +158,17 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
   if field == "model.num_layers":
     return list(range(moe.every, 2 * now + 1, moe.every))
   raise UserError(f"free names {field!r}; match varies {', '.join(MATCHABLE)}")
+
+
+def _valid(experiment: Experiment, field: str) -> list[Any]:
+  """The values of the ladder that make a valid experiment."""
+  return [value for value in ladder(experiment, field) if _changed(experiment, field, value) is not None]
+
+
+def _others(experiment: Experiment, field: str) -> list[Any]:
+  """Valid values that the field does not have now."""
+  now = get_field(experiment, field)
+  return [value for value in _valid(experiment, field) if value != now]
 
 
 def _along(
@@ -160,7 +181,7 @@ def _along(
 ) -> tuple[Experiment, Plan]:
   """The best along one field, or what there was, where nothing along it is nearer."""
   experiment, of_best = best
-  values = [value for value in ladder(experiment, field) if _changed(experiment, field, value) is not None]
+  values = _valid(experiment, field)
   plans: dict[Any, Plan] = {get_field(experiment, field): of_best}
 
   def clock(value: Any) -> float | None:

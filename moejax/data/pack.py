@@ -66,8 +66,12 @@ def pack(
     warn: called with what the user should know.
 
   Raises:
-    UserError: a source or the tokenizer is bad, or the folder holds something else or is being packed.
+    UserError: an option, a source or the tokenizer is bad, or the folder holds something else or is being packed.
   """
+  if processes is not None and processes < 1:
+    raise UserError(f"{processes} processes: there must be one or more")
+  if keep != "all" and not 0.0 < validation_fraction <= 0.5:
+    raise UserError(f"validation_fraction={validation_fraction} must be above 0 and at most 0.5 to keep {keep}")
   encoder = make_tokenizer(tokenizer)
   parts: list[Part] = [part for source in sources for part in source_parts(source)]
   files = [[part.name, part.place, *part.version] for part in parts]

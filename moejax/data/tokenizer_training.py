@@ -12,6 +12,9 @@ SPECIALS = ("<|endoftext|>", "<|padding|>")
 """The specials of what is trained here: what opens and ends a document, and padding."""
 
 _SMALLEST = 256 + len(SPECIALS)
+_LARGEST = 2**22
+"""Ten times any in use; the library takes memory for all of them at once."""
+
 _PIECE = 2**20
 
 
@@ -36,12 +39,14 @@ def train_tokenizer(
     progress: called while text is read; merging follows, whose progress the library itself shows.
 
   Raises:
-    UserError: a source is bad, the vocabulary is too small, or the path has another suffix.
+    UserError: a source is bad or all are empty, no vocabulary has that size, or the path has another suffix.
   """
   if path.suffix != ".json":
     raise UserError(f"{path} does not end in .json, by which a tokenizer.json is known; choose another name")
   if vocab_size < _SMALLEST:
     raise UserError(f"a vocabulary of {vocab_size} is less than 256 bytes and {len(SPECIALS)} specials; use more")
+  if vocab_size > _LARGEST:
+    raise UserError(f"a vocabulary of {vocab_size:,} is more than {_LARGEST:,}; use less")
   tokenizers = library("tokenizers")
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -62,10 +67,13 @@ def train_tokenizer(
 def _texts(sources: Sequence[str], text_field: str, progress: Callable[[str, float], None]) -> Iterator[str]:
   """Documents, in pieces of at most a megabyte of characters."""
   parts = [part for source in sources for part in source_parts(source)]
-  total, before = max(1, sum(part.size for part in parts)), 0
+  total, before, empty = max(1, sum(part.size for part in parts)), 0, True
   for part in parts:
     for text, read in part.documents(Reading(text_field)):
       progress("reading text", min(1.0, (before + read) / total))
       for start in range(0, len(text or ""), _PIECE):
         yield (text or "")[start : start + _PIECE]
+        empty = False
     before += part.size
+  if empty:
+    raise UserError(f"{', '.join(sources)}: no text is in there; name other sources")

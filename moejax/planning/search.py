@@ -51,8 +51,10 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
   A candidate that the compiler refuses is noted and left out.
 
   Raises:
-    UserError: no candidate is valid, or the compiler refuses them all.
+    UserError: fewer than one try, no candidate is valid, or the compiler refuses them all.
   """
+  if tries < 1:
+    raise UserError(f"{tries} tries: a search needs one or more")
   ranked = sorted(candidates(experiment, topology), key=lambda found: estimate(found, topology.chip).step_time_s)
   if not ranked:
     raise UserError(f"no mesh of {topology.name} suits {experiment.name}; change its batch or its widths")

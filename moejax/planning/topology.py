@@ -11,6 +11,9 @@ from moejax.errors import UserError
 
 EXAMPLES = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
 
+MOST_CHIPS = 2**20
+"""More than any system has."""
+
 ENVIRONMENT = {
   # Compiles for a TPU without looking for one, beside any process that has one open.
   "JAX_PLATFORMS": "cpu",
@@ -49,7 +52,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   """The topology of this name, without asking the compiler.
 
   Raises:
-    UserError: no such chip, or a shape that is none.
+    UserError: no such chip, a shape that is none, or no number of chips that a system has.
   """
   kind, _, rest = name.partition(":")
   if kind == "gpu":
@@ -59,6 +62,11 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   if chip is None or not re.fullmatch(expected, rest) or (chip.platform == "gpu") != name.startswith("gpu:"):
     raise UserError(f"unknown topology {name!r}; examples are {EXAMPLES}")
   lengths = tuple(int(length) for length in rest.split("x"))
+  if slices < 1:
+    raise UserError(f"{slices} slices: there must be one or more")
+  if not 0 < math.prod(lengths) * slices <= MOST_CHIPS:
+    chips = f"{name!r} has {math.prod(lengths):,} chips" + (f" in each of {slices:,} slices" if slices > 1 else "")
+    raise UserError(f"topology {chips}; in all there must be 1 to {MOST_CHIPS:,}")
   if chip.torus:
     if len(lengths) != chip.torus:
       raise UserError(f"topology {name!r} has {len(lengths)} dimensions and {kind} has {chip.torus}, as in {EXAMPLES}")

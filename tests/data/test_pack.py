@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -180,3 +181,19 @@ def test_a_bad_source_is_named_and_leaves_nothing_that_looks_whole(folder, tmp_p
   with pytest.raises(UserError, match=r"9\.jsonl line 1: not JSON"):
     pack([str(folder)], "bytes", tmp_path / "packed", processes=2, shard_tokens=RECORD_TOKENS)
   assert not (tmp_path / "packed" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+  ("options", "said"),
+  [
+    ({"processes": 0}, "0 processes: there must be one or more"),
+    ({"processes": -1}, "-1 processes"),
+    ({"keep": "train", "validation_fraction": 2.0}, "validation_fraction=2.0 must be above 0 and at most 0.5"),
+    ({"keep": "validation", "validation_fraction": 0.0}, "to keep validation"),
+    ({"keep": "validation", "validation_fraction": float("nan")}, "validation_fraction=nan"),
+  ],
+)
+def test_impossible_options_are_refused(folder, tmp_path, options, said):
+  with pytest.raises(UserError, match=re.escape(said)):
+    pack([str(folder)], "bytes", tmp_path / "out", **options)
+  assert not (tmp_path / "out").exists()

@@ -45,6 +45,12 @@ def test_what_cannot_be_is_refused(source, tmp_path):
     train_tokenizer([source], 400, tmp_path / "a.model")
   with pytest.raises(UserError, match=r"a vocabulary of 257 is less than 256 bytes and 2 specials; use more"):
     train_tokenizer([source], 257, tmp_path / "a.json")
+  with pytest.raises(UserError, match=r"a vocabulary of 10,000,000 is more than 4,194,304; use less"):
+    train_tokenizer([source], 10_000_000, tmp_path / "a.json")
+  (tmp_path / "empty.txt").touch()
+  with pytest.raises(UserError, match=r"empty\.txt: no text is in there"):
+    train_tokenizer([str(tmp_path / "empty.txt")], 400, tmp_path / "a.json")
+  assert not (tmp_path / "a.json").exists()
 
 
 @pytest.mark.parametrize(("needed", "shards", "padded"), [(259, 1, 384), (384, 1, 384), (385, 4, 512), (513, 4, 1024)])

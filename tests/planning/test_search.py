@@ -112,6 +112,12 @@ def test_a_search_compiles_what_the_formula_puts_first_and_goes_on_where_it_was(
   assert first[0].options != first[1].options
 
 
+@pytest.mark.parametrize("tries", [0, -1])
+def test_a_search_without_a_try_is_refused(tiny_dense, tries):
+  with pytest.raises(UserError, match=f"{tries} tries: a search needs one or more"):
+    search(tiny_dense, CPU, tries)
+
+
 def test_a_search_goes_on_after_a_program_that_the_compiler_refuses(tiny_dense, monkeypatch, capsys):
   def of_two(candidate, topology, display):
     if candidate.mesh == refused:

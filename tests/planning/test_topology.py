@@ -32,6 +32,22 @@ def test_an_unknown_topology_is_answered_with_the_known(name):
     parse_topology(name)
 
 
+@pytest.mark.parametrize(
+  ("name", "slices", "said"),
+  [
+    ("cpu:0", 1, "topology 'cpu:0' has 0 chips; in all there must be 1 to 1,048,576"),
+    ("v5p:4x0x8", 1, "topology 'v5p:4x0x8' has 0 chips;"),
+    ("v5p:4096x4096x8", 1, "has 134,217,728 chips;"),
+    ("v5p:4x8x8", 10_000, "has 256 chips in each of 10,000 slices;"),
+    ("cpu:8", 0, "0 slices: there must be one or more"),
+    ("cpu:8", -1, "-1 slices"),
+  ],
+)
+def test_no_chips_and_more_than_there_can_be_are_refused(name, slices, said):
+  with pytest.raises(UserError, match=re.escape(said)):
+    parse_topology(name, slices)
+
+
 def test_a_mesh_fills_its_data_axis_with_the_devices_of_the_topology():
   assert check_mesh(Mesh(expert=8, model=2), parse_topology("v5p:4x8x8")).data == 16
 
