@@ -68,13 +68,14 @@ class Clock:
     self._last = time.perf_counter()
 
   def lap(self, work: Work) -> Record:
-    """Speed of the step that ended now."""
+    """A step ended now. Returns the mean speed since `mean` was last asked: a single step's would mislead, as the host
+    may hear of one late and of the next, which ended meanwhile, at once."""
     now = time.perf_counter()
     elapsed_s, self._last = now - self._last, now
     self.total_s += elapsed_s
     self.tokens += work.tokens
     self._since_written.append((elapsed_s, work))
-    return self._speed(self._since_written[-1:])
+    return self._speed(self._since_written)
 
   def mean(self) -> Record:
     """Mean speed of the steps since this was last asked."""
