@@ -102,7 +102,7 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   directory = _required(known, "run", "RUN")
   there = read_experiment(directory)
-  # The limit is that of the loop, which must not wait long: the command asks all examples.
+  # The limit is for evaluation during training, which should be short. The command uses all examples.
   there = dataclasses.replace(there, evaluation=dataclasses.replace(there.evaluation, task_limit=None))
   experiment = override(there, overrides)
   check_only_operational(there, experiment)
@@ -200,7 +200,7 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   topology = _required(known, "topology", "--topology NAME")
   _prepare_files(known, "json", "html")
   if known.search and known.html:
-    raise UserError("--html shows one plan and --search makes many; leave one out")
+    raise UserError("--html writes a single plan, but --search makes several; use one of them")
   if known.search:
     return _search(known, experiment, topology)
   if known.tries is not None:
@@ -267,7 +267,7 @@ def _prepare_files(known: argparse.Namespace, *options: str) -> None:
 
 
 def _helped(known: argparse.Namespace) -> bool:
-  """Prints the help that was asked for: the command's, and the fields of the experiment that was named."""
+  """Prints the help of a command if requested, and all fields if an experiment is named."""
   if not known.help:
     return False
   print(known.parser.format_help())
@@ -288,7 +288,7 @@ def _required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
 
 def _no_overrides(overrides: list[str]) -> None:
   if overrides:
-    raise UserError(f"unexpected {' '.join(overrides)}; this command sets no fields")
+    raise UserError(f"unexpected {' '.join(overrides)}; this command takes no fields")
 
 
 VERBS = {

@@ -108,7 +108,7 @@ def summary_page(summary: Mapping[str, Any]) -> RenderableType:
 
 
 def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
-  """The headline of each benchmark, `Score` by name, and what the harness's results say of how it was asked: examples,
+  """The headline of each benchmark, `Score` by name, and what the results say about it: examples,
   examples in each prompt, and requests whose prompt did not fit and was cut."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("benchmark", "metric"):

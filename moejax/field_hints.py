@@ -81,7 +81,7 @@ def hint(path: str, fields: Collection[str]) -> str:
 
 
 def _near(path: str, fields: Collection[str]) -> list[str]:
-  """The likeliest first: another framework's name or the last part of a path, then whatever is spelled alike."""
+  """The likeliest first: another framework's name or the last part of a path, then similar names."""
   last = path.rpartition(".")[2]
   known = [*OF_A_COMMAND, *fields]
   alias = [name for name in known if last in ALIASES.get(name, "").split()]
@@ -98,7 +98,7 @@ def _near(path: str, fields: Collection[str]) -> list[str]:
 
 
 def _in_group(path: str, fields: Iterable[str]) -> list[str]:
-  """The fields of the group that the path names, the most alike first."""
+  """The fields of the group that the path names, the most similar first."""
   group, _, last = path.rpartition(".")
   inside = [name for name in fields if group and name.startswith(f"{group}.")]
   return sorted(inside, key=lambda name: _edits(last, name.rpartition(".")[2], len(path)))

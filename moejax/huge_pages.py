@@ -1,6 +1,6 @@
 """Huge pages for the large arrays of a step on CPU.
 
-XLA's CPU client asks the C library for its temporary memory anew in every step, and glibc hands it back to the system
+XLA's CPU client asks the C library for temporary memory again in every step, and glibc hands it back to the system
 after each: a step then spends a third of its time on page faults. With transparent huge pages there are 512 times
 fewer. glibc reads the setting when a process starts, so the process starts itself again, once. On an accelerator, where
 the large arrays are not on the host, it does not.

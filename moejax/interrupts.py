@@ -70,12 +70,12 @@ def watch() -> None:
 
 
 def received() -> bool:
-  """Whether this process was asked to stop."""
+  """Whether this process has received a signal to stop."""
   return bool(_PROCESS.received)
 
 
 def leave() -> NoReturn:
-  """Ends a command that was asked to stop, with one line on stderr and its exit code.
+  """Ends a command that received a signal to stop, with one line on stderr and its exit code.
 
   Under `watch` the process ends without tearing the interpreter down, in which XLA's threads, still running, crash.
   Elsewhere this raises SystemExit.

@@ -96,7 +96,7 @@ def _take(path: pathlib.Path, note: Callable[[str], None]) -> int:
       if there is not None:
         if not _is_stale(there, path, reaches):
           raise _refusal(path, there)
-        note(f"took over the lock of {there}, which no longer runs")
+        note(f"took over the lock of {there}, which is no longer running")
       return descriptor
     except BlockingIOError:
       os.close(descriptor)
@@ -148,7 +148,7 @@ def _refusal(path: pathlib.Path, there: Holder | None) -> UserError:
   who = there or "another process"
   return UserError(
     f"{path.parent} is in use by {who}; wait for it, stop it, or choose another directory"
-    + (f" (if it no longer runs, delete {path})" if there and there.host != socket.gethostname() else "")
+    + (f" (if it is no longer running, delete {path})" if there and there.host != socket.gethostname() else "")
   )
 
 

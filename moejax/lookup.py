@@ -108,7 +108,7 @@ def _function(path: str, name: str) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def _neighbours_importable(path: str) -> Iterator[None]:
-  """Lets a file import what lies beside it, as Python does with a script; nothing else finds its neighbours."""
+  """Lets a file import the modules in its folder, as Python does for a script."""
   folder = str(pathlib.Path(path).parent.resolve())
   sys.path.insert(0, folder)
   try:

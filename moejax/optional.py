@@ -1,4 +1,4 @@
-"""Libraries that not every user needs, imported when they are asked for."""
+"""Optional libraries, imported when they are needed."""
 
 import importlib
 from typing import Any

@@ -19,7 +19,7 @@ class Progress:
     """The current stage has come this far; `facts` are its latest figures."""
 
   def aside(self) -> contextlib.AbstractContextManager[None]:
-    """Within it run stages of their own; the current stage goes on after them."""
+    """A context for nested stages; the current stage continues after them."""
     return contextlib.nullcontext()
 
   def whole(self, done_s: float, left_s: float | None) -> None:

@@ -72,7 +72,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_it_is_said(tmp_path, oth
   with locked(tmp_path, "train dense", notes.append):
     there = holder(tmp_path / LOCK)
     assert there and there.pid == os.getpid()
-  assert notes == [notes[0]] and f"pid {other.pid}" in notes[0] and "no longer runs" in notes[0]
+  assert notes == [notes[0]] and f"pid {other.pid}" in notes[0] and "no longer running" in notes[0]
   assert list(tmp_path.iterdir()) == []
 
 

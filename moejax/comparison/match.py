@@ -52,7 +52,7 @@ def approach(
   """The value whose step time is nearest to the target, or the first that is within tolerance of it; None if none runs.
 
   Each next value is where a line through the nearest faster and the nearest slower one meets the target, so that a
-  clock of minutes is asked a few times and not for every value.
+  measurement of minutes is made only a few times, not for every value.
 
   Args:
     target_s: the step time to reach.

@@ -40,7 +40,7 @@ def measure(
   measurement: Measurement,
   observe: Callable[[str, int, dict[str, float]], None],
 ) -> dict[str, Timing]:
-  """The step time of each member: members take turns of a few steps, so that drift of the machine hits all alike.
+  """The step time of each member: members take turns of a few steps, so that drift of the machine affects all equally.
 
   Each member really trains meanwhile, from its own initial parameters on its own input, so that the router's load is
   what its learning makes it and never balanced by force. A step lasts from the end of the one before to its own end,

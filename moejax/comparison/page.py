@@ -161,8 +161,8 @@ def _members(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Marku
 def _benchmarks(comparison: Mapping[str, Any], colours: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
   measures = task_measures(comparison)
   note = (
-    "Asked by lm-evaluation-harness, ± its standard error; the average is of accuracies, each benchmark counting once. "
-    "How each was asked stands in the results.json of a run."
+    "Scores of lm-evaluation-harness ± its standard error. The average is over accuracies, with equal weights. "
+    "The results.json of a run has the options of each benchmark."
   )
   return join(
     page_tables.benchmarks_table(comparison, colours, measures),
@@ -208,7 +208,7 @@ def _method(comparison: Mapping[str, Any]) -> Markup:
     f"one training seed ({', '.join(map(str, seeds))})" if len(seeds) == 1 else "one training run of each member"
   )
   steps = (
-    "Measure: all members take turns on the same devices, so that drift hits all alike; the step time is the median.",
+    "Measure: all members take turns on the same devices, so drift affects all equally; step time is the median.",
     f"Match: each dense model is paired with the MoE candidate nearest in step time, equal if within {tolerance}.",
     "Budget: the dense model's Chinchilla-optimal tokens, at its step time, give the pair's training time.",
     "Train: every member trains on the same text for as many steps as fit that time at its own measured step time.",

@@ -9,7 +9,7 @@ from typing import Any
 from moejax.errors import UserError
 
 KINDS = ("dense", "moe")
-AGAIN = "run `moejax compare` again to write it anew"
+AGAIN = "run `moejax compare` again to rewrite it"
 
 MEMBER_NUMBERS = (
   "parameters_total", "parameters_active", "parameters_embedding", "model_flops_per_token", "tokens_per_step",
@@ -34,7 +34,7 @@ def read_comparison(directory: Path) -> dict[str, Any]:
   """
   path = Path(directory) / "comparison.json"
   if not path.is_file():
-    raise UserError(f"{path} does not exist; name a directory that `moejax compare` wrote")
+    raise UserError(f"{path} does not exist; give a directory written by `moejax compare`")
   try:
     comparison = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
@@ -57,7 +57,7 @@ def checked(comparison: Any, source: str = "the comparison") -> dict[str, Any]:
   named = [member["pair"] for member in members] + [pair[key] for pair in pairs for key in KINDS]
   for name in named:
     if name is not None and name not in names:
-      raise UserError(f"{source}: a pair names {name!r} and the members are {', '.join(names)}; {AGAIN}")
+      raise UserError(f"{source}: a pair names {name!r}, but the members are {', '.join(names)}; {AGAIN}")
   baselines = _numbers(comparison.get("baselines") or {}, f"{source}: baselines", BASELINE_NUMBERS)
   optional: dict[str, Any] = {"tolerance": 0.05, "complete": False, "finding": None, "provenance": {}}
   given = {name: value for name, value in comparison.items() if value is not None}

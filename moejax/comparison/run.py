@@ -90,9 +90,9 @@ class _Comparison:
     self._begin = time.perf_counter()
 
   def build_corpus(self) -> None:
-    """Tokenised text, and what counting its bytes alone predicts."""
+    """The tokenized text, and the n-gram baselines."""
     first = self.suite.members[0]
-    self.progress.stage("text: reading and tokenising", total=1.0)
+    self.progress.stage("text: reading and tokenizing", total=1.0)
     self.corpus = build_corpus(
       first.data,
       self.directory / "corpus",

@@ -1,4 +1,4 @@
-"""A corpus: the sources of an experiment as token streams, tokenised once and kept on disk."""
+"""A corpus: the sources of an experiment as token streams, tokenized once and cached on disk."""
 
 import contextlib
 import dataclasses
@@ -62,8 +62,8 @@ def build_corpus(
 ) -> Corpus:
   """The corpus of `data`, from `cache` where it holds one of the same files, tokenizer and split.
 
-  Tokenising streams from disk to disk, into a temporary folder that gets its name when all is written: a process that
-  is killed leaves nothing that looks complete, and of two that tokenise at once one result stays.
+  Tokenizing streams from disk to disk, into a temporary folder that gets its name when all is written: a process that
+  is killed leaves nothing that looks complete, and of two that tokenize at once one result stays.
 
   Args:
     data: sources, split and tokenizer; sequence length and seed make no difference here.
@@ -102,7 +102,7 @@ def split_documents(data: Data) -> Iterator[tuple[str, str]]:
 def _warnings(data: Data, summary: dict[str, Any]) -> Iterator[str]:
   if both := summary["validation_in_train"]:
     remedy = (
-      "pack it anew without them" if any(map(_is_tokens, data.train)) else "data.deduplicate drops them from train"
+      "pack it again without them" if any(map(_is_tokens, data.train)) else "data.deduplicate drops them from train"
     )
     yield (
       f"{both:,} of {summary['validation_documents']:,} validation documents are training documents too, which makes "
@@ -114,7 +114,7 @@ def _warnings(data: Data, summary: dict[str, Any]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-  """What a stream is made of: parts that are tokenised, or a packed folder."""
+  """What a stream is made of: parts that are tokenized, or a packed folder."""
 
   name: str
   """train, train-0, train-1, ... or validation."""
@@ -152,7 +152,7 @@ def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tup
   if data.weights:
     return streams, tuple(weights)
   if mixture and len(data.train) > 1:
-    raise UserError("data.train has a seqio mixture beside other sources; set data.weights to one number for each")
+    raise UserError("data.train has a seqio mixture and other sources; set data.weights to one number for each")
   texts = [source for source in data.train if not _is_tokens(source)]
   if texts:
     streams.append(_Stream("train", tuple(_parts(texts))))
@@ -162,7 +162,7 @@ def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tup
 def _validation_stream(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> _Stream:
   if not data.validation and all(map(_is_tokens, data.train)):
     raise UserError(
-      "data.validation is empty and data.train holds no text to hold out of; name data.validation, as packed with "
+      "data.validation is empty and data.train has no text to hold out; set data.validation, packed with "
       "`moejax data pack --keep validation`"
     )
   if not any(map(_is_tokens, data.validation)):
@@ -331,7 +331,7 @@ def _split_documents(
         yield "validation" if held_out else stream.name, text, key
         if (now := 100 * (before + read) // total) > percent:
           percent = now
-          progress("tokenising", min(percent / 100, 1.0))
+          progress("tokenizing", min(percent / 100, 1.0))
       tally.parts.append(
         {
           "stream": stream.name,
@@ -342,7 +342,7 @@ def _split_documents(
         }
       )
       before += part.size
-  progress("tokenising", 1.0)
+  progress("tokenizing", 1.0)
 
 
 def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
@@ -353,10 +353,10 @@ def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
   if data.validation or not any(num_documents.values()) or index:
     sources = getattr(data, split)
     named = sources[int(index)] if index else ", ".join(sources)
-    raise UserError(f"data.{split}={named} holds no document with text; name other sources")
+    raise UserError(f"data.{split}={named} has no document with text; give other sources")
   raise UserError(
     f"data.validation_fraction={data.validation_fraction} leaves no document of {sum(num_documents.values())} for "
-    f"{empty}; name data.validation, cut long texts with data.document_length, or train on more documents"
+    f"{empty}; set data.validation, split long texts with data.document_length, or train on more documents"
   )
 
 

@@ -27,7 +27,7 @@ class JsonTokenizer:
     try:
       self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
-      raise UserError(f"data.tokenizer={str(path)!r} is no tokenizer.json ({error}); name another file") from None
+      raise UserError(f"data.tokenizer={str(path)!r} is not a tokenizer.json ({error}); give another file") from None
     self._tokenizer.encode_special_tokens = True  # a text that spells a special is text
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()

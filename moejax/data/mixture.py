@@ -17,7 +17,7 @@ class Mixture:
   windows: tuple[Windows, ...]
   """Of each stream."""
   weights: tuple[float, ...] = ()
-  """Share of each in a batch, in any unit; empty draws from all windows alike."""
+  """Share of each in a batch, in any unit; empty: drawn uniformly from all windows."""
 
 
 def training_mixture(corpus: Corpus, data: Data) -> Mixture:

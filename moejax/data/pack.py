@@ -47,7 +47,7 @@ def pack(
   progress: Progress = lambda what, done: None,
   warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-  """Tokenises sources of text into a packed folder, from where an earlier call of it stopped; returns its manifest.
+  """Tokenizes sources of text into a packed folder, and returns its manifest. Resumes an interrupted call.
 
   What is written does not depend on the number of processes. Documents keep the order of their sources, but those that
   are held out come in the order of their hash, so that any beginning of them is a fair sample; they must fit in memory.
@@ -60,9 +60,9 @@ def pack(
     keep: which documents.
     validation_fraction: as data.validation_fraction; counts unless `keep` is all.
     deduplicate: whether of documents with exactly the same text only the first is packed.
-    processes: that tokenise; one for each core by default.
+    processes: number of tokenizer processes; None: one per CPU core.
     shard_tokens: tokens in a shard.
-    progress: called as work goes on.
+    progress: called regularly with what is done.
     warn: called with what the user should know.
 
   Raises:
@@ -160,7 +160,7 @@ def _blocks(
   for index, part in enumerate(parts):
     whole = index < start["part"]
     # What is done is read again where that is needed: a part that is half done for its hash, all parts for what `seen`
-    # must hold. Only what follows is tokenised.
+    # must hold. Only what follows is tokenized.
     if whole and seen is None:
       before += part.size
       continue

@@ -28,12 +28,12 @@ def train_batches(
 ) -> grain.DatasetIterator[Example]:
   """Endless batches of packing's examples, from `start_step` on; threads read data.prefetch batches ahead.
 
-  The batch at a step is a function of data.seed and the step alone. Each epoch shuffles all windows anew; a batch may
+  The batch at a step is a function of data.seed and the step alone. Each epoch reshuffles all windows; a batch may
   straddle two epochs. With weights each stream has epochs of its own, and every stretch of rows has the streams in
   these proportions, to within a per cent. Process p of P yields rows p * B / P to (p + 1) * B / P of the same B rows,
   in order.
 
-  `get_state()` is a small dict for JSON, and `set_state(state)` goes on from it, bit for bit; `close()` frees the
+  `get_state()` is a small dict for JSON, and `set_state(state)` resumes from it, bit for bit; `close()` frees the
   threads, which otherwise end with the iterator or the interpreter.
 
   Args:

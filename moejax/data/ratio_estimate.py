@@ -11,7 +11,7 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
   """Standard error of sum over sum, documents being the sample (Cochran, Sampling Techniques, equation 2.46).
 
-  Documents and not tokens: tokens of one document are alike, and an error over tokens would be far too small. Not a
+  Documents and not tokens: tokens of a document are correlated, and an error over tokens would be far too small. Not a
   number where fewer than two documents have a denominator.
   """
   used = denominators > 0

@@ -102,12 +102,12 @@ def _elements(chunks: Iterator[str]) -> Iterator[Any]:
       except json.JSONDecodeError as error:
         if error.pos < len(text) - _LONGEST_LITERAL and not error.msg.startswith("Unterminated"):
           raise
-        break  # it goes on in the next chunk
+        break  # it continues in the next chunk
       yield element
       before = ","
   if not _CLOSED[before].fullmatch(text, at):
     _DECODER.raw_decode(text, match.end() if match else at)  # says what is wrong
-    raise ValueError(f"the array does not go on or end at {text[at : at + 20]!r}")
+    raise ValueError(f"the array neither continues nor ends at {text[at : at + 20]!r}")
 
 
 def _table(stream: BinaryIO, delimiter: str, place: str, field: str) -> Iterator[str | None]:

@@ -27,7 +27,7 @@ def of_datasets(files: Sequence[SourceFile]) -> list[SourceFile]:
     if file.path.name == _DICT:
       folder = str(file.path).removesuffix(f"/{_DICT}")
       splits = ", ".join(f"{folder}/{split}" for split in sorted(_content(file.path).get("splits", ())))
-      raise UserError(f"folder {folder!r} holds the splits of a dataset; name one of {splits}")
+      raise UserError(f"folder {folder!r} has the splits of a dataset; give one of {splits}")
   folders: dict[str, list[SourceFile]] = {}
   for file in files:
     folders.setdefault(file.name.rpartition("/")[0], []).append(file)
@@ -43,7 +43,7 @@ def _of_folder(files: list[SourceFile]) -> list[SourceFile]:
   content = _content(beside(_STATE)) if beside(_STATE).is_file() else {}
   if any(content.get(name) for name in ("_indices_files", "_indices_data_files")):
     raise UserError(
-      f"{beside(_STATE)}: this dataset was saved as a choice of rows; save it again with "
+      f"{beside(_STATE)}: this dataset was saved with an indices mapping; save it again with "
       "load_from_disk(FOLDER).flatten_indices().save_to_disk(OTHER)"
     )
   if "_data_files" in content:

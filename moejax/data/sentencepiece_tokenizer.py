@@ -59,7 +59,7 @@ class SentencePieceTokenizer:
     if self._bytes_of_space is None:
       return self._model.decode(kept)
     kept = [part for i in kept for part in (self._bytes_of_space if i == self._space else (i,))]
-    return self._model.decode(kept).replace(SPACE, " ")  # the library leaves what it reads from bytes as it is
+    return self._model.decode(kept).replace(SPACE, " ")  # the library does not replace it in text from byte tokens
 
 
 def _bytes_of_space(model: Any) -> tuple[int, ...] | None:

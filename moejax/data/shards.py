@@ -7,7 +7,7 @@ A packed folder holds
   prefixes                   int64, only where a document has some: tokens after its BEGIN that are not to be predicted
   keys                       uint64: a hash of each document's tokens, by which equal documents are found
   manifest.json              what it was made of and with, counts, and a hash of each shard's tokens; written last
-While it is being written, progress.json and carry-NNNNN hold where to go on.
+While it is being written, progress.json and carry-NNNNN hold where to resume.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ def is_packed(source: str) -> bool:
 
 
 def is_begun(folder: pathlib.Path) -> bool:
-  """Whether a folder holds whole shards after which packing goes on."""
+  """Whether a folder has complete shards from which packing resumes."""
   return (folder / PROGRESS).is_file()
 
 
@@ -146,7 +146,7 @@ class Block:
 
 
 class ShardWriter:
-  """Writes a packed folder, block by block, and goes on where a killed process stopped.
+  """Writes a packed folder, block by block. Resumes after a process was killed.
 
   What is written depends on the blocks' documents alone: not on how they fall into blocks, nor on interruptions.
   """
@@ -217,7 +217,7 @@ class ShardWriter:
     if self._num_pending:
       self._write_shard(np.concatenate(self._pending))
     if not self._num_documents:
-      raise UserError(f"{self._folder}: the sources hold no document; name others")
+      raise UserError(f"{self._folder}: the sources have no document; give others")
     self._starts.write(np.int64(self._num_tokens).astype("<i8").tobytes())
     for file in self._indices:
       _close_durably(file)
@@ -261,7 +261,7 @@ class ShardWriter:
     differs = [name for name, value in self._request.items() if there.get(name) != value]
     if differs:
       raise UserError(
-        f"{self._folder} was begun with another {', '.join(differs)}; choose another folder, or delete this one"
+        f"{self._folder} was started with a different {', '.join(differs)}; choose another folder, or delete this one"
       )
 
   def _carry(self) -> pathlib.Path:

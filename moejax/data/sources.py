@@ -44,7 +44,7 @@ def check_sources(data: Data) -> None:
   if both := sorted(train & validation):
     raise UserError(
       f"{both[0]} is in data.train and in data.validation ({len(both)} such files); leave it out of one, "
-      "or validation would measure memory"
+      "or validation would measure memorization"
     )
 
 
@@ -87,9 +87,9 @@ def source_files(source: str) -> list[SourceFile]:
     return _local_folder(source, path)
   if path.exists():
     if not path.is_file():
-      raise UserError(f"{source!r} is no regular file; write what it gives to a file first")
+      raise UserError(f"{source!r} is not a regular file; write its content to a file first")
     if not path.name.endswith(SUFFIXES):
-      raise UserError(f"file {source!r} is not a text file that is understood; convert it to {_ANY_SUFFIX}")
+      raise UserError(f"file {source!r} is not a supported text file; convert it to {_ANY_SUFFIX}")
     return [SourceFile(path.name, path)]
   if glob.has_magic(source):
     return _glob_files(source, path)
@@ -103,7 +103,7 @@ def _checked_parts(field: str, source: str, data: Data) -> list[Part]:
       raise UserError(
         f"{source!r} is empty"
         + (f" ({len(parts)} files of 0 bytes)" if len(parts) > 1 else "")
-        + "; name a source with text"
+        + "; give a source with text"
       )
     for part in parts:
       part.check(reading_of(data))
@@ -130,7 +130,7 @@ def _local_folder(source: str, path: pathlib.Path) -> list[SourceFile]:
     _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
   )
   if not files:
-    raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; name one that does")
+    raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; give one that does")
   return files
 
 
@@ -156,7 +156,7 @@ def _raise_unreadable(error: OSError) -> None:
 def _glob_files(source: str, pattern: pathlib.Path) -> list[SourceFile]:
   matches = [pathlib.Path(match) for match in glob.glob(str(pattern), recursive=True)]
   if not matches:
-    raise UserError(f"glob {source!r} matches nothing; correct it")
+    raise UserError(f"glob {source!r} matches no file; correct it")
   plain = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
   named = [match for match in matches if match.name.endswith(SUFFIXES)]
   files = of_datasets(_by_name(pathlib.Path(*pattern.parts[:plain]), named))
@@ -192,7 +192,7 @@ def _standard_library_files() -> list[SourceFile]:
   if not files:
     raise UserError(
       f"{STANDARD_LIBRARY!r}: this Python has no source files under {str(root)!r}; use a Python that has them, "
-      "or name text files"
+      "or give text files"
     )
   # An installation may hold a file that its declared encoding does not decode; that must not stop a first run.
   return [SourceFile(file.name, file.path, errors="replace") for file in files]

@@ -71,7 +71,9 @@ class _Rows:
     if self._ends[-1] >= targets:
       return int(np.searchsorted(self._ends, targets))
     if not self._mean:
-      raise UserError("the training text has no token to predict: all of it is given as prefixes; use other text")
+      raise UserError(
+        "the training text has no token to predict: all tokens are prefixes without a loss; use other text"
+      )
     return len(self._ends) - 1 + int(np.ceil((targets - self._ends[-1]) / self._mean))
 
   def _look_up(self, rows: int) -> None:

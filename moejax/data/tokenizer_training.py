@@ -42,7 +42,7 @@ def train_tokenizer(
     UserError: a source is bad or all are empty, no vocabulary has that size, or the path has another suffix.
   """
   if path.suffix != ".json":
-    raise UserError(f"{path} does not end in .json, by which a tokenizer.json is known; choose another name")
+    raise UserError(f"{path} does not end in .json; choose a name that does")
   if vocab_size < _SMALLEST:
     raise UserError(f"a vocabulary of {vocab_size} is less than 256 bytes and {len(SPECIALS)} specials; use more")
   if vocab_size > _LARGEST:

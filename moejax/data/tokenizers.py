@@ -156,7 +156,7 @@ def make_tokenizer(name: str) -> Tokenizer:
   except (ValueError, KeyError, RuntimeError) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"data.tokenizer={name!r} is no {path.suffix} tokenizer ({error}); name another file") from None
+    raise UserError(f"data.tokenizer={name!r} is not a {path.suffix} tokenizer ({error}); give another file") from None
 
 
 _OF_SUFFIX: dict[str, Callable[[pathlib.Path, str], Tokenizer]] = {

@@ -1,4 +1,4 @@
-"""Answers of a model, kept on disk as they come, so that an evaluation that was stopped goes on."""
+"""A cache of answers on disk, from which an interrupted evaluation resumes."""
 
 import hashlib
 import json

@@ -23,7 +23,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
   if not ids:
     raise UserError(
       f"the tokenizer encodes the continuation {scored!r} as no token, so it has no likelihood; leave out the task "
-      "that asks for it, or train with a tokenizer that keeps white space"
+      "with it, or train with a tokenizer that keeps white space"
     )
   return [tokenizer.begin, *context_ids], ids
 

@@ -1,4 +1,4 @@
-"""How a task of lm-evaluation-harness asks to generate, as a Sampling, stop strings and a number of tokens."""
+"""Generation options of a task of lm-evaluation-harness: sampling, stop strings and number of tokens."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ OF_THE_PROGRAM = ("use_cache",)
 
 @dataclasses.dataclass(frozen=True)
 class Generation:
-  """What a task asks for."""
+  """The generation options of a task."""
 
   sampling: Sampling
   until: tuple[str, ...]
@@ -32,14 +32,14 @@ class Generation:
 
 
 def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
-  """What a task's generation_kwargs ask for.
+  """The generation options in a task's generation_kwargs.
 
   Args:
     task: its name, for messages.
     normalized: as the harness's `normalize_gen_kwargs` returns them.
 
   Raises:
-    UserError: an option asks for what this model does not do; the message names it.
+    UserError: an option is not supported; the message names it.
   """
   left = {name: value for name, value in normalized.items() if value is not None}
   until, max_new, sampled = left.pop("until"), left.pop("max_gen_toks"), left.pop("do_sample", False)
@@ -49,14 +49,14 @@ def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
     options = ", ".join(f"{name}={value!r}" for name, value in refused.items())
     remedy = ",".join(f"{name}={NEUTRAL[name]:g}" for name in refused if name in NEUTRAL)
     raise UserError(
-      f"the task {task} asks to generate with {options}, which moejax does not do; leave the task out"
+      f"the task {task} generates with {options}, which moejax does not support; leave the task out"
       + (f", or set --gen-kwargs {remedy}" if len(refused) == sum(name in NEUTRAL for name in refused) else "")
     )
   if max_new < 1:
-    raise UserError(f"the task {task} asks for max_gen_toks={max_new}; it must be 1 or above")
+    raise UserError(f"the task {task} has max_gen_toks={max_new}; it must be 1 or above")
   if sampled and not temperature:
     raise UserError(
-      f"the task {task} asks to sample (do_sample=True) without a temperature above 0; set --gen-kwargs "
+      f"the task {task} samples (do_sample=True) without a temperature above 0; set --gen-kwargs "
       "do_sample=False, or --gen-kwargs temperature=1"
     )
   if not sampled:

@@ -41,7 +41,7 @@ TRIED_PROMPTS = 16
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """Which benchmarks are asked, and how."""
+  """Which benchmarks to run, and how."""
 
   tasks: tuple[str, ...]
   """Suites; tasks, groups and tags of the harness, or patterns of them such as arc_*; paths to YAML files."""
@@ -56,7 +56,7 @@ class Request:
   gen_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Options of generation, which replace those of the tasks."""
   allow_cut_prompts: bool = False
-  """Whether a benchmark is asked most of whose few-shot prompts do not fit."""
+  """Whether to run a benchmark if most of its few-shot prompts do not fit."""
 
   def __post_init__(self):
     if self.few_shot is not None and self.few_shot < 0:
@@ -65,7 +65,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """What a request asks."""
+  """The tasks and options of a request."""
 
   finder: TaskFinder
   benchmarks: list[Benchmark]
@@ -90,7 +90,7 @@ class Loaded:
 
 
 def make_request(evaluation: Evaluation, **more: Any) -> Request:
-  """What an experiment says that is asked, and `more` fields of Request.
+  """The request of an experiment, with `more` fields of Request.
 
   Raises:
     UserError: it says nothing.
@@ -104,7 +104,7 @@ def make_request(evaluation: Evaluation, **more: Any) -> Request:
 
 
 def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILENT) -> Loaded:
-  """The harness's tasks and groups, with their data and as many examples in a prompt as are asked for.
+  """The harness's tasks and groups, with their data and the requested number of few-shot examples.
 
   Args:
     request: what is asked.
@@ -136,7 +136,7 @@ def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILEN
     _show_building(task, progress, i, len(found.tasks["tasks"]))
   if request.gen_kwargs and not any(_generates(task) for task in found.tasks["tasks"].values()):
     raise UserError(
-      f"--gen-kwargs {dict(request.gen_kwargs)} would have no effect: none of the tasks generates by its YAML"
+      f"--gen-kwargs {dict(request.gen_kwargs)} would have no effect: no task generates with YAML options"
     )
   return found
 
@@ -145,7 +145,7 @@ def check_prompts(model: HarnessModel, loaded: Loaded, request: Request) -> None
   """Tries the first examples of every task before anything is computed.
 
   Raises:
-    UserError: a task asks to generate in a way that is not there, or most few-shot prompts of a benchmark do not fit
+    UserError: a task uses generation options that are not supported, or most few-shot prompts of a benchmark do not fit
       and `request.allow_cut_prompts` is not set.
   """
   for benchmark in loaded.benchmarks:
@@ -161,9 +161,9 @@ def check_prompts(model: HarnessModel, loaded: Loaded, request: Request) -> None
     if 2 * cut > total:
       shots = max(task.config.num_fewshot or 0 for task in loaded.leaves(benchmark))
       raise UserError(
-        f"{benchmark.name} is asked with {shots} examples in the prompt, and {cut} of {total} prompts tried do not fit "
-        f"data.sequence_length={model.max_length}: their examples would be cut away; lower --few-shot, leave the "
-        "benchmark out, or allow it with --evaluation.allow-cut-prompts True"
+        f"{benchmark.name} uses {shots} examples in the prompt, and {cut} of {total} prompts tried do not fit "
+        f"data.sequence_length={model.max_length}: their examples would be truncated; lower --few-shot, leave the "
+        "benchmark out, or allow truncation with --evaluation.allow-cut-prompts True"
       )
 
 
@@ -176,10 +176,10 @@ def evaluate(
   step: int,
   log_samples: bool = False,
 ) -> dict[str, Any]:
-  """Asks tasks, writes results.json of `directory` in the harness's format, and returns it.
+  """Runs tasks, writes results.json of `directory` in the harness's format, and returns it.
 
-  Answers are kept in DIRECTORY/evaluation, and not asked twice of one checkpoint. The harness's results get two more
-  keys: `benchmarks`, which were asked, and `cut`, by task the number of requests and how many of them were cut because
+  Answers of a checkpoint are cached in DIRECTORY/evaluation. The harness's results get two more
+  keys: `benchmarks`, those run, and `cut`, by task the number of requests and how many of them were cut because
   their prompt did not fit. `log_samples` writes each example with its prompts and answers to
   DIRECTORY/evaluation/samples/TASK.jsonl.
   """
@@ -210,7 +210,7 @@ def evaluate(
   if cut:
     shown = ", ".join(f"{task} {counted}" for task, counted in list(cut.items())[:4])
     model.progress.note(
-      f"warning: requests that do not fit {model.max_length} tokens were cut from the left: {shown}"
+      f"warning: requests longer than {model.max_length} tokens were truncated from the left: {shown}"
       + (f" and those of {len(cut) - 4} more tasks (`cut` in {RESULTS})" if len(cut) > 4 else "")
     )
   return results
@@ -219,7 +219,7 @@ def evaluate(
 def evaluate_run(
   directory: pathlib.Path, experiment: Experiment, request: Request, progress: Progress, log_samples: bool = False
 ) -> dict[str, Any]:
-  """Asks a trained run, from its newest checkpoint, and returns what it writes to results.json.
+  """Evaluates the latest checkpoint of a run, and returns the content of results.json.
 
   Args:
     directory: of the run.
@@ -242,7 +242,7 @@ def evaluate_run(
 def make_task_evaluator(
   definition: Definition, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress
 ) -> Evaluator:
-  """An evaluator that asks the experiment's benchmarks and returns their headlines and their average.
+  """An evaluator that runs the experiment's benchmarks and returns their headlines and their average.
 
   Raises:
     UserError: as `load_tasks` and `check_prompts`, before any training.

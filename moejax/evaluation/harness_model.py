@@ -1,4 +1,4 @@
-"""A model as lm-evaluation-harness asks it: log-likelihoods, texts as a whole, and generation."""
+"""The model interface of lm-evaluation-harness: log-likelihoods, rolling log-likelihoods and generation."""
 
 import json
 from collections import Counter
@@ -30,7 +30,7 @@ MAX_NEW_TOKENS = 256
 
 
 class HarnessModel(LM):
-  """A model as the harness asks it. Every text is opened by the tokenizer's begin, as each document in training is.
+  """A model for the harness. Every text starts with the begin-of-document token, as in training.
 
   A prompt that does not fit the training length is cut from the left, as the harness's own models do, and counted.
   """
@@ -87,8 +87,8 @@ class HarnessModel(LM):
     return [text for text, _ in self._answered("generate_until", requests, compute)]
 
   def generation(self, task: str, options: dict[str, Any]) -> Generation:
-    """What a task asks to generate, of which at most half of the training length is generated; raises as `generation`
-    of generation_options."""
+    """The generation options of a task, of which at most half of the training length is generated; raises as
+    `generation` of generation_options."""
     return generation(task, normalize_gen_kwargs(options, MAX_NEW_TOKENS))
 
   def fits(self, request: Instance) -> bool:
@@ -123,7 +123,9 @@ class HarnessModel(LM):
     keys = []
     for request in requests:
       text = json.dumps(request.args)
-      keys.append((kind, ANSWERED_AS, seen[text], text))  # asked twice, as where a task samples, it is answered twice
+      keys.append(
+        (kind, ANSWERED_AS, seen[text], text)
+      )  # a repeated request, as of a task that samples, gets an answer of its own
       seen[text] += 1
     missing = [i for i, key in enumerate(keys) if key not in self._answers]
     done = len(requests) - len(missing)
@@ -151,7 +153,9 @@ class HarnessModel(LM):
     max_new = self._max_new(asked)
     if max_new < asked.max_new:
       # The rest of the window is for the prompt.
-      self.progress.note(f"{asked.max_new} new tokens do not fit {self.max_length} with a prompt: {max_new}")
+      self.progress.note(
+        f"warning: a prompt and {asked.max_new} new tokens do not fit {self.max_length} tokens; generating {max_new}"
+      )
     if asked.sampling not in self._generators:
       self._generators[asked.sampling] = Generator(
         self._blueprint, self.batch_size, self._tokenizer.vocab_size, asked.sampling

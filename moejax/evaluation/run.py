@@ -24,7 +24,7 @@ from moejax.training.run_directory import prepare_directory
 from moejax.training.state import Definition, State, placement_table
 
 MakeEvaluator = Callable[[Definition, Tokenizer, pathlib.Path, Progress], Evaluator]
-"""What asks the benchmarks; handed over, because it needs a package that not every user has."""
+"""Makes the evaluator of benchmarks. It is an argument because it needs an optional package."""
 
 
 def train_and_evaluate(
@@ -53,7 +53,7 @@ def _train_and_evaluate(
 ) -> dict[str, Any]:
   for caution in experiment.cautions:
     progress.note(f"caution: {caution}")
-  progress.stage("text: reading and tokenising", total=1.0)
+  progress.stage("text: reading and tokenizing", total=1.0)
   corpus = build_corpus(
     experiment.data,
     directory / "corpus",
@@ -108,7 +108,7 @@ def show_placement(definition: Definition, progress: Progress) -> None:
 def make_evaluators(
   definition: Definition, corpus: Corpus, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None
 ) -> dict[str, Evaluator]:
-  """What is scored during training and after it: held-out text, and benchmarks where `ask` makes what asks them."""
+  """What is scored during training and after it: held-out text, and benchmarks if `ask` is given."""
   evaluators = {"held_out": make_evaluator(definition, corpus, directory, progress)}
   if ask is not None:
     evaluators["tasks"] = ask(definition, corpus.tokenizer, directory, progress)

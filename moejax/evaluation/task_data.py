@@ -51,7 +51,7 @@ def absent_splits(configuration: Mapping[str, Any], files: Mapping[str, str]) ->
 def reading(files: Mapping[str, str] | None, cache: pathlib.Path) -> Iterator[None]:
   """Within it, any dataset that a task loads is read from these files, or as the task says where there are None.
 
-  Tasks of YAML and of Python alike call `datasets.load_dataset`. A module of tasks may keep the function that it finds
+  Both YAML and Python tasks call `datasets.load_dataset`. A module of tasks may keep the function that it finds
   when it is imported, so that function looks up what is to be read at each call.
   """
   global _read

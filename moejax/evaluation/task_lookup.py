@@ -62,7 +62,7 @@ class TaskFinder(TaskManager):
     """
     for name, folder in (("data", data), ("include_path", include_path)):
       if folder is not None and not folder.is_dir():
-        raise UserError(f"{name}={str(folder)!r} is no folder")
+        raise UserError(f"{name}={str(folder)!r} is not a folder")
     super().__init__(include_defaults=False, include_path=include_path)
     self._index: dict[str, Entry] = harness_index() | self._index
     self._all_tasks = sorted(self._index)
@@ -87,7 +87,7 @@ class TaskFinder(TaskManager):
       near = get_close_matches(name, self._all_tasks, n=3)
       raise UserError(
         f"lm-evaluation-harness has no task, group or tag {name}"
-        + (f"; near to it are {', '.join(near)}" if near else "")
+        + (f"; similar names are {', '.join(near)}" if near else "")
         + "; `lm-eval ls tasks` lists all, and --include-path adds your own"
       )
     return list(dict.fromkeys(found for match in matching for found in self.names(match)))
@@ -101,7 +101,7 @@ class TaskFinder(TaskManager):
     """As the harness's own.
 
     Raises:
-      UserError: a task cannot be loaded, or is asked for in two ways.
+      UserError: a task cannot be loaded, or is defined in two ways.
     """
     try:
       return super().load(task_list)
@@ -120,8 +120,8 @@ class TaskFinder(TaskManager):
         there, other = first.setdefault(task.task_name, (source, task))
         if other is not task and (fields := _differences(other, task)):
           raise UserError(
-            f"the task {task.task_name} is not the same by {there} and by {source}, which differ in "
-            f"{', '.join(fields)}; ask them in two commands"
+            f"the task {task.task_name} is defined differently by {there} and by {source}; they differ in "
+            f"{', '.join(fields)}; run them in two commands"
           )
 
 
@@ -155,7 +155,7 @@ class _Factory(TaskFactory):
       raise
     except Exception as error:  # tasks are programs of others, and may fail in any way
       raise UserError(explained(entry.name, error)) from error
-    for mark, why in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "asks of more than text")):
+    for mark, why in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "needs more than text")):
       if getattr(task, mark, False):
         raise UserError(f"the task {entry.name} {why}, which moejax does not do; leave it out")
     return task
@@ -202,7 +202,7 @@ def explained(name: str, error: BaseException) -> str:
 
 
 def _is_offline(error: BaseException) -> bool:
-  """Whether the hub could not be asked, and not only had no such dataset."""
+  """Whether the Hub could not be reached, as opposed to not having the dataset."""
   if isinstance(error, ConnectionError) or re.search("offline|LocalEntryNotFound", f"{type(error)} {error}", re.I):
     return True
   # What looks for a module (a metric) offline says only that it is not there.
@@ -238,7 +238,7 @@ def _configuration(index: dict[str, Entry], name: str) -> dict[str, Any] | None:
 
 
 def _go_offline_without_the_hub() -> None:
-  """Where the hub does not answer soon, asks it for nothing more: its libraries would try for a minute."""
+  """If the Hub does not respond soon, goes offline: its libraries would retry for a minute."""
   if huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
     return
   huggingface_hub.constants.HF_HUB_OFFLINE = True

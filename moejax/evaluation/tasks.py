@@ -77,7 +77,7 @@ def benchmarks(names: Iterable[str]) -> list[Benchmark]:
 
 
 def asked(results: Mapping[str, Any]) -> list[Benchmark]:
-  """The benchmarks that were asked, from what `evaluate` of harness wrote to results.json."""
+  """The benchmarks that were run, from what `evaluate` of harness wrote to results.json."""
   return [Benchmark(**benchmark) for benchmark in results["benchmarks"]]
 
 

@@ -61,12 +61,12 @@ def row_sharding(blueprint: Blueprint, batch_size: int) -> NamedSharding:
 
 
 def extend(model: Transformer, tokens_BT: jax.Array, counts_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-  """Features x_BTD of each sequence's next tokens, and the cache with them: prefill and decoding alike.
+  """Features x_BTD of each sequence's next tokens, and the cache with them: for both prefill and decoding.
 
   Args:
     model: from a blueprint, so that it drops nothing.
     tokens_BT: each row's new tokens, padded at the end.
-    counts_B: how many of them are real; a row with none stays as it is.
+    counts_B: how many of them are real; a row with none is unchanged.
     cache: has at least T slots left in every row.
   """
   steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)

@@ -18,7 +18,7 @@ from moejax.models.transformer import Transformer
 from moejax.training.state import Parameters
 
 Stop = Callable[[list[int]], bool]
-"""Whether a continuation is complete, asked after each of its tokens."""
+"""Returns whether a continuation is complete; called after each of its tokens."""
 
 
 class Generator:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cross_entropy(logits_MV: jax.Array, targets_M: jax.Array, whole_vocabulary: bool) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats and log-normaliser of every token, each float32 [M].
+  """Cross-entropy in nats and log-normalizer of every token, each float32 [M].
 
   Args:
     logits_MV: float32.

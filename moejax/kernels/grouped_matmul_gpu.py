@@ -21,7 +21,7 @@ TILE_BYTES = 128
 """Bytes of one row of an operand's tile: 64 bfloat16 or 32 float32."""
 
 COMPILER_PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
-"""Three stages of two operand tiles take 96 KiB of shared memory, which every data-centre GPU has."""
+"""Three stages of two operand tiles take 96 KiB of shared memory, which every data-center GPU has."""
 
 
 def gmm(

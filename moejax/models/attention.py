@@ -47,7 +47,7 @@ class Attention(nnx.Module):
     """out_BTD, what the router over heads counts, None where there is none, and `memory` with the tokens.
 
     Args:
-      x_BTD: normalised input.
+      x_BTD: normalized input.
       context: of the tokens.
       memory: of the tokens before these; None has none, and keeps none.
     """
@@ -127,7 +127,7 @@ class Attention(nnx.Module):
     return heads_served(x_BSKH, self.partitioner.index("heads") % sharing * queries, queries, group)
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
-    """probs_BTE in float32, not renormalised over any choice: all experts run."""
+    """probs_BTE in float32, not renormalized over any choice: all experts run."""
     assert self.w_router_DE is not None
     logits_BTE = exact_product("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.w_router_DE[...])
     return jax.nn.softmax(self.partitioner.constrain(logits_BTE, "batch", "sequence", None), axis=-1)

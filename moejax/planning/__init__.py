@@ -1,1 +1,2 @@
-"""The step time, memory and sharding of an experiment on a pod that need not be there, from the compiled program."""
+"""Predicts step time, memory and sharding of an experiment on a topology from the compiled program, without the
+hardware."""

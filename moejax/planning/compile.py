@@ -1,4 +1,4 @@
-"""Compiles the train step that trains for a topology that need not be there, and caches what comes out."""
+"""Compiles the training step for a topology, without the hardware, and caches the result."""
 
 import dataclasses
 import gzip

@@ -9,7 +9,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class _Gpu:
-  """What the compiler asks about a GPU."""
+  """The properties of a GPU that the compiler needs."""
 
   name: str
   cores: int

@@ -1,4 +1,4 @@
-"""A plan for the eye: the terminal's page, and the same as HTML."""
+"""A plan as text for the terminal, and as an HTML page."""
 
 import html
 import io

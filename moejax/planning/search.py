@@ -66,7 +66,7 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
   for number, candidate in enumerate(fitting[:tries], 1):
     progress.whole(number - 1, None)
     options = " ".join(difference(experiment, candidate))
-    progress.note(f"{number} of {min(tries, len(fitting))}, of {len(ranked)} valid: {options or 'as it is'}")
+    progress.note(f"{number} of {min(tries, len(fitting))}, of {len(ranked)} valid: {options or 'unchanged'}")
     try:
       found = Found(options, plan(candidate, topology, progress))
     except RefusedError as error:
@@ -108,7 +108,7 @@ def search_page(tried: list[Found]) -> RenderableType:
       f"{planned.mfu:.1%}" if planned.mfu else "-",
       f"{planned.breakdown_s['collective_exposed'] / planned.step_time_s:.0%}",
       size,
-      found.options or "as it is",
+      found.options or "unchanged",
     )
   return Group(table, Text("* no other is both faster and smaller", style="dim"))
 

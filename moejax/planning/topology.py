@@ -1,4 +1,4 @@
-"""Names hardware that need not be there: `v5p:4x8x8`, `v6e:16x16`, `gpu:h100:8`, `cpu:8`. Imports no JAX."""
+"""Topologies by name: `v5p:4x8x8`, `v6e:16x16`, `gpu:h100:8`, `cpu:8`. Does not import JAX."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ class Topology:
 
 
 def parse_topology(name: str, slices: int = 1) -> Topology:
-  """The topology of this name, without asking the compiler.
+  """The topology with this name, without calling the compiler.
 
   Raises:
     UserError: no such chip, a shape that is none, or no number of chips that a system has.
@@ -69,7 +69,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
     raise UserError(f"topology {chips}; in all there must be 1 to {MOST_CHIPS:,}")
   if chip.torus:
     if len(lengths) != chip.torus:
-      raise UserError(f"topology {name!r} has {len(lengths)} dimensions and {kind} has {chip.torus}, as in {EXAMPLES}")
+      raise UserError(f"topology {name!r} has {len(lengths)} dimensions, but {kind} has {chip.torus}, as in {EXAMPLES}")
     return Topology(name, chip, lengths, math.prod(lengths), slices)
   return Topology(name, chip, (), lengths[0], slices)
 

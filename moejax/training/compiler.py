@@ -1,4 +1,4 @@
-"""Options with which XLA compiles the step, for a run and for a plan alike. None of them changes a result.
+"""Options with which XLA compiles the step, for both runs and plans. None of them changes a result.
 
 The environment variable LIBTPU_INIT_ARGS adds to them, as `--xla_tpu_scoped_vmem_limit_kib=32768`.
 """
@@ -10,7 +10,7 @@ from moejax.config.chips import chip_of
 Options = dict[str, str | bool]
 
 OVERLAP: Options = {
-  # What the compiler does not do by itself: weights are gathered while matrix products go on.
+  # What the compiler does not do by itself: weights are gathered during matrix products.
   "xla_tpu_overlap_compute_collective_tc": True,
   "xla_enable_async_all_gather": True,
   # Experts' weights are gathered whole: cut into as many products as the axis has shards, each is too thin for the
@@ -25,7 +25,7 @@ SCATTER: Options = {
 }
 
 EXCHANGE: Options = {
-  # Tokens travel to experts while products go on. The links of v5e cannot, and its compiler refuses the program.
+  # Tokens travel to experts during products. The links of v5e cannot do this, and its compiler refuses the program.
   "xla_tpu_enable_async_all_to_all": True,
 }
 
@@ -38,7 +38,7 @@ FUSION: Options = {
 }
 
 SPARSE_CORES: Options = {
-  # Weights are gathered and gradients summed by the SparseCores while products go on, as in public runs on v5p and v6e.
+  # Weights are gathered and gradients summed by the SparseCores during products, as in public runs on v5p and v6e.
   "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,

@@ -157,7 +157,7 @@ def _steps(
         if results:
           writer.write({"step": step, **results})
       clock.restart()
-  if not results:  # an earlier run did the last step and did not live to score it
+  if not results:  # an earlier process finished the last step and was killed before the evaluation
     results = _evaluate(run, state)
   return {
     "name": experiment.name,
@@ -175,7 +175,7 @@ def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str
   """What another length does to the learning rate."""
   last, following = learning_rate(optimizer, done - 1, before), learning_rate(optimizer, done, now)
   return (
-    f"the run was {before} steps long and is now {now}, and its schedule is computed anew: the learning rate goes from "
+    f"the run was {before} steps long and is now {now}, and its schedule is recomputed: the learning rate jumps from "
     f"{last:.4g} at step {done} to {following:.4g} at step {done + 1}, so that the result is not that of a run which "
     f"was {now} steps long from the beginning"
   )
@@ -232,7 +232,7 @@ def rows_of_process(definition: Definition) -> tuple[int, int]:
   rows = starts[-1][1] - starts[0][0]
   if sum(stop - start for start, stop in starts) != rows or starts[0][0] % rows:
     raise UserError(
-      f"mesh ({definition.partitioner.shape}) gives process {jax.process_index()} rows {starts} of the batch, which do "
-      "not follow each other; let mesh.model be no more than the devices of one process"
+      f"mesh ({definition.partitioner.shape}) gives process {jax.process_index()} rows {starts} of the batch, which "
+      "are not consecutive; lower mesh.model to at most the number of devices of one process"
     )
   return starts[0][0] // rows, training.batch_size // rows

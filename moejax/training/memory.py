@@ -1,4 +1,4 @@
-"""Whether a program fits the devices present, asked before it runs."""
+"""Checks whether a program fits in device memory, before it runs."""
 
 import dataclasses
 import pathlib
@@ -61,7 +61,7 @@ def check_fits(what: str, needed: Memory, partitioner: Partitioner, remedy: str)
   kind = partitioner.device.device_kind
   raise UserError(
     f"{what} needs {_gib(needed.total)} of memory on each device ({_gib(needed.arguments)} of arguments, "
-    f"{_gib(needed.more)} while it runs) and {kind} has {_gib(free)} free; {remedy}"
+    f"{_gib(needed.more)} while it runs), but {kind} has {_gib(free)} free; {remedy}"
   )
 
 

@@ -43,7 +43,7 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   definition = define(experiment, partitioner)
   inputs, what = abstract_inputs(definition), f"the train step of {experiment.name}"
   remedy = _less_memory(experiment)
-  # In vain to compile what its state alone outgrows.
+  # If the state alone does not fit, there is no need to compile.
   check_fits(what, Memory(argument_bytes(inputs[0]), 0), partitioner, remedy)
   begin = time.perf_counter()
   lowered = make_train_step(definition).lower(*inputs)
@@ -86,5 +86,5 @@ def on_devices(experiment: Experiment) -> tuple[Experiment, Partitioner]:
       f"model.vocab_size={there} is less than the {needed} tokens of data.tokenizer={experiment.data.tokenizer!r}; "
       f"use at least {needed}, best {padded}: a multiple of {VOCAB_MULTIPLE} that the mesh divides"
     )
-  # Made anew, it checks batch and tensors against the data axis that only the devices decide.
+  # Constructing it again checks batch and tensors against the data axis that only the devices decide.
   return dataclasses.replace(experiment, mesh=partitioner.shape), partitioner

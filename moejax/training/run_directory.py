@@ -87,7 +87,7 @@ def read_experiment(directory: pathlib.Path) -> Experiment:
   """
   path = directory / RUN
   if not path.is_file():
-    raise UserError(f"{path} does not exist; name a directory that `moejax train` wrote")
+    raise UserError(f"{path} does not exist; give a directory written by `moejax train`")
   return read_experiment_file(path)
 
 
@@ -96,7 +96,8 @@ def check_only_operational(there: Experiment, here: Experiment) -> None:
   differences = _differences(to_plain(there), to_plain(here), MAY_CHANGE[RUN])
   if differences:
     raise UserError(
-      f"a trained run is as it is: {'; '.join(differences)}; only {', '.join(MAY_CHANGE[RUN])} may be set"
+      f"these fields of a trained run cannot change: {'; '.join(differences)}; those that can are "
+      f"{', '.join(MAY_CHANGE[RUN])}"
     )
 
 
@@ -141,7 +142,7 @@ def prepare_file(path: pathlib.Path, option: str) -> None:
     UserError: as `prepare_directory`, or `path` is a directory.
   """
   if path.is_dir():
-    raise UserError(f"cannot write to {path}: it is a directory; name a file in {option}")
+    raise UserError(f"cannot write to {path}: it is a directory; give a file in {option}")
   prepare_directory(path.parent, option)
 
 

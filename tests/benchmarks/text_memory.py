@@ -1,4 +1,4 @@
-"""Peak memory of reading and tokenising one large text file.
+"""Peak memory of reading and tokenizing one large text file.
 
     python tests/benchmarks/text_memory.py --text "books/*.jsonl.gz" --tokenizer bpe.json --megabytes 50
 

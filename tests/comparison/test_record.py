@@ -9,7 +9,9 @@ from moejax.comparison.record import checked, equal_names, missing, pair_members
 
 
 def test_a_missing_comparison_names_the_path_and_the_remedy(tmp_path):
-  with pytest.raises(ValueError, match=r"comparison\.json does not exist; name a directory that `moejax compare`"):
+  with pytest.raises(
+    ValueError, match=r"comparison\.json does not exist; give a directory written by `moejax compare`"
+  ):
     read_comparison(tmp_path)
 
 
@@ -30,7 +32,7 @@ def test_what_is_not_json_is_refused(tmp_path):
     (lambda c: c["members"][0].update(kind="sparse"), "kind='sparse' is not one of dense, moe"),
     (lambda c: c["members"][0].update(name=3), "name=3 is not text"),
     (lambda c: c["members"][0].update(accuracy="high"), "accuracy='high' is not a number"),
-    (lambda c: c["pairs"][0].update(moe="moe_huge"), "a pair names 'moe_huge' and the members are dense_small,"),
+    (lambda c: c["pairs"][0].update(moe="moe_huge"), "a pair names 'moe_huge', but the members are dense_small,"),
     (lambda c: c.update(provenance="here"), "provenance is str, not an object"),
   ],
 )

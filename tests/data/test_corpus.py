@@ -37,10 +37,10 @@ def data(folder):
 
 @pytest.fixture
 def no_tokenising(monkeypatch):
-  """Call it, and tokenising fails."""
+  """Call it, and tokenizing fails."""
 
   def fail(*_):
-    raise AssertionError("tokenised again")
+    raise AssertionError("tokenized again")
 
   return lambda: monkeypatch.setattr(corpus_module, "_tokenise", fail)
 
@@ -194,22 +194,22 @@ def test_progress_rises_to_one(data, tmp_path):
   assert done == sorted(done)
   assert done[-1] == 1.0
   assert len(set(done)) > 10
-  assert {what for what, _ in calls} == {"tokenising"}
+  assert {what for what, _ in calls} == {"tokenizing"}
 
 
 def test_too_few_documents_for_the_fraction_say_what_to_do(tmp_path):
   path = tmp_path / "one.txt"
   path.write_text("a single document")
-  with pytest.raises(UserError, match=r"data\.validation_fraction=0\.05 leaves no document of 1 for validation; name"):
+  with pytest.raises(UserError, match=r"data\.validation_fraction=0\.05 leaves no document of 1 for validation; set"):
     build_corpus(Data(train=(str(path),), sequence_length=8), tmp_path / "cache")
 
 
 def test_a_source_of_empty_texts_says_what_to_do(data, tmp_path):
   path = tmp_path / "empty.jsonl"
   path.write_text('{"text": ""}\n')
-  with pytest.raises(UserError, match=r"data\.validation=.*empty\.jsonl holds no document with text"):
+  with pytest.raises(UserError, match=r"data\.validation=.*empty\.jsonl has no document with text"):
     build_corpus(Data(train=data.train, validation=(str(path),), sequence_length=8), tmp_path / "cache")
-  with pytest.raises(UserError, match=r"data\.train=.*empty\.jsonl holds no document with text"):
+  with pytest.raises(UserError, match=r"data\.train=.*empty\.jsonl has no document with text"):
     build_corpus(Data(train=(str(path),), sequence_length=8), tmp_path / "cache")
 
 
@@ -252,7 +252,7 @@ def test_documents_of_both_splits_are_counted_and_warned_of_whatever_is_packed(t
       sources[split] = str(tmp_path / f"packed-{split}")
   data = Data(train=(sources["train"],), validation=(sources["validation"],), sequence_length=2)
   warnings = []
-  for _ in range(2):  # tokenised, and from the cache
+  for _ in range(2):  # tokenized, and from the cache
     corpus = build_corpus(data, tmp_path / "cache", warn=warnings.append)
   assert corpus.summary()["validation_in_train"] == 2 and corpus.summary()["train_duplicates"] == 1
   assert len(warnings) == 2 and warnings[0].startswith("2 of 4 validation documents are training documents too")

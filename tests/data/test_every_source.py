@@ -167,7 +167,7 @@ def test_null_texts_are_skipped_and_counted_in_every_format_that_has_them(tmp_pa
   write(tmp_path / name, ["a", None, "", "b", None, *map(str, range(40))])
   warnings: list[str] = []
   data = Data(train=(str(tmp_path / name),), text_field=field, validation_fraction=0.3, sequence_length=4)
-  for _ in range(2):  # tokenised, and from the cache
+  for _ in range(2):  # tokenized, and from the cache
     corpus = build_corpus(data, tmp_path / "cache", warn=warnings.append)
   assert corpus.summary()["nulls"] == 2
   assert corpus.summary()["train_documents"] + corpus.summary()["validation_documents"] == 42

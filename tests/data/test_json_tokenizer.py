@@ -122,7 +122,7 @@ def test_a_file_that_loses_spaces_or_is_none_is_refused(path, tmp_path):
   with pytest.raises(UserError, match=r"words\.json' is WordPiece, which loses spaces; use one of bytes or subwords"):
     make_tokenizer(str(tmp_path / "words.json"))
   (tmp_path / "none.json").write_text("{}")
-  with pytest.raises(UserError, match=r"none\.json' is no tokenizer\.json .*name another file"):
+  with pytest.raises(UserError, match=r"none\.json' is not a tokenizer\.json .*give another file"):
     make_tokenizer(str(tmp_path / "none.json"))
   with pytest.raises(
     UserError, match=r"gone\.json' cannot be read \(No such file or directory\); name a tokenizer's file"

@@ -152,10 +152,10 @@ def _runs(pid):
 
 def test_changed_sources_do_not_continue_what_was_begun_with_others(folder, tmp_path):
   pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
-  with pytest.raises(UserError, match="begun with another keep; choose another folder"):
+  with pytest.raises(UserError, match="started with a different keep; choose another folder"):
     pack([str(folder)], "bytes", tmp_path / "packed", keep="train", processes=1)
   (folder / "short.txt").write_text("longer")
-  with pytest.raises(UserError, match="begun with another sources_sha256; choose another folder"):
+  with pytest.raises(UserError, match="started with a different sources_sha256; choose another folder"):
     pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
 
 

@@ -58,7 +58,7 @@ def test_one_of_several_splits_must_be_named(tmp_path):
   (tmp_path / "saved" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
   assert list(documents(str(tmp_path / "saved" / "train"))) == ["train"]
   for source in (tmp_path / "saved", tmp_path):
-    with pytest.raises(UserError, match=r"holds the splits of a dataset; name one of .*saved/test, .*saved/train$"):
+    with pytest.raises(UserError, match=r"has the splits of a dataset; give one of .*saved/test, .*saved/train$"):
       list(documents(str(source)))
 
 
@@ -71,7 +71,7 @@ def test_one_of_several_splits_must_be_named(tmp_path):
     ),
     (
       '{"_indices_files": [{"filename": "i.arrow"}]}',
-      r"saved as a choice of rows; .*flatten_indices\(\)\.save_to_disk",
+      r"saved with an indices mapping; .*flatten_indices\(\)\.save_to_disk",
     ),
     ("{", r"state\.json is damaged .*; save the dataset again"),
   ],

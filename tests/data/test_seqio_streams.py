@@ -162,7 +162,7 @@ def test_a_mixture_is_its_tasks_in_its_own_rates(module, tmp_path):
   assert 60 <= (rows == b).any(axis=1).sum() <= 140
   weighted, _ = corpus_of(module, tmp_path, "mixture", "qa", weights=(2.0, 1.0))
   assert weighted.weights == (*(2.0 * weight for weight in corpus.weights), 1.0)
-  with pytest.raises(UserError, match=r"data\.train has a seqio mixture beside other sources; set data\.weights"):
+  with pytest.raises(UserError, match=r"data\.train has a seqio mixture and other sources; set data\.weights"):
     corpus_of(module, tmp_path, "mixture", "qa")
 
 

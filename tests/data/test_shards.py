@@ -100,12 +100,14 @@ def test_prefixes_come_back_with_their_documents(tmp_path):
 def test_what_is_whole_is_not_written_again_and_another_request_is_refused(tmp_path):
   manifest = write(tmp_path / "packed", make_blocks())
   assert ShardWriter(tmp_path / "packed", REQUEST, 259, SHARD).manifest == manifest
-  with pytest.raises(UserError, match=r"packed was begun with another tokenizer; choose another folder, or delete"):
+  with pytest.raises(
+    UserError, match=r"packed was started with a different tokenizer; choose another folder, or delete"
+  ):
     ShardWriter(tmp_path / "packed", {"tokenizer": "other"}, 259, SHARD)
   begun = ShardWriter(tmp_path / "begun", REQUEST, 259, SHARD)
   for block in make_blocks():
     begun.add(block)
-  with pytest.raises(UserError, match=r"begun was begun with another tokenizer, shard_tokens"):
+  with pytest.raises(UserError, match=r"begun was started with a different tokenizer, shard_tokens"):
     ShardWriter(tmp_path / "begun", {"tokenizer": "other"}, 259, 2 * SHARD)
 
 
@@ -119,7 +121,7 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path):
 def test_bad_sizes_and_empty_sources_are_refused(tmp_path):
   with pytest.raises(UserError, match=r"shards of 1000 tokens are not whole records; use a multiple of 1024"):
     ShardWriter(tmp_path / "a", REQUEST, 259, 1000)
-  with pytest.raises(UserError, match=r"the sources hold no document; name others"):
+  with pytest.raises(UserError, match=r"the sources have no document; give others"):
     write(tmp_path / "b", [])
 
 

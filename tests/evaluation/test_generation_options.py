@@ -21,7 +21,7 @@ def test_an_option_without_an_effect_here_is_accepted_at_any_value(name):
 
 @pytest.mark.parametrize("name, value", [*((name, value + 2) for name, value in NEUTRAL.items()), ("max_length", 5)])
 def test_an_option_that_would_change_the_text_is_refused_with_its_name_and_value(name, value):
-  with pytest.raises(UserError, match=rf"the task summary asks to generate with {name}={value}, which moejax does not"):
+  with pytest.raises(UserError, match=rf"the task summary generates with {name}={value}, which moejax does not"):
     generation("summary", GREEDY | {name: value})
 
 
@@ -35,7 +35,7 @@ def test_sampling_is_as_asked_and_without_it_the_best_token_is_taken():
 @pytest.mark.parametrize(
   "options, complaint",
   [
-    ({"do_sample": True}, "asks to sample .* without a temperature"),
+    ({"do_sample": True}, "samples .* without a temperature"),
     ({"max_gen_toks": 0}, "max_gen_toks=0; it must be 1 or above"),
   ],
 )

@@ -141,7 +141,7 @@ def test_a_benchmark_whose_few_shot_prompts_do_not_fit_is_refused_before_anythin
   if fits:
     ask(run, data, "webqs", "arc_easy", **{"allow_cut_prompts": False} | fields)
     return
-  with pytest.raises(UserError, match=r"webqs is asked with 1 examples .* 4 of 4 .* data\.sequence_length=64"):
+  with pytest.raises(UserError, match=r"webqs uses 1 examples .* 4 of 4 .* data\.sequence_length=64"):
     ask(run, data, "arc_easy", "webqs", allow_cut_prompts=False, display=display)
   assert not display.computed
 
@@ -173,8 +173,8 @@ def test_samples_are_written_with_prompts_and_answers_and_options_of_generation_
   "task, options, complaint",
   [
     ("triviaqa", "max_gen_toks", "'max_gen_toks' is not KEY=VALUE"),
-    ("triviaqa", "num_beams=4", "the task triviaqa asks to generate with num_beams=4"),
-    ("arc_easy", "max_gen_toks=3", "would have no effect: none of the tasks generates"),
+    ("triviaqa", "num_beams=4", "the task triviaqa generates with num_beams=4"),
+    ("arc_easy", "max_gen_toks=3", "would have no effect: no task generates"),
   ],
 )
 def test_options_of_generation_that_cannot_be_followed_are_one_line(run, data, capsys, task, options, complaint):

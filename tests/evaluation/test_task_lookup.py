@@ -87,7 +87,9 @@ def test_a_task_that_two_names_stand_for_is_there_once_if_it_is_the_same(without
   finder = TaskFinder(tmp_path)
   loaded = finder.load(["mmlu_anatomy", "mmlu_stem", "mmlu"])
   assert len(loaded["tasks"]) == 57 and {"mmlu", "mmlu_stem", "mmlu_other"} <= set(loaded["groups"])
-  with pytest.raises(UserError, match=r"arc_challenge is not the same by arc_challenge and by openllm.*num_fewshot"):
+  with pytest.raises(
+    UserError, match=r"arc_challenge is defined differently by arc_challenge and by openllm.*num_fewshot"
+  ):
     finder.load(["arc_challenge", "openllm"])
 
 
@@ -95,7 +97,7 @@ def test_patterns_and_tags_stand_for_all_that_they_match(tmp_path):
   finder = TaskFinder(tmp_path)
   assert finder.names("ai2_arc") == ["arc_challenge", "arc_easy"]
   assert finder.names("mmlu_high_school_b*") == fnmatch.filter(finder.all_tasks, "mmlu_high_school_b*") != []
-  with pytest.raises(UserError, match=r"no task, group or tag arc_eazy; near to it are arc_easy"):
+  with pytest.raises(UserError, match=r"no task, group or tag arc_eazy; similar names are arc_easy"):
     finder.names("arc_eazy")
   with pytest.raises(UserError, match=r"no task, group or tag nothing_\*"):
     finder.names("nothing_*")
@@ -122,7 +124,7 @@ def test_tasks_of_a_folder_of_ones_own_are_added_and_replace_those_of_the_same_n
     "arc_easy": "yes",
   }
   assert list(finder.load([str(folder / "a.yaml")])["tasks"]) == [finder.name_of(str(folder / "a.yaml"))] == ["my_task"]
-  with pytest.raises(UserError, match=r"include_path='.*none' is no folder"):
+  with pytest.raises(UserError, match=r"include_path='.*none' is not a folder"):
     TaskFinder(tmp_path, include_path=tmp_path / "none")
 
 

@@ -54,7 +54,7 @@ def test_another_model_is_refused_by_the_field_in_which_it_differs(saved):
 
 
 def test_a_directory_without_a_run_or_without_a_checkpoint_is_refused(tmp_path):
-  with pytest.raises(UserError, match="does not exist; name a directory that `moejax train` wrote"):
+  with pytest.raises(UserError, match="does not exist; give a directory written by `moejax train`"):
     load_run(tmp_path)
   claim(tmp_path, tiny(False), 6)
   with pytest.raises(UserError, match="holds no checkpoint; train the run first"):

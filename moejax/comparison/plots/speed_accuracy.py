@@ -47,7 +47,7 @@ MEASURES = (
 
 
 def task_measures(comparison: Mapping[str, Any]) -> list[Measure]:
-  """A measure for each benchmark that a member was asked, and for their average."""
+  """A measure for each benchmark of a member, and for their average."""
   return [_task_measure(key) for key in task_keys(comparison)]
 
 

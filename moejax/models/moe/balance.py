@@ -151,7 +151,7 @@ def losses(sums: Sums, counts: Counts, names: Sequence[str]) -> dict[str, jax.Ar
     "load_balance": lambda: sums["load_balance"] / counts.groups,
     "sequence_balance": lambda: sums["sequence_balance"] / counts.sequences,
     "global_balance": lambda: balance_loss(sums["choices"].astype(jnp.float32), sums["probs"], tokens_L),
-    # Mean squared log-normaliser of real tokens (ST-MoE, arXiv 2202.08906, equation 5).
+    # Mean squared log-normalizer of real tokens (ST-MoE, arXiv 2202.08906, equation 5).
     "router_z": lambda: sums["squared_normalizer"] / counts.tokens,
     "mutual_information": lambda: mutual_information_loss(sums, counts),
   }

@@ -40,7 +40,7 @@ class MoELayer(nnx.Module):
     """out_BTD, and what its router counts.
 
     Args:
-      x_BTD: normalised input.
+      x_BTD: normalized input.
       valid_BT: False for padding, which takes no capacity and counts in no loss.
       keys_B: random keys of the sequences, for the router's noise in training; None has no noise.
       onto_BTD: the residual stream, which the output is added to; None for the output alone.

@@ -76,7 +76,7 @@ def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_cro
 
 
 def test_router_z_loss_is_the_mean_squared_log_normaliser():
-  probs_BTE = jnp.array([[[1.0, 1.0], [3.0, 5.0]]])  # exponentials of logits, not normalised
+  probs_BTE = jnp.array([[[1.0, 1.0], [3.0, 5.0]]])  # exponentials of logits, not normalized
   assert of(probs_BTE)[0]["router_z"] == pytest.approx((np.log(2.0) ** 2 + np.log(8.0) ** 2) / 2, rel=1e-6)
 
 

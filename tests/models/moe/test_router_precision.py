@@ -18,7 +18,7 @@ ROUTERS = {
   f"{name}, {scores}": (biases, Router(scores=scores, **fields))
   for scores in SCORES
   for name, biases, fields in (
-    ("renormalised", None, {}),
+    ("renormalized", None, {}),
     ("scores", None, {"renormalize": False}),
     ("equal biases", [0.0] * E, {"bias_rate": 0.001, "scale": 2.5}),
     ("biases in steps", [0.0, 0.1, 0.1, -0.2, 0.0, 0.3, 0.1, 0.0], {"bias_rate": 0.001}),
