@@ -64,6 +64,7 @@ def watch() -> None:
   signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
   _PROCESS.wakeup = writing
   threading.Thread(target=_watch, args=(reading,), name="signals", daemon=True).start()
+  sys.unraisablehook = _unraisable
   for number in SIGNALS:
     signal.signal(number, _note)
   signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -207,6 +208,14 @@ def _note(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
   if first and not _PROCESS.held:
     raise Interrupted
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+  """Called with an exception in a finaliser or a callback of a weak reference, from which none is raised: one of a
+  signal would be printed and forgotten."""
+  if isinstance(what.exc_value, Interrupted):
+    leave()
+  sys.__unraisablehook__(what)
 
 
 def _watch(reading: int) -> None:

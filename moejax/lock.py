@@ -78,8 +78,9 @@ def locked(directory: pathlib.Path, what: str, note: Callable[[str], None]) -> I
 def holder(path: pathlib.Path) -> Holder | None:
   """Who wrote a lock file; None where there is none, or it is empty or damaged."""
   try:
-    return Holder(**json.loads(path.read_text()))
-  except (FileNotFoundError, ValueError, TypeError):
+    there = json.loads(path.read_text())
+    return Holder(str(there["host"]), int(there["pid"]), float(there["started"]), str(there["what"]))
+  except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError):
     return None
 
 

@@ -36,6 +36,10 @@ BODIES = {
     "def run():\n  try:\n    ask()\n    time.sleep(30)\n  finally:\n    print('cleaned', flush=True)"
   ),
   "swallowed": "def run():\n  try:\n    ask()\n    time.sleep(1)\n  except BaseException: pass\n  time.sleep(30)",
+  "within a finaliser": (
+    "class Final:\n  def __del__(self): ask(); time.sleep(1)\n"
+    "def run():\n  Final()\n  while True: time.sleep(0.01); print('goes on', flush=True)"
+  ),
   "turned into another exception": (
     "def run():\n  try:\n    ask()\n    time.sleep(1)\n  except BaseException as error: raise ImportError from error"
   ),

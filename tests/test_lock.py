@@ -102,7 +102,7 @@ def test_a_lock_of_another_host_is_stale_only_when_it_was_not_touched_for_long(t
 
 
 def test_an_empty_or_damaged_lock_of_nobody_is_no_obstacle(tmp_path):
-  for content in ("", "{", "[]", "{}"):
+  for content in ("", "{", "[]", "{}", json.dumps({"host": "a", "pid": "b", "started": None, "what": 3}), "3", "null"):
     (tmp_path / LOCK).write_text(content)
     with locked(tmp_path, "train", refuse_notes):
       pass
