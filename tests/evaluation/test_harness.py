@@ -110,7 +110,7 @@ def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, limit, 
   with pytest.raises(SystemExit) as stopped:
     cli.main([*words, *fields])
   assert stopped.value.code == 2
-  assert "allow it with --evaluation.allow-cut-prompts True" in capsys.readouterr().err
+  assert "allow truncation with --evaluation.allow-cut-prompts True" in capsys.readouterr().err
   with pytest.raises(SystemExit) as stopped:
     cli.main([*words, *fields, "--evaluation.allow-cut-prompts", "True"])
   out = capsys.readouterr().out
@@ -148,7 +148,7 @@ def test_a_benchmark_whose_few_shot_prompts_do_not_fit_is_refused_before_anythin
 
 def test_a_training_run_is_refused_before_it_begins_where_its_prompts_cannot_fit(data, tmp_path):
   evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("webqs",), task_data=str(data))
-  with pytest.raises(UserError, match=r"allow it with --evaluation\.allow-cut-prompts True"):
+  with pytest.raises(UserError, match=r"allow truncation with --evaluation\.allow-cut-prompts True"):
     make_task_evaluator(
       definition_of(dataclasses.replace(SPARSE, evaluation=evaluation)), ByteTokenizer(), tmp_path, Watching()
     )

@@ -56,7 +56,7 @@ def test_temporaries_that_cannot_fit_are_refused_before_they_are_allocated(tiny_
   huge = dataclasses.replace(tiny_dense, training=training, model=dataclasses.replace(tiny_dense.model, num_layers=1))
   free(64 * 2**30)
   with pytest.raises(
-    UserError, match=r"needs .* GiB while it runs\) and cpu has 8\.0 GiB free; lower training\.batch_s"
+    UserError, match=r"needs .* GiB while it runs\), but cpu has 8\.0 GiB free; lower training\.batch_s"
   ):
     prepare.prepare(huge, None)
 
