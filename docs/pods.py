@@ -123,7 +123,7 @@ options, including exposed collectives. Nothing here is measured; `step-time.md`
 MFU counts the FLOPs of active parameters for all choices of a token, including those that a capacity below the balanced
 load drops (a capacity factor of 0.625, which is 1.25 in the definition of GShard and the paper). "Executed" counts what
 the matrix units compute, including recomputation and dispatch masks. Gradients are computed and summed in bfloat16:
-every row has `--model.gradient-dtype compute` beside the given options.
+every row has `--model.gradient-dtype compute` in addition to the given options.
 
 """
 
