@@ -56,8 +56,7 @@ def _named(base: type, value: dict[str, Any], path: str) -> tuple[type, dict[str
   name = value.get(KIND)
   if name not in known:
     raise UserError(
-      f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; one of your own is known where the file that "
-      "defines it is named"
+      f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; to use your own, give the file that defines it"
     )
   return known[name], {key: item for key, item in value.items() if key != KIND}
 
