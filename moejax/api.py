@@ -16,6 +16,7 @@ from moejax import lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair, Suite
 from moejax.config.fields import with_fields
 from moejax.config.plain import to_plain
+from moejax.errors import UserError
 from moejax.optional import library
 from moejax.progress import SILENT, Progress
 from moejax.results import Compared, Evaluated, Trained
@@ -26,13 +27,13 @@ Configuration = TypeVar("Configuration", Experiment, Suite)
 Directory = str | pathlib.Path
 
 
-def find(name: str) -> Experiment | Suite:
+def find(name: Directory) -> Experiment | Suite:
   """The experiment or suite of a listed name, of `path/to/file.py:function`, or of a run's experiment.json.
 
   Raises:
     UserError: there is none; the message names the nearest.
   """
-  return lookup.find(name)
+  return lookup.find(str(name))
 
 
 def replace(configuration: Configuration, **fields: Any) -> Configuration:
@@ -45,6 +46,7 @@ def replace(configuration: Configuration, **fields: Any) -> Configuration:
   """
   if isinstance(configuration, Experiment):
     return with_fields(configuration, fields)
+  _check_kind(Suite, configuration, "replace")
   own = {field.name for field in dataclasses.fields(Suite)}
   of_members = {path: value for path, value in fields.items() if path.partition(".")[0] not in own}
   pairs = tuple(
@@ -65,6 +67,7 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
     UserError: the directory, the text or the devices do not suit the experiment.
     FloatingPointError: the loss or the gradient norm became NaN or infinite.
   """
+  _check_kind(Experiment, experiment, "train")
   directory = pathlib.Path(directory)
   _check_data(experiment)
   check_run(directory, experiment, experiment.training.steps)
@@ -80,6 +83,7 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
   Raises:
     UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
   """
+  _check_kind(Suite, suite, "compare")
   directory = pathlib.Path(directory)
   for member in suite.members:
     _check_data(member)
@@ -99,6 +103,7 @@ def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Pr
   Raises:
     UserError: no such topology, a mesh that does not tile it, or a compiler that is not installed.
   """
+  _check_kind(Experiment, experiment, "plan")
   described = described_topology(topology, slices)
   from moejax.planning.plan import plan as predict
 
@@ -120,6 +125,8 @@ def match(
   Raises:
     UserError: as `plan`, or no value of a free field fits the topology.
   """
+  for experiment in (dense, moe):
+    _check_kind(Experiment, experiment, "match")
   pair, described = Pair(dense=dense, candidates=(moe,)), described_topology(topology, slices)
   from moejax.comparison.pod_match import match_on_pod
 
@@ -156,6 +163,7 @@ def evaluate(
   Raises:
     UserError: no run, no checkpoint, no such task, or no data for it.
   """
+  _check_several(tasks, "tasks")
   directory = pathlib.Path(run)
   if experiment is None:
     # The run's own limit is that of the training loop, which must not wait long.
@@ -191,6 +199,7 @@ def generate(
   Raises:
     UserError: no run or no checkpoint, or a router that looks ahead and so cannot generate.
   """
+  _check_several(prompts, "prompts")
   from moejax.inference.sampling import Sampling
   from moejax.inference.text import continue_texts
 
@@ -224,6 +233,23 @@ def described_topology(name: str, slices: int) -> Any:
   topology = parse_topology(name, slices)
   prepare_environment(topology)
   return topology
+
+
+def _check_kind(kind: type, value: object, function: str) -> None:
+  """Raises UserError where a name, or the other kind of configuration, is given for an experiment or a suite."""
+  if not isinstance(value, kind):
+    remedy = (
+      f"moejax.find({value!r}) gives one" if isinstance(value, str) else "use moejax.find or an object of the class"
+    )
+    raise UserError(
+      f"moejax.{function} takes an object of the class {kind.__name__}, not {type(value).__name__}; {remedy}"
+    )
+
+
+def _check_several(texts: Sequence[str], name: str) -> None:
+  """Raises UserError for one text in place of a list, whose letters would be taken one by one, or for no text."""
+  if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+    raise UserError(f"{name} must be a list of strings, such as [{str(texts)[:40]!r}]")
 
 
 def _check_data(experiment: Experiment) -> None:

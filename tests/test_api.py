@@ -1,6 +1,7 @@
 """The commands as functions of the package: what they return, and that importing the package costs nothing."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -97,3 +98,51 @@ def test_a_plan_is_values_that_show_themselves(monkeypatch, tmp_path):
   assert planned.fits and np.isfinite(planned.step_time_s)
   assert repr(planned).startswith("Plan('quick_small', 'cpu:8', fits=True, step_time_s=")
   assert "quick_small on cpu:8" in planned._repr_html_()
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "said"),
+  [
+    ("model.num_layers", "4", "model.num_layers is '4', not int"),
+    ("model.num_layers", 4.5, "model.num_layers is 4.5, not int"),
+    ("model.num_layers", True, "model.num_layers is True, not int"),
+    ("model", None, "model is None, not an object"),
+    ("model.", 1, "Model has no field ''"),
+    ("model.moe", 3, "model.moe is 3, not an object"),
+    ("optimizer.learning_rate", "fast", "optimizer.learning_rate is 'fast', not float"),
+    ("data.train", "books", "data.train is 'books', not a list"),
+    ("mesh.data", -1, "mesh.data=-1 must be above 0"),
+  ],
+)
+def test_a_value_of_another_type_is_refused(path, value, said):
+  with pytest.raises(UserError, match=re.escape(said)):
+    moejax.replace(moejax.find("quick_small"), **{path: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+  fields = {"model.num_layers": np.int64(3), "optimizer.learning_rate": np.float32(0.5)}
+  replaced = moejax.replace(moejax.find("quick_small"), **fields)
+  assert isinstance(replaced, Experiment)
+  assert (type(replaced.model.num_layers), type(replaced.optimizer.learning_rate)) == (int, float)
+
+
+def test_names_in_place_of_experiments_and_one_text_in_place_of_a_list_are_refused(trained):
+  suite = moejax.find("quickstart")
+  assert isinstance(suite, Suite)
+  for refused, said in (
+    (lambda: moejax.train("quick_small", "a"), "Experiment, not str; moejax.find('quick_small') gives one"),  # type: ignore[arg-type]
+    (lambda: moejax.train(suite, "a"), "Experiment, not Suite"),  # type: ignore[arg-type]
+    (lambda: moejax.plan("quick_small", "cpu:1"), "moejax.plan takes"),  # type: ignore[arg-type]
+    (lambda: moejax.compare(suite.members[0], "a"), "Suite, not Experiment"),  # type: ignore[arg-type]
+    (lambda: moejax.generate(trained.directory, "text"), "prompts must be a list of strings, such as ['text']"),
+    (lambda: moejax.evaluate(trained.directory, "arc_easy"), "tasks must be a list of strings, such as ['arc_easy']"),
+    (lambda: moejax.generate(trained.directory, ["a"], temperature=float("nan")), "temperature=nan"),
+  ):
+    with pytest.raises(UserError, match=re.escape(said)):
+      refused()
+  assert not pathlib.Path("a").exists()
+
+
+def test_half_a_surrogate_pair_is_continued_as_the_replacement_character(trained):
+  directory = trained.directory
+  assert moejax.generate(directory, ["\ud800"], max_tokens=4) == moejax.generate(directory, ["\ufffd"], max_tokens=4)

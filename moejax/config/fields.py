@@ -1,9 +1,11 @@
 """Fields of nested configuration classes by their dotted paths."""
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from moejax.config.plain import typed
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
@@ -16,24 +18,26 @@ def get_field(configuration: Any, path: str) -> Any:
   return configuration
 
 
-def with_fields(configuration: Configuration, values: Mapping[str, Any]) -> Configuration:
-  """The configuration with the fields at these paths replaced. Each class is made, and so checked, once.
+def with_fields(configuration: Configuration, values: Mapping[str, Any], path: str = "") -> Configuration:
+  """The configuration, itself at `path`, with the fields at these paths replaced. Each class is made, and so checked,
+  once. A scalar of NumPy is taken as the number that it is.
 
   Raises:
-    UserError: a path without a field, or a configuration that is not valid.
+    UserError: a path without a field, a value of another type, or a configuration that is not valid.
   """
   own: dict[str, Any] = {}
   inside: dict[str, dict[str, Any]] = {}
   known = [field.name for field in dataclasses.fields(configuration)]  # type: ignore[arg-type]
-  for path, value in values.items():
-    name, _, rest = path.partition(".")
+  hints = typing.get_type_hints(type(configuration))
+  for inner, value in values.items():
+    name, dot, rest = inner.partition(".")
     if name not in known:
       raise UserError(f"{type(configuration).__name__} has no field {name!r}; its fields are {', '.join(known)}")
-    if rest and not dataclasses.is_dataclass(getattr(configuration, name)):
+    if dot and not dataclasses.is_dataclass(getattr(configuration, name)):
       raise UserError(f"{name} is {getattr(configuration, name)!r}, which has no field {rest!r}")
-    if rest:
+    if dot:
       inside.setdefault(name, {})[rest] = value
     else:
-      own[name] = value
-  changed = {name: with_fields(getattr(configuration, name), below) for name, below in inside.items()}
+      own[name] = typed(hints[name], getattr(value, "item", lambda value=value: value)(), f"{path}{name}")
+  changed = {name: with_fields(getattr(configuration, name), below, f"{path}{name}.") for name, below in inside.items()}
   return dataclasses.replace(configuration, **own, **changed)  # type: ignore[type-var]

@@ -47,7 +47,7 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
   if absent:
     raise UserError(f"{_join(path, absent[0])} is missing")
   hints = typing.get_type_hints(kind)
-  return kind(**{name: _value(hints[name], item, _join(path, name)) for name, item in value.items()})
+  return kind(**{name: typed(hints[name], item, _join(path, name)) for name, item in value.items()})
 
 
 def _named(base: type, value: dict[str, Any], path: str) -> tuple[type, dict[str, Any]]:
@@ -61,7 +61,12 @@ def _named(base: type, value: dict[str, Any], path: str) -> tuple[type, dict[str
   return known[name], {key: item for key, item in value.items() if key != KIND}
 
 
-def _value(kind: Any, value: Any, path: str) -> Any:
+def typed(kind: Any, value: Any, path: str) -> Any:
+  """The value of the field `path`, of type `kind`, from plain data or from a configuration.
+
+  Raises:
+    UserError: it is of another type.
+  """
   origin, parts = typing.get_origin(kind), typing.get_args(kind)
   if origin in (typing.Union, types.UnionType):
     return _one_of(parts, value, path)
@@ -71,10 +76,10 @@ def _value(kind: Any, value: Any, path: str) -> Any:
     _checked(isinstance(value, list | tuple), value, path, "a list")
     each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
     _checked(len(each) == len(value), value, path, f"a list of {len(each)}")
-    return tuple(
-      _value(part, item, _join(path, str(i))) for i, (part, item) in enumerate(zip(each, value, strict=True))
-    )
+    return tuple(typed(part, item, _join(path, str(i))) for i, (part, item) in enumerate(zip(each, value, strict=True)))
   if dataclasses.is_dataclass(kind):
+    if isinstance(value, typing.cast(type, kind)):
+      return value
     return from_plain(typing.cast(type, kind), value, path)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -91,7 +96,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
   complaints = []
   for kind in same or kinds:
     try:
-      return _value(kind, value, path)
+      return typed(kind, value, path)
     except UserError as error:
       complaints.append(error)
   raise complaints[-1]

@@ -159,10 +159,10 @@ def _text(record: Any, place: str, field: str, need: str) -> str | None:
     return None
   if not isinstance(text, str):
     raise UserError(f'{place}: no string "{field}" (its fields: {", ".join(record) or "none"}); {need}')
-  return _encodable(text)
+  return encodable(text)
 
 
-def _encodable(text: str) -> str:
+def encodable(text: str) -> str:
   """JSON escapes can spell half a surrogate pair, which UTF-8 cannot encode: it becomes U+FFFD."""
   try:
     text.encode()

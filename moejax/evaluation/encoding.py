@@ -1,5 +1,6 @@
 """Texts of a benchmark as token ids, split where lm-evaluation-harness splits them."""
 
+from moejax.data.records import encodable
 from moejax.data.tokenizers import Tokenizer
 from moejax.errors import UserError
 
@@ -14,6 +15,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
   Raises:
     UserError: the tokenizer has no token for the continuation even by itself, so that it has no likelihood.
   """
+  context, continuation = encodable(context), encodable(continuation)
   kept = context.rstrip()
   context_ids = tokenizer.encode(kept).tolist()
   if not continuation:
@@ -30,7 +32,7 @@ def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[
 
 def encode_text(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[int]]:
   """Ids of a text to score as a whole: begin, and all of the text; an empty text has the log-likelihood 0."""
-  return [tokenizer.begin], tokenizer.encode(text).tolist()
+  return [tokenizer.begin], tokenizer.encode(encodable(text)).tolist()
 
 
 def is_cut(context: list[int], continuation: list[int], max_length: int) -> bool:
@@ -40,5 +42,5 @@ def is_cut(context: list[int], continuation: list[int], max_length: int) -> bool
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str, max_tokens: int) -> tuple[list[int], bool]:
   """The last `max_tokens` ids of a prompt, begin included, and whether that leaves out any."""
-  ids = [tokenizer.begin, *tokenizer.encode(prompt).tolist()]
+  ids = [tokenizer.begin, *tokenizer.encode(encodable(prompt)).tolist()]
   return ids[-max_tokens:], len(ids) > max_tokens

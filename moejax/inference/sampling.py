@@ -4,6 +4,7 @@ B batch  V vocab
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ class Sampling:
   """The most probable tokens that together have at least this probability may be drawn (arXiv 1904.09751)."""
 
   def __post_init__(self):
-    if self.temperature < 0:
-      raise UserError(f"temperature={self.temperature} must be 0 or above")
+    if not 0 <= self.temperature < math.inf:
+      raise UserError(f"temperature={self.temperature} must be 0 or above, and finite")
     if self.top_k is not None and self.top_k < 1:
       raise UserError(f"top_k={self.top_k} must be 1 or above")
     if self.top_p is not None and not 0 < self.top_p <= 1:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moejax.data.records import encodable
 from moejax.data.tokenizers import make_tokenizer
 from moejax.errors import UserError
 from moejax.inference.generate import Generator
@@ -32,7 +33,7 @@ def continue_texts(
   if not 1 <= max_tokens < length:
     raise UserError(f"max_tokens={max_tokens} must lie between 1 and {length - 1}, one less than the training length")
   tokenizer = make_tokenizer(loaded.experiment.data.tokenizer)
-  ids = [[tokenizer.begin, *tokenizer.encode(prompt).tolist()][max_tokens - length :] for prompt in prompts]
+  ids = [[tokenizer.begin, *tokenizer.encode(encodable(prompt)).tolist()][max_tokens - length :] for prompt in prompts]
   ends = (tokenizer.begin, tokenizer.end)
   shards = loaded.blueprint.partitioner.shards("batch")
   batch = shards * max(1, math.ceil(min(len(ids), LARGEST_BATCH) / shards))

@@ -116,3 +116,10 @@ def test_what_does_not_fit_is_cut_from_the_left_and_known_to_be():
   # The last token of a continuation is predicted and not seen.
   assert [is_cut([0] * context, [0] * 3, 8) for context in (5, 6, 7)] == [False, False, True]
   assert is_cut([0], [0] * 9, 8)
+
+
+def test_half_a_surrogate_pair_is_the_replacement_character():
+  tokenizer = ByteTokenizer()
+  assert encode_pair(tokenizer, "a\ud800", "\udc00b") == encode_pair(tokenizer, "a\ufffd", "\ufffdb")
+  assert encode_text(tokenizer, "\ud800") == encode_text(tokenizer, "\ufffd")
+  assert encode_prompt(tokenizer, "\ud800", 9) == encode_prompt(tokenizer, "\ufffd", 9)
