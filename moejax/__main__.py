@@ -19,6 +19,9 @@ IN_LARGE_ARRAYS = ("train", "compare", "evaluate")
 def command() -> NoReturn:
   """Runs the command line and exits."""
   interrupts.block()
+  for name in ("stdout", "stderr"):
+    if getattr(sys, name) is None:  # it was closed by who started the process, as by `>&-`
+      setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
   if sys.argv[1:2] and sys.argv[1] in IN_LARGE_ARRAYS and not {"-h", "--help"} & {*sys.argv}:
     restart_with_huge_pages()
   try:

@@ -53,6 +53,9 @@ class Display(Progress):
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
+    if kind is None:  # what is left on the terminal is whole
+      for task, total in ((self._all, 1.0), (self._now, self._stage.total or 1.0)):
+        self._progress.update(task, completed=total, total=total)
     self._progress.stop()
 
   def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:

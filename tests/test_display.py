@@ -183,3 +183,25 @@ def test_there_is_one_time_left_at_a_time():
     assert times() == ["1:40 left"]
     shown.whole(done_s=5.0, left_s=None)
     assert times() == ["0:10 left"]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_both_bars_are_whole_at_the_end(width, clock):
+  console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+  with Display("train x", console) as shown:
+    shown.stage("train x", total=20)
+    shown.whole(19.0, 1.0)
+    shown.advance(20, training_facts(2.817, 72_692.0))
+    shown.whole(20.0, None)
+  drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text_of(console)).splitlines()
+  last = [line for line in drawn if "train x" in line][-2:]
+  assert [line.count("━") for line in last] == [10 if width == 80 else 24] * 2 and "╸" not in "".join(last)
+
+
+def test_the_bars_of_what_failed_stay_as_they_were(clock):
+  console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+  with pytest.raises(ValueError), Display("train x", console) as shown:
+    shown.stage("train x", total=20)
+    shown.advance(5)
+    raise ValueError
+  assert not shown._progress.finished

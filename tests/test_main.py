@@ -77,3 +77,10 @@ def test_the_process_restarts_for_huge_pages_on_cpu_alone(monkeypatch, tmp_path)
   for platforms, on_cpu in (("cpu", True), ("cuda", False), ("tpu,cpu", False)):
     monkeypatch.setenv("JAX_PLATFORMS", platforms)
     assert huge_pages.computes_on_cpu() == on_cpu
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_outputs_are_no_obstacle(closed):
+  assert (
+    subprocess.run(f"{sys.executable} -m moejax show quick_small {closed}", shell=True, check=False).returncode == 0
+  )
