@@ -46,7 +46,7 @@ EXPRESSED = {
   "rope_theta": "rope_parameters",
 }
 """Fields of Model and those of LlamaConfig that say the same."""
-PROGRAM = ("compute_dtype", "remat", "layers")
+PROGRAM = ("compute_dtype", "gradient_dtype", "remat", "layers")
 """Fields of Model that say how it is computed, and not what."""
 ONLY: dict[str, Any] = {
   "activation": "swiglu",

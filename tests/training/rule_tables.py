@@ -58,10 +58,14 @@ def draw_moe(random: Random) -> MoE:
     fields["priority"] = str(random.choice(["choice", "token"]))
   if dispatch == "grouped":
     fields["exchange"] = str(random.choice(["all_to_all", "all_gather"]))
-  return MoE(
+  moe = MoE(
     num_experts=8, experts_per_token=8 if router.kind == "dense" else 2, d_ff=16, every=int(random.choice([1, 2])),
     group_size=int(random.choice([8, 16, 32])), **fields,
   )  # fmt: skip
+  # What has no effect without groups or an order of choices is not valid.
+  without = {"group_size": moe.has_groups, "priority": moe.has_order or dispatch != "einsum"}
+  defaults = {"group_size": None, "priority": "choice"}
+  return dataclasses.replace(moe, **{name: defaults[name] for name, counts in without.items() if not counts})
 
 
 def draw_mesh(random: Random) -> Mesh:
