@@ -41,7 +41,7 @@ OTHER = {
   "num_layers": 2, "d_model": 16, "num_heads": 6, "num_kv_heads": 4, "head_dim": 4, "d_ff": 28, "vocab_size": 37,
   "tie_embeddings": False, "qk_norm": True, "rope_theta": 20.0, "norm_epsilon": 0.3, "activation": "gelu",
   "attention_experts": 2, "logit_cap": 0.5, "moe": MoE(num_experts=2, experts_per_token=2, d_ff=4),
-  "compute_dtype": "float32", "remat": "layer_inputs", "layers": "unrolled",
+  "compute_dtype": "float32", "gradient_dtype": "compute", "remat": "layer_inputs", "layers": "unrolled",
 }  # fmt: skip
 """Each field of Model changed."""
 
