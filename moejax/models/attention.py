@@ -4,6 +4,8 @@ B batch  T position  D embed  N query heads  K key/value heads  G query heads pe
 E experts of heads (E = G)  M = B x T tokens  X = N x H
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -105,10 +107,12 @@ class Attention(nnx.Module):
 
     def on_device(q_BTNH, k_BTKH, v_BTKH, memory, positions_BT):
       memory = Memory(store(memory.k_BSKH, k_BTKH, positions_BT), store(memory.v_BSKH, v_BTKH, positions_BT))
-      return cached_attention(q_BTNH, *(served(q_BTNH, x) for x in memory), positions_BT), memory
+      k_BSKH, v_BSKH = (served(q_BTNH, x_BSKH) for x_BSKH in memory)
+      return cached_attention(q_BTNH, k_BSKH, v_BSKH, positions_BT), memory
 
     keys = self._keys(k_BTKH.shape[2])
-    slots = Memory(*[("batch", None, *keys[2:])] * 2)
+    slot: Any = ("batch", None, *keys[2:])
+    slots = Memory(slot, slot)
     run = self.partitioner.on_each_device(
       on_device, (QUERIES, keys, keys, slots, ("batch", "sequence")), (QUERIES, slots)
     )

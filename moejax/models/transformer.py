@@ -139,7 +139,7 @@ class Transformer(nnx.Module):
     """logits_MV in float32."""
     with jax.named_scope("logits"):
       tied = self.w_logits_DV is None
-      weight = self.embedding_VD if tied else self.w_logits_DV
+      weight = self.embedding_VD if self.w_logits_DV is None else self.w_logits_DV
       held = operand(weight[...], x_MD.dtype, self.model.gradient_dtype)
       logits_MV = product("MD,VD->MV" if tied else "MD,DV->MV", x_MD, held, result=jnp.float32)
       cap = self.model.logit_cap
