@@ -93,7 +93,7 @@ class Mesh:
     return " x ".join(f"{name} {getattr(self, name) or '?'}" for name in MESH_AXES)
 
 
-@functools.cache
+@functools.lru_cache
 def table(rules: Rules) -> Mapping[str, tuple[str, ...]]:
   """The rules as a look-up table, checked.
 

@@ -18,7 +18,7 @@ from moejax.training.step import _gradients, abstract_inputs
 KINDS = ("dense", "moe", "mixture of attention")
 
 
-@pytest.mark.parametrize("seed", [*range(2), *(pytest.param(i, marks=pytest.mark.slow) for i in range(2, 20))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 20))])
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_table_that_is_accepted_gives_loss_and_gradients_of_one_device(kind, seed):
   one, many = draw(np.random.default_rng([seed, KINDS.index(kind)]), kind)
