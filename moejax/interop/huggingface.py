@@ -75,6 +75,7 @@ def llama_config(model: Model, max_length: int) -> dict[str, Any]:
     "model_type": "llama",
     **expressed,
     "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
+    "rope_theta": model.rope_theta,  # where transformers 4 and other readers of its files look for it
     "max_position_embeddings": max_length,
     "hidden_act": "silu",
     "attention_bias": False,

@@ -37,6 +37,11 @@ def test_matrices_take_their_inputs_last():
   assert shapes["self_attn.o_proj.weight"] == (12, 24) and shapes["mlp.down_proj.weight"] == (12, 20)
 
 
+def test_the_rope_theta_is_where_either_version_of_transformers_looks_for_it():
+  config = llama_config(dataclasses.replace(SCANNED, rope_theta=500_000.0), 8)
+  assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500_000.0
+
+
 OTHER = {
   "num_layers": 2, "d_model": 16, "num_heads": 6, "num_kv_heads": 4, "head_dim": 4, "d_ff": 28, "vocab_size": 37,
   "tie_embeddings": False, "qk_norm": True, "rope_theta": 20.0, "norm_epsilon": 0.3, "activation": "gelu",
