@@ -88,7 +88,7 @@ def test_every_field_is_printed_as_the_option_that_sets_it(tiny_moe):
   assert "--model.moe.num-experts 4" in lines and "--rules.batch replica data expert" in lines
   moe = replace(tiny_moe.model.moe, d_ff=99, num_experts=8)
   other = replace(tiny_moe, model=replace(tiny_moe.model, d_ff=99, tie_embeddings=False, moe=moe))
-  rules = (*other.rules, ("embed", ()), ("sequence", ("model",)))
+  rules = (*other.rules, ("embed", ()), ("mlp", ()))
   assert override(replace(other, rules=rules), options) == tiny_moe
 
 
