@@ -94,6 +94,6 @@ def test_what_datasets_itself_saves_maps_and_filters_is_read_as_it_was_saved(tmp
   assert list((tmp_path / "saved").glob("cache-*.arrow"))
   assert list(documents(str(tmp_path / "saved"))) == chosen["text"][:]
   datasets.DatasetDict(train=loaded, test=loaded).save_to_disk(str(tmp_path / "both"))
-  with pytest.raises(UserError, match=r"name one of .*both/test, .*both/train"):
+  with pytest.raises(UserError, match=r"give one of .*both/test, .*both/train"):
     list(documents(str(tmp_path / "both")))
   assert list(documents(str(tmp_path / "both" / "train"))) == chosen["text"][:]
