@@ -16,9 +16,15 @@ IN_LARGE_ARRAYS = ("train", "compare", "evaluate")
 """Commands that run steps."""
 
 
+QUIET = "ignore:resource_tracker:UserWarning"
+"""A filter for processes that a command starts. A signal ends a command without tearing it down; Python's tracker then
+removes the semaphores of its workers, and would warn of them after the command's last line."""
+
+
 def command() -> NoReturn:
   """Runs the command line and exits."""
   interrupts.block()
+  os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
   for name in ("stdout", "stderr"):
     if getattr(sys, name) is None:  # it was closed by who started the process, as by `>&-`
       setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -3,12 +3,10 @@
 import gzip
 import importlib.util
 import json
-import pathlib
 import subprocess
 import sys
 from dataclasses import replace
 
-import conftest
 import pytest
 
 from moejax.config import Mesh
@@ -115,10 +113,10 @@ needs_gpu_compiler = pytest.mark.skipif(
 @pytest.mark.slow
 @needs_gpu_compiler
 @pytest.mark.parametrize("gpu", ["a100", "h100", "h200", "b200"])
-def test_a_sparse_step_compiles_for_every_gpu_in_bfloat16(gpu, tiny_moe, cache):
+def test_a_sparse_step_compiles_for_every_gpu_in_bfloat16(gpu, mine, cache):
   """In another process, as XLA's flags of this one name devices of CPU."""
   path = cache / "plan.json"
-  words = [f"{pathlib.Path(conftest.__file__)}:sparse", "--topology", f"gpu:{gpu}:16", "--mesh.expert", "2"]
+  words = [f"{mine}:sparse", "--topology", f"gpu:{gpu}:16", "--mesh.expert", "2"]
   fields = ["--training.batch-size", "16", "--evaluation.batch-size", "16", "--json", str(path)]
   done = subprocess.run([sys.executable, "-m", "moejax", "plan", *words, *fields], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
