@@ -126,8 +126,13 @@ def continuation() -> str | None:
 
 
 def finish() -> None:
-  """The command is done: a signal no longer changes how the process ends."""
+  """The command is done: a signal no longer changes how the process ends.
+
+  Ignored, not noted: while the interpreter is torn down, Python gives a signal that has a handler its default effect.
+  """
   _PROCESS.held = True
+  for number in SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
 
 
 def forget() -> None:
