@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from moejax import lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair, Suite
-from moejax.config.fields import with_fields
+from moejax.config.fields import OF_SPARSE_MEMBERS, with_fields, with_members
 from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.optional import library
@@ -39,7 +39,7 @@ def find(name: Directory) -> Experiment | Suite:
 def replace(configuration: Configuration, **fields: Any) -> Configuration:
   """A copy with other fields, by their dotted paths: `replace(e, name="small", **{"model.num_layers": 4})`.
 
-  A field of an experiment, given for a suite, is replaced in every member.
+  A field of an experiment, given for a suite, is replaced in every member, one of sparse layers in every sparse member.
 
   Raises:
     UserError: a path without a field, or a configuration that is not valid.
@@ -49,15 +49,12 @@ def replace(configuration: Configuration, **fields: Any) -> Configuration:
   _check_kind(Suite, configuration, "replace")
   own = {field.name for field in dataclasses.fields(Suite)}
   of_members = {path: value for path, value in fields.items() if path.partition(".")[0] not in own}
-  pairs = tuple(
-    Pair(
-      dense=with_fields(pair.dense, of_members),
-      candidates=tuple(with_fields(candidate, of_members) for candidate in pair.candidates),
-    )
-    for pair in configuration.pairs
-  )
+  of_dense = {path: value for path, value in of_members.items() if not path.startswith(OF_SPARSE_MEMBERS)}
   of_suite = {path: value for path, value in fields.items() if path not in of_members}
-  return with_fields(configuration, {"pairs": pairs, **of_suite})
+  changed = with_members(
+    configuration, lambda dense: with_fields(dense, of_dense), lambda candidate: with_fields(candidate, of_members)
+  )
+  return with_fields(changed, of_suite)
 
 
 def train(experiment: Experiment, directory: Directory, *, progress: Progress = SILENT) -> Trained:

@@ -10,8 +10,8 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.fields import OF_SPARSE_MEMBERS, with_members
 from moejax.config.kinds import OfSeveralKinds, base_of, kinds
-from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
 from moejax.config.plain import KIND
 from moejax.config.sharding import Rules
 from moejax.errors import UserError
@@ -37,7 +37,6 @@ def _rules_by_name(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 OF_EVERY_MEMBER = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "name")
-OF_SPARSE_MEMBERS = ("model.moe.", *(f"training.losses.{name}" for name in LOSSES_OF_SPARSE_LAYERS))
 
 
 def override(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
@@ -58,15 +57,10 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
   suite = _parse(cast(Suite, configuration), own, known)
   of_all = [argument for group in shared for argument in group]
   of_dense = [argument for group in shared if not _path(group).startswith(OF_SPARSE_MEMBERS) for argument in group]
-  pairs = tuple(
-    dataclasses.replace(
-      pair,
-      dense=_parse(pair.dense, of_dense, known),
-      candidates=tuple(_parse(candidate, of_all, known) for candidate in pair.candidates),
-    )
-    for pair in suite.pairs
+  changed = with_members(
+    suite, lambda dense: _parse(dense, of_dense, known), lambda candidate: _parse(candidate, of_all, known)
   )
-  return cast(Configuration, dataclasses.replace(suite, pairs=pairs))
+  return cast(Configuration, changed)
 
 
 def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) -> tuple[Experiment, Experiment]:

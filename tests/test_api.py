@@ -88,6 +88,9 @@ def test_a_field_of_an_experiment_is_replaced_in_every_member_of_a_suite():
   assert isinstance(suite, Suite)
   changed = moejax.replace(suite, tolerance=0.1, **{"training.steps": 7})
   assert changed.tolerance == 0.1 and {member.training.steps for member in changed.members} == {7}
+  sparse = moejax.replace(suite, **{"model.moe.group_size": 32, "training.losses.router_z": 0.5})
+  assert {member.model.moe.group_size for member in sparse.members if member.model.moe} == {32}
+  assert [pair.dense for pair in sparse.pairs] == [pair.dense for pair in suite.pairs]
 
 
 def test_a_plan_is_values_that_show_themselves(monkeypatch, tmp_path):

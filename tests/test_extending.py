@@ -72,3 +72,5 @@ def test_a_router_without_a_function_and_one_with_a_name_of_ours_are_refused(min
     moejax.train(mine, tmp_path / "run")
   with pytest.raises(UserError, match=r"router\.kind='top_k' of ReluRouter is the name of a built-in router"):
     relu(kind="top_k")
+  with pytest.raises(UserError, match=r"router\.gumbel=1\.0 has no effect with router\.kind='relu'"):
+    relu(gumbel=1.0)

@@ -105,4 +105,5 @@ def test_an_empty_or_damaged_lock_of_nobody_is_no_obstacle(tmp_path):
   for content in ("", "{", "[]", "{}", json.dumps({"host": "a", "pid": "b", "started": None, "what": 3}), "3", "null"):
     (tmp_path / LOCK).write_text(content)
     with locked(tmp_path, "train", refuse_notes):
-      pass
+      assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid(), content
+    assert not (tmp_path / LOCK).exists()

@@ -2,13 +2,34 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
 from moejax.config.plain import typed
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
+
+
+OF_SPARSE_MEMBERS = ("model.moe.", *(f"training.losses.{name}" for name in LOSSES_OF_SPARSE_LAYERS))
+"""How the paths of fields begin that only experiments with sparse layers have."""
+
+
+def with_members(
+  suite: Suite, dense: Callable[[Experiment], Experiment], candidate: Callable[[Experiment], Experiment]
+) -> Suite:
+  """The suite with each dense member and each candidate replaced, and checked, together.
+
+  Raises:
+    UserError: the members are no longer a comparison.
+  """
+  pairs = tuple(
+    dataclasses.replace(pair, dense=dense(pair.dense), candidates=tuple(map(candidate, pair.candidates)))
+    for pair in suite.pairs
+  )
+  return dataclasses.replace(suite, pairs=pairs)
 
 
 def get_field(configuration: Any, path: str) -> Any:

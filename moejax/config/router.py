@@ -56,6 +56,11 @@ class Router:
       raise UserError(
         f"router.kind={self.kind!r} of {type(self).__name__} is the name of a built-in router; use another name"
       )
+    elif self.gumbel:
+      raise UserError(
+        f"router.gumbel={self.gumbel} has no effect with router.kind={self.kind!r}: only moejax's own routers draw it; "
+        "set it to 0"
+      )
     checks.one_of(self, "scores", get_args(Scores))
     checks.positive(self, "scale", "expert_groups", "groups_per_token")
     checks.not_negative(self, "bias_rate", "gumbel")

@@ -21,6 +21,7 @@ from moejax.planning.devices import describe_devices, network
 from moejax.planning.topology import Topology, check_mesh
 from moejax.progress import SILENT, Progress
 from moejax.training.compiler import Options, compiler_options
+from moejax.training.memory import program_memory
 from moejax.training.state import define
 from moejax.training.step import abstract_inputs, make_train_step
 
@@ -29,7 +30,7 @@ VERSIONED = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
 # Nothing can be autotuned without a GPU: products written by Triton would keep its smallest tiles. cuBLAS takes them.
 WITHOUT_GPU: Options = {"xla_gpu_enable_triton_gemm": False}
 
-# The GPU compiler writes its own estimate of each operation's time into the program. It has no tables for Ampere.
+# The GPU compiler writes its own estimate of each operation's time into the program.
 ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -77,7 +78,7 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   lowered = make_train_step(definition).lower(*abstract_inputs(definition))
   options = compiler_options(partitioner.device)
   if topology.chip.platform == "gpu":
-    options = options | WITHOUT_GPU | (ESTIMATES if topology.chip.name != "a100" else {})
+    options = options | WITHOUT_GPU | (ESTIMATES if gpu_target.is_priced(topology.chip.name) else {})
   order = [device.id for device in partitioner.mesh.devices.flat]
   directory = _cache(lowered.as_text(), topology, order, options)
   found = _read(directory)
@@ -105,7 +106,7 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     "output": statistics.output_size_in_bytes,
     "code": statistics.generated_code_size_in_bytes,
   }
-  return memory | {"total": sum(memory.values()) - statistics.alias_size_in_bytes}
+  return memory | {"total": program_memory(compiled).total}
 
 
 def _shortage(message: str) -> dict[str, int]:

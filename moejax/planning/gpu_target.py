@@ -21,9 +21,14 @@ class _Gpu:
   shared_bytes: int
   """Shared memory of a core; a block may take 1 KiB less."""
   compute_capability: str
+  lanes: int
+  """Float32 multiply-adds in a clock of a core."""
+  nvlinks: int
   tensor_clock_ghz: float
   tensor_bf16: int
   """Multiply-adds of bfloat16 in a clock of one of a core's four tensor cores; 8-bit types have twice as many."""
+  is_priced: bool = True
+  """Whether the compiler has the tables for its own estimate of an operation's time."""
 
 
 S32, U32, F16, F32, F64, BF16 = 4, 8, 10, 11, 12, 16
@@ -36,13 +41,13 @@ CUDA = "12.8.0"
 
 _GPUS = {
   "a100": _Gpu("NVIDIA A100-SXM4-80GB", 108, 1.41, 85_045_870_592, 2_039_000_000_000, 41_943_040, 167_936,
-               "major: 8", 1.41, 256),
+               "major: 8", 64, 12, 1.41, 256, is_priced=False),
   "h100": _Gpu("NVIDIA H100 80GB HBM3", 132, 1.98, 84_942_979_072, 3_352_320_000_000, 52_428_800, 233_472,
-               "major: 9 feature_extension: ACCELERATED_FEATURES", 1.83, 512),
+               "major: 9 feature_extension: ACCELERATED_FEATURES", 128, 18, 1.83, 512),
   "h200": _Gpu("NVIDIA H200", 132, 1.98, 151_397_597_184, 4_800_000_000_000, 52_428_800, 233_472,
-               "major: 9 feature_extension: ACCELERATED_FEATURES", 1.83, 512),
+               "major: 9 feature_extension: ACCELERATED_FEATURES", 128, 18, 1.83, 512),
   "b200": _Gpu("NVIDIA B200", 148, 1.965, 191_514_411_008, 7_672_320_000_000, 132_644_864, 233_472,
-               "major: 10 feature_extension: ACCELERATED_FEATURES", 1.835, 1024),
+               "major: 10 feature_extension: ACCELERATED_FEATURES", 128, 18, 1.835, 1024),
 }  # fmt: skip
 
 
@@ -57,7 +62,7 @@ def describe(chip: str) -> str:
   shared_memory_per_block_optin: {gpu.shared_bytes - 1024}
   threads_per_core_limit: 2048
   core_count: {gpu.cores}
-  fpus_per_core: {64 if chip == "a100" else 128}
+  fpus_per_core: {gpu.lanes}
   block_dim_limit_x: 2147483647
   block_dim_limit_y: 65535
   block_dim_limit_z: 65535
@@ -82,7 +87,7 @@ def describe(chip: str) -> str:
   runtime_version: "{CUDA}"
   compile_time_toolkit_version: "{CUDA}"
   dnn_version: "9.10.0"
-  device_interconnect_info {{ active_links: {12 if chip == "a100" else 18} }}
+  device_interconnect_info {{ active_links: {gpu.nvlinks} }}
 }}
 platform_name: "CUDA"
 dnn_version_info {{ major: 9 minor: 10 patch: 0 }}
@@ -90,9 +95,13 @@ device_description_str: "{gpu.name}"
 """
 
 
+def is_priced(chip: str) -> bool:
+  """Whether XLA can write its own estimate of each operation's time into a program for this GPU."""
+  return _GPUS[chip].is_priced
+
+
 def _scalar_rates(gpu: _Gpu) -> str:
-  wide = 64 if gpu.cores == 108 else 128  # an A100's cores have half as many float32 lanes
-  lanes = {S32: 64, U32: 64, F16: wide, F32: wide, F64: 64, BF16: wide}
+  lanes = {S32: 64, U32: 64, F16: gpu.lanes, F32: gpu.lanes, F64: 64, BF16: gpu.lanes}
   return _rates({kind: (gpu.clock_ghz, units, 2 if kind in (F16, BF16) else 1) for kind, units in lanes.items()})
 
 

@@ -31,8 +31,10 @@ def test_the_same_text_continues_even_where_its_files_were_touched_or_the_cache_
   claim(tmp_path, data)
   os.utime(tmp_path / "text" / "03.txt", ns=(0, 0))
   claim(tmp_path, data)
+  before = (tmp_path / "run" / "text.json").read_bytes()
   shutil.rmtree(tmp_path / "run" / "corpus")
   claim(tmp_path, data)
+  assert (tmp_path / "run" / "text.json").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def test_any_table_that_is_accepted_traces(kind):
     _, many = draw(np.random.default_rng([seed, KINDS.index(kind)]), kind)
     definition = definition_of(many)
     state, batch, _ = abstract_inputs(definition)
-    jax.eval_shape(lambda *given, d=definition: _gradients(d, *given), state.parameters, batch)
+    found, _ = jax.eval_shape(lambda *given, d=definition: _gradients(d, *given), state.parameters, batch)
+    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, state.parameters)
 
 
 def gradients(experiment, parameters):
