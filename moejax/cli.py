@@ -13,11 +13,11 @@ from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display
 from moejax.errors import UserError, users_mistake
+from moejax.files import write_json, write_whole
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.terminal import output
 from moejax.training.run_directory import (
   check_only_operational,
-  finite,
   prepare_file,
   read_experiment,
 )
@@ -212,9 +212,9 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
 
   output().print(plan_page(planned), soft_wrap=True)
   if known.json:
-    known.json.write_text(json.dumps(finite(planned.to_json() | {"hints": hints(planned)}), indent=2) + "\n")
+    write_json(known.json, planned.to_json() | {"hints": hints(planned)})
   if known.html:
-    known.html.write_text(plan_html(planned))
+    write_whole(known.html, plan_html(planned))
   return 0 if planned.fits else DOES_NOT_FIT
 
 
@@ -226,7 +226,7 @@ def _search(known: argparse.Namespace, experiment: Experiment, topology: str) ->
     tried = search(experiment, described, TRIES if known.tries is None else known.tries, display)
   output().print(search_page(tried), soft_wrap=True)
   if known.json:
-    known.json.write_text(json.dumps(finite([found.to_json() for found in tried]), indent=2) + "\n")
+    write_json(known.json, [found.to_json() for found in tried])
   return 0 if tried[0].plan.fits else DOES_NOT_FIT
 
 
@@ -243,7 +243,7 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
 
   output().print(match_page(found))
   path = known.out or pathlib.Path(f"{moe.name}_matched.py")
-  path.write_text(experiment_file(found.experiment))
+  write_whole(path, experiment_file(found.experiment))
   print(f"{path}: moejax train {path}:matched --workdir DIR")
   return 0
 

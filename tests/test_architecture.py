@@ -16,6 +16,7 @@ FLOORS = (
   (
     "moejax",
     "moejax.errors",
+    "moejax.files",
     "moejax.interrupts",
     "moejax.lock",
     "moejax.config",

@@ -1,6 +1,5 @@
 """The report of a comparison directory: report/index.html and its plots as PNG."""
 
-import os
 from pathlib import Path
 
 from moejax.comparison import record
@@ -9,6 +8,7 @@ from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
 from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
+from moejax.files import write_whole
 
 
 def write_report(directory: Path) -> Path:
@@ -30,15 +30,8 @@ def write_report(directory: Path) -> Path:
   report = directory / "report"
   report.mkdir(exist_ok=True)
   for plot in (*speed, *benchmarks, *losses, *loads.values(), *routers.values()):
-    _write(report / f"{plot.name}.png", plot.png)
+    write_whole(report / f"{plot.name}.png", plot.png)
   # The page last: whoever finds it finds its pictures.
   html = page(comparison, metrics, speed, losses, loads, routers, benchmarks)
-  return _write(report / "index.html", html.encode())
-
-
-def _write(path: Path, content: bytes) -> Path:
-  """Writes whole or not at all."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_bytes(content)
-  os.replace(temporary, path)
-  return path
+  write_whole(report / "index.html", html)
+  return report / "index.html"

@@ -21,6 +21,7 @@ from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.target_count import TargetCounter
 from moejax.evaluation.held_out import HeldOut
 from moejax.evaluation.run import MakeEvaluator, make_evaluators
+from moejax.files import write_json
 from moejax.interrupts import continuing
 from moejax.progress import SILENT, Progress, training_facts
 from moejax.training.claimed_text import claim_text
@@ -31,7 +32,7 @@ from moejax.training.memory import check_together
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, on_devices, prepare
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import COMPARISON, claim_json, write_json
+from moejax.training.run_directory import COMPARISON, claim_json
 from moejax.training.state import State
 
 EVALUATION_S = 5.0

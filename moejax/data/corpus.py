@@ -20,6 +20,7 @@ from moejax.data.sources import check_sources, source_parts
 from moejax.data.token_stream import StreamWriter, TokenStream, open_stream
 from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
 from moejax.errors import UserError
+from moejax.files import write_json
 
 Progress = Callable[[str, float], None]
 """Called with what is being done and the part of it that is done, 0 to 1."""
@@ -84,7 +85,7 @@ def build_corpus(
   if not folder.is_dir():
     with appearing(folder) as part:
       summary = _tokenise(data, streams, tokenizer, part, progress)
-      (part / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+      write_json(part / "summary.json", summary)
   *opened, validated = (_open(stream, folder, tokenizer) for stream in streams)
   corpus = Corpus(tuple(opened), weights, validated, tokenizer, folder)
   for warning in _warnings(data, corpus.summary()):
@@ -241,7 +242,7 @@ def _tokenise(
   _check_splits(data, {name: writer.num_documents for name, writer in writers.items()})
   if "validation" in writers:
     _reorder(folder, np.argsort(np.array(order, np.uint64), kind="stable"), tokenizer)
-  (folder / PARTS).write_text(json.dumps(tally.parts + _packed_parts(streams)) + "\n")
+  write_json(folder / PARTS, tally.parts + _packed_parts(streams))
   counts = {name: (writer.num_documents, writer.num_tokens, num_bytes[name]) for name, writer in writers.items()}
   return {
     **_summary(streams, counts),

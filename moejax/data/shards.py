@@ -23,6 +23,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from moejax.data.token_stream import TokenStream, token_dtype, tokens_key
 from moejax.errors import UserError
+from moejax.files import replacing, write_json, write_whole
 from moejax.lock import LOCK
 
 FORMAT = 2
@@ -234,7 +235,7 @@ class ShardWriter:
       "sha256": self._content_hash(),
       "shards": self._state["shards"],
     }
-    _write_whole(self._folder / MANIFEST, json.dumps(self.manifest, indent=2).encode() + b"\n")
+    write_json(self._folder / MANIFEST, self.manifest)
     for path in (self._folder / PROGRESS, *self._folder.glob("carry-*")):
       path.unlink(missing_ok=True)
     return self.manifest
@@ -247,7 +248,9 @@ class ShardWriter:
     return manifest
 
   def _resume(self) -> None:
-    """Takes up what lay behind the last whole shard."""
+    """Continues behind the last whole shard, and removes the shard that a killed process was writing."""
+    for part in self._folder.glob(".tokens-*"):
+      part.unlink()
     progress = self._folder / PROGRESS
     if progress.exists():
       content = json.loads(progress.read_text())
@@ -280,15 +283,12 @@ class ShardWriter:
 
   def _write_shard(self, tokens: np.ndarray) -> None:
     name = f"tokens-{len(self._state['shards']):05}.array_record"
-    part = self._folder / f"{name}.part"
-    # One record a group and no compression: a window reads few records, and token ids hardly compress.
-    writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
-    for start in range(0, len(tokens), RECORD_TOKENS):
-      writer.write(tokens[start : start + RECORD_TOKENS].tobytes())
-    writer.close()
-    with part.open("rb+") as file:
-      os.fsync(file.fileno())
-    part.replace(self._folder / name)
+    with replacing(self._folder / name) as part:
+      # One record a group and no compression: a window reads few records, and token ids hardly compress.
+      writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
+      for start in range(0, len(tokens), RECORD_TOKENS):
+        writer.write(tokens[start : start + RECORD_TOKENS].tobytes())
+      writer.close()
     digest = hashlib.sha256(tokens.tobytes()).hexdigest()
     self._state["shards"].append({"file": name, "tokens": len(tokens), "sha256": digest})
 
@@ -302,9 +302,9 @@ class ShardWriter:
       "documents": self._num_documents,
       "tokens": self._num_tokens,
     }
-    _write_whole(self._carry(), carry.tobytes())
+    write_whole(self._carry(), carry.tobytes())
     content = {"request": self._request, "state": self._state}
-    _write_whole(self._folder / PROGRESS, json.dumps(content).encode())
+    write_json(self._folder / PROGRESS, content)
     for path in old:
       path.unlink(missing_ok=True)
 
@@ -319,16 +319,6 @@ def _open_index(path: pathlib.Path, documents: int) -> BinaryIO:
 def _is_ours(name: str) -> bool:
   """Whether a killed process may have left this file before its first shard was whole."""
   return name in ("starts", "prefixes", "keys", LOCK) or name.startswith(("tokens-", "carry-", "."))
-
-
-def _write_whole(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a kill leaves the old one or the new one."""
-  temporary = path.with_name(f".{path.name}")
-  with temporary.open("wb") as file:
-    file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  temporary.replace(path)
 
 
 def _close_durably(file: Any) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from moejax.data.documents import Reading
 from moejax.data.sources import source_parts
 from moejax.errors import UserError
+from moejax.files import replacing
 from moejax.optional import library
 
 SPECIALS = ("<|endoftext|>", "<|padding|>")
@@ -58,9 +59,8 @@ def train_tokenizer(
   )
   tokenizer.train_from_iterator(_texts(sources, text_field, progress), trainer)
   path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(f".{path.name}")
-  tokenizer.save(str(part))
-  part.replace(path)
+  with replacing(path) as part:
+    tokenizer.save(str(part))
   return tokenizer.get_vocab_size()
 
 

@@ -5,6 +5,8 @@ import json
 import pathlib
 from typing import Any
 
+from moejax.files import write_whole
+
 
 class Answers:
   """A file of JSON lines, one an answer. Answers of another model or checkpoint belong in another file."""
@@ -21,7 +23,7 @@ class Answers:
       key, answer = json.loads(line)
       self._known[key] = answer
     # A kill leaves half a line at the end.
-    path.write_bytes(whole + b"\n" if whole else b"")
+    write_whole(path, whole + b"\n" if whole else b"")
 
   def __contains__(self, request: tuple) -> bool:
     return _key(request) in self._known

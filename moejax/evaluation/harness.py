@@ -22,12 +22,12 @@ from moejax.evaluation.answers import Answers
 from moejax.evaluation.harness_model import HarnessModel
 from moejax.evaluation.task_lookup import TaskFinder, explained
 from moejax.evaluation.tasks import Benchmark, benchmarks, check_named, flat, headlines
+from moejax.files import write_json, write_whole
 from moejax.inference.blueprint import make_blueprint
 from moejax.inference.load import load_run
 from moejax.progress import SILENT, Progress
 from moejax.training.exclusive import exclusive
 from moejax.training.loop import Evaluator
-from moejax.training.run_directory import write_json
 from moejax.training.state import Definition, Parameters, State
 
 RESULTS, WORK = "results.json", "evaluation"
@@ -326,7 +326,7 @@ def _guarded(name: str, function: Callable[..., Any], *arguments: Any, **options
 def _write_samples(path: pathlib.Path, examples: list[Any]) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   lines = (json.dumps(example, default=handle_non_serializable, ensure_ascii=False) for example in examples)
-  path.write_text("".join(f"{line}\n" for line in lines))
+  write_whole(path, "".join(f"{line}\n" for line in lines))
 
 
 def _show_one_choice(task: ConfigurableTask) -> None:

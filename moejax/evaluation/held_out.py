@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.data.ratio_estimate import ratio, ratio_stderr
+from moejax.files import replacing
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.training.loss import Batch
 from moejax.training.memory import check_fits, program_memory
@@ -66,7 +67,8 @@ class HeldOut:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the sums as .npz."""
-    np.savez_compressed(path, **{name: getattr(self, name) for name in _FIELDS})
+    with replacing(path) as part, part.open("wb") as file:
+      np.savez_compressed(file, **{name: getattr(self, name) for name in _FIELDS})
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "HeldOut":

@@ -26,6 +26,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from moejax.errors import UserError
 from moejax.evaluation.task_data import absent_splits, reading, task_files
+from moejax.files import write_whole
 
 TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
 HUB_WAIT_S = 5.0
@@ -267,10 +268,8 @@ def _hub_answers() -> bool:
 
 def _write(path: pathlib.Path, text: str) -> None:
   """Writes a file of the cache, where that is possible."""
-  part = path.with_name(f".{path.name}.{os.getpid()}")
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(text)
-    part.replace(path)
+    write_whole(path, text)
   except OSError as error:
     logging.getLogger(__name__).info("the index of tasks is not cached: %s", error)

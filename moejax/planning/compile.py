@@ -14,6 +14,7 @@ import jax
 
 from moejax.config.experiment import Experiment
 from moejax.errors import UserError
+from moejax.files import write_json, write_whole
 from moejax.partitioning import make_partitioner
 from moejax.planning import gpu_target
 from moejax.planning.collectives import Network
@@ -151,7 +152,5 @@ def _read(directory: pathlib.Path) -> tuple[str, dict[str, int], float] | None:
 
 def _write(directory: pathlib.Path, text: str, memory: dict[str, int], seconds: float) -> None:
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / "program.txt.gz").write_bytes(gzip.compress(text.encode(), 6))
-  partial = directory / "facts.json.partial"
-  partial.write_text(json.dumps({"memory": memory, "seconds": seconds}))
-  partial.rename(directory / "facts.json")  # last, so that what is half written does not count
+  write_whole(directory / "program.txt.gz", gzip.compress(text.encode(), 6))
+  write_json(directory / "facts.json", {"memory": memory, "seconds": seconds})  # last: `_read` opens it first

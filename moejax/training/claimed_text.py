@@ -6,7 +6,7 @@ from typing import Any
 
 from moejax.data.corpus import PARTS, Corpus
 from moejax.errors import UserError
-from moejax.training.run_directory import write_json
+from moejax.files import write_json
 
 TEXT = "text.json"
 

@@ -11,6 +11,7 @@ import numpy as np
 from moejax.config.optimizer import Optimizer
 from moejax.config.stored import EARLIER
 from moejax.errors import UserError
+from moejax.files import write_json
 from moejax.interrupts import Deferral, continuing, deferral
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.clock import Clock, fetch_work
@@ -20,7 +21,7 @@ from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.not_finite import ESSENTIAL, check_finite, is_finite, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import claim, write_json
+from moejax.training.run_directory import claim
 from moejax.training.state import Definition, State
 from moejax.training.step import TrainStep
 

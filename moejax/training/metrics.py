@@ -10,7 +10,7 @@ import numpy as np
 import tensorboardX
 
 from moejax.config.model import Model
-from moejax.training.run_directory import finite
+from moejax.files import finite, write_whole
 
 Record = dict[str, Any]
 
@@ -59,7 +59,7 @@ class MetricsWriter:
     """Opens the files, dropping what was written after `start_step`: those steps are about to be done again."""
     self._path = directory / "metrics.jsonl"
     kept = [record for record in map(json.loads, _lines(self._path)) if record["step"] <= start_step]
-    self._path.write_text("".join(map(_line, kept)))
+    write_whole(self._path, "".join(map(_line, kept)))
     self.evaluated = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
     """Whether the scores of `start_step` are written."""
     self._file = self._path.open("a", buffering=1)

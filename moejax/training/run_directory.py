@@ -1,8 +1,6 @@
-"""A run's directory: which experiment it holds, and its files, written whole or not at all."""
+"""A run's directory: which experiment it holds, and whether another may be written there."""
 
 import json
-import math
-import os
 import pathlib
 import re
 from collections.abc import Collection
@@ -13,6 +11,7 @@ from moejax.config.plain import to_plain
 from moejax.config.resume import changeable
 from moejax.config.stored import EARLIER, read_experiment_file
 from moejax.errors import UserError
+from moejax.files import write_json
 
 RUN, COMPARISON = "experiment.json", "suite.json"
 """The configuration that a directory belongs to: one run's or one comparison's."""
@@ -162,22 +161,6 @@ def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> Non
   except OSError as error:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
     raise UserError(f"cannot write to {directory}: {reason}; choose another {option}") from error
-
-
-def write_json(path: pathlib.Path, content: Any) -> None:
-  """Writes a JSON file so that a reader, or a kill, sees the old one or the new one and nothing between."""
-  temporary = path.with_name(f".{path.name}.{os.getpid()}")
-  temporary.write_text(json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
-  temporary.replace(path)
-
-
-def finite(content: Any) -> Any:
-  """The same with None for NaN and infinity, which JSON has no words for: a reader sees null."""
-  if isinstance(content, dict):
-    return {name: finite(value) for name, value in content.items()}
-  if isinstance(content, list | tuple):
-    return [finite(value) for value in content]
-  return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _differences(old: Any, new: Any, ignored: Collection[str], path: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""Whose directory it is, and that files are whole."""
+"""Whose directory it is."""
 
 import errno
 import json
@@ -21,7 +21,6 @@ from moejax.training.run_directory import (
   prepare_directory,
   read_experiment,
   run_configuration,
-  write_json,
 )
 
 
@@ -246,18 +245,3 @@ def test_a_full_disk_is_found_and_nothing_is_left_behind(tmp_path, monkeypatch):
   with pytest.raises(UserError, match=r": No space left on device; choose another --workdir$"):
     prepare_directory(tmp_path)
   assert list(tmp_path.iterdir()) == []
-
-
-def test_json_is_replaced_whole_or_stays_as_it_was(tmp_path, monkeypatch):
-  path = tmp_path / "summary.json"
-  write_json(path, {"loss": 1.5})
-  assert files(tmp_path) == {"summary.json": b'{\n  "loss": 1.5\n}\n'}
-
-  def replace_fails(source: pathlib.Path, target: pathlib.Path) -> None:
-    assert json.loads(source.read_text()) == {"loss": 2.5}, "all is written before the old file goes"
-    raise KeyboardInterrupt
-
-  monkeypatch.setattr(pathlib.Path, "replace", replace_fails)
-  with pytest.raises(KeyboardInterrupt):
-    write_json(path, {"loss": 2.5})
-  assert json.loads(path.read_text()) == {"loss": 1.5}

@@ -1,0 +1,65 @@
+"""Files that are written whole or not at all: a reader, a kill or a full disk finds the old content or the new one."""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+
+def write_whole(path: pathlib.Path, content: str | bytes) -> None:
+  """Writes a file, in UTF-8 if `content` is text, durably and atomically.
+
+  Raises:
+    OSError: the file cannot be written; the old one is unchanged.
+  """
+  with replacing(path) as part:
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+  """Writes a JSON file as `write_whole`; NaN and infinity become null."""
+  write_whole(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
+
+
+def finite(content: Any) -> Any:
+  """The same content with None in place of NaN and infinity, which JSON cannot express."""
+  if isinstance(content, dict):
+    return {name: finite(value) for name, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [finite(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields the path of a temporary file in the same directory, which replaces `path` when the block ends.
+
+  The content is on the disk before the name is, so that a machine that loses power leaves no empty file. The temporary
+  file is removed if the block raises. A pipe or device, such as /dev/stdout, is written in place.
+  """
+  if path.exists() and not path.is_file():
+    yield path
+    return
+  path = path.resolve()  # a link keeps pointing to the file that is replaced
+  part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+  try:
+    yield part
+    _sync(part)
+    part.replace(path)
+  except BaseException:
+    part.unlink(missing_ok=True)
+    raise
+  with contextlib.suppress(OSError):  # some network file systems do not synchronize directories
+    _sync(path.parent)
+
+
+def _sync(path: pathlib.Path) -> None:
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
