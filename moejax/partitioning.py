@@ -185,5 +185,16 @@ def present_devices() -> list[jax.Device]:
     ) from error
 
 
+def to_devices(arrays: Any, sharding: NamedSharding, *, whole: bool = False) -> Any:
+  """Arrays of the host as global arrays on the devices.
+
+  Args:
+    arrays: pytree of numpy arrays: the rows that belong to this process.
+    sharding: of the global arrays.
+    whole: whether every process passes all rows, of which each places what its devices need.
+  """
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape if whole else None), arrays)
+
+
 def _of_axes(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
   return axes[0] if len(axes) == 1 else axes or None

@@ -258,7 +258,7 @@ def test_a_folder_without_permission_is_refused(run, tmp_path):
 def test_more_devices_than_there_are_is_refused_before_anything_compiles(run, monkeypatch):
   import moejax.training.prepare
 
-  monkeypatch.setattr(moejax.training.prepare, "make_train_step", lambda definition: pytest.fail("it compiles"))
+  monkeypatch.setattr(moejax.training.prepare, "make_train_step", lambda spec: pytest.fail("it compiles"))
   text = ["--data.train", "{tmp}/text.txt", "--data.validation", f"{MINE}"]
   sizes = ["--training.batch-size", "16", "--evaluation.batch-size", "16"]
   code, out, err = run("train", "{dense}", *RUN, *text, *sizes, "--mesh.data", "16")

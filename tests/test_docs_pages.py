@@ -14,7 +14,7 @@ from moejax.config import Experiment
 from moejax.errors import UserError
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.partitioning import make_partitioner
-from moejax.training.state import define
+from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,8 +64,8 @@ def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkey
     ]
   assert len(made) >= 3
   for experiment in made:
-    definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules))
-    make_train_step(definition).lower(*abstract_inputs(definition))
+    spec = make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules))
+    make_train_step(spec).lower(*abstract_inputs(spec))
 
 
 @pytest.mark.parametrize("command", commands())

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from moejax.config.experiment import Measurement
+from moejax.partitioning import to_devices
 from moejax.training.clock import Work, fetch_work, total_peak_flops
-from moejax.training.loop import fetch_essential, place
+from moejax.training.loop import fetch_essential
 from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import Prepared
 
@@ -77,8 +78,8 @@ class _Turns:
 
   def __init__(self, member: Prepared):
     self._member = member
-    experiment = member.definition.experiment
-    self._state = member.definition.initialise(experiment.training.seed)
+    experiment = member.spec.experiment
+    self._state = member.spec.init_state(experiment.training.seed)
     self._batches = member.batches()
     self._rate = np.float32(learning_rate(experiment.optimizer, 0, 100))
 
@@ -88,7 +89,7 @@ class _Turns:
     works: list[Work] = []
     waiting, last = None, 0.0
     for i in range(steps + 1):  # one more: the first only fills the queue
-      batch = place(next(self._batches), self._member.definition)
+      batch = to_devices(next(self._batches), self._member.spec.partitioner.batch)
       self._state, metrics = self._member.step(self._state, batch, self._rate)
       if waiting is not None:
         loss, work = fetch_essential(waiting)["loss"], fetch_work(waiting)
@@ -114,7 +115,7 @@ def _timing(member: Prepared, times_s: list[float], works: list[Work]) -> Timing
     step_time_s=median,
     step_time_spread=(high - low) / median,
     compile_time_s=member.compile_time_s,
-    peak_flops=total_peak_flops(member.definition),
+    peak_flops=total_peak_flops(member.spec),
     samples_s=[round(x, 6) for x in times_s],
     choices_per_token=statistics.fmean(choices) if choices else None,
     dropped_fraction=statistics.fmean(dropped) if dropped else None,

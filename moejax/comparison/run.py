@@ -137,7 +137,7 @@ class _Comparison:
       )
       self._show_left(allotment, record["step"])
 
-    evaluators = make_evaluators(prepared.definition, self.corpus, run_directory, self.progress, self.ask)
+    evaluators = make_evaluators(prepared.spec, self.corpus, run_directory, self.progress, self.ask)
     evaluation_s = dict.fromkeys(evaluators, 0.0)
     self.progress.stage(f"train {allotment.name}", total=allotment.steps, line_every=experiment.training.log_every)
 
@@ -151,7 +151,7 @@ class _Comparison:
     with exclusive(run_directory, f"train {allotment.name}", self.progress.note):
       train(
         Run(
-          definition=prepared.definition,
+          spec=prepared.spec,
           step=prepared.step,
           batches=prepared.batches,
           steps=allotment.steps,
@@ -187,7 +187,7 @@ class _Comparison:
 
   def _measured(self) -> dict[str, Timing]:
     members = {name: self._prepare(experiment) for name, experiment in self.experiments.items()}
-    check_together([member.memory for member in members.values()], next(iter(members.values())).definition.partitioner)
+    check_together([member.memory for member in members.values()], next(iter(members.values())).spec.partitioner)
     total = total_steps(len(members), self.suite.measurement)
     self.progress.stage("measure step times, members in turn", total=total)
 

@@ -23,12 +23,13 @@ from moejax.evaluation.harness_model import HarnessModel
 from moejax.evaluation.task_lookup import TaskFinder, explained
 from moejax.evaluation.tasks import Benchmark, benchmarks, check_named, flat, headlines
 from moejax.files import write_json, write_whole
-from moejax.inference.blueprint import make_blueprint
+from moejax.inference.dropless import inference_model
 from moejax.inference.load import load_run
+from moejax.models.abstract import Parameters
 from moejax.progress import SILENT, Progress
 from moejax.training.exclusive import exclusive
 from moejax.training.loop import Evaluator
-from moejax.training.state import Definition, Parameters, State
+from moejax.training.state import State, TrainSpec
 
 RESULTS, WORK = "results.json", "evaluation"
 """In a run's directory: the results, and the folder of answers, samples and data of tasks."""
@@ -234,22 +235,22 @@ def evaluate_run(
   with exclusive(directory, f"evaluate {experiment.name}", progress.note):
     tasks = load_tasks(request, directory / WORK / "data", progress)
     loaded = load_run(directory, experiment)
-    model = HarnessModel(experiment, loaded.blueprint, make_tokenizer(experiment.data.tokenizer), progress)
+    model = HarnessModel(experiment, loaded.model, make_tokenizer(experiment.data.tokenizer), progress)
     check_prompts(model, tasks, request)
     return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)
 
 
 def make_task_evaluator(
-  definition: Definition, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress
+  spec: TrainSpec, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress
 ) -> Evaluator:
   """An evaluator that runs the experiment's benchmarks and returns their headlines and their average.
 
   Raises:
     UserError: as `load_tasks` and `check_prompts`, before any training.
   """
-  experiment = definition.experiment
-  blueprint = make_blueprint(experiment.model, definition.partitioner)
-  model = HarnessModel(experiment, blueprint, tokenizer, progress)
+  experiment = spec.experiment
+  model = inference_model(experiment.model, spec.partitioner)
+  model = HarnessModel(experiment, model, tokenizer, progress)
   request = make_request(experiment.evaluation)
   tasks = load_tasks(request, directory / WORK / "data", progress)
   check_prompts(model, tasks, request)

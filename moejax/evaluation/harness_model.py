@@ -16,12 +16,11 @@ from moejax.data.tokenizers import Tokenizer
 from moejax.evaluation.answers import Answers
 from moejax.evaluation.encoding import encode_pair, encode_prompt, encode_text, is_cut
 from moejax.evaluation.generation_options import Generation, generation
-from moejax.inference.blueprint import Blueprint
 from moejax.inference.generate import Generator
 from moejax.inference.sampling import Sampling
 from moejax.inference.score import Scorer
+from moejax.models.abstract import AbstractModel, Parameters
 from moejax.progress import Progress
-from moejax.training.state import Parameters
 
 ANSWERED_AS = 3
 """Raised when the same request is answered otherwise, so that no answer kept before is taken for one of now."""
@@ -35,14 +34,14 @@ class HarnessModel(LM):
   A prompt that does not fit the training length is cut from the left, as the harness's own models do, and counted.
   """
 
-  def __init__(self, experiment: Experiment, blueprint: Blueprint, tokenizer: Tokenizer, progress: Progress):
+  def __init__(self, experiment: Experiment, model: AbstractModel, tokenizer: Tokenizer, progress: Progress):
     super().__init__()
     self.progress, self.batch_size = progress, experiment.evaluation.batch_size
     self.max_length = experiment.data.sequence_length
     self.cut: dict[str, dict[str, int]] = {}
     """By task: how many requests there were, and how many of them did not fit."""
-    self._experiment, self._blueprint, self._tokenizer = experiment, blueprint, tokenizer
-    self._scorer = Scorer(blueprint, self.batch_size, self.max_length)
+    self._experiment, self._model, self._tokenizer = experiment, model, tokenizer
+    self._scorer = Scorer(model, self.batch_size, self.max_length)
     self._generators: dict[Sampling, Generator] = {}
     self._parameters: Parameters = {}
     self._answers = Answers(None)
@@ -158,7 +157,7 @@ class HarnessModel(LM):
       )
     if asked.sampling not in self._generators:
       self._generators[asked.sampling] = Generator(
-        self._blueprint, self.batch_size, self._tokenizer.vocab_size, asked.sampling
+        self._model, self.batch_size, self._tokenizer.vocab_size, asked.sampling
       )
     prompts = [encode_prompt(self._tokenizer, text, self.max_length - max_new) for text in texts]
     stops = [lambda ids: self._is_complete(ids, asked.until)] * len(prompts)

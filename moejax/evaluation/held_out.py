@@ -15,9 +15,11 @@ import numpy as np
 from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.files import replacing
 from moejax.kernels.cross_entropy import cross_entropy
+from moejax.models.abstract import Parameters
+from moejax.partitioning import to_devices
 from moejax.training.loss import Batch
 from moejax.training.memory import check_fits, program_memory
-from moejax.training.state import Definition, Parameters
+from moejax.training.state import TrainSpec
 from moejax.training.step import BATCH_TYPES
 
 NATS_PER_BIT = float(np.log(2.0))
@@ -80,11 +82,11 @@ class HeldOut:
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))
 
 
-def make_scorer(definition: Definition) -> jax.stages.Wrapped:
+def make_scorer(spec: TrainSpec) -> jax.stages.Wrapped:
   """scorer(parameters, batch): cross-entropy in nats [B, T] and whether the best guess was right [B, T]."""
 
   def score(parameters: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    model = definition.model(parameters)
+    model = spec.model.module(parameters)
     x_BTD, _ = model(batch["tokens"], batch["segments"], batch["positions"])
     logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
     targets_M = batch["targets"].reshape(-1)
@@ -93,32 +95,32 @@ def make_scorer(definition: Definition) -> jax.stages.Wrapped:
     shape = batch["targets"].shape
     return loss_M.reshape(shape), correct_M.reshape(shape)
 
-  placement = definition.partitioner
+  placement = spec.partitioner
   return jax.jit(
     score,
-    in_shardings=(definition.shardings.parameters, dict.fromkeys(BATCH_TYPES, placement.batch)),
+    in_shardings=(spec.model.shardings, dict.fromkeys(BATCH_TYPES, placement.batch)),
     out_shardings=(placement.replicated, placement.replicated),
   )
 
 
-def compile_scorer(definition: Definition) -> Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]:
+def compile_scorer(spec: TrainSpec) -> Callable[[Parameters, Batch], tuple[jax.Array, jax.Array]]:
   """`make_scorer`, compiled for the batches of the experiment's evaluation.
 
   Raises:
     UserError: it does not fit the devices' memory.
   """
-  experiment, placement = definition.experiment, definition.partitioner
+  experiment, placement = spec.experiment, spec.partitioner
   shape = (experiment.evaluation.batch_size, experiment.data.sequence_length)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch) for name, dtype in BATCH_TYPES.items()}
-  scorer: Any = make_scorer(definition)
-  scorer = scorer.lower(definition.abstract.parameters, batch).compile()
+  scorer: Any = make_scorer(spec)
+  scorer = scorer.lower(spec.model.parameters, batch).compile()
   remedy = f"lower evaluation.batch_size={experiment.evaluation.batch_size}, or use more devices (mesh)"
   check_fits(f"the evaluation of {experiment.name}", program_memory(scorer), placement, remedy)
   return scorer
 
 
 def score_documents(
-  definition: Definition,
+  spec: TrainSpec,
   parameters: Parameters,
   batches: Iterable[dict[str, np.ndarray]],
   byte_lengths: np.ndarray,
@@ -127,15 +129,18 @@ def score_documents(
   """Scores every weighted target of the batches.
 
   Args:
-    definition: the model.
+    spec: the model.
     parameters: its parameters.
     batches: whole batches; beside the model's input `documents` [B, T], each target's document, -1 for padding.
     byte_lengths: bytes of text by token id, 0 for specials.
     scorer: as `make_scorer` returns it, so that it is compiled once for many calls.
   """
   columns: list[tuple[np.ndarray, ...]] = []
+  placement = spec.partitioner.batch
   for batch in batches:
-    loss_BT, correct_BT = scorer(parameters, _place(batch, definition))
+    loss_BT, correct_BT = scorer(
+      parameters, to_devices({name: batch[name] for name in BATCH_TYPES}, placement, whole=True)
+    )
     scored = batch["weights"] > 0
     columns.append(
       (
@@ -149,11 +154,3 @@ def score_documents(
   size = int(documents.max()) + 1
   sums = [np.bincount(documents, values, size) for values in (nats, correct, np.ones_like(nats), text_bytes)]
   return HeldOut(*sums)
-
-
-def _place(batch: dict[str, np.ndarray], definition: Definition) -> Batch:
-  """The model's input on the devices; every process holds the whole batch and gives what its devices need."""
-  sharding = definition.partitioner.batch
-  return {
-    name: jax.make_array_from_callback(batch[name].shape, sharding, batch[name].__getitem__) for name in BATCH_TYPES
-  }

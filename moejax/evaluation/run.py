@@ -13,6 +13,7 @@ from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
 from moejax.data.target_count import TargetCounter
 from moejax.data.tokenizers import Tokenizer
 from moejax.evaluation.held_out import compile_scorer, score_documents
+from moejax.models.abstract import placement_table
 from moejax.progress import SILENT, Progress, training_facts
 from moejax.training.claimed_text import claim_text
 from moejax.training.clock import DROPPED
@@ -21,9 +22,9 @@ from moejax.training.loop import Evaluator, Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import on_devices, prepare
 from moejax.training.run_directory import prepare_directory
-from moejax.training.state import Definition, State, placement_table
+from moejax.training.state import State, TrainSpec
 
-MakeEvaluator = Callable[[Definition, Tokenizer, pathlib.Path, Progress], Evaluator]
+MakeEvaluator = Callable[[TrainSpec, Tokenizer, pathlib.Path, Progress], Evaluator]
 """Makes the evaluator of benchmarks. It is an argument because it needs an optional package."""
 
 
@@ -63,10 +64,10 @@ def _train_and_evaluate(
   claim_text(directory, corpus)
   progress.stage(f"compile {experiment.name}")
   prepared = prepare(experiment, corpus)
-  show_placement(prepared.definition, progress)
-  evaluators = make_evaluators(prepared.definition, corpus, directory, progress, ask)
+  show_placement(prepared.spec, progress)
+  evaluators = make_evaluators(prepared.spec, corpus, directory, progress, ask)
   length, times_s = TargetCounter(corpus).steps(experiment), collections.deque[float](maxlen=100)
-  if no_mfu := without_mfu(prepared.definition.partitioner.device.device_kind):
+  if no_mfu := without_mfu(prepared.spec.partitioner.device.device_kind):
     progress.note(no_mfu)
   progress.stage(f"train {experiment.name}", total=length, line_every=experiment.training.log_every)
 
@@ -82,7 +83,7 @@ def _train_and_evaluate(
 
   return train(
     Run(
-      definition=prepared.definition,
+      spec=prepared.spec,
       step=prepared.step,
       batches=prepared.batches,
       steps=length,
@@ -94,24 +95,24 @@ def _train_and_evaluate(
   )
 
 
-def show_placement(definition: Definition, progress: Progress) -> None:
+def show_placement(spec: TrainSpec, progress: Progress) -> None:
   """Prints name, shape, PartitionSpec and bytes per device of every parameter."""
-  rows = [(name, shape, spec, f"{size:,}") for name, shape, spec, size in placement_table(definition)]
-  total = sum(size for *_, size in placement_table(definition))
+  rows = [(*row, f"{size:,}") for *row, size in placement_table(spec.model)]
+  total = sum(size for *_, size in placement_table(spec.model))
   heads = ("parameter", "shape", "sharding", "bytes per device")
   widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(3)]
-  for name, shape, spec, size in [heads, *rows]:
-    progress.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {spec:<{widths[2]}}  {size:>16}")
-  progress.note(f"mesh {definition.partitioner.shape}: {total:,} bytes of parameters per device")
+  for name, shape, sharding, size in [heads, *rows]:
+    progress.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {sharding:<{widths[2]}}  {size:>16}")
+  progress.note(f"mesh {spec.partitioner.shape}: {total:,} bytes of parameters per device")
 
 
 def make_evaluators(
-  definition: Definition, corpus: Corpus, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None
+  spec: TrainSpec, corpus: Corpus, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None
 ) -> dict[str, Evaluator]:
   """What is scored during training and after it: held-out text, and benchmarks if `ask` is given."""
-  evaluators = {"held_out": make_evaluator(definition, corpus, directory, progress)}
+  evaluators = {"held_out": make_evaluator(spec, corpus, directory, progress)}
   if ask is not None:
-    evaluators["tasks"] = ask(definition, corpus.tokenizer, directory, progress)
+    evaluators["tasks"] = ask(spec, corpus.tokenizer, directory, progress)
   return {name: _aside(evaluator, progress) for name, evaluator in evaluators.items()}
 
 
@@ -125,16 +126,16 @@ def _aside(evaluator: Evaluator, progress: Progress) -> Evaluator:
   return score
 
 
-def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Path, progress: Progress) -> Evaluator:
+def make_evaluator(spec: TrainSpec, corpus: Corpus, directory: pathlib.Path, progress: Progress) -> Evaluator:
   """An evaluator that scores the corpus's held-out text, leaves the sums of each document in held_out.npz of
   `directory`, and returns the summary.
 
   Raises:
     UserError: its program does not fit the devices' memory.
   """
-  experiment = definition.experiment
+  experiment = spec.experiment
   length, evaluation = experiment.data.sequence_length, experiment.evaluation
-  scorer = compile_scorer(definition)
+  scorer = compile_scorer(spec)
   arguments = (corpus.validation, length, evaluation.batch_size, evaluation.max_tokens)
 
   def batches() -> Iterator[dict]:
@@ -145,7 +146,7 @@ def make_evaluator(definition: Definition, corpus: Corpus, directory: pathlib.Pa
       progress.advance(i + 1)
 
   def evaluate(state: State) -> dict[str, float]:
-    held_out = score_documents(definition, state.parameters, batches(), corpus.tokenizer.byte_lengths, scorer)
+    held_out = score_documents(spec, state.parameters, batches(), corpus.tokenizer.byte_lengths, scorer)
     held_out.save(directory / "held_out.npz")
     return held_out.summary()
 

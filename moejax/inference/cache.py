@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from moejax.inference.blueprint import Blueprint
+from moejax.models.abstract import AbstractModel
 from moejax.models.layers import Memory
 from moejax.models.transformer import Memories, Transformer
 
@@ -25,46 +25,48 @@ class Cache:
   """Tokens of each sequence, int32: the slot that its next one takes."""
 
 
-def empty_cache(blueprint: Blueprint, batch_size: int, slots: int) -> Cache:
+def empty_cache(model: AbstractModel, batch_size: int, slots: int) -> Cache:
   """A cache that holds up to `slots` tokens of each sequence and has none yet."""
-  model = blueprint.model
-  shape = (batch_size, slots, model.num_kv_heads, model.head_dim)
-  dtype = blueprint.partitioner.compute_dtype(model)
+  config = model.config
+  shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
+  dtype = model.partitioner.compute_dtype(config)
 
   def of_period(*leading: int) -> tuple[Memory, ...]:
     zeros = jnp.zeros((*leading, *shape), dtype)
-    return tuple(Memory(zeros, zeros) for _ in range(model.period))
+    return tuple(Memory(zeros, zeros) for _ in range(config.period))
 
-  apart = model.layers == "unrolled"
-  memories = tuple(of_period() for _ in range(model.num_periods)) if apart else of_period(model.num_periods)
+  apart = config.layers == "unrolled"
+  memories = tuple(of_period() for _ in range(config.num_periods)) if apart else of_period(config.num_periods)
   return Cache(memories, jnp.zeros((batch_size,), jnp.int32))
 
 
-def cache_shardings(blueprint: Blueprint, batch_size: int) -> Cache:
+def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
   """Placement of a cache: batch and heads as in attention; one NamedSharding stands for all memories.
 
   Raises:
     UserError: the mesh does not divide the batch or the heads.
   """
-  model, partitioner = blueprint.model, blueprint.partitioner
+  config, partitioner = model.config, model.partitioner
   names: tuple[str | None, ...] = ("batch", None, "kv_heads", None)
-  shape: tuple[int, ...] = (batch_size, 1, model.num_kv_heads, model.head_dim)
-  if model.layers == "scanned":
-    names, shape = ("layers", *names), (model.num_periods, *shape)
+  shape: tuple[int, ...] = (batch_size, 1, config.num_kv_heads, config.head_dim)
+  if config.layers == "scanned":
+    names, shape = ("layers", *names), (config.num_periods, *shape)
   of_memories = partitioner.sharding(names, shape, "KV cache")
-  return Cache(of_memories, row_sharding(blueprint, batch_size))  # type: ignore[arg-type]  # placements for arrays
+  return Cache(of_memories, row_sharding(model, batch_size))  # type: ignore[arg-type]  # placements for arrays
 
 
-def row_sharding(blueprint: Blueprint, batch_size: int) -> NamedSharding:
+def row_sharding(model: AbstractModel, batch_size: int) -> NamedSharding:
   """Placement of one value for each sequence."""
-  return blueprint.partitioner.sharding(("batch",), (batch_size,), "rows of the batch")
+  return model.partitioner.sharding(("batch",), (batch_size,), "rows of the batch")
 
 
-def extend(model: Transformer, tokens_BT: jax.Array, counts_B: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def extend(
+  transformer: Transformer, tokens_BT: jax.Array, counts_B: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
   """Features x_BTD of each sequence's next tokens, and the cache with them: for both prefill and decoding.
 
   Args:
-    model: from a blueprint, so that it drops nothing.
+    transformer: of an `inference_model`, so that it drops no token.
     tokens_BT: each row's new tokens, padded at the end.
     counts_B: how many of them are real; a row with none is unchanged.
     cache: has at least T slots left in every row.
@@ -72,5 +74,5 @@ def extend(model: Transformer, tokens_BT: jax.Array, counts_B: jax.Array, cache:
   steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   positions_BT = cache.lengths_B[:, None] + steps_T[None, :]
   segments_BT = (steps_T[None, :] < counts_B[:, None]).astype(jnp.int32)
-  x_BTD, memories = model.extend(tokens_BT, segments_BT, positions_BT, cache.memories)
+  x_BTD, memories = transformer.extend(tokens_BT, segments_BT, positions_BT, cache.memories)
   return x_BTD, Cache(memories, cache.lengths_B + counts_B)

@@ -10,48 +10,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.inference.blueprint import Blueprint, put
 from moejax.inference.buckets import batches_by_length, bucket
 from moejax.inference.cache import Cache, cache_shardings, empty_cache, extend, row_sharding
+from moejax.inference.dropless import check_batch_size
 from moejax.inference.sampling import GREEDY, Sampling, sample
+from moejax.models.abstract import AbstractModel, Parameters
 from moejax.models.transformer import Transformer
-from moejax.training.state import Parameters
+from moejax.partitioning import to_devices
 
 Stop = Callable[[list[int]], bool]
 """Returns whether a continuation is complete; called after each of its tokens."""
 
 
 class Generator:
-  """Compiled programs that continue prompts, by their length; they serve any parameters of the blueprint."""
+  """Compiled programs that continue prompts, by their length; they serve any parameters of the model."""
 
-  def __init__(self, blueprint: Blueprint, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
-    self._blueprint, self._batch_size = blueprint, batch_size
-    blueprint.check_batch(batch_size)
+  def __init__(self, model: AbstractModel, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
+    self._model, self._batch_size = model, batch_size
+    check_batch_size(model, batch_size)
     choose = functools.partial(sample, sampling=sampling, vocab_size=vocab_size)
-    rows, cache = row_sharding(blueprint, batch_size), cache_shardings(blueprint, batch_size)
+    rows, cache = row_sharding(model, batch_size), cache_shardings(model, batch_size)
     self._rows = rows
-    everywhere = blueprint.partitioner.replicated
+    everywhere = model.partitioner.replicated
 
     def prefill(parameters: Parameters, tokens_BT: jax.Array, counts_B: jax.Array, key: jax.Array, slots: int):
-      model = blueprint.module(parameters)
-      x_BTD, cache = extend(model, tokens_BT, counts_B, empty_cache(blueprint, batch_size, slots))
+      transformer = model.module(parameters)
+      x_BTD, cache = extend(transformer, tokens_BT, counts_B, empty_cache(model, batch_size, slots))
       last_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
-      return choose(_logits(model, last_BD), key), cache
+      return choose(_logits(transformer, last_BD), key), cache
 
     def decode(parameters: Parameters, cache: Cache, token_B: jax.Array, active_B: jax.Array, key: jax.Array):
-      model = blueprint.module(parameters)
-      x_BTD, cache = extend(model, token_B[:, None], active_B, cache)
-      return choose(_logits(model, x_BTD[:, 0]), key), cache
+      transformer = model.module(parameters)
+      x_BTD, cache = extend(transformer, token_B[:, None], active_B, cache)
+      return choose(_logits(transformer, x_BTD[:, 0]), key), cache
 
     self._prefill = jax.jit(
       prefill,
       static_argnums=4,
-      in_shardings=(blueprint.shardings, blueprint.partitioner.batch, rows, everywhere),
+      in_shardings=(model.shardings, model.partitioner.batch, rows, everywhere),
       out_shardings=(everywhere, cache),
     )
     self._decode = jax.jit(
       decode,
-      in_shardings=(blueprint.shardings, cache, rows, rows, everywhere),
+      in_shardings=(model.shardings, cache, rows, rows, everywhere),
       out_shardings=(everywhere, cache),
       donate_argnums=1,
     )
@@ -62,7 +63,7 @@ class Generator:
     """Yields (index of a prompt, its continuation) as batches are done, prompts of like length together.
 
     Args:
-      parameters: of the blueprint.
+      parameters: of the model.
       prompts: token ids, at least one each.
       stops: the stop condition of each prompt; the token that meets it belongs to the continuation.
       max_new: tokens after which a continuation ends in any case.
@@ -81,11 +82,12 @@ class Generator:
     tokens_BT = np.zeros((self._batch_size, bucket(int(counts_B.max()))), np.int32)
     for row, prompt in enumerate(prompts):
       tokens_BT[row, : len(prompt)] = prompt
+    put = functools.partial(to_devices, whole=True)
     slots = bucket(tokens_BT.shape[1] + max_new)
     continuations: list[list[int]] = [[] for _ in prompts]
     active_B = (counts_B > 0).astype(np.int32)
     token_B, cache = self._prefill(
-      parameters, put(tokens_BT, self._blueprint.partitioner.batch), put(counts_B, self._rows), key, slots
+      parameters, put(tokens_BT, self._model.partitioner.batch), put(counts_B, self._rows), key, slots
     )
     for step in range(1, max_new + 1):
       for row, token in enumerate(np.asarray(token_B)[: len(prompts)].tolist()):
@@ -101,5 +103,5 @@ class Generator:
     return continuations
 
 
-def _logits(model: Transformer, x_BD: jax.Array) -> jax.Array:
-  return model.partitioner.constrain(model.logits(x_BD), "batch", "vocab")
+def _logits(transformer: Transformer, x_BD: jax.Array) -> jax.Array:
+  return transformer.partitioner.constrain(transformer.logits(x_BD), "batch", "vocab")

@@ -5,11 +5,11 @@ import pathlib
 
 from moejax.config.experiment import Experiment
 from moejax.errors import UserError
-from moejax.inference.blueprint import Blueprint, make_blueprint
+from moejax.inference.dropless import inference_model
+from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import make_partitioner
 from moejax.training.checkpoint import restore_parameters
 from moejax.training.run_directory import check_only_operational, read_experiment
-from moejax.training.state import Parameters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Loaded:
   """A trained model."""
 
   experiment: Experiment
-  blueprint: Blueprint
+  model: AbstractModel
   parameters: Parameters
   """float32, placed by the experiment's rules."""
   step: int
@@ -38,9 +38,9 @@ def load_run(directory: pathlib.Path, experiment: Experiment | None = None) -> L
   experiment = experiment or there
   check_only_operational(there, experiment)
   partitioner = make_partitioner(experiment.mesh, experiment.rules)
-  blueprint = make_blueprint(experiment.model, partitioner)
+  model = inference_model(experiment.model, partitioner)
   checkpoints = directory / "checkpoints"
   if not checkpoints.is_dir():
     raise UserError(f"{directory} holds no checkpoint; train the run first")
-  parameters, step = restore_parameters(checkpoints, blueprint.abstract)
-  return Loaded(experiment, blueprint, parameters, step)
+  parameters, step = restore_parameters(checkpoints, model.parameters)
+  return Loaded(experiment, model, parameters, step)

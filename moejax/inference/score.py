@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.inference.blueprint import Blueprint, put
 from moejax.inference.buckets import batches_by_length, bucket
+from moejax.inference.dropless import check_batch_size
 from moejax.kernels.cross_entropy import cross_entropy
-from moejax.training.state import Parameters
+from moejax.models.abstract import AbstractModel, Parameters
+from moejax.partitioning import to_devices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,23 +40,23 @@ def windows(context: Sequence[int], continuation: Sequence[int], max_length: int
 
 
 class Scorer:
-  """Compiled programs that score windows, by their length; they serve any parameters of the blueprint."""
+  """Compiled programs that score windows, by their length; they serve any parameters of the model."""
 
-  def __init__(self, blueprint: Blueprint, batch_size: int, max_length: int):
-    self._blueprint, self._batch_size, self._max_length = blueprint, batch_size, max_length
-    placement = blueprint.partitioner
-    blueprint.check_batch(batch_size)
+  def __init__(self, model: AbstractModel, batch_size: int, max_length: int):
+    self._model, self._batch_size, self._max_length = model, batch_size, max_length
+    placement = model.partitioner
+    check_batch_size(model, batch_size)
 
     def score(
       parameters: Parameters, tokens_BT: jax.Array, scored_BW: jax.Array, targets_BW: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
       """Log-likelihood of each target and whether it was the best guess; scored_BW is -1 where there is none."""
-      model = blueprint.module(parameters)
+      transformer = model.module(parameters)
       # Padding stands after the tokens and nothing looks back at it.
       positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
-      x_BTD, _ = model(tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
+      x_BTD, _ = transformer(tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
       x_BWD = jnp.take_along_axis(x_BTD, jnp.maximum(scored_BW, 0)[:, :, None], axis=1)
-      logits_MV = placement.constrain(model.logits(x_BWD.reshape(-1, x_BWD.shape[-1])), "batch", "vocab")
+      logits_MV = placement.constrain(transformer.logits(x_BWD.reshape(-1, x_BWD.shape[-1])), "batch", "vocab")
       targets_M = targets_BW.reshape(-1)
       loss_M, _ = cross_entropy(logits_MV, targets_M, placement.shards("vocab") == 1)
       best_M = jnp.argmax(logits_MV, axis=-1) == targets_M
@@ -67,7 +68,7 @@ class Scorer:
 
     self._score = jax.jit(
       score,
-      in_shardings=(blueprint.shardings, placement.batch, placement.batch, placement.batch),
+      in_shardings=(model.shardings, placement.batch, placement.batch, placement.batch),
       out_shardings=(placement.replicated, placement.replicated),
     )
 
@@ -77,7 +78,7 @@ class Scorer:
     """Yields (index of a pair, (log-likelihood in nats, whether greedy decoding gives it)) as batches are done.
 
     Args:
-      parameters: of the blueprint.
+      parameters: of the model.
       pairs: context, of one token at least, and continuation; that of no token has the log-likelihood 0.
     """
     of_pair = [windows(context, continuation, self._max_length) for context, continuation in pairs]
@@ -104,5 +105,5 @@ class Scorer:
       tokens_BT[i, :last] = row.tokens[:-1]
       scored_BW[i, : row.scored] = np.arange(last - row.scored, last)
       targets_BW[i, : row.scored] = row.tokens[-row.scored :]
-    batch = [put(rows, self._blueprint.partitioner.batch) for rows in (tokens_BT, scored_BW, targets_BW)]
+    batch = to_devices((tokens_BT, scored_BW, targets_BW), self._model.partitioner.batch, whole=True)
     return jax.device_get(self._score(parameters, *batch))

@@ -35,9 +35,9 @@ def continue_texts(
   tokenizer = make_tokenizer(loaded.experiment.data.tokenizer)
   ids = [[tokenizer.begin, *tokenizer.encode(encodable(prompt)).tolist()][max_tokens - length :] for prompt in prompts]
   ends = (tokenizer.begin, tokenizer.end)
-  shards = loaded.blueprint.partitioner.shards("batch")
+  shards = loaded.model.partitioner.shards("batch")
   batch = shards * max(1, math.ceil(min(len(ids), LARGEST_BATCH) / shards))
-  generator = Generator(loaded.blueprint, batch, tokenizer.vocab_size, sampling)
+  generator = Generator(loaded.model, batch, tokenizer.vocab_size, sampling)
   texts = [""] * len(ids)
   stops = [lambda continuation: continuation[-1] in ends] * len(ids)
   for i, continuation in generator.generate(loaded.parameters, ids, stops, max_tokens, seed):

@@ -23,7 +23,7 @@ from moejax.planning.topology import Topology, check_mesh
 from moejax.progress import SILENT, Progress
 from moejax.training.compiler import Options, compiler_options
 from moejax.training.memory import program_memory
-from moejax.training.state import define
+from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
 VERSIONED = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
@@ -75,8 +75,8 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   partitioner = make_partitioner(mesh, experiment.rules, describe_devices(topology))
   joined = network(topology, partitioner.mesh, mesh)
   progress.stage(f"lowering {experiment.name}")
-  definition = define(experiment, partitioner)
-  lowered = make_train_step(definition).lower(*abstract_inputs(definition))
+  spec = make_train_spec(experiment, partitioner)
+  lowered = make_train_step(spec).lower(*abstract_inputs(spec))
   options = compiler_options(partitioner.device)
   if topology.chip.platform == "gpu":
     options = options | WITHOUT_GPU | (ESTIMATES if gpu_target.is_priced(topology.chip.name) else {})

@@ -8,7 +8,8 @@ import orbax.checkpoint as ocp
 
 from moejax.config.training import Checkpoints
 from moejax.errors import UserError
-from moejax.training.state import Parameters, State
+from moejax.models.abstract import Parameters
+from moejax.training.state import State
 
 
 class Checkpointer:

@@ -11,7 +11,7 @@ from moejax.config.model import Model
 from moejax.config.parameters import flops_per_token_at
 from moejax.training.loss import Metrics
 from moejax.training.metrics import Record
-from moejax.training.state import Definition
+from moejax.training.state import TrainSpec
 
 DROPPED = "router/dropped_fraction"
 
@@ -45,21 +45,21 @@ def fetch_work(metrics: Metrics) -> Work:
   return Work(tokens, float(accepted_L.mean()), float(dropped))
 
 
-def total_peak_flops(definition: Definition) -> float | None:
+def total_peak_flops(spec: TrainSpec) -> float | None:
   """bfloat16 FLOP/s of all devices of a mesh together, None where unknown."""
-  peak = peak_flops(definition.partitioner.device.device_kind)
-  return peak and peak * definition.partitioner.mesh.size
+  peak = peak_flops(spec.partitioner.device.device_kind)
+  return peak and peak * spec.partitioner.mesh.size
 
 
 class Clock:
   """Times steps from one's end to the next's, without what stands between them (evaluation, the first compile)."""
 
-  def __init__(self, definition: Definition, total_s: float = 0.0, tokens: int = 0):
+  def __init__(self, spec: TrainSpec, total_s: float = 0.0, tokens: int = 0):
     """`total_s` and `tokens` are of the steps done before."""
     self.total_s, self.tokens = total_s, tokens
-    self._model = definition.experiment.model
-    self._sequence_length = definition.experiment.data.sequence_length
-    self._peak = total_peak_flops(definition)
+    self._model = spec.experiment.model
+    self._sequence_length = spec.experiment.data.sequence_length
+    self._peak = total_peak_flops(spec)
     self._since_written: list[tuple[float, Work]] = []
     self.restart()
 

@@ -13,16 +13,17 @@ from moejax.config.stored import EARLIER
 from moejax.errors import UserError
 from moejax.files import write_json
 from moejax.interrupts import Deferral, continuing, deferral
+from moejax.partitioning import to_devices
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.clock import Clock, fetch_work
 from moejax.training.health import RouterHealth
-from moejax.training.loss import Batch, Metrics
+from moejax.training.loss import Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.not_finite import ESSENTIAL, check_finite, is_finite, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.provenance import provenance
 from moejax.training.run_directory import claim
-from moejax.training.state import Definition, State
+from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
 
 
@@ -42,7 +43,7 @@ Observer = Callable[[Record], None]
 class Run:
   """What the loop needs, made by whoever starts it."""
 
-  definition: Definition
+  spec: TrainSpec
   step: TrainStep
   """The compiled step."""
   batches: Callable[[], Batches]
@@ -66,21 +67,21 @@ def train(run: Run) -> dict[str, Any]:
     FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
     Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
   """
-  experiment = run.definition.experiment
+  experiment = run.spec.experiment
   # 1. The directory is ours.
   earlier = claim(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints)
   # 2. The state: the newest checkpoint, or fresh from the seed.
-  batches, done, clock = run.batches(), checkpointer.latest() or 0, Clock(run.definition)
+  batches, done, clock = run.batches(), checkpointer.latest() or 0, Clock(run.spec)
   if done:
     state, progress = _restore(run, checkpointer, done)
     # 3. The input stands where it stood.
     batches.set_state(progress["data"])
-    clock = Clock(run.definition, progress["train_time_s"], progress["tokens"])
+    clock = Clock(run.spec, progress["train_time_s"], progress["tokens"])
     if earlier and earlier[-1]["last_step"] == done < run.steps:
       run.warn(_new_schedule(experiment.optimizer, done, earlier[-1]["steps"], run.steps))
   else:
-    state = run.definition.initialise(experiment.training.seed)
+    state = run.spec.init_state(experiment.training.seed)
   # 4. The metrics end where the state does.
   writer = MetricsWriter(run.directory, done)
   with continuing(lambda: _saved(run, checkpointer)), deferral() as stop:
@@ -110,7 +111,7 @@ def _steps(
   writer: MetricsWriter,
   stop: Deferral,
 ) -> dict[str, Any]:
-  experiment = run.definition.experiment
+  experiment = run.spec.experiment
   policy, every = experiment.training.checkpoints, experiment.evaluation.every
   trained_losses = frozenset(name for name, c in dataclasses.asdict(experiment.training.losses).items() if c)
   health = RouterHealth(experiment.model, trained_losses, done)
@@ -139,7 +140,7 @@ def _steps(
   if every is not None and 0 < done < run.steps and done % every == 0 and not writer.evaluated:
     writer.write({"step": done, **_evaluate(run, state)})  # a stop came between this checkpoint and its scores
   for step in range(done + 1, run.steps + 1):
-    batch = place(next(batches), run.definition)
+    batch = to_devices(next(batches), run.spec.partitioner.batch)
     state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
     if waiting:
       report(waiting)
@@ -190,7 +191,7 @@ def _restore(run: Run, checkpointer: Checkpointer, step: int) -> tuple[State, di
   """
 
   def restored(step: int) -> tuple[State, dict[str, Any]]:
-    return checkpointer.restore(step, run.definition.abstract)
+    return checkpointer.restore(step, run.spec.abstract_state)
 
   state, progress = restored(step)
   if is_finite(state):
@@ -214,26 +215,20 @@ def fetch_essential(metrics: Metrics) -> Record:
   return {name: float(value) for name, value in jax.device_get({name: metrics[name] for name in ESSENTIAL}).items()}
 
 
-def place(batch: Mapping[str, np.ndarray], definition: Definition) -> Batch:
-  """This process's rows as part of the global batch on the devices."""
-  sharding = definition.partitioner.batch
-  return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
-
-
-def rows_of_process(definition: Definition) -> tuple[int, int]:
+def rows_of_process(spec: TrainSpec) -> tuple[int, int]:
   """Which part of the batch this process reads: (index, count) of equal runs of rows.
 
   Raises:
     UserError: the mesh gives this process rows that do not follow each other.
   """
-  training, length = definition.experiment.training, definition.experiment.data.sequence_length
-  indices = definition.partitioner.batch.addressable_devices_indices_map((training.batch_size, length))
+  training, length = spec.experiment.training, spec.experiment.data.sequence_length
+  indices = spec.partitioner.batch.addressable_devices_indices_map((training.batch_size, length))
   slices = [index[0] for index in indices.values() if index]
   starts = sorted({(rows.start or 0, rows.stop or training.batch_size) for rows in slices})
   rows = starts[-1][1] - starts[0][0]
   if sum(stop - start for start, stop in starts) != rows or starts[0][0] % rows:
     raise UserError(
-      f"mesh ({definition.partitioner.shape}) gives process {jax.process_index()} rows {starts} of the batch, which "
+      f"mesh ({spec.partitioner.shape}) gives process {jax.process_index()} rows {starts} of the batch, which "
       "are not consecutive; lower mesh.model to at most the number of devices of one process"
     )
   return starts[0][0] // rows, training.batch_size // rows

@@ -1,4 +1,4 @@
-"""From an experiment to what the loop runs: definition, compiled step, input."""
+"""From an experiment to what the loop runs: spec, compiled step, input."""
 
 import dataclasses
 import time
@@ -14,7 +14,7 @@ from moejax.partitioning import Partitioner, make_partitioner
 from moejax.training.compiler import compiler_options
 from moejax.training.loop import Batches, rows_of_process
 from moejax.training.memory import Memory, argument_bytes, check_fits, program_memory
-from moejax.training.state import Definition, define
+from moejax.training.state import TrainSpec, make_train_spec
 from moejax.training.step import TrainStep, abstract_inputs, make_train_step
 
 
@@ -22,7 +22,7 @@ from moejax.training.step import TrainStep, abstract_inputs, make_train_step
 class Prepared:
   """An experiment that is ready to run."""
 
-  definition: Definition
+  spec: TrainSpec
   step: TrainStep
   """Compiled for exactly the experiment's batch."""
   batches: Callable[[], Batches]
@@ -40,24 +40,24 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
     UserError: as `on_devices`, or the step does not fit the devices' memory.
   """
   experiment, partitioner = on_devices(experiment)
-  definition = define(experiment, partitioner)
-  inputs, what = abstract_inputs(definition), f"the train step of {experiment.name}"
+  spec = make_train_spec(experiment, partitioner)
+  inputs, what = abstract_inputs(spec), f"the train step of {experiment.name}"
   remedy = _less_memory(experiment)
   # If the state alone does not fit, there is no need to compile.
   check_fits(what, Memory(argument_bytes(inputs[0]), 0), partitioner, remedy)
   begin = time.perf_counter()
-  lowered = make_train_step(definition).lower(*inputs)
+  lowered = make_train_step(spec).lower(*inputs)
   step = lowered.compile(compiler_options=compiler_options(partitioner.device))
   compile_time_s = time.perf_counter() - begin
   memory = program_memory(step)
   check_fits(what, memory, partitioner, remedy)
-  index, count = rows_of_process(definition)
+  index, count = rows_of_process(spec)
 
   def batches() -> Batches:
     mixture = training_mixture(corpus, experiment.data)
     return train_batches(mixture, experiment.data, experiment.training.batch_size, index, count)
 
-  return Prepared(definition, step, batches, memory, compile_time_s)
+  return Prepared(spec, step, batches, memory, compile_time_s)
 
 
 def _less_memory(experiment: Experiment) -> str:

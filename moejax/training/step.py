@@ -9,9 +9,10 @@ import numpy as np
 import optax
 
 from moejax.config.model import Model
+from moejax.models.abstract import Parameters
 from moejax.models.moe.balance import update_bias
 from moejax.training.loss import Batch, Measured, Metrics, denominators, measure, measure_routers, objective
-from moejax.training.state import Definition, Parameters, State
+from moejax.training.state import State, TrainSpec
 
 TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
 """step(state, batch, learning_rate) to (state, metrics)."""
@@ -25,21 +26,21 @@ BATCH_TYPES = {
 }
 
 
-def make_train_step(definition: Definition) -> jax.stages.Wrapped:
+def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
   """The step of an experiment, jitted with its placements, the old state's memory reused for the new."""
 
   def train_step(state: State, batch: Batch, learning_rate: jax.Array) -> tuple[State, Metrics]:
-    key = _noise_key(definition, state.step)
-    gradients, metrics = _gradients(definition, state.parameters, batch, key)
+    key = _noise_key(spec, state.step)
+    gradients, metrics = _gradients(spec, state.parameters, batch, key)
     with jax.named_scope("optimizer"):
       grad_norm = optax.tree.norm(gradients)
       # A scale, where optax's clipping selects between two arrays and keeps one more copy of every gradient.
-      clip = jnp.minimum(1.0, definition.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
+      clip = jnp.minimum(1.0, spec.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
       gradients = jax.tree.map(lambda gradient: gradient * clip, gradients)
-      updates, optimizer = definition.optimizer.update(gradients, state.optimizer, state.parameters)
+      updates, optimizer = spec.optimizer.update(gradients, state.optimizer, state.parameters)
       updates = jax.tree.map(lambda update: -learning_rate * update, updates)
       parameters = optax.apply_updates(state.parameters, updates)
-      if rate := _bias_rate(definition.experiment.model):
+      if rate := _bias_rate(spec.experiment.model):
         parameters = update_bias(parameters, metrics["router/choices"], rate)
       metrics |= {
         "grad_norm": grad_norm,
@@ -50,22 +51,22 @@ def make_train_step(definition: Definition) -> jax.stages.Wrapped:
       }
     return State(state.step + 1, parameters, optimizer), metrics
 
-  placement = definition.partitioner
+  placement = spec.partitioner
   batch_placement = dict.fromkeys(BATCH_TYPES, placement.batch)
   return jax.jit(
     train_step,
-    in_shardings=(definition.shardings, batch_placement, placement.replicated),
-    out_shardings=(definition.shardings, placement.replicated),
+    in_shardings=(spec.shardings, batch_placement, placement.replicated),
+    out_shardings=(spec.shardings, placement.replicated),
     donate_argnums=0,
   )
 
 
-def abstract_inputs(definition: Definition) -> tuple[Any, Any, Any]:
+def abstract_inputs(spec: TrainSpec) -> tuple[Any, Any, Any]:
   """Shapes and placements of the step's arguments, to compile it without data."""
-  experiment, placement = definition.experiment, definition.partitioner
+  experiment, placement = spec.experiment, spec.partitioner
   shape = (experiment.training.batch_size, experiment.data.sequence_length)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch) for name, dtype in BATCH_TYPES.items()}
-  return definition.abstract, batch, jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.replicated)
+  return spec.abstract_state, batch, jax.ShapeDtypeStruct((), jnp.float32, sharding=placement.replicated)
 
 
 def _bias_rate(model: Model) -> float:
@@ -73,34 +74,34 @@ def _bias_rate(model: Model) -> float:
   return model.moe.router.bias_rate if model.moe else 0.0
 
 
-def _noise_key(definition: Definition, step: jax.Array) -> jax.Array | None:
+def _noise_key(spec: TrainSpec, step: jax.Array) -> jax.Array | None:
   """The key of this step's noise, the same whenever and on whatever mesh the step is computed; None without noise."""
-  moe = definition.experiment.model.moe
+  moe = spec.experiment.model.moe
   if moe is None or not moe.router.is_noisy:
     return None
-  return jax.random.fold_in(jax.random.key(definition.experiment.training.seed + 1), step)
+  return jax.random.fold_in(jax.random.key(spec.experiment.training.seed + 1), step)
 
 
 def _gradients(
-  definition: Definition, parameters: Parameters, batch: Batch, key: jax.Array | None = None
+  spec: TrainSpec, parameters: Parameters, batch: Batch, key: jax.Array | None = None
 ) -> tuple[Parameters, Metrics]:
   """Gradients and metrics of the batch: the same in however many parts the experiment computes it."""
-  model, training = definition.experiment.model, definition.experiment.training
+  model, training = spec.experiment.model, spec.experiment.training
   by = denominators(batch, model)
   keys_B = None if key is None else jax.random.split(key, training.batch_size)
 
   def loss(parameters: Parameters, of_whole: Measured, rows: Batch, keys_B: jax.Array | None):
-    measured = measure(definition.model(parameters), rows, keys_B)
+    measured = measure(spec.model.module(parameters), rows, keys_B)
     return objective(_within(of_whole, measured), by, model, training.losses)[0], measured
 
   gradient = jax.grad(loss, has_aux=True)
   if training.gradient_accumulation == 1:
     gradients, measured = gradient(parameters, {}, batch, keys_B)
   else:
-    parts = _parts(definition, batch, keys_B)
+    parts = _parts(spec, batch, keys_B)
     of_whole: Measured = {}
     if training.losses.of_whole_batch:
-      of_whole = _sum_over(parts, lambda *part: measure_routers(definition.model(parameters), *part)[1])
+      of_whole = _sum_over(parts, lambda *part: measure_routers(spec.model.module(parameters), *part)[1])
     gradients, measured = _sum_over(parts, lambda *part: gradient(parameters, of_whole, *part))
   return gradients, objective(measured, by, model, training.losses)[1]
 
@@ -109,12 +110,12 @@ Parts = tuple[Batch, jax.Array | None]
 """Rows and their random keys, with a leading dimension of parts."""
 
 
-def _parts(definition: Definition, batch: Batch, keys_B: jax.Array | None) -> Parts:
-  parts = definition.experiment.training.gradient_accumulation
+def _parts(spec: TrainSpec, batch: Batch, keys_B: jax.Array | None) -> Parts:
+  parts = spec.experiment.training.gradient_accumulation
 
   def split(x_BT: jax.Array) -> jax.Array:
     x_PBT = x_BT.reshape(parts, -1, *x_BT.shape[1:])
-    return definition.partitioner.constrain(x_PBT, None, "batch", "sequence")
+    return spec.partitioner.constrain(x_PBT, None, "batch", "sequence")
 
   return {name: split(x_BT) for name, x_BT in batch.items()}, None if keys_B is None else keys_B.reshape(parts, -1)
 

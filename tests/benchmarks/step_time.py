@@ -100,7 +100,7 @@ def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[
 
   from moejax.config import AdamW, Data, Experiment, Losses, Mesh, Model, MoE, Training
   from moejax.partitioning import make_partitioner
-  from moejax.training.state import define
+  from moejax.training.state import make_train_spec
   from moejax.training.step import abstract_inputs, make_train_step
 
   B, L, D, N, F, E, A, T, V = (sizes[key] for key in ("PB", "PL", "PD", "PH", "PF", "PE", "PK", "PS", "PV"))
@@ -117,10 +117,10 @@ def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[
     optimizer=AdamW(learning_rate=1e-3),
     mesh=Mesh(data=1),
   )  # fmt: skip
-  definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules))
-  state = definition.initialise(0)
+  spec = make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules))
+  state = spec.init_state(0)
   compile_begin = time.perf_counter()
-  compiled = make_train_step(definition).lower(*abstract_inputs(definition)).compile()
+  compiled = make_train_step(spec).lower(*abstract_inputs(spec)).compile()
   compile_s = time.perf_counter() - compile_begin
   random, rows = np.random.default_rng(0), (B, T)
   batch = {
@@ -128,7 +128,7 @@ def train_step(name: str, layers: str, sizes: dict[str, int]) -> tuple[Callable[
     "segments": np.ones(rows, np.int32), "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
     "weights": np.ones(rows, np.float32),
   }  # fmt: skip
-  batch = jax.device_put(batch, definition.partitioner.batch)
+  batch = jax.device_put(batch, spec.partitioner.batch)
 
   def step() -> None:
     nonlocal state

@@ -27,7 +27,7 @@ from moejax.config.parameters import count
 from moejax.partitioning import make_partitioner
 from moejax.training.clock import fetch_work
 from moejax.training.compiler import compiler_options
-from moejax.training.state import define
+from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
 
@@ -71,10 +71,10 @@ def experiment(name: str, chosen: argparse.Namespace) -> Experiment:
 def measure(name: str, chosen: argparse.Namespace) -> dict:
   """Step time and utilisation of one model, and the rate of the product that it is held against."""
   made = experiment(name, chosen)
-  definition = define(made, make_partitioner(made.mesh, made.rules))
-  lowered = make_train_step(definition).lower(*abstract_inputs(definition))
-  step = lowered.compile(compiler_options=compiler_options(definition.partitioner.device))
-  state, batch = definition.initialise(0), random_batch(made)
+  spec = make_train_spec(made, make_partitioner(made.mesh, made.rules))
+  lowered = make_train_step(spec).lower(*abstract_inputs(spec))
+  step = lowered.compile(compiler_options=compiler_options(spec.partitioner.device))
+  state, batch = spec.init_state(0), random_batch(made)
   times_s, rates = [], []
   for i in range(chosen.steps + 2):
     tracing = jax.profiler.trace(f"{chosen.trace}/{name}") if chosen.trace and i >= chosen.steps else None

@@ -125,11 +125,11 @@ class Resumed:
 def resumed(text, tmp_path_factory) -> Resumed:
   directory, asked = tmp_path_factory.mktemp("resumed"), []
 
-  def ask(definition, tokenizer, directory, display):
+  def ask(spec, tokenizer, directory, display):
     """Stands for the benchmarks, which are tested in tests/evaluation."""
 
     def score(state):
-      asked.append((definition.experiment.name, directory, tokenizer.vocab_size, int(state.step)))
+      asked.append((spec.experiment.name, directory, tokenizer.vocab_size, int(state.step)))
       return {"sciq/acc": 0.25, "sciq/acc_stderr": 0.125}
 
     return score

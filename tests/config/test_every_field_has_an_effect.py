@@ -50,7 +50,7 @@ from moejax.progress import SILENT
 from moejax.training.loop import ESSENTIAL, Run, train
 from moejax.training.loss import measure
 from moejax.training.optimizers import learning_rate
-from moejax.training.state import define
+from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
 DENSE = Experiment(
@@ -133,9 +133,9 @@ PROGRAM = {
 def program(experiment: Experiment) -> str:
   """What is compiled, with its placements, as JAX traces it: twice as fast as lowering it."""
   devices = jax.devices()[: experiment.mesh.size]
-  definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules, devices))
-  traced = make_train_step(definition).trace(*abstract_inputs(definition)).jaxpr
-  return ADDRESS.sub("", f"{traced}{definition.shardings}")
+  spec = make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules, devices))
+  traced = make_train_step(spec).trace(*abstract_inputs(spec)).jaxpr
+  return ADDRESS.sub("", f"{traced}{spec.shardings}")
 
 
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -182,10 +182,10 @@ def test_a_receive_factor_decides_how_many_rows_a_device_has_with_every_router(r
 
 def forward(experiment: Experiment) -> str:
   """The forward pass alone."""
-  definition = define(experiment, make_partitioner(experiment.mesh, experiment.rules, jax.devices()[:4]))
-  state, batch, _ = abstract_inputs(definition)
+  spec = make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules, jax.devices()[:4]))
+  state, batch, _ = abstract_inputs(spec)
   return str(
-    jax.make_jaxpr(lambda parameters, batch: measure(definition.model(parameters), batch))(state.parameters, batch)
+    jax.make_jaxpr(lambda parameters, batch: measure(spec.model.module(parameters), batch))(state.parameters, batch)
   )
 
 
@@ -306,7 +306,7 @@ class NoInput:
 def files(experiment: Experiment, directory) -> tuple:
   """Kept checkpoints, logged steps and evaluated states of eight steps that train nothing."""
   partitioner = make_partitioner(experiment.mesh, experiment.rules, jax.devices()[:1])
-  definition = define(experiment, partitioner)
+  spec = make_train_spec(experiment, partitioner)
   evaluated = []
 
   def step(state, batch, rate):
@@ -316,7 +316,7 @@ def files(experiment: Experiment, directory) -> tuple:
     evaluated.append(int(state.step))
     return {"score": 1.0}
 
-  train(Run(definition, step, NoInput, steps=8, directory=directory, evaluators={"held_out": evaluate}))
+  train(Run(spec, step, NoInput, steps=8, directory=directory, evaluators={"held_out": evaluate}))
   lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
   kept = sorted(path.name for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
   return kept, [line["step"] for line in lines if "loss" in line], evaluated
@@ -341,10 +341,8 @@ def test_another_value_is_another_set_of_files_and_lines(path, written, tmp_path
 
 
 def test_another_seed_is_another_state():
-  definition = define(DENSE, make_partitioner(DENSE.mesh, DENSE.rules, jax.devices()[:1]))
-  first, second = (
-    definition.initialise(training.seed) for training in (DENSE.training, Training(batch_size=8, seed=1))
-  )
+  spec = make_train_spec(DENSE, make_partitioner(DENSE.mesh, DENSE.rules, jax.devices()[:1]))
+  first, second = (spec.init_state(training.seed) for training in (DENSE.training, Training(batch_size=8, seed=1)))
   assert not np.array_equal(first.parameters["embedding_VD"], second.parameters["embedding_VD"])
 
 
@@ -354,15 +352,15 @@ def test_what_is_evaluated_follows_the_configuration(name, value, documents, mon
   corpus = build_corpus(data, documents / "cache")
   seen: list = []
 
-  def collect(definition, parameters, batches, *rest):
+  def collect(spec, parameters, batches, *rest):
     seen.append([(batch["tokens"].shape, float(batch["weights"].sum())) for batch in batches])
     return types.SimpleNamespace(save=lambda path: None, summary=dict)
 
   monkeypatch.setattr(evaluation_run, "score_documents", collect)
   for evaluation in (Evaluation(batch_size=8), replace(Evaluation(batch_size=8), **{name: value})):
     experiment = replace(DENSE, data=data, evaluation=evaluation)
-    definition = define(experiment, make_partitioner(DENSE.mesh, DENSE.rules, jax.devices()[:1]))
-    evaluate = evaluation_run.make_evaluator(definition, corpus, tmp_path, SILENT)
+    spec = make_train_spec(experiment, make_partitioner(DENSE.mesh, DENSE.rules, jax.devices()[:1]))
+    evaluate = evaluation_run.make_evaluator(spec, corpus, tmp_path, SILENT)
     evaluate(types.SimpleNamespace(parameters=None))
   assert seen[0] != seen[1]
 

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval")
 from harness_fixtures import SPARSE, write_benchmarks
-from training_fixtures import definition_of
+from training_fixtures import spec_of
 
 from moejax import cli
 from moejax.data.tokenizers import ByteTokenizer
@@ -46,7 +46,7 @@ def run(tmp_path_factory):
   directory = tmp_path_factory.mktemp("run")
   claim(directory, dataclasses.replace(SPARSE, evaluation=dataclasses.replace(SPARSE.evaluation, task_limit=1)), 2)
   checkpointer = Checkpointer(directory / "checkpoints", SPARSE.training.checkpoints)
-  checkpointer.save(definition_of(SPARSE).initialise(0), 2, {})
+  checkpointer.save(spec_of(SPARSE).init_state(0), 2, {})
   checkpointer.close()
   return directory
 
@@ -150,7 +150,7 @@ def test_a_training_run_is_refused_before_it_begins_where_its_prompts_cannot_fit
   evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("webqs",), task_data=str(data))
   with pytest.raises(UserError, match=r"allow truncation with --evaluation\.allow-cut-prompts True"):
     make_task_evaluator(
-      definition_of(dataclasses.replace(SPARSE, evaluation=evaluation)), ByteTokenizer(), tmp_path, Watching()
+      spec_of(dataclasses.replace(SPARSE, evaluation=evaluation)), ByteTokenizer(), tmp_path, Watching()
     )
 
 
@@ -203,9 +203,9 @@ def test_fewer_than_no_examples_are_refused():
 
 def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given(data, tmp_path):
   evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("arc_easy",), task_data=str(data), task_limit=4)
-  definition = definition_of(dataclasses.replace(SPARSE, evaluation=evaluation))
-  evaluator = make_task_evaluator(definition, ByteTokenizer(), tmp_path, Watching())
-  states = [definition.initialise(seed) for seed in (0, 1)]
+  spec = spec_of(dataclasses.replace(SPARSE, evaluation=evaluation))
+  evaluator = make_task_evaluator(spec, ByteTokenizer(), tmp_path, Watching())
+  states = [spec.init_state(seed) for seed in (0, 1)]
   states[1] = dataclasses.replace(states[1], step=states[1].step + 7)
   scores = [evaluator(state) for state in states]
   assert evaluator(states[0]) == scores[0]

@@ -60,8 +60,8 @@ def byte_tokenizer():
 @pytest.fixture(scope="module", params=["one device", "eight devices"])
 def ours(request):
   experiment = DENSE if request.param == "one device" else dataclasses.replace(DENSE, mesh=EIGHT)
-  blueprint, parameters = make(experiment.model, experiment.mesh)
-  model = HarnessModel(experiment, blueprint, ByteTokenizer(), Display("test", Console(quiet=True)))
+  abstract, parameters = make(experiment.model, experiment.mesh)
+  model = HarnessModel(experiment, abstract, ByteTokenizer(), Display("test", Console(quiet=True)))
   model.take(parameters, 0, Answers(None))
   return model, parameters
 

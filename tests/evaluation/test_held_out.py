@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_fixtures import definition_of, random_batch, tiny
+from training_fixtures import random_batch, spec_of, tiny
 
 from moejax.config import Mesh
 from moejax.evaluation.held_out import HeldOut, make_scorer, score_documents
@@ -67,18 +67,18 @@ def test_scores_survive_saving(tmp_path):
 @pytest.mark.parametrize("mesh", [Mesh(data=1), Mesh(data=2, expert=2, model=2)], ids=str)
 def test_documents_are_scored_by_their_own_weighted_targets(mesh):
   experiment = tiny(True, mesh=mesh)
-  definition = definition_of(experiment)
-  parameters = definition.initialise(0).parameters
+  spec = spec_of(experiment)
+  parameters = spec.init_state(0).parameters
   batch = random_batch(experiment)
   batch["documents"] = np.where(batch["segments"] > 0, batch["segments"] - 1, -1)
   byte_lengths = np.arange(264) % 5  # of tokens that follow one another it differs
-  scores = score_documents(definition, parameters, [batch, batch], byte_lengths, make_scorer(definition))
+  scores = score_documents(spec, parameters, [batch, batch], byte_lengths, make_scorer(spec))
   expected_targets = [2 * np.sum((batch["documents"] == d) & (batch["weights"] > 0)) for d in range(3)]
   np.testing.assert_array_equal(scores.targets, expected_targets)
 
   @jax.jit
   def logits(parameters, *inputs):
-    model = definition.model(parameters)
+    model = spec.model.module(parameters)
     return model.logits(model(*inputs)[0].reshape(-1, 32))
 
   logits_MV = np.asarray(logits(parameters, *(batch[name] for name in ("tokens", "segments", "positions"))), np.float64)

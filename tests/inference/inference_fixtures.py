@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
-from moejax.inference.blueprint import make_blueprint
+from moejax.inference.dropless import inference_model
 from moejax.partitioning import make_partitioner
 
 DENSE = Model(num_layers=2, d_model=32, num_heads=4, num_kv_heads=2, head_dim=8, d_ff=32, vocab_size=40)
@@ -17,19 +17,19 @@ ONE, EIGHT = Mesh(data=1), Mesh(data=2, expert=2, model=2)
 
 
 def make(model: Model, mesh: Mesh = ONE, **rules: tuple[str, ...]):
-  """A blueprint, with these rules in place of the default ones, and parameters drawn wide, so that logits differ."""
+  """An abstract model, with these rules after the default ones, and parameters drawn wide, so that logits differ."""
   table = (*DATA_EXPERT_MODEL, *rules.items())
-  blueprint = make_blueprint(model, make_partitioner(mesh, table, jax.devices()[: mesh.size]))
+  abstract = inference_model(model, make_partitioner(mesh, table, jax.devices()[: mesh.size]))
   random = np.random.default_rng(0)
 
   def draw(path, leaf):
     return np.asarray(random.normal(float("scale" in jax.tree_util.keystr(path)), 0.3, leaf.shape), np.float32)
 
-  drawn = jax.tree_util.tree_map_with_path(draw, blueprint.abstract)
-  return blueprint, jax.device_put(drawn, blueprint.shardings)
+  drawn = jax.tree_util.tree_map_with_path(draw, abstract.parameters)
+  return abstract, jax.device_put(drawn, abstract.shardings)
 
 
-def full_logits(blueprint, parameters, rows):
+def full_logits(abstract, parameters, rows):
   """logits_BTV of whole sequences, without a cache."""
   longest = max(map(len, rows))
   tokens_BT = np.array([[*row, *[0] * (longest - len(row))] for row in rows], np.int32)
@@ -38,7 +38,7 @@ def full_logits(blueprint, parameters, rows):
 
   @jax.jit
   def forward(parameters, tokens_BT, segments_BT, positions_BT):
-    model = blueprint.module(parameters)
+    model = abstract.module(parameters)
     x_BTD, _ = model(tokens_BT, segments_BT, positions_BT)
     return model.logits(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*tokens_BT.shape, -1)
 

@@ -51,7 +51,7 @@ FOUR = Mesh(data=2, model=4)
   ids=str,
 )
 def test_prefill_and_every_decoded_token_have_the_logits_of_one_device_without_a_cache(name, mesh, rules):
-  blueprint, parameters = make(MODELS[name], mesh, **rules)
+  abstract, parameters = make(MODELS[name], mesh, **rules)
   random = np.random.default_rng(1)
   starts, new = [5, 12, 1, 3], 6
   rows = [random.integers(0, 40, start + new).tolist() for start in starts]
@@ -59,12 +59,12 @@ def test_prefill_and_every_decoded_token_have_the_logits_of_one_device_without_a
 
   @jax.jit
   def run(parameters, tokens_BT, counts_B, cache):
-    model = blueprint.module(parameters)
+    model = abstract.module(parameters)
     x_BTD, cache = extend(model, tokens_BT, counts_B, cache)
     return model.logits(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*tokens_BT.shape, -1), cache
 
   tokens_BT = np.array([row[:start] + [0] * (12 - start) for row, start in zip(rows, starts, strict=True)], np.int32)
-  cache = jax.device_put(empty_cache(blueprint, 4, 20), jax.tree.map(lambda x: x, _each(blueprint, 4, 20)))
+  cache = jax.device_put(empty_cache(abstract, 4, 20), jax.tree.map(lambda x: x, _each(abstract, 4, 20)))
   got, cache = run(parameters, tokens_BT, np.array(starts, np.int32), cache)
   for row, start in enumerate(starts):
     np.testing.assert_allclose(got[row, :start], expected[row, :start], rtol=2e-4, atol=2e-5)
@@ -76,36 +76,36 @@ def test_prefill_and_every_decoded_token_have_the_logits_of_one_device_without_a
   np.testing.assert_array_equal(cache.lengths_B, np.array(starts) + new)
 
 
-def _each(blueprint, batch, slots):
+def _each(abstract, batch, slots):
   """The cache's placement, a sharding for each array."""
-  shardings = cache_shardings(blueprint, batch)
-  cache = jax.eval_shape(lambda: empty_cache(blueprint, batch, slots))
+  shardings = cache_shardings(abstract, batch)
+  cache = jax.eval_shape(lambda: empty_cache(abstract, batch, slots))
   memories = jax.tree.map(lambda _: shardings.memories, cache.memories)
   return dataclasses.replace(cache, memories=memories, lengths_B=shardings.lengths_B)
 
 
 @pytest.mark.parametrize("name", ["dense, grouped queries, scanned", "sparse, shared expert, unrolled"])
 def test_every_token_of_a_continuation_is_the_best_after_what_is_before_it(name):
-  blueprint, parameters = make(MODELS[name], EIGHT)
-  new = dict(Generator(blueprint, batch_size=4, vocab_size=38).generate(parameters, PROMPTS, [never] * 4, max_new=5))
+  abstract, parameters = make(MODELS[name], EIGHT)
+  new = dict(Generator(abstract, batch_size=4, vocab_size=38).generate(parameters, PROMPTS, [never] * 4, max_new=5))
   rows = [prompt + new[i] for i, prompt in enumerate(PROMPTS)]
-  best = full_logits(blueprint, parameters, rows)[..., :38].argmax(-1)
+  best = full_logits(abstract, parameters, rows)[..., :38].argmax(-1)
   for i, prompt in enumerate(PROMPTS):
     assert best[i, len(prompt) - 1 : len(prompt) + 4].tolist() == new[i]
   assert len({tuple(ids) for ids in new.values()}) > 1  # the prompts differ in what follows
 
 
 def test_each_prompt_stops_by_its_own_condition_and_the_others_go_on():
-  blueprint, parameters = make(DENSE)
-  free = dict(Generator(blueprint, 3, 40).generate(parameters, PROMPTS, [never] * 4, max_new=8))
+  abstract, parameters = make(DENSE)
+  free = dict(Generator(abstract, 3, 40).generate(parameters, PROMPTS, [never] * 4, max_new=8))
   stops = [lambda ids, n=n: len(ids) == n for n in (1, 8, 3, 20)]
-  stopped = dict(Generator(blueprint, 3, 40).generate(parameters, PROMPTS, stops, max_new=8))
+  stopped = dict(Generator(abstract, 3, 40).generate(parameters, PROMPTS, stops, max_new=8))
   assert stopped == {i: ids[:n] for (i, ids), n in zip(sorted(free.items()), (1, 8, 3, 8), strict=True)}
 
 
 def test_the_cache_is_donated_and_a_step_compiles_once():
-  blueprint, parameters = make(DENSE)
-  generator = Generator(blueprint, 4, 40)
+  abstract, parameters = make(DENSE)
+  generator = Generator(abstract, 4, 40)
   list(generator.generate(parameters, PROMPTS, [never] * 4, max_new=8))
   assert generator._decode._cache_size() == 1
   list(generator.generate(parameters, [prompt[:3] for prompt in PROMPTS], [never] * 4, max_new=8))
@@ -116,7 +116,7 @@ def test_the_cache_is_donated_and_a_step_compiles_once():
 
 
 def test_sampled_continuations_depend_on_the_seed_alone():
-  blueprint, parameters = make(DENSE)
-  generator = Generator(blueprint, 4, 40, Sampling(temperature=1.5))
+  abstract, parameters = make(DENSE)
+  generator = Generator(abstract, 4, 40, Sampling(temperature=1.5))
   runs = [dict(generator.generate(parameters, PROMPTS, [never] * 4, 6, seed)) for seed in (0, 0, 1)]
   assert runs[0] == runs[1] != runs[2]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_fixtures import definition_of, tiny
+from training_fixtures import spec_of, tiny
 
 from moejax.config import Mesh
 from moejax.errors import UserError
@@ -23,7 +23,7 @@ def saved(tmp_path_factory):
   """A run that was saved after step 3 by two devices, and its state."""
   directory = tmp_path_factory.mktemp("run")
   experiment = tiny(True, mesh=Mesh(data=2))
-  state = definition_of(experiment).initialise(5)
+  state = spec_of(experiment).init_state(5)
   claim(directory, experiment, 6)
   checkpointer = Checkpointer(directory / "checkpoints", experiment.training.checkpoints)
   checkpointer.save(state, 3, {"data": {}, "train_time_s": 1.0})
@@ -35,10 +35,10 @@ def saved(tmp_path_factory):
 def test_parameters_are_those_that_were_saved_whatever_the_mesh(saved, mesh):
   directory, experiment, parameters = saved
   loaded = load_run(directory, dataclasses.replace(experiment, mesh=mesh))
-  assert loaded.step == 3 and loaded.blueprint.partitioner.mesh.size == (mesh.size if mesh.data else 8)
+  assert loaded.step == 3 and loaded.model.partitioner.mesh.size == (mesh.size if mesh.data else 8)
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(loaded.parameters), parameters)
   placed = jax.tree.map(lambda array: array.sharding, loaded.parameters)
-  assert placed == loaded.blueprint.shardings
+  assert placed == loaded.model.shardings
 
 
 def test_a_run_is_read_with_its_data_axis_open(saved):

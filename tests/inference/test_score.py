@@ -46,17 +46,17 @@ def test_long_texts_roll_as_the_harness_documents_it():
 
 @pytest.mark.parametrize("model, mesh", [(DENSE, ONE), (SPARSE, EIGHT)], ids=["dense", "sparse on a mesh"])
 def test_scores_are_those_of_the_full_forward_pass_and_come_once_each(model, mesh):
-  blueprint, parameters = make(model, mesh)
+  abstract, parameters = make(model, mesh)
   random = np.random.default_rng(2)
   sizes = [(3, 4), (1, 1), (7, 0), (20, 2), (1, 20), (1, 31), (9, 16), (4, 1)]
   pairs = [(random.integers(0, 40, a).tolist(), random.integers(0, 40, b).tolist()) for a, b in sizes]
-  pairs[7] = (pairs[7][0], greedy_token(blueprint, parameters, pairs[7][0]))
-  got = list(Scorer(blueprint, batch_size=4, max_length=16).score(parameters, pairs))
+  pairs[7] = (pairs[7][0], greedy_token(abstract, parameters, pairs[7][0]))
+  got = list(Scorer(abstract, batch_size=4, max_length=16).score(parameters, pairs))
   assert sorted(i for i, _ in got) == list(range(len(pairs)))
   assert dict(got)[2] == (0.0, True) and dict(got)[7][1] and not dict(got)[0][1]
   parts = [(i, part) for i, pair in enumerate(pairs) for part in windows(*pair, 16)]
   rows = [part.tokens for _, part in parts]
-  logits_BTV = full_logits(blueprint, parameters, rows + [[0]] * (-len(rows) % 4)).astype(np.float64)
+  logits_BTV = full_logits(abstract, parameters, rows + [[0]] * (-len(rows) % 4)).astype(np.float64)
   expected = {i: (0.0, True) for i in range(len(pairs))}
   for (i, part), logits_TV in zip(parts, logits_BTV, strict=False):
     for t in range(len(part.tokens) - part.scored, len(part.tokens)):
@@ -68,14 +68,14 @@ def test_scores_are_those_of_the_full_forward_pass_and_come_once_each(model, mes
     assert greedy == expected[i][1]
 
 
-def greedy_token(blueprint, parameters, prompt):
+def greedy_token(abstract, parameters, prompt):
   """The one token that greedy decoding adds."""
-  return [int(full_logits(blueprint, parameters, [prompt] * 4)[0, -1].argmax())]
+  return [int(full_logits(abstract, parameters, [prompt] * 4)[0, -1].argmax())]
 
 
 def test_a_program_is_compiled_for_a_few_lengths_and_not_for_each_example():
-  blueprint, parameters = make(DENSE)
-  scorer = Scorer(blueprint, batch_size=4, max_length=64)
+  abstract, parameters = make(DENSE)
+  scorer = Scorer(abstract, batch_size=4, max_length=64)
   pairs = [([1] * context, [2] * 3) for context in range(1, 60)]
   assert len(list(scorer.score(parameters, pairs))) == 59
   assert scorer._score._cache_size() == 5  # 16, 24, 32, 48, 64 tokens

@@ -8,7 +8,7 @@ import pytest
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
 from moejax.errors import UserError
-from moejax.inference.blueprint import make_blueprint
+from moejax.inference.dropless import inference_model
 from moejax.interop.huggingface import from_llama, llama_config, to_llama
 from moejax.partitioning import make_partitioner
 
@@ -17,9 +17,9 @@ UNROLLED = dataclasses.replace(SCANNED, layers="unrolled", tie_embeddings=False)
 
 
 def draw(model):
-  blueprint = make_blueprint(model, make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL))
+  abstract = inference_model(model, make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL))
   random = np.random.default_rng(0)
-  return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), blueprint.abstract)
+  return jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), abstract.parameters)
 
 
 @pytest.mark.parametrize("model", [SCANNED, UNROLLED], ids=["scanned, tied", "unrolled, untied"])
@@ -74,7 +74,7 @@ def test_what_is_exported_computes_the_same_in_transformers(field):
   torch = pytest.importorskip("torch", reason="needs PyTorch")
   transformers = pytest.importorskip("transformers", reason="needs transformers")
   model = dataclasses.replace(SCANNED, **{field: OTHER[field]})
-  blueprint, parameters = make_blueprint(model, make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL)), draw(model)
+  abstract, parameters = inference_model(model, make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL)), draw(model)
   try:
     config, weights = llama_config(model, 8), to_llama(model, parameters)
   except UserError:
@@ -84,7 +84,7 @@ def test_what_is_exported_computes_the_same_in_transformers(field):
   assert not unexpected and set(missing) <= {"lm_head.weight"}  # tied
   tokens_BT = np.random.default_rng(1).integers(0, model.vocab_size, (2, 8)).astype(np.int32)
   positions_BT = np.broadcast_to(np.arange(8, dtype=np.int32), tokens_BT.shape)
-  transformer = blueprint.module(parameters)
+  transformer = abstract.module(parameters)
   x_BTD, _ = transformer(tokens_BT, np.ones_like(tokens_BT), positions_BT)
   logits_MV = transformer.logits(x_BTD.reshape(-1, model.d_model))
   with torch.no_grad():

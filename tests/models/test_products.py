@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_fixtures import definition_of, tiny
+from training_fixtures import spec_of, tiny
 
 from moejax.config import Mesh
 from moejax.kernels.grouped_matmul import grouped_matmul
@@ -81,7 +81,7 @@ def test_the_grouped_product_gives_its_gradient_to_the_wide_form():
 
 
 def lowered(case, gradients):
-  """The train step with activations in bfloat16, before any compiler, and its definition."""
+  """The train step with activations in bfloat16, before any compiler, and its spec."""
   sparse, fields = CASES[case]
   base = tiny(sparse, mesh=Mesh(data=2, expert=2, model=2))
   moe = dataclasses.replace(base.model.moe, d_ff=24, every=1, **fields) if sparse else None
@@ -90,14 +90,14 @@ def lowered(case, gradients):
     base.model, d_model=80, head_dim=6, d_ff=112, vocab_size=272, moe=moe, compute_dtype="bfloat16",
     gradient_dtype=gradients, tie_embeddings=False,
   )  # fmt: skip
-  definition = definition_of(dataclasses.replace(base, model=model))
-  return make_train_step(definition).lower(*abstract_inputs(definition)).as_text(), definition
+  spec = spec_of(dataclasses.replace(base, model=model))
+  return make_train_step(spec).lower(*abstract_inputs(spec)).as_text(), spec
 
 
-def matrices_widened(program, definition):
+def matrices_widened(program, spec):
   """Conversions from bfloat16 to float32 of computed arrays of the shape of a matrix, or of a device's part of it."""
   shapes = {"80x48", "48x80"}  # queries, keys, values and output as plain matrices
-  for leaf in jax.tree.leaves(definition.abstract.parameters):
+  for leaf in jax.tree.leaves(spec.model.parameters):
     if leaf.ndim > 1:
       shapes |= {"x".join(map(str, shape)) for shape in (leaf.shape, leaf.sharding.shard_shape(leaf.shape))}
   found, rounded = [], set()  # the latter are weights as operands

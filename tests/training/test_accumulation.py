@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_fixtures import definition_of, random_batch, tiny
+from training_fixtures import random_batch, spec_of, tiny
 
 from moejax.config import Losses, Mesh, Router
-from moejax.training.state import parameter_name
+from moejax.models.abstract import parameter_name
 from moejax.training.step import _gradients, make_train_step
 
 ROWS, LENGTH = 16, 32
@@ -63,11 +63,11 @@ def padded(experiment, rows):
 @functools.cache
 def gradients_of(case, parts, mesh=None):
   """A compiled function of the batch."""
-  definition = definition_of(experiment_of(case, parts, mesh))
-  parameters = definition.initialise(0).parameters
+  spec = spec_of(experiment_of(case, parts, mesh))
+  parameters = spec.init_state(0).parameters
   key = jax.random.key(3) if "noise" in case else None
-  function = jax.jit(lambda parameters, batch: _gradients(definition, parameters, batch, key))
-  return lambda batch: jax.device_get(function(parameters, jax.device_put(batch, definition.partitioner.batch)))
+  function = jax.jit(lambda parameters, batch: _gradients(spec, parameters, batch, key))
+  return lambda batch: jax.device_get(function(parameters, jax.device_put(batch, spec.partitioner.batch)))
 
 
 @functools.cache
@@ -113,9 +113,9 @@ def test_parts_on_a_mesh_have_the_gradients_losses_and_statistics_of_the_whole_o
 def test_the_biases_move_by_the_counts_of_the_whole_batch(parts):
   moved = []
   for count in (1, parts):
-    definition = definition_of(experiment_of("all losses, bias and noise", count))
+    spec = spec_of(experiment_of("all losses, bias and noise", count))
     batch = padded(experiment_of("all losses, bias and noise"), PADDINGS["by part"])
-    state, _ = make_train_step(definition)(definition.initialise(0), batch, jnp.float32(0.0))
+    state, _ = make_train_step(spec)(spec.init_state(0), batch, jnp.float32(0.0))
     moved.append(np.asarray(state.parameters["layers"]["blocks"][1]["feed_forward"]["bias_E"]))
   assert moved[0].any()
   np.testing.assert_array_equal(moved[1], moved[0])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from training_fixtures import definition_of, random_batch, run_steps, tiny
+from training_fixtures import random_batch, run_steps, spec_of, tiny
 
 from moejax.config.parameters import flops_per_token
 from moejax.training.clock import DROPPED, Clock, Work, fetch_work, speed
@@ -54,7 +54,7 @@ def test_the_speed_that_is_shown_is_the_one_that_is_written(monkeypatch):
   """The host hears of the second step 8 seconds late, and of the third at once."""
   times = iter([0.0, 1.0, 10.0, 10.0, 11.0, 12.0])
   monkeypatch.setattr("moejax.training.clock.time.perf_counter", lambda: next(times))
-  clock = Clock(definition_of(tiny(False)))
+  clock = Clock(spec_of(tiny(False)))
   shown = [clock.lap(Work(30))["tokens_per_s"] for _ in range(3)]
   assert shown == [30.0, 6.0, 9.0] and clock.mean()["tokens_per_s"] == 9.0
   assert [clock.lap(Work(30))["tokens_per_s"] for _ in range(2)] == [30.0, 30.0]
@@ -62,7 +62,7 @@ def test_the_speed_that_is_shown_is_the_one_that_is_written(monkeypatch):
 
 def test_without_a_known_peak_there_is_no_mfu_and_without_experts_no_dropped_part():
   assert set(speed([(1.0, Work(5))], tiny(False).model, 32, None)) == {"step_time_s", "tokens_per_s"}
-  clock = Clock(definition_of(tiny(False)))
+  clock = Clock(spec_of(tiny(False)))
   assert set(clock.lap(Work(5))) == {"step_time_s", "tokens_per_s"}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from training_fixtures import definition_of, random_batch, tiny
+from training_fixtures import random_batch, spec_of, tiny
 
 from moejax.config import DATA_EXPERT_MODEL, Losses, Mesh, Model, MoE, Router
 from moejax.models.moe.layer import MoELayer
@@ -29,11 +29,9 @@ def imbalance(router=None, **losses):
     model=dataclasses.replace(experiment.model, moe=moe),
     training=dataclasses.replace(experiment.training, losses=Losses(**losses)),
   )
-  definition = definition_of(experiment)
-  state, step = definition.initialise(0), make_train_step(definition)
-  batches = [
-    jax.device_put(_skewed(random_batch(experiment, seed), seed), definition.partitioner.batch) for seed in range(4)
-  ]
+  spec = spec_of(experiment)
+  state, step = spec.init_state(0), make_train_step(spec)
+  batches = [jax.device_put(_skewed(random_batch(experiment, seed), seed), spec.partitioner.batch) for seed in range(4)]
   largest = []
   for i in range(STEPS):
     state, metrics = step(state, batches[i % 4], jnp.float32(3e-3))

@@ -16,8 +16,9 @@ from moejax.config import Checkpoints, Mesh, Router
 from moejax.data.target_count import TargetCounter
 from moejax.errors import UserError
 from moejax.interrupts import Interrupted
+from moejax.partitioning import to_devices
 from moejax.training.checkpoint import Checkpointer
-from moejax.training.loop import Run, place, train
+from moejax.training.loop import Run, train
 from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import prepare
 
@@ -42,7 +43,7 @@ def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=l
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
   prepared = prepared_for(experiment, corpus)
   run = Run(
-    definition=prepared.definition,
+    spec=prepared.spec,
     step=prepared.step,
     batches=prepared.batches,
     steps=steps,
@@ -55,7 +56,7 @@ def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=l
 
 def final_state(run):
   checkpointer = Checkpointer(run.directory / "checkpoints", Checkpoints())
-  state, progress = checkpointer.restore(run.steps, run.definition.abstract)
+  state, progress = checkpointer.restore(run.steps, run.spec.abstract_state)
   checkpointer.close()
   return jax.device_get(state), progress
 
@@ -146,14 +147,14 @@ def test_a_finished_run_trained_longer_follows_the_old_schedule_and_then_that_of
     return tiny(False, data=data, training=dataclasses.replace(tiny(False).training, steps=steps))
 
   def run(steps, told):
-    definition = dataclasses.replace(prepared.definition, experiment=of(steps))
-    return Run(definition, prepared.step, prepared.batches, steps, tmp_path, warn=told.append)
+    spec = dataclasses.replace(prepared.spec, experiment=of(steps))
+    return Run(spec, prepared.step, prepared.batches, steps, tmp_path, warn=told.append)
 
   prepared, optimizer = prepared_for(of(6), corpus), tiny(False).optimizer
-  state, batches = prepared.definition.initialise(0), prepared.batches()
+  state, batches = prepared.spec.init_state(0), prepared.batches()
   for step in range(6):
     rate = learning_rate(optimizer, step, 4 if step < 4 else 6)
-    state, _ = prepared.step(state, place(next(batches), prepared.definition), np.float32(rate))
+    state, _ = prepared.step(state, to_devices(next(batches), prepared.spec.partitioner.batch), np.float32(rate))
 
   told: list[str] = []
   assert train(run(4, told))["steps"] == 4 and told == []
@@ -182,7 +183,7 @@ def test_a_run_resumes_with_other_remat(tmp_path, corpus_and_data, remat):
 
   def run(experiment, directory, **seen):
     prepared = prepared_for(experiment, corpus)
-    return Run(prepared.definition, prepared.step, prepared.batches, 6, directory, **seen)
+    return Run(prepared.spec, prepared.step, prepared.batches, 6, directory, **seen)
 
   train(run(plain, tmp_path / "straight"))
   with pytest.raises(Interrupted):
@@ -222,7 +223,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
     state, metrics = prepared.step(state, batch, learning_rate)
     return state, metrics | {"loss": metrics["loss"] + (np.nan if int(state.step) == 3 else 0.0)}
 
-  run = Run(prepared.definition, poisoned, prepared.batches, 6, tmp_path)
+  run = Run(prepared.spec, poisoned, prepared.batches, 6, tmp_path)
   with pytest.raises(FloatingPointError, match=r"loss is nan at step 3\. The newest checkpoint is that of step 2,"):
     train(run)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
@@ -234,5 +235,5 @@ def test_old_checkpoints_go_and_those_at_multiples_of_keep_every_stay(tmp_path, 
   policy = Checkpoints(every=1, keep_last=1, keep_every=2)
   experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, checkpoints=policy))
   prepared = prepare(experiment, corpus)
-  train(Run(prepared.definition, prepared.step, prepared.batches, 5, tmp_path))
+  train(Run(prepared.spec, prepared.step, prepared.batches, 5, tmp_path))
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]

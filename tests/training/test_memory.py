@@ -12,7 +12,7 @@ from moejax.evaluation.held_out import compile_scorer
 from moejax.partitioning import make_partitioner
 from moejax.training import memory, prepare
 from moejax.training.memory import Memory, argument_bytes, check_together, free_bytes, program_memory
-from moejax.training.state import define
+from moejax.training.state import make_train_spec
 
 
 @pytest.fixture
@@ -33,14 +33,16 @@ def test_a_program_needs_its_arguments_and_beside_them_its_temporaries_but_not_w
 def test_the_arguments_of_a_step_are_what_its_placement_says(tiny_dense):
   mesh = dataclasses.replace(tiny_dense.mesh, data=8)
   one, eight = (
-    argument_bytes(define(tiny_dense, make_partitioner(each, tiny_dense.rules, jax.devices()[: each.data])).abstract)
+    argument_bytes(
+      make_train_spec(tiny_dense, make_partitioner(each, tiny_dense.rules, jax.devices()[: each.data])).abstract_state
+    )
     for each in (dataclasses.replace(mesh, data=1), mesh)
   )
   assert one / 8 < eight < one / 4
 
 
 def test_a_state_that_cannot_fit_is_refused_before_anything_is_compiled(tiny_dense, free, monkeypatch):
-  monkeypatch.setattr(prepare, "make_train_step", lambda definition: pytest.fail("it is lowered"))
+  monkeypatch.setattr(prepare, "make_train_step", lambda spec: pytest.fail("it is lowered"))
   free(2**14)
   with pytest.raises(UserError) as caught:
     prepare.prepare(tiny_dense, None)
@@ -63,9 +65,9 @@ def test_temporaries_that_cannot_fit_are_refused_before_they_are_allocated(tiny_
 
 def test_an_evaluation_that_cannot_fit_is_refused_before_training(tiny_dense, free):
   free(2**14)
-  definition = define(*prepare.on_devices(tiny_dense))
+  spec = make_train_spec(*prepare.on_devices(tiny_dense))
   with pytest.raises(UserError, match=r"the evaluation of dense needs .*; lower evaluation\.batch_size=8, or use more"):
-    compile_scorer(definition)
+    compile_scorer(spec)
 
 
 def test_members_that_fit_alone_must_fit_together(tiny_dense, free):

@@ -26,9 +26,9 @@ def prepared(corpus_and_data):
 
 def run_of(prepared, directory, step=None, **changes):
   """A run of six steps; `changes` are fields of its experiment that are no part of the compiled step."""
-  experiment = dataclasses.replace(prepared.definition.experiment, **changes)
-  definition = dataclasses.replace(prepared.definition, experiment=experiment)
-  return Run(definition, step or prepared.step, prepared.batches, 6, directory)
+  experiment = dataclasses.replace(prepared.spec.experiment, **changes)
+  spec = dataclasses.replace(prepared.spec, experiment=experiment)
+  return Run(spec, step or prepared.step, prepared.batches, 6, directory)
 
 
 def failure(run) -> str:
@@ -39,7 +39,7 @@ def failure(run) -> str:
 
 
 def with_rate(prepared, rate):
-  return dataclasses.replace(prepared.definition.experiment.optimizer, learning_rate=rate)
+  return dataclasses.replace(prepared.spec.experiment.optimizer, learning_rate=rate)
 
 
 def strict(directory) -> list[dict]:
@@ -97,7 +97,7 @@ def test_a_state_that_is_not_finite_is_never_saved_and_the_newest_checkpoint_is_
   checkpointer = Checkpointer(tmp_path / "checkpoints", Checkpoints())
   steps = checkpointer.steps()
   assert max(steps, default=None) == kept
-  assert all(is_finite(checkpointer.restore(saved, run.definition.abstract)[0]) for saved in steps)
+  assert all(is_finite(checkpointer.restore(saved, run.spec.abstract_state)[0]) for saved in steps)
   checkpointer.close()
   assert strict(tmp_path)[-1]["param_norm"] is None
   # Resumed without the fault, as after one of the hardware, the run ends well.
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_is_not_finite_is_not_trained_further_and_what_to_dele
 ):
   """As another version saved it, or a disk damaged it."""
   checkpointer = Checkpointer(tmp_path / "checkpoints", Checkpoints(keep_last=9))
-  state, batches = prepared.definition.initialise(0), prepared.batches()
+  state, batches = prepared.spec.init_state(0), prepared.batches()
   for step in (2, 3, 4):
     state = dataclasses.replace(state, step=jnp.full_like(state.step, step))
     checkpointer.save(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_fixtures import definition_of, run_steps, tiny
+from training_fixtures import run_steps, spec_of, tiny
 
 from moejax.config import AdamW, Constant, Cosine, Linear, Lion, Mesh, Muon, Optimizer, Schedule, WarmupStableDecay
 from moejax.errors import UserError
@@ -59,20 +59,20 @@ def test_every_optimizer_learns_alike_on_one_device_and_on_eight(optimizer):
 
 @pytest.mark.parametrize("optimizer", [AdamW(learning_rate=1.0), Lion(learning_rate=1.0), Muon(learning_rate=1.0)])
 def test_no_moment_of_a_sharded_parameter_is_replicated(optimizer):
-  definition = definition_of(tiny(True, optimizer=optimizer, mesh=Mesh(data=2, expert=2, model=2)))
+  spec = spec_of(tiny(True, optimizer=optimizer, mesh=Mesh(data=2, expert=2, model=2)))
   placed: dict[tuple, set] = {}
-  for leaf in jax.tree.leaves(definition.abstract.parameters):
+  for leaf in jax.tree.leaves(spec.model.parameters):
     placed.setdefault(leaf.shape, set()).add(leaf.sharding.spec)
-  moments = [leaf for leaf in jax.tree.leaves(definition.abstract.optimizer) if leaf.shape in placed]
-  assert len(moments) >= len(jax.tree.leaves(definition.abstract.parameters))
+  moments = [leaf for leaf in jax.tree.leaves(spec.abstract_state.optimizer) if leaf.shape in placed]
+  assert len(moments) >= len(jax.tree.leaves(spec.model.parameters))
   assert all(leaf.sharding.spec in placed[leaf.shape] for leaf in moments)
 
 
 def test_muon_orthogonalises_the_matrices_of_layers_and_leaves_the_rest_to_adam():
-  definition = definition_of(tiny(True, optimizer=Muon(learning_rate=1e-3, weight_decay=0.0)))
-  parameters = definition.initialise(0).parameters
+  spec = spec_of(tiny(True, optimizer=Muon(learning_rate=1e-3, weight_decay=0.0)))
+  parameters = spec.init_state(0).parameters
   gradients = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), parameters)
-  updates, _ = definition.optimizer.update(gradients, definition.optimizer.init(parameters), parameters)
+  updates, _ = spec.optimizer.update(gradients, spec.optimizer.init(parameters), parameters)
   block = updates["layers"]["blocks"][1]
   query = np.asarray(block["attention"]["w_q_DNH"][0]).reshape(32, 32)
   expert = np.asarray(block["feed_forward"]["experts"]["w_down_EFD"][0, 3])
@@ -87,17 +87,17 @@ def test_muon_orthogonalises_the_matrices_of_layers_and_leaves_the_rest_to_adam(
 
 def test_weights_decay_on_matrices_alone_with_every_optimizer():
   for optimizer in (AdamW(learning_rate=1.0), Lion(learning_rate=1.0), Muon(learning_rate=1.0)):
-    definition = definition_of(tiny(True, optimizer=optimizer))
-    parameters = jax.tree.map(jnp.ones_like, definition.initialise(0).parameters)
+    spec = spec_of(tiny(True, optimizer=optimizer))
+    parameters = jax.tree.map(jnp.ones_like, spec.init_state(0).parameters)
     zeros = jax.tree.map(jnp.zeros_like, parameters)
-    updates, _ = definition.optimizer.update(zeros, definition.optimizer.init(parameters), parameters)
-    for update, names in zip(jax.tree.leaves(updates), _names(definition), strict=True):
+    updates, _ = spec.optimizer.update(zeros, spec.optimizer.init(parameters), parameters)
+    for update, names in zip(jax.tree.leaves(updates), _names(spec), strict=True):
       wanted = optimizer.weight_decay if len([name for name in names if name != "layers"]) > 1 else 0.0
       np.testing.assert_allclose(update, wanted, rtol=1e-6)
 
 
-def _names(definition) -> list[tuple]:
-  return jax.tree.leaves(definition.names, is_leaf=lambda leaf: isinstance(leaf, tuple))
+def _names(spec) -> list[tuple]:
+  return jax.tree.leaves(spec.model.names, is_leaf=lambda leaf: isinstance(leaf, tuple))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ class Descent(Optimizer):
 def test_an_optimizer_of_ones_own_is_a_class_and_a_function_in_the_table(monkeypatch):
   experiment = tiny(False, optimizer=Descent(learning_rate=1.0, weight_decay=0.0))
   with pytest.raises(UserError, match=r"optimizer Descent has no function; add one, as in .*OPTIMIZERS\[Descent\]"):
-    definition_of(experiment)
+    spec_of(experiment)
   monkeypatch.setitem(OPTIMIZERS, Descent, lambda config, parameters: optax.identity())
   _, losses, _ = run_steps(experiment, steps=3)
   assert losses[-1] < losses[0]

@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 from rule_tables import draw
-from training_fixtures import definition_of, random_batch, tiny
+from training_fixtures import random_batch, spec_of, tiny
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Router
 from moejax.config.tensors import activations, parameters
 from moejax.errors import UserError
+from moejax.models.abstract import parameter_name
 from moejax.partitioning import Partitioner
-from moejax.training.state import parameter_name
 from moejax.training.step import _gradients, abstract_inputs
 
 KINDS = ("dense", "moe", "mixture of attention")
@@ -22,7 +22,7 @@ KINDS = ("dense", "moe", "mixture of attention")
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_table_that_is_accepted_gives_loss_and_gradients_of_one_device(kind, seed):
   one, many = draw(np.random.default_rng([seed, KINDS.index(kind)]), kind)
-  parameters = jax.device_get(definition_of(one).initialise(0).parameters)
+  parameters = jax.device_get(spec_of(one).init_state(0).parameters)
   (expected, expected_metrics), (found, metrics) = (gradients(experiment, parameters) for experiment in (one, many))
   explain = f"{many.mesh}, {dict(many.rules)}, {many.model}"
   for name, value in expected_metrics.items():
@@ -38,20 +38,20 @@ def test_any_table_that_is_accepted_gives_loss_and_gradients_of_one_device(kind,
 def test_any_table_that_is_accepted_traces(kind):
   for seed in range(100, 103):
     _, many = draw(np.random.default_rng([seed, KINDS.index(kind)]), kind)
-    definition = definition_of(many)
-    state, batch, _ = abstract_inputs(definition)
-    found, _ = jax.eval_shape(lambda *given, d=definition: _gradients(d, *given), state.parameters, batch)
+    spec = spec_of(many)
+    state, batch, _ = abstract_inputs(spec)
+    found, _ = jax.eval_shape(lambda *given, d=spec: _gradients(d, *given), state.parameters, batch)
     assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, state.parameters)
 
 
 def gradients(experiment, parameters):
   """Of a batch whose rows end in unlike padding: gradients and metrics."""
-  definition = definition_of(experiment)
+  spec = spec_of(experiment)
   batch = random_batch(experiment)
   padded = np.arange(batch["tokens"].shape[1])[None] >= 32 - 3 * np.arange(len(batch["tokens"]))[:, None]
   batch["segments"][padded], batch["weights"][padded] = 0, 0.0
-  placed = jax.device_put((parameters, batch), (definition.shardings.parameters, definition.partitioner.batch))
-  return jax.device_get(jax.jit(lambda parameters, batch: _gradients(definition, parameters, batch))(*placed))
+  placed = jax.device_put((parameters, batch), (spec.model.shardings, spec.partitioner.batch))
+  return jax.device_get(jax.jit(lambda parameters, batch: _gradients(spec, parameters, batch))(*placed))
 
 
 def experiments():
@@ -79,9 +79,9 @@ def test_the_list_of_tensors_is_what_tracing_places(base, changes, monkeypatch):
     return of(self, names, shape, what)
 
   monkeypatch.setattr(Partitioner, "spec", spec)
-  definition = definition_of(experiment)
-  state, batch, _ = abstract_inputs(definition)
-  jax.eval_shape(lambda *given: _gradients(definition, *given), state.parameters, batch)
+  spec = spec_of(experiment)
+  state, batch, _ = abstract_inputs(spec)
+  jax.eval_shape(lambda *given: _gradients(spec, *given), state.parameters, batch)
   model, batch_size = experiment.model, experiment.training.batch_size
   listed = [dimensions for _, dimensions in parameters(model)]
   listed += activations(model, batch_size, experiment.data.sequence_length, experiment.rules, experiment.mesh)

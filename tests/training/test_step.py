@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_fixtures import definition_of, random_batch, run_steps, step_of, tiny
+from training_fixtures import random_batch, run_steps, spec_of, step_of, tiny
 
 from moejax.config import Losses, Mesh, Router, Training
+from moejax.models.abstract import parameter_name
 from moejax.models.moe.balance import summarise
 from moejax.training.loss import denominators, measure
-from moejax.training.state import parameter_name
 from moejax.training.step import abstract_inputs, make_train_step
 
 CUBE, EXPERTS, REPLICAS = Mesh(data=2, expert=2, model=2), Mesh(data=1, expert=8), Mesh(replica=2, data=2, expert=2)
@@ -50,7 +50,7 @@ def test_eight_devices_train_as_one_does_on_every_mesh(way, mesh):
 
 
 def test_training_moves_parameters_far_beyond_that_tolerance():
-  before = definition_of(tiny(True)).initialise(0).parameters
+  before = spec_of(tiny(True)).init_state(0).parameters
   after = on_one_device(True)[0].parameters
   moved = [float(np.abs(a - b).max()) for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)]
   assert min(moved) > 3e-3
@@ -122,9 +122,9 @@ def test_noise_differs_from_step_to_step_and_is_that_of_the_step():
     """Of two steps that change no parameter, and of the second alone."""
     moe = dataclasses.replace(experiment.model.moe, dispatch="dense", router=router)
     changed = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
-    definition, step, batch, losses = definition_of(changed), step_of(changed), random_batch(changed), []
+    spec, step, batch, losses = spec_of(changed), step_of(changed), random_batch(changed), []
     for first in (0, 1):
-      state = definition.initialise(0)
+      state = spec.init_state(0)
       state = dataclasses.replace(state, step=state.step + first)
       for _ in range(2 - first):
         state, metrics = step(state, batch, jnp.float32(0.0))
@@ -138,8 +138,8 @@ def test_noise_differs_from_step_to_step_and_is_that_of_the_step():
 def test_the_bias_of_a_router_moves_by_its_rate_and_by_no_gradient():
   experiment = tiny(True)
   moe = dataclasses.replace(experiment.model.moe, router=Router(bias_rate=0.25))
-  definition = definition_of(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe)))
-  state, metrics = make_train_step(definition)(definition.initialise(0), random_batch(experiment), jnp.float32(1e-2))
+  spec = spec_of(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe)))
+  state, metrics = make_train_step(spec)(spec.init_state(0), random_batch(experiment), jnp.float32(1e-2))
   bias_LE = state.parameters["layers"]["blocks"][1]["feed_forward"]["bias_E"]
   np.testing.assert_allclose(bias_LE, 0.25 * np.sign(1 / 8 - np.asarray(metrics["router/load"])), atol=1e-6)
   assert np.asarray(bias_LE).any()
@@ -155,7 +155,7 @@ def test_parts_of_a_batch_have_noise_of_their_own():
   )
   half = {name: rows[:8] for name, rows in random_batch(experiment).items()}
   batch = {name: np.concatenate([rows, rows]) for name, rows in half.items()}
-  _, metrics = step_of(experiment)(definition_of(experiment).initialise(0), batch, jnp.float32(0.0))
+  _, metrics = step_of(experiment)(spec_of(experiment).init_state(0), batch, jnp.float32(0.0))
   counts_E = np.asarray(metrics["router/load"][0]) * 2 * (batch["segments"] > 0).sum()
   np.testing.assert_allclose(counts_E, np.round(counts_E), atol=1e-2)
   assert (np.round(counts_E) % 2).any(), "equal halves chose equally: each count is twice that of a half"
@@ -165,10 +165,10 @@ def test_auxiliary_losses_are_means_over_layers_and_norms_those_of_the_new_param
   experiment = tiny(True)
   moe = dataclasses.replace(experiment.model.moe, every=1)
   experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
-  definition, batch = definition_of(experiment), random_batch(experiment)
-  state = definition.initialise(0)
+  spec, batch = spec_of(experiment), random_batch(experiment)
+  state = spec.init_state(0)
   before = jax.device_get(state.parameters)
-  measured = jax.jit(lambda parameters: measure(definition.model(parameters), batch))(before)
+  measured = jax.jit(lambda parameters: measure(spec.model.module(parameters), batch))(before)
   auxiliary = summarise(measured, denominators(batch, experiment.model).counts, experiment.model)
   after, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
   for name, loss_L in auxiliary["losses"].items():
@@ -188,14 +188,14 @@ def test_the_step_is_clipped_adamw_with_decay_on_matrices_alone():
   experiment = dataclasses.replace(
     experiment, optimizer=dataclasses.replace(experiment.optimizer, gradient_clip=0.5, weight_decay=0.3)
   )
-  definition = definition_of(experiment)
-  state = definition.initialise(0)
+  spec = spec_of(experiment)
+  state = spec.init_state(0)
   before = jax.device_get(state.parameters)
-  gradients = _gradients(definition, before, random_batch(experiment))
+  gradients = _gradients(spec, before, random_batch(experiment))
   assert float(optax.tree.norm(gradients)) > 0.5
-  after, _ = make_train_step(definition)(state, random_batch(experiment), jnp.float32(0.01))
-  matrices = jax.tree.map(lambda names: len(set(names) - {"layers"}) > 1, definition.names, is_leaf=_is_names)
-  assert {len(set(names) - {"layers"}) for names in jax.tree.leaves(definition.names, is_leaf=_is_names)} > {1}
+  after, _ = make_train_step(spec)(state, random_batch(experiment), jnp.float32(0.01))
+  matrices = jax.tree.map(lambda names: len(set(names) - {"layers"}) > 1, spec.model.names, is_leaf=_is_names)
+  assert {len(set(names) - {"layers"}) for names in jax.tree.leaves(spec.model.names, is_leaf=_is_names)} > {1}
   config = experiment.optimizer
   reference = optax.chain(
     optax.clip_by_global_norm(0.5),
@@ -211,12 +211,12 @@ def test_a_gradient_below_the_limit_is_not_scaled():
   """Adam's update hardly depends on the scale of a gradient, but its moments do."""
   experiment = tiny(False)
   experiment = dataclasses.replace(experiment, optimizer=dataclasses.replace(experiment.optimizer, gradient_clip=1e3))
-  definition = definition_of(experiment)
-  state, batch = definition.initialise(0), random_batch(experiment)
-  gradients = _gradients(definition, jax.device_get(state.parameters), batch)
+  spec = spec_of(experiment)
+  state, batch = spec.init_state(0), random_batch(experiment)
+  gradients = _gradients(spec, jax.device_get(state.parameters), batch)
   norm = float(optax.tree.norm(gradients))
   assert norm < 1e3
-  after, metrics = make_train_step(definition)(state, batch, jnp.float32(0.01))
+  after, metrics = make_train_step(spec)(state, batch, jnp.float32(0.01))
   assert float(metrics["grad_norm"]) == pytest.approx(norm, rel=1e-4)
   first_moments = optax.tree.get(after.optimizer, "mu")
   for moment, gradient in zip(jax.tree.leaves(first_moments), jax.tree.leaves(gradients), strict=True):
@@ -225,10 +225,10 @@ def test_a_gradient_below_the_limit_is_not_scaled():
 
 def test_the_z_loss_is_the_mean_squared_normaliser_of_the_targets_that_count():
   experiment = tiny(False)
-  definition = definition_of(experiment)
-  state, batch = definition.initialise(0), random_batch(experiment)
+  spec = spec_of(experiment)
+  state, batch = spec.init_state(0), random_batch(experiment)
   batch["weights"][0, :7] = 0.0  # beside padding and the last token of each document
-  model = definition.model(state.parameters)
+  model = spec.model.module(state.parameters)
   x_BTD, _ = model(*(batch[name] for name in ("tokens", "segments", "positions")))
   normaliser_M = np.log(np.exp(np.asarray(model.logits(x_BTD.reshape(-1, 32)), np.float64)).sum(axis=-1))
   weights_M = batch["weights"].reshape(-1)
@@ -240,14 +240,14 @@ def test_the_z_loss_is_the_mean_squared_normaliser_of_the_targets_that_count():
 
 def test_a_coefficient_whose_loss_no_layer_returns_is_an_error():
   experiment = tiny(True)
-  definition = definition_of(experiment)
+  spec = spec_of(experiment)
   broken = dataclasses.replace(tiny(False), name="broken")
   training: Training = dataclasses.replace(broken.training)
   object.__setattr__(training, "losses", Losses(load_balance=0.5))  # past the experiment's own check
   object.__setattr__(broken, "training", training)
-  definition = definition_of(broken)
+  spec = spec_of(broken)
   with pytest.raises(ValueError, match=r"load_balance=0\.5 and no layer returns that loss"):
-    make_train_step(definition).lower(*abstract_inputs(definition))
+    make_train_step(spec).lower(*abstract_inputs(spec))
 
 
 def test_the_balance_coefficient_reaches_the_routers_gradient():
@@ -256,18 +256,18 @@ def test_the_balance_coefficient_reaches_the_routers_gradient():
   for coefficient in (0.0, 10.0):
     losses = dataclasses.replace(experiment.training.losses, load_balance=coefficient)
     changed = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, losses=losses))
-    definition = definition_of(changed)
-    found = _gradients(definition, definition.initialise(0).parameters, random_batch(changed))
+    spec = spec_of(changed)
+    found = _gradients(spec, spec.init_state(0).parameters, random_batch(changed))
     gradients.append(found["layers"]["blocks"][1]["feed_forward"]["w_router_DE"])
   assert float(jnp.abs(gradients[1] - gradients[0]).max()) > 10 * float(jnp.abs(gradients[0]).max())
 
 
 def test_both_reshards_compile_to_all_to_alls_over_expert_and_no_expert_weight_is_gathered_over_it():
   experiment = tiny(True, mesh=Mesh(data=2, expert=4))
-  definition = definition_of(
+  spec = spec_of(
     dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, remat="products", layers="scanned"))
   )
-  program = make_train_step(definition).lower(*abstract_inputs(definition)).compile().as_text()
+  program = make_train_step(spec).lower(*abstract_inputs(spec)).compile().as_text()
   expert_groups, data_groups = [[0, 1, 2, 3], [4, 5, 6, 7]], [[0, 4], [1, 5], [2, 6], [3, 7]]
   exchanges = _collectives(program, "all-to-all", "dispatch|combine|experts")
   # Dispatch and combine, forwards and backwards, and nothing again; inside a data shard, which they never leave.
@@ -314,12 +314,10 @@ def _iota(shape, order):
   return devices.transpose([int(n) for n in order.split(",")]) if order else devices
 
 
-def _gradients(definition, parameters, batch):
+def _gradients(spec, parameters, batch):
   from moejax.training.step import _gradients as gradients
 
-  return jax.device_get(
-    jax.jit(lambda parameters, batch: gradients(definition, parameters, batch)[0])(parameters, batch)
-  )
+  return jax.device_get(jax.jit(lambda parameters, batch: gradients(spec, parameters, batch)[0])(parameters, batch))
 
 
 def _is_names(value):

@@ -10,7 +10,7 @@ import numpy as np
 
 from moejax.config import AdamW, Budget, Checkpoints, Data, Experiment, Losses, Mesh, Model, MoE, Training
 from moejax.partitioning import make_partitioner
-from moejax.training.state import define
+from moejax.training.state import make_train_spec
 from moejax.training.step import BATCH_TYPES, make_train_step
 
 
@@ -36,14 +36,14 @@ def tiny(sparse: bool, **fields) -> Experiment:
 
 
 @functools.cache
-def definition_of(experiment: Experiment):
-  return define(experiment, make_partitioner(experiment.mesh, experiment.rules))
+def spec_of(experiment: Experiment):
+  return make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules))
 
 
 @functools.cache
 def step_of(experiment: Experiment):
   """Its train step, compiled once for all tests of this process."""
-  return make_train_step(definition_of(experiment))
+  return make_train_step(spec_of(experiment))
 
 
 def random_batch(experiment: Experiment, seed: int = 0) -> dict[str, np.ndarray]:
@@ -70,16 +70,16 @@ def read_metrics(directory):
 def initial_state(model: Model, optimizer: object, seed: int):
   """Drawn on one device, on the host: test_state.py holds that every mesh draws the same."""
   experiment = dataclasses.replace(tiny(model.moe is not None), model=model, optimizer=optimizer)
-  return jax.device_get(definition_of(experiment).initialise(seed))
+  return jax.device_get(spec_of(experiment).init_state(seed))
 
 
 def run_steps(experiment: Experiment, steps: int = 5):
   """Parameters, losses and last metrics after some steps on one batch."""
-  definition, step = definition_of(experiment), step_of(experiment)
+  spec, step = spec_of(experiment), step_of(experiment)
   state = initial_state(experiment.model, experiment.optimizer, experiment.training.seed)
-  state, losses = jax.device_put(state, definition.shardings), []
+  state, losses = jax.device_put(state, spec.shardings), []
   for _ in range(steps):
-    batch = jax.device_put(random_batch(experiment), definition.partitioner.batch)
+    batch = jax.device_put(random_batch(experiment), spec.partitioner.batch)
     state, metrics = step(state, batch, jnp.float32(3e-3))
     losses.append(float(metrics["loss"]))
   return jax.device_get(state), losses, jax.device_get(metrics)

@@ -1,4 +1,4 @@
-"""A blueprint holds the trained model's parameters and drops nothing."""
+"""An inference model holds the trained model's parameters and drops nothing."""
 
 import dataclasses
 from functools import partial
@@ -10,7 +10,7 @@ from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
 from moejax.errors import UserError
-from moejax.inference.blueprint import make_blueprint
+from moejax.inference.dropless import inference_model
 from moejax.models.moe.balance import EXPERTS
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
@@ -34,10 +34,10 @@ def graph_of(model):
   return nnx.split(nnx.eval_shape(lambda: Transformer(model, PARTITIONER, nnx.Rngs(params=0))))[0]
 
 
-def test_a_blueprint_equals_the_model_whose_capacity_drops_nothing_and_not_the_one_that_drops():
-  blueprint = make_blueprint(TRAINED, PARTITIONER)
+def test_an_inference_model_equals_the_model_whose_capacity_drops_nothing_and_not_the_one_that_drops():
+  abstract = inference_model(TRAINED, PARTITIONER)
   parameters = jax.jit(lambda: nnx.to_pure_dict(nnx.split(Transformer(TRAINED, PARTITIONER, nnx.Rngs(params=0)))[1]))()
-  got, dropped = features(blueprint.graph, parameters, TOKENS_BT)
+  got, dropped = features(abstract.graph, parameters, TOKENS_BT)
   assert not np.any(dropped)
   roomy = dataclasses.replace(TRAINED, moe=dataclasses.replace(MOE, capacity_factor=2.0))
   expected, dropped = features(graph_of(roomy), parameters, TOKENS_BT)
@@ -51,4 +51,4 @@ def test_a_model_whose_experts_choose_their_tokens_is_refused():
   router = Router(kind="expert_choice", renormalize=False)
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, router=router)
   with pytest.raises(UserError, match="depend on later tokens"):
-    make_blueprint(dataclasses.replace(TRAINED, moe=moe), PARTITIONER)
+    inference_model(dataclasses.replace(TRAINED, moe=moe), PARTITIONER)

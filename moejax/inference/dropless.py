@@ -1,0 +1,53 @@
+"""The model as it predicts: its sparse layers drop no token."""
+
+import dataclasses
+
+from moejax.config.model import Model
+from moejax.config.sharding import check_dimensions
+from moejax.config.tensors import check_activations
+from moejax.errors import UserError
+from moejax.models.abstract import AbstractModel, abstract_model
+from moejax.partitioning import Partitioner
+
+
+def inference_model(config: Model, partitioner: Partitioner) -> AbstractModel:
+  """The abstract model from which inference compiles. Its parameters have the names and shapes of training.
+
+  Raises:
+    UserError: the rules cannot place a parameter, or as `dropless`.
+  """
+  return abstract_model(dropless(dataclasses.replace(config, remat="none")), partitioner)
+
+
+def check_batch_size(model: AbstractModel, batch_size: int) -> None:
+  """Checks that the rules place every activation of `batch_size` sequences of any length.
+
+  Raises:
+    UserError: they do not.
+  """
+  rules, mesh = model.partitioner.rules, model.partitioner.shape
+  check_dimensions("evaluation.batch_size", {"batch": batch_size}, rules, mesh)
+  check_activations("evaluation.batch_size", model.config, batch_size, 1, rules, mesh)
+
+
+def dropless(model: Model) -> Model:
+  """The model with sparse layers that drop no choice: what a token gets depends on no other token of the batch.
+
+  Raises:
+    UserError: experts choose their tokens, later ones too, so that no token can be predicted before it is there.
+  """
+  moe = model.moe
+  if moe is None:
+    return model
+  if moe.router.looks_ahead:
+    raise UserError(
+      f"router.kind={moe.router.kind!r} lets a prediction depend on later tokens, so the model cannot continue or "
+      "score a text; train with another router for that"
+    )
+  if moe.dispatch == "dense":
+    return model
+  # Groups of one token divide any batch; what limits rows goes back to its default, which grouped does not read.
+  moe = dataclasses.replace(
+    moe, dispatch="grouped", group_size=1, capacity_factor=1.0, priority="choice", receive_factor=None
+  )
+  return dataclasses.replace(model, moe=moe)
