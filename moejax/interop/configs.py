@@ -1,0 +1,274 @@
+"""A config.json of Hugging Face as our Model, and back. Reads no weights and imports no JAX."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moejax.config import checks
+from moejax.config.fields import get_field
+from moejax.config.model import Model
+from moejax.config.plain import from_plain
+from moejax.errors import UserError
+from moejax.interop.families import COMMON, FAMILIES, Family
+
+Config = Mapping[str, Any]
+"""The content of a config.json."""
+
+SAME: dict[str, Any] = {
+  "hidden_act": "silu",
+  "attention_bias": False,
+  "qkv_bias": False,
+  "mlp_bias": False,
+  "attention_dropout": 0.0,
+  "clip_qkv": None,
+  "partial_rotary_factor": 1.0,
+  "moe_layer_freq": 1,
+  "mlp_only_layers": [],
+  "first_k_dense_replace": 0,
+  "scoring_func": "softmax",
+  "router_jitter_noise": 0.0,
+  "quantization_config": None,
+}
+"""Fields of config.json that our Model has at one value only. One that is null, or absent, has that value."""
+
+WITHOUT_EFFECT = frozenset(
+  """
+  _attn_implementation _commit_hash _name_or_path architectures attn_implementation auto_map aux_loss_alpha
+  bos_token_id dtype eos_token_id gradient_checkpointing id2label initializer_range is_encoder_decoder label2id
+  layer_types max_position_embeddings max_window_layers model_type output_attentions output_hidden_states
+  output_router_logits pad_token_id pretraining_tp return_dict rope_parameters rope_scaling rope_theta
+  router_aux_loss_coef seq_aux sliding_window torch_dtype transformers_version use_cache use_sliding_window
+  """.split()  # noqa: SIM905
+)
+"""Fields of config.json that change no logit, or that have a function of their own here."""
+
+ALSO = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+"""Second names of fields: versions of transformers differ in which they write."""
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+  """The content of a config.json, given itself or its folder.
+
+  Raises:
+    UserError: there is none, or it is not a JSON object.
+  """
+  path = path / "config.json" if path.is_dir() else path
+  try:
+    config = json.loads(path.read_text())
+  except OSError as error:
+    raise UserError(
+      f"{path} cannot be read ({error.strerror}); give a model's folder, such as `hf download MODEL` prints, or its "
+      "config.json"
+    ) from None
+  except ValueError as error:
+    raise UserError(f"{path} is not JSON ({error}); download it again") from None
+  if not isinstance(config, dict):
+    raise UserError(f"{path} is not a JSON object; give the config.json of a model")
+  return config
+
+
+def family_of(config: Config) -> Family:
+  """The family of a config.json.
+
+  Raises:
+    UserError: moejax does not know its model_type.
+  """
+  name = config.get("model_type")
+  if name not in FAMILIES:
+    raise UserError(f"config.json: model_type={name!r} is not supported; moejax imports {', '.join(FAMILIES)}")
+  return FAMILIES[name]
+
+
+def max_length(config: Config) -> int:
+  """Tokens of the longest text that the model was trained to see: max_position_embeddings.
+
+  Raises:
+    UserError: config.json does not say.
+  """
+  length = config.get("max_position_embeddings")
+  if type(length) is not int or length < 1:
+    raise UserError(f"config.json: max_position_embeddings={length!r} must be an integer above 0")
+  return length
+
+
+def model_of(config: Config, sequence_length: int | None = None) -> Model:
+  """The Model that computes what Hugging Face's class computes with this config.json.
+
+  Args:
+    config: the content of config.json.
+    sequence_length: tokens of the longest text that it will see; None is max_position_embeddings. A model with sliding
+      windows is a model with full attention for texts up to the size of the window.
+
+  Raises:
+    UserError: moejax cannot express the model; the message has the field of config.json and its value.
+  """
+  family = family_of(config)
+  fields = COMMON | family.moe
+  _check_same(config, family)
+  _check_windows(config, sequence_length or max_length(config))
+  plain: dict[str, Any] = {"layers": "scanned"}
+  for ours, theirs in fields.items():
+    _put(plain, ours, _value(config, family, theirs))
+  for ours, value in family.only.items():
+    _put(plain, ours, value)
+  if "moe" in plain:
+    # transformers drops no choice.
+    plain["moe"] |= {"dispatch": "grouped"}
+  return from_plain(Model, plain, "config.json: model")
+
+
+def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, Any]:
+  """The config.json of the first family that expresses a model.
+
+  Args:
+    model: what was trained.
+    length: tokens that it was trained to see.
+    dtype: type of the weights, as PyTorch calls it.
+
+  Raises:
+    UserError: no family expresses the model; the message has the field of the model and its value.
+  """
+  of_its_kind = [family for family in FAMILIES.values() if bool(family.moe) == (model.moe is not None)]
+  found = [(family, list(_inexpressible(family, model))) for family in of_its_kind]
+  family, differences = min(found, key=lambda pair: len(pair[1]))
+  if differences:
+    path, ours, theirs = differences[0]
+    raise UserError(
+      f"model.{path}={ours!r} cannot be expressed as {family.model_type}, which has only model.{path}={theirs!r}, nor "
+      "as any other family; a model trained with that can be exported"
+    )
+  if family.model_type == "llama":
+    checks.divides(model.num_heads, "model.num_heads", model.d_model, "model.d_model")  # LlamaConfig refuses it
+  return _config_in(family, model) | {"max_position_embeddings": length, "dtype": dtype, "torch_dtype": dtype}
+
+
+def _config_in(family: Family, model: Model) -> dict[str, Any]:
+  """The fields of config.json that say what a model of this family computes."""
+  return {
+    "architectures": [family.architecture],
+    "model_type": family.model_type,
+    **{theirs: get_field(model, ours) for ours, theirs in (COMMON | family.moe).items()},
+    "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},  # where transformers 5 looks for it
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "sliding_window": None,
+  }
+
+
+def _inexpressible(family: Family, model: Model) -> Iterator[tuple[str, Any, Any]]:
+  """Fields of a model that come back otherwise from this family's config.json, with both values."""
+  yield from _differences(_computed(model), _computed(model_of(_config_in(family, model), 1)))
+
+
+def _computed(model: Model) -> Model:
+  """The model with every field at its default that changes how it is computed or trained, and not what it computes."""
+  defaults = {field.name: field.default for field in dataclasses.fields(Model)}
+  of_program = {name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "remat", "layers")}
+  moe = model.moe
+  if moe is None:
+    return dataclasses.replace(model, **of_program)
+  moe = dataclasses.replace(
+    moe,
+    dispatch="grouped",
+    capacity_factor=1.0,
+    group_size=None,
+    priority="choice",
+    exchange="all_to_all",
+    receive_factor=None,
+    router=dataclasses.replace(moe.router, jitter=0.0, gumbel=0.0),
+  )
+  if moe.every == 1:
+    model = dataclasses.replace(model, d_ff=moe.d_ff)  # no layer has it
+  return dataclasses.replace(model, moe=moe, **of_program)
+
+
+def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+  """Fields in which two configurations differ, with both values."""
+  for field in dataclasses.fields(ours):
+    here, there = getattr(ours, field.name), getattr(theirs, field.name)
+    name = f"{path}{field.name}"
+    if here != there and type(here) is type(there) and dataclasses.is_dataclass(here):
+      yield from _differences(here, there, f"{name}.")
+    elif here != there:
+      yield name, here, there
+
+
+def _check_same(config: Config, family: Family) -> None:
+  """Raises UserError for a field that would change what is computed, or of which moejax does not know."""
+  used = {*COMMON.values(), *family.moe.values()}
+  used |= {ALSO[name] for name in used if name in ALSO}
+  for name, value in config.items():
+    if name in used or name in WITHOUT_EFFECT or value is None:
+      continue
+    if name in SAME:
+      if value != SAME[name]:
+        raise UserError(f"config.json: {name}={value!r} is not supported; moejax has only {SAME[name]!r}")
+    elif value not in (False, "", [], {}):
+      raise UserError(
+        f"config.json: {name}={value!r} of model_type={family.model_type!r} is not known to moejax, so what it changes "
+        "is not either; remove the field if it changes no logit"
+      )
+
+
+def _check_windows(config: Config, length: int) -> None:
+  """Raises UserError where a window is shorter than the texts."""
+  window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+  kinds = set(config.get("layer_types") or ())
+  if kinds - {"full_attention", "sliding_attention"}:
+    raise UserError(f"config.json: layer_types has {sorted(kinds)}; moejax has only full_attention")
+  if window is not None and (not kinds or "sliding_attention" in kinds) and window < length:
+    raise UserError(
+      f"config.json: sliding_window={window} is less than the {length} tokens of a text, and moejax has no windows; "
+      f"give --sequence-length {window} or less, for which the model is the same without"
+    )
+
+
+def _value(config: Config, family: Family, theirs: str) -> Any:
+  """A field of config.json, or what it stands for where it is absent."""
+  if theirs == "rope_theta":
+    return _rope_theta(config, family)
+  for name in (theirs, ALSO.get(theirs, theirs)):
+    if (value := config.get(name)) is not None:
+      return value
+  match theirs:
+    case "tie_word_embeddings" | "norm_topk_prob":
+      return False
+    case "num_key_value_heads":
+      return _value(config, family, "num_attention_heads")
+    case "n_shared_experts":
+      return 0
+    case "decoder_sparse_step":
+      return 1
+    case "head_dim":
+      return _head_dim(config, family)
+    case _:
+      raise UserError(f"config.json has no {theirs}, which model_type={family.model_type!r} needs")
+
+
+def _head_dim(config: Config, family: Family) -> int:
+  if family.model_type.startswith("qwen3"):
+    return 128  # where config.json has none, transformers takes it from no other field
+  width, heads = (_value(config, family, name) for name in ("hidden_size", "num_attention_heads"))
+  return width // heads
+
+
+def _rope_theta(config: Config, family: Family) -> float:
+  """Base of RoPE: transformers 5 writes it among rope_parameters, earlier ones beside a rope_scaling."""
+  for name in ("rope_scaling", "rope_parameters"):
+    rope = config.get(name) or {}
+    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
+    if kind != "default":
+      raise UserError(f"config.json: {name}={rope!r} is not supported; moejax has only rope_type 'default'")
+  of_parameters = (config.get("rope_parameters") or {}).get("rope_theta")
+  theta = config.get("rope_theta") if of_parameters is None else of_parameters
+  return family.rope_theta if theta is None else theta
+
+
+def _put(plain: dict[str, Any], path: str, value: Any) -> None:
+  """Sets a field of nested dictionaries by its dotted path."""
+  *groups, name = path.split(".")
+  for group in groups:
+    plain = plain.setdefault(group, {})
+  plain[name] = value

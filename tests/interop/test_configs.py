@@ -1,0 +1,161 @@
+"""Published config.json files become models with the published number of parameters, or are refused by the field."""
+
+import dataclasses
+import json
+
+import pytest
+
+from moejax.config.model import Model
+from moejax.config.moe import MoE
+from moejax.config.parameters import count
+from moejax.errors import UserError
+from moejax.interop.configs import ALSO, config_of, max_length, model_of, read_config
+from moejax.interop.families import FAMILIES
+
+LLAMA_2_7B = {
+  "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
+  "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32,
+  "rms_norm_eps": 1e-5, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
+  "max_position_embeddings": 4096, "pretraining_tp": 1, "bos_token_id": 1, "eos_token_id": 2, "hidden_act": "silu",
+  "initializer_range": 0.02, "transformers_version": "4.31.0.dev0", "use_cache": True, "_name_or_path": "x",
+}  # fmt: skip
+LLAMA_3_8B = LLAMA_2_7B | {
+  "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8, "rope_theta": 500000.0,
+  "max_position_embeddings": 8192, "attention_bias": False, "attention_dropout": 0.0, "torch_dtype": "bfloat16",
+}  # fmt: skip
+MISTRAL_7B = {
+  "model_type": "mistral", "vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128,
+  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+  "rope_theta": 1e6, "sliding_window": None, "tie_word_embeddings": False, "max_position_embeddings": 32768,
+}  # fmt: skip
+QWEN3_8B = {
+  "model_type": "qwen3", "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 12288, "head_dim": 128,
+  "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-6,
+  "rope_theta": 1000000, "rope_scaling": None, "sliding_window": None, "use_sliding_window": False,
+  "max_window_layers": 36, "tie_word_embeddings": False, "max_position_embeddings": 40960, "attention_bias": False,
+}  # fmt: skip
+MIXTRAL_8X7B = MISTRAL_7B | {
+  "model_type": "mixtral", "vocab_size": 32000, "num_local_experts": 8, "num_experts_per_tok": 2,
+  "output_router_logits": False, "router_aux_loss_coef": 0.02,
+}  # fmt: skip
+QWEN3_30B_A3B = QWEN3_8B | {
+  "model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48,
+  "num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+  "norm_topk_prob": True, "decoder_sparse_step": 1, "mlp_only_layers": [], "router_aux_loss_coef": 0.001,
+}  # fmt: skip
+DEEPSEEK_MOE_16B = {
+  "model_type": "deepseek", "vocab_size": 102400, "hidden_size": 2048, "intermediate_size": 10944,
+  "moe_intermediate_size": 1408, "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16,
+  "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6, "moe_layer_freq": 1,
+  "first_k_dense_replace": 1, "norm_topk_prob": False, "scoring_func": "softmax", "aux_loss_alpha": 0.001,
+  "seq_aux": True, "rms_norm_eps": 1e-6, "rope_theta": 10000, "tie_word_embeddings": False, "hidden_act": "silu",
+  "max_position_embeddings": 4096, "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekConfig"},
+}  # fmt: skip
+PUBLISHED = {
+  "Llama 2 7B": (LLAMA_2_7B, 6_738_415_616, 6_738_415_616),
+  "Llama 3 8B": (LLAMA_3_8B, 8_030_261_248, 8_030_261_248),
+  "Mistral 7B v0.3": (MISTRAL_7B, 7_248_023_552, 7_248_023_552),
+  "Qwen3 8B": (QWEN3_8B, 8_190_735_360, 8_190_735_360),
+  "Mixtral 8x7B": (MIXTRAL_8X7B, 46_702_792_704, 12.9e9),
+  "Qwen3 30B-A3B": (QWEN3_30B_A3B, 30_532_122_624, 3.3e9),
+}
+"""config.json as published, total parameters of the safetensors on the hub, and active ones."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_configuration_has_the_published_number_of_parameters(name):
+  config, total, active = PUBLISHED[name]
+  model = model_of(config)
+  assert count(model).total == total
+  assert count(model).active == pytest.approx(active, rel=0.02)  # published in tenths of a billion
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_model_comes_back_from_the_config_json_that_is_written_for_it(name):
+  model = model_of(PUBLISHED[name][0])
+  assert model_of(config_of(model, 16)) == model
+
+
+REFUSED = {
+  "mlp_only_layers": [0], "first_k_dense_replace": 1, "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+  "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}, "hidden_act": "gelu", "attention_bias": True,
+  "attention_dropout": 0.1, "clip_qkv": 8.0, "quantization_config": {"quant_method": "fp8"}, "scoring_func": "sigmoid",
+  "partial_rotary_factor": 0.5, "sliding_window": 1024, "layer_types": ["linear_attention"], "hidden_size": "4096",
+  "never_seen": 3, "model_type": "gpt2", "vocab_size": None, "max_position_embeddings": None, "head_dim": 7,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_the_model_cannot_express_is_refused_by_the_field(field):
+  theirs = {"hidden_size": "model.d_model is '4096'", "head_dim": "model.head_dim=7"}.get(field, field)
+  with pytest.raises(UserError) as caught:
+    model_of(QWEN3_30B_A3B | {field: REFUSED[field], **({"use_sliding_window": True} if "window" in field else {})})
+  assert theirs in str(caught.value)
+
+
+def test_deepseek_moe_is_refused_for_its_dense_first_layer_alone():
+  with pytest.raises(UserError, match="first_k_dense_replace=1 is not supported; moejax has only 0"):
+    model_of(DEEPSEEK_MOE_16B)
+  model = model_of(DEEPSEEK_MOE_16B | {"first_k_dense_replace": 0})
+  assert model.moe and (model.moe.num_shared_experts, model.moe.d_ff) == (2, 1408)
+  assert not model.moe.router.renormalize
+
+
+def test_windows_count_only_for_texts_that_are_longer():
+  windowed = MISTRAL_7B | {"sliding_window": 4096}
+  with pytest.raises(UserError, match="give --sequence-length 4096 or less"):
+    model_of(windowed)
+  assert model_of(windowed, sequence_length=4096) == model_of(MISTRAL_7B)
+  assert model_of(MISTRAL_7B | {"sliding_window": 32768}) == model_of(MISTRAL_7B)
+
+
+def test_rope_has_its_base_where_either_version_of_transformers_writes_it():
+  old = {name: value for name, value in MIXTRAL_8X7B.items() if name != "rope_theta"}
+  assert model_of(old).rope_theta == 1e6  # the default of the family
+  assert model_of(old | {"rope_theta": 5000}).rope_theta == 5000.0
+  new = old | {"rope_parameters": {"rope_type": "default", "rope_theta": 7000.0}}
+  assert model_of(new).rope_theta == 7000.0
+
+
+def test_a_config_json_is_read_from_its_folder_or_by_its_name(tmp_path):
+  for content in ("{", "[1]"):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="is not"):
+      read_config(tmp_path)
+  (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+  assert read_config(tmp_path) == read_config(tmp_path / "config.json") == LLAMA_2_7B
+  assert max_length(LLAMA_2_7B) == 4096
+  with pytest.raises(UserError, match="cannot be read"):
+    read_config(tmp_path / "nothing")
+
+
+MODEL = Model(num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=8, vocab_size=30)
+SPARSE = dataclasses.replace(MODEL, moe=MoE(num_experts=4, experts_per_token=2, d_ff=8))
+
+
+@pytest.mark.parametrize(
+  ("model", "field"),
+  [
+    (dataclasses.replace(MODEL, logit_cap=3.0), "model.logit_cap=3.0"),
+    (dataclasses.replace(MODEL, activation="gelu"), "model.activation='gelu'"),
+    (dataclasses.replace(MODEL, attention_experts=2), "model.attention_experts=2"),
+    (dataclasses.replace(SPARSE, logit_cap=3.0), "model.logit_cap=3.0"),
+  ],
+  ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_model_that_no_family_expresses_is_refused_by_its_field(model, field):
+  with pytest.raises(UserError, match=f"{field} cannot be expressed"):
+    config_of(model, 8)
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_a_family_has_the_defaults_of_transformers(family):
+  transformers = pytest.importorskip("transformers", reason="needs transformers")
+  if family.model_type not in transformers.CONFIG_MAPPING:
+    pytest.skip("the class is not part of transformers")
+  theirs = transformers.CONFIG_MAPPING[family.model_type]().to_dict()
+  assert theirs["rope_parameters"]["rope_theta"] == family.rope_theta
+  assert family.balance_loss is None or family.balance_loss in theirs
+  needed = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
+  for name in (*needed, *family.moe.values()):
+    assert name in theirs or ALSO[name] in theirs
