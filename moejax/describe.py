@@ -167,7 +167,7 @@ def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
   if not dataclasses.is_dataclass(value):
     shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
     return [(path, shown)] if path not in ("name", "pairs") else []
-  kind: list[tuple[str, Any]] = [(f"{path}.{KIND}", type(value).__name__)] if isinstance(value, OfSeveralKinds) else []
+  kind: list[tuple[str, Any]] = [(f"{path}.{KIND}", value.kind)] if isinstance(value, OfSeveralKinds) else []
   return kind + [
     row
     for field in dataclasses.fields(value)

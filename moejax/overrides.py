@@ -95,15 +95,18 @@ def print_field_help(configuration: Configuration, command: str) -> None:
     )
   for path, owner in _several_kinds(configuration):
     names = ", ".join(kinds(base_of(type(owner))))
-    print(f"{option(_join(path, KIND))} one of {names} (default: {type(owner).__name__})")
+    print(f"{option(_join(path, KIND))} one of {names} (default: {owner.kind})")
 
 
 def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequence[str] = ()) -> Configuration:
   """The configuration with fields set; `known` are fields beside its own that a hint may name."""
+  several = [path for path, _ in _several_kinds(configuration)]
   given: dict[str, list[str]] = {}
   for group in _groups(arguments):
     _, equals, value = group[0].partition("=")
-    given[_path(group)] = [value, *group[1:]] if equals else group[1:]
+    path = _path(group)
+    # --optimizer Lion is --optimizer.kind Lion
+    given[_join(path, KIND) if path in several else path] = [value, *group[1:]] if equals else group[1:]
   configuration = _of_kinds(configuration, given)
   _check_names(configuration, given, known)
   return _with(configuration, given)
@@ -112,22 +115,25 @@ def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequen
 def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any:
   """`owner` with what comes in several kinds, such as its optimizer, of the kind that is given as `--optimizer.kind`.
 
-  A new kind keeps the fields that all kinds have, and its other fields have their defaults.
+  A new kind keeps the fields that all kinds have, and its other fields have their defaults, or are absent. Nothing is
+  checked before `_with` sets the fields that are given.
   """
   if _holds_records(owner):
     return tuple(_of_kinds(item, given, _join(path, str(i))) for i, item in enumerate(owner))
   if not dataclasses.is_dataclass(owner) or not any(name.rpartition(".")[2] == KIND for name in given):
     return owner
+  kind, fields = type(owner), {field.name: getattr(owner, field.name) for field in dataclasses.fields(owner)}
   if isinstance(owner, OfSeveralKinds) and _join(path, KIND) in given:
-    base = base_of(type(owner))
+    base = base_of(kind)
     choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known when the program runs
-    name = parse_values(given[_join(path, KIND)], choice, _join(path, KIND), type(owner).__name__)
-    shared = [field.name for field in dataclasses.fields(cast(Any, base))]
-    owner = kinds(base)[name](**{field: getattr(owner, field) for field in shared})
-  inside = {field.name: getattr(owner, field.name) for field in dataclasses.fields(cast(Any, owner))}
-  made = {name: _of_kinds(value, given, _join(path, name)) for name, value in inside.items()}
-  changes = {name: value for name, value in made.items() if value is not inside[name]}
-  return dataclasses.replace(cast(Any, owner), **changes) if changes else owner
+    kind = kinds(base)[parse_values(given[_join(path, KIND)], choice, _join(path, KIND), owner.kind)]
+    defaults = {field.name: field.default for field in dataclasses.fields(cast(Any, kind))}
+    shared = {field.name: fields[field.name] for field in dataclasses.fields(cast(Any, base))}
+    fields = {name: value for name, value in (defaults | shared).items() if value is not dataclasses.MISSING}
+  made = object.__new__(kind)
+  for name, value in fields.items():
+    object.__setattr__(made, name, _of_kinds(value, given, _join(path, name)))
+  return made
 
 
 def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") -> Configuration:
@@ -135,8 +141,11 @@ def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") 
   hints = get_type_hints(type(owner))
   changes: dict[str, Any] = {}
   for field in dataclasses.fields(cast(Any, owner)):
-    name, now = _join(path, field.name), getattr(owner, field.name)
+    name = _join(path, field.name)
+    now: Any = getattr(owner, field.name, None)
     below = {other: values for other, values in given.items() if other == name or other.startswith(f"{name}.")}
+    if not below and not hasattr(owner, field.name):
+      raise UserError(f"{name} is missing; add it, as in {option(name)} VALUE")
     if not below:
       continue
     if dataclasses.is_dataclass(now):
@@ -180,7 +189,7 @@ def _check_names(configuration: Any, given: Iterable[str], others: Sequence[str]
 def _leaves(value: Any, path: str = "") -> list[str]:
   """Dotted names of all fields that can be set."""
   if dataclasses.is_dataclass(value):
-    items = [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    items = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
     items += [(KIND, None)] if isinstance(value, OfSeveralKinds) else []
     items = [(name, item) for name, item in items if name != "moe" or item is not None]
   elif path.rpartition(".")[2] == "rules":

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moejax.config import DATA_EXPERT_MODEL, Cosine, Linear, Muon
+from moejax.config import DATA_EXPERT_MODEL, Cosine, DenseRouter, Linear, Muon, TopPRouter
 from moejax.config.sharding import LOGICAL_AXES
 from moejax.errors import UserError
 from moejax.field_hints import ALIASES, OF_A_COMMAND
@@ -273,6 +273,25 @@ def test_a_wrong_value_is_one_line_with_what_is_right(tiny_dense, capsys, argume
 def test_a_value_out_of_range_is_told_with_the_whole_path(tiny_moe, option, value):
   path = option.removeprefix("--").replace("-", "_")
   assert complaint(tiny_moe, option, value).startswith(f"{path}={type(at(tiny_moe, path))(value)} must be ")
+
+
+def test_a_router_is_set_with_the_fields_of_its_kind(tiny_moe, tiny_suite):
+  """Nothing is checked in between: expert choice alone would not fit, nor top-p without a threshold."""
+  fields = ["--model.moe.router.kind", "top_p", "--model.moe.router.threshold", "0.9"]
+  moe = override(tiny_moe, [*fields, "--model.moe.router.scale", "2"]).model.moe
+  assert moe.router == TopPRouter(threshold=0.9, scale=2.0)
+  assert override(tiny_moe, ["--model.moe.router=top_p", *fields[2:]]).model.moe.router == TopPRouter(threshold=0.9)
+  everyone = override(tiny_suite, ["--model.moe.router.kind", "top_p", "--model.moe.router.threshold", "0.9"])
+  kinds = {member.model.moe.router.kind for member in everyone.members if member.model.moe}
+  assert kinds == {"top_p"}
+  E = tiny_moe.model.moe.num_experts
+  dense = override(tiny_moe, ["--model.moe.router", "dense", "--model.moe.experts-per-token", str(E),
+                              "--training.losses.load-balance", "0"])  # fmt: skip
+  assert dense.model.moe.router == DenseRouter()
+  assert complaint(tiny_moe, "--model.moe.router.kind", "top_p").startswith(
+    "model.moe.router.threshold is missing; add it, as in --model.moe.router.threshold VALUE"
+  )
+  assert complaint(tiny_moe, *fields[:2], "--model.moe.router.bias-rate", "1").startswith("'sparse' has no field")
 
 
 def test_a_kind_is_set_by_its_name_and_keeps_what_all_kinds_have(tiny_moe, tiny_suite):

@@ -5,7 +5,7 @@ from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, 
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
-from moejax.config.router import Router
+from moejax.config.router import DenseRouter, ExpertChoiceRouter, Router, Scoring, TopKRouter, TopPRouter
 from moejax.config.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules
 from moejax.config.training import Budget, Checkpoints, Losses, Training
@@ -18,8 +18,10 @@ __all__ = [
   "Constant",
   "Cosine",
   "Data",
+  "DenseRouter",
   "Evaluation",
   "Experiment",
+  "ExpertChoiceRouter",
   "Linear",
   "Lion",
   "Losses",
@@ -33,7 +35,10 @@ __all__ = [
   "Router",
   "Rules",
   "Schedule",
+  "Scoring",
   "Suite",
+  "TopKRouter",
+  "TopPRouter",
   "Training",
   "WarmupStableDecay",
 ]

@@ -1,6 +1,8 @@
-"""Configuration classes that come in several kinds: optimizers and schedules, and a user's own."""
+"""Configuration classes that come in several kinds: optimizers, schedules and routers, and a user's own."""
 
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
+
+from moejax.errors import UserError
 
 Base = TypeVar("Base", bound="OfSeveralKinds")
 
@@ -8,13 +10,24 @@ Base = TypeVar("Base", bound="OfSeveralKinds")
 class OfSeveralKinds:
   """Base of such classes. A kind is a subclass. Importing its file is enough; there is no registration.
 
-  On the command line and in JSON the field `kind` names the subclass, as in `--optimizer.kind Lion`.
+  On the command line and in JSON the field `kind` names the subclass, as in `--optimizer.kind Lion`. The name is that
+  of the class, or the one that it gives itself: `class TopKRouter(Router, kind="top_k")`.
   """
+
+  kind: ClassVar[str]
+
+  def __init_subclass__(cls, kind: str | None = None, **others: Any):
+    super().__init_subclass__(**others)
+    name, base = kind or cls.__name__, base_of(cls)
+    built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
+    if name in built_in and not _is_built_in(cls):
+      raise UserError(f"{name!r} is the name of a built-in {base.__name__.lower()}; give {cls.__name__} another kind")
+    cls.kind = name
 
 
 def kinds(base: type[Base]) -> dict[str, type[Base]]:
   """The kinds of `base`, by name. If two have the same name, the one that was defined last is used."""
-  return {subclass.__name__: subclass for subclass in all_subclasses(base)}
+  return {subclass.kind: subclass for subclass in all_subclasses(base)}
 
 
 def all_subclasses(base: type[Any]) -> list[type[Any]]:
@@ -25,3 +38,7 @@ def all_subclasses(base: type[Any]) -> list[type[Any]]:
 def base_of(kind: type) -> type:
   """The base of a kind: `Optimizer` for `Lion` and for itself. Other classes are returned unchanged."""
   return next((parent for parent in kind.__mro__ if OfSeveralKinds in parent.__bases__), kind)
+
+
+def _is_built_in(kind: type) -> bool:
+  return kind.__module__.startswith("moejax.")

@@ -72,35 +72,18 @@ class MoE:
         f"moe.experts_per_token={self.experts_per_token} is more than moe.num_experts={self.num_experts}; "
         f"use at most {self.num_experts}"
       )
-    self._check_router()
+    self.router.check_layer(self.num_experts, self.experts_per_token)
     self._check_without_effect()
-
-  def _check_router(self):
-    router, E, A = self.router, self.num_experts, self.experts_per_token
-    if router.kind == "dense" and A != E:
-      raise UserError(f"moe.experts_per_token={A}, but router.kind='dense' uses all experts; set it to {E}")
-    if router.kind == "top_k" and router.renormalize and A == 1:
-      raise UserError(
-        "router.renormalize=True with moe.experts_per_token=1 makes every weight 1, so the router would get no "
-        "gradient from the cross-entropy; set it to False"
-      )
-    checks.divides(router.expert_groups, "router.expert_groups", E, "moe.num_experts")
-    reachable = E // router.expert_groups * router.groups_per_token
-    if router.expert_groups > 1 and reachable < A:
-      raise UserError(
-        f"moe.experts_per_token={A} is more than the {reachable} experts of router.groups_per_token="
-        f"{router.groups_per_token} groups; raise groups_per_token or lower expert_groups"
-      )
 
   @property
   def has_capacity(self) -> bool:
     """Whether experts have a limited capacity."""
-    return self.dispatch == "einsum" or self.router.kind == "expert_choice"
+    return self.dispatch == "einsum" or self.router.has_capacity
 
   @property
   def has_order(self) -> bool:
     """Whether a token has first and second choices."""
-    return self.router.kind in ("top_k", "top_p") and self.experts_per_token > 1
+    return self.experts_per_token > 1 and not self.router.every_expert
 
   @property
   def has_groups(self) -> bool:
@@ -130,26 +113,15 @@ class MoE:
       UserError: a field would have no effect.
     """
     for name, counts, where in (
-      ("priority", self.has_order, "routers top_k and top_p with experts_per_token above 1 have second choices"),
+      ("priority", self.has_order, "a router that ranks experts_per_token choices above 1 has second choices"),
       ("group_size", self.has_groups, "a capacity and the load_balance loss use groups"),
     ):
       self._check_effect(name, counts, where)
     router, E, A = self.router, self.num_experts, self.experts_per_token
-    if router.kind == "top_p" and A == 1:
-      raise UserError(
-        f"router.threshold={router.threshold} would have no effect with moe.experts_per_token=1, which chooses "
-        "only the best expert; raise experts_per_token or use router.kind top_k"
-      )
-    if router.expert_groups == E > 1:
-      raise UserError(
-        f"router.expert_groups={E} would have no effect with moe.num_experts={E}: each group is one expert; lower "
-        "expert_groups"
-      )
-    takes_all = (router.kind == "top_k" and A == E) or (
-      router.kind == "expert_choice" and self.capacity_factor * A >= E
-    )
+    router.check_effect(E, A)
+    takes_all = router.takes_all(E, A, self.capacity_factor)
     # Even then noise decides whose choice comes first in a queue of first choices.
-    in_order = self.dispatch == "einsum" and self.priority == "choice" and router.kind == "top_k"
+    in_order = self.dispatch == "einsum" and self.priority == "choice" and self.has_order
     for name, counts in (("bias_rate", False), ("gumbel", in_order)):
       if takes_all and not counts and getattr(router, name):
         raise UserError(
@@ -177,8 +149,8 @@ class MoE:
     return min(group_tokens, max(1, math.ceil(self.capacity_factor * balanced - 1e-9)))
 
   def choices_per_token(self, group_tokens: int) -> float:
-    """Mean number of experts per token; for top_p, the maximum."""
-    if self.router.kind == "expert_choice":
+    """Mean number of experts per token; for a router that may choose fewer, such as top_p, the maximum."""
+    if self.router.has_capacity:
       return self.num_experts * self.capacity(group_tokens) / group_tokens
     return self.experts_per_token
 
@@ -211,8 +183,8 @@ class MoE:
     if self.router.looks_ahead:
       return (
         f"router.kind={self.router.kind} is not causal: whether a token is chosen depends on later tokens of its "
-        "group, so the held-out scores of a decoder are too good and generation differs from training (arXiv "
-        "2202.09368); use it for encoders",
+        "group, so the held-out scores of a decoder are too good and generation differs from training; use it for "
+        "encoders",
       )
     if self.dispatch == "einsum" and self.priority == "choice" and self.experts_per_token > 1:
       return (

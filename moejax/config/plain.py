@@ -6,7 +6,6 @@ import typing
 from typing import Any, Literal, TypeVar
 
 from moejax.config.kinds import OfSeveralKinds, kinds
-from moejax.config.router import Router
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
@@ -20,7 +19,7 @@ def to_plain(value: Any) -> Any:
   """Dictionaries, lists and scalars; what comes in several kinds has its class's name as `kind`."""
   if dataclasses.is_dataclass(value):
     fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    return {KIND: type(value).__name__, **fields} if isinstance(value, OfSeveralKinds) else fields
+    return {KIND: value.kind, **fields} if isinstance(value, OfSeveralKinds) else fields
   return [to_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -37,8 +36,6 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
     raise UserError(f"{path or kind.__name__} is {value!r}, not an object")
   if issubclass(kind, OfSeveralKinds):
     kind, value = _named(kind, value, path)
-  elif issubclass(kind, Router):
-    kind = typing.cast(Any, kind.class_of(value))
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
   unknown = [name for name in value if name not in fields]
   if unknown:
@@ -56,7 +53,8 @@ def _named(base: type, value: dict[str, Any], path: str) -> tuple[type, dict[str
   name = value.get(KIND)
   if name not in known:
     raise UserError(
-      f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; to use your own, give the file that defines it"
+      f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; if it is your own, name the file that defines "
+      "it by --import FILE.py, or import it in Python first"
     )
   return known[name], {key: item for key, item in value.items() if key != KIND}
 
@@ -80,6 +78,8 @@ def typed(kind: Any, value: Any, path: str) -> Any:
   if dataclasses.is_dataclass(kind):
     if isinstance(value, typing.cast(type, kind)):
       return value
+    if isinstance(value, str) and issubclass(typing.cast(type, kind), OfSeveralKinds):
+      value = {KIND: value}  # with its defaults
     return from_plain(typing.cast(type, kind), value, path)
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)

@@ -6,7 +6,9 @@ import pathlib
 from typing import Any
 
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.plain import from_plain
+from moejax.config.kinds import kinds
+from moejax.config.plain import KIND, from_plain
+from moejax.config.router import Router
 from moejax.errors import UserError
 
 EARLIER = "earlier_schedules"
@@ -48,7 +50,31 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     raise UserError(
       f"{path} is not an experiment: it contains a {type(plain).__name__}; give the experiment.json of a run"
     )
-  return plain
+  return current(plain)
+
+
+def current(plain: Any) -> Any:
+  """The content of a file as this version writes it: files of earlier versions list the fields of all routers."""
+  if isinstance(plain, list):
+    return [current(item) for item in plain]
+  if not isinstance(plain, dict):
+    return plain
+  return {name: _router(value) if name == "router" else current(value) for name, value in plain.items()}
+
+
+OF_OTHER_ROUTERS = {
+  "scores": ("softmax",), "renormalize": (True, False), "threshold": (None,), "bias_rate": (0.0,),
+  "expert_groups": (1,), "groups_per_token": (1,), "gumbel": (0.0,),
+}  # fmt: skip
+"""Values that fields had where a router did not use them."""
+
+
+def _router(plain: Any) -> Any:
+  kind = kinds(Router).get(plain.get(KIND, "")) if isinstance(plain, dict) else None
+  if kind is None:
+    return plain
+  own = [field.name for field in dataclasses.fields(kind)]
+  return {name: value for name, value in plain.items() if name in own or value not in OF_OTHER_ROUTERS.get(name, ())}
 
 
 def _experiment(plain: dict[str, Any], path: pathlib.Path) -> Experiment:

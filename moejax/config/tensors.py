@@ -59,7 +59,7 @@ def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Ite
   yield groups
   yield groups | {"act_embed": D}
   yield {"outer": O, "groups": U * M // math.gcd(M, length)}  # what routers count, in sets of tokens
-  if moe.router.kind == "expert_choice":
+  if moe.router.has_capacity:
     yield {"outer": O, "groups": U}
   if moe.dispatch == "einsum":
     yield groups | {"capacity": C}

@@ -9,7 +9,7 @@ from typing import Any
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.plain import to_plain
 from moejax.config.resume import changeable
-from moejax.config.stored import EARLIER, read_experiment_file
+from moejax.config.stored import EARLIER, current, read_experiment_file
 from moejax.errors import UserError
 from moejax.files import write_json
 
@@ -120,7 +120,7 @@ def check_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> d
   if not path.exists():
     return {}
   try:
-    there = json.loads(path.read_text())
+    there = current(json.loads(path.read_text()))
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
   ignored = (*MAY_CHANGE[file], *(LENGTH if file == RUN else ()))

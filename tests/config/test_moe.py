@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moejax.config import MoE, Router
+from moejax.config import DenseRouter, ExpertChoiceRouter, MoE, Router
 from moejax.config.moe import BALANCE_LOSSES
 from moejax.errors import UserError
 
@@ -87,7 +87,7 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
     ),
     ({"experts_per_token": 1}, r"router\.renormalize=True with moe\.experts_per_token=1 makes every weight 1"),
     (
-      {"router": Router(kind="dense", renormalize=False)},
+      {"router": DenseRouter()},
       r"moe\.experts_per_token=2, but router\.kind='dense' uses all experts; set it to 8",
     ),
     ({"router": Router(expert_groups=3)}, r"moe\.num_experts=8 is not divisible by router\.expert_groups=3"),
@@ -102,20 +102,20 @@ def test_what_would_do_nothing_or_cannot_be_is_refused(fields, message):
 
 
 def test_expert_choice_has_a_capacity_with_every_dispatch():
-  router = Router(kind="expert_choice", renormalize=False)
+  router = ExpertChoiceRouter()
   assert moe(dispatch="grouped", router=router, capacity_factor=2.0).capacity(64) == 32
 
 
 def test_where_experts_are_loaded_alike_by_construction_no_balance_loss_is_returned():
   assert set(moe().losses) > set(BALANCE_LOSSES)
-  for router, A in ((Router(kind="expert_choice", renormalize=False), 2), (Router(kind="dense", renormalize=False), 8)):
+  for router, A in ((ExpertChoiceRouter(), 2), (DenseRouter(), 8)):
     assert moe(router=router, experts_per_token=A).losses == ("router_z", "mutual_information")
 
 
 def test_a_look_ahead_is_cautioned_against():
   (choice,) = moe().cautions
   assert "moe.priority=token" in choice
-  (expert_choice,) = moe(router=Router(kind="expert_choice", renormalize=False)).cautions
+  (expert_choice,) = moe(router=ExpertChoiceRouter()).cautions
   assert "depends on later tokens" in expert_choice
   assert moe(priority="token").cautions == moe(dispatch="grouped").cautions == ()
 

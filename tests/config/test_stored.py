@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from moejax.config import Mesh
+from moejax.config import DenseRouter, ExpertChoiceRouter, Mesh, TopKRouter, TopPRouter
 from moejax.config.plain import to_plain
-from moejax.config.stored import read_configuration, read_experiment_file
+from moejax.config.stored import current, read_configuration, read_experiment_file
 from moejax.errors import UserError
 
 
@@ -26,6 +26,41 @@ def test_a_run_is_as_long_as_it_was_and_its_data_axis_is_open(tiny_moe, tmp_path
 def test_a_suite_comes_back_too(tiny_suite, tmp_path):
   (tmp_path / "suite.json").write_text(json.dumps(to_plain(tiny_suite)))
   assert read_configuration(tmp_path / "suite.json") == tiny_suite
+
+
+@pytest.mark.parametrize(
+  ("router", "now"),
+  [
+    ({}, TopKRouter()),
+    ({"bias_rate": 0.5, "expert_groups": 2}, TopKRouter(bias_rate=0.5, expert_groups=2)),
+    ({"kind": "top_p", "threshold": 0.5, "gumbel": 0.1}, TopPRouter(threshold=0.5, gumbel=0.1)),
+    ({"kind": "expert_choice", "renormalize": False, "scores": "sigmoid"}, ExpertChoiceRouter(scores="sigmoid")),
+    ({"kind": "dense", "renormalize": False, "scale": 2.0}, DenseRouter(scale=2.0)),
+  ],
+)
+def test_a_file_that_lists_the_fields_of_all_routers_is_read(router, now, tiny_moe, tmp_path):
+  """As every router was written while all had the same fields."""
+  path = write(tmp_path / "experiment.json", 100, tiny_moe)
+  content = json.loads(path.read_text())
+  content["training"]["losses"]["load_balance"] = 0.0
+  moe = content["model"]["moe"]
+  moe["router"] = {
+    "kind": "top_k", "scores": "softmax", "renormalize": True, "scale": 1.0, "threshold": None, "bias_rate": 0.0,
+    "expert_groups": 1, "groups_per_token": 1, "jitter": 0.0, "gumbel": 0.0,
+  } | router  # fmt: skip
+  moe["experts_per_token"] = moe["num_experts"] if router.get("kind") == "dense" else 2
+  path.write_text(json.dumps(content))
+  assert read_experiment_file(path).model.moe.router == now
+  assert current(to_plain(tiny_moe)) == to_plain(tiny_moe)
+
+
+def test_a_field_of_another_router_that_is_set_is_refused(tiny_moe, tmp_path):
+  path = write(tmp_path / "experiment.json", 100, tiny_moe)
+  content = json.loads(path.read_text())
+  content["model"]["moe"]["router"]["threshold"] = 0.5
+  path.write_text(json.dumps(content))
+  with pytest.raises(UserError, match=r"model\.moe\.router\.threshold is not a field of TopKRouter"):
+    read_experiment_file(path)
 
 
 @pytest.mark.parametrize(

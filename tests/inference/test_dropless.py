@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
+from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, Model, MoE
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.models.moe.balance import EXPERTS
@@ -48,7 +48,7 @@ def test_an_inference_model_equals_the_model_whose_capacity_drops_nothing_and_no
 
 
 def test_a_model_whose_experts_choose_their_tokens_is_refused():
-  router = Router(kind="expert_choice", renormalize=False)
+  router = ExpertChoiceRouter()
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, router=router)
   with pytest.raises(UserError, match="depend on later tokens"):
     inference_model(dataclasses.replace(TRAINED, moe=moe), PARTITIONER)

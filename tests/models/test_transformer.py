@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
+from moejax.config import DATA_EXPERT_MODEL, DenseRouter, Mesh, Model, MoE, Router
 from moejax.config.parameters import count
 from moejax.models.moe.balance import add_up, count_batch, summarise
 from moejax.models.transformer import Transformer
@@ -30,7 +30,7 @@ DS_MOE = dataclasses.replace(
   activation="gelu",
   attention_experts=2,
   moe=MoE(num_experts=4, experts_per_token=4, d_ff=12, every=2, dispatch="dense",
-          router=Router(kind="dense", renormalize=False)),
+          router=DenseRouter()),
 )  # fmt: skip
 MODELS = {
   "dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL, "dropless": DROPLESS, "ds_moe": DS_MOE,

@@ -7,7 +7,18 @@ from collections.abc import Callable
 import numpy as np
 from training_fixtures import tiny
 
-from moejax.config import DATA_EXPERT_MODEL, Evaluation, Experiment, Losses, Mesh, MoE, Router
+from moejax.config import (
+  DATA_EXPERT_MODEL,
+  DenseRouter,
+  Evaluation,
+  Experiment,
+  ExpertChoiceRouter,
+  Losses,
+  Mesh,
+  MoE,
+  TopKRouter,
+  TopPRouter,
+)  # fmt: skip
 from moejax.config.sharding import LOGICAL_AXES, MESH_AXES, Rules
 from moejax.errors import UserError
 
@@ -46,17 +57,17 @@ def draw_experiment(random: Random, kind: str) -> Experiment:
 
 
 ROUTERS = {
-  "top_k": {},
-  "biased": {"scores": "sigmoid", "bias_rate": 0.01},
-  "groups of experts": {"expert_groups": 4, "groups_per_token": 2},
-  "top_p": {"kind": "top_p", "threshold": 0.5, "renormalize": False},
-  "expert_choice": {"kind": "expert_choice", "renormalize": False},
-  "dense": {"kind": "dense", "renormalize": False},
+  "top_k": TopKRouter(),
+  "biased": TopKRouter(scores="sigmoid", bias_rate=0.01),
+  "groups of experts": TopKRouter(expert_groups=4, groups_per_token=2),
+  "top_p": TopPRouter(threshold=0.5, renormalize=False),
+  "expert_choice": ExpertChoiceRouter(),
+  "dense": DenseRouter(),
 }
 
 
 def draw_moe(random: Random) -> MoE:
-  router = Router(**ROUTERS[str(random.choice(list(ROUTERS)))])
+  router = ROUTERS[str(random.choice(list(ROUTERS)))]
   dispatch = str(random.choice(["einsum", "grouped", "dense"], p=[0.3, 0.5, 0.2]))
   fields: dict = {"dispatch": dispatch, "router": router, "num_shared_experts": int(random.integers(2))}
   if dispatch == "einsum":

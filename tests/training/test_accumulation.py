@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from training_fixtures import random_batch, spec_of, tiny
 
-from moejax.config import Losses, Mesh, Router
+from moejax.config import DenseRouter, Losses, Mesh, Router
 from moejax.models.abstract import parameter_name
 from moejax.training.step import _gradients, make_train_step
 
@@ -26,7 +26,7 @@ ALL_LOSSES = Losses(
   z=0.01, load_balance=0.3, sequence_balance=0.2, global_balance=0.4, router_z=0.05, mutual_information=0.3
 )
 NOISY = Router(scores="sigmoid", bias_rate=0.01, jitter=0.3, gumbel=1.0)
-DENSE = Router(kind="dense", renormalize=False)
+DENSE = DenseRouter()
 ROUTED_ALIKE = Losses(z=0.01, router_z=0.05, mutual_information=0.3, attention_mutual_information=0.5)
 CASES = {
   "dense": (None, {}, Losses(z=0.01)),

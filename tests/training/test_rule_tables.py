@@ -8,7 +8,7 @@ import pytest
 from rule_tables import draw
 from training_fixtures import random_batch, spec_of, tiny
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Router
+from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, TopKRouter
 from moejax.config.tensors import activations, parameters
 from moejax.errors import UserError
 from moejax.models.abstract import parameter_name
@@ -62,11 +62,10 @@ def experiments():
   yield "mixture of attention", dense, {"num_kv_heads": 2, "attention_experts": 4}
   moe = tiny(True, mesh=mesh)
   for dispatch in ("einsum", "grouped", "dense"):
-    for kind in ("top_k", "expert_choice"):
-      router = Router(kind=kind, renormalize=kind == "top_k")
+    for router in (TopKRouter(), ExpertChoiceRouter()):
       fields = dataclasses.replace(moe.model.moe, dispatch=dispatch, router=router, num_shared_experts=3)
       training = dataclasses.replace(moe.training, losses=dataclasses.replace(moe.training.losses, load_balance=0.0))
-      yield f"{dispatch}, {kind}", dataclasses.replace(moe, training=training), {"moe": fields}
+      yield f"{dispatch}, {router.kind}", dataclasses.replace(moe, training=training), {"moe": fields}
 
 
 @pytest.mark.parametrize(("base", "changes"), [pytest.param(*case[1:], id=case[0]) for case in experiments()])

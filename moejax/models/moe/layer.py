@@ -15,7 +15,9 @@ from moejax.models.layers import keep, weight
 from moejax.models.moe.balance import Tally, tally, tally_choices
 from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.experts import Experts
-from moejax.models.moe.router import TOKENS, probabilities, route
+from moejax.models.moe.router import route
+from moejax.models.moe.routers.scores import probabilities
+from moejax.models.moe.routing import TOKENS, RouterContext
 from moejax.models.products import exact_product
 from moejax.partitioning import Partitioner
 
@@ -54,7 +56,8 @@ class MoELayer(nnx.Module):
     with jax.named_scope("router"):
       logits_OUME = self._logits(x_OUMD, keys_B)
       bias_E = None if self.bias_E is None else self.bias_E[...]
-      routing = route(logits_OUME, valid_OUM, moe, self.partitioner, bias_E, keys_B)
+      context = RouterContext(moe, valid_OUM, self.partitioner, bias_E, keys_B)
+      routing = route(moe.router, logits_OUME, context)
       probs_OUME = probabilities(logits_OUME, moe.router)
     out_OUMD, dropped_OU = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
     if onto_BTD is not None:

@@ -1,12 +1,34 @@
-"""What a router decides, in the one form that every dispatch reads.
+"""What a router is told, and what it decides, in the one form that every dispatch reads.
 
 O outer batch  U routing groups  M tokens in a group  E experts  A experts per token
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from moejax.config.moe import MoE
+from moejax.partitioning import Partitioner
+
+TOKENS = ("outer", "groups", "group_tokens", None)
+"""Names of [O, U, M, anything]: a device routes its own tokens."""
+
+
+class RouterContext(NamedTuple):
+  """What a router may need beside the logits."""
+
+  moe: MoE
+  """The sparse layer, with its limits."""
+  valid_OUM: jax.Array
+  """False for padding, which chooses nothing and is chosen by nothing."""
+  partitioner: Partitioner
+  """Says which tokens a device holds."""
+  bias_E: jax.Array | None = None
+  """Added to the scores that decide who is chosen, and not to the weights."""
+  keys_B: jax.Array | None = None
+  """Random keys of the sequences, for noise in training. None: no noise."""
 
 
 @jax.tree_util.register_dataclass

@@ -30,7 +30,7 @@ def choices_of_token(score_E, ranked_E, moe):
   """(expert, weight), best first."""
   router, E = moe.router, len(score_E)
   allowed = set(range(E))
-  if router.expert_groups > 1:
+  if getattr(router, "expert_groups", 1) > 1:
     groups = np.arange(E).reshape(router.expert_groups, -1)
     worth = [np.sort(ranked_E[group])[-2:].sum() for group in groups]
     best = sorted(range(len(groups)), key=lambda g: -worth[g])[: router.groups_per_token]

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from moe_reference import expert, moe_reference
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE, Router
+from moejax.config import DATA_EXPERT_MODEL, DenseRouter, ExpertChoiceRouter, Mesh, Model, MoE, Router, TopPRouter
 from moejax.models.moe.layer import MoELayer
 from moejax.partitioning import make_partitioner
 
@@ -22,9 +22,9 @@ ROUTERS = {
   "sigmoid": (2, Router(scores="sigmoid", scale=2.5)),
   "biased": (2, Router(scores="sigmoid", bias_rate=0.001)),
   "groups": (2, Router(expert_groups=4, groups_per_token=2)),
-  "top_p": (4, Router(kind="top_p", threshold=0.55, renormalize=False)),
-  "expert_choice": (2, Router(kind="expert_choice", renormalize=False)),
-  "dense": (8, Router(kind="dense", renormalize=False)),
+  "top_p": (4, TopPRouter(threshold=0.55, renormalize=False)),
+  "expert_choice": (2, ExpertChoiceRouter()),
+  "dense": (8, DenseRouter()),
 }
 DISPATCHES = {
   "einsum, half": {"dispatch": "einsum", "capacity_factor": 0.5},

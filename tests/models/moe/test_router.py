@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, MoE, Router
+from moejax.config.kinds import kinds
 from moejax.models.moe.router import route
+from moejax.models.moe.routing import RouterContext
 from moejax.partitioning import make_partitioner
 
 ONE_DEVICE = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
 
 
-def routed(probs_ME, valid_M=None, experts_per_token=2, bias_E=None, key=None, capacity_factor=1.0, **router):
+def routed(
+  probs_ME, valid_M=None, experts_per_token=2, bias_E=None, key=None, capacity_factor=1.0, kind="top_k", **router
+):
   """The routing of one group whose softmax is `probs_ME`."""
   logits_OUME = jnp.log(jnp.asarray(probs_ME, jnp.float32))[None, None]
   valid_OUM = jnp.ones(logits_OUME.shape[:3], bool) if valid_M is None else jnp.asarray(valid_M)[None, None]
@@ -20,10 +24,11 @@ def routed(probs_ME, valid_M=None, experts_per_token=2, bias_E=None, key=None, c
     num_experts=logits_OUME.shape[-1],
     experts_per_token=experts_per_token,
     d_ff=4,
-    router=Router(**router),
+    router=kinds(Router)[kind](**router),
     capacity_factor=capacity_factor,
   )
-  return route(logits_OUME, valid_OUM, moe, ONE_DEVICE, bias_E, None if key is None else key[None])
+  context = RouterContext(moe, valid_OUM, ONE_DEVICE, bias_E, None if key is None else key[None])
+  return route(moe.router, logits_OUME, context)
 
 
 def test_the_best_experts_are_chosen_best_first():
@@ -86,28 +91,29 @@ def test_top_p_takes_no_more_than_experts_per_token():
 
 def test_in_expert_choice_each_expert_takes_its_best_tokens():
   probs_ME = [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]]
-  routing = routed(probs_ME, kind="expert_choice", experts_per_token=1, renormalize=False)
+  routing = routed(probs_ME, kind="expert_choice", experts_per_token=1)
   np.testing.assert_array_equal(routing.chosen_OUMA[0, 0], [[1, 0], [1, 0], [0, 1], [0, 1]])
   np.testing.assert_allclose(routing.weights_OUMA[0, 0], [[0.9, 0], [0.8, 0], [0, 0.3], [0, 0.4]], rtol=1e-6)
 
 
 def test_in_expert_choice_a_later_token_can_take_an_earlier_ones_place():
   probs_ME = np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.4, 0.6]])
-  before = routed(probs_ME, kind="expert_choice", experts_per_token=1, renormalize=False)
+  before = routed(probs_ME, kind="expert_choice", experts_per_token=1)
   probs_ME[3] = [0.95, 0.05]
-  after = routed(probs_ME, kind="expert_choice", experts_per_token=1, renormalize=False)
+  after = routed(probs_ME, kind="expert_choice", experts_per_token=1)
   assert before.chosen_OUMA[0, 0, 1, 0] and not after.chosen_OUMA[0, 0, 1, 0]
 
 
 def test_the_dense_router_takes_all_experts_by_their_probabilities():
-  routing = routed([[0.5, 0.3, 0.2]], kind="dense", experts_per_token=3, renormalize=False)
+  routing = routed([[0.5, 0.3, 0.2]], kind="dense", experts_per_token=3)
   assert routing.chosen_OUMA.all()
   np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.5, 0.3, 0.2], rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["top_k", "top_p", "expert_choice", "dense"])
 def test_the_scale_multiplies_every_routers_weights(kind):
-  router = {"kind": kind, "renormalize": False, "experts_per_token": 3}
+  router = {"kind": kind, "experts_per_token": 3}
+  router |= {"renormalize": False} if kind in ("top_k", "top_p") else {}
   router |= {"threshold": 0.75} if kind == "top_p" else {}
   probs_ME = [[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]]
   plain, scaled = routed(probs_ME, **router), routed(probs_ME, scale=2.5, **router)
@@ -134,8 +140,8 @@ def test_top_p_with_noise_ranks_by_noisy_scores_and_adds_up_the_scores_themselve
   [
     {},
     {"kind": "top_p", "threshold": 0.9},
-    {"kind": "expert_choice", "renormalize": False},
-    {"kind": "dense", "renormalize": False, "experts_per_token": 3},
+    {"kind": "expert_choice"},
+    {"kind": "dense", "experts_per_token": 3},
   ],
   ids=["top_k", "top_p", "expert_choice", "dense"],
 )

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, MoE, Router
+from moejax.config import DATA_EXPERT_MODEL, DenseRouter, Mesh, MoE, Router
+from moejax.config.kinds import kinds
 from moejax.models.moe.balance import add_up, count_batch, losses, statistics, tally, tally_choices
-from moejax.models.moe.router import probabilities, route
+from moejax.models.moe.router import route
+from moejax.models.moe.routers.scores import probabilities
+from moejax.models.moe.routing import RouterContext
 from moejax.partitioning import make_partitioner
 
 ONE_DEVICE = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
@@ -15,20 +18,20 @@ M, E = 512, 8
 SCORES = ("softmax", "sigmoid")
 
 ROUTERS = {
-  f"{name}, {scores}": (biases, Router(scores=scores, **fields))
+  f"{name}, {scores}": (biases, kinds(Router)[kind](scores=scores, **fields))
   for scores in SCORES
-  for name, biases, fields in (
-    ("renormalized", None, {}),
-    ("scores", None, {"renormalize": False}),
-    ("equal biases", [0.0] * E, {"bias_rate": 0.001, "scale": 2.5}),
-    ("biases in steps", [0.0, 0.1, 0.1, -0.2, 0.0, 0.3, 0.1, 0.0], {"bias_rate": 0.001}),
-    ("groups", None, {"expert_groups": 4, "groups_per_token": 2}),
-    ("biased groups", [0.1, 0.0] * 4, {"expert_groups": 4, "groups_per_token": 2, "bias_rate": 0.001}),
-    ("top_p", None, {"kind": "top_p", "threshold": 0.7}),
-    ("top_p of scores", None, {"kind": "top_p", "threshold": 0.7, "renormalize": False}),
-    ("expert_choice", None, {"kind": "expert_choice", "renormalize": False}),
+  for name, biases, kind, fields in (
+    ("renormalized", None, "top_k", {}),
+    ("scores", None, "top_k", {"renormalize": False}),
+    ("equal biases", [0.0] * E, "top_k", {"bias_rate": 0.001, "scale": 2.5}),
+    ("biases in steps", [0.0, 0.1, 0.1, -0.2, 0.0, 0.3, 0.1, 0.0], "top_k", {"bias_rate": 0.001}),
+    ("groups", None, "top_k", {"expert_groups": 4, "groups_per_token": 2}),
+    ("biased groups", [0.1, 0.0] * 4, "top_k", {"expert_groups": 4, "groups_per_token": 2, "bias_rate": 0.001}),
+    ("top_p", None, "top_p", {"threshold": 0.7}),
+    ("top_p of scores", None, "top_p", {"threshold": 0.7, "renormalize": False}),
+    ("expert_choice", None, "expert_choice", {}),
   )
-} | {"dense": (None, Router(kind="dense", renormalize=False))}
+} | {"dense": (None, DenseRouter())}
 
 
 def drawn_logits():
@@ -74,7 +77,8 @@ def expected(chosen_ME, logits_ME, router):
 def routed(logits_ME, router, biases, experts_per_token):
   moe = MoE(num_experts=E, experts_per_token=experts_per_token, d_ff=4, router=router, dispatch="grouped")
   valid_OUM = jnp.ones((1, 1, len(logits_ME)), bool)
-  return route(logits_ME[None, None], valid_OUM, moe, ONE_DEVICE, None if biases is None else jnp.asarray(biases))
+  bias_E = None if biases is None else jnp.asarray(biases)
+  return route(router, logits_ME[None, None], RouterContext(moe, valid_OUM, ONE_DEVICE, bias_E))
 
 
 @pytest.mark.parametrize("name", ROUTERS)
