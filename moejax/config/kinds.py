@@ -10,19 +10,27 @@ Base = TypeVar("Base", bound="OfSeveralKinds")
 class OfSeveralKinds:
   """Base of such classes. A kind is a subclass. Importing its file is enough; there is no registration.
 
+  A base may name its default kind, which is made where none is named, as `Optimizer(...)` makes `AdamW(...)`.
   On the command line and in JSON the field `kind` names the subclass, as in `--optimizer.kind Lion`. The name is that
   of the class, or the one that it gives itself: `class TopKRouter(Router, kind="top_k")`.
   """
 
   kind: ClassVar[str]
+  default_kind: str | None = None
 
-  def __init_subclass__(cls, kind: str | None = None, **others: Any):
+  def __init_subclass__(cls, kind: str | None = None, default: str | None = None, **others: Any):
     super().__init_subclass__(**others)
+    if OfSeveralKinds in cls.__bases__:
+      cls.default_kind = default
     name, base = kind or cls.__name__, base_of(cls)
     built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
     if name in built_in and not _is_built_in(cls):
       raise UserError(f"{name!r} is the name of a built-in {base.__name__.lower()}; give {cls.__name__} another kind")
     cls.kind = name
+
+  def __new__(cls, **fields: object) -> Any:
+    """An instance of the default kind, where `cls` is a base that has one."""
+    return object.__new__(kinds(cls)[cls.default_kind] if OfSeveralKinds in cls.__bases__ and cls.default_kind else cls)
 
 
 def kinds(base: type[Base]) -> dict[str, type[Base]]:

@@ -8,7 +8,7 @@ from moejax.config.schedule import Cosine, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer(OfSeveralKinds):
+class Optimizer(OfSeveralKinds, default="AdamW"):
   """Fields of every optimizer. `Optimizer(...)` returns `AdamW(...)`, the default. To add an optimizer, subclass this
   and add its function to `moejax.training.optimizers.OPTIMIZERS`."""
 
@@ -21,9 +21,6 @@ class Optimizer(OfSeveralKinds):
   biases."""
   gradient_clip: float = 1.0
   """Maximum global norm of the gradient. Larger gradients are scaled down to it."""
-
-  def __new__(cls, **fields: object) -> "Optimizer":
-    return super().__new__(AdamW if cls is Optimizer else cls)
 
   def __post_init__(self):
     checks.positive(self, "learning_rate", "gradient_clip")

@@ -47,10 +47,10 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
   return kind(**{name: typed(hints[name], item, _join(path, name)) for name, item in value.items()})
 
 
-def _named(base: type, value: dict[str, Any], path: str) -> tuple[type, dict[str, Any]]:
+def _named(base: type[OfSeveralKinds], value: dict[str, Any], path: str) -> tuple[type, dict[str, Any]]:
   """The class that `kind` names, and the other fields."""
   known: dict[str, type] = kinds(base)
-  name = value.get(KIND)
+  name = value.get(KIND, base.default_kind)
   if name not in known:
     raise UserError(
       f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; if it is your own, name the file that defines "

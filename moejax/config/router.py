@@ -11,7 +11,7 @@ Scores = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Router(OfSeveralKinds):
+class Router(OfSeveralKinds, default="top_k"):
   """Fields and facts of every router. `Router(...)` returns `TopKRouter(...)`, the default. Logits, scores and losses
   are float32 for every compute type.
 
@@ -48,9 +48,6 @@ class Router(OfSeveralKinds):
   bias_rate = 0.0
   """Update rate of the bias of each expert."""
 
-  def __new__(cls, **fields: object) -> "Router":
-    return super().__new__(TopKRouter if cls is Router else cls)
-
   def __post_init__(self):
     checks.positive(self, "scale")
     checks.below_one(self, "jitter")
@@ -76,7 +73,12 @@ class Router(OfSeveralKinds):
   @property
   def is_noisy(self) -> bool:
     """Whether training draws random numbers."""
-    return self.jitter > 0 or self.gumbel > 0
+    return self.without_noise() != self
+
+  def without_noise(self) -> "Router":
+    """The router as it is outside training."""
+    own = {field.name for field in dataclasses.fields(self)}
+    return dataclasses.replace(self, **dict.fromkeys(own & {"jitter", "gumbel"}, 0.0))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -177,7 +177,7 @@ def _computed(model: Model) -> Model:
     priority="choice",
     exchange="all_to_all",
     receive_factor=None,
-    router=dataclasses.replace(moe.router, jitter=0.0, gumbel=0.0),
+    router=moe.router.without_noise(),
   )
   if moe.every == 1:
     model = dataclasses.replace(model, d_ff=moe.d_ff)  # no layer has it
