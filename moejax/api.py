@@ -6,21 +6,21 @@ that need it, when they are called. A user's mistake raises `moejax.errors.UserE
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
 from moejax import lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_fields, with_members
-from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.optional import library
 from moejax.progress import SILENT, Progress
 from moejax.results import Compared, Evaluated, Trained
-from moejax.training.run_directory import COMPARISON, check_json, check_run, read_experiment
+from moejax.training.run_directory import open_comparison, open_run, read_experiment
 
 Configuration = TypeVar("Configuration", Experiment, Suite)
 
@@ -65,13 +65,12 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
     FloatingPointError: the loss or the gradient norm became NaN or infinite.
   """
   _check_kind(Experiment, experiment, "train")
-  directory = pathlib.Path(directory)
-  _check_data(experiment)
-  check_run(directory, experiment, experiment.training.steps)
-  ask = import_harness(experiment.evaluation).make_task_evaluator if experiment.evaluation.tasks else None
-  from moejax.evaluation.run import train_and_evaluate
+  text = _open_text(experiment)
+  directory = open_run(pathlib.Path(directory), experiment, experiment.training.steps)
+  make_evaluators = _evaluators(experiment.evaluation)
+  from moejax.training.run import train_experiment
 
-  return Trained(directory, train_and_evaluate(experiment, directory, progress, ask))
+  return Trained(directory, train_experiment(experiment, text, directory, make_evaluators, progress))
 
 
 def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) -> Compared:
@@ -81,15 +80,12 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
     UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
   """
   _check_kind(Suite, suite, "compare")
-  directory = pathlib.Path(directory)
-  for member in suite.members:
-    _check_data(member)
-  check_json(directory, COMPARISON, to_plain(suite))
-  evaluation = suite.members[0].evaluation
-  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
+  text = _open_text(suite.members[0])
+  directory = open_comparison(pathlib.Path(directory), suite)
+  make_evaluators = _evaluators(suite.members[0].evaluation)
   from moejax.comparison.run import compare as run_comparison
 
-  return Compared(directory, run_comparison(suite, directory, progress, ask))
+  return Compared(directory, run_comparison(suite, text, directory, make_evaluators, progress))
 
 
 def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Progress = SILENT) -> Any:
@@ -249,10 +245,20 @@ def _check_several(texts: Sequence[str], name: str) -> None:
     raise UserError(f"{name} must be a list of strings, such as [{str(texts)[:40]!r}]")
 
 
-def _check_data(experiment: Experiment) -> None:
-  """Raises UserError where the experiment's text or tokenizer is missing, empty or of no known kind."""
-  from moejax.data.sources import check_sources
-  from moejax.data.tokenizers import make_tokenizer
+def _open_text(experiment: Experiment) -> Any:
+  """The experiment's text, found and checked without JAX: a `moejax.data.text.Text`."""
+  from moejax.data.text import open_text
 
-  make_tokenizer(experiment.data.tokenizer)
-  check_sources(experiment.data)
+  return open_text(experiment.data)
+
+
+def _evaluators(evaluation: Evaluation) -> Callable[..., Any]:
+  """What makes the evaluators of a run: of held-out text, and of benchmarks where there are any.
+
+  Raises:
+    UserError: there are, and lm-evaluation-harness is not installed.
+  """
+  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
+  from moejax.evaluation.evaluators import make_evaluators
+
+  return functools.partial(make_evaluators, ask=ask)

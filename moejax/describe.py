@@ -42,11 +42,10 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 
 def suite_facts(suite: Suite) -> dict[str, Any]:
   """The same of every member, and the suite's own settings."""
-  own = to_plain(dataclasses.replace(suite, pairs=()))
   pairs = [
     {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates]} for pair in suite.pairs
   ]
-  return {**own, "pairs": pairs, "members": [facts(member) for member in suite.members]}
+  return {**to_plain(suite), "pairs": pairs, "members": [facts(member) for member in suite.members]}
 
 
 def experiment_page(experiment: Experiment) -> RenderableType:
@@ -92,7 +91,7 @@ def suite_page(suite: Suite) -> RenderableType:
           for name in ("parameters_total", "parameters_active", "model_flops_per_token", "tokens_per_step")
         ),
       )
-  settings = "\n".join(f"{name} = {value}" for name, value in _fields(dataclasses.replace(suite, pairs=())))
+  settings = "\n".join(f"{name} = {value}" for name, value in _fields(suite) if name != "pairs")
   return Group(Text(suite.name, style="bold"), Fitting(table), Text(settings))
 
 

@@ -14,11 +14,10 @@ import moejax
 from moejax import cli
 from moejax.config.chips import CHIPS
 from moejax.config.parameters import full_sequence_steps
-from moejax.config.plain import to_plain
 from moejax.config.sharding import LOGICAL_AXES
 from moejax.experiments import EXPERIMENTS
 from moejax.lookup import find_experiment, find_suite
-from moejax.training.run_directory import COMPARISON, claim, claim_json
+from moejax.training.run_directory import claim, claim_comparison
 
 MINE = pathlib.Path(__file__).parent / "conftest.py"
 NAMES = {"dense": f"{MINE}:dense", "sparse": f"{MINE}:sparse", "suite": f"{MINE}:suite"}
@@ -231,7 +230,7 @@ def test_a_directory_that_holds_another_run_is_refused_and_left_as_it_is(run, pl
 
 
 def test_a_directory_that_holds_another_comparison_is_refused_and_left_as_it_is(run, places, tmp_path, tiny_suite):
-  claim_json(tmp_path / "run", COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path / "run", tiny_suite)
   before = entries(tmp_path)
   line = refused(run("compare", "{suite}", *RUN, "--tolerance", "0.5"))
   assert "run holds another configuration: tolerance is 0.05 there and 0.5 here; choose another --workdir" in line
@@ -375,10 +374,10 @@ def test_show_gives_the_numbers_of_every_member_of_a_suite(run):
 @pytest.fixture
 def train_instead(monkeypatch):
   """Puts a function in the place of training."""
-  import moejax.evaluation.run
+  import moejax.training.run
 
   def replace(function):
-    monkeypatch.setattr(moejax.evaluation.run, "train_and_evaluate", function)
+    monkeypatch.setattr(moejax.training.run, "train_experiment", function)
 
   return replace
 
@@ -388,7 +387,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
 ):
   seen = []
 
-  def train(experiment, directory, display, ask):
+  def train(experiment, text, directory, make_evaluators, display):
     seen.append((experiment.name, experiment.training.steps, directory))
     return {"name": "[brackets]", "held_out/bits_per_byte": 2.3456789, "tokens": 1234567, "provenance": {"git": "abc"}}
 
@@ -409,7 +408,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
   ids=["not finite", "interrupted", "full disk", "out of memory"],
 )
 def test_what_stops_a_run_is_one_line_with_its_exit_code(run, train_instead, error, expected, line):
-  def train(experiment, directory, display, ask):
+  def train(experiment, text, directory, make_evaluators, display):
     raise error
 
   train_instead(train)
@@ -418,7 +417,7 @@ def test_what_stops_a_run_is_one_line_with_its_exit_code(run, train_instead, err
 
 
 def test_a_bug_of_ours_keeps_its_traceback(places, train_instead):
-  def train(experiment, directory, display, ask):
+  def train(experiment, text, directory, make_evaluators, display):
     raise ValueError("shapes do not match")
 
   train_instead(train)

@@ -1,6 +1,7 @@
 """README.md and docs/: their Python runs, their commands parse, and the fields that they name exist."""
 
 import pathlib
+import pkgutil
 import re
 import shlex
 from unittest import mock
@@ -93,6 +94,24 @@ def test_every_field_that_is_named_exists(capsys, my_moe):
       option.replace("--dense.", "--") for option in re.findall(r"--[a-z][\w-]*(?:\.[a-z][\w-]*)+", path.read_text())
     }
     assert not named - known, path.name
+
+
+def test_every_file_and_every_name_of_ours_that_is_named_exists():
+  def exists(name: str) -> bool:
+    try:
+      pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+      return False
+    return True
+
+  names, files = set(), set()
+  for path in DOCUMENTS:
+    names |= set(re.findall(r"`(moejax(?:\.\w+)+)(?:\(.*?)?`", path.read_text()))
+    files |= set(re.findall(r"`((?:\w+/)*\w+\.py)(?:`|:)", path.read_text()))
+  assert len(names) > 5 and not [name for name in names if not exists(name)]
+  files -= {"mine.py", "path/to/mine.py"}
+  places = [ROOT, *(path.parent for path in (ROOT / "moejax").rglob("*.py"))]
+  assert len(files) > 5 and not [file for file in files if not any((place / file).is_file() for place in places)]
 
 
 def test_what_docs_sharding_says_is_refused_is_refused():

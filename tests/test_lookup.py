@@ -6,11 +6,10 @@ import sys
 import pytest
 
 from moejax import lookup
-from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.experiments.quickstart import quick_small
 from moejax.lookup import find, find_experiment, find_suite, listed
-from moejax.training.run_directory import COMPARISON, claim, claim_json
+from moejax.training.run_directory import claim, claim_comparison
 
 
 @pytest.fixture(autouse=True)
@@ -165,7 +164,7 @@ def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, mo
 
 def test_a_file_that_a_run_or_a_comparison_wrote_is_a_name(tiny_moe, tiny_suite, tmp_path):
   claim(tmp_path / "run", tiny_moe, 100)
-  claim_json(tmp_path / "comparison", COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path / "comparison", tiny_suite)
   longer = dataclasses.replace(tiny_moe, training=dataclasses.replace(tiny_moe.training, steps=100))
   assert find_experiment(str(tmp_path / "run" / "experiment.json")) == longer
   assert find_suite(str(tmp_path / "comparison" / "suite.json")) == tiny_suite

@@ -13,26 +13,20 @@ from moejax.comparison.match import Match, match
 from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
 from moejax.comparison.report import write_report
-from moejax.config.chips import without_mfu
-from moejax.config.experiment import Experiment, Suite
-from moejax.config.plain import to_plain
+from moejax.config.experiment import Suite
 from moejax.data.baselines import ngram_baselines
-from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.target_count import TargetCounter
+from moejax.data.text import Text
 from moejax.evaluation.held_out import HeldOut
-from moejax.evaluation.run import MakeEvaluator, make_evaluators
 from moejax.files import write_json
 from moejax.interrupts import continuing
 from moejax.progress import SILENT, Progress, training_facts
-from moejax.training.claimed_text import claim_text
-from moejax.training.clock import DROPPED
 from moejax.training.exclusive import exclusive
-from moejax.training.loop import Run, train
 from moejax.training.memory import check_together
-from moejax.training.metrics import Record
-from moejax.training.prepare import Prepared, on_devices, prepare
+from moejax.training.prepare import Prepared, Workspace, open_workspace, prepare
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import COMPARISON, claim_json
+from moejax.training.run import Evaluators, MakeEvaluators, run
+from moejax.training.run_directory import claim_comparison, open_run
 from moejax.training.state import State
 
 EVALUATION_S = 5.0
@@ -40,72 +34,57 @@ EVALUATION_S = 5.0
 
 
 def compare(
-  suite: Suite, directory: pathlib.Path, progress: Progress = SILENT, ask: MakeEvaluator | None = None
+  suite: Suite, text: Text, directory: pathlib.Path, make_evaluators: MakeEvaluators, progress: Progress = SILENT
 ) -> dict[str, Any]:
   """Runs a suite to its report, from wherever an earlier run of it stopped, and returns comparison.json's content.
 
   Args:
     suite: what is compared.
-    directory: where everything of it lies.
+    text: what all members read, as `open_text` returns it.
+    directory: where everything of it lies, as `open_comparison` returns it.
+    make_evaluators: makes what scores a member.
     progress: is told what runs and what the user should know.
-    ask: makes what asks the suite's benchmarks; None where it has none.
 
   Raises:
-    UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
+    UserError: the directory holds another suite, or the suite does not fit data or devices.
     Interrupted: SIGINT or SIGTERM came during training; the same call continues.
   """
-  for experiment in suite.members:
-    _, partitioner = on_devices(experiment)
-  claim_json(directory, COMPARISON, to_plain(suite))
-  for name, caution in ((e.name, caution) for e in suite.members for caution in e.cautions):
-    progress.note(f"caution: {name}: {caution}")
-  if no_mfu := without_mfu(partitioner.device.device_kind):
-    progress.note(no_mfu)
-  comparison = _Comparison(suite, directory, progress, ask)
-  with exclusive(directory, f"compare {suite.name}", progress.note), continuing(comparison.saved):
-    comparison.build_corpus()
-    comparison.measure()
-    for allotment in comparison.allotments:
-      if allotment.trained:
-        comparison.train(allotment)
-    result = comparison.write()
-    progress.note(f"report: {write_report(directory)}")
+  with open_workspace(suite.members, text, directory, f"compare {suite.name}", progress) as workspace:
+    claim_comparison(directory, suite)
+    comparison = _Comparison(suite, workspace, make_evaluators, progress)
+    with continuing(comparison.saved):
+      comparison.count_ngrams()
+      comparison.measure()
+      for allotment in comparison.allotments:
+        if allotment.trained:
+          comparison.train(allotment)
+      result = comparison.write()
+      progress.note(f"report: {write_report(directory)}")
   return result
 
 
 class _Comparison:
   """A comparison under way. Each stage leaves a file, and a stage whose file is there is read, not run."""
 
-  corpus: Corpus
-  counter: TargetCounter
   baselines: dict[str, float]
   timings: dict[str, Timing]
   matches: list[Match]
   allotments: list[Allotment]
 
-  def __init__(self, suite: Suite, directory: pathlib.Path, progress: Progress, ask: MakeEvaluator | None):
-    self.suite, self.directory, self.progress, self.ask = suite, directory, progress, ask
-    self.experiments = {experiment.name: experiment for experiment in suite.members}
+  def __init__(self, suite: Suite, workspace: Workspace, make_evaluators: MakeEvaluators, progress: Progress):
+    self.suite, self.workspace, self.make_evaluators, self.progress = suite, workspace, make_evaluators, progress
+    self.directory = workspace.directory
+    self.counter = TargetCounter(workspace.corpus)
     self._prepared: dict[str, Prepared] = {}
     self._evaluation_s = EVALUATION_S
     self._begin = time.perf_counter()
 
-  def build_corpus(self) -> None:
-    """The tokenized text, and the n-gram baselines."""
-    first = self.suite.members[0]
-    self.progress.stage("text: reading and tokenizing", total=1.0)
-    self.corpus = build_corpus(
-      first.data,
-      self.directory / "corpus",
-      lambda what, part: self.progress.advance(part, what),
-      lambda text: self.progress.note(f"warning: {text}"),
-    )
-    claim_text(self.directory, self.corpus)
-    self.counter = TargetCounter(self.corpus)
+  def count_ngrams(self) -> None:
+    """The n-gram baselines of the text."""
     path = self.directory / "baselines.json"
     if not path.exists():
       self.progress.stage("baselines: unigrams and bigrams")
-      write_json(path, ngram_baselines(self.corpus, first.evaluation.max_tokens))
+      write_json(path, ngram_baselines(self.workspace.corpus, self.suite.members[0].evaluation.max_tokens))
     self.baselines = json.loads(path.read_text())
 
   def measure(self) -> None:
@@ -128,38 +107,31 @@ class _Comparison:
     if _is_done(run_directory, allotment):
       return
     self._show_left(allotment, 0)
-    experiment = self.experiments[allotment.name]
-    prepared = self._prepare(experiment)
+    prepared = self._prepare(allotment.name)
+    open_run(run_directory, prepared.spec.experiment, allotment.steps)
 
-    def observe(record: Record) -> None:
-      self.progress.advance(
-        record["step"], training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
-      )
-      self._show_left(allotment, record["step"])
+    def timed(evaluators: Evaluators) -> Evaluators:
+      """The evaluators, whose time is noted."""
+      evaluation_s = dict.fromkeys(evaluators, 0.0)
 
-    evaluators = make_evaluators(prepared.spec, self.corpus, run_directory, self.progress, self.ask)
-    evaluation_s = dict.fromkeys(evaluators, 0.0)
-    self.progress.stage(f"train {allotment.name}", total=allotment.steps, line_every=experiment.training.log_every)
+      def score(name: str, state: State) -> Mapping[str, float]:
+        begin = time.perf_counter()
+        scores = evaluators[name](state)
+        evaluation_s[name] = time.perf_counter() - begin
+        self._evaluation_s = sum(evaluation_s.values())
+        return scores
 
-    def timed(name: str, state: State) -> Mapping[str, float]:
-      begin = time.perf_counter()
-      scores = evaluators[name](state)
-      evaluation_s[name] = time.perf_counter() - begin
-      self._evaluation_s = sum(evaluation_s.values())
-      return scores
+      return {name: functools.partial(score, name) for name in evaluators}
 
     with exclusive(run_directory, f"train {allotment.name}", self.progress.note):
-      train(
-        Run(
-          spec=prepared.spec,
-          step=prepared.step,
-          batches=prepared.batches,
-          steps=allotment.steps,
-          directory=run_directory,
-          evaluators={name: functools.partial(timed, name) for name in evaluators},
-          observe=observe,
-          warn=lambda text: self.progress.note(f"warning: {allotment.name}: {text}"),
-        )
+      run(
+        prepared,
+        run_directory,
+        allotment.steps,
+        timed(self.make_evaluators(prepared, run_directory, self.progress)),
+        self.progress,
+        lambda record: self._show_left(allotment, record["step"]),
+        lambda text: self.progress.note(f"warning: {allotment.name}: {text}"),
       )
     self._prepared.pop(allotment.name)  # its program is not needed again
     self.write()
@@ -180,13 +152,13 @@ class _Comparison:
     content = outcome(self.suite, self.timings, self.matches, self.allotments, summaries, held_out)
     content |= {
       "baselines": self.baselines,
-      "provenance": provenance() | {"corpus": self.corpus.summary()},
+      "provenance": provenance() | {"corpus": self.workspace.corpus.summary()},
     }
     write_json(self.directory / "comparison.json", content)
     return content
 
   def _measured(self) -> dict[str, Timing]:
-    members = {name: self._prepare(experiment) for name, experiment in self.experiments.items()}
+    members = {name: self._prepare(name) for name in self.workspace.placed}
     check_together([member.memory for member in members.values()], next(iter(members.values())).spec.partitioner)
     total = total_steps(len(members), self.suite.measurement)
     self.progress.stage("measure step times, members in turn", total=total)
@@ -201,11 +173,10 @@ class _Comparison:
 
     return measure(members, self.suite.measurement, observe)
 
-  def _prepare(self, experiment: Experiment) -> Prepared:
-    if experiment.name not in self._prepared:
-      self.progress.stage(f"compile {experiment.name}")
-      self._prepared[experiment.name] = prepare(experiment, self.corpus)
-    return self._prepared[experiment.name]
+  def _prepare(self, name: str) -> Prepared:
+    if name not in self._prepared:
+      self._prepared[name] = prepare(self.workspace, name, self.progress)
+    return self._prepared[name]
 
   def _show_left(self, current: Allotment, step: int) -> None:
     """The time left for the whole comparison while `current` trains."""

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from moejax.config import checks
-from moejax.config.data import Data
+from moejax.config.data import SEQIO, Data
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
 from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
@@ -178,10 +178,13 @@ Train = Literal["all", "matched"]
 
 OF_THE_TEXT = (
   ("data", "train"), ("data", "weights"), ("data", "validation"), ("data", "validation_fraction"),
-  ("data", "text_field"), ("data", "tokenizer"), ("evaluation", "max_tokens"), ("evaluation", "tasks"),
-  ("evaluation", "task_limit"), ("evaluation", "task_data"),
+  ("data", "text_field"), ("data", "document_length"), ("data", "deduplicate"), ("data", "tokenizer"),
+  ("evaluation", "max_tokens"), ("evaluation", "tasks"), ("evaluation", "task_limit"), ("evaluation", "task_data"),
 )  # fmt: skip
 """Fields that must be equal in all members of a suite."""
+
+OF_SEQIO_TEXT = (("data", "sequence_length"),)
+"""Further ones where the text comes from seqio, whose preprocessors may read them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -202,6 +205,8 @@ class Suite:
   def __post_init__(self):
     checks.one_of(self, "train", get_args(Train))
     checks.between(self, "tolerance", 0.0, 1.0)
+    if not self.pairs:
+      raise UserError(f"suite {self.name!r} has no pairs; give it at least one")
     names = [experiment.name for experiment in self.members]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -210,9 +215,10 @@ class Suite:
 
   def _check_text(self):
     """Checks that all members read the same text, which a comparison prepares once."""
+    first = self.members[0]
+    from_seqio = any(source.startswith(SEQIO) for source in first.data.train + first.data.validation)
     for experiment in self.members[1:]:
-      first = self.members[0]
-      for group, name in OF_THE_TEXT:
+      for group, name in OF_THE_TEXT + (OF_SEQIO_TEXT if from_seqio else ()):
         there, here = (getattr(getattr(member, group), name) for member in (first, experiment))
         if there != here:
           raise UserError(

@@ -16,9 +16,10 @@ from moejax.data.appearing import appearing
 from moejax.data.documents import Part, document_key, is_held_out, nulls_warning, reading_of
 from moejax.data.seqio_streams import materialise
 from moejax.data.shards import is_packed, mean_length, open_packed, read_keys, read_manifest
-from moejax.data.sources import check_sources, source_parts
+from moejax.data.sources import source_parts
+from moejax.data.text import Text
 from moejax.data.token_stream import StreamWriter, TokenStream, open_stream
-from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
+from moejax.data.tokenizers import Tokenizer, encoded
 from moejax.errors import UserError
 from moejax.files import write_json
 
@@ -56,18 +57,18 @@ class Corpus:
 
 
 def build_corpus(
-  data: Data,
+  text: Text,
   cache: pathlib.Path,
   progress: Progress = lambda what, done: None,
   warn: Callable[[str], None] = lambda text: None,
 ) -> Corpus:
-  """The corpus of `data`, from `cache` where it holds one of the same files, tokenizer and split.
+  """The corpus of a text, from `cache` where it holds one of the same files, tokenizer and split.
 
   Tokenizing streams from disk to disk, into a temporary folder that gets its name when all is written: a process that
   is killed leaves nothing that looks complete, and of two that tokenize at once one result stays.
 
   Args:
-    data: sources, split and tokenizer; sequence length and seed make no difference here.
+    text: sources, split and tokenizer; sequence length and seed make no difference here.
     cache: folder of all corpora, made where it is missing.
     progress: called at every per cent of the sources' bytes.
     warn: called with what is doubtful about the text, whether it was cached or not.
@@ -76,10 +77,9 @@ def build_corpus(
     UserError: a source is bad (one line with file, line and remedy), a split has no document, or what is packed was
       packed with another tokenizer.
   """
-  check_sources(data)
-  tokenizer = make_tokenizer(data.tokenizer)
-  train, weights = _train_streams(data, cache, tokenizer)
-  validation = _validation_stream(data, cache, tokenizer)
+  data, tokenizer = text.data, text.tokenizer
+  train, weights = _train_streams(text, cache)
+  validation = _validation_stream(text, cache)
   streams = [*train, validation]
   folder = cache / _identity(data, streams, tokenizer)
   if not folder.is_dir():
@@ -95,7 +95,9 @@ def build_corpus(
 
 def split_documents(data: Data) -> Iterator[tuple[str, str]]:
   """Every document of text with its split, in the order of the sources."""
-  streams = [_Stream(split, tuple(_parts(getattr(data, split)))) for split in SPLITS]
+  streams = [
+    _Stream(split, tuple(part for source in getattr(data, split) for part in source_parts(source))) for split in SPLITS
+  ]
   for name, text, _ in _split_documents(data, streams, lambda what, done: None, _Tally()):
     yield name, text
 
@@ -123,19 +125,21 @@ class _Stream:
   packed: pathlib.Path | None = None
 
 
-def _parts(sources: Sequence[str]) -> list[Part]:
-  return [part for source in sources for part in source_parts(source)]
+def _stream(name: str, text: Text, sources: Sequence[str]) -> _Stream:
+  """A stream of sources of text."""
+  return _Stream(name, tuple(part for source in sources for part in text.parts[source]))
 
 
-def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tuple[list[_Stream], tuple[float, ...]]:
+def _train_streams(text: Text, cache: pathlib.Path) -> tuple[list[_Stream], tuple[float, ...]]:
   """The streams that training mixes, and their weights."""
+  data = text.data
   if data.deduplicate and (tokens := [source for source in data.train + data.validation if _is_tokens(source)]):
     raise UserError(
       f"data.deduplicate=True compares texts, and {tokens[0]} is tokens; set it to False, and deduplicate what is "
       "packed with `moejax data pack --deduplicate`"
     )
   if not data.weights and not any(map(_is_tokens, data.train)):
-    return [_Stream("train", tuple(_parts(data.train)))], ()
+    return [_stream("train", text, data.train)], ()
   streams: list[_Stream] = []
   weights: list[float] = []
   mixture = False
@@ -143,10 +147,10 @@ def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tup
     name, weight = f"train-{index}", data.weights[index] if data.weights else 1.0
     if not _is_tokens(source):
       if data.weights:
-        streams.append(_Stream(name, tuple(_parts([source]))))
+        streams.append(_stream(name, text, [source]))
         weights.append(weight)
       continue
-    folders = _packed_folders(source, data, cache, tokenizer)
+    folders = _packed_folders(source, text, cache)
     mixture |= len(folders) > 1
     streams += [_Stream(name, packed=folder) for folder, _ in folders]
     weights += [weight * rate for _, rate in folders]
@@ -156,19 +160,20 @@ def _train_streams(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> tup
     raise UserError("data.train has a seqio mixture and other sources; set data.weights to one number for each")
   texts = [source for source in data.train if not _is_tokens(source)]
   if texts:
-    streams.append(_Stream("train", tuple(_parts(texts))))
+    streams.append(_stream("train", text, texts))
   return streams, tuple(weights) if mixture else ()
 
 
-def _validation_stream(data: Data, cache: pathlib.Path, tokenizer: Tokenizer) -> _Stream:
+def _validation_stream(text: Text, cache: pathlib.Path) -> _Stream:
+  data = text.data
   if not data.validation and all(map(_is_tokens, data.train)):
     raise UserError(
       "data.validation is empty and data.train has no text to hold out; set data.validation, packed with "
       "`moejax data pack --keep validation`"
     )
   if not any(map(_is_tokens, data.validation)):
-    return _Stream("validation", tuple(_parts(data.validation)))
-  folders = [folder for source in data.validation for folder in _packed_folders(source, data, cache, tokenizer)]
+    return _stream("validation", text, data.validation)
+  folders = [folder for source in data.validation for folder in _packed_folders(source, text, cache)]
   if len(data.validation) > 1 or len(folders) > 1:
     raise UserError(
       f"data.validation={', '.join(data.validation)} is more than one packed source; pack all of it into one folder"
@@ -180,12 +185,10 @@ def _is_tokens(source: str) -> bool:
   return source.startswith(SEQIO) or is_packed(source)
 
 
-def _packed_folders(
-  source: str, data: Data, cache: pathlib.Path, tokenizer: Tokenizer
-) -> list[tuple[pathlib.Path, float]]:
+def _packed_folders(source: str, text: Text, cache: pathlib.Path) -> list[tuple[pathlib.Path, float]]:
   """The packed folders of a source and their parts of it, which sum to 1; all text is refused."""
   if source.startswith(SEQIO):
-    tasks = materialise(source, cache, tokenizer, data.sequence_length)
+    tasks = materialise(source, cache, text.tokenizer, text.data.sequence_length)
     # Rates are of examples, as in seqio, and weights are of sequences, which longer examples fill more of.
     shares = [task.rate * mean_length(task.folder) for task in tasks]
     return [(task.folder, share / sum(shares)) for task, share in zip(tasks, shares, strict=True)]

@@ -30,22 +30,26 @@ def is_text(source: str) -> bool:
   return not source.startswith(SEQIO) and not is_packed(source)
 
 
-def check_sources(data: Data) -> None:
+def check_sources(data: Data) -> dict[str, tuple[Part, ...]]:
   """Checks every source of text without reading it: of a file of many documents the first, of others name and size.
+
+  Returns the parts of each source of text.
 
   Raises:
     UserError: a source is missing, matches or holds no readable text, or a file is in both splits; one line that names
       the source and the remedy.
   """
   train, validation = (
-    {part.place for source in getattr(data, field) if is_text(source) for part in _checked_parts(field, source, data)}
+    {source: _checked_parts(field, source, data) for source in getattr(data, field) if is_text(source)}
     for field in ("train", "validation")
   )
-  if both := sorted(train & validation):
+  places = ({part.place for parts in split.values() for part in parts} for split in (train, validation))
+  if both := sorted(set.intersection(*places)):
     raise UserError(
       f"{both[0]} is in data.train and in data.validation ({len(both)} such files); leave it out of one, "
       "or validation would measure memorization"
     )
+  return train | validation
 
 
 def documents(source: str, reading: Reading = READING) -> Iterator[str]:
@@ -96,7 +100,7 @@ def source_files(source: str) -> list[SourceFile]:
   raise UserError(f"{source!r} does not exist; {_NAME_ONE}")
 
 
-def _checked_parts(field: str, source: str, data: Data) -> list[Part]:
+def _checked_parts(field: str, source: str, data: Data) -> tuple[Part, ...]:
   try:
     parts = source_parts(source)
     if not any(part.size for part in parts):
@@ -109,7 +113,7 @@ def _checked_parts(field: str, source: str, data: Data) -> list[Part]:
       part.check(reading_of(data))
   except UserError as error:
     raise UserError(f"data.{field}: {error}") from None
-  return parts
+  return tuple(parts)
 
 
 def _remote_files(url: str) -> list[SourceFile]:

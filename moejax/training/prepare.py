@@ -1,21 +1,51 @@
-"""From an experiment to what the loop runs: spec, compiled step, input."""
+"""Prepares runs: a workspace has what runs in one directory share, and `prepare` makes one of them ready to start.
 
+Everything is opened, made and compiled once, and what is quick to check comes before what is slow to make.
+"""
+
+import contextlib
 import dataclasses
+import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment
-from moejax.data.corpus import Corpus
+from moejax.config.sharding import Mesh, Rules
+from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import train_batches
-from moejax.data.tokenizers import VOCAB_MULTIPLE, make_tokenizer, padded_vocab_size
+from moejax.data.text import Text
+from moejax.data.tokenizers import VOCAB_MULTIPLE, Tokenizer, padded_vocab_size
 from moejax.errors import UserError
 from moejax.partitioning import Partitioner, make_partitioner
+from moejax.progress import SILENT, Progress
+from moejax.training.claimed_text import claim_text
 from moejax.training.compiler import compiler_options
+from moejax.training.exclusive import exclusive
 from moejax.training.loop import Batches, rows_of_process
 from moejax.training.memory import Memory, argument_bytes, check_fits, program_memory
 from moejax.training.state import TrainSpec, make_train_spec
 from moejax.training.step import TrainStep, abstract_inputs, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Placed:
+  """An experiment on the devices present."""
+
+  experiment: Experiment
+  """With its mesh filled in."""
+  partitioner: Partitioner
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+  """What the runs of one directory share."""
+
+  directory: pathlib.Path
+  placed: Mapping[str, Placed]
+  """The experiments, by name. Those of one mesh and the same rules have the same partitioner."""
+  corpus: Corpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +57,98 @@ class Prepared:
   """Compiled for exactly the experiment's batch."""
   batches: Callable[[], Batches]
   """Opens this process's part of the input at its first batch."""
+  corpus: Corpus
   memory: Memory
   """Of the step, on each device."""
   compile_time_s: float
   """Seconds to trace and compile the step."""
 
 
-def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
-  """Places and compiles an experiment on the devices present.
+@contextlib.contextmanager
+def open_workspace(
+  experiments: Sequence[Experiment], text: Text, directory: pathlib.Path, what: str, progress: Progress = SILENT
+) -> Iterator[Workspace]:
+  """Holds a directory for runs of some experiments on one text, until the end of the block.
+
+  Args:
+    experiments: what will be run.
+    text: of all of them.
+    directory: of the run or the comparison, as `open_run` or `open_comparison` returns it.
+    what: the work, for whoever is refused meanwhile.
+    progress: is told what runs and what the user should know.
 
   Raises:
-    UserError: as `on_devices`, or the step does not fit the devices' memory.
+    UserError: as `on_devices` and `build_corpus`, the directory was begun with other text, or another process holds it.
   """
-  experiment, partitioner = on_devices(experiment)
-  spec = make_train_spec(experiment, partitioner)
+  placed = {each.experiment.name: each for each in on_devices(experiments, text.tokenizer)}
+  with exclusive(directory, what, progress.note):
+    for experiment in experiments:
+      for caution in experiment.cautions:
+        progress.note(f"caution: {experiment.name}: {caution}" if len(experiments) > 1 else f"caution: {caution}")
+    if no_mfu := without_mfu(next(iter(placed.values())).partitioner.device.device_kind):
+      progress.note(no_mfu)
+    progress.stage("text: reading and tokenizing", total=1.0)
+    corpus = build_corpus(
+      text,
+      directory / "corpus",
+      lambda what, part: progress.advance(part, what),
+      lambda warning: progress.note(f"warning: {warning}"),
+    )
+    claim_text(directory, corpus)
+    yield Workspace(directory, placed, corpus)
+
+
+def prepare(workspace: Workspace, name: str, progress: Progress = SILENT) -> Prepared:
+  """Defines and compiles an experiment of a workspace.
+
+  Raises:
+    UserError: a parameter cannot be placed, or the step does not fit the devices' memory.
+  """
+  progress.stage(f"compile {name}")
+  experiment, corpus = workspace.placed[name].experiment, workspace.corpus
+  spec = make_train_spec(experiment, workspace.placed[name].partitioner)
+  step, memory, compile_time_s = _compile_step(spec)
+  index, count = rows_of_process(spec)
+
+  def batches() -> Batches:
+    mixture = training_mixture(corpus, experiment.data)
+    return train_batches(mixture, experiment.data, experiment.training.batch_size, index, count)
+
+  return Prepared(spec, step, batches, corpus, memory, compile_time_s)
+
+
+def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[Placed]:
+  """The experiments with their meshes filled in for the devices present; reads and compiles nothing.
+
+  Raises:
+    UserError: a mesh does not fit the devices or the tensors, or a vocabulary is smaller than the tokenizer's.
+  """
+  meshes: dict[tuple[Mesh, Rules], Partitioner] = {}
+  placed = []
+  for experiment in experiments:
+    key = experiment.mesh, experiment.rules
+    if key not in meshes:
+      meshes[key] = make_partitioner(*key)
+    partitioner = meshes[key]
+    _check_vocabulary(experiment, tokenizer, partitioner)
+    # Constructing it again checks batch and tensors against the data axis that only the devices decide.
+    placed.append(Placed(dataclasses.replace(experiment, mesh=partitioner.shape), partitioner))
+  return placed
+
+
+def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer, partitioner: Partitioner) -> None:
+  needed, there = tokenizer.vocab_size, experiment.model.vocab_size
+  if there < needed:
+    padded = padded_vocab_size(needed, partitioner.shards("vocab"))
+    raise UserError(
+      f"model.vocab_size={there} is less than the {needed} tokens of data.tokenizer={experiment.data.tokenizer!r}; "
+      f"use at least {needed}, best {padded}: a multiple of {VOCAB_MULTIPLE} that the mesh divides"
+    )
+
+
+def _compile_step(spec: TrainSpec) -> tuple[TrainStep, Memory, float]:
+  """The train step, its memory on each device, and the seconds that it took to trace and compile."""
+  experiment, partitioner = spec.experiment, spec.partitioner
   inputs, what = abstract_inputs(spec), f"the train step of {experiment.name}"
   remedy = _less_memory(experiment)
   # If the state alone does not fit, there is no need to compile.
@@ -51,13 +159,7 @@ def prepare(experiment: Experiment, corpus: Corpus) -> Prepared:
   compile_time_s = time.perf_counter() - begin
   memory = program_memory(step)
   check_fits(what, memory, partitioner, remedy)
-  index, count = rows_of_process(spec)
-
-  def batches() -> Batches:
-    mixture = training_mixture(corpus, experiment.data)
-    return train_batches(mixture, experiment.data, experiment.training.batch_size, index, count)
-
-  return Prepared(spec, step, batches, memory, compile_time_s)
+  return step, memory, compile_time_s
 
 
 def _less_memory(experiment: Experiment) -> str:
@@ -70,21 +172,3 @@ def _less_memory(experiment: Experiment) -> str:
     + ("" if smallest else f"set model.remat={remat} to layer_inputs, ")
     + "or use more devices (mesh)"
   )
-
-
-def on_devices(experiment: Experiment) -> tuple[Experiment, Partitioner]:
-  """The experiment with its mesh filled in for the devices present, and the mesh itself; reads and compiles nothing.
-
-  Raises:
-    UserError: the mesh does not fit the devices or the tensors, or the vocabulary is smaller than the tokenizer's.
-  """
-  partitioner = make_partitioner(experiment.mesh, experiment.rules)
-  needed, there = make_tokenizer(experiment.data.tokenizer).vocab_size, experiment.model.vocab_size
-  if there < needed:
-    padded = padded_vocab_size(needed, partitioner.shards("vocab"))
-    raise UserError(
-      f"model.vocab_size={there} is less than the {needed} tokens of data.tokenizer={experiment.data.tokenizer!r}; "
-      f"use at least {needed}, best {padded}: a multiple of {VOCAB_MULTIPLE} that the mesh divides"
-    )
-  # Constructing it again checks batch and tensors against the data axis that only the devices decide.
-  return dataclasses.replace(experiment, mesh=partitioner.shape), partitioner

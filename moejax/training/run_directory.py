@@ -20,7 +20,7 @@ MAY_CHANGE = {RUN: changeable(Experiment, "run"), COMPARISON: changeable(Suite, 
 """Fields that may change when what a directory holds resumes."""
 
 LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
-"""Keys of experiment.json that say how long the run is, which `check_run` compares as a whole."""
+"""Keys of experiment.json that say how long the run is, which are compared as a whole."""
 
 
 def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[dict[str, int]]:
@@ -30,9 +30,10 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[d
   followed the schedule of `steps` up to `last_step`.
 
   Raises:
-    UserError: as `check_run`.
+    UserError: another experiment is there, or the run is longer already.
   """
-  there = check_run(directory, experiment, steps)
+  directory.mkdir(parents=True, exist_ok=True)
+  there = _held_run(directory, experiment, steps)
   earlier = there.get(EARLIER, [])
   done = saved_step(directory)
   if there and there["steps"] != steps and done > max((length["last_step"] for length in earlier), default=0):
@@ -41,16 +42,22 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[d
   return earlier
 
 
-def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> dict[str, Any]:
-  """Checks that a directory may hold this run, which may be longer than the one that is there; leaves nothing in it.
+def open_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> pathlib.Path:
+  """Makes a directory, in which nothing is left, and checks that it may hold this run; returns it.
 
-  `steps` are None before the text is counted for a budget; the length is not compared then. Returns what
-  experiment.json holds, empty where there is none.
+  `steps` are None before the text is counted for a budget; the length is not compared then.
 
   Raises:
     UserError: another experiment is there, the run is longer already, or the directory cannot be written.
   """
-  there = check_json(directory, RUN, to_plain(experiment))
+  prepare_directory(directory)
+  _held_run(directory, experiment, steps)
+  return directory
+
+
+def _held_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> dict[str, Any]:
+  """What experiment.json holds, empty where there is none; raises as `open_run` where this run may not follow it."""
+  there = _held(directory, RUN, to_plain(experiment))
   if not there or steps is None or there.get("steps") == steps:
     return there
   if experiment.training.steps != steps:
@@ -100,19 +107,31 @@ def check_only_operational(there: Experiment, here: Experiment) -> None:
     )
 
 
-def claim_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> None:
-  """Writes `content`, a configuration, to `file` of a directory, or checks that what is there is the same.
+def claim_comparison(directory: pathlib.Path, suite: Suite) -> None:
+  """Makes `directory` this suite's, or checks that it is.
 
   Raises:
-    UserError: another configuration is there, or the directory cannot be written.
+    UserError: another suite is there.
   """
-  check_json(directory, file, content)
-  write_json(directory / file, content)
+  directory.mkdir(parents=True, exist_ok=True)
+  content = to_plain(suite)
+  _held(directory, COMPARISON, content)
+  write_json(directory / COMPARISON, content)
 
 
-def check_json(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[str, Any]:
-  """As `claim_json`, but leaves nothing in the directory, which it makes; returns what is there, if anything."""
+def open_comparison(directory: pathlib.Path, suite: Suite) -> pathlib.Path:
+  """Makes a directory, in which nothing is left, and checks that it may hold this comparison; returns it.
+
+  Raises:
+    UserError: another suite is there, or the directory cannot be written.
+  """
   prepare_directory(directory)
+  _held(directory, COMPARISON, to_plain(suite))
+  return directory
+
+
+def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[str, Any]:
+  """The configuration in `file` of a directory, empty where there is none; raises UserError where it is another."""
   for kind, other in (("run", RUN), ("comparison", COMPARISON)):
     if other != file and (directory / other).exists():
       raise UserError(f"{directory} holds a {kind}; choose another --workdir")

@@ -17,6 +17,7 @@ import tempfile
 from moejax.config import Data
 from moejax.data.corpus import build_corpus
 from moejax.data.sources import documents
+from moejax.data.text import open_text
 
 LENGTHS = (None, 10_000)
 
@@ -64,7 +65,7 @@ def peaks(fields: dict) -> tuple[int, int]:
     **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}, sequence_length=128
   )
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  build_corpus(data, cache)
+  build_corpus(open_text(data), cache)
   return before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -1,6 +1,7 @@
 """A whole comparison of a tiny suite on real text: every stage, its files, and going on after a stop."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -13,8 +14,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from moejax.comparison import run
 from moejax.comparison.measure import Timing
-from moejax.comparison.run import compare
 from moejax.config import (
   AdamW,
   Data,
@@ -29,7 +30,9 @@ from moejax.config import (
   Training,
 )
 from moejax.config.plain import to_plain
+from moejax.data.text import open_text
 from moejax.display import Display
+from moejax.evaluation.evaluators import make_evaluators
 from moejax.interrupts import Interrupted
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +78,12 @@ def text(tmp_path_factory):
       f"chapter {i}\n" + "it was the best of times, it was the worst of times; " * 20
     )
   return folder
+
+
+def compare(suite: Suite, directory: Path, display: Display, ask=None) -> dict:
+  """As `moejax.compare`, with benchmarks of the test's own."""
+  evaluators = functools.partial(make_evaluators, ask=ask)
+  return run.compare(suite, open_text(suite.members[0].data), directory, evaluators, display)
 
 
 def trained_steps(directory: Path) -> list[int]:

@@ -44,10 +44,11 @@ from moejax.config.schedule import Cosine, Linear, WarmupStableDecay
 from moejax.data import pipeline
 from moejax.data.corpus import build_corpus
 from moejax.data.mixture import training_mixture
+from moejax.data.text import open_text
 from moejax.data.tokenizer_training import train_tokenizer
 from moejax.describe import facts, suite_facts
 from moejax.errors import UserError
-from moejax.evaluation import run as evaluation_run
+from moejax.evaluation import evaluators
 from moejax.partitioning import make_partitioner
 from moejax.progress import SILENT
 from moejax.training.loop import ESSENTIAL, Run, train
@@ -250,7 +251,7 @@ def documents(tmp_path_factory):
 
 def read(data: Data, folder) -> tuple:
   """The first batches and the held-out tokens."""
-  corpus = build_corpus(data, folder / "cache")
+  corpus = build_corpus(open_text(data), folder / "cache")
   mixture = training_mixture(corpus, data)
   batches = [pipeline.batch_at(step, mixture, data, 8) for step in range(2)]
   held_out = list(itertools.islice(pipeline.evaluation_batches(corpus.validation, 32, 8, None), 2))
@@ -287,7 +288,7 @@ def test_another_tokenizer_gives_other_tokens(documents, tmp_path):
 
 def test_prefetch_is_how_many_batches_are_read_ahead(documents, monkeypatch):
   data = Data(train=(str(documents / "a.jsonl"),), sequence_length=32)
-  mixture = training_mixture(build_corpus(data, documents / "cache"), data)
+  mixture = training_mixture(build_corpus(open_text(data), documents / "cache"), data)
   asked = []
   real = pipeline.grain.ReadOptions
   monkeypatch.setattr(pipeline.grain, "ReadOptions", lambda **options: asked.append(options) or real(**options))
@@ -355,18 +356,18 @@ def test_another_seed_is_another_state():
 @pytest.mark.parametrize(("name", "value"), [("batch_size", 16), ("max_tokens", 100)])
 def test_what_is_evaluated_follows_the_configuration(name, value, documents, monkeypatch, tmp_path):
   data = Data(train=(str(documents / "a.jsonl"),), sequence_length=32)
-  corpus = build_corpus(data, documents / "cache")
+  corpus = build_corpus(open_text(data), documents / "cache")
   seen: list = []
 
   def collect(spec, parameters, batches, *rest):
     seen.append([(batch["tokens"].shape, float(batch["weights"].sum())) for batch in batches])
     return types.SimpleNamespace(save=lambda path: None, summary=dict)
 
-  monkeypatch.setattr(evaluation_run, "score_documents", collect)
+  monkeypatch.setattr(evaluators, "score_documents", collect)
   for evaluation in (Evaluation(batch_size=8), replace(Evaluation(batch_size=8), **{name: value})):
     experiment = replace(DENSE, data=data, evaluation=evaluation)
     spec = make_train_spec(experiment, make_partitioner(DENSE.mesh, DENSE.rules, jax.devices()[:1]))
-    evaluate = evaluation_run.make_evaluator(spec, corpus, tmp_path, SILENT)
+    evaluate = evaluators.make_evaluator(spec, corpus, tmp_path, SILENT)
     evaluate(types.SimpleNamespace(parameters=None))
   assert seen[0] != seen[1]
 

@@ -7,6 +7,7 @@ import pytest
 
 from moejax.config import (
   DATA_EXPERT_MODEL,
+  Data,
   Evaluation,
   Experiment,
   Losses,
@@ -15,6 +16,7 @@ from moejax.config import (
   Pair,
   Suite,
 )
+from moejax.config.experiment import OF_THE_TEXT
 from moejax.errors import UserError
 
 
@@ -242,6 +244,8 @@ def test_members_of_a_suite_have_names_of_their_own(tiny_dense, tiny_moe):
       r"data\.train is \('python-standard-library',\) in 'dense' and \('other\.txt',\) in 'b_dense'",
     ),
     (lambda e: with_data(e, validation=("v.txt",)), r"data\.validation is \(\) in 'dense' and \('v\.txt',\) in .*"),
+    (lambda e: with_data(e, document_length=9), r"data\.document_length is None in 'dense' and 9 in 'b_dense'"),
+    (lambda e: with_data(e, deduplicate=True), r"data\.deduplicate is False in 'dense' and True in 'b_dense'"),
     (lambda e: with_data(e, validation_fraction=0.1), r"data\.validation_fraction is 0\.05 in 'dense' and 0\.1 in .*"),
     (
       lambda e: replace(e, evaluation=replace(e.evaluation, max_tokens=9)),
@@ -256,6 +260,30 @@ def test_all_pairs_of_a_suite_have_one_text(tiny_dense, tiny_moe, change, messag
   )
   with pytest.raises(UserError, match=rf"^suite 's': {message}; all members must have the same text$"):
     Suite(name="s", pairs=(first, second))
+
+
+def test_a_suite_without_pairs_is_refused():
+  with pytest.raises(UserError, match=r"^suite 's' has no pairs; give it at least one$"):
+    Suite(name="s", pairs=())
+
+
+def test_every_field_of_the_data_is_of_the_text_or_may_differ_between_the_pairs_of_a_suite():
+  of_the_text = {name for group, name in OF_THE_TEXT if group == "data"}
+  assert of_the_text | {"packing", "sequence_length", "seed", "prefetch"} == {f.name for f in dataclasses.fields(Data)}
+
+
+def test_pairs_of_other_sequence_lengths_cannot_share_a_seqio_task_that_may_read_them(tiny_dense, tiny_moe):
+  def suite(train: str) -> Suite:
+    pairs = []
+    for length in (32, 64):
+      text = {"train": (train,), "validation": ("v",), "sequence_length": length}
+      dense = with_data(replace(tiny_dense, name=f"dense_{length}"), **text)
+      pairs.append(Pair(dense=dense, candidates=(with_data(replace(tiny_moe, name=f"moe_{length}"), **text),)))
+    return Suite(name="s", pairs=tuple(pairs))
+
+  assert len(suite("a.txt").members) == 4
+  with pytest.raises(UserError, match=r"data\.sequence_length is 32 in 'dense_32' and 64 in 'dense_64'; all members"):
+    suite("seqio:tasks/lm")
 
 
 def test_candidates_are_scored_on_what_the_dense_member_is_scored_on(tiny_dense, tiny_moe):

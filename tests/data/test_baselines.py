@@ -10,6 +10,7 @@ from moejax.data import baselines
 from moejax.data.baselines import ngram_baselines
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.pipeline import evaluation_batches
+from moejax.data.text import open_text
 from moejax.data.token_stream import TokenStream
 from moejax.data.tokenizers import ByteTokenizer
 
@@ -23,7 +24,7 @@ def corpus(tmp_path):
   for split, part in (("train", text[:8]), ("validation", text[8:])):
     (tmp_path / f"{split}.jsonl").write_text("\n".join(json.dumps({"text": line}) for line in part))
   train, validation = (str(tmp_path / f"{split}.jsonl") for split in ("train", "validation"))
-  return build_corpus(Data(train=(train,), validation=(validation,), sequence_length=8), tmp_path / "cache")
+  return build_corpus(open_text(Data(train=(train,), validation=(validation,), sequence_length=8)), tmp_path / "cache")
 
 
 @pytest.fixture
@@ -123,7 +124,7 @@ def test_a_prediction_that_no_context_was_seen_with_may_win():
 def test_a_corpus_that_repeats_itself_is_easy(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": "abcd" * (2000 + n)}) for n in range(20)))
   data = Data(train=(str(tmp_path / "a.jsonl"),), validation_fraction=0.3, sequence_length=8)
-  result = ngram_baselines(build_corpus(data, tmp_path / "cache"))
+  result = ngram_baselines(build_corpus(open_text(data), tmp_path / "cache"))
   assert result["unigram_bits_per_byte"] == pytest.approx(2.0, abs=0.05)
   assert result["bigram_bits_per_byte"] < 0.01
   assert result["bigram_accuracy"] == pytest.approx(1.0, abs=0.01)

@@ -16,6 +16,7 @@ from moejax.data.corpus import build_corpus
 from moejax.data.documents import Reading, document_key, is_held_out, reading_of
 from moejax.data.pack import pack
 from moejax.data.sources import check_sources, documents
+from moejax.data.text import open_text
 from moejax.errors import UserError
 
 pa = pytest.importorskip("pyarrow", reason="of the extra `data`")
@@ -137,7 +138,7 @@ def test_the_tokens_are_those_of_text_files_in_every_format_and_packed(tmp_path)
   hashes, packed = set(), set()
   for kind, (source, field) in sources.items():
     data = Data(train=(source,), text_field=field, validation_fraction=0.3, sequence_length=8)
-    summary = build_corpus(data, tmp_path / "cache").summary()
+    summary = build_corpus(open_text(data), tmp_path / "cache").summary()
     hashes.add((summary["sha256"], summary["train_documents"], summary["validation_documents"]))
     manifest = pack([source], "bytes", tmp_path / "packed" / kind, reading=Reading(field), processes=1)
     packed.add((manifest["sha256"], manifest["documents"]))
@@ -149,7 +150,7 @@ def test_equal_texts_are_on_one_side_of_the_split_whatever_they_are_called(tmp_p
   for name in ("a.jsonl", "b.jsonl"):
     json_lines(tmp_path / name, texts)
   data = Data(train=(str(tmp_path),), validation_fraction=0.3, sequence_length=8)
-  summary = build_corpus(data, tmp_path / "cache").summary()
+  summary = build_corpus(open_text(data), tmp_path / "cache").summary()
   held_out = sum(is_held_out(document_key(text), 0.3) for text in texts)
   assert 30 <= held_out <= 90
   assert summary["validation_documents"] == 2 * held_out
@@ -168,7 +169,7 @@ def test_null_texts_are_skipped_and_counted_in_every_format_that_has_them(tmp_pa
   warnings: list[str] = []
   data = Data(train=(str(tmp_path / name),), text_field=field, validation_fraction=0.3, sequence_length=4)
   for _ in range(2):  # tokenized, and from the cache
-    corpus = build_corpus(data, tmp_path / "cache", warn=warnings.append)
+    corpus = build_corpus(open_text(data), tmp_path / "cache", warn=warnings.append)
   assert corpus.summary()["nulls"] == 2
   assert corpus.summary()["train_documents"] + corpus.summary()["validation_documents"] == 42
   assert warnings == [f"2 documents whose {field!r} is null were skipped"] * 2
@@ -248,7 +249,7 @@ def test_a_malformed_file_says_what_is_wrong_and_what_to_do(tmp_path, name):
   (tmp_path / name).write_bytes(content)
   data = Data(train=(str(tmp_path / name),), validation_fraction=0.3, sequence_length=4)
   with pytest.raises(UserError, match=rf"{name}.*{message}") as caught:
-    build_corpus(data, tmp_path / "cache")
+    build_corpus(open_text(data), tmp_path / "cache")
   assert "\n" not in str(caught.value)
 
 

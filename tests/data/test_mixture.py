@@ -11,6 +11,7 @@ from moejax.data.mixture import Mixture, training_mixture
 from moejax.data.pack import pack
 from moejax.data.packing import BestFit, Concatenated
 from moejax.data.pipeline import batch_at, train_batches
+from moejax.data.text import open_text
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.errors import UserError
 
@@ -114,7 +115,7 @@ def folder(tmp_path):
 def corpus_of(folder, *train, **fields):
   fields.setdefault("validation", (str(folder / "v.jsonl"),))
   data = Data(train=tuple(str(folder / name) for name in train), sequence_length=8, **fields)
-  return build_corpus(data, folder / "cache"), data
+  return build_corpus(open_text(data), folder / "cache"), data
 
 
 def texts(stream):

@@ -20,6 +20,7 @@ from moejax.data.documents import document_key, is_held_out
 from moejax.data.pack import pack
 from moejax.data.shards import RECORD_TOKENS, open_packed
 from moejax.data.sources import documents
+from moejax.data.text import open_text
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.errors import UserError
 
@@ -168,7 +169,7 @@ def test_both_sides_of_the_split_are_those_that_an_experiment_would_make(folder,
   assert texts(tmp_path / "validation") == held_out
   packed = Data(train=(str(tmp_path / "train"),), validation=(str(tmp_path / "validation"),), sequence_length=8)
   text = Data(train=(str(folder),), validation_fraction=0.3, sequence_length=8)
-  of_packed, of_text = (build_corpus(data, tmp_path / "cache") for data in (packed, text))
+  of_packed, of_text = (build_corpus(open_text(data), tmp_path / "cache") for data in (packed, text))
   for a, b in zip((*of_packed.train, of_packed.validation), (*of_text.train, of_text.validation), strict=True):
     np.testing.assert_array_equal(a.starts, b.starts)
     np.testing.assert_array_equal(a.tokens[0 : len(a)], b.tokens[0 : len(b)])

@@ -7,6 +7,7 @@ import pytest
 from moejax.config import Data
 from moejax.data.corpus import build_corpus
 from moejax.data.sources import check_sources, documents, source_files
+from moejax.data.text import open_text
 from moejax.errors import UserError
 
 fsspec = pytest.importorskip("fsspec", reason="of the extra `data`")
@@ -48,7 +49,7 @@ def test_a_url_and_a_folder_make_the_same_corpus(url, tmp_path):
   validation = tmp_path / "validation.txt"
   validation.write_text("held out")
   remote, local = (
-    build_corpus(Data(train=(source,), validation=(str(validation),), sequence_length=4), tmp_path / "cache")
+    build_corpus(open_text(Data(train=(source,), validation=(str(validation),), sequence_length=4)), tmp_path / "cache")
     for source in (url, str(tmp_path / "here"))
   )
   assert remote.folder != local.folder

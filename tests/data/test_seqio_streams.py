@@ -13,6 +13,7 @@ from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import batch_at
 from moejax.data.seqio_register import register_task
 from moejax.data.sources import documents
+from moejax.data.text import open_text
 from moejax.data.tokenizers import make_tokenizer
 from moejax.errors import UserError
 
@@ -91,7 +92,7 @@ def corpus_of(module, tmp_path, *names, tokenizer="lm_a", validation=("lm_a@vali
     sequence_length=16,
     **fields,
   )
-  return build_corpus(data, tmp_path / "cache"), data
+  return build_corpus(open_text(data), tmp_path / "cache"), data
 
 
 def documents_of(stream, tokenizer):
@@ -134,8 +135,8 @@ def test_of_inputs_and_targets_only_the_targets_are_predicted(module, tmp_path):
 def test_a_preprocessor_that_reads_the_sequence_length_gets_that_of_the_experiment(module, tmp_path, task, length):
   fields = {"tokenizer": module + "lm_a", "validation": (module + "lm_a@validation",), "sequence_length": length}
   for _ in range(2):
-    corpus = build_corpus(Data(train=(module + task,), **fields), tmp_path / "cache")
-  plain = build_corpus(Data(train=(module + "lm_b",), **fields), tmp_path / "cache")
+    corpus = build_corpus(open_text(Data(train=(module + task,), **fields)), tmp_path / "cache")
+  plain = build_corpus(open_text(Data(train=(module + "lm_b",), **fields)), tmp_path / "cache")
   a, b = (documents_of(corpus.train[0], corpus.tokenizer) for corpus in (corpus, plain))
   assert {len(tokens) for tokens in a} == {4 if task == "bound" else length - 1}
   assert corpus.train[0].prefixes.tolist() == [1] * 20
@@ -194,7 +195,7 @@ def test_a_vocabulary_counts_bytes_and_sentinels_are_no_text(module):
 def test_what_is_not_there_says_what_is(module, tmp_path, name, message):
   with pytest.raises(UserError, match=message):
     data = Data(train=(name,), validation=(module + "lm_b",), tokenizer=module + "lm_a", sequence_length=4)
-    build_corpus(data, tmp_path)
+    build_corpus(open_text(data), tmp_path)
 
 
 def test_another_vocabulary_than_the_tokenizers_is_refused(module, tmp_path):
@@ -206,7 +207,7 @@ def test_our_text_is_a_task_with_the_same_documents_splits_and_tokens(tmp_path):
   (tmp_path / "a.jsonl").write_text("\n".join(json.dumps({"text": f"größer {n} " * 3}) for n in range(60)))
   data = Data(train=(str(tmp_path / "a.jsonl"),), validation_fraction=0.2, sequence_length=8)
   task = register_task("text_of_this_test", data)
-  corpus = build_corpus(data, tmp_path / "cache")
+  corpus = build_corpus(open_text(data), tmp_path / "cache")
   for split, stream in (("train", corpus.train[0]), ("validation", corpus.validation)):
     examples = task.get_dataset(split=split, shuffle=False).as_numpy_iterator()
     found = [example["targets"].tolist() for example in examples]

@@ -9,6 +9,7 @@ import pytest
 from moejax.config import Data
 from moejax.data.corpus import build_corpus
 from moejax.data.sources import check_sources, documents
+from moejax.data.text import open_text
 from moejax.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -75,10 +76,10 @@ def test_a_corpus_mixes_it_with_other_text_and_is_read_from_the_cache(dataset, t
   sources = (f"tfds:{dataset}", str(tmp_path / "a.txt"))
   data = Data(train=sources, weights=(1.0, 1.0), validation=(f"tfds:{dataset}@test",), sequence_length=4)
   check_sources(data)
-  corpus = build_corpus(data, tmp_path / "cache")
+  corpus = build_corpus(open_text(data), tmp_path / "cache")
   assert [stream.num_documents for stream in corpus.train] == [40, 1]
   assert corpus.validation.num_documents == 2
-  assert build_corpus(data, tmp_path / "cache").folder == corpus.folder
+  assert build_corpus(open_text(data), tmp_path / "cache").folder == corpus.folder
 
 
 @pytest.mark.parametrize(

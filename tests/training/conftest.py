@@ -6,6 +6,7 @@ import pytest
 from training_fixtures import tiny
 
 from moejax.data.corpus import build_corpus
+from moejax.data.text import open_text
 
 TEXT = "the quick brown fox jumps over the lazy dog; " * 400
 
@@ -18,4 +19,4 @@ def corpus_and_data(tmp_path_factory):
   data = dataclasses.replace(
     tiny(True).data, train=(str(folder / "train.txt"),), validation=(str(folder / "validation.txt"),)
   )
-  return build_corpus(data, folder / "cache"), data
+  return build_corpus(open_text(data), folder / "cache"), data

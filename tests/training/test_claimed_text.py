@@ -9,6 +9,7 @@ import pytest
 from moejax.config import Data
 from moejax.data.corpus import build_corpus
 from moejax.data.pack import pack
+from moejax.data.text import open_text
 from moejax.errors import UserError
 from moejax.training.claimed_text import claim_text
 
@@ -23,7 +24,7 @@ def data(tmp_path):
 
 
 def claim(tmp_path, data):
-  claim_text(tmp_path / "run", build_corpus(data, tmp_path / "run" / "corpus"))
+  claim_text(tmp_path / "run", build_corpus(open_text(data), tmp_path / "run" / "corpus"))
 
 
 def test_the_same_text_continues_even_where_its_files_were_touched_or_the_cache_is_gone(tmp_path, data):

@@ -10,7 +10,7 @@ import signal
 import jax
 import numpy as np
 import pytest
-from training_fixtures import read_metrics, tiny
+from training_fixtures import prepared_on, read_metrics, tiny
 
 from moejax.config import Checkpoints, Mesh, Router
 from moejax.data.target_count import TargetCounter
@@ -20,13 +20,12 @@ from moejax.partitioning import to_devices
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.loop import Run, train
 from moejax.training.optimizers import learning_rate
-from moejax.training.prepare import prepare
 
 
 @functools.cache
 def prepared_for(experiment, corpus):
   """Compiled once for all runs of this module; every run begins with its own state and batches."""
-  return prepare(experiment, corpus)
+  return prepared_on(experiment, corpus)
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +233,6 @@ def test_old_checkpoints_go_and_those_at_multiples_of_keep_every_stay(tmp_path, 
   experiment = tiny(False, data=data)
   policy = Checkpoints(every=1, keep_last=1, keep_every=2)
   experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, checkpoints=policy))
-  prepared = prepare(experiment, corpus)
+  prepared = prepared_on(experiment, corpus)
   train(Run(prepared.spec, prepared.step, prepared.batches, 5, tmp_path))
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]

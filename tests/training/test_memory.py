@@ -2,17 +2,24 @@
 
 import dataclasses
 import resource
+import types
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import pytest
+from training_fixtures import prepared_on
 
+from moejax.data.tokenizers import ByteTokenizer
 from moejax.errors import UserError
 from moejax.evaluation.held_out import compile_scorer
 from moejax.partitioning import make_partitioner
 from moejax.training import memory, prepare
 from moejax.training.memory import Memory, argument_bytes, check_together, free_bytes, program_memory
 from moejax.training.state import make_train_spec
+
+NO_TEXT: Any = types.SimpleNamespace(folder=None, tokenizer=ByteTokenizer())
+"""A corpus that is not read."""
 
 
 @pytest.fixture
@@ -45,7 +52,7 @@ def test_a_state_that_cannot_fit_is_refused_before_anything_is_compiled(tiny_den
   monkeypatch.setattr(prepare, "make_train_step", lambda spec: pytest.fail("it is lowered"))
   free(2**14)
   with pytest.raises(UserError) as caught:
-    prepare.prepare(tiny_dense, None)
+    prepared_on(tiny_dense, NO_TEXT)
   line = str(caught.value)
   assert line.startswith("the train step of dense needs ") and "\n" not in line
   assert (
@@ -60,12 +67,12 @@ def test_temporaries_that_cannot_fit_are_refused_before_they_are_allocated(tiny_
   with pytest.raises(
     UserError, match=r"needs .* GiB while it runs\), but cpu has 8\.0 GiB free; lower training\.batch_s"
   ):
-    prepare.prepare(huge, None)
+    prepared_on(huge, NO_TEXT)
 
 
 def test_an_evaluation_that_cannot_fit_is_refused_before_training(tiny_dense, free):
   free(2**14)
-  spec = make_train_spec(*prepare.on_devices(tiny_dense))
+  spec = make_train_spec(tiny_dense, make_partitioner(tiny_dense.mesh, tiny_dense.rules))
   with pytest.raises(UserError, match=r"the evaluation of dense needs .*; lower evaluation\.batch_size=8, or use more"):
     compile_scorer(spec)
 

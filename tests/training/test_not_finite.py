@@ -8,20 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from training_fixtures import read_metrics, tiny
+from training_fixtures import prepared_on, read_metrics, tiny
 
 from moejax.config import Checkpoints, Losses
 from moejax.errors import UserError
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.loop import Run, train
 from moejax.training.not_finite import is_finite
-from moejax.training.prepare import prepare
 
 
 @pytest.fixture(scope="module")
 def prepared(corpus_and_data):
   corpus, data = corpus_and_data
-  return prepare(tiny(False, data=data), corpus)
+  return prepared_on(tiny(False, data=data), corpus)
 
 
 def run_of(prepared, directory, step=None, **changes):
@@ -108,7 +107,7 @@ def test_a_state_that_is_not_finite_is_never_saved_and_the_newest_checkpoint_is_
 def test_a_gradient_that_is_infinite_before_any_update_is_not_blamed_on_the_learning_rate(corpus_and_data, tmp_path):
   corpus, data = corpus_and_data
   training = dataclasses.replace(tiny(False).training, losses=Losses(z=3e38))
-  prepared = prepare(tiny(False, data=data, training=training), corpus)
+  prepared = prepared_on(tiny(False, data=data, training=training), corpus)
   said = failure(run_of(prepared, tmp_path))
   assert said.startswith("grad_norm is inf at step 1. No checkpoint") and "training.losses" in said
   assert "the learning rate is not the cause" in said and "--optimizer" not in said

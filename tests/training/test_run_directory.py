@@ -9,15 +9,15 @@ from dataclasses import replace
 
 import pytest
 
-from moejax.config import Checkpoints, Evaluation, Mesh
+from moejax.config import Checkpoints, Evaluation, Losses, Mesh
 from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.training.run_directory import (
   COMPARISON,
   RUN,
-  check_run,
   claim,
-  claim_json,
+  claim_comparison,
+  open_run,
   prepare_directory,
   read_experiment,
   run_configuration,
@@ -77,7 +77,7 @@ def test_a_run_is_made_longer_by_its_steps_and_remembers_which_schedule_it_follo
   trained(tmp_path, 5, 7)
   longer = of_length(tiny_moe, 9)
   before = files(tmp_path)
-  check_run(tmp_path, longer, 9)
+  open_run(tmp_path, longer, 9)
   assert files(tmp_path) == before
   earlier = [{"steps": 7, "last_step": 7}]
   assert claim(tmp_path, longer, 9) == earlier
@@ -122,10 +122,9 @@ def test_of_many_differences_three_are_named_and_the_rest_counted(tiny_moe, tmp_
 
 def test_an_experiment_that_became_dense_is_refused_in_one_short_line(tiny_moe, tmp_path):
   claim(tmp_path, tiny_moe, 7)
-  content = run_configuration(tiny_moe, 7)
-  content["model"]["moe"] = None
+  model, training = replace(tiny_moe.model, moe=None), replace(tiny_moe.training, losses=Losses())
   with pytest.raises(UserError, match=r"model\.moe is \{'num_experts': 4, .{0,60}\.\.\. there and None here"):
-    claim_json(tmp_path, RUN, content)
+    claim(tmp_path, replace(tiny_moe, model=model, training=training), 7)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +149,7 @@ def test_what_never_changes_the_result_may_change_and_is_noted(tiny_moe, tmp_pat
 
 
 def test_another_suite_is_refused_with_the_path_of_the_field(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path, tiny_suite)
   (pair,) = tiny_suite.pairs
   first, second = pair.candidates
   second = replace(second, training=replace(second.training, batch_size=16))
@@ -158,42 +157,42 @@ def test_another_suite_is_refused_with_the_path_of_the_field(tiny_suite, tmp_pat
   with pytest.raises(
     UserError, match=r"configuration: pairs\.0\.candidates\.1\.training\.batch_size is 8 there and 16 here; choose"
   ):
-    claim_json(tmp_path, COMPARISON, to_plain(other))
+    claim_comparison(tmp_path, other)
 
 
 def test_a_suite_with_fewer_candidates_is_refused_in_one_short_line(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path, tiny_suite)
   (pair,) = tiny_suite.pairs
   other = replace(tiny_suite, pairs=(replace(pair, candidates=pair.candidates[:1]),))
   with pytest.raises(UserError, match=r"configuration: pairs\.0\.candidates is \[") as error:
-    claim_json(tmp_path, COMPARISON, to_plain(other))
+    claim_comparison(tmp_path, other)
   assert len(str(error.value)) < 400 + len(str(tmp_path))
 
 
 def test_what_is_logged_and_saved_of_a_comparison_may_change(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path, tiny_suite)
   (pair,) = tiny_suite.pairs
   training = replace(pair.dense.training, log_every=1, checkpoints=Checkpoints(every=5))
   other = replace(tiny_suite, pairs=(replace(pair, dense=replace(pair.dense, training=training)),))
-  claim_json(tmp_path, COMPARISON, to_plain(other))
+  claim_comparison(tmp_path, other)
   assert held(tmp_path, COMPARISON)["pairs"][0]["dense"]["training"]["log_every"] == 1
 
 
 def test_step_times_depend_on_the_mesh_so_a_comparison_keeps_its_own(tiny_suite, tmp_path):
-  claim_json(tmp_path, COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path, tiny_suite)
   (pair,) = tiny_suite.pairs
   other = replace(tiny_suite, pairs=(replace(pair, dense=replace(pair.dense, mesh=Mesh(data=2))),))
   with pytest.raises(UserError, match=r"pairs\.0\.dense\.mesh\.data is None there and 2 here"):
-    claim_json(tmp_path, COMPARISON, to_plain(other))
+    claim_comparison(tmp_path, other)
 
 
 def test_a_run_does_not_go_into_a_comparisons_directory_nor_the_other_way(tiny_moe, tiny_suite, tmp_path):
-  claim_json(tmp_path / "comparison", COMPARISON, to_plain(tiny_suite))
+  claim_comparison(tmp_path / "comparison", tiny_suite)
   with pytest.raises(UserError, match=r"comparison holds a comparison; choose another --workdir$"):
     claim(tmp_path / "comparison", tiny_moe, 7)
   claim(tmp_path / "run", tiny_moe, 7)
   with pytest.raises(UserError, match=r"run holds a run; choose another --workdir$"):
-    claim_json(tmp_path / "run", COMPARISON, to_plain(tiny_suite))
+    claim_comparison(tmp_path / "run", tiny_suite)
 
 
 def test_a_file_that_is_no_configuration_is_refused_and_not_overwritten(tiny_moe, tmp_path):
@@ -204,11 +203,11 @@ def test_a_file_that_is_no_configuration_is_refused_and_not_overwritten(tiny_moe
 
 
 def test_checking_refuses_as_claiming_does_and_leaves_nothing(tiny_moe, tmp_path):
-  assert check_run(tmp_path / "new", tiny_moe, 7) == {}
+  assert open_run(tmp_path / "new", tiny_moe, 7) == tmp_path / "new"
   assert files(tmp_path / "new") == {}
   claim(tmp_path / "new", tiny_moe, 7)
   with pytest.raises(UserError, match=r"training\.seed is 0 there and 1 here"):
-    check_run(tmp_path / "new", replace(tiny_moe, training=replace(tiny_moe.training, seed=1)), 7)
+    open_run(tmp_path / "new", replace(tiny_moe, training=replace(tiny_moe.training, seed=1)), 7)
 
 
 def test_a_directory_is_made_with_its_parents_and_the_try_to_write_leaves_nothing(tmp_path):

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import AdamW, Budget, Checkpoints, Data, Experiment, Losses, Mesh, Model, MoE, Training
+from moejax.data.corpus import Corpus
 from moejax.partitioning import make_partitioner
+from moejax.training.prepare import Prepared, Workspace, on_devices, prepare
 from moejax.training.state import make_train_spec
 from moejax.training.step import BATCH_TYPES, make_train_step
 
@@ -38,6 +40,12 @@ def tiny(sparse: bool, **fields) -> Experiment:
 @functools.cache
 def spec_of(experiment: Experiment):
   return make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules))
+
+
+def prepared_on(experiment: Experiment, corpus: Corpus) -> Prepared:
+  """The experiment on the devices present, ready to run."""
+  (placed,) = on_devices([experiment], corpus.tokenizer)
+  return prepare(Workspace(corpus.folder, {experiment.name: placed}, corpus), experiment.name)
 
 
 @functools.cache

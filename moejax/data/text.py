@@ -1,0 +1,28 @@
+"""The text of an experiment, opened and checked, but not yet read: what a corpus is made of."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from moejax.config.data import Data
+from moejax.data.documents import Part
+from moejax.data.sources import check_sources
+from moejax.data.tokenizers import Tokenizer, make_tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Text:
+  """Sources and tokenizer of `data`."""
+
+  data: Data
+  tokenizer: Tokenizer
+  parts: Mapping[str, tuple[Part, ...]]
+  """The files or splits behind each source of text. Sources of tokens have none."""
+
+
+def open_text(data: Data) -> Text:
+  """Opens the tokenizer and finds the sources of an experiment. Needs no JAX.
+
+  Raises:
+    UserError: the tokenizer or a source is missing, empty or of no known kind.
+  """
+  return Text(data, make_tokenizer(data.tokenizer), check_sources(data))

@@ -1,0 +1,113 @@
+"""Trains experiments: `train_experiment` a single one, `run` also each member of a comparison once it is prepared."""
+
+import collections
+import pathlib
+import statistics
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from moejax.config.experiment import Experiment
+from moejax.data.target_count import TargetCounter
+from moejax.data.text import Text
+from moejax.models.abstract import placement_table
+from moejax.progress import SILENT, Progress, training_facts
+from moejax.training.clock import DROPPED
+from moejax.training.loop import Evaluator, Observer, Run, train
+from moejax.training.metrics import Record
+from moejax.training.prepare import Prepared, open_workspace, prepare
+from moejax.training.state import TrainSpec
+
+Evaluators = Mapping[str, Evaluator]
+"""What is scored during training and after it, by the prefix of its metrics."""
+
+MakeEvaluators = Callable[[Prepared, pathlib.Path, Progress], Evaluators]
+"""Makes the evaluators of a run in its directory. It is an argument because evaluation is built on training."""
+
+
+def train_experiment(
+  experiment: Experiment,
+  text: Text,
+  directory: pathlib.Path,
+  make_evaluators: MakeEvaluators,
+  progress: Progress = SILENT,
+) -> dict[str, Any]:
+  """Trains and evaluates one experiment from the newest checkpoint in a directory; returns summary.json's content.
+
+  Args:
+    experiment: what is trained.
+    text: what it reads, as `open_text` returns it.
+    directory: of the run, as `open_run` returns it.
+    make_evaluators: makes what scores it.
+    progress: is told what runs and what the user should know.
+
+  Raises:
+    UserError: the directory, the text or the devices do not suit the experiment, or another process is at work there.
+    FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
+    Interrupted: SIGINT or SIGTERM came; the same call continues.
+  """
+  with open_workspace([experiment], text, directory, f"train {experiment.name}", progress) as workspace:
+    prepared = prepare(workspace, experiment.name, progress)
+    show_placement(prepared.spec, progress)
+    evaluators = make_evaluators(prepared, directory, progress)
+    steps, times_s = TargetCounter(workspace.corpus).steps(experiment), collections.deque[float](maxlen=100)
+
+    def observe(record: Record) -> None:
+      times_s.append(record["step_time_s"])
+      done, step_time_s = record["step"], statistics.mean(times_s)
+      # What the last evaluation takes is not known before it begins, and then its own bar tells.
+      progress.whole(done * step_time_s, (steps - done) * step_time_s if done < steps else None)
+
+    def warn(text: str) -> None:
+      progress.note(f"warning: {text}")
+
+    return run(prepared, directory, steps, evaluators, progress, observe, warn)
+
+
+def run(
+  prepared: Prepared,
+  directory: pathlib.Path,
+  steps: int,
+  evaluators: Evaluators,
+  progress: Progress,
+  observe: Observer,
+  warn: Callable[[str], None],
+) -> dict[str, Any]:
+  """Trains what is prepared to `steps`, from the newest checkpoint in its directory; returns summary.json's content.
+
+  `observe` is called with the record of each step and `warn` with what a user should see at once.
+
+  Raises:
+    UserError, FloatingPointError, Interrupted: as `train`.
+  """
+  experiment = prepared.spec.experiment
+  progress.stage(f"train {experiment.name}", total=steps, line_every=experiment.training.log_every)
+
+  def observed(record: Record) -> None:
+    facts = training_facts(record["loss"], record["tokens_per_s"], record.get("mfu"), record.get(DROPPED))
+    progress.advance(record["step"], facts)
+    observe(record)
+
+  return train(
+    Run(
+      spec=prepared.spec,
+      step=prepared.step,
+      batches=prepared.batches,
+      steps=steps,
+      directory=directory,
+      evaluators=evaluators,
+      observe=observed,
+      warn=warn,
+    )
+  )
+
+
+def show_placement(spec: TrainSpec, progress: Progress) -> None:
+  """Prints name, shape, PartitionSpec and bytes per device of every parameter."""
+  table = placement_table(spec.model)
+  rows = [(*row, f"{size:,}") for *row, size in table]
+  total = sum(size for *_, size in table)
+  heads = ("parameter", "shape", "sharding", "bytes per device")
+  widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(3)]
+  for name, shape, sharding, size in [heads, *rows]:
+    progress.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {sharding:<{widths[2]}}  {size:>16}")
+  progress.note(f"mesh {spec.partitioner.shape}: {total:,} bytes of parameters per device")
