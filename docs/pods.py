@@ -167,7 +167,7 @@ input; the rows of a single group would be padded to a tile. Groups of 512 token
 1024.
 
 **Rematerialization.** The backward pass reads its own copy of the rows of a sparse layer, in the layout that it needs
-(`of_kept` in `models/layers.py`): JAX rounds a saved value that the forward pass uses too, in another pass over memory.
+(`of_kept` in `models/remat.py`): JAX rounds a saved value that the forward pass uses too, in another pass over memory.
 The gradients of the two inputs of a gated layer are written once; otherwise one of them would be recomputed for every
 tile of the products that use it.
 

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from moejax.models.abstract import AbstractModel
-from moejax.models.layers import Memory
-from moejax.models.transformer import Memories, Transformer
+from moejax.models.attention import KVCache
+from moejax.models.transformer import KVCaches, Transformer
 
 
 @jax.tree_util.register_dataclass
@@ -19,7 +19,7 @@ from moejax.models.transformer import Memories, Transformer
 class Cache:
   """What a batch of sequences has been so far."""
 
-  memories: Memories
+  layers: KVCaches
   """Keys and values of every layer, in the type of activations."""
   lengths_B: jax.Array
   """Tokens of each sequence, int32: the slot that its next one takes."""
@@ -31,17 +31,17 @@ def empty_cache(model: AbstractModel, batch_size: int, slots: int) -> Cache:
   shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
   dtype = model.partitioner.compute_dtype(config)
 
-  def of_period(*leading: int) -> tuple[Memory, ...]:
+  def of_period(*leading: int) -> tuple[KVCache, ...]:
     zeros = jnp.zeros((*leading, *shape), dtype)
-    return tuple(Memory(zeros, zeros) for _ in range(config.period))
+    return tuple(KVCache(zeros, zeros) for _ in range(config.period))
 
   apart = config.layers == "unrolled"
-  memories = tuple(of_period() for _ in range(config.num_periods)) if apart else of_period(config.num_periods)
-  return Cache(memories, jnp.zeros((batch_size,), jnp.int32))
+  layers = tuple(of_period() for _ in range(config.num_periods)) if apart else of_period(config.num_periods)
+  return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
 
 
 def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
-  """Placement of a cache: batch and heads as in attention; one NamedSharding stands for all memories.
+  """Placement of a cache: batch and heads as in attention; one NamedSharding stands for all layers.
 
   Raises:
     UserError: the mesh does not divide the batch or the heads.
@@ -51,8 +51,8 @@ def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
   shape: tuple[int, ...] = (batch_size, 1, config.num_kv_heads, config.head_dim)
   if config.layers == "scanned":
     names, shape = ("layers", *names), (config.num_periods, *shape)
-  of_memories = partitioner.sharding(names, shape, "KV cache")
-  return Cache(of_memories, row_sharding(model, batch_size))  # type: ignore[arg-type]  # placements for arrays
+  of_caches = partitioner.sharding(names, shape, "KV cache")
+  return Cache(of_caches, row_sharding(model, batch_size))  # type: ignore[arg-type]  # placements for arrays
 
 
 def row_sharding(model: AbstractModel, batch_size: int) -> NamedSharding:
@@ -74,5 +74,5 @@ def extend(
   steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   positions_BT = cache.lengths_B[:, None] + steps_T[None, :]
   segments_BT = (steps_T[None, :] < counts_B[:, None]).astype(jnp.int32)
-  x_BTD, memories = transformer.extend(tokens_BT, segments_BT, positions_BT, cache.memories)
-  return x_BTD, Cache(memories, cache.lengths_B + counts_B)
+  x_BTD, layers = transformer.extend(tokens_BT, segments_BT, positions_BT, cache.layers)
+  return x_BTD, Cache(layers, cache.lengths_B + counts_B)

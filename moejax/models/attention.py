@@ -4,7 +4,7 @@ B batch  T position  D embed  N query heads  K key/value heads  G query heads pe
 E experts of heads (E = G)  M = B x T tokens  X = N x H
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,32 @@ from jax.ad_checkpoint import checkpoint_name
 from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION, attention, attention_for, heads_served
 from moejax.kernels.cached_attention import cached_attention, store
-from moejax.models.layers import Context, Memory, RMSNorm, residual_gain, rotate, weight
-from moejax.models.moe.balance import Tally, tally
+from moejax.models.moe.router_counts import RouterCounts, count_probabilities
+from moejax.models.norms import RMSNorm
 from moejax.models.products import Operand, exact_product, operand, product
+from moejax.models.rotary import rotate
+from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Names, Partitioner
 
 QUERIES, KEYS = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
 """Names of the dimensions of queries, and of keys and values. The width of a head is whole: `head_dim` shards
 parameters alone."""
+
+
+class Context(NamedTuple):
+  """What every layer needs to know of the tokens."""
+
+  segments_BT: jax.Array
+  positions_BT: jax.Array
+  angles: tuple[jax.Array, jax.Array]
+  """Cosine and sine of the rotary embedding, from `rotary_angles`."""
+
+
+class KVCache(NamedTuple):
+  """Keys and values of one layer's earlier tokens. Position p of a sequence is at slot p."""
+
+  k_BSKH: jax.Array
+  v_BSKH: jax.Array
 
 
 class Attention(nnx.Module):
@@ -44,14 +62,14 @@ class Attention(nnx.Module):
     self.partitioner = partitioner
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memory: Memory | None = None
-  ) -> tuple[jax.Array, Tally | None, Memory | None]:
-    """out_BTD, what the router over heads counts, None where there is none, and `memory` with the tokens.
+    self, x_BTD: jax.Array, context: Context, cache: KVCache | None = None
+  ) -> tuple[jax.Array, RouterCounts | None, KVCache | None]:
+    """Returns out_BTD, the counts of the router over heads if there is one, and `cache` extended by the tokens.
 
     Args:
       x_BTD: normalized input.
       context: of the tokens.
-      memory: of the tokens before these; None has none, and keeps none.
+      cache: keys and values of the tokens before these; with None the tokens attend to each other alone.
     """
     T = x_BTD.shape[1]
     place = self.partitioner.constrain
@@ -66,21 +84,21 @@ class Attention(nnx.Module):
       k_BTKH = place(rotate(k_BTKH, context.angles, by_product=on_tpu), *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
-      if memory is None:
+      if cache is None:
         out_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT)
       else:
-        out_BTNH, memory = self._attend_cached(q_BTNH, k_BTKH, v_BTKH, memory, context.positions_BT)
+        out_BTNH, cache = self._attend_cached(q_BTNH, k_BTKH, v_BTKH, cache, context.positions_BT)
     counted = None
     if self.w_router_DE is not None:
       with jax.named_scope("attention_router"):
         probs_BTE = self._route(x_BTD)
-        counted = tally(probs_BTE[None], (context.segments_BT > 0)[None], T)
+        counted = count_probabilities(probs_BTE[None], (context.segments_BT > 0)[None], T)
         counted = {name: place(x, None, "batch", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
       out_BTD = checkpoint_name(_join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
-    return place(out_BTD, "batch", "sequence", "act_embed"), counted, memory
+    return place(out_BTD, "batch", "sequence", "act_embed"), counted, cache
 
   def _operand(self, weight: nnx.Param, x: jax.Array) -> Operand:
     return operand(weight[...], x.dtype, self.gradients)
@@ -100,23 +118,23 @@ class Attention(nnx.Module):
     return run(q_BTNH, k_BTKH, v_BTKH, segments_BT)
 
   def _attend_cached(
-    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, memory: Memory, positions_BT: jax.Array
-  ) -> tuple[jax.Array, Memory]:
-    """out_BTNH, and `memory` with the new tokens."""
+    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, positions_BT: jax.Array
+  ) -> tuple[jax.Array, KVCache]:
+    """Returns out_BTNH, and `cache` extended by the new tokens."""
     served = self._heads_served
 
-    def on_device(q_BTNH, k_BTKH, v_BTKH, memory, positions_BT):
-      memory = Memory(store(memory.k_BSKH, k_BTKH, positions_BT), store(memory.v_BSKH, v_BTKH, positions_BT))
-      k_BSKH, v_BSKH = (served(q_BTNH, x_BSKH) for x_BSKH in memory)
-      return cached_attention(q_BTNH, k_BSKH, v_BSKH, positions_BT), memory
+    def on_device(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT):
+      cache = KVCache(store(cache.k_BSKH, k_BTKH, positions_BT), store(cache.v_BSKH, v_BTKH, positions_BT))
+      k_BSKH, v_BSKH = (served(q_BTNH, x_BSKH) for x_BSKH in cache)
+      return cached_attention(q_BTNH, k_BSKH, v_BSKH, positions_BT), cache
 
     keys = self._keys(k_BTKH.shape[2])
     slot: Any = ("batch", None, *keys[2:])
-    slots = Memory(slot, slot)
+    slots = KVCache(slot, slot)
     run = self.partitioner.on_each_device(
       on_device, (QUERIES, keys, keys, slots, ("batch", "sequence")), (QUERIES, slots)
     )
-    return run(q_BTNH, k_BTKH, v_BTKH, memory, positions_BT)
+    return run(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT)
 
   def _keys(self, num_kv_heads: int) -> Names:
     """Names of keys and values within attention. Their heads are sharded there only where that keeps each with the

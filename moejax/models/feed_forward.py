@@ -7,8 +7,10 @@ import jax
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.layers import activate, keep, residual_gain, weight
+from moejax.models.activations import activate
 from moejax.models.products import operand, product
+from moejax.models.remat import keep
+from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Partitioner
 
 

@@ -10,31 +10,23 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.kernels.attention import ATTENTION
-from moejax.models.attention import Attention
+from moejax.models.attention import Attention, Context, KVCache
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import PRODUCTS, Context, Memory, RMSNorm, rotary_angles, separate, stack, weight
-from moejax.models.moe.balance import EXPERTS, HEADS, Tally
 from moejax.models.moe.layer import MoELayer
+from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterCounts
+from moejax.models.norms import RMSNorm
 from moejax.models.products import look_up, operand, product
+from moejax.models.remat import POLICIES
+from moejax.models.rotary import rotary_angles
+from moejax.models.stacking import separate, stack
+from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
 
-_ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
-_save = jax.checkpoint_policies.save_from_both_policies
+LayerCounts = dict[str, RouterCounts]
+"""The counts of each kind of router, with a leading dimension of layers."""
 
-REMAT_POLICIES = {
-  "products": jax.checkpoint_policies.save_only_these_names(ATTENTION, PRODUCTS),
-  "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
-  "attention": _ATTENTION,
-  "layer_inputs": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-Tallies = dict[str, Tally]
-"""What the routers of each kind count, with a leading dimension of layers."""
-
-Memories = Any
-"""A Memory of every layer: for each period that of each of its blocks, arranged as the layers are, stacked or apart."""
+KVCaches = Any
+"""The KVCache of every layer: for each period a tuple of its blocks' caches, stacked or apart as the layers are."""
 
 
 class Block(nnx.Module):
@@ -50,19 +42,19 @@ class Block(nnx.Module):
       self.feed_forward = FeedForward(model, model.d_ff, partitioner, rngs)
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memory: Memory | None, keys_B: jax.Array | None
-  ) -> tuple[jax.Array, dict[str, Tally], Memory | None]:
-    """x_BTD, what each router of the layer counts, and `memory` with the tokens."""
-    tallies = {}
-    out_BTD, of_heads, memory = self.attention(self.attention_norm(x_BTD), context, memory)
+    self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, RouterCounts], KVCache | None]:
+    """Returns x_BTD, the counts of each router of the layer, and `cache` extended by the tokens."""
+    counts = {}
+    out_BTD, of_heads, cache = self.attention(self.attention_norm(x_BTD), context, cache)
     x_BTD = x_BTD + out_BTD
     if of_heads is not None:
-      tallies[HEADS] = of_heads
+      counts[HEADS] = of_heads
     normed_BTD = self.feed_forward_norm(x_BTD)
     if isinstance(self.feed_forward, FeedForward):
-      return x_BTD + self.feed_forward(normed_BTD), tallies, memory
-    x_BTD, tallies[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, keys_B, x_BTD)
-    return x_BTD, tallies, memory
+      return x_BTD + self.feed_forward(normed_BTD), counts, cache
+    x_BTD, counts[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, keys_B, x_BTD)
+    return x_BTD, counts, cache
 
 
 class Period(nnx.Module):
@@ -73,24 +65,24 @@ class Period(nnx.Module):
     self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
 
   def __call__(
-    self, x_BTD: jax.Array, context: Context, memories: tuple[Memory, ...] | None, keys_B: jax.Array | None
-  ) -> tuple[jax.Array, Tallies, tuple[Memory | None, ...]]:
-    """x_BTD, what routers count with a leading dimension of the layers of this period that have them, and `memories`
-    with the tokens."""
-    tallies: list[dict[str, Tally]] = []
+    self, x_BTD: jax.Array, context: Context, caches: tuple[KVCache, ...] | None, keys_B: jax.Array | None
+  ) -> tuple[jax.Array, LayerCounts, tuple[KVCache | None, ...]]:
+    """Returns x_BTD, the routers' counts with a leading dimension of this period's layers that have them, and `caches`
+    extended by the tokens."""
+    counts: list[dict[str, RouterCounts]] = []
     after = []
-    for block, memory in zip(self.blocks, memories or (None,) * len(self.blocks), strict=True):
-      x_BTD, of_block, memory = block(x_BTD, context, memory, keys_B)
-      tallies.append(of_block)
-      after.append(memory)
-    return x_BTD, _stacked(tallies), tuple(after)
+    for block, cache in zip(self.blocks, caches or (None,) * len(self.blocks), strict=True):
+      x_BTD, of_block, cache = block(x_BTD, context, cache, keys_B)
+      counts.append(of_block)
+      after.append(cache)
+    return x_BTD, _stacked(counts), tuple(after)
 
 
-def _stacked(tallies: list[dict[str, Tally]]) -> Tallies:
+def _stacked(counts: list[dict[str, RouterCounts]]) -> LayerCounts:
   """One array for each count, with a leading dimension of the layers that have it."""
   return {
-    kind: jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *(found[kind] for found in tallies if kind in found))
-    for kind in dict.fromkeys(kind for found in tallies for kind in found)
+    kind: jax.tree.map(lambda *of_layers: jnp.stack(of_layers), *(found[kind] for found in counts if kind in found))
+    for kind in dict.fromkeys(kind for found in counts for kind in found)
   }
 
 
@@ -109,8 +101,8 @@ class Transformer(nnx.Module):
 
   def __call__(
     self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, keys_B: jax.Array | None = None
-  ) -> tuple[jax.Array, Tallies]:
-    """x_BTD after the last norm, and what routers count with a leading dimension of the layers that have them.
+  ) -> tuple[jax.Array, LayerCounts]:
+    """Returns x_BTD after the last norm, and the routers' counts with a leading dimension of the layers that have them.
 
     Args:
       tokens_BT: token ids.
@@ -118,22 +110,22 @@ class Transformer(nnx.Module):
       positions_BT: position in the document, from 0.
       keys_B: random keys of the sequences, for routers' noise in training; None has no noise.
     """
-    x_BTD, tallies, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, keys_B)
-    return x_BTD, tallies
+    x_BTD, counts, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, keys_B)
+    return x_BTD, counts
 
   def extend(
-    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, memories: Memories
-  ) -> tuple[jax.Array, Memories]:
-    """x_BTD of tokens that follow those in `memories`, and `memories` with them; no documents are packed here.
+    self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, caches: KVCaches
+  ) -> tuple[jax.Array, KVCaches]:
+    """Returns x_BTD of tokens that follow those in `caches`, and `caches` extended by them. Each row is one document.
 
     Args:
       tokens_BT: token ids.
       segments_BT: 1, and 0 for padding, which stands after the tokens.
       positions_BT: position in the sequence, rising by 1 along T; the slots that the tokens take.
-      memories: of every layer.
+      caches: of every layer.
     """
-    x_BTD, _, memories = self._layers(tokens_BT, segments_BT, positions_BT, memories, None)
-    return x_BTD, memories
+    x_BTD, _, caches = self._layers(tokens_BT, segments_BT, positions_BT, caches, None)
+    return x_BTD, caches
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
     """logits_MV in float32."""
@@ -150,52 +142,52 @@ class Transformer(nnx.Module):
     tokens_BT: jax.Array,
     segments_BT: jax.Array,
     positions_BT: jax.Array,
-    memories: Memories,
+    caches: KVCaches,
     keys_B: jax.Array | None,
-  ) -> tuple[jax.Array, Tallies, Memories]:
+  ) -> tuple[jax.Array, LayerCounts, KVCaches]:
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
       x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
-    x_BTD, tallies, memories = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), memories, keys_B)
-    return self.final_norm(x_BTD), tallies, memories
+    x_BTD, counts, caches = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), caches, keys_B)
+    return self.final_norm(x_BTD), counts, caches
 
   def _periods(
-    self, x_BTD: jax.Array, context: Context, memories: Memories, keys_B: jax.Array | None
-  ) -> tuple[jax.Array, Tallies, Memories]:
-    """Runs all layers; what their routers count has a leading dimension of layers."""
+    self, x_BTD: jax.Array, context: Context, caches: KVCaches, keys_B: jax.Array | None
+  ) -> tuple[jax.Array, LayerCounts, KVCaches]:
+    """Runs all layers. The routers' counts have a leading dimension of layers."""
     keys_LB = None
     if keys_B is not None:
       keys_LB = jax.vmap(lambda key: jax.random.split(key, self.model.num_periods), out_axes=1)(keys_B)
 
     def run(
-      graph: nnx.GraphDef, parameters: nnx.State, memory: Memories, keys_B: jax.Array | None, x_BTD: jax.Array
-    ) -> tuple[jax.Array, Tallies, Memories]:
-      return nnx.merge(graph, parameters)(x_BTD, context, memory, keys_B)
+      graph: nnx.GraphDef, parameters: nnx.State, cache: KVCaches, keys_B: jax.Array | None, x_BTD: jax.Array
+    ) -> tuple[jax.Array, LayerCounts, KVCaches]:
+      return nnx.merge(graph, parameters)(x_BTD, context, cache, keys_B)
 
     if self.model.remat != "none":
       # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
       run = jax.checkpoint(
-        run, policy=REMAT_POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
+        run, policy=POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
       )
     if isinstance(self.layers, nnx.List):
       counted, after = [], []
       for i, period in enumerate(self.layers):
         graph, parameters = nnx.split(period)
-        memory, of_period = memories and memories[i], None if keys_LB is None else keys_LB[i]
-        x_BTD, tallies, memory = run(graph, nnx.as_pure(parameters), memory, of_period, x_BTD)
-        counted.append(tallies)
-        after.append(memory)
+        cache, of_period = caches and caches[i], None if keys_LB is None else keys_LB[i]
+        x_BTD, counts, cache = run(graph, nnx.as_pure(parameters), cache, of_period, x_BTD)
+        counted.append(counts)
+        after.append(cache)
       return x_BTD, jax.tree.map(lambda *of_periods: jnp.concatenate(of_periods), *counted), tuple(after)
     graph, parameters = nnx.split(self.layers)
 
     def body(
-      x_BTD: jax.Array, of_period: tuple[nnx.State, Memories, jax.Array | None]
-    ) -> tuple[jax.Array, tuple[Tallies, Memories]]:
-      x_BTD, tallies, memory = run(graph, *of_period, x_BTD)
-      return x_BTD, (tallies, memory)
+      x_BTD: jax.Array, of_period: tuple[nnx.State, KVCaches, jax.Array | None]
+    ) -> tuple[jax.Array, tuple[LayerCounts, KVCaches]]:
+      x_BTD, counts, cache = run(graph, *of_period, x_BTD)
+      return x_BTD, (counts, cache)
 
-    x_BTD, (tallies, memories) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), memories, keys_LB))
-    tallies = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), tallies)
-    return x_BTD, tallies, memories
+    x_BTD, (counts, caches) = jax.lax.scan(body, x_BTD, (nnx.as_pure(parameters), caches, keys_LB))
+    counts = jax.tree.map(lambda of_periods: of_periods.reshape(-1, *of_periods.shape[2:]), counts)
+    return x_BTD, counts, caches

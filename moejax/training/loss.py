@@ -16,7 +16,8 @@ from moejax.config.model import Model
 from moejax.config.training import Losses
 from moejax.errors import UserError
 from moejax.kernels.cross_entropy import cross_entropy
-from moejax.models.moe.balance import Counts, Sums, add_up, count_batch, summarise
+from moejax.models.moe.router_counts import RouterSums, TokenCounts, sum_counts, token_counts
+from moejax.models.moe.router_metrics import router_metrics
 from moejax.models.transformer import Transformer
 
 Batch = dict[str, jax.Array]
@@ -24,7 +25,7 @@ Batch = dict[str, jax.Array]
 
 Metrics = dict[str, jax.Array]
 
-Measured = dict[str, Sums]
+Measured = dict[str, RouterSums]
 """Sums of each kind of router, and of TEXT: `loss` and `z`, weighted by target."""
 
 TEXT = "text"
@@ -35,14 +36,14 @@ class Denominators(NamedTuple):
 
   weight: jax.Array
   """Of the targets, summed."""
-  counts: Counts
+  tokens: TokenCounts
 
 
 def denominators(batch: Batch, model: Model) -> Denominators:
   """Those of a whole batch."""
   T = batch["tokens"].shape[1]
   group = model.moe.group_tokens(T) if model.moe else T
-  return Denominators(jnp.maximum(jnp.sum(batch["weights"]), 1.0), count_batch(batch["segments"] > 0, group))
+  return Denominators(jnp.maximum(jnp.sum(batch["weights"]), 1.0), token_counts(batch["segments"] > 0, group))
 
 
 def measure(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> Measured:
@@ -66,10 +67,10 @@ def measure(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -
 
 def measure_routers(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> tuple[jax.Array, Measured]:
   """x_BTD, and what is measured of routers alone; arguments as `measure`."""
-  x_BTD, tallies = model(batch["tokens"], batch["segments"], batch["positions"], keys_B)
+  x_BTD, counts = model(batch["tokens"], batch["segments"], batch["positions"], keys_B)
   T, moe = x_BTD.shape[1], model.model.moe
   with jax.named_scope("router"):
-    return x_BTD, {kind: add_up(tally, moe.group_tokens(T) if moe else T, T) for kind, tally in tallies.items()}
+    return x_BTD, {kind: sum_counts(of_kind, moe.group_tokens(T) if moe else T, T) for kind, of_kind in counts.items()}
 
 
 def objective(measured: Measured, by: Denominators, model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
@@ -89,14 +90,14 @@ def objective(measured: Measured, by: Denominators, model: Model, losses: Losses
   Raises:
     UserError: a coefficient whose loss no layer returns.
   """
-  auxiliary = summarise(measured, by.counts, model)
+  auxiliary = router_metrics(measured, by.tokens, model)
   metrics = {"loss": measured[TEXT]["loss"] / by.weight, "loss/z": measured[TEXT]["z"] / by.weight}
-  metrics |= {f"loss/{name}": jnp.mean(loss_L) for name, loss_L in auxiliary["losses"].items()}
+  metrics |= {f"loss/{name}": jnp.mean(loss_L) for name, loss_L in auxiliary.losses.items()}
   total = metrics["loss"]
   for name, coefficient in dataclasses.asdict(losses).items():
     if coefficient and f"loss/{name}" not in metrics:
       raise UserError(f"training.losses.{name}={coefficient} and no layer returns that loss; set it to 0")
     if coefficient:
       total = total + coefficient * metrics[f"loss/{name}"]
-  metrics |= {f"router/{name}": value for name, value in auxiliary["statistics"].items()}
+  metrics |= {f"router/{name}": value for name, value in auxiliary.statistics.items()}
   return total, metrics

@@ -10,7 +10,7 @@ import optax
 
 from moejax.config.model import Model
 from moejax.models.abstract import Parameters
-from moejax.models.moe.balance import update_bias
+from moejax.training.bias_update import update_bias
 from moejax.training.loss import Batch, Measured, Metrics, denominators, measure, measure_routers, objective
 from moejax.training.state import State, TrainSpec
 

@@ -11,7 +11,7 @@ from flax import nnx
 from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, Model, MoE
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
-from moejax.models.moe.balance import EXPERTS
+from moejax.models.moe.router_counts import EXPERTS
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
 
@@ -26,8 +26,8 @@ TOKENS_BT = np.random.default_rng(0).integers(0, 40, (2, 12)).astype(np.int32)
 @partial(jax.jit, static_argnums=0)
 def features(graph, parameters, tokens_BT):
   positions_BT = jax.numpy.broadcast_to(jax.numpy.arange(12), tokens_BT.shape)
-  x_BTD, tallies = nnx.merge(graph, parameters)(tokens_BT, jax.numpy.ones_like(tokens_BT), positions_BT)
-  return x_BTD, tallies[EXPERTS]["dropped"]
+  x_BTD, counts = nnx.merge(graph, parameters)(tokens_BT, jax.numpy.ones_like(tokens_BT), positions_BT)
+  return x_BTD, counts[EXPERTS]["dropped"]
 
 
 def graph_of(model):

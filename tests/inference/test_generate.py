@@ -80,8 +80,8 @@ def _each(abstract, batch, slots):
   """The cache's placement, a sharding for each array."""
   shardings = cache_shardings(abstract, batch)
   cache = jax.eval_shape(lambda: empty_cache(abstract, batch, slots))
-  memories = jax.tree.map(lambda _: shardings.memories, cache.memories)
-  return dataclasses.replace(cache, memories=memories, lengths_B=shardings.lengths_B)
+  layers = jax.tree.map(lambda _: shardings.layers, cache.layers)
+  return dataclasses.replace(cache, layers=layers, lengths_B=shardings.lengths_B)
 
 
 @pytest.mark.parametrize("name", ["dense, grouped queries, scanned", "sparse, shared expert, unrolled"])
@@ -112,7 +112,7 @@ def test_the_cache_is_donated_and_a_step_compiles_once():
   assert generator._decode._cache_size() == 1
   token_B, cache = generator._prefill(parameters, jnp.ones((4, 16), int), jnp.ones(4, int), jax.random.key(0), 24)
   generator._decode(parameters, cache, token_B, jnp.ones(4, int), jax.random.key(0))
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.memories))
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.layers))
 
 
 def test_sampled_continuations_depend_on_the_seed_alone():

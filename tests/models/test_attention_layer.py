@@ -10,9 +10,10 @@ import pytest
 from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model
-from moejax.models.attention import Attention
-from moejax.models.layers import Context, rotary_angles, rotate
-from moejax.models.moe.balance import add_up, count_batch, mutual_information_loss
+from moejax.models.attention import Attention, Context
+from moejax.models.moe.losses import mutual_information_loss
+from moejax.models.moe.router_counts import sum_counts, token_counts
+from moejax.models.rotary import rotary_angles, rotate
 from moejax.partitioning import Partitioner, make_partitioner
 
 # Three experts of two heads each, which share two heads of keys and values.
@@ -79,7 +80,8 @@ def test_its_mutual_information_reaches_its_router_and_no_other_weight():
 
   def loss(parameters):
     of_layers = jax.tree.map(lambda x: x[None], nnx.merge(graph, parameters)(x_BTD, context)[1])
-    return mutual_information_loss(add_up(of_layers, T, T), count_batch(context.segments_BT > 0, T))[0]
+    sums, tokens = sum_counts(of_layers, T, T), token_counts(context.segments_BT > 0, T).tokens
+    return mutual_information_loss(sums["entropy"] / tokens, sums["probs"] / tokens)[0]
 
   gradients = jax.jit(jax.grad(loss))(nnx.to_pure_dict(state))
   assert float(jnp.abs(gradients.pop("w_router_DE")).max()) > 1e-4

@@ -11,7 +11,8 @@ from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, DenseRouter, Mesh, Model, MoE, Router
 from moejax.config.parameters import count
-from moejax.models.moe.balance import add_up, count_batch, summarise
+from moejax.models.moe.router_counts import sum_counts, token_counts
+from moejax.models.moe.router_metrics import router_metrics
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
 
@@ -127,26 +128,24 @@ def _loss_and_gradient_norm(model):
 def reported(model):
   """Losses and statistics of a batch without padding."""
   segments_BT, positions_BT = jnp.ones((2, 12), jnp.int32), jnp.broadcast_to(jnp.arange(12), (2, 12))
-  _, tallies = make(model)(tokens(), segments_BT, positions_BT)
+  _, counts = make(model)(tokens(), segments_BT, positions_BT)
   group = model.moe.group_tokens(12)
-  sums = {kind: add_up(tally, group, 12) for kind, tally in tallies.items()}
-  return summarise(sums, count_batch(segments_BT > 0, group), model)
+  sums = {kind: sum_counts(of_kind, group, 12) for kind, of_kind in counts.items()}
+  return router_metrics(sums, token_counts(segments_BT > 0, group), model)
 
 
 def test_sparse_layers_report_losses_and_statistics_by_layer():
   auxiliary = reported(SPARSE)
-  assert {name: loss.shape for name, loss in auxiliary["losses"].items()} == dict.fromkeys(
-    SPARSE.auxiliary_losses, (2,)
-  )
-  assert auxiliary["statistics"]["load"].shape == (2, 4)
-  np.testing.assert_allclose(auxiliary["statistics"]["load"].sum(axis=1), 1.0, rtol=1e-6)
+  assert {name: loss.shape for name, loss in auxiliary.losses.items()} == dict.fromkeys(SPARSE.auxiliary_losses, (2,))
+  assert auxiliary.statistics["load"].shape == (2, 4)
+  np.testing.assert_allclose(auxiliary.statistics["load"].sum(axis=1), 1.0, rtol=1e-6)
 
 
 def test_routers_over_heads_report_for_every_layer_and_those_over_experts_for_theirs():
   auxiliary = reported(DS_MOE)
-  shapes = {name: loss.shape for name, loss in auxiliary["losses"].items()}
+  shapes = {name: loss.shape for name, loss in auxiliary.losses.items()}
   assert shapes == {"router_z": (2,), "mutual_information": (2,), "attention_mutual_information": (4,)}
-  assert auxiliary["statistics"]["attention_entropy"].shape == (4,)
+  assert auxiliary.statistics["attention_entropy"].shape == (4,)
 
 
 def test_bfloat16_compute_stays_near_float32_and_logits_are_float32():

@@ -13,7 +13,7 @@ from training_fixtures import random_batch, run_steps, spec_of, step_of, tiny
 
 from moejax.config import Losses, Mesh, Router, Training
 from moejax.models.abstract import parameter_name
-from moejax.models.moe.balance import summarise
+from moejax.models.moe.router_metrics import router_metrics
 from moejax.training.loss import denominators, measure
 from moejax.training.step import abstract_inputs, make_train_step
 
@@ -169,9 +169,9 @@ def test_auxiliary_losses_are_means_over_layers_and_norms_those_of_the_new_param
   state = spec.init_state(0)
   before = jax.device_get(state.parameters)
   measured = jax.jit(lambda parameters: measure(spec.model.module(parameters), batch))(before)
-  auxiliary = summarise(measured, denominators(batch, experiment.model).counts, experiment.model)
+  auxiliary = router_metrics(measured, denominators(batch, experiment.model).tokens, experiment.model)
   after, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
-  for name, loss_L in auxiliary["losses"].items():
+  for name, loss_L in auxiliary.losses.items():
     assert loss_L.shape == (2,) and float(metrics[f"loss/{name}"]) == pytest.approx(float(loss_L.mean()), rel=1e-4)
   norms = [float(optax.tree.norm(parameters)) for parameters in (before, jax.device_get(after.parameters))]
   assert float(metrics["param_norm"]) == pytest.approx(norms[1], rel=1e-5) != pytest.approx(norms[0], rel=1e-5)

@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.moe import MoE, Priority
-from moejax.models.layers import keep, of_kept
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.grouped import grouped_dispatch
 from moejax.models.moe.routing import Routing
+from moejax.models.remat import keep, of_kept
 from moejax.partitioning import Partitioner
 
 Dispatch = Callable[[jax.Array, Routing, Experts, MoE, Partitioner], tuple[jax.Array, jax.Array]]

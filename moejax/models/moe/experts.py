@@ -9,8 +9,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.layers import activate, keep, of_kept, residual_gain, weight
+from moejax.models.activations import activate
 from moejax.models.products import Operand, operand, product
+from moejax.models.remat import keep, of_kept
+from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Partitioner
 
 _INTO, _OUT_OF = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 
 from moejax.config.moe import MoE
 from moejax.kernels.grouped_matmul import grouped_matmul
-from moejax.models.layers import activate, keep
+from moejax.models.activations import activate
 from moejax.models.moe.exchange import exchange, plan_exchange
 from moejax.models.moe.experts import NAMES, Experts, Weights
 from moejax.models.moe.routing import TOKENS, Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
 from moejax.models.products import Operand
+from moejax.models.remat import keep
 from moejax.partitioning import Partitioner
 
 NARROW = 256

@@ -11,15 +11,19 @@ from flax import nnx
 
 from moejax.config.model import Model
 from moejax.models.feed_forward import FeedForward
-from moejax.models.layers import keep, weight
-from moejax.models.moe.balance import Tally, tally, tally_choices
 from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.router import route
+from moejax.models.moe.router_counts import RouterCounts, count_choices, count_probabilities
 from moejax.models.moe.routers.scores import probabilities
 from moejax.models.moe.routing import TOKENS, RouterContext
 from moejax.models.products import exact_product
+from moejax.models.remat import keep
+from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
+
+BIAS = "bias_E"
+"""Name of a router's bias among the layer's parameters."""
 
 
 class MoELayer(nnx.Module):
@@ -38,8 +42,8 @@ class MoELayer(nnx.Module):
 
   def __call__(
     self, x_BTD: jax.Array, valid_BT: jax.Array, keys_B: jax.Array | None = None, onto_BTD: jax.Array | None = None
-  ) -> tuple[jax.Array, Tally]:
-    """out_BTD, and what its router counts.
+  ) -> tuple[jax.Array, RouterCounts]:
+    """Returns out_BTD and the counts of its router.
 
     Args:
       x_BTD: normalized input.
@@ -64,7 +68,9 @@ class MoELayer(nnx.Module):
       # In groups: in the shape of the batch, XLA for TPU would not add within the product that gives out_OUMD.
       out_OUMD = place(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")
     with jax.named_scope("router"):
-      counted = tally(probs_OUME, valid_OUM, T) | tally_choices(logits_OUME, routing, valid_OUM, dropped_OU, T)
+      counted = count_probabilities(probs_OUME, valid_OUM, T) | count_choices(
+        logits_OUME, routing, valid_OUM, dropped_OU, T
+      )
       counted = {name: place(x, "outer", "groups", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
     out_BTD = place(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
     if self.shared is not None:

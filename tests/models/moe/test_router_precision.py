@@ -7,8 +7,9 @@ import pytest
 
 from moejax.config import DATA_EXPERT_MODEL, DenseRouter, Mesh, MoE, Router
 from moejax.config.kinds import kinds
-from moejax.models.moe.balance import add_up, count_batch, losses, statistics, tally, tally_choices
 from moejax.models.moe.router import route
+from moejax.models.moe.router_counts import count_choices, count_probabilities, sum_counts, token_counts
+from moejax.models.moe.router_metrics import auxiliary_losses, statistics
 from moejax.models.moe.routers.scores import probabilities
 from moejax.models.moe.routing import RouterContext
 from moejax.partitioning import make_partitioner
@@ -131,7 +132,7 @@ def test_probabilities_and_their_entropy_equal_float64_with_gradients(scores):
   def of(logits_ME):
     probs_OUME = probabilities(logits_ME[None, None], router)
     # Each token is a sequence of its own.
-    entropy_M = tally(probs_OUME, jnp.ones((1, 1, M), bool), 1)["entropy"][0]
+    entropy_M = count_probabilities(probs_OUME, jnp.ones((1, 1, M), bool), 1)["entropy"][0]
     return jnp.sum(entropy_M * UP_ME[:, 0].astype(np.float32)), (probs_OUME[0, 0], entropy_M)
 
   (_, (probs_ME, entropy_M)), gradient_ME = jax.jit(jax.value_and_grad(of, has_aux=True))(LOGITS_ME)
@@ -152,11 +153,11 @@ def test_every_loss_and_statistic_and_their_gradients_are_finite(scores, size):
 
   def of(logits_ME):
     logits_OUME = logits_ME[None, None]
-    counted = tally(probabilities(logits_OUME, router), valid_OUM, M)
-    counted |= tally_choices(logits_OUME, routed(logits_ME, router, None, 2), valid_OUM, jnp.zeros((1, 1)), M)
-    sums, counts = add_up(jax.tree.map(lambda x: x[None], counted), M, M), count_batch(valid_OUM[0], M)
+    counted = count_probabilities(probabilities(logits_OUME, router), valid_OUM, M)
+    counted |= count_choices(logits_OUME, routed(logits_ME, router, None, 2), valid_OUM, jnp.zeros((1, 1)), M)
+    sums, counts = sum_counts(jax.tree.map(lambda x: x[None], counted), M, M), token_counts(valid_OUM[0], M)
     names = ("load_balance", "sequence_balance", "global_balance", "router_z", "mutual_information")
-    found = losses(sums, counts, names)
+    found = auxiliary_losses(sums, counts, names)
     return sum(jnp.sum(loss_L) for loss_L in found.values()), (found, statistics(sums, counts))
 
   draws = np.random.default_rng(2).uniform(-size, size, (M, E)).astype(np.float32)

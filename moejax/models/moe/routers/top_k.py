@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.router import TopKRouter
-from moejax.models.layers import keep
 from moejax.models.moe.routers.scores import log_scores, noisy, on_own_tokens, scores, weighted
 from moejax.models.moe.routing import RouterContext, Routing
+from moejax.models.remat import keep
 
 
 def top_k(router: TopKRouter, logits_OUME: jax.Array, context: RouterContext) -> Routing:

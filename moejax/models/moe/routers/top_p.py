@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.router import TopPRouter
-from moejax.models.layers import keep
 from moejax.models.moe.routers.scores import noisy, of_choices, on_own_tokens, scores, weighted
 from moejax.models.moe.routing import RouterContext, Routing
+from moejax.models.remat import keep
 
 
 def top_p(router: TopPRouter, logits_OUME: jax.Array, context: RouterContext) -> Routing:

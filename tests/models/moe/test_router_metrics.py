@@ -1,4 +1,4 @@
-"""Auxiliary losses, statistics and the balancing bias, by hand."""
+"""Auxiliary losses and statistics of routers, by hand."""
 
 import functools
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
-from moejax.models.moe.balance import add_up, count_batch, losses, statistics, tally, tally_choices, update_bias
+from moejax.models.moe.router_counts import count_choices, count_probabilities, sum_counts, token_counts
+from moejax.models.moe.router_metrics import auxiliary_losses, statistics
 from moejax.models.moe.routing import Routing
 
 
@@ -28,16 +29,16 @@ def _of(probs_BTE, valid_BT, group, experts_per_token):
   weights_OUMA, experts_OUMA = jax.lax.top_k(probs_OUME, experts_per_token)
   chosen_OUMA = jnp.broadcast_to(valid_BT.reshape(probs_OUME.shape[:3])[..., None], weights_OUMA.shape)
   routing = Routing(experts_OUMA, weights_OUMA, chosen_OUMA)
-  sums, counts = counted(jnp.log(probs_OUME), probs_OUME, routing, valid_BT), count_batch(valid_BT, group)
-  return losses(sums, counts, LOSSES_OF_SPARSE_LAYERS), statistics(sums, counts)
+  sums, counts = counted(jnp.log(probs_OUME), probs_OUME, routing, valid_BT), token_counts(valid_BT, group)
+  return auxiliary_losses(sums, counts, LOSSES_OF_SPARSE_LAYERS), statistics(sums, counts)
 
 
 def counted(logits_OUME, probs_OUME, routing, valid_BT):
   """The sums of a model of one layer."""
   valid_OUM, T = valid_BT.reshape(probs_OUME.shape[:3]), valid_BT.shape[1]
-  of_layer = tally(probs_OUME, valid_OUM, T)
-  of_layer |= tally_choices(logits_OUME, routing, valid_OUM, jnp.zeros(probs_OUME.shape[:2]), T)
-  return add_up(jax.tree.map(lambda x: x[None], of_layer), probs_OUME.shape[2], T)
+  of_layer = count_probabilities(probs_OUME, valid_OUM, T)
+  of_layer |= count_choices(logits_OUME, routing, valid_OUM, jnp.zeros(probs_OUME.shape[:2]), T)
+  return sum_counts(jax.tree.map(lambda x: x[None], of_layer), probs_OUME.shape[2], T)
 
 
 SURE = np.eye(4) * (1 - 4e-9) + 1e-9
@@ -69,7 +70,7 @@ def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_cro
       routing = Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), jnp.ones(experts_OUMA.shape, bool))
       valid_BT = jnp.ones((1, 4), bool)
       sums = counted(logits_ME[None, None], probs_OUME, routing, valid_BT)
-      return losses(sums, count_batch(valid_BT, 4), [name])[name][0]
+      return auxiliary_losses(sums, token_counts(valid_BT, 4), [name])[name][0]
 
     gradient_ME = jax.jit(jax.grad(loss))(jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
     assert (gradient_ME[:, 0] > 0).all() and (gradient_ME[:, 1] < 0).all(), name
@@ -117,41 +118,8 @@ def test_load_is_each_experts_share_of_choices_and_entropy_is_in_nats():
   assert float(uniform["entropy"]) == pytest.approx(np.log(3.0), rel=1e-6)
 
 
-@pytest.mark.parametrize("stacked", [True, False])
-def test_the_bias_of_each_layer_rises_where_its_load_is_below_the_mean_and_falls_where_it_is_above(stacked):
-  choices_LE = jnp.array([[2, 1, 1, 0], [2, 8, 5, 5]])
-  moved_LE = [[-0.01, 0.0, 0.0, 0.01], [0.01, -0.01, 0.0, 0.0]]
-  bias_LE = jnp.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
-  if stacked:
-    parameters = {"layers": {"bias_E": bias_LE, "w": jnp.ones(3)}}
-  else:
-    parameters = {"layers": [{"bias_E": bias_LE[0], "w": jnp.ones(3)}, {"bias_E": bias_LE[1], "w": jnp.ones(3)}]}
-  updated = update_bias(parameters, choices_LE, 0.01)
-  moved = [new - old for new, old in zip(jax.tree.leaves(updated), jax.tree.leaves(parameters), strict=True)]
-  moved = [rows for rows in moved if rows.shape[-1] == 4]
-  np.testing.assert_allclose(np.concatenate([np.atleast_2d(rows) for rows in moved]), moved_LE, atol=1e-6)
-  assert all((leaf == 1.0).all() for leaf in jax.tree.leaves(updated) if leaf.shape == (3,))
-
-
-@pytest.mark.parametrize("E", [7, 24, 48, 60, 96, 160])
-def test_loads_that_are_equal_move_no_bias_whatever_the_number_of_experts(E):
-  each_L1 = jnp.array([[0], [1], [17], [1000], [2**23 + 1]], jnp.int32)
-  moved_LE = update_bias({"bias_E": jnp.zeros((5, E))}, jnp.broadcast_to(each_L1, (5, E)), 0.001)["bias_E"]
-  assert not np.asarray(moved_LE).any()
-
-
-@pytest.mark.parametrize("E", [6, 160])
-def test_the_bias_moves_against_the_difference_from_the_exact_mean(E):
-  random = np.random.default_rng(E)
-  choices_LE = random.choice([10, 1000, 2**23], (200, 1)) - random.integers(0, 3, (200, E))
-  moved_LE = update_bias({"bias_E": jnp.zeros((200, E))}, jnp.asarray(choices_LE, jnp.int32), 1.0)["bias_E"]
-  direction_LE = np.sign(choices_LE.sum(axis=1, keepdims=True) - E * choices_LE)
-  assert (direction_LE == 0).any()
-  np.testing.assert_array_equal(moved_LE, direction_LE)
-
-
 def test_choices_are_counted_exactly_beyond_what_float32_counts():
   sets = {"choices": jnp.full((1, 1, 3, 2), 2.0**24).at[0, 0, 0, 0].set(1.0)}
   zeros = {"probs": jnp.zeros((1, 1, 3, 2)), "entropy": jnp.zeros((1, 1, 3)), "tokens": jnp.ones((1, 1, 3))}
   zeros |= {"dropped": jnp.zeros((1, 1, 1)), "squared_normalizer": jnp.zeros((1, 1, 3))}
-  np.testing.assert_array_equal(add_up(sets | zeros, 4, 4)["choices"], [[2**25 + 1, 3 * 2**24]])
+  np.testing.assert_array_equal(sum_counts(sets | zeros, 4, 4)["choices"], [[2**25 + 1, 3 * 2**24]])

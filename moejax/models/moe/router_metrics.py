@@ -1,0 +1,81 @@
+"""Auxiliary losses and metrics of all routers, from what they counted.
+
+E experts  L stacked layers
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config.model import Model
+from moejax.models.moe.losses import balance_loss, mutual_information_loss
+from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterSums, TokenCounts
+
+
+class RouterMetrics(NamedTuple):
+  """Values by name, each with a leading dimension of the layers that have it."""
+
+  losses: dict[str, jax.Array]
+  statistics: dict[str, jax.Array]
+
+
+def router_metrics(sums: Mapping[str, RouterSums], counts: TokenCounts, config: Model) -> RouterMetrics:
+  """The auxiliary losses and statistics of all layers.
+
+  Args:
+    sums: of each kind of router.
+    counts: of the same batch.
+    config: says which losses there are.
+  """
+  found = RouterMetrics({}, {})
+  if HEADS in sums:
+    found.losses["attention_mutual_information"] = _mutual_information_loss(sums[HEADS], counts)
+    found.statistics["attention_entropy"] = sums[HEADS]["entropy"] / counts.tokens
+  if EXPERTS in sums:
+    assert config.moe
+    found.losses.update(auxiliary_losses(sums[EXPERTS], counts, config.moe.losses))
+    found.statistics.update(statistics(sums[EXPERTS], counts))
+  return found
+
+
+def auxiliary_losses(sums: RouterSums, counts: TokenCounts, names: Sequence[str]) -> dict[str, jax.Array]:
+  """The auxiliary losses of routers over experts by name, float32 [L].
+
+  Args:
+    sums: of a batch.
+    counts: of the same batch.
+    names: which losses, as `MoE.losses` has them.
+  """
+  tokens_L = jnp.broadcast_to(counts.tokens, sums["entropy"].shape)
+  by_name: dict[str, Callable[[], jax.Array]] = {
+    "load_balance": lambda: sums["load_balance"] / counts.groups,
+    "sequence_balance": lambda: sums["sequence_balance"] / counts.sequences,
+    "global_balance": lambda: balance_loss(sums["choices"].astype(jnp.float32), sums["probs"], tokens_L),
+    # Mean squared log-normalizer of real tokens (ST-MoE, arXiv 2202.08906, equation 5).
+    "router_z": lambda: sums["squared_normalizer"] / counts.tokens,
+    "mutual_information": lambda: _mutual_information_loss(sums, counts),
+  }
+  return {name: by_name[name]() for name in names}
+
+
+def statistics(sums: RouterSums, counts: TokenCounts) -> dict[str, jax.Array]:
+  """Statistics of routers over experts by name.
+
+  `choices` [L, E] in int32 counts how often each expert is chosen, before any choice is dropped; `load` [L, E] is its
+  share of the choices. `entropy` [L] is the mean entropy of a token's probabilities in nats, log E for a uniform
+  router. `choices_per_token` [L] and `dropped_fraction` [L] are means over the batch.
+  """
+  choices_L = jnp.sum(sums["choices"], axis=-1).astype(jnp.float32)
+  return {
+    "choices": sums["choices"],
+    "load": sums["choices"] / jnp.maximum(choices_L, 1.0)[:, None],
+    "entropy": sums["entropy"] / counts.tokens,
+    "choices_per_token": choices_L / counts.tokens,
+    "dropped_fraction": sums["dropped"] / jnp.maximum(choices_L, 1.0),
+  }
+
+
+def _mutual_information_loss(sums: RouterSums, counts: TokenCounts) -> jax.Array:
+  return mutual_information_loss(sums["entropy"] / counts.tokens, sums["probs"] / counts.tokens)

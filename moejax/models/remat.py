@@ -1,0 +1,47 @@
+"""What the backward pass keeps of a layer and what it computes again (rematerialization)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+
+from moejax.kernels.attention import ATTENTION
+
+PRODUCTS = "products"
+"""Name under which `keep` saves values for the backward pass. Attention saves its own as `ATTENTION`."""
+
+_ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
+_save = jax.checkpoint_policies.save_from_both_policies
+
+POLICIES = {
+  "products": jax.checkpoint_policies.save_only_these_names(ATTENTION, PRODUCTS),
+  "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
+  "attention": _ATTENTION,
+  "layer_inputs": jax.checkpoint_policies.nothing_saveable,
+}
+"""Policies of `jax.checkpoint` by the value of `model.remat`."""
+
+
+def keep(x: jax.Array) -> jax.Array:
+  """Marks x to be saved for the backward pass by the policy `products`: the result of a matrix product, rows that were
+  sent between devices, or a router's choice."""
+  return checkpoint_name(x, PRODUCTS)
+
+
+def of_kept(products: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns `products`, a function of x and more, whose backward pass reads x as saved by `keep`.
+
+  Only the backward pass sees the saved copy. JAX rounds a saved value that others use too (`reduce_precision`), for
+  which XLA for TPU makes a separate pass over it.
+  """
+  run = jax.custom_vjp(products)
+
+  def forwards(x: jax.Array, *more: Any) -> tuple[Any, tuple[Any, ...]]:
+    return products(x, *more), (keep(x), *more)
+
+  def backwards(kept: tuple[Any, ...], into: Any) -> tuple[Any, ...]:
+    return jax.vjp(products, *kept)[1](into)
+
+  run.defvjp(forwards, backwards)
+  return run

@@ -1,0 +1,35 @@
+"""Rotary position embeddings (arXiv 2104.09864).
+
+B batch  T query position  N query or key/value heads  H head dim
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+  """cosine and sine of the rotation of each pair, each [B, T, 1, H / 2] in float32 (arXiv 2104.09864).
+
+  float32: bfloat16 rounds position 257 to 256.
+  """
+  frequency_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+  angle_BTH = positions_BT.astype(jnp.float32)[:, :, None] * frequency_H[None, None, :]
+  return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
+
+
+def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array], by_product: bool = False) -> jax.Array:
+  """Rotates the pairs (i, i + H / 2), as Llama's checkpoints expect.
+
+  `by_product` swaps the halves by a product with a signed permutation, which is exact: on TPU halves of 64 lanes are
+  copied and padded otherwise, which takes longer; on CPU the product does.
+  """
+  cosine, sine = angles
+  if by_product:
+    H = x_BTNH.shape[-1]
+    swap_HH = jnp.roll(jnp.eye(H, dtype=x_BTNH.dtype), H // 2, axis=0).at[H // 2 :].multiply(-1)
+    swapped_BTNH = jnp.einsum("BTNH,HJ->BTNJ", x_BTNH, swap_HH, precision=jax.lax.Precision.HIGHEST)
+    cosine, sine = (jnp.concatenate([part, part], axis=-1) for part in angles)
+    return (x_BTNH.astype(jnp.float32) * cosine + swapped_BTNH.astype(jnp.float32) * sine).astype(x_BTNH.dtype)
+  first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  rotated = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+  return rotated.astype(x_BTNH.dtype)

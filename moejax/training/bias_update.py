@@ -1,0 +1,42 @@
+"""Loss-free balancing: the bias of a router moves towards equal loads after each step (arXiv 2408.15664).
+
+E experts  L stacked layers
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moejax.models.moe.layer import BIAS
+
+
+def update_bias(parameters: Mapping[str, Any], choices_LE: jax.Array, rate: float) -> dict[str, Any]:
+  """The parameters with every router's bias moved: up by `rate` for experts below the mean load, down for those above
+  (arXiv 2408.15664, algorithm 1).
+
+  Args:
+    parameters: of the whole model.
+    choices_LE: each expert's choices in the step, integers, in the order of the sparse layers.
+    rate: size of the move.
+  """
+  E = choices_LE.shape[-1]
+  # In integers: a mean in float32 may differ from loads that are all equal.
+  total_L1 = jnp.sum(choices_LE, axis=-1, keepdims=True)
+  whole_L1, rest_L1 = total_L1 // E, total_L1 % E
+  above_LE = choices_LE > whole_L1
+  below_LE = (choices_LE < whole_L1) | (~above_LE & (rest_L1 > 0))
+  direction_LE = below_LE.astype(jnp.float32) - above_LE.astype(jnp.float32)
+  layer = 0
+
+  def moved(path: tuple, leaf: jax.Array) -> jax.Array:
+    nonlocal layer
+    if path[-1].key != BIAS:
+      return leaf
+    layers = leaf.size // E  # all of them where they are stacked, else one after the other
+    here = direction_LE[layer : layer + layers].reshape(leaf.shape)
+    layer += layers
+    return leaf + rate * here
+
+  return jax.tree_util.tree_map_with_path(moved, parameters)
