@@ -8,7 +8,7 @@ import pathlib
 from typing import Any
 
 from moejax import lookup
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.display import Display
 from moejax.overrides import override
 from moejax.planning.topology import parse_topology, prepare_environment
@@ -213,7 +213,7 @@ def _page(plans: dict[Row, Plan]) -> str:
 def _scale_line(row: Row, plans: dict[Row, Plan]) -> str:
   found = plans[row]
   where = f"{found.topology.name} {f'`{row.fields}`' if row.fields else ''}".strip()
-  counted = count(found.experiment.model)
+  counted = parameter_counts(found.experiment.model)
   sizes = f"{counted.total / 1e9:.1f}B / {counted.active / 1e9:.1f}B"
   mesh = " x ".join(f"{axis} {size}" for axis, size in found.experiment.mesh.shape.items() if size > 1)
   memory = f"{found.hbm_bytes_per_device / 2**30:.1f} of {found.hbm_limit_bytes / 2**30:.1f}"

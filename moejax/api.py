@@ -112,11 +112,11 @@ def match(
   tolerance: float = 0.05,
   progress: Progress = SILENT,
 ) -> Any:
-  """Varies the `free` fields of an MoE until its predicted step time is the dense model's: a
+  """Varies the `matchable` fields of an MoE until its predicted step time is the dense model's: a
   `moejax.comparison.pod_match.PodMatch`, whose `experiment` is the one to train.
 
   Raises:
-    UserError: as `plan`, or no value of a free field fits the topology.
+    UserError: as `plan`, or no value of a matchable field fits the topology.
   """
   for experiment in (dense, moe):
     _check_kind(Experiment, experiment, "match")
@@ -165,7 +165,7 @@ def evaluate(
   changed = {name: value for name, value in given.items() if value is not None}
   evaluation = with_fields(experiment.evaluation, changed)
   harness = import_harness(evaluation)
-  from moejax.evaluation.tasks import asked, headlines
+  from moejax.evaluation.tasks import headlines, requested_benchmarks
 
   request = harness.make_request(
     evaluation,
@@ -174,7 +174,7 @@ def evaluate(
     gen_kwargs=harness.parse_gen_kwargs(gen_kwargs) if gen_kwargs else {},
   )
   results = harness.evaluate_run(directory, experiment, request, progress, log_samples)
-  return Evaluated(directory, headlines(results, asked(results)), results)
+  return Evaluated(directory, headlines(results, requested_benchmarks(results)), results)
 
 
 def generate(

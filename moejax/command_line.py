@@ -217,7 +217,7 @@ def _add_match(verb: Add) -> None:
     "name",
     nargs="?",
     metavar="MOE",
-    help="the MoE experiment, whose `free` fields are varied; --dense.PATH sets a field of DENSE",
+    help="the MoE experiment, whose `matchable` fields are varied; --dense.PATH sets a field of DENSE",
   )
   _add_topology(match)
   match.add_argument(

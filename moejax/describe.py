@@ -11,7 +11,7 @@ from rich.text import Text
 
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.kinds import OfSeveralKinds
-from moejax.config.parameters import count, flops_per_token, full_sequence_steps, tokens_per_step
+from moejax.config.parameters import flops_per_token, full_sequence_steps, parameter_counts, tokens_per_step
 from moejax.config.plain import KIND, to_plain
 from moejax.terminal import Fitting
 
@@ -21,7 +21,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 
   Without the text it is not known which tokens are padding: steps and tokens are those of full sequences.
   """
-  parameters, steps = count(experiment.model), full_sequence_steps(experiment)
+  parameters, steps = parameter_counts(experiment.model), full_sequence_steps(experiment)
   return {
     "name": experiment.name,
     "parameters_total": parameters.total,
@@ -139,7 +139,7 @@ def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType
     if isinstance(value, Suite):
       table.add_row(Text(name, style="bold"), "suite", f"{len(value.members)} members", summary)
     else:
-      parameters = count(value.model)
+      parameters = parameter_counts(value.model)
       kind = "moe" if value.model.moe else "dense"
       table.add_row(name, kind, f"{_short(parameters.total)} / {_short(parameters.active)}", summary)
   return table

@@ -473,11 +473,11 @@ def test_plan_prints_and_writes_and_says_by_its_exit_code_whether_it_fits(run, t
 def test_match_finds_the_width_that_takes_the_dense_step_time_and_writes_what_train_runs(run, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   path = tmp_path / "matched.py"
-  fields = ["--free", "model.num_layers", "--tolerance", "0.2", "--dense.model.remat", "layer_inputs"]
+  fields = ["--matchable", "model.num_layers", "--tolerance", "0.2", "--dense.model.remat", "layer_inputs"]
   code, out, _ = run("match", "{dense}", "{sparse}", "--topology", "cpu:8", *fields, "--out", str(path))
   assert code == 0 and "times the step time of dense" in out
   found = find_experiment(f"{path}:matched")
-  assert found.model.moe and found.free == ("model.num_layers",)
+  assert found.model.moe and found.matchable == ("model.num_layers",)
   # The same time at a step time within a fifth, of a dense model of another size: its steps, not a budget of its own.
   dense_steps = full_sequence_steps(find_experiment(NAMES["dense"]))
   assert full_sequence_steps(found) == pytest.approx(dense_steps, rel=0.25)

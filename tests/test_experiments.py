@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from moejax.config import Experiment, Suite
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.describe import facts, suite_facts
 from moejax.experiments import EXPERIMENTS
 
@@ -92,7 +92,7 @@ def test_a_published_model_has_its_published_parameters(name):
   total, active, kind, tolerance = PUBLISHED[name]
   made = EXPERIMENTS[name]()
   assert isinstance(made, Experiment)
-  counted = count(made.model)
+  counted = parameter_counts(made.model)
   assert counted.counted(kind) / 1e9 == pytest.approx(total, rel=tolerance)
   if active is not None:
     of_token = counted.active if kind == "total" else counted.active_non_embedding
@@ -107,7 +107,7 @@ def test_without_experts_a_scale_is_its_dense_base(name):
   made = EXPERIMENTS[name]()
   assert isinstance(made, Experiment)
   base = {"1b6": 1.6, "6b4": 6.4, "12b6": 12.6, "29b6": 29.6}[name.split("_")[1]]
-  assert count(replace(made.model, moe=None)).total / 1e9 == pytest.approx(base, rel=0.01)
+  assert parameter_counts(replace(made.model, moe=None)).total / 1e9 == pytest.approx(base, rel=0.01)
 
 
 def test_a_difference_is_told_with_its_path_and_both_values():

@@ -156,7 +156,7 @@ def test_every_field_with_a_slip_in_it_is_among_the_hinted(tiny_dense, tiny_moe,
 
 @pytest.mark.parametrize("kind", ["moe", "suite"])
 def test_every_field_is_hinted_by_its_last_part_alone(tiny_moe, tiny_suite, kind):
-  tops = {"--name", "--free", "--train", "--tolerance"}
+  tops = {"--name", "--matchable", "--train", "--tolerance"}
   missed = []
   for option in sorted({*all_options(tiny_moe)} - tops):
     last = f"--{option.rpartition('.')[2].removeprefix('--')}"
@@ -324,7 +324,7 @@ def test_every_field_refuses_a_value_of_another_type_and_two_where_one_is_due(ti
     if path not in TEXTS:
       for configuration in (tiny_moe, tiny_suite):
         line = complaint(configuration, option, "?!")
-        assert line.startswith(("free='?!' is ", f"{path}='?!' is not ")) and "; " in line, line
+        assert line.startswith(("matchable='?!' is ", f"{path}='?!' is not ")) and "; " in line, line
     if not isinstance(now, tuple):
       assert option in complaint(tiny_moe, option) and option in complaint(tiny_moe, option, "1", "2")
 

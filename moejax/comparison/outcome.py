@@ -8,7 +8,7 @@ from moejax.comparison.findings import finding, verdict
 from moejax.comparison.match import Match
 from moejax.comparison.measure import Timing
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.parameters import count, flops_per_token, flops_per_token_at
+from moejax.config.parameters import flops_per_token, flops_per_token_at, parameter_counts
 from moejax.evaluation.held_out import HeldOut
 
 DIFFERENCES = (
@@ -57,7 +57,7 @@ def outcome(
 def _member(
   experiment: Experiment, allotment: Allotment, timing: Timing, summary: Mapping[str, Any], matched: bool
 ) -> dict[str, Any]:
-  model, parameters = experiment.model, count(experiment.model)
+  model, parameters = experiment.model, parameter_counts(experiment.model)
   # As trained where it was, which is what was counted for the budget but for rows beyond `EXACT_ROWS`.
   tokens = summary.get("tokens", allotment.tokens)
   tokens_per_s = tokens / allotment.steps / timing.step_time_s

@@ -100,10 +100,10 @@ def _card(pair: Mapping[str, Any], tolerance: float, colours: Mapping[str, str])
   accuracy, accuracy_stderr = pair["accuracy_difference"], pair["accuracy_difference_stderr"]
   rows = (
     ("Step-time ratio", quantities.ratio(pair["step_time_ratio"]), "MoE / dense"),
-    ("Bits per byte", quantities.estimate(bits, bits_stderr, signed=True), _side(bits, bits_stderr, -1)),
+    ("Bits per byte", quantities.with_stderr(bits, bits_stderr, signed=True), _side(bits, bits_stderr, -1)),
     (
       "Accuracy",
-      quantities.estimate(accuracy, accuracy_stderr, scale=100.0, unit="points", signed=True),
+      quantities.with_stderr(accuracy, accuracy_stderr, scale=100.0, unit="points", signed=True),
       _side(accuracy, accuracy_stderr, 1),
     ),
   )

@@ -47,7 +47,7 @@ def _score(member: Mapping[str, Any], measure: Measure) -> Markup:
   value, stderr = member.get(measure.key), member.get(f"{measure.key}_stderr")
   in_percent = measure.scale != 1.0
   return _number(
-    value, quantities.estimate(value, stderr, scale=measure.scale) if in_percent else quantities.count(value)
+    value, quantities.with_stderr(value, stderr, scale=measure.scale) if in_percent else quantities.count(value)
   )
 
 
@@ -149,8 +149,8 @@ def _member_row(member: Mapping[str, Any], colour: str, part: str) -> Markup:
     _number(member["budget_s"], quantities.duration(member["budget_s"])),
     _number(member["steps"], quantities.whole(member["steps"])),
     _number(member["tokens"], quantities.count(member["tokens"])),
-    _number(member["bits_per_byte"], quantities.estimate(member["bits_per_byte"], member["bits_per_byte_stderr"])),
-    _number(member["accuracy"], quantities.estimate(member["accuracy"], member["accuracy_stderr"], scale=100.0)),
+    _number(member["bits_per_byte"], quantities.with_stderr(member["bits_per_byte"], member["bits_per_byte_stderr"])),
+    _number(member["accuracy"], quantities.with_stderr(member["accuracy"], member["accuracy_stderr"], scale=100.0)),
   )
 
 
@@ -167,8 +167,8 @@ def _baseline_rows(baselines: Mapping[str, Any]) -> Iterator[Markup]:
       "tr",
       element("th", f"{name} baseline", element("small", f"token {name} counts of the training text"), scope="row"),
       *(element("td") for _ in HEADS[1:-2]),
-      element("td", quantities.estimate(bits, None)),
-      element("td", quantities.estimate(accuracy, None, scale=100.0)),
+      element("td", quantities.with_stderr(bits, None)),
+      element("td", quantities.with_stderr(accuracy, None, scale=100.0)),
     )
 
 

@@ -13,9 +13,9 @@ from rich.text import Text
 import moejax.config
 from moejax.comparison.budget import steps_within
 from moejax.comparison.match import Match, approach, compared, distance
-from moejax.config.experiment import MATCHABLE, Experiment, Pair
+from moejax.config.experiment import MATCHABLE_FIELDS, Experiment, Pair
 from moejax.config.fields import get_field, with_fields
-from moejax.config.parameters import count, full_sequence_steps, tokens_per_step
+from moejax.config.parameters import full_sequence_steps, parameter_counts, tokens_per_step
 from moejax.errors import UserError
 from moejax.notebook import html_table
 from moejax.planning.plan import Plan, plan
@@ -54,32 +54,34 @@ class PodMatch:
 
 
 def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Progress = SILENT) -> PodMatch:
-  """Varies the candidate's free fields, one after the other, until its predicted step time is the dense model's.
+  """Varies the candidate's matchable fields, one after the other, until its predicted step time is the dense model's.
 
   Raises:
-    UserError: the dense model does not fit, no value of a free field does, there is nothing to vary, or both have the
-      same name.
+    UserError: the dense model does not fit, no value of a matchable field does, there is nothing to vary, or both have
+      the same name.
   """
   if not 0.0 <= tolerance <= 1.0:
     raise UserError(f"tolerance={tolerance} must lie between 0 and 1")
   dense, moe = pair.dense, pair.candidates[0]
   if dense.name == moe.name:
     raise UserError(f"both experiments are named {dense.name!r}; give them different names")
-  if not any(_others(moe, field) for field in moe.free):
-    what = f"free={','.join(moe.free)} has no other value that is valid" if moe.free else "free is empty"
-    raise UserError(f"{moe.name} has nothing to vary: {what}; set free to some of {', '.join(MATCHABLE)}")
+  if not any(_others(moe, field) for field in moe.matchable):
+    what = (
+      f"matchable={','.join(moe.matchable)} has no other value that is valid" if moe.matchable else "matchable is empty"
+    )
+    raise UserError(f"{moe.name} has nothing to vary: {what}; set matchable to some of {', '.join(MATCHABLE_FIELDS)}")
   of_dense = plan(dense, topology, progress)
   if not of_dense.fits or of_dense.step_time_s is None:
     raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")
   target_s = of_dense.step_time_s
   best = moe, plan(moe, topology, progress)
-  for field in moe.free:
+  for field in moe.matchable:
     if _equal(best[1], target_s, tolerance):
       break
     best = _along(field, best, target_s, topology, tolerance, progress)
   experiment, of_moe = best
   if not of_moe.fits or of_moe.step_time_s is None:
-    raise UserError(f"no value of {', '.join(moe.free)} makes {moe.name} fit on {topology.name}; change its mesh")
+    raise UserError(f"no value of {', '.join(moe.matchable)} makes {moe.name} fit on {topology.name}; change its mesh")
   times = {dense.name: target_s, moe.name: of_moe.step_time_s}
   budget_s = full_sequence_steps(dense) * target_s
   experiment = _for_steps(experiment, steps_within(budget_s, moe, dense, times), dense)
@@ -93,7 +95,7 @@ def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experim
   if dense.training.steps is not None:
     return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=steps))
   tokens = (steps - 0.5) * tokens_per_step(experiment)  # half a step less, so that rounding up gives `steps`
-  counted = count(experiment.model).counted(training.budget.parameters)
+  counted = parameter_counts(experiment.model).counted(training.budget.parameters)
   budget = dataclasses.replace(training.budget, tokens_per_parameter=tokens / counted)
   return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=None, budget=budget))
 
@@ -119,8 +121,8 @@ def match_page(found: PodMatch) -> RenderableType:
     table.add_column(head, justify="right" if head else "left")
   both = (found.dense, found.moe)
   rows: Sequence[tuple[str, Callable[[Plan], str]]] = (
-    ("parameters", lambda of: f"{count(of.experiment.model).total:,}"),
-    ("active", lambda of: f"{count(of.experiment.model).active:,}"),
+    ("parameters", lambda of: f"{parameter_counts(of.experiment.model).total:,}"),
+    ("active", lambda of: f"{parameter_counts(of.experiment.model).active:,}"),
     ("mesh", lambda of: " x ".join(f"{axis} {size}" for axis, size in of.experiment.mesh.shape.items() if size > 1)),
     ("step time, s", lambda of: f"{of.step_time_s:.4g}"),
     ("MFU", lambda of: f"{of.mfu:.1%}" if of.mfu else "-"),
@@ -157,7 +159,7 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
     return list(CAPACITIES)
   if field == "model.num_layers":
     return list(range(moe.every, 2 * now + 1, moe.every))
-  raise UserError(f"free names {field!r}; match varies {', '.join(MATCHABLE)}")
+  raise UserError(f"matchable names {field!r}; match varies {', '.join(MATCHABLE_FIELDS)}")
 
 
 def _valid(experiment: Experiment, field: str) -> list[Any]:

@@ -62,7 +62,7 @@ def ratio(value: Number) -> str:
   return f"{value:.3f}" if text is None else text
 
 
-def estimate(value: Number, stderr: Number, *, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
+def with_stderr(value: Number, stderr: Number, *, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
   """value ± standard error, two digits of the error but four decimals of the unscaled value at most: 2.213 ± 0.012."""
   if (text := _no_number(value)) is not None:
     return text

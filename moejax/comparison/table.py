@@ -32,7 +32,7 @@ def terminal_table(comparison: Mapping[str, Any]) -> Fitting:
     table.add_section()
   for name in ("unigram", "bigram"):
     bits, accuracy = (comparison["baselines"][f"{name}_{key}"] for key in ("bits_per_byte", "accuracy"))
-    result = (quantities.estimate(bits, None), quantities.estimate(accuracy, None, scale=100.0))
+    result = (quantities.with_stderr(bits, None), quantities.with_stderr(accuracy, None, scale=100.0))
     table.add_row(Text(f"{name} baseline"), *[""] * 4, *result)
   return Fitting(table)
 
@@ -47,6 +47,6 @@ def _row(mark: str, member: Mapping[str, Any], dense: Mapping[str, Any]) -> tupl
     quantities.duration(member["step_time_s"]),
     quantities.ratio(member["step_time_s"] / dense["step_time_s"]) if comparable else "",
     quantities.count(member["tokens"]),
-    quantities.estimate(member["bits_per_byte"], member["bits_per_byte_stderr"]),
-    quantities.estimate(member["accuracy"], member["accuracy_stderr"], scale=100.0),
+    quantities.with_stderr(member["bits_per_byte"], member["bits_per_byte_stderr"]),
+    quantities.with_stderr(member["accuracy"], member["accuracy_stderr"], scale=100.0),
   )

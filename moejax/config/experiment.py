@@ -41,7 +41,7 @@ class Evaluation:
         checks.positive(self, name)
 
 
-MATCHABLE = (
+MATCHABLE_FIELDS = (
   "model.moe.d_ff", "model.d_ff", "model.moe.num_experts", "model.moe.every", "model.moe.capacity_factor",
   "model.num_layers",
 )  # fmt: skip
@@ -68,23 +68,27 @@ class Experiment:
   """Number of devices along each mesh axis."""
   rules: Rules = dataclasses.field(default=DATA_EXPERT_MODEL, metadata=RUN_MAY_CHANGE)
   """Which mesh axes shard each logical axis."""
-  free: tuple[str, ...] = dataclasses.field(default=("model.moe.d_ff",), metadata=MAY_CHANGE)
+  matchable: tuple[str, ...] = dataclasses.field(default=("model.moe.d_ff",), metadata=MAY_CHANGE)
   """Fields of an MoE experiment that `moejax match` varies, in this order, to match the step time of a dense model."""
 
   def __post_init__(self):
-    for field in self.free:
-      if field not in MATCHABLE:
-        raise UserError(f"free={field!r} is not a field that match can vary; use one of {', '.join(MATCHABLE)}")
-    self._check_free()
+    for field in self.matchable:
+      if field not in MATCHABLE_FIELDS:
+        raise UserError(
+          f"matchable={field!r} is not a field that match can vary; use one of {', '.join(MATCHABLE_FIELDS)}"
+        )
+    self._check_matchable()
     if self.model.moe:
       self.model.moe.check_combinations()
     self._check_losses()
     self._check_sharding()
 
-  def _check_free(self):
+  def _check_matchable(self):
     """A field of layers that the model lacks has no step time to vary; the default is for experiments of both kinds."""
-    if "model.d_ff" in self.free and self.model.num_sparse_layers == self.model.num_layers:
-      raise UserError("free='model.d_ff' and every layer is sparse, so that it would vary nothing; use model.moe.d_ff")
+    if "model.d_ff" in self.matchable and self.model.num_sparse_layers == self.model.num_layers:
+      raise UserError(
+        "matchable='model.d_ff' and every layer is sparse, so that it would vary nothing; use model.moe.d_ff"
+      )
 
   def _check_losses(self):
     for name, coefficient in dataclasses.asdict(self.training.losses).items():

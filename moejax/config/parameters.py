@@ -12,7 +12,7 @@ from moejax.config.training import Budget
 
 
 @dataclasses.dataclass(frozen=True)
-class Parameters:
+class ParameterCounts:
   """Parameter counts of one model."""
 
   total: int
@@ -35,13 +35,13 @@ class Parameters:
     return getattr(self, kind)
 
 
-def count(model: Model) -> Parameters:
+def parameter_counts(model: Model) -> ParameterCounts:
   """Parameters of `model`."""
   dense_layers = model.num_layers - model.num_sparse_layers
   shared = model.num_layers * _attention(model) + dense_layers * _feed_forward(model, model.d_ff) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
   if model.moe is None:
-    return Parameters(total=shared + embedding, active=shared + embedding, embedding=embedding)
+    return ParameterCounts(total=shared + embedding, active=shared + embedding, embedding=embedding)
   moe = model.moe
   router = model.d_model * moe.num_experts
 
@@ -49,7 +49,7 @@ def count(model: Model) -> Parameters:
     layer = router + (experts + moe.num_shared_experts) * _feed_forward(model, moe.d_ff)
     return shared + embedding + model.num_sparse_layers * layer
 
-  return Parameters(
+  return ParameterCounts(
     total=with_experts(moe.num_experts), active=with_experts(moe.experts_per_token), embedding=embedding
   )
 
@@ -77,7 +77,7 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   PaLM's convention (arXiv 2204.02311, appendix B): the causal half is not taken off, and neither recomputation nor the
   dispatch of sparse layers counts.
   """
-  matrices = count(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
+  matrices = parameter_counts(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
   attention = 12 * model.num_layers * model.num_heads * model.head_dim * sequence_length
   return 6 * matrices + attention
 
@@ -101,7 +101,7 @@ def tokens_per_step(experiment: Experiment) -> int:
 
 def budget_tokens(model: Model, budget: Budget) -> int:
   """Tokens that the compute-optimal rule gives `model`."""
-  return math.ceil(budget.tokens_per_parameter * count(model).counted(budget.parameters))
+  return math.ceil(budget.tokens_per_parameter * parameter_counts(model).counted(budget.parameters))
 
 
 def full_sequence_steps(experiment: Experiment) -> int:

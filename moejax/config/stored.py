@@ -54,11 +54,14 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def current(plain: Any) -> Any:
-  """The content of a file as this version writes it: files of earlier versions list the fields of all routers."""
+  """The content of a file as this version writes it. Files of earlier versions list the fields of all routers, and have
+  `free` for `matchable`."""
   if isinstance(plain, list):
     return [current(item) for item in plain]
   if not isinstance(plain, dict):
     return plain
+  if "free" in plain and "model" in plain:
+    plain = {"matchable" if name == "free" else name: value for name, value in plain.items()}
   return {name: _router(value) if name == "router" else current(value) for name, value in plain.items()}
 
 

@@ -15,7 +15,7 @@ from moejax.data.appearing import appearing
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Plan:
+class PackingPlan:
   """Which pieces of a stream make each of b sequences."""
 
   bounds: np.ndarray
@@ -34,7 +34,7 @@ class Plan:
     return list(zip(self.starts[piece].tolist(), self.lengths[piece].tolist(), strict=True))
 
 
-def make_plan(document_starts: np.ndarray, sequence_length: int) -> Plan:
+def make_plan(document_starts: np.ndarray, sequence_length: int) -> PackingPlan:
   """The plan of a stream whose documents begin at `document_starts` int64 [d + 1].
 
   A document of n tokens has n - 1 inputs, each with its target: the last token is nothing's input.
@@ -53,7 +53,7 @@ def make_plan(document_starts: np.ndarray, sequence_length: int) -> Plan:
   bins = np.r_[np.arange(len(document)), len(document) + best_fit(rest[shorter], sequence_length)]
   order = np.argsort(bins, kind="stable")
   counts = np.bincount(bins) if len(bins) else np.zeros(0, np.int64)
-  return Plan(np.r_[0, np.cumsum(counts)], starts[order], lengths[order])
+  return PackingPlan(np.r_[0, np.cumsum(counts)], starts[order], lengths[order])
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
@@ -95,12 +95,12 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
   return bins
 
 
-def cached_plan(folder: pathlib.Path, document_starts: np.ndarray, sequence_length: int) -> Plan:
+def cached_plan(folder: pathlib.Path, document_starts: np.ndarray, sequence_length: int) -> PackingPlan:
   """The plan in `folder`, made and written there where it is missing: read from disk as batches need it."""
-  fields = [field.name for field in dataclasses.fields(Plan)]
+  fields = [field.name for field in dataclasses.fields(PackingPlan)]
   if not folder.is_dir():
     plan = make_plan(document_starts, sequence_length)
     with appearing(folder) as part:
       for name in fields:
         np.save(part / f"{name}.npy", getattr(plan, name))
-  return Plan(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields))
+  return PackingPlan(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields))

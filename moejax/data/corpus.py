@@ -98,7 +98,7 @@ def split_documents(data: Data) -> Iterator[tuple[str, str]]:
   streams = [
     _Stream(split, tuple(part for source in getattr(data, split) for part in source_parts(source))) for split in SPLITS
   ]
-  for name, text, _ in _split_documents(data, streams, lambda what, done: None, _Tally()):
+  for name, text, _ in _split_documents(data, streams, lambda what, done: None, _Counters()):
     yield name, text
 
 
@@ -231,13 +231,13 @@ def _tokenise(
   texts = [stream for stream in streams if not stream.packed]
   num_bytes = {stream.name: 0 for stream in texts}
   order: list[int] = []
-  tally = _Tally()
+  counters = _Counters()
   with contextlib.ExitStack() as stack:
     writers = {
       stream.name: stack.enter_context(StreamWriter(folder, _unordered(stream.name), tokenizer.vocab_size))
       for stream in texts
     }
-    for name, text, key in _split_documents(data, texts, progress, tally):
+    for name, text, key in _split_documents(data, texts, progress, counters):
       writers[name].add(begin, *encoded(tokenizer, text))
       num_bytes[name] += len(text.encode())
       if name == "validation":
@@ -245,13 +245,13 @@ def _tokenise(
   _check_splits(data, {name: writer.num_documents for name, writer in writers.items()})
   if "validation" in writers:
     _reorder(folder, np.argsort(np.array(order, np.uint64), kind="stable"), tokenizer)
-  write_json(folder / PARTS, tally.parts + _packed_parts(streams))
+  write_json(folder / PARTS, counters.parts + _packed_parts(streams))
   counts = {name: (writer.num_documents, writer.num_tokens, num_bytes[name]) for name, writer in writers.items()}
   return {
     **_summary(streams, counts),
     **_repeated(streams, {name: np.array(writer.keys, np.uint64) for name, writer in writers.items()}),
-    "duplicates_dropped": tally.duplicates_dropped,
-    "nulls": tally.nulls,
+    "duplicates_dropped": counters.duplicates_dropped,
+    "nulls": counters.nulls,
     "tokenizer": tokenizer.identity,
     "sha256": _content_hash(folder, streams),
   }
@@ -297,7 +297,7 @@ def _summary(streams: list[_Stream], counts: dict[str, tuple[int, int, int]]) ->
 
 
 @dataclasses.dataclass
-class _Tally:
+class _Counters:
   """What reading finds beside the documents that it gives."""
 
   nulls: int = 0
@@ -307,7 +307,7 @@ class _Tally:
 
 
 def _split_documents(
-  data: Data, streams: list[_Stream], progress: Progress, tally: _Tally
+  data: Data, streams: list[_Stream], progress: Progress, counters: _Counters
 ) -> Iterator[tuple[str, str, int]]:
   """Every document of text with the name of its stream and its key, in the order of the sources.
 
@@ -320,14 +320,14 @@ def _split_documents(
     for part in stream.parts:
       digest, count = hashlib.sha256(), 0
       for text, read in part.documents(reading_of(data)):
-        tally.nulls += text is None
+        counters.nulls += text is None
         if not text:
           continue
         key = document_key(text)
         count += 1
         digest.update(key.to_bytes(8, "big"))
         if data.deduplicate and key in seen:
-          tally.duplicates_dropped += 1
+          counters.duplicates_dropped += 1
           continue
         if data.deduplicate:
           seen.add(key)
@@ -336,7 +336,7 @@ def _split_documents(
         if (now := 100 * (before + read) // total) > percent:
           percent = now
           progress("tokenizing", min(percent / 100, 1.0))
-      tally.parts.append(
+      counters.parts.append(
         {
           "stream": stream.name,
           "name": part.name,

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from moejax.data.documents import READING, Part, Reading, document_key, is_held_out, nulls_warning
-from moejax.data.shards import SHARD_TOKENS, Block, ShardWriter, check_shard_tokens, is_begun, is_packed
+from moejax.data.shards import SHARD_TOKENS, ShardWriter, TokenBlock, check_shard_tokens, is_begun, is_packed
 from moejax.data.sources import source_parts
 from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
 from moejax.errors import UserError
@@ -195,7 +195,7 @@ def _blocks(
 
 def _encoded(
   blocks: Iterator[_TextBlock], name: str, tokenizer: Tokenizer, processes: int | None
-) -> Iterator[tuple[_TextBlock, Block]]:
+) -> Iterator[tuple[_TextBlock, TokenBlock]]:
   """Each block with its tokens, in order; a few blocks are under way in every process."""
   processes = processes or os.cpu_count() or 1
   if processes == 1:
@@ -219,8 +219,8 @@ def _encoded(
       pool.shutdown(cancel_futures=True)
 
 
-def _packed(block: _TextBlock, tokens: np.ndarray, lengths: np.ndarray) -> Block:
-  return Block(tokens, lengths, None, block.position)
+def _packed(block: _TextBlock, tokens: np.ndarray, lengths: np.ndarray) -> TokenBlock:
+  return TokenBlock(tokens, lengths, None, block.position)
 
 
 def _encode_with(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

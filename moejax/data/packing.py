@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from moejax.data.best_fit import Plan
+from moejax.data.best_fit import PackingPlan
 from moejax.data.token_stream import TokenStream
 from moejax.errors import UserError
 
@@ -73,7 +73,7 @@ class BestFit:
 
   stream: TokenStream
   sequence_length: int
-  plan: Plan
+  plan: PackingPlan
 
   def __post_init__(self):
     if not len(self):

@@ -14,7 +14,7 @@ import numpy as np
 from moejax.data.appearing import appearing
 from moejax.data.seqio_lookup import find
 from moejax.data.seqio_vocabulary import vocabulary_identity
-from moejax.data.shards import FORMAT, Block, ShardWriter
+from moejax.data.shards import FORMAT, ShardWriter, TokenBlock
 from moejax.data.tokenizers import Tokenizer
 from moejax.errors import UserError, reason
 
@@ -84,7 +84,7 @@ def _reads_sequence_length(task: Any) -> bool:
   return any("sequence_length" in free(preprocessor) for preprocessor in task.preprocessors)
 
 
-def _blocks(task: Any, split: str, begin: int, lengths: dict[str, int] | None) -> Iterator[Block]:
+def _blocks(task: Any, split: str, begin: int, lengths: dict[str, int] | None) -> Iterator[TokenBlock]:
   features = _features(task)
   documents: list[list[np.ndarray]] = []
   for example in _examples(task, split, lengths):
@@ -106,8 +106,8 @@ def _examples(task: Any, split: str, lengths: dict[str, int] | None) -> Iterator
     ) from error
 
 
-def _block(documents: list[list[np.ndarray]]) -> Block:
+def _block(documents: list[list[np.ndarray]]) -> TokenBlock:
   lengths = np.array([sum(map(len, parts)) for parts in documents], np.int64)
   has_inputs = len(documents[0]) == 3
   prefixes = np.array([len(parts[1]) for parts in documents], np.int64) if has_inputs else None
-  return Block(np.concatenate([part for parts in documents for part in parts]), lengths, prefixes, None)
+  return TokenBlock(np.concatenate([part for parts in documents for part in parts]), lengths, prefixes, None)

@@ -133,7 +133,7 @@ class ShardedTokens:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Block:
+class TokenBlock:
   """Some documents one after the other, each BEGIN and its tokens."""
 
   tokens: np.ndarray
@@ -188,7 +188,7 @@ class ShardWriter:
     """Of the last block that need not come again, None at the beginning."""
     return self._state["position"]
 
-  def add(self, block: Block) -> None:
+  def add(self, block: TokenBlock) -> None:
     """Appends the documents of a block."""
     bounds = np.cumsum(block.lengths, dtype=np.int64)
     self._starts.write((self._num_tokens + bounds - block.lengths).astype("<i8").tobytes())

@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
 
 from moejax.config.experiment import Experiment
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.data.tokenizers import Tokenizer
 from moejax.evaluation.answers import Answers
 from moejax.evaluation.encoding import encode_pair, encode_prompt, encode_text, is_cut
@@ -103,7 +103,7 @@ class HarnessModel(LM):
 
   def get_model_info(self) -> dict[str, Any]:
     """What stands in the `config` of the results."""
-    parameters = count(self._experiment.model)
+    parameters = parameter_counts(self._experiment.model)
     return {
       "experiment": self._experiment.name,
       "step": self._step,

@@ -76,7 +76,7 @@ def benchmarks(names: Iterable[str]) -> list[Benchmark]:
   return list({b.name: known.get(b.name, b) for b in found}.values())
 
 
-def asked(results: Mapping[str, Any]) -> list[Benchmark]:
+def requested_benchmarks(results: Mapping[str, Any]) -> list[Benchmark]:
   """The benchmarks that were run, from what `evaluate` of harness wrote to results.json."""
   return [Benchmark(**benchmark) for benchmark in results["benchmarks"]]
 

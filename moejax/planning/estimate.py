@@ -8,7 +8,7 @@ import math
 
 from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
-from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.config.sharding import shards
 
 UTILISATION = 0.65
@@ -33,7 +33,7 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
   devices = mesh.size
   tokens = tokens_per_step(experiment) / devices
   parts = experiment.training.gradient_accumulation
-  counted = count(model)
+  counted = parameter_counts(model)
   expert_parameters = (
     model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
   )
@@ -79,7 +79,7 @@ def _of_masks(experiment: Experiment) -> float:
 def _again(experiment: Experiment) -> float:
   """Part of all products that the backward pass computes again."""
   model = experiment.model
-  counted = count(model)
+  counted = parameter_counts(model)
   matrices = counted.active_non_embedding + model.vocab_size * model.d_model
   feed_forward = model.feed_forward_matrices * model.d_model
   of_dense = (model.num_layers - model.num_sparse_layers) * feed_forward * model.d_ff

@@ -8,7 +8,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.planning.hints import hints
 from moejax.planning.plan import Plan
 
@@ -47,7 +47,7 @@ def _facts(plan: Plan) -> Table:
   table = Table(box=None, show_header=False, pad_edge=False)
   table.add_column(justify="right", style="dim")
   table.add_column()
-  parameters = count(plan.experiment.model)
+  parameters = parameter_counts(plan.experiment.model)
   mesh = " x ".join(f"{axis} {size}" for axis, size in plan.experiment.mesh.shape.items())
   memory = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.memory_bytes.items() if name != "total")
   rows: list[tuple[str, str | Text]] = [

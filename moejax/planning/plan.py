@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from moejax.config.experiment import Experiment
-from moejax.config.parameters import count, flops_per_token, tokens_per_step
+from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.notebook import html_table
 from moejax.planning.compile import Compiled, RefusedError, compile_step
 from moejax.planning.cost import Cost, PricedCollective, cost
@@ -136,7 +136,7 @@ class Plan:
 
   def to_json(self) -> dict[str, Any]:
     """What `moejax plan NAME --json FILE` writes: plain values with their units in the keys."""
-    parameters = count(self.experiment.model)
+    parameters = parameter_counts(self.experiment.model)
     return {
       "experiment": self.experiment.name,
       "topology": self.topology.name,

@@ -1,6 +1,6 @@
 """The objective: cross-entropy of the next token, and the auxiliary losses that have a coefficient.
 
-What a batch adds to each loss and statistic is summed first (`measure`) and divided last (`objective`), so that the
+What a batch adds to each loss and statistic is summed first (`loss_sums`) and divided last (`objective`), so that the
 sums of the parts of a batch give what the whole batch gives.
 
 B batch  T position  D embed  V vocab  M = B x T tokens
@@ -25,8 +25,8 @@ Batch = dict[str, jax.Array]
 
 Metrics = dict[str, jax.Array]
 
-Measured = dict[str, RouterSums]
-"""Sums of each kind of router, and of TEXT: `loss` and `z`, weighted by target."""
+LossSums = dict[str, RouterSums]
+"""The sums of each kind of router, and of TEXT: `loss` and `z`, weighted by target."""
 
 TEXT = "text"
 
@@ -46,15 +46,15 @@ def denominators(batch: Batch, model: Model) -> Denominators:
   return Denominators(jnp.maximum(jnp.sum(batch["weights"]), 1.0), token_counts(batch["segments"] > 0, group))
 
 
-def measure(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> Measured:
-  """What a batch, or a part of one, adds to the losses and statistics.
+def loss_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> LossSums:
+  """The sums over a batch, or over a part of one, from which losses and statistics follow.
 
   Args:
     model: the transformer.
     batch: rows that hold whole routing groups.
     keys_B: random keys of the sequences, for the noise of routers; None has no noise.
   """
-  x_BTD, of_routers = measure_routers(model, batch, keys_B)
+  x_BTD, of_routers = router_sums(model, batch, keys_B)
   logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
   logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
   with jax.named_scope("loss"):
@@ -65,19 +65,19 @@ def measure(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -
   return {TEXT: of_text} | of_routers
 
 
-def measure_routers(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> tuple[jax.Array, Measured]:
-  """x_BTD, and what is measured of routers alone; arguments as `measure`."""
+def router_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> tuple[jax.Array, LossSums]:
+  """Returns x_BTD and the sums of routers alone. The arguments are those of `loss_sums`."""
   x_BTD, counts = model(batch["tokens"], batch["segments"], batch["positions"], keys_B)
   T, moe = x_BTD.shape[1], model.model.moe
   with jax.named_scope("router"):
     return x_BTD, {kind: sum_counts(of_kind, moe.group_tokens(T) if moe else T, T) for kind, of_kind in counts.items()}
 
 
-def objective(measured: Measured, by: Denominators, model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
+def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
   """The number that is minimised, and what it is made of.
 
   Args:
-    measured: of the whole batch, or of a part of it. The gradients of all parts add up to that of the whole batch
+    sums: of the whole batch, or of a part of it. The gradients of all parts add up to that of the whole batch
       where a loss is a sum over tokens; for the others (`Losses.of_whole_batch`) a part needs the values of the whole.
     by: of the whole batch.
     model: says which losses there are.
@@ -90,8 +90,8 @@ def objective(measured: Measured, by: Denominators, model: Model, losses: Losses
   Raises:
     UserError: a coefficient whose loss no layer returns.
   """
-  auxiliary = router_metrics(measured, by.tokens, model)
-  metrics = {"loss": measured[TEXT]["loss"] / by.weight, "loss/z": measured[TEXT]["z"] / by.weight}
+  auxiliary = router_metrics(sums, by.tokens, model)
+  metrics = {"loss": sums[TEXT]["loss"] / by.weight, "loss/z": sums[TEXT]["z"] / by.weight}
   metrics |= {f"loss/{name}": jnp.mean(loss_L) for name, loss_L in auxiliary.losses.items()}
   total = metrics["loss"]
   for name, coefficient in dataclasses.asdict(losses).items():

@@ -11,7 +11,7 @@ import optax
 from moejax.config.model import Model
 from moejax.models.abstract import Parameters
 from moejax.training.bias_update import update_bias
-from moejax.training.loss import Batch, Measured, Metrics, denominators, measure, measure_routers, objective
+from moejax.training.loss import Batch, LossSums, Metrics, denominators, loss_sums, objective, router_sums
 from moejax.training.state import State, TrainSpec
 
 TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
@@ -90,20 +90,20 @@ def _gradients(
   by = denominators(batch, model)
   keys_B = None if key is None else jax.random.split(key, training.batch_size)
 
-  def loss(parameters: Parameters, of_whole: Measured, rows: Batch, keys_B: jax.Array | None):
-    measured = measure(spec.model.module(parameters), rows, keys_B)
-    return objective(_within(of_whole, measured), by, model, training.losses)[0], measured
+  def loss(parameters: Parameters, of_whole: LossSums, rows: Batch, keys_B: jax.Array | None):
+    sums = loss_sums(spec.model.module(parameters), rows, keys_B)
+    return objective(_within(of_whole, sums), by, model, training.losses)[0], sums
 
   gradient = jax.grad(loss, has_aux=True)
   if training.gradient_accumulation == 1:
-    gradients, measured = gradient(parameters, {}, batch, keys_B)
+    gradients, sums = gradient(parameters, {}, batch, keys_B)
   else:
     parts = _parts(spec, batch, keys_B)
-    of_whole: Measured = {}
+    of_whole: LossSums = {}
     if training.losses.of_whole_batch:
-      of_whole = _sum_over(parts, lambda *part: measure_routers(spec.model.module(parameters), *part)[1])
-    gradients, measured = _sum_over(parts, lambda *part: gradient(parameters, of_whole, *part))
-  return gradients, objective(measured, by, model, training.losses)[1]
+      of_whole = _sum_over(parts, lambda *part: router_sums(spec.model.module(parameters), *part)[1])
+    gradients, sums = _sum_over(parts, lambda *part: gradient(parameters, of_whole, *part))
+  return gradients, objective(sums, by, model, training.losses)[1]
 
 
 Parts = tuple[Batch, jax.Array | None]
@@ -131,7 +131,7 @@ def _sum_over(parts: Parts, function: Callable[..., Any]) -> Any:
   return jax.lax.scan(add, zeros, parts)[0]
 
 
-def _within(of_whole: Measured, of_part: Measured) -> Measured:
+def _within(of_whole: LossSums, of_part: LossSums) -> LossSums:
   """What a part measures, with the values of the whole batch where they are known: a loss that is no sum over tokens
   then has the slope that it has at the whole batch's sums."""
 

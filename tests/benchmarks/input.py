@@ -28,7 +28,7 @@ from moejax.data.mixture import Mixture
 from moejax.data.pack import pack
 from moejax.data.packing import Concatenated
 from moejax.data.pipeline import train_batches
-from moejax.data.shards import Block, ShardWriter, open_packed
+from moejax.data.shards import ShardWriter, TokenBlock, open_packed
 from moejax.data.tokenizers import ByteTokenizer
 
 LENGTH, BATCH = 128, 16
@@ -104,7 +104,7 @@ def write_documents(folder: pathlib.Path, documents: int) -> None:
     count = min(documents, 1_000_000)
     tokens = random.integers(0, 256, (count, 8))
     tokens[:, 0] = TOKENIZER.begin
-    writer.add(Block(tokens.reshape(-1), np.full(count, 8), None, None))
+    writer.add(TokenBlock(tokens.reshape(-1), np.full(count, 8), None, None))
     documents -= count
   writer.finish({"text_bytes": None})
 

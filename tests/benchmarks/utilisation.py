@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.config import AdamW, Data, Experiment, Losses, Mesh, Model, MoE, Training
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.partitioning import make_partitioner
 from moejax.training.clock import fetch_work
 from moejax.training.compiler import compiler_options
@@ -88,7 +88,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
   work = fetch_work(metrics)
   flops = work.flops(made.model, made.data.sequence_length)
   return {
-    "model": name, "device": jax.devices()[0].device_kind, **dataclasses.asdict(count(made.model)),
+    "model": name, "device": jax.devices()[0].device_kind, **dataclasses.asdict(parameter_counts(made.model)),
     "tokens_per_step": work.tokens, "step_time_s": step_time_s, "model_flops_per_step": flops,
     "product_flops_per_s": rate, "utilisation": flops / step_time_s / rate,
     "dropped_fraction": work.dropped_fraction, "loss": float(metrics["loss"]),

@@ -10,7 +10,7 @@ from moejax.comparison.budget import allot
 from moejax.comparison.match import match
 from moejax.comparison.measure import Timing
 from moejax.comparison.outcome import DIFFERENCES, outcome
-from moejax.config.parameters import count, flops_per_token
+from moejax.config.parameters import flops_per_token, parameter_counts
 from moejax.evaluation.held_out import HeldOut
 
 STEP_TIMES_S = {"dense": 0.5, "sparse": 0.75, "wide": 0.25}
@@ -68,8 +68,8 @@ def test_a_member_has_its_rates_its_budget_and_its_scores(tiny_suite):
     assert member["tokens_per_s"] == 256 / seconds
     assert member["mfu"] == pytest.approx(256 / seconds * flops / 1e9)
     assert (member["step_time_s"], member["step_time_spread"], member["compile_time_s"]) == (seconds, 0.125, 3.0)
-    assert member["parameters_total"] == count(experiment.model).total
-    assert member["parameters_active"] == count(experiment.model).active
+    assert member["parameters_total"] == parameter_counts(experiment.model).total
+    assert member["parameters_active"] == parameter_counts(experiment.model).active
     assert member["tokens"] == member["steps"] * 256
   for member in (dense, sparse):
     assert (member["bits_per_byte"], member["bits_per_byte_stderr"]) == (2.5, 0.0625)

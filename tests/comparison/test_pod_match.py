@@ -45,7 +45,7 @@ def width_s(experiment: Experiment) -> float:
 @pytest.mark.parametrize("d_ff", [1, 3, 17, 48, 255])
 def test_experts_narrower_than_a_tile_are_varied_too(clock, tiny_dense, tiny_moe, d_ff):
   asked = clock(width_s)
-  moe = with_fields(tiny_moe, {"model.moe.d_ff": d_ff, "free": ("model.moe.d_ff",)})
+  moe = with_fields(tiny_moe, {"model.moe.d_ff": d_ff, "matchable": ("model.moe.d_ff",)})
   found = match_on_pod(Pair(dense=tiny_dense, candidates=(moe,)), CPU, 0.05, SILENT)
   nearest = min([d_ff, *ladder(moe, "model.moe.d_ff")], key=lambda value: distance(40 + value, 100))
   assert found.experiment.model.moe
@@ -63,7 +63,7 @@ def test_the_widths_that_are_tried_reach_from_below_to_four_times_what_there_is(
 @pytest.mark.parametrize(
   ("fields", "said"),
   [
-    ({"free": ()}, "sparse has nothing to vary: free is empty; set free to some of model.moe.d_ff"),
+    ({"matchable": ()}, "sparse has nothing to vary: matchable is empty; set matchable to some of model.moe.d_ff"),
     ({"name": "dense"}, "both experiments are named 'dense'"),
   ],
 )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from moejax.comparison.quantities import count, duration, estimate, percent, ratio, whole
+from moejax.comparison.quantities import count, duration, percent, ratio, whole, with_stderr
 
 
 @pytest.mark.parametrize(
@@ -26,13 +26,13 @@ def test_duration(seconds, text):
 
 
 def test_estimate_shows_two_digits_of_the_error():
-  assert estimate(2.24091, 0.01213) == "2.241 ± 0.012"
-  assert estimate(0.78612, 0.00004) == "0.7861 ± 0.0000"
-  assert estimate(0.5441, 0.0023, scale=100, unit="%") == "54.41 ± 0.23 %"
-  assert estimate(-0.0703, 0.0041, signed=True) == "\N{MINUS SIGN}0.0703 ± 0.0041"
-  assert estimate(0.0129, 0.0011, scale=100, unit="points", signed=True) == "+1.29 ± 0.11 points"
-  assert estimate(4.61724, None) == "4.6172"
-  assert estimate(None, 0.1) == "\N{EN DASH}"
+  assert with_stderr(2.24091, 0.01213) == "2.241 ± 0.012"
+  assert with_stderr(0.78612, 0.00004) == "0.7861 ± 0.0000"
+  assert with_stderr(0.5441, 0.0023, scale=100, unit="%") == "54.41 ± 0.23 %"
+  assert with_stderr(-0.0703, 0.0041, signed=True) == "\N{MINUS SIGN}0.0703 ± 0.0041"
+  assert with_stderr(0.0129, 0.0011, scale=100, unit="points", signed=True) == "+1.29 ± 0.11 points"
+  assert with_stderr(4.61724, None) == "4.6172"
+  assert with_stderr(None, 0.1) == "\N{EN DASH}"
 
 
 def test_plain_numbers():

@@ -52,7 +52,7 @@ from moejax.evaluation import evaluators
 from moejax.partitioning import make_partitioner
 from moejax.progress import SILENT
 from moejax.training.loop import ESSENTIAL, Run, train
-from moejax.training.loss import measure
+from moejax.training.loss import loss_sums
 from moejax.training.optimizers import learning_rate
 from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
@@ -192,7 +192,7 @@ def forward(experiment: Experiment) -> str:
   spec = make_train_spec(experiment, make_partitioner(experiment.mesh, experiment.rules, jax.devices()[:4]))
   state, batch, _ = abstract_inputs(spec)
   return str(
-    jax.make_jaxpr(lambda parameters, batch: measure(spec.model.module(parameters), batch))(state.parameters, batch)
+    jax.make_jaxpr(lambda parameters, batch: loss_sums(spec.model.module(parameters), batch))(state.parameters, batch)
   )
 
 
@@ -409,7 +409,7 @@ def test_match_varies_the_free_fields(monkeypatch):
   monkeypatch.setattr(pod_match, "plan", plan)
   found = []
   for free in ("model.moe.d_ff", "model.moe.capacity_factor"):
-    pair = Pair(dense=DENSE, candidates=(changed(replace(sparse(), free=(free,)), "model.moe.d_ff", 512),))
+    pair = Pair(dense=DENSE, candidates=(changed(replace(sparse(), matchable=(free,)), "model.moe.d_ff", 512),))
     moe = pod_match.match_on_pod(pair, types.SimpleNamespace(name="pod"), 0.01).experiment.model.moe
     found.append((moe.d_ff, moe.capacity_factor))
   assert found == [(1024, 1.0), (512, 2.0)]
@@ -424,7 +424,8 @@ ELSEWHERE = {
   "evaluation.task_data": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
 }
 HERE = {
-  "name", "free", "data.tokenizer", "data.prefetch", "training.seed", "evaluation.batch_size", "evaluation.max_tokens",
+  "name", "matchable", "data.tokenizer", "data.prefetch", "training.seed",
+  "evaluation.batch_size", "evaluation.max_tokens",
   *(path for of_base in PROGRAM.values() for path in of_base), *STEPS, *LEARNING_RATE, *INPUT, *FILES, *COMPARED,
 }  # fmt: skip
 
@@ -481,8 +482,8 @@ def test_every_field_is_tested():
     ),
     (lambda: sparse(dispatch="dense", router=UNIFORM, experts_per_token=8), r"group_size=32 would have no effect"),
     (
-      lambda: replace(sparse(every=1), free=("model.d_ff",)),
-      r"free='model\.d_ff' and every layer is sparse",
+      lambda: replace(sparse(every=1), matchable=("model.d_ff",)),
+      r"matchable='model\.d_ff' and every layer is sparse",
     ),
   ],
 )  # fmt: skip

@@ -10,12 +10,12 @@ import pytest
 
 from moejax.config import Budget
 from moejax.config.parameters import (
-  Parameters,
+  ParameterCounts,
   budget_tokens,
-  count,
   flops_per_token,
   flops_per_token_at,
   full_sequence_steps,
+  parameter_counts,
   tokens_per_step,
 )
 
@@ -31,37 +31,37 @@ EMBEDDING = 264 * 16
 def test_a_dense_model_is_all_active(tiny_dense):
   total = 2 * (ATTENTION + NORMS + FEED_FORWARD) + FINAL_NORM + EMBEDDING
   assert total == 8144
-  assert count(tiny_dense.model) == Parameters(total=8144, active=8144, embedding=4224)
+  assert parameter_counts(tiny_dense.model) == ParameterCounts(total=8144, active=8144, embedding=4224)
 
 
 def test_a_sparse_layer_has_a_router_and_experts_of_which_a_token_uses_some(tiny_moe):
   dense_layer = ATTENTION + NORMS + FEED_FORWARD
   shared = dense_layer + ATTENTION + NORMS + ROUTER + FINAL_NORM + EMBEDDING
   assert (shared + 4 * EXPERT, shared + 2 * EXPERT) == (8592, 7824)
-  assert count(tiny_moe.model) == Parameters(total=8592, active=7824, embedding=4224)
+  assert parameter_counts(tiny_moe.model) == ParameterCounts(total=8592, active=7824, embedding=4224)
 
 
 def test_experts_in_every_layer_leave_no_dense_feed_forward(tiny_moe):
   model = replace(tiny_moe.model, moe=replace(tiny_moe.model.moe, every=1))
   total = 2 * (ATTENTION + NORMS + ROUTER + 4 * EXPERT) + FINAL_NORM + EMBEDDING
-  assert count(model).total == total == 9040
-  assert count(replace(model, d_ff=1000)) == count(model)
+  assert parameter_counts(model).total == total == 9040
+  assert parameter_counts(replace(model, d_ff=1000)) == parameter_counts(model)
 
 
 @pytest.mark.parametrize("kind", ["tiny_dense", "tiny_moe"])
 def test_an_untied_output_projection_is_a_second_embedding(kind, request):
   model = request.getfixturevalue(kind).model
-  tied, untied = count(model), count(replace(model, tie_embeddings=False))
+  tied, untied = parameter_counts(model), parameter_counts(replace(model, tie_embeddings=False))
   assert untied.total - tied.total == untied.active - tied.active == untied.embedding - tied.embedding == EMBEDDING
   assert untied.non_embedding == tied.non_embedding
 
 
 def test_normalised_queries_and_keys_have_a_scale_each_per_layer(tiny_dense):
-  assert count(replace(tiny_dense.model, qk_norm=True)).total == 8144 + 2 * 2 * 4
+  assert parameter_counts(replace(tiny_dense.model, qk_norm=True)).total == 8144 + 2 * 2 * 4
 
 
 def test_each_kind_of_count_is_what_its_name_says(tiny_moe):
-  parameters = count(tiny_moe.model)
+  parameters = parameter_counts(tiny_moe.model)
   assert {kind: parameters.counted(kind) for kind in ("total", "active", "non_embedding", "active_non_embedding")} == {
     "total": 8592,
     "active": 7824,

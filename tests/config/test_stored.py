@@ -54,6 +54,15 @@ def test_a_file_that_lists_the_fields_of_all_routers_is_read(router, now, tiny_m
   assert current(to_plain(tiny_moe)) == to_plain(tiny_moe)
 
 
+def test_the_former_name_of_matchable_is_read_in_experiments_and_suites(tiny_moe, tiny_suite, tmp_path):
+  experiment = replace(tiny_moe, matchable=("model.num_layers",))
+  suite = replace(tiny_suite, pairs=(replace(tiny_suite.pairs[0], candidates=(experiment,)),))
+  for content in (experiment, suite):
+    path = tmp_path / "earlier.json"
+    path.write_text(json.dumps(to_plain(content)).replace('"matchable"', '"free"'))
+    assert read_configuration(path) == content
+
+
 def test_a_field_of_another_router_that_is_set_is_refused(tiny_moe, tmp_path):
   path = write(tmp_path / "experiment.json", 100, tiny_moe)
   content = json.loads(path.read_text())

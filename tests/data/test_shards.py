@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from moejax.data.shards import RECORD_TOKENS, Block, ShardWriter, is_packed, open_packed, read_manifest
+from moejax.data.shards import RECORD_TOKENS, ShardWriter, TokenBlock, is_packed, open_packed, read_manifest
 from moejax.errors import UserError
 
 REQUEST = {"tokenizer": "bytes"}
@@ -19,7 +19,7 @@ def make_blocks(sizes=(700, 1, 5000, 3, 2000, 900), per_block=2, prefixes=False)
   for first in range(0, len(documents), per_block):
     some = documents[first : first + per_block]
     lengths = np.array([len(document) for document in some])
-    yield Block(np.concatenate(some), lengths, lengths // 3 if prefixes else None, first + per_block)
+    yield TokenBlock(np.concatenate(some), lengths, lengths // 3 if prefixes else None, first + per_block)
 
 
 def write(folder, blocks, vocab_size=259, shard_tokens=SHARD):

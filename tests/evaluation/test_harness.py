@@ -1,4 +1,4 @@
-"""Benchmarks asked of a trained run: local data, what is kept, the harness's results, and mistakes."""
+"""Benchmarks of a trained run: local data, what is kept, the harness's results, and mistakes."""
 # ruff: noqa: E402  # what is not installed is skipped before it is imported
 
 import dataclasses
@@ -20,7 +20,7 @@ from moejax.data.tokenizers import ByteTokenizer
 from moejax.display import Display
 from moejax.errors import UserError
 from moejax.evaluation.harness import Request, evaluate_run, make_task_evaluator
-from moejax.evaluation.tasks import asked, headlines
+from moejax.evaluation.tasks import headlines, requested_benchmarks
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.run_directory import claim
 
@@ -42,7 +42,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """A sparse byte model, saved after step 2, that asked one example of each task on its way."""
+  """A sparse byte model, saved after step 2, that was asked one example of each task on its way."""
   directory = tmp_path_factory.mktemp("run")
   claim(directory, dataclasses.replace(SPARSE, evaluation=dataclasses.replace(SPARSE.evaluation, task_limit=1)), 2)
   checkpointer = Checkpointer(directory / "checkpoints", SPARSE.training.checkpoints)
@@ -66,7 +66,7 @@ class Watching(Display):
 def ask(run, data, *tasks, display=None, **fields):
   request = Request(tasks=tasks, data=data, **{"allow_cut_prompts": True} | fields)
   results = evaluate_run(run, SPARSE, request, display or Watching())
-  return results, headlines(results, asked(results))
+  return results, headlines(results, requested_benchmarks(results))
 
 
 def test_each_kind_of_request_is_answered_and_the_results_are_the_harnesss(run, data):

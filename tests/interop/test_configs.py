@@ -7,7 +7,7 @@ import pytest
 
 from moejax.config.model import Model
 from moejax.config.moe import MoE
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.errors import UserError
 from moejax.interop.configs import ALSO, config_of, max_length, model_of, read_config
 from moejax.interop.families import FAMILIES
@@ -66,8 +66,8 @@ PUBLISHED = {
 def test_a_published_configuration_has_the_published_number_of_parameters(name):
   config, total, active = PUBLISHED[name]
   model = model_of(config)
-  assert count(model).total == total
-  assert count(model).active == pytest.approx(active, rel=0.02)  # published in tenths of a billion
+  assert parameter_counts(model).total == total
+  assert parameter_counts(model).active == pytest.approx(active, rel=0.02)  # published in tenths of a billion
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

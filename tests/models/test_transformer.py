@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, DenseRouter, Mesh, Model, MoE, Router
-from moejax.config.parameters import count
+from moejax.config.parameters import parameter_counts
 from moejax.models.moe.router_counts import sum_counts, token_counts
 from moejax.models.moe.router_metrics import router_metrics
 from moejax.models.transformer import Transformer
@@ -98,7 +98,7 @@ def test_packed_documents_do_not_see_each_other():
 @pytest.mark.parametrize("name", MODELS)
 def test_the_formula_counts_the_parameters_that_the_model_makes(name):
   made = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(make(MODELS[name]))[1]))
-  assert made == count(MODELS[name]).total
+  assert made == parameter_counts(MODELS[name]).total
 
 
 def test_layers_follow_the_period_of_dense_and_sparse():

@@ -137,7 +137,7 @@ def test_an_experiment_that_became_dense_is_refused_in_one_short_line(tiny_moe, 
     lambda e: replace(e, training=replace(e.training, checkpoints=Checkpoints(every=5))),
     lambda e: replace(e, evaluation=Evaluation(batch_size=4)),
     lambda e: replace(e, model=replace(e.model, remat="dots")),
-    lambda e: replace(e, free=("model.num_layers",)),
+    lambda e: replace(e, matchable=("model.num_layers",)),
   ],
   ids=["mesh", "rules", "prefetch", "log_every", "checkpoints", "evaluation", "remat", "free"],
 )

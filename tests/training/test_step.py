@@ -14,7 +14,7 @@ from training_fixtures import random_batch, run_steps, spec_of, step_of, tiny
 from moejax.config import Losses, Mesh, Router, Training
 from moejax.models.abstract import parameter_name
 from moejax.models.moe.router_metrics import router_metrics
-from moejax.training.loss import denominators, measure
+from moejax.training.loss import denominators, loss_sums
 from moejax.training.step import abstract_inputs, make_train_step
 
 CUBE, EXPERTS, REPLICAS = Mesh(data=2, expert=2, model=2), Mesh(data=1, expert=8), Mesh(replica=2, data=2, expert=2)
@@ -168,7 +168,7 @@ def test_auxiliary_losses_are_means_over_layers_and_norms_those_of_the_new_param
   spec, batch = spec_of(experiment), random_batch(experiment)
   state = spec.init_state(0)
   before = jax.device_get(state.parameters)
-  measured = jax.jit(lambda parameters: measure(spec.model.module(parameters), batch))(before)
+  measured = jax.jit(lambda parameters: loss_sums(spec.model.module(parameters), batch))(before)
   auxiliary = router_metrics(measured, denominators(batch, experiment.model).tokens, experiment.model)
   after, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
   for name, loss_L in auxiliary.losses.items():

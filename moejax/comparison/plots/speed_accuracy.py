@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from moejax.comparison.palette import member_colours
 from moejax.comparison.plots import labels
 from moejax.comparison.plots.drawing import INK, Plot, legend_above, log_axis, new_figure, render, spread, style
-from moejax.comparison.quantities import duration, estimate
+from moejax.comparison.quantities import duration, with_stderr
 from moejax.comparison.record import equal_names, known, task_keys
 from moejax.evaluation.tasks import ACCURACIES
 
@@ -95,7 +95,7 @@ def _plot(comparison: Mapping[str, Any], members: Sequence[dict[str, Any]], meas
   labels.place(axes, list(points.values()), list(points), [*(c for c in curves if len(c)), *bands, *error_lines])
   listed = "; ".join(
     f"{m['name']} {duration(m['step_time_s'])}, "
-    f"{estimate(m[measure.key], m.get(f'{measure.key}_stderr'), scale=measure.scale, unit=measure.unit)}"
+    f"{with_stderr(m[measure.key], m.get(f'{measure.key}_stderr'), scale=measure.scale, unit=measure.unit)}"
     for m in members
   )
   return render(

@@ -23,7 +23,7 @@ class Slices(NamedTuple):
   recv_sizes_N: jax.Array
 
 
-class Plan(NamedTuple):
+class Transfers(NamedTuple):
   """An exchange and its reverse."""
 
   to_experts: Slices
@@ -34,7 +34,7 @@ class Plan(NamedTuple):
   """Rows of this device's tokens that found no room."""
 
 
-def plan_exchange(sizes_E: jax.Array, axis: Axis, room: int) -> Plan:
+def plan_transfers(sizes_E: jax.Array, axis: Axis, room: int) -> Transfers:
   """Who sends how many rows where, known to all devices.
 
   Args:
@@ -56,7 +56,7 @@ def plan_exchange(sizes_E: jax.Array, axis: Axis, room: int) -> Plan:
   to_experts = Slices(starts_QPe[me], from_me_Pe, offsets_PeQ[:, :, me], to_me_Qe)
   to_tokens = Slices(offsets_PeQ[me].T, to_me_Qe, starts_QPe[:, me], from_me_Pe)
   to_experts, to_tokens = (Slices(*(x.reshape(-1) for x in slices)) for slices in (to_experts, to_tokens))
-  return Plan(to_experts, to_tokens, jnp.sum(to_me_Qe, axis=0), jnp.sum(sizes_E) - jnp.sum(from_me_Pe))
+  return Transfers(to_experts, to_tokens, jnp.sum(to_me_Qe, axis=0), jnp.sum(sizes_E) - jnp.sum(from_me_Pe))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from moejax.config.moe import MoE
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.activations import activate
-from moejax.models.moe.exchange import exchange, plan_exchange
+from moejax.models.moe.exchange import exchange, plan_transfers
 from moejax.models.moe.experts import NAMES, Experts, Weights
 from moejax.models.moe.routing import TOKENS, Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
@@ -83,7 +83,7 @@ def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
     room = min(room, math.ceil(moe.receive_factor * m * per_token - 1e-6))
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
-    plan = plan_exchange(order.sizes_E, axis, room)
+    plan = plan_transfers(order.sizes_E, axis, room)
     rows_rd = exchange(take_rows(x_md, order), plan.to_experts, plan.to_tokens, room, longest, axis)
     rows_rD = partitioner.gather(keep(rows_rd), "act_embed", 1)
   out_rd = _summed(_feed_forward(rows_rD, plan.sizes_e, weights), partitioner)

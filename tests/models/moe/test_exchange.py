@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from moejax.models.moe.exchange import exchange, plan_exchange
+from moejax.models.moe.exchange import exchange, plan_transfers
 
 DEVICES, EXPERTS, TOKENS, WIDTH = 4, 8, 12, 3
 MESH = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), ("expert",))
@@ -38,7 +38,7 @@ def rows_of(sizes_QE):
 
 
 def there_and_back(x_RD, sizes_E, room):
-  plan = plan_exchange(sizes_E[0], AXIS, room)
+  plan = plan_transfers(sizes_E[0], AXIS, room)
   received = exchange(x_RD[0], plan.to_experts, plan.to_tokens, room, LONGEST, AXIS)
   returned = exchange(received, plan.to_tokens, plan.to_experts, TOKENS, LONGEST, AXIS)
   return received[None], returned[None], plan.sizes_e[None], plan.dropped[None]
@@ -85,7 +85,7 @@ def test_the_gradient_of_an_exchange_is_its_reverse():
 
   def gradient(x_RD, sizes_E):
     def loss(x_RD):
-      plan = plan_exchange(sizes_E[0], AXIS, room)
+      plan = plan_transfers(sizes_E[0], AXIS, room)
       received = exchange(x_RD[0], plan.to_experts, plan.to_tokens, room, LONGEST, AXIS)
       return jnp.sum(received * (weight + jax.lax.axis_index(AXIS)))
 
