@@ -234,7 +234,7 @@ def evaluate_run(
   """
   with exclusive(directory, f"evaluate {experiment.name}", progress.note):
     tasks = load_tasks(request, directory / WORK / "data", progress)
-    loaded = load_run(directory, experiment)
+    loaded = load_run(directory, experiment, lambda text: progress.note(f"warning: {text}"))
     model = HarnessModel(experiment, loaded.model, make_tokenizer(experiment.data.tokenizer), progress)
     check_prompts(model, tasks, request)
     return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)

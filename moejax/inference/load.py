@@ -2,9 +2,10 @@
 
 import dataclasses
 import pathlib
+import warnings
+from collections.abc import Callable
 
 from moejax.config.experiment import Experiment
-from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import make_partitioner
@@ -24,23 +25,24 @@ class Loaded:
   """Optimizer steps that it was trained for."""
 
 
-def load_run(directory: pathlib.Path, experiment: Experiment | None = None) -> Loaded:
-  """The newest checkpoint of a run.
+def load_run(
+  directory: pathlib.Path, experiment: Experiment | None = None, warn: Callable[[str], None] = warnings.warn
+) -> Loaded:
+  """The newest checkpoint of a run that is not damaged.
 
   Args:
     directory: of the run.
     experiment: the run's, with another mesh, other rules or another evaluation; None takes it as it was.
+    warn: called with a line for each damaged checkpoint.
 
   Raises:
-    UserError: there is no run or no checkpoint, `experiment` is another one, or the mesh does not fit the devices.
+    UserError: there is no run, no checkpoint or only damaged ones, `experiment` is another one, or the mesh does not
+      fit the devices.
   """
   there = read_experiment(directory)
   experiment = experiment or there
   check_only_operational(there, experiment)
   partitioner = make_partitioner(experiment.mesh, experiment.rules)
   model = inference_model(experiment.model, partitioner)
-  checkpoints = directory / "checkpoints"
-  if not checkpoints.is_dir():
-    raise UserError(f"{directory} holds no checkpoint; train the run first")
-  parameters, step = restore_parameters(checkpoints, model.parameters)
+  parameters, step = restore_parameters(directory / "checkpoints", model.parameters, warn)
   return Loaded(experiment, model, parameters, step)

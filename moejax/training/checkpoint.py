@@ -1,15 +1,41 @@
-"""Saving and restoring a run with Orbax: arrays, the input's position, and what the run has cost so far."""
+"""Saving and restoring a run with Orbax: arrays, the input's position, and what the run has cost so far.
 
+A checkpoint holds a checksum of each array and of the plain data. One that does not match them, or cannot be read, is
+damaged: it is named in a warning, and the checkpoint before it is used.
+"""
+
+import errno
+import functools
+import hashlib
+import json
 import logging
 import pathlib
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import orbax.checkpoint as ocp
 
 from moejax.config.training import Checkpoints
-from moejax.errors import UserError
+from moejax.errors import UserError, reason, users_mistake
 from moejax.models.abstract import Parameters
+from moejax.training.checksum import checksums
+from moejax.training.not_finite import is_finite
 from moejax.training.state import State
+
+ITEMS = ("state", "progress")
+
+MARKER, METADATA = "commit_success.txt", "_CHECKPOINT_METADATA"
+"""Files of Orbax that are written last."""
+
+UNCHECKED = {"data", "train_time_s", "tokens"}
+"""What the progress of a checkpoint without checksums holds."""
+
+Warn = Callable[[str], None]
+
+
+class Damaged(Exception):
+  """A checkpoint cannot be read, or holds something else than what was saved."""
 
 
 class Checkpointer:
@@ -22,7 +48,7 @@ class Checkpointer:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
-      item_names=("state", "progress"),
+      item_names=ITEMS,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=policy.keep_last,
         keep_period=policy.keep_every,
@@ -38,8 +64,7 @@ class Checkpointer:
 
   def whole(self) -> int | None:
     """Steps done at the newest checkpoint that is written whole: not at one that is being written."""
-    steps = [int(path.name) for path in self._directory.iterdir() if path.name.isdigit()]
-    return max(steps, default=None)
+    return max(_saved_steps(self._directory), default=None)
 
   def finished(self) -> int | None:
     """As `latest`, once everything that is being saved is on disk."""
@@ -54,19 +79,47 @@ class Checkpointer:
     """Begins to save; `progress` is plain data, such as the input's state. A step that is saved is not saved again."""
     if self.latest() == step:
       return
+    tree = _tree(state)
+    sealed = _seal(progress, checksums(tree))
     self._manager.save(
       step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(_tree(state)), progress=ocp.args.JsonSave(progress)),
+      args=ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(sealed)),
       force=True,
     )
 
-  def restore(self, step: int, abstract: State) -> tuple[State, dict[str, Any]]:
-    """The state, placed as `abstract` says whatever mesh saved it, and the progress."""
-    restored = self._manager.restore(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardRestore(_tree(abstract)), progress=ocp.args.JsonRestore()),
-    )
-    return State(**restored["state"]), restored["progress"]
+  def restore(self, step: int, abstract: State, warn: Warn = lambda text: None) -> tuple[State, dict[str, Any]]:
+    """The state, placed as `abstract` says whatever mesh saved it, and the progress.
+
+    Raises:
+      Damaged: the checkpoint is not what was saved, or holds values that are NaN or infinite.
+    """
+    folder, tree = self._directory / str(step), _tree(abstract)
+    restored = _read(self._manager, folder, step, state=ocp.args.StandardRestore(tree), progress=ocp.args.JsonRestore())
+    progress, sums = _unseal(restored["progress"])
+    _check_arrays(restored["state"], sums, folder, warn)
+    state = State(**restored["state"])
+    if not is_finite(state):
+      raise Damaged("it holds values that are NaN or infinite")
+    return state, progress
+
+  def restore_newest(self, abstract: State, warn: Warn) -> tuple[int, State, dict[str, Any]] | None:
+    """Step, state and progress of the newest checkpoint that is not damaged, None if there is no checkpoint.
+
+    A damaged one that is newer is set aside under another name, which `warn` is told: its step will be saved again.
+
+    Raises:
+      UserError: all checkpoints are damaged.
+    """
+    steps = _saved_steps(self._directory)
+    if not steps:
+      return None
+    step, (state, progress), damaged = _newest(self._directory, steps, lambda step: self.restore(step, abstract, warn))
+    for other, why in damaged.items():
+      aside = _set_aside(self._directory / str(other))
+      warn(f"{_damage(self._directory / str(other), why)}; it is now {aside.name}, and step {step} is used instead")
+    if damaged:
+      self._manager.reload()
+    return step, state, progress
 
   def close(self) -> None:
     """Waits for what is being saved."""
@@ -74,23 +127,126 @@ class Checkpointer:
     self._manager.close()
 
 
-def restore_parameters(directory: pathlib.Path, abstract: Parameters) -> tuple[Parameters, int]:
-  """Parameters of the newest checkpoint, placed as `abstract` says, and its step; the optimizer's state is not read.
+def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn) -> tuple[Parameters, int]:
+  """Parameters of the newest checkpoint that is not damaged, placed as `abstract` says, and its step; the optimizer's
+  state is not read. `warn` is told of damaged ones.
 
   Raises:
-    UserError: the directory has no checkpoint.
+    UserError: the directory has no checkpoint, or only damaged ones.
   """
+  steps = _saved_steps(directory) if directory.is_dir() else []
+  if not steps:
+    raise UserError(f"{directory.parent} holds no checkpoint; train the run first")
   options = ocp.CheckpointManagerOptions(create=False)
-  with ocp.CheckpointManager(directory.absolute(), item_names=("state", "progress"), options=options) as manager:
-    step = manager.latest_step()
-    if step is None:
-      raise UserError(f"{directory} holds no checkpoint; train the run first")
-    wanted = {"parameters": abstract}
-    state = ocp.args.PyTreeRestore(
-      item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
-    )
-    restored = manager.restore(step, args=ocp.args.Composite(state=state))
-  return restored["state"]["parameters"], step
+  wanted = {"parameters": abstract}
+  arguments = ocp.args.PyTreeRestore(
+    item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+  )
+  with ocp.CheckpointManager(directory.absolute(), item_names=ITEMS, options=options) as manager:
+
+    def restore(step: int) -> Parameters:
+      folder = directory / str(step)
+      restored = _read(manager, folder, step, state=arguments, progress=ocp.args.JsonRestore())
+      _check_arrays(restored["state"], _unseal(restored["progress"])[1], folder, warn)
+      return restored["state"]["parameters"]
+
+    step, parameters, damaged = _newest(directory, steps, restore)
+  for other, why in damaged.items():
+    warn(f"{_damage(directory / str(other), why)}; step {step} is used instead")
+  return parameters, step
+
+
+def _newest(
+  directory: pathlib.Path, steps: list[int], restore: Callable[[int], Any]
+) -> tuple[int, Any, dict[int, str]]:
+  """Step and content of the newest checkpoint that is not damaged, and what is wrong with those that are newer."""
+  damaged: dict[int, str] = {}
+  for step in sorted(steps, reverse=True):
+    try:
+      return step, restore(step), damaged
+    except Damaged as error:
+      damaged[step] = str(error)
+  listed = "; ".join(_damage(directory / str(step), why) for step, why in damaged.items())
+  raise UserError(
+    f"no checkpoint is left to resume from: {listed}. Nothing has been deleted; put a copy in its place, or choose "
+    "another --workdir to train again from step 1"
+  )
+
+
+def _read(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int, **items: Any) -> Any:
+  """What Orbax reads, whatever it raises being damage where the machine and the user are not the cause."""
+  markers = [path.exists() for path in (folder / MARKER, *(folder / item / MARKER for item in ITEMS))]
+  if not (folder / METADATA).is_file() or (any(markers) and not all(markers)):
+    raise Damaged("its commit marker is missing")
+  _ignore_abandoned_reads()
+  try:
+    return manager.restore(step, args=ocp.args.Composite(**items))
+  except Exception as error:
+    if users_mistake(error) and not (isinstance(error, OSError) and error.errno == errno.EIO):
+      raise
+    raise Damaged(f"it cannot be read: {reason(error)[:200]}") from error
+
+
+@functools.cache
+def _ignore_abandoned_reads() -> None:
+  """When one read fails, Orbax abandons the others and closes their event loop; each would print a traceback."""
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  before = sys.unraisablehook
+
+  def hook(what: "sys.UnraisableHookArgs") -> None:
+    error = what.exc_value
+    if not (error and (str(error) == "Event loop is closed" or isinstance(error.__cause__, GeneratorExit))):
+      before(what)
+
+  sys.unraisablehook = hook
+
+
+def _seal(progress: dict[str, Any], arrays: dict[str, str]) -> dict[str, Any]:
+  """The progress with the checksums of the arrays, and one of itself."""
+  content = {"progress": progress, "arrays": arrays}
+  return {**content, "sha256": _digest(content)}
+
+
+def _unseal(sealed: Any) -> tuple[dict[str, Any], dict[str, str] | None]:
+  """The progress, and the checksums of the arrays; None for those of a version that saved none."""
+  if isinstance(sealed, dict) and sealed.keys() == {"progress", "arrays", "sha256"}:
+    content = {name: sealed[name] for name in ("progress", "arrays")}
+    if _digest(content) == sealed["sha256"]:
+      return sealed["progress"], sealed["arrays"]
+  elif isinstance(sealed, dict) and sealed.keys() == UNCHECKED:
+    return sealed, None
+  raise Damaged("the checksum of its progress does not match")
+
+
+def _digest(content: Any) -> str:
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _check_arrays(tree: Any, expected: dict[str, str] | None, folder: pathlib.Path, warn: Warn) -> None:
+  """Compares restored arrays with the checksums that were saved with them."""
+  if expected is None:
+    warn(f"{folder} was saved without checksums, and is used unchecked")
+    return
+  wrong = [name for name, found in checksums(tree).items() if expected.get(name) != found]
+  if wrong:
+    others = f" and of {len(wrong) - 1} other arrays" if len(wrong) > 1 else ""
+    raise Damaged(f"the checksum of {wrong[0]}{others} does not match")
+
+
+def _saved_steps(directory: pathlib.Path) -> list[int]:
+  """Steps of the folders that have the name of a whole checkpoint."""
+  return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+
+
+def _damage(folder: pathlib.Path, why: str) -> str:
+  return f"the checkpoint {folder} is damaged ({why})"
+
+
+def _set_aside(folder: pathlib.Path) -> pathlib.Path:
+  """Renames a damaged checkpoint, so that its step can be saved again."""
+  names = (folder.with_name(f"damaged-{folder.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
+  aside = next(path for path in names if not path.exists())
+  return folder.rename(aside)
 
 
 def _tree(state: State) -> dict[str, Any]:

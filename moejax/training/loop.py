@@ -19,10 +19,10 @@ from moejax.training.clock import Clock, fetch_work
 from moejax.training.health import RouterHealth
 from moejax.training.loss import Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
-from moejax.training.not_finite import ESSENTIAL, check_finite, is_finite, not_finite
+from moejax.training.not_finite import ESSENTIAL, check_finite, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import claim
+from moejax.training.run_directory import claim, open_run
 from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
 
@@ -63,18 +63,20 @@ def train(run: Run) -> dict[str, Any]:
   """Trains to the last step, from the newest checkpoint if there is one, and returns the content of summary.json.
 
   Raises:
-    UserError: the directory holds another experiment, or a run that is longer.
+    UserError: the directory holds another experiment, a run that is longer, or only damaged checkpoints.
     FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
     Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
   """
   experiment = run.spec.experiment
   # 1. The directory is ours.
-  earlier = claim(run.directory, experiment, run.steps)
+  open_run(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints)
-  # 2. The state: the newest checkpoint, or fresh from the seed.
-  batches, done, clock = run.batches(), checkpointer.latest() or 0, Clock(run.spec)
-  if done:
-    state, progress = _restore(run, checkpointer, done)
+  # 2. The state: the newest checkpoint that is not damaged, or fresh from the seed.
+  found = checkpointer.restore_newest(run.spec.abstract_state, run.warn)
+  earlier = claim(run.directory, experiment, run.steps)
+  batches, done, clock = run.batches(), 0, Clock(run.spec)
+  if found:
+    done, state, progress = found
     # 3. The input stands where it stood.
     batches.set_state(progress["data"])
     clock = Clock(run.spec, progress["train_time_s"], progress["tokens"])
@@ -180,29 +182,6 @@ def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str
     f"the run was {before} steps long and is now {now}, and its schedule is recomputed: the learning rate jumps from "
     f"{last:.4g} at step {done} to {following:.4g} at step {done + 1}, so that the result is not that of a run which "
     f"was {now} steps long from the beginning"
-  )
-
-
-def _restore(run: Run, checkpointer: Checkpointer, step: int) -> tuple[State, dict[str, Any]]:
-  """A checkpoint's state and progress.
-
-  Raises:
-    FloatingPointError: the state is not finite. A run does not save such a state, but a damaged file may hold one.
-  """
-
-  def restored(step: int) -> tuple[State, dict[str, Any]]:
-    return checkpointer.restore(step, run.spec.abstract_state)
-
-  state, progress = restored(step)
-  if is_finite(state):
-    return state, progress
-  steps = checkpointer.steps()
-  finite = max((other for other in steps if is_finite(restored(other)[0])), default=None)
-  folders = [str(run.directory / "checkpoints" / str(other)) for other in steps if finite is None or other > finite]
-  start = "start again from step 1" if finite is None else f"resume from step {finite}, the newest finite checkpoint"
-  raise FloatingPointError(
-    f"the checkpoint of step {step} holds values that are NaN or infinite, and so cannot be trained further; delete "
-    f"{', '.join(folders)} to {start}"
   )
 
 

@@ -34,8 +34,9 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[d
   """
   directory.mkdir(parents=True, exist_ok=True)
   there = _held_run(directory, experiment, steps)
-  earlier = there.get(EARLIER, [])
   done = saved_step(directory)
+  # A checkpoint may have been lost since: the steps after the newest one are done again, with the schedule of now.
+  earlier = [length | {"last_step": min(length["last_step"], done)} for length in there.get(EARLIER, []) if done]
   if there and there["steps"] != steps and done > max((length["last_step"] for length in earlier), default=0):
     earlier = [*earlier, {"steps": there["steps"], "last_step": done}]
   write_json(directory / RUN, run_configuration(experiment, steps) | ({EARLIER: earlier} if earlier else {}))

@@ -34,7 +34,16 @@ def straight(tmp_path_factory, corpus_and_data):
   return start(tmp_path_factory.mktemp("straight"), corpus_and_data)[0]
 
 
-def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=lambda record: None, evaluators=None):
+def start(
+  directory,
+  corpus_and_data,
+  sparse=True,
+  mesh=None,
+  steps=6,
+  observe=lambda _: None,
+  evaluators=None,
+  warn=lambda _: None,
+):
   corpus, data = corpus_and_data
   experiment = tiny(sparse, data=data, mesh=mesh or Mesh(data=1))
   if sparse:  # a bias and noise, so that a resume that lost either, or the step that noise follows from, would show
@@ -49,6 +58,7 @@ def start(directory, corpus_and_data, sparse=True, mesh=None, steps=6, observe=l
     directory=directory,
     evaluators=evaluators or {},
     observe=observe,
+    warn=warn,
   )
   return run, train(run)
 
@@ -110,6 +120,22 @@ def test_a_run_goes_on_from_the_newest_checkpoint_when_the_later_steps_were_lost
   ):
     np.testing.assert_array_equal(mine, other)
   assert [record["step"] for record in read_metrics(killed.directory)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_with_the_very_bits_of_one_that_is_not(
+  tmp_path, corpus_and_data, straight
+):
+  with pytest.raises(Interrupted):
+    start(tmp_path, corpus_and_data, observe=stop_at(4))
+  newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+  damaged = max((tmp_path / "checkpoints" / str(newest)).rglob("d/*"), key=lambda path: path.stat().st_size)
+  damaged.write_bytes(bytes(damaged.stat().st_size))
+  steps, told = [], []
+  run, _ = start(tmp_path, corpus_and_data, observe=lambda record: steps.append(record["step"]), warn=told.append)
+  assert steps[0] <= newest and steps[-1] == 6 and f"checkpoints/{newest} is damaged" in told[0]
+  for mine, other in zip(jax.tree.leaves(final_state(run)[0]), jax.tree.leaves(final_state(straight)[0]), strict=True):
+    np.testing.assert_array_equal(mine, other)
+  assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(straight.directory))
 
 
 def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, corpus_and_data, straight):
