@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.files import replacing
-from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.abstract import Parameters
 from moejax.partitioning import to_devices
 from moejax.training.loss import Batch
@@ -88,12 +86,8 @@ def make_scorer(spec: TrainSpec) -> jax.stages.Wrapped:
   def score(parameters: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
     model = spec.model.module(parameters)
     x_BTD, _ = model(batch["tokens"], batch["segments"], batch["positions"])
-    logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
-    targets_M = batch["targets"].reshape(-1)
-    loss_M, _ = cross_entropy(logits_MV, targets_M, model.partitioner.shards("vocab") == 1)
-    correct_M = jnp.argmax(logits_MV, axis=-1) == targets_M
-    shape = batch["targets"].shape
-    return loss_M.reshape(shape), correct_M.reshape(shape)
+    scores = model.score(x_BTD, batch["targets"])
+    return scores.loss_BT, scores.is_best_BT
 
   placement = spec.partitioner
   return jax.jit(

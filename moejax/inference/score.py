@@ -12,7 +12,6 @@ import numpy as np
 
 from moejax.inference.buckets import batches_by_length, bucket
 from moejax.inference.dropless import check_batch_size
-from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import to_devices
 
@@ -56,14 +55,10 @@ class Scorer:
       positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
       x_BTD, _ = transformer(tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
       x_BWD = jnp.take_along_axis(x_BTD, jnp.maximum(scored_BW, 0)[:, :, None], axis=1)
-      logits_MV = placement.constrain(transformer.logits(x_BWD.reshape(-1, x_BWD.shape[-1])), "batch", "vocab")
-      targets_M = targets_BW.reshape(-1)
-      loss_M, _ = cross_entropy(logits_MV, targets_M, placement.shards("vocab") == 1)
-      best_M = jnp.argmax(logits_MV, axis=-1) == targets_M
-      real_BW = scored_BW >= 0
+      scores, real_BW = transformer.score(x_BWD, targets_BW), scored_BW >= 0
       return (
-        jnp.sum(jnp.where(real_BW, -loss_M.reshape(real_BW.shape), 0.0), axis=-1),
-        jnp.all(best_M.reshape(real_BW.shape) | ~real_BW, axis=-1),
+        jnp.sum(jnp.where(real_BW, -scores.loss_BT, 0.0), axis=-1),
+        jnp.all(scores.is_best_BT | ~real_BW, axis=-1),
       )
 
     self._score = jax.jit(

@@ -3,13 +3,14 @@
 B batch  T position  D embed  V vocab  M = B x T tokens
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
+from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.attention import Attention, Context, KVCache
 from moejax.models.feed_forward import FeedForward
 from moejax.models.moe.layer import MoELayer
@@ -27,6 +28,17 @@ LayerCounts = dict[str, RouterCounts]
 
 KVCaches = Any
 """The KVCache of every layer: for each period a tuple of its blocks' caches, stacked or apart as the layers are."""
+
+
+class TargetScores(NamedTuple):
+  """How well logits predict target tokens."""
+
+  loss_BT: jax.Array
+  """Cross-entropy in nats, float32."""
+  log_normalizer_BT: jax.Array
+  """Logarithm of the sum of the exponentials of the logits, float32."""
+  is_best_BT: jax.Array
+  """Whether the target has the largest logit."""
 
 
 class Block(nnx.Module):
@@ -136,6 +148,16 @@ class Transformer(nnx.Module):
       logits_MV = product("MD,VD->MV" if tied else "MD,DV->MV", x_MD, held, result=jnp.float32)
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
+
+  def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
+    """Scores each target token against the features at its position."""
+    logits_MV = self.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
+    logits_MV = self.partitioner.constrain(logits_MV, "batch", "vocab")
+    with jax.named_scope("loss"):
+      targets_M = targets_BT.reshape(-1)
+      loss_M, log_normalizer_M = cross_entropy(logits_MV, targets_M, self.partitioner.shards("vocab") == 1)
+      is_best_M = jnp.argmax(logits_MV, axis=-1) == targets_M
+    return TargetScores(*(x_M.reshape(targets_BT.shape) for x_M in (loss_M, log_normalizer_M, is_best_M)))
 
   def _layers(
     self,

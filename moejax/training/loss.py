@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from moejax.config.model import Model
 from moejax.config.training import Losses
 from moejax.errors import UserError
-from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.moe.router_counts import RouterSums, TokenCounts, sum_counts, token_counts
 from moejax.models.moe.router_metrics import router_metrics
 from moejax.models.transformer import Transformer
@@ -55,13 +54,10 @@ def loss_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None)
     keys_B: random keys of the sequences, for the noise of routers; None has no noise.
   """
   x_BTD, of_routers = router_sums(model, batch, keys_B)
-  logits_MV = model.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
-  logits_MV = model.partitioner.constrain(logits_MV, "batch", "vocab")
+  scores = model.score(x_BTD, batch["targets"])
   with jax.named_scope("loss"):
-    weights_M = batch["weights"].reshape(-1)
-    whole = model.partitioner.shards("vocab") == 1
-    loss_M, log_normalizer_M = cross_entropy(logits_MV, batch["targets"].reshape(-1), whole)
-    of_text = {"loss": jnp.sum(loss_M * weights_M), "z": jnp.sum(jnp.square(log_normalizer_M) * weights_M)}
+    terms_BT = {"loss": scores.loss_BT, "z": jnp.square(scores.log_normalizer_BT)}
+    of_text = {name: jnp.sum(term_BT * batch["weights"]) for name, term_BT in terms_BT.items()}
   return {TEXT: of_text} | of_routers
 
 
