@@ -12,7 +12,7 @@ from moejax import api, describe, interrupts, lookup
 from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display
-from moejax.errors import UserError, users_mistake
+from moejax.errors import Failure, UserError, users_mistake
 from moejax.files import write_json, write_whole
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.terminal import output
@@ -44,8 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A library may have turned the exception of a signal into another one.
     if interrupts.received() or isinstance(error, KeyboardInterrupt):
       interrupts.leave()
-    mistake = users_mistake(error)
-    if mistake is None and not isinstance(error, FloatingPointError):
+    failure = isinstance(error, Failure | FloatingPointError)
+    mistake = None if failure else users_mistake(error)
+    if mistake is None and not failure:
       raise
     print(f"moejax: {mistake or error}", file=sys.stderr)
     code = 1 if mistake is None else USERS_MISTAKE

@@ -25,6 +25,10 @@ class UserError(ValueError):
   """A mistake in what the user gave: one line with the value, the limit and the remedy. Exit code 2."""
 
 
+class Failure(RuntimeError):
+  """What the machine did not let the program finish, such as a save to a disk that stays full. Exit code 1."""
+
+
 def users_mistake(error: BaseException) -> str | None:
   """One line for an exception that the user can mend, or None for a bug of ours.
 

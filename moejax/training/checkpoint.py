@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 from moejax.config.training import Checkpoints
-from moejax.errors import UserError, reason, users_mistake
+from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.models.abstract import Parameters
 from moejax.training.checksum import checksums
 from moejax.training.not_finite import is_finite
@@ -38,12 +39,22 @@ class Damaged(Exception):
   """A checkpoint cannot be read, or holds something else than what was saved."""
 
 
-class Checkpointer:
-  """The checkpoints of one run. Saving is asynchronous and atomic: a killed process leaves the last whole one."""
+def _fail(text: str) -> None:
+  raise Failure(text)
 
-  def __init__(self, directory: pathlib.Path, policy: Checkpoints):
+
+class Checkpointer:
+  """The checkpoints of one run. Saving is asynchronous and atomic: a killed process leaves the last whole one.
+
+  A checkpoint that cannot be written, as on a full disk, is told to `warn` and leaves nothing behind; those before it
+  stay, and the next is tried as if nothing had been.
+  """
+
+  def __init__(self, directory: pathlib.Path, policy: Checkpoints, warn: Warn = _fail):
     self.policy = policy
     self._directory = directory
+    self._warn = warn
+    self._saving: int | None = None
     # It logs, with a traceback, what its threads raise; the next call raises that here, as on a full disk.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._manager = ocp.CheckpointManager(
@@ -68,7 +79,7 @@ class Checkpointer:
 
   def finished(self) -> int | None:
     """As `latest`, once everything that is being saved is on disk."""
-    self._manager.wait_until_finished()
+    self._attempt(self._manager.wait_until_finished)
     return self.latest()
 
   def steps(self) -> list[int]:
@@ -77,15 +88,13 @@ class Checkpointer:
 
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
     """Begins to save; `progress` is plain data, such as the input's state. A step that is saved is not saved again."""
-    if self.latest() == step:
+    if self.finished() == step:
       return
     tree = _tree(state)
     sealed = _seal(progress, checksums(tree))
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(sealed)),
-      force=True,
-    )
+    items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(sealed))
+    self._saving = step
+    self._attempt(lambda: self._manager.save(step, args=items, force=True))
 
   def restore(self, step: int, abstract: State, warn: Warn = lambda text: None) -> tuple[State, dict[str, Any]]:
     """The state, placed as `abstract` says whatever mesh saved it, and the progress.
@@ -123,8 +132,20 @@ class Checkpointer:
 
   def close(self) -> None:
     """Waits for what is being saved."""
-    self._manager.wait_until_finished()
+    self._attempt(self._manager.wait_until_finished)
     self._manager.close()
+
+  def _attempt(self, function: Callable[[], Any]) -> None:
+    """Calls a function that saves, or waits for what is being saved, and raises what went wrong with that."""
+    try:
+      function()
+    except Exception as error:
+      for part in self._directory.glob("*.orbax-checkpoint-tmp*"):
+        shutil.rmtree(part, ignore_errors=True)  # of a full disk it would keep what the next one needs
+      self._manager.reload()
+      why, kept = users_mistake(error) or reason(error), self.whole()
+      left = "no checkpoint is saved yet" if kept is None else f"the newest is that of step {kept}"
+      self._warn(f"the checkpoint of step {self._saving} could not be saved: {why}; {left}")
 
 
 def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn) -> tuple[Parameters, int]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from moejax.config.optimizer import Optimizer
 from moejax.config.stored import EARLIER
-from moejax.errors import UserError
+from moejax.errors import Failure, UserError, users_mistake
 from moejax.files import write_json
 from moejax.interrupts import Deferral, continuing, deferral
 from moejax.partitioning import to_devices
@@ -65,12 +65,13 @@ def train(run: Run) -> dict[str, Any]:
   Raises:
     UserError: the directory holds another experiment, a run that is longer, or only damaged checkpoints.
     FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
+    Failure: the last step could not be saved.
     Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
   """
   experiment = run.spec.experiment
   # 1. The directory is ours.
   open_run(run.directory, experiment, run.steps)
-  checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints)
+  checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints, run.warn)
   # 2. The state: the newest checkpoint that is not damaged, or fresh from the seed.
   found = checkpointer.restore_newest(run.spec.abstract_state, run.warn)
   earlier = claim(run.directory, experiment, run.steps)
@@ -85,7 +86,7 @@ def train(run: Run) -> dict[str, Any]:
   else:
     state = run.spec.init_state(experiment.training.seed)
   # 4. The metrics end where the state does.
-  writer = MetricsWriter(run.directory, done)
+  writer = MetricsWriter(run.directory, done, run.warn)
   with continuing(lambda: _saved(run, checkpointer)), deferral() as stop:
     try:
       results = _steps(run, state, batches, done, clock, checkpointer, writer, stop)
@@ -140,7 +141,7 @@ def _steps(
     check_finite(record, experiment, checkpointer.finished)
 
   if every is not None and 0 < done < run.steps and done % every == 0 and not writer.evaluated:
-    writer.write({"step": done, **_evaluate(run, state)})  # a stop came between this checkpoint and its scores
+    writer.write({"step": done, **_evaluate(run, state, done)})  # a stop came between this checkpoint and its scores
   for step in range(done + 1, run.steps + 1):
     batch = to_devices(next(batches), run.spec.partitioner.batch)
     state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
@@ -157,12 +158,15 @@ def _steps(
       if stopping or evaluate:
         stop.release()
       if evaluate:
-        results = _evaluate(run, state)
+        results = _evaluate(run, state, step)
         if results:
           writer.write({"step": step, **results})
       clock.restart()
+  if checkpointer.finished() != run.steps:  # it could not be saved, and is tried once more
+    checkpointer.save(state, run.steps, progress)
+    _check_saved(run, checkpointer)
   if not results:  # an earlier process finished the last step and was killed before the evaluation
-    results = _evaluate(run, state)
+    results = _evaluate(run, state, run.steps)
   return {
     "name": experiment.name,
     "steps": run.steps,
@@ -175,6 +179,15 @@ def _steps(
   }
 
 
+def _check_saved(run: Run, checkpointer: Checkpointer) -> None:
+  """Raises Failure if the last step is not saved."""
+  if (kept := checkpointer.finished()) != run.steps:
+    raise Failure(
+      f"the run is trained, but its last checkpoint, that of step {run.steps}, could not be saved in "
+      f"{run.directory / 'checkpoints'}; when it can be, the same command continues from step {kept or 0}"
+    )
+
+
 def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str:
   """What another length does to the learning rate."""
   last, following = learning_rate(optimizer, done - 1, before), learning_rate(optimizer, done, now)
@@ -185,8 +198,15 @@ def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str
   )
 
 
-def _evaluate(run: Run, state: State) -> dict[str, float]:
-  return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
+def _evaluate(run: Run, state: State, step: int) -> dict[str, float]:
+  """The scores of a step; those that cannot be written while the run goes on are left out, with a warning."""
+  try:
+    return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
+  except OSError as error:
+    if step == run.steps or not users_mistake(error):
+      raise
+    run.warn(f"step {step} could not be evaluated: {users_mistake(error)}")
+    return {}
 
 
 def fetch_essential(metrics: Metrics) -> Record:

@@ -3,11 +3,14 @@
 import json
 import math
 import pathlib
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import tensorboardX
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from moejax.config.model import Model
 from moejax.files import finite, write_whole
@@ -52,38 +55,78 @@ def all_layers(model: Model) -> list[str]:
 class MetricsWriter:
   """Appends records to metrics.jsonl and tensorboard/ of a run directory.
 
-  Every line is valid JSON: a value that is NaN or infinite is null there, and absent in TensorBoard.
+  Every line is valid JSON: a value that is NaN or infinite is null there, and absent in TensorBoard. A full disk does
+  not stop training: `warn` is told, lines of metrics.jsonl wait until they can be written, and TensorBoard's end.
   """
 
-  def __init__(self, directory: pathlib.Path, start_step: int):
-    """Opens the files, dropping what was written after `start_step`: those steps are about to be done again."""
-    self._path = directory / "metrics.jsonl"
-    kept = [record for record in map(json.loads, _lines(self._path)) if record["step"] <= start_step]
+  def __init__(self, directory: pathlib.Path, start_step: int, warn: Callable[[str], None] = lambda text: None):
+    """Opens the files, dropping what was written after `start_step`, as those steps are about to be done again, and
+    lines that are no records, of which `warn` is told."""
+    self._path, self._warn = directory / "metrics.jsonl", warn
+    records, damaged = _read(self._path)
+    if damaged:
+      warn(f"{self._path} had {damaged} lines that are not records of steps; they have been dropped")
+    kept = [record for record in records if record["step"] <= start_step]
     write_whole(self._path, "".join(map(_line, kept)))
     self.evaluated = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
     """Whether the scores of `start_step` are written."""
-    self._file = self._path.open("a", buffering=1)
-    self._board = tensorboardX.SummaryWriter(str(directory / "tensorboard"), purge_step=start_step + 1)
+    self._file = self._path.open("ab", buffering=0)
+    self._unwritten = b""
+    self._board: EventsWriter | None = _open_board(directory / "tensorboard", start_step + 1)
 
   def write(self, record: Record) -> None:
     """Writes one step's record; `step` is its number."""
-    self._file.write(_line(record))
-    for name, value in record.items():
-      if isinstance(value, int | float) and name != "step" and math.isfinite(value):
-        self._board.add_scalar(name, value, record["step"])
+    self._unwritten += _line(record).encode()
+    try:
+      while self._unwritten:
+        self._unwritten = self._unwritten[self._file.write(self._unwritten) :]
+    except OSError as error:
+      self._warn(f"the metrics of step {record['step']} could not be written to {self._path}: {error.strerror}")
+    numbers = {name: value for name, value in record.items() if isinstance(value, int | float) and name != "step"}
+    values = [Summary.Value(tag=name, simple_value=x) for name, x in numbers.items() if math.isfinite(x)]
+    self._to_board(lambda board: board.write_event(_event(record["step"], summary=Summary(value=values))))
+    self._to_board(lambda board: board.flush())
 
   def close(self) -> None:
     """Flushes both."""
     self._file.close()
-    self._board.close()
+    self._to_board(lambda board: board.close())
+
+  def _to_board(self, function: Callable[[EventsWriter], Any]) -> None:
+    try:
+      if self._board:
+        function(self._board)
+    except OSError as error:
+      self._board = None
+      self._warn(f"{self._path.with_name('tensorboard')} cannot be written and ends here: {error.strerror}")
+
+
+def _open_board(folder: pathlib.Path, first_step: int) -> EventsWriter:
+  """A new file of TensorBoard, which forgets what other files have from `first_step` on."""
+  folder.mkdir(exist_ok=True)
+  board = EventsWriter(str(folder / "events"))
+  board.write_event(_event(first_step, session_log=SessionLog(status=SessionLog.START)))
+  return board
+
+
+def _event(step: int, **content: Any) -> Event:
+  return Event(wall_time=time.time(), step=step, **content)
 
 
 def _line(record: Record) -> str:
   return json.dumps(finite(record), allow_nan=False) + "\n"
 
 
-def _lines(path: pathlib.Path) -> list[str]:
-  """Whole lines of a JSONL file, empty where there is none."""
-  if not path.exists():
-    return []
-  return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("}\n")]
+def _read(path: pathlib.Path) -> tuple[list[Record], int]:
+  """The records of a metrics.jsonl, and how many lines are none; a last line that a kill cut short does not count."""
+  lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
+  records = [_record(line) for line in lines[:-1]]
+  return [record for record in records if record is not None], records.count(None)
+
+
+def _record(line: bytes) -> Record | None:
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return None
+  return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None

@@ -1,6 +1,7 @@
 """The loop: resumes bit for bit, reports every step, and loses nothing when stopped."""
 
 import dataclasses
+import errno
 import functools
 import json
 import math
@@ -14,7 +15,7 @@ from training_fixtures import prepared_on, read_metrics, tiny
 
 from moejax.config import Checkpoints, Mesh, Router
 from moejax.data.target_count import TargetCounter
-from moejax.errors import UserError
+from moejax.errors import Failure, UserError
 from moejax.interrupts import Interrupted
 from moejax.partitioning import to_devices
 from moejax.training.checkpoint import Checkpointer
@@ -262,3 +263,46 @@ def test_old_checkpoints_go_and_those_at_multiples_of_keep_every_stay(tmp_path, 
   prepared = prepared_on(experiment, corpus)
   train(Run(prepared.spec, prepared.step, prepared.batches, 5, tmp_path))
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]
+
+
+def test_training_continues_while_the_disk_is_full_and_ends_well_once_it_is_not(tmp_path, corpus_and_data, monkeypatch):
+  """The disk is full at the saves of steps 2 and 4, and has room at that of step 6."""
+  full, told, real = [True], [], os.mkdir
+
+  def mkdir(path, *arguments, **options):
+    if full[0] and "orbax-checkpoint-tmp" in str(path):
+      raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    return real(path, *arguments, **options)
+
+  def observe(record):
+    full[0] = record["step"] < 6
+
+  monkeypatch.setattr(os, "mkdir", mkdir)
+  _, summary = start(tmp_path, corpus_and_data, observe=observe, warn=told.append)
+  assert summary["steps"] == 6 and len(read_metrics(tmp_path)) == 6
+  assert [text.partition(" could not")[0] for text in told] == [f"the checkpoint of step {n}" for n in (2, 4)]
+  assert all("No space left on device" in text and "no checkpoint is saved yet" in text for text in told)
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["6"]
+
+
+def test_a_last_step_that_cannot_be_saved_is_an_error_and_the_older_checkpoint_stays(
+  tmp_path, corpus_and_data, monkeypatch, straight
+):
+  full, told, real = [False], [], os.mkdir
+
+  def mkdir(path, *arguments, **options):
+    if full[0] and "orbax-checkpoint-tmp" in str(path):
+      raise OSError(errno.EROFS, "Read-only file system", str(path))
+    return real(path, *arguments, **options)
+
+  def observe(record):
+    full[0] = record["step"] >= 3
+
+  monkeypatch.setattr(os, "mkdir", mkdir)
+  with pytest.raises(Failure, match=r"its last checkpoint, that of step 6, could not be saved .*continues from step 2"):
+    start(tmp_path, corpus_and_data, observe=observe, warn=told.append)
+  assert len(told) == 3 and all("Read-only" in text and "the newest is that of step 2" in text for text in told)
+  monkeypatch.setattr(os, "mkdir", real)
+  run, _ = start(tmp_path, corpus_and_data)
+  for mine, other in zip(jax.tree.leaves(final_state(run)[0]), jax.tree.leaves(final_state(straight)[0]), strict=True):
+    np.testing.assert_array_equal(mine, other)

@@ -49,3 +49,49 @@ def test_every_line_is_json_whatever_is_not_finite_and_whoever_wrote_the_lines_b
     {"step": 1, "loss": None},
     {"step": 2, "loss": None, "loss/z": None, "router/load": [[0.5, None]], "mfu": None},
   ]
+
+
+def test_lines_that_are_no_records_are_dropped_and_counted(tmp_path):
+  lines = [b'{"step": 1, "loss": 3.0}', b"\xff\xfe garbage", b"[1]", b'{"loss": 1.0}', b'{"step": "2"}', b"", b"7"]
+  (tmp_path / "metrics.jsonl").write_bytes(b"\n".join(lines) + b'\n{"step": 2, "loss": 2.0}\n{"step": 3')
+  told = []
+  writer = MetricsWriter(tmp_path, 2, told.append)
+  writer.close()
+  assert read_metrics(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
+  assert told == [f"{tmp_path / 'metrics.jsonl'} had 6 lines that are not records of steps; they have been dropped"]
+
+
+def test_a_full_disk_delays_lines_and_ends_the_file_of_tensorboard(tmp_path):
+  told = []
+  writer = MetricsWriter(tmp_path, 0, told.append)
+  writer.write({"step": 1, "loss": 3.0})
+  file, board = writer._file, writer._board
+  writer._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+  writer._board._py_recordio_writer._writer = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+  writer.write({"step": 2, "loss": 2.0})
+  assert len(told) == 2 and all("No space left" in text for text in told)
+  writer._file.close()
+  writer._file = file
+  writer.write({"step": 3, "loss": 1.0})
+  writer.close()
+  assert [record["step"] for record in read_metrics(tmp_path)] == [1, 2, 3] and board is not None
+
+
+def test_tensorboard_reads_what_is_written_and_forgets_what_is_done_again(tmp_path):
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  for start in (0, 1):
+    writer = MetricsWriter(tmp_path, start)
+    writer.write({"step": start + 1, "loss": 3.0 - start, "held_out/bits_per_byte": math.nan, "router/load": [[1.0]]})
+    writer.close()
+    content = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime).read_bytes()
+    events, at = [], 0
+    while at < len(content):  # a record is its length (8 bytes), a checksum (4), its bytes, and a checksum (4)
+      size = int.from_bytes(content[at : at + 8], "little")
+      events.append(Event.FromString(content[at + 12 : at + 12 + size]))
+      at += size + 16
+    assert any(event.session_log.status == SessionLog.START and event.step == start + 1 for event in events)
+    scalars = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+    assert scalars == [(start + 1, "loss", 3.0 - start)]
+    for path in (tmp_path / "tensorboard").iterdir():
+      path.unlink()
