@@ -17,6 +17,7 @@ from moejax.config import (
   Data,
   Evaluation,
   Experiment,
+  GroupedDispatch,
   Losses,
   Model,
   MoE,
@@ -76,7 +77,9 @@ def books_mini_cpu_dense() -> Experiment:
 
 def _sparse(dense: Experiment, num_experts: int) -> Experiment:
   """Experts of half the width, two a token, in every second layer: as many parameters a token as the dense model."""
-  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=dense.model.d_ff // 2, every=2, dispatch="grouped")
+  moe = MoE(
+    num_experts=num_experts, experts_per_token=2, d_ff=dense.model.d_ff // 2, every=2, dispatch=GroupedDispatch()
+  )
   return replace(
     dense,
     name=dense.name.replace("dense", f"{num_experts}e"),

@@ -10,9 +10,11 @@ from dataclasses import replace
 from moejax.config import (
   AdamW,
   Data,
+  DenseDispatch,
   DenseRouter,
   Evaluation,
   Experiment,
+  GroupedDispatch,
   Losses,
   Mesh,
   Model,
@@ -89,7 +91,7 @@ def _dense(
 def _densely_trained(dense: Experiment, name: str, attention_experts: int, alphas: tuple[float, float]) -> Experiment:
   """The feed-forward cut into 32 experts; `alphas` weigh the mutual information of heads and of the feed-forward."""
   width = dense.model.d_ff // 32
-  moe = MoE(num_experts=32, experts_per_token=32, d_ff=width, router=DenseRouter(), dispatch="dense")
+  moe = MoE(num_experts=32, experts_per_token=32, d_ff=width, router=DenseRouter(), dispatch=DenseDispatch())
   losses = Losses(attention_mutual_information=alphas[0], mutual_information=alphas[1])
   model = replace(dense.model, attention_experts=attention_experts, moe=moe)
   return replace(dense, name=name, model=model, training=replace(dense.training, losses=losses))
@@ -97,7 +99,11 @@ def _densely_trained(dense: Experiment, name: str, attention_experts: int, alpha
 
 def _sparse(dense: Experiment, name: str, num_experts: int, d_ff: int) -> Experiment:
   moe = MoE(
-    num_experts=num_experts, experts_per_token=2, d_ff=d_ff, dispatch="grouped", router=TopKRouter(renormalize=False)
+    num_experts=num_experts,
+    experts_per_token=2,
+    d_ff=d_ff,
+    dispatch=GroupedDispatch(),
+    router=TopKRouter(renormalize=False),
   )
   training = replace(dense.training, losses=Losses(load_balance=0.01))
   return replace(dense, name=name, model=replace(dense.model, moe=moe), training=training)

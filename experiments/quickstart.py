@@ -6,6 +6,7 @@ from moejax.config import (
   AdamW,
   Checkpoints,
   Data,
+  EinsumDispatch,
   Evaluation,
   Experiment,
   Losses,
@@ -64,7 +65,8 @@ def _dense(name: str, d_model: int, d_ff: int) -> Experiment:
 def _sparse(dense: Experiment, num_experts: int, d_ff: int, base_d_ff: int) -> Experiment:
   """A narrower base with `num_experts` experts, two a token, in every second layer: what the sparse layers cost in time
   the base gives up."""
-  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, every=2, group_size=64, priority="token")
+  dispatch = EinsumDispatch(priority="token")
+  moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, every=2, group_size=64, dispatch=dispatch)
   return replace(
     dense,
     name=f"{dense.name}_{num_experts}e",

@@ -94,8 +94,12 @@ def print_field_help(configuration: Configuration, command: str) -> None:
       registry=RULES_BY_NAME,
     )
   for path, owner in _several_kinds(configuration):
-    names = ", ".join(kinds(base_of(type(owner))))
-    print(f"{option(_join(path, KIND))} one of {names} (default: {owner.kind})")
+    base = base_of(type(owner))
+    print(f"{option(_join(path, KIND))} or {option(path)} one of {', '.join(kinds(base))} (default: {owner.kind})")
+    for name, kind in kinds(base).items():
+      own = [option(_join(path, field)) for field in _fields(kind) if field not in _fields(base)]
+      if own and name != owner.kind:
+        print(f"  {name}: {' '.join(own)}")
 
 
 def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequence[str] = ()) -> Configuration:
@@ -128,7 +132,7 @@ def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any
     choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known when the program runs
     kind = kinds(base)[parse_values(given[_join(path, KIND)], choice, _join(path, KIND), owner.kind)]
     defaults = {field.name: field.default for field in dataclasses.fields(cast(Any, kind))}
-    shared = {field.name: fields[field.name] for field in dataclasses.fields(cast(Any, base))}
+    shared = {name: fields[name] for name in _fields(base)}
     fields = {name: value for name, value in (defaults | shared).items() if value is not dataclasses.MISSING}
   made = object.__new__(kind)
   for name, value in fields.items():
@@ -211,6 +215,10 @@ def _several_kinds(owner: Any, path: str = "") -> Iterator[tuple[str, Any]]:
   elif dataclasses.is_dataclass(owner):
     for field in dataclasses.fields(owner):
       yield from _several_kinds(getattr(owner, field.name), _join(path, field.name))
+
+
+def _fields(kind: Any) -> list[str]:
+  return [field.name for field in dataclasses.fields(kind)]
 
 
 def _holds_records(value: Any) -> bool:

@@ -90,7 +90,7 @@ def _member(
     "num_experts": model.moe.num_experts if model.moe else 0,
     "experts_per_token": model.moe.experts_per_token if model.moe else 0,
     "capacity_factor": model.moe.capacity_factor if model.moe and model.moe.has_capacity else None,
-    "dispatch": model.moe.dispatch if model.moe else None,
+    "dispatch": model.moe.dispatch.kind if model.moe else None,
     "router": model.moe.router.kind if model.moe else None,
     "sparse_every": model.moe.every if model.moe else None,
   }

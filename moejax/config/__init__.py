@@ -1,6 +1,7 @@
 """Everything that describes an experiment, as frozen dataclasses. Standard library only, so it never imports JAX."""
 
 from moejax.config.data import Data
+from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
 from moejax.config.model import Model
 from moejax.config.moe import MoE
@@ -18,10 +19,14 @@ __all__ = [
   "Constant",
   "Cosine",
   "Data",
+  "DenseDispatch",
   "DenseRouter",
+  "Dispatch",
+  "EinsumDispatch",
   "Evaluation",
   "Experiment",
   "ExpertChoiceRouter",
+  "GroupedDispatch",
   "Linear",
   "Lion",
   "Losses",

@@ -128,9 +128,8 @@ class Experiment:
       )
     if self.model.moe and shards(self.rules, self.mesh, "experts") == 1:
       found += [
-        f"moe.{name}={value} has no effect with mesh ({self.mesh}), on which no rows are exchanged"
-        for name, value in (("receive_factor", self.model.moe.receive_factor), ("exchange", self.model.moe.exchange))
-        if value not in (None, "all_to_all")
+        f"dispatch.{name}={value} has no effect with mesh ({self.mesh}), on which no rows are exchanged"
+        for name, value in self.model.moe.dispatch.exchange_fields.items()
       ]
     return tuple(found)
 

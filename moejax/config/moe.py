@@ -2,15 +2,12 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args
 
 from moejax.config import checks
+from moejax.config.dispatch import Dispatch
+from moejax.config.kinds import kinds
 from moejax.config.router import Router
 from moejax.errors import UserError
-
-Dispatch = Literal["einsum", "grouped", "dense"]
-Exchange = Literal["all_to_all", "all_gather"]
-Priority = Literal["choice", "token"]
 
 BALANCE_LOSSES = ("load_balance", "sequence_balance", "global_balance")
 LOSSES_OF_SPARSE_LAYERS = (*BALANCE_LOSSES, "router_z", "mutual_information")
@@ -33,52 +30,37 @@ class MoE:
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   router: Router = Router()
   """The router, which decides the experts of a token and their weights."""
-  dispatch: Dispatch = "einsum"
-  """How tokens are brought to experts. einsum: dispatch masks, sharded as in Table 1 of arXiv 2405.15052; tokens beyond
-  an expert's capacity are dropped. grouped: rows sorted by expert and grouped matrix products; nothing is dropped.
-  dense: every expert on every token, which is E / A times the work; DS-MoE is trained in this way (arXiv
-  2404.05567)."""
+  dispatch: Dispatch = Dispatch()
+  """The dispatch, which brings tokens to their experts and back. A name, such as "grouped", stands for the dispatch of
+  this kind with its defaults."""
   capacity_factor: float = 1.0
   """Capacity of an expert per group, as a multiple of the balanced load A x M / E. GShard and arXiv 2405.15052 multiply
-  M / E instead: their 2.0 with top-2 is 1.0 here. Used by dispatch einsum and by expert_choice."""
+  M / E instead: their 2.0 with top-2 is 1.0 here. Used by dispatch einsum and by router expert_choice."""
   group_size: int | None = None
   """Number of tokens in a routing group (M). Tokens of a group compete for capacity, and the load-balancing loss is
   computed per group. It does not depend on the mesh, so the same tokens are dropped on every mesh. Dispatch masks have
   capacity_factor x A x M^2 elements per group. If None, it is derived from the shape of the model (`group_tokens`)."""
-  priority: Priority = "choice"
-  """Which tokens an expert at capacity takes. choice: all first choices before any second choice (GShard); a later
-  token may displace an earlier one, so predictions are not strictly causal. token: earlier tokens first; predictions
-  are causal."""
-  exchange: Exchange = "all_to_all"
-  """For dispatch grouped: how rows are exchanged over the expert axis. all_to_all: each row is sent to the device of
-  its expert. all_gather: all tokens are sent to all devices, which moves less data if A is close to the size of the
-  axis."""
-  receive_factor: float | None = None
-  """For dispatch grouped with all_to_all: maximum number of rows that a device can receive, as a multiple of the
-  balanced load (`choices_per_token` for each of its tokens). Rows beyond it are dropped and counted; which ones depends
-  on the mesh. None allocates the worst case, and no value allocates more."""
 
   def __post_init__(self):
-    checks.one_of(self, "dispatch", get_args(Dispatch))
-    checks.one_of(self, "exchange", get_args(Exchange))
-    checks.one_of(self, "priority", get_args(Priority))
+    if isinstance(self.dispatch, str):
+      checks.one_of(self, "dispatch", kinds(Dispatch))
+      object.__setattr__(self, "dispatch", kinds(Dispatch)[self.dispatch]())
     checks.positive(self, "num_experts", "experts_per_token", "d_ff", "every", "capacity_factor")
     checks.not_negative(self, "num_shared_experts")
-    for name in ("group_size", "receive_factor"):
-      if getattr(self, name) is not None:
-        checks.positive(self, name)
+    if self.group_size is not None:
+      checks.positive(self, "group_size")
     if self.experts_per_token > self.num_experts:
       raise UserError(
         f"moe.experts_per_token={self.experts_per_token} is more than moe.num_experts={self.num_experts}; "
         f"use at most {self.num_experts}"
       )
     self.router.check_layer(self.num_experts, self.experts_per_token)
-    self._check_without_effect()
+    self._check_effect("capacity_factor", self.has_capacity, "dispatch einsum and router expert_choice have a capacity")
 
   @property
   def has_capacity(self) -> bool:
     """Whether experts have a limited capacity."""
-    return self.dispatch == "einsum" or self.router.has_capacity
+    return self.dispatch.has_capacity or self.router.has_capacity
 
   @property
   def has_order(self) -> bool:
@@ -89,17 +71,6 @@ class MoE:
   def has_groups(self) -> bool:
     """Whether routing groups limit or average anything."""
     return self.has_capacity or "load_balance" in self.losses
-
-  def _check_without_effect(self):
-    """Raises UserError for a setting that would have no effect."""
-    ragged = self.dispatch == "grouped" and self.exchange == "all_to_all"
-    for name, counts, where in (
-      ("capacity_factor", self.has_capacity, "dispatch einsum and router expert_choice have a capacity"),
-      ("priority", self.dispatch == "einsum", "dispatch einsum has a capacity that tokens compete for"),
-      ("exchange", self.dispatch == "grouped", "dispatch grouped exchanges rows"),
-      ("receive_factor", ragged, "dispatch grouped with exchange all_to_all receives rows"),
-    ):
-      self._check_effect(name, counts, where)
 
   def _check_effect(self, name: str, counts: bool, where: str):
     default = {field.name: field.default for field in dataclasses.fields(self)}[name]
@@ -112,16 +83,13 @@ class MoE:
     Raises:
       UserError: a field would have no effect.
     """
-    for name, counts, where in (
-      ("priority", self.has_order, "a router that ranks experts_per_token choices above 1 has second choices"),
-      ("group_size", self.has_groups, "a capacity and the load_balance loss use groups"),
-    ):
-      self._check_effect(name, counts, where)
     router, E, A = self.router, self.num_experts, self.experts_per_token
+    self._check_effect("group_size", self.has_groups, "a capacity and the load_balance loss use groups")
+    self.dispatch.check_effect(self.has_order)
     router.check_effect(E, A)
     takes_all = router.takes_all(E, A, self.capacity_factor)
     # Even then noise decides whose choice comes first in a queue of first choices.
-    in_order = self.dispatch == "einsum" and self.priority == "choice" and self.has_order
+    in_order = self.dispatch.looks_ahead and self.has_order
     for name, counts in (("bias_rate", False), ("gumbel", in_order)):
       if takes_all and not counts and getattr(router, name):
         raise UserError(
@@ -186,9 +154,9 @@ class MoE:
         "group, so the held-out scores of a decoder are too good and generation differs from training; use it for "
         "encoders",
       )
-    if self.dispatch == "einsum" and self.priority == "choice" and self.experts_per_token > 1:
+    if self.dispatch.looks_ahead and self.has_order:
       return (
-        "moe.priority=choice is not strictly causal: the first choice of a later token can displace the second choice "
-        "of an earlier one (GShard); moe.priority=token and dispatch grouped are causal",
+        f"dispatch.kind={self.dispatch.kind} is not strictly causal: the first choice of a later token can displace "
+        "the second choice of an earlier one (GShard); dispatch.priority=token and dispatch grouped are causal",
       )
     return ()

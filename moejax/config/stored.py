@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from moejax.config.dispatch import Dispatch
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.kinds import kinds
 from moejax.config.plain import KIND, from_plain
@@ -54,15 +55,20 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def current(plain: Any) -> Any:
-  """The content of a file as this version writes it. Files of earlier versions list the fields of all routers, and have
-  `free` for `matchable`."""
+  """The content of a file as this version writes it. Files of earlier versions list the fields of all routers and
+  dispatches, and have `free` for `matchable`."""
   if isinstance(plain, list):
     return [current(item) for item in plain]
   if not isinstance(plain, dict):
     return plain
   if "free" in plain and "model" in plain:
     plain = {"matchable" if name == "free" else name: value for name, value in plain.items()}
-  return {name: _router(value) if name == "router" else current(value) for name, value in plain.items()}
+  plain = {name: _router(value) if name == "router" else current(value) for name, value in plain.items()}
+  if isinstance(plain.get("dispatch"), str):
+    own = {name: plain.pop(name) for name in ("priority", "exchange", "receive_factor") if name in plain}
+    fields = [field.name for field in dataclasses.fields(kinds(Dispatch)[plain["dispatch"]])]
+    plain["dispatch"] = {KIND: plain["dispatch"], **{name: own[name] for name in fields if name in own}}
+  return plain
 
 
 OF_OTHER_ROUTERS = {

@@ -61,16 +61,7 @@ def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Ite
   yield {"outer": O, "groups": U * M // math.gcd(M, length)}  # what routers count, in sets of tokens
   if moe.router.has_capacity:
     yield {"outer": O, "groups": U}
-  if moe.dispatch == "einsum":
-    yield groups | {"capacity": C}
-    yield {"outer": O, "groups": U * C, "act_embed": D}
-    yield {"outer": O, "experts": E, "act_embed": D}
-    yield {"experts": E, "outer": O * U * C, "act_embed": D}
-    yield {"experts": E, "outer": O * U * C, "expert_mlp": F}
-  if moe.dispatch == "grouped":
-    yield {"experts": E, "expert_embed": D, "expert_mlp": F}
-  if moe.dispatch in ("grouped", "dense"):
-    yield groups | {"expert_mlp": F}  # of grouped it lies within one device's own computation
+  yield from moe.dispatch.activations(O=O, U=U, M=M, C=C, E=E, D=D, F=F)
 
 
 def _hidden_widths(model: Model) -> Iterator[tuple[str, int]]:
@@ -131,12 +122,4 @@ def _check_sparse_layers(field: str, moe: MoE, batch: int, length: int, rules: R
       f"{field}: {batch} sequences have {groups} routing groups of moe.group_size={group}, which the {parts} shards "
       f"of mesh ({mesh}) do not divide; lower moe.group_size or raise the batch"
     )
-  if moe.dispatch == "grouped":
-    hidden, embed = (
-      tuple(axis for axis in axes_of(rules, mesh, name) if mesh.shape[axis] > 1) for name in ("expert_mlp", "act_embed")
-    )
-    if embed not in ((), hidden):
-      raise UserError(
-        f"dispatch grouped adds up parts of expert_mlp (on {' x '.join(hidden) or 'no axis'}) into shards of act_embed "
-        f"(on {' x '.join(embed)}); let both rules name the same mesh axes, or act_embed none"
-      )
+  moe.dispatch.check_rules(rules, mesh)

@@ -44,10 +44,7 @@ def dropless(model: Model) -> Model:
       f"router.kind={moe.router.kind!r} lets a prediction depend on later tokens, so the model cannot continue or "
       "score a text; train with another router for that"
     )
-  if moe.dispatch == "dense":
-    return model
-  # Groups of one token divide any batch; what limits rows goes back to its default, which grouped does not read.
-  moe = dataclasses.replace(
-    moe, dispatch="grouped", group_size=1, capacity_factor=1.0, priority="choice", receive_factor=None
-  )
+  # Groups of one token divide any batch. Without drops a capacity has no effect.
+  capacity_factor = moe.capacity_factor if moe.router.has_capacity else 1.0
+  moe = dataclasses.replace(moe, dispatch=moe.dispatch.without_drops(), group_size=1, capacity_factor=capacity_factor)
   return dataclasses.replace(model, moe=moe)

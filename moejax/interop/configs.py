@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moejax.config import checks
+from moejax.config.dispatch import GroupedDispatch
 from moejax.config.fields import get_field
 from moejax.config.model import Model
 from moejax.config.plain import from_plain
@@ -171,12 +172,9 @@ def _computed(model: Model) -> Model:
     return dataclasses.replace(model, **of_program)
   moe = dataclasses.replace(
     moe,
-    dispatch="grouped",
+    dispatch=GroupedDispatch(),
     capacity_factor=1.0,
     group_size=None,
-    priority="choice",
-    exchange="all_to_all",
-    receive_factor=None,
     router=moe.router.without_noise(),
   )
   if moe.every == 1:

@@ -54,7 +54,7 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
   if moe:
     own = expert_parameters / (mesh.expert * mesh.model)
     moved += gathered(own, shards(experiment.rules, mesh, "expert_embed"))
-    rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch == "einsum" else 1.0)
+    rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch.has_capacity else 1.0)
     ring = math.ceil(mesh.expert ** (1 / max(1, min(2, chip.torus)))) if mesh.expert > 1 else 0
     moved += 6 * model.num_sparse_layers * rows * model.d_model * 2 * ring / (8 * chip.link_bandwidth)
   if mesh.model > 1:
@@ -68,7 +68,7 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
 def _of_masks(experiment: Experiment) -> float:
   """FLOPs a token of the masks' products, and of the experts' rows that are more or fewer than its choices."""
   model, moe = experiment.model, experiment.model.moe
-  if moe is None or moe.dispatch != "einsum":
+  if moe is None or not moe.dispatch.has_masks:
     return 0.0
   rows = moe.experts_per_token * moe.capacity_factor
   masks = 12 * model.d_model * rows * moe.group_tokens(experiment.data.sequence_length)

@@ -13,9 +13,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moejax.config.dispatch import Dispatch, EinsumDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Remat
-from moejax.config.moe import Dispatch
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 from moejax.planning.compile import RefusedError
@@ -116,8 +116,7 @@ def search_page(tried: list[Found]) -> RenderableType:
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
   """Every valid variant: mesh, axes that shard dense weights, remat, parts of the batch, dispatch."""
   moe = experiment.model.moe
-  sparse = moe is not None and moe.dispatch in ("einsum", "grouped")
-  dispatches: tuple[Dispatch | None, ...] = ("einsum", "grouped") if sparse else (None,)
+  dispatches = _dispatches(moe.dispatch) if moe else [None]
   # A model without experts has no product with a batch dimension, so that dots keeps what products keeps.
   twin = "products" if experiment.model.remat == "dots" else "dots"
   same = {"none"} if moe or experiment.model.attention_experts else {"none", twin}
@@ -141,8 +140,18 @@ def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
     options.append(f"--training.gradient-accumulation {candidate.training.gradient_accumulation}")
   old, new = experiment.model.moe, candidate.model.moe
   if old and new and old.dispatch != new.dispatch:
-    options.append(f"--model.moe.dispatch {new.dispatch}")
+    options.append(f"--model.moe.dispatch {new.dispatch.kind}")
+  if old and new and old.capacity_factor != new.capacity_factor:
+    options.append(f"--model.moe.capacity-factor {new.capacity_factor:g}")
   return options
+
+
+def _dispatches(own: Dispatch) -> list[Dispatch | None]:
+  """The dispatches to try. A dense one computes something else, and what a user's own computes is not known."""
+  alternatives = (EinsumDispatch(), GroupedDispatch())
+  if own.kind not in [other.kind for other in alternatives]:
+    return [own]
+  return [own if own.kind == other.kind else other for other in alternatives]
 
 
 def _meshes(topology: Topology, num_experts: int) -> Iterator[Mesh]:
@@ -176,9 +185,9 @@ def _variant(
   model = dataclasses.replace(experiment.model, remat=remat)
   try:
     if dispatch is not None and model.moe and dispatch != model.moe.dispatch:
-      # What only masks have goes back to its default: capacity and who takes it.
-      moe = dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=1.0, priority="choice")
-      model = dataclasses.replace(model, moe=moe)
+      has_capacity = dispatch.has_capacity or model.moe.router.has_capacity
+      factor = model.moe.capacity_factor if has_capacity else 1.0
+      model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=factor))
     training = dataclasses.replace(experiment.training, gradient_accumulation=parts)
     rules = tuple((name, embed if name == "embed" else axes) for name, axes in dict(experiment.rules).items())
     return dataclasses.replace(experiment, model=model, training=training, mesh=mesh, rules=rules)

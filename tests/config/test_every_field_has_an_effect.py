@@ -23,10 +23,13 @@ from moejax.config import (
   AdamW,
   Checkpoints,
   Data,
+  DenseDispatch,
   DenseRouter,
+  EinsumDispatch,
   Evaluation,
   Experiment,
   ExpertChoiceRouter,
+  GroupedDispatch,
   Lion,
   Mesh,
   Model,
@@ -110,8 +113,8 @@ PROGRAM = {
   "bfloat16": {"model.gradient_dtype": "compute"},
   "einsum": {
     "model.moe": None, "model.moe.num_experts": 16, "model.moe.experts_per_token": 3, "model.moe.d_ff": 16,
-    "model.moe.every": 1, "model.moe.num_shared_experts": 1, "model.moe.dispatch": "dense",
-    "model.moe.capacity_factor": 0.5, "model.moe.group_size": 16, "model.moe.priority": "token",
+    "model.moe.every": 1, "model.moe.num_shared_experts": 1, "model.moe.dispatch": DenseDispatch(),
+    "model.moe.capacity_factor": 0.5, "model.moe.group_size": 16, "model.moe.dispatch[einsum].priority": "token",
     "model.moe.router[top_k].scores": "sigmoid", "model.moe.router[top_k].renormalize": False,
     "model.moe.router.scale": 2.0, "model.moe.router[top_k].bias_rate": 0.01, "model.moe.router.jitter": 0.1,
     "model.moe.router[top_k].gumbel": 0.5, "model.moe.router": ExpertChoiceRouter(),
@@ -124,7 +127,7 @@ PROGRAM = {
   },
   "expert_choice": {"model.moe.router[expert_choice].scores": "sigmoid", "model.moe.router[expert_choice].gumbel": 0.5},
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
-  "grouped": {"model.moe.exchange": "all_gather", "model.moe.receive_factor": 1.0},
+  "grouped": {"model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].receive_factor": 1.0},
   "heads": {"training.losses.attention_mutual_information": 0.1},
   "meshed": {
     "mesh.data": 2, "mesh.expert": 1, "mesh.model": 1, "mesh.replica": 2,
@@ -184,7 +187,7 @@ def test_a_receive_factor_decides_how_many_rows_a_device_has_with_every_router(r
   rows = math.ceil(0.3 * tokens_of_device * base.model.moe.choices_per_token(32))
   of_rows = f"f32[{rows},{2 * 12}]"  # gate and up
   assert of_rows not in forward(base)
-  assert of_rows in forward(changed(base, "model.moe.receive_factor", 0.3))
+  assert of_rows in forward(changed(base, "model.moe.dispatch.receive_factor", 0.3))
 
 
 def forward(experiment: Experiment) -> str:
@@ -473,11 +476,11 @@ def test_every_field_is_tested():
       r"gumbel=0\.1 would have no effect",
     ),
     (
-      lambda: sparse(priority="token", router=Router(renormalize=False), experts_per_token=1),
+      lambda: sparse(dispatch=EinsumDispatch(priority="token"), router=Router(renormalize=False), experts_per_token=1),
       r"priority=token would have no effect",
     ),
     (
-      lambda: sparse(priority="token", router=ExpertChoiceRouter()),
+      lambda: sparse(dispatch=EinsumDispatch(priority="token"), router=ExpertChoiceRouter()),
       r"priority=token would have no effect",
     ),
     (lambda: sparse(dispatch="dense", router=UNIFORM, experts_per_token=8), r"group_size=32 would have no effect"),
@@ -494,6 +497,6 @@ def test_a_combination_without_effect_is_an_error(make, message):
 
 @pytest.mark.parametrize("fields", [{"receive_factor": 2.0}, {"exchange": "all_gather"}])
 def test_what_this_mesh_gives_no_effect_is_told(fields):
-  (caution,) = sparse(dispatch="grouped", **fields).cautions
+  (caution,) = sparse(dispatch=GroupedDispatch(**fields)).cautions
   assert next(iter(fields)) in caution and "has no effect" in caution
-  assert not sparse(Mesh(data=1, expert=2), dispatch="grouped", **fields).cautions
+  assert not sparse(Mesh(data=1, expert=2), dispatch=GroupedDispatch(**fields)).cautions

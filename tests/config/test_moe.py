@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from moejax.config import DenseRouter, ExpertChoiceRouter, MoE, Router
+from moejax.config import DenseRouter, EinsumDispatch, ExpertChoiceRouter, MoE, Router
 from moejax.config.moe import BALANCE_LOSSES
 from moejax.errors import UserError
 
@@ -78,13 +78,6 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
       {"dispatch": "grouped", "capacity_factor": 1.25},
       r"moe\.capacity_factor=1\.25 would have no effect: only dispatch einsum",
     ),
-    ({"dispatch": "dense", "priority": "token"}, r"moe\.priority=token would have no effect: only dispatch einsum"),
-    ({"exchange": "all_gather"}, r"moe\.exchange=all_gather would have no effect: only dispatch grouped"),
-    ({"receive_factor": 2.0}, r"moe\.receive_factor=2\.0 would have no effect: only dispatch grouped"),
-    (
-      {"dispatch": "grouped", "exchange": "all_gather", "receive_factor": 2.0},
-      r"moe\.receive_factor=2\.0 would have no effect: only dispatch grouped with exchange all_to_all",
-    ),
     ({"experts_per_token": 1}, r"router\.renormalize=True with moe\.experts_per_token=1 makes every weight 1"),
     (
       {"router": DenseRouter()},
@@ -93,7 +86,7 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
     ({"router": Router(expert_groups=3)}, r"moe\.num_experts=8 is not divisible by router\.expert_groups=3"),
     ({"router": Router(expert_groups=8)}, r"moe\.experts_per_token=2 is more than the 1 experts of router\.groups_per"),
     ({"num_shared_experts": -1}, r"moe\.num_shared_experts=-1 must be 0 or above"),
-    ({"receive_factor": 0.0, "dispatch": "grouped"}, r"moe\.receive_factor=0\.0 must be above 0"),
+    ({"dispatch": "random"}, r"moe\.dispatch='random' is not one of einsum, grouped, dense"),
   ],
 )
 def test_what_would_do_nothing_or_cannot_be_is_refused(fields, message):
@@ -114,10 +107,10 @@ def test_where_experts_are_loaded_alike_by_construction_no_balance_loss_is_retur
 
 def test_a_look_ahead_is_cautioned_against():
   (choice,) = moe().cautions
-  assert "moe.priority=token" in choice
+  assert "dispatch.priority=token" in choice
   (expert_choice,) = moe(router=ExpertChoiceRouter()).cautions
   assert "depends on later tokens" in expert_choice
-  assert moe(priority="token").cautions == moe(dispatch="grouped").cautions == ()
+  assert moe(dispatch=EinsumDispatch(priority="token")).cautions == moe(dispatch="grouped").cautions == ()
 
 
 @pytest.mark.parametrize(
@@ -134,10 +127,8 @@ def test_more_experts_per_token_than_experts_are_refused_with_both_numbers_and_t
     moe(experts_per_token=9)
 
 
-def test_who_goes_first_is_one_of_two_ways():
-  assert [moe(priority=priority).priority for priority in ("choice", "token")] == ["choice", "token"]
-  with pytest.raises(UserError, match=r"^moe\.priority='random' is not one of choice, token$"):
-    moe(priority="random")
+def test_a_name_stands_for_a_dispatch_with_its_defaults():
+  assert moe() == moe(dispatch="einsum") == moe(dispatch=EinsumDispatch()) != moe(dispatch="dense")
 
 
 def test_it_is_frozen():

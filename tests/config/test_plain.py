@@ -46,7 +46,7 @@ def test_what_is_no_configuration_is_refused_by_its_name(tiny_moe, path, value, 
 def test_an_absent_field_takes_its_default_and_one_without_a_default_is_missed(tiny_moe):
   plain = json.loads(json.dumps(to_plain(tiny_moe)))
   older = copy.deepcopy(plain)
-  del older["model"]["moe"]["priority"]
+  del older["model"]["moe"]["dispatch"]["priority"]
   assert from_plain(Experiment, older) == tiny_moe
   del plain["model"]["d_model"]
   with pytest.raises(UserError, match=r"model\.d_model is missing"):

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from moejax.config import DenseRouter, ExpertChoiceRouter, Mesh, TopKRouter, TopPRouter
+from moejax.config import DenseRouter, ExpertChoiceRouter, GroupedDispatch, Mesh, TopKRouter, TopPRouter
 from moejax.config.plain import to_plain
 from moejax.config.stored import current, read_configuration, read_experiment_file
 from moejax.errors import UserError
@@ -38,7 +38,7 @@ def test_a_suite_comes_back_too(tiny_suite, tmp_path):
     ({"kind": "dense", "renormalize": False, "scale": 2.0}, DenseRouter(scale=2.0)),
   ],
 )
-def test_a_file_that_lists_the_fields_of_all_routers_is_read(router, now, tiny_moe, tmp_path):
+def test_a_file_that_lists_the_fields_of_all_routers_and_dispatches_is_read(router, now, tiny_moe, tmp_path):
   """As every router was written while all had the same fields."""
   path = write(tmp_path / "experiment.json", 100, tiny_moe)
   content = json.loads(path.read_text())
@@ -48,9 +48,12 @@ def test_a_file_that_lists_the_fields_of_all_routers_is_read(router, now, tiny_m
     "kind": "top_k", "scores": "softmax", "renormalize": True, "scale": 1.0, "threshold": None, "bias_rate": 0.0,
     "expert_groups": 1, "groups_per_token": 1, "jitter": 0.0, "gumbel": 0.0,
   } | router  # fmt: skip
+  moe |= {"dispatch": "grouped", "exchange": "all_gather", "priority": "choice", "receive_factor": None}
+  moe["group_size"] = None
   moe["experts_per_token"] = moe["num_experts"] if router.get("kind") == "dense" else 2
   path.write_text(json.dumps(content))
-  assert read_experiment_file(path).model.moe.router == now
+  found = read_experiment_file(path).model.moe
+  assert (found.router, found.dispatch) == (now, GroupedDispatch(exchange="all_gather"))
   assert current(to_plain(tiny_moe)) == to_plain(tiny_moe)
 
 

@@ -12,7 +12,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
 
-from moejax.config import Mesh
+from moejax.config import EinsumDispatch, Mesh
 from moejax.inference.cache import cache_shardings, empty_cache, extend
 from moejax.inference.generate import Generator
 from moejax.inference.sampling import Sampling
@@ -24,7 +24,9 @@ MODELS = {
   ),
   "sparse, qk-norm, scanned": SPARSE,
   "sparse, shared expert, unrolled": dataclasses.replace(
-    SPARSE, layers="unrolled", moe=dataclasses.replace(SPARSE.moe, num_shared_experts=1, priority="token")
+    SPARSE,
+    layers="unrolled",
+    moe=dataclasses.replace(SPARSE.moe, num_shared_experts=1, dispatch=EinsumDispatch(priority="token")),
   ),
 }
 PROMPTS = [[3, 1, 4, 1, 5], [9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2], [8], [4, 6, 2]]

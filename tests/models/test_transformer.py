@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, DenseRouter, Mesh, Model, MoE, Router
+from moejax.config import DATA_EXPERT_MODEL, DenseRouter, EinsumDispatch, Mesh, Model, MoE, Router
 from moejax.config.parameters import parameter_counts
 from moejax.models.moe.router_counts import sum_counts, token_counts
 from moejax.models.moe.router_metrics import router_metrics
@@ -18,7 +18,7 @@ from moejax.partitioning import make_partitioner
 
 DENSE = Model(num_layers=4, d_model=16, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=24, vocab_size=29, qk_norm=True)
 SPARSE = dataclasses.replace(DENSE, moe=MoE(num_experts=4, experts_per_token=2, d_ff=12, every=2, group_size=6))
-CAUSAL = dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, priority="token"))
+CAUSAL = dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, dispatch=EinsumDispatch(priority="token")))
 UNTIED = dataclasses.replace(DENSE, tie_embeddings=False, qk_norm=False, logit_cap=5.0)
 DROPLESS = dataclasses.replace(
   SPARSE,
@@ -81,7 +81,7 @@ def test_no_logit_depends_on_a_later_token(name):
 
 
 def test_gshards_priority_lets_a_later_token_push_out_an_earlier_one():
-  """Why `moe.priority` has a second value: this is what the first one does."""
+  """Why `dispatch.priority` has a second value: this is what the first one does."""
   before = logits(SPARSE, tokens())
   changed = [logits(SPARSE, tokens().at[:, 7].add(i))[:, :7] for i in range(1, 6)]
   assert max(float(jnp.abs(before[:, :7] - after).max()) for after in changed) > 1e-3

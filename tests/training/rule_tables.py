@@ -10,15 +10,19 @@ from training_fixtures import tiny
 from moejax.config import (
   DATA_EXPERT_MODEL,
   DenseRouter,
+  Dispatch,
+  EinsumDispatch,
   Evaluation,
   Experiment,
   ExpertChoiceRouter,
+  GroupedDispatch,
   Losses,
   Mesh,
   MoE,
   TopKRouter,
   TopPRouter,
 )  # fmt: skip
+from moejax.config.kinds import kinds
 from moejax.config.sharding import LOGICAL_AXES, MESH_AXES, Rules
 from moejax.errors import UserError
 
@@ -68,20 +72,18 @@ ROUTERS = {
 
 def draw_moe(random: Random) -> MoE:
   router = ROUTERS[str(random.choice(list(ROUTERS)))]
-  dispatch = str(random.choice(["einsum", "grouped", "dense"], p=[0.3, 0.5, 0.2]))
+  dispatch = kinds(Dispatch)[str(random.choice(["einsum", "grouped", "dense"], p=[0.3, 0.5, 0.2]))]()
   fields: dict = {"dispatch": dispatch, "router": router, "num_shared_experts": int(random.integers(2))}
-  if dispatch == "einsum":
-    fields["priority"] = str(random.choice(["choice", "token"]))
-  if dispatch == "grouped":
-    fields["exchange"] = str(random.choice(["all_to_all", "all_gather"]))
+  if isinstance(dispatch, EinsumDispatch) and not (router.every_expert):
+    fields["dispatch"] = EinsumDispatch(priority=str(random.choice(["choice", "token"])))
+  if isinstance(dispatch, GroupedDispatch):
+    fields["dispatch"] = GroupedDispatch(exchange=str(random.choice(["all_to_all", "all_gather"])))
   moe = MoE(
     num_experts=8, experts_per_token=8 if router.kind == "dense" else 2, d_ff=16, every=int(random.choice([1, 2])),
-    group_size=None if router.kind == "dense" and dispatch != "einsum" else int(random.choice([8, 16, 32])), **fields,
+    group_size=int(random.choice([8, 16, 32])), **fields,
   )  # fmt: skip
-  # What has no effect without groups or an order of choices is not valid.
-  without = {"group_size": moe.has_groups, "priority": moe.has_order or dispatch != "einsum"}
-  defaults = {"group_size": None, "priority": "choice"}
-  return dataclasses.replace(moe, **{name: defaults[name] for name, counts in without.items() if not counts})
+  # What has no effect without groups is not valid.
+  return moe if moe.has_groups else dataclasses.replace(moe, group_size=None)
 
 
 def draw_mesh(random: Random) -> Mesh:

@@ -1,4 +1,4 @@
-"""How tokens reach their experts and come back: three ways of one signature.
+"""How tokens reach their experts and come back: one function for each dispatch.
 
 einsum  GShard's capacity masks, sharded as Table 1 of arXiv 2405.15052; drops what is beyond the capacity
 grouped rows sorted by expert (`grouped.py`); drops nothing
@@ -10,23 +10,23 @@ R = U x C rows of an expert
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from moejax.config.moe import MoE, Priority
+from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch, Priority
+from moejax.config.moe import MoE
+from moejax.errors import UserError
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.grouped import grouped_dispatch
 from moejax.models.moe.routing import Routing
 from moejax.models.remat import keep, of_kept
 from moejax.partitioning import Partitioner
 
-Dispatch = Callable[[jax.Array, Routing, Experts, MoE, Partitioner], tuple[jax.Array, jax.Array]]
-"""(x_OUMD, routing, experts, moe, partitioner) to out_OUMD, and how many choices of each group were dropped [O, U]."""
-
 
 def einsum_dispatch(
-  x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
+  config: EinsumDispatch, x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
   """Sends each token to its experts by a product with a mask and adds up what they return by another.
 
@@ -38,7 +38,7 @@ def einsum_dispatch(
   E, C = moe.num_experts, moe.capacity(M)
   mask_names = ("outer", "groups", "group_tokens", None, "capacity")
   with jax.named_scope("dispatch"):
-    row_OUME = keep(capacity_rows(routing, E, moe.priority))
+    row_OUME = keep(capacity_rows(routing, E, config.priority))
     is_row_OUMEC = row_OUME[..., None] == jnp.arange(C).reshape(1, 1, 1, 1, -1)
     dispatch_OUMEC = place(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
@@ -58,14 +58,37 @@ def einsum_dispatch(
 
 
 def dense_dispatch(
-  x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
+  config: DenseDispatch, x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
   """All experts side by side as one wide layer, whose hidden units a token's weights scale."""
   out_OUMD = experts.on_all(x_OUMD, routing.weights_OUME(moe.num_experts))
   return partitioner.constrain(out_OUMD, "outer", "groups", "group_tokens", "act_embed"), jnp.zeros(x_OUMD.shape[:2])
 
 
-DISPATCHES: dict[str, Dispatch] = {"einsum": einsum_dispatch, "grouped": grouped_dispatch, "dense": dense_dispatch}
+Run = Callable[[Any, jax.Array, Routing, Experts, MoE, Partitioner], tuple[jax.Array, jax.Array]]
+"""(configuration of the dispatch, x_OUMD, routing, experts, sparse layer, partitioner) to out_OUMD, and how many
+choices of each group were dropped [O, U]."""
+
+DISPATCHES: dict[type[Dispatch], Run] = {
+  EinsumDispatch: einsum_dispatch,
+  GroupedDispatch: grouped_dispatch,
+  DenseDispatch: dense_dispatch,
+}
+"""By class of the configuration. A user's own file may add to it."""
+
+
+def dispatch(
+  x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
+) -> tuple[jax.Array, jax.Array]:
+  """out_OUMD, and how many choices of each group were dropped [O, U], by the dispatch of the sparse layer.
+
+  Raises:
+    UserError: DISPATCHES has no function for it.
+  """
+  run, name = DISPATCHES.get(type(moe.dispatch)), type(moe.dispatch).__name__
+  if run is None:
+    raise UserError(f"dispatch {name} has no function; add one, as in moejax.models.moe.dispatch.DISPATCHES[{name}]")
+  return run(moe.dispatch, x_OUMD, routing, experts, moe, partitioner)
 
 
 def capacity_rows(routing: Routing, num_experts: int, priority: Priority) -> jax.Array:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moejax.config.dispatch import GroupedDispatch
 from moejax.config.moe import MoE
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.activations import activate
@@ -29,7 +30,7 @@ X = ("outer", "groups", "group_tokens", "act_embed")
 
 
 def grouped_dispatch(
-  x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
+  config: GroupedDispatch, x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
   """Each expert on all rows that chose it: no masks, no capacity, no drops but of a receive buffer that is too small.
 
@@ -37,13 +38,13 @@ def grouped_dispatch(
   what a rematerialised layer computes again, so that no more than one layer's weights are whole at a time.
   """
 
-  by_all_to_all = functools.partial(_by_all_to_all, per_token=moe.choices_per_token(x_OUMD.shape[2]))
+  by_all_to_all = functools.partial(_by_all_to_all, config, moe.choices_per_token(x_OUMD.shape[2]))
   ways: dict[str, Callable] = {"local": _local, "all_to_all": by_all_to_all, "all_gather": _by_all_gather}
 
   def on_device(x_oumd, experts_oumA, weights_oumA, chosen_oumA, weights):
     A, d = experts_oumA.shape[-1], x_oumd.shape[-1]
     choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
-    way = ways[moe.exchange if partitioner.axes("experts") else "local"]
+    way = ways[config.exchange if partitioner.axes("experts") else "local"]
     out_md, dropped = way(x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
     dropped = partitioner.sum_over(dropped, "group_tokens")
     dropped_ou = jnp.zeros(x_oumd.shape[:2], jnp.int32).at[0, 0].set(dropped)  # of which group is not known
@@ -72,15 +73,15 @@ def _by_all_gather(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
 
 
-def _by_all_to_all(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner, per_token):
+def _by_all_to_all(config, per_token, x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
   """Each row goes to the device of its expert and comes back. `per_token` is the mean number of a token's choices."""
   axis, devices = partitioner.axes("experts"), partitioner.shards("experts")
   m, A = experts_mA.shape
   # Between two devices go at most the rows of all tokens, each to as many experts as the receiver has.
   longest = m * min(A, len(weights["up"].value))
   room = devices * longest
-  if moe.receive_factor is not None:
-    room = min(room, math.ceil(moe.receive_factor * m * per_token - 1e-6))
+  if config.receive_factor is not None:
+    room = min(room, math.ceil(config.receive_factor * m * per_token - 1e-6))
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
     plan = plan_transfers(order.sizes_E, axis, room)

@@ -11,7 +11,7 @@ from flax import nnx
 
 from moejax.config.model import Model
 from moejax.models.feed_forward import FeedForward
-from moejax.models.moe.dispatch import DISPATCHES
+from moejax.models.moe.dispatch import dispatch
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.router import route
 from moejax.models.moe.router_counts import RouterCounts, count_choices, count_probabilities
@@ -63,7 +63,7 @@ class MoELayer(nnx.Module):
       context = RouterContext(moe, valid_OUM, self.partitioner, bias_E, keys_B)
       routing = route(moe.router, logits_OUME, context)
       probs_OUME = probabilities(logits_OUME, moe.router)
-    out_OUMD, dropped_OU = DISPATCHES[moe.dispatch](x_OUMD, routing, self.experts, moe, self.partitioner)
+    out_OUMD, dropped_OU = dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
     if onto_BTD is not None:
       # In groups: in the shape of the batch, XLA for TPU would not add within the product that gives out_OUMD.
       out_OUMD = place(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")

@@ -67,7 +67,7 @@ def choices_of_group(score_ME, ranked_ME, valid_M, moe):
 def rows_in_line(choices, moe):
   """(token, expert, weight) in the order in which rows of a full expert are given away."""
   longest = max((len(of_token) for of_token in choices), default=0)
-  if moe.priority == "token":
+  if not moe.dispatch.looks_ahead:
     return [(m, *choice) for m, of_token in enumerate(choices) for choice in of_token]
   return [(m, *of_token[a]) for a in range(longest) for m, of_token in enumerate(choices) if a < len(of_token)]
 
@@ -79,7 +79,7 @@ def moe_reference(x_GMD, valid_GM, w_router_DE, gate_EDF, up_EDF, down_EFD, moe,
     score_ME = np.stack([scores_of(x_D, w_router_DE, moe.router) for x_D in x_MD])
     ranked_ME = score_ME if bias_E is None else score_ME + bias_E
     choices = choices_of_group(score_ME, ranked_ME, valid_GM[g], moe)
-    room = moe.capacity(len(x_MD)) if moe.dispatch == "einsum" else math.inf
+    room = moe.capacity(len(x_MD)) if moe.dispatch.has_capacity else math.inf
     rows = [0] * w_router_DE.shape[1]
     for m, e, weight in rows_in_line(choices, moe):
       total += 1
