@@ -38,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
   interrupts.forget()
   try:
     known, overrides = make_parser(VERBS).parse_known_args(arguments)
+    for file in known.imports:
+      lookup.import_file(str(file))
     code = known.verb(known, overrides)
     sys.stdout.flush()
   except (Exception, KeyboardInterrupt) as error:

@@ -67,6 +67,10 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     )
     of_verb.set_defaults(verb=verbs[name], parser=of_verb)
     of_verb.add_argument(
+      "--import", type=_path, action="append", default=[], metavar="FILE.py", dest="imports",
+      help="import a file with routers, optimizers or other kinds of your own, which an experiment or a run names",
+    )  # fmt: skip
+    of_verb.add_argument(
       "-h", "--help", action="store_true", help="show this help and, if NAME is given, all its fields"
     )
     return of_verb

@@ -8,6 +8,7 @@ import pathlib
 import sys
 import traceback
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.stored import read_configuration
@@ -87,12 +88,37 @@ def _from_file(name: str) -> Experiment | Suite:
   return made
 
 
-def _function(path: str, name: str) -> Callable[[], object]:
-  """A function of a file that is executed as a module."""
-  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  assert spec and spec.loader
+def import_file(path: str) -> None:
+  """Executes a file of the user's, whose routers, optimizers and other kinds of configuration are then known by name.
+
+  Raises:
+    UserError: there is no such file, or it raises an exception.
+  """
+  if not pathlib.Path(path).is_file():
+    raise UserError(f"{path} does not exist; name a Python file that defines kinds of your own, as in mine.py")
+  with _neighbours_importable(path), _one_line_errors(path):
+    _module(path)
+
+
+def _module(path: str) -> ModuleType:
+  """A file that is executed as a module. Its name is its path, which no other module has."""
+  name = str(pathlib.Path(path).resolve())
+  spec = importlib.util.spec_from_file_location(name, path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"{path} is not a Python file; its name must end in .py")
   module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  sys.modules[name] = module  # where dataclasses look annotations up
+  try:
+    spec.loader.exec_module(module)
+  except BaseException:
+    del sys.modules[name]
+    raise
+  return module
+
+
+def _function(path: str, name: str) -> Callable[[], object]:
+  """A function of a file that is executed."""
+  module = _module(path)
   # Its own functions, not those that it imports: `replace` would be no help.
   functions = [
     key

@@ -12,7 +12,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_members
 from moejax.config.kinds import OfSeveralKinds, base_of, kinds
-from moejax.config.plain import KIND
+from moejax.config.plain import IF_YOUR_OWN, KIND
 from moejax.config.sharding import Rules
 from moejax.errors import UserError
 from moejax.field_hints import hint
@@ -96,8 +96,8 @@ def print_field_help(configuration: Configuration, command: str) -> None:
   for path, owner in _several_kinds(configuration):
     base = base_of(type(owner))
     print(f"{option(_join(path, KIND))} or {option(path)} one of {', '.join(kinds(base))} (default: {owner.kind})")
-    for name, kind in kinds(base).items():
-      own = [option(_join(path, field)) for field in _fields(kind) if field not in _fields(base)]
+    for name in kinds(base):
+      own = [option(_join(path, field)) for field in _fields(kinds(base)[name]) if field not in _fields(base)]
       if own and name != owner.kind:
         print(f"  {name}: {' '.join(own)}")
 
@@ -130,7 +130,9 @@ def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any
   if isinstance(owner, OfSeveralKinds) and _join(path, KIND) in given:
     base = base_of(kind)
     choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known when the program runs
-    kind = kinds(base)[parse_values(given[_join(path, KIND)], choice, _join(path, KIND), owner.kind)]
+    with _hint_of_import():
+      name = parse_values(given[_join(path, KIND)], choice, _join(path, KIND), owner.kind)
+    kind = kinds(base)[name]
     defaults = {field.name: field.default for field in dataclasses.fields(cast(Any, kind))}
     shared = {name: fields[name] for name in _fields(base)}
     fields = {name: value for name, value in (defaults | shared).items() if value is not dataclasses.MISSING}
@@ -138,6 +140,16 @@ def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any
   for name, value in fields.items():
     object.__setattr__(made, name, _of_kinds(value, given, _join(path, name)))
   return made
+
+
+@contextlib.contextmanager
+def _hint_of_import() -> Iterator[None]:
+  """Adds to an error that is not a slip of the finger what is missing if the kind is the user's own."""
+  try:
+    yield
+  except UserError as error:
+    hint = "" if "did you mean" in str(error) else f"; {IF_YOUR_OWN}"
+    raise UserError(f"{error}{hint}") from error
 
 
 def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") -> Configuration:

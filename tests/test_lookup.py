@@ -1,6 +1,7 @@
 """From a name to an experiment, with a list of our own."""
 
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -171,3 +172,52 @@ def test_a_file_that_a_run_or_a_comparison_wrote_is_a_name(tiny_moe, tiny_suite,
   for name, file in (("run", "experiment.json"), ("comparison", "suite.json")):
     with pytest.raises(UserError, match=rf"is a directory; to start from its configuration, name .*{name}/{file}$"):
       find(str(tmp_path / name))
+
+
+OWN_KIND = """
+from __future__ import annotations
+
+import dataclasses
+
+from moejax.config import Schedule
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Halved(Schedule, kind="halved_{name}"):
+  at: float = 0.5
+
+  def after_warmup(self, progress):
+    return 1.0 if progress < self.at else 0.5
+
+
+def own():
+  from moejax.experiments.quickstart import quick_small
+
+  base = quick_small()
+  return dataclasses.replace(base, optimizer=dataclasses.replace(base.optimizer, schedule=Halved(at=0.25)))
+"""
+
+
+def test_a_file_may_define_kinds_with_annotations_that_are_not_evaluated(write):
+  name = write(OWN_KIND.format(name="by_name"))
+  assert find(f"{name}:own").optimizer.schedule.fraction(50, 100) == 0.5
+
+
+def test_what_a_run_wrote_is_read_once_the_file_of_its_kinds_is_imported_and_not_before(write, tmp_path):
+  write(OWN_KIND.format(name="by_import"))
+  stored = to_plain(quick_small())
+  stored["optimizer"]["schedule"] = {"kind": "halved_by_import", "warmup_fraction": 0.02, "at": 0.25}
+  (tmp_path / "experiment.json").write_text(json.dumps(stored))
+  with pytest.raises(UserError, match=r"schedule\.kind is 'halved_by_import', not one of .* --import FILE\.py"):
+    find("experiment.json")
+  lookup.import_file("own.py")
+  assert find("experiment.json").optimizer.schedule.at == 0.25
+
+
+def test_a_file_to_import_that_is_missing_or_fails_is_an_error_of_one_line(write):
+  with pytest.raises(UserError, match=r"^none\.py does not exist; name a Python file"):
+    lookup.import_file("none.py")
+  with pytest.raises(UserError, match=r"^own\.py:1: ZeroDivisionError"):
+    lookup.import_file(write("1 / 0"))
+  with pytest.raises(UserError, match=r"^own\.txt is not a Python file"):
+    lookup.import_file(write("", "own.txt"))

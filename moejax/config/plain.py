@@ -14,6 +14,9 @@ Configuration = TypeVar("Configuration")
 KIND = "kind"
 """Key of the class among the fields of a configuration that comes in several kinds."""
 
+IF_YOUR_OWN = "if it is your own, name its file by --import FILE.py, or import it in Python first"
+"""What to do about a kind that is not known."""
+
 
 def to_plain(value: Any) -> Any:
   """Dictionaries, lists and scalars; what comes in several kinds has its class's name as `kind`."""
@@ -52,10 +55,7 @@ def _named(base: type[OfSeveralKinds], value: dict[str, Any], path: str) -> tupl
   known: dict[str, type] = kinds(base)
   name = value.get(KIND, base.default_kind)
   if name not in known:
-    raise UserError(
-      f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; if it is your own, name the file that defines "
-      "it by --import FILE.py, or import it in Python first"
-    )
+    raise UserError(f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; {IF_YOUR_OWN}")
   return known[name], {key: item for key, item in value.items() if key != KIND}
 
 
