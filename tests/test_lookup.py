@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from moejax import lookup
+from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.experiments.quickstart import quick_small
 from moejax.lookup import find, find_experiment, find_suite, listed

@@ -14,26 +14,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from effect_fixtures import DENSE, sparse
 
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
 from moejax.comparison.match import match
 from moejax.comparison.measure import total_steps
 from moejax.config import (
-  AdamW,
   Checkpoints,
   Data,
   DenseDispatch,
   DenseRouter,
-  EinsumDispatch,
   Evaluation,
   Experiment,
   ExpertChoiceRouter,
-  GroupedDispatch,
   Lion,
   Mesh,
-  Model,
-  MoE,
   Muon,
   Pair,
   Router,
@@ -50,7 +46,6 @@ from moejax.data.mixture import training_mixture
 from moejax.data.text import open_text
 from moejax.data.tokenizer_training import train_tokenizer
 from moejax.describe import facts, suite_facts
-from moejax.errors import UserError
 from moejax.evaluation import evaluators
 from moejax.partitioning import make_partitioner
 from moejax.progress import SILENT
@@ -59,21 +54,6 @@ from moejax.training.loss import loss_sums
 from moejax.training.optimizers import learning_rate
 from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
-
-DENSE = Experiment(
-  name="dense",
-  model=Model(num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, head_dim=4, d_ff=24, vocab_size=264),
-  data=Data(sequence_length=32),
-  training=Training(batch_size=8),
-  optimizer=AdamW(learning_rate=1e-3),
-  evaluation=Evaluation(batch_size=8),
-  mesh=Mesh(data=1),
-)
-
-
-def sparse(mesh: Mesh = DENSE.mesh, **moe) -> Experiment:
-  fields = {"num_experts": 8, "experts_per_token": 2, "d_ff": 8, "every": 2, "group_size": 32} | moe
-  return replace(DENSE, name="sparse", model=replace(DENSE.model, moe=MoE(**fields)), mesh=mesh)
 
 
 def changed(config, path: str, value):
@@ -458,45 +438,3 @@ def test_every_field_is_tested():
   fields = leaves(Experiment) | leaves(Suite)
   assert fields - HERE == set(ELSEWHERE), "test their effect, above"
   assert fields >= HERE, "no such fields"
-
-
-# ---- combinations that would have no effect
-
-
-@pytest.mark.parametrize(
-  ("make", "message"),
-  [
-    (lambda: sparse(experts_per_token=1, router=TopPRouter(threshold=0.5)), r"threshold=0\.5 would have no"),
-    (lambda: sparse(router=Router(expert_groups=8, groups_per_token=4)), r"expert_groups=8 would have no effect with"),
-    (lambda: Router(expert_groups=4, groups_per_token=4), r"expert_groups=4 would have no effect with"),
-    (lambda: sparse(experts_per_token=8, router=Router(bias_rate=0.1)), r"bias_rate=0\.1 would have no effect"),
-    (lambda: sparse(experts_per_token=8, dispatch="grouped", router=Router(gumbel=0.1)), r"gumbel=0\.1 would have no"),
-    (
-      lambda: sparse(capacity_factor=4.0, router=ExpertChoiceRouter(gumbel=0.1)),
-      r"gumbel=0\.1 would have no effect",
-    ),
-    (
-      lambda: sparse(dispatch=EinsumDispatch(priority="token"), router=Router(renormalize=False), experts_per_token=1),
-      r"priority=token would have no effect",
-    ),
-    (
-      lambda: sparse(dispatch=EinsumDispatch(priority="token"), router=ExpertChoiceRouter()),
-      r"priority=token would have no effect",
-    ),
-    (lambda: sparse(dispatch="dense", router=UNIFORM, experts_per_token=8), r"group_size=32 would have no effect"),
-    (
-      lambda: replace(sparse(every=1), matchable=("model.d_ff",)),
-      r"matchable='model\.d_ff' and every layer is sparse",
-    ),
-  ],
-)  # fmt: skip
-def test_a_combination_without_effect_is_an_error(make, message):
-  with pytest.raises(UserError, match=message):
-    make()
-
-
-@pytest.mark.parametrize("fields", [{"receive_factor": 2.0}, {"exchange": "all_gather"}])
-def test_what_this_mesh_gives_no_effect_is_told(fields):
-  (caution,) = sparse(dispatch=GroupedDispatch(**fields)).cautions
-  assert next(iter(fields)) in caution and "has no effect" in caution
-  assert not sparse(Mesh(data=1, expert=2), dispatch=GroupedDispatch(**fields)).cautions
