@@ -223,6 +223,10 @@ def test_the_commands_import_nothing_slow_before_they_need_it():
   assert not reached("moejax.cli", also_local=False) & ACCELERATED
 
 
+def test_a_launcher_answers_without_jax():
+  assert not offenders(below("moejax.launch"), lambda path: reached(module(path), also_local=False) & ACCELERATED)
+
+
 def test_only_the_commands_import_inside_functions():
   others = [path for path in OURS if module(path) not in ("moejax.api", "moejax.cli", "moejax.__main__")]
   local = offenders(others, lambda path: imported(path) - imported(path, also_local=False))
