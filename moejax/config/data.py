@@ -64,7 +64,7 @@ class Data:
   prefetch: int = dataclasses.field(default=8, metadata=MAY_CHANGE)
   """Number of batches to read ahead of the training step."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "sequence_length", "prefetch")
     checks.one_of(self, "packing", get_args(Packing))
     checks.between(self, "validation_fraction", 0.0, 0.5)
@@ -78,11 +78,11 @@ class Data:
     if self.tokenizer != BYTES and not self.tokenizer.startswith(SEQIO):
       self._check_tokenizer_file()
 
-  def _check_tokenizer_file(self):
+  def _check_tokenizer_file(self) -> None:
     if not self.tokenizer.endswith(TOKENIZER_SUFFIXES):
       raise UserError(unknown_tokenizer(self.tokenizer))
 
-  def _check_weights(self):
+  def _check_weights(self) -> None:
     if not self.weights:
       return
     if len(self.weights) != len(self.train):

@@ -82,7 +82,7 @@ class EinsumDispatch(Dispatch, kind="einsum"):
 
   has_capacity = has_masks = True
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.one_of(self, "priority", get_args(Priority))
 
   @property
@@ -116,7 +116,7 @@ class GroupedDispatch(Dispatch, kind="grouped"):
   of its tokens). Rows beyond it are dropped and counted; which ones depends on the mesh. None allocates the worst case,
   and no value allocates more."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.one_of(self, "exchange", get_args(Exchange))
     if self.receive_factor is None:
       return

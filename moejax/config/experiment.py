@@ -34,7 +34,7 @@ class Evaluation:
   """Whether to run a benchmark if most of its few-shot prompts are longer than data.sequence_length. Such prompts are
   truncated from the left and lose examples. The results count truncated prompts in either case."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "batch_size")
     for name in ("max_tokens", "every", "task_limit"):
       if getattr(self, name) is not None:
@@ -71,7 +71,7 @@ class Experiment:
   matchable: tuple[str, ...] = dataclasses.field(default=("model.moe.d_ff",), metadata=MAY_CHANGE)
   """Fields of an MoE experiment that `moejax match` varies, in this order, to match the step time of a dense model."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in self.matchable:
       if field not in MATCHABLE_FIELDS:
         raise UserError(
@@ -83,14 +83,14 @@ class Experiment:
     self._check_losses()
     self._check_sharding()
 
-  def _check_matchable(self):
+  def _check_matchable(self) -> None:
     """A field of layers that the model lacks has no step time to vary; the default is for experiments of both kinds."""
     if "model.d_ff" in self.matchable and self.model.num_sparse_layers == self.model.num_layers:
       raise UserError(
         "matchable='model.d_ff' and every layer is sparse, so that it would vary nothing; use model.moe.d_ff"
       )
 
-  def _check_losses(self):
+  def _check_losses(self) -> None:
     for name, coefficient in dataclasses.asdict(self.training.losses).items():
       if not coefficient or name == "z" or name in self.model.auxiliary_losses:
         continue
@@ -103,7 +103,7 @@ class Experiment:
         remedy = "use another router"
       raise UserError(f"training.losses.{name}={coefficient} would have no effect: {why}; set it to 0 or {remedy}")
 
-  def _check_sharding(self):
+  def _check_sharding(self) -> None:
     """Checks that the rules can shard every tensor. A data axis of None counts as 1."""
     table(self.rules)
     batches = {
@@ -150,7 +150,7 @@ class Measurement:
   steps_per_round: int = 8
   """Number of steps per turn. The step time is the median over all turns."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "warmup_steps", "rounds", "steps_per_round")
 
 
@@ -163,7 +163,7 @@ class Pair:
   candidates: tuple[Experiment, ...]
   """MoE experiments. The one with the closest step time is the match."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.dense.model.moe is not None:
       raise UserError(f"the dense member {self.dense.name!r} of a pair has sparse layers; set model.moe to None")
     if not self.candidates:
@@ -205,7 +205,7 @@ class Suite:
   measurement: Measurement = Measurement()
   """How step times are measured."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.one_of(self, "train", get_args(Train))
     checks.between(self, "tolerance", 0.0, 1.0)
     if not self.pairs:
@@ -216,7 +216,7 @@ class Suite:
       raise UserError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
     self._check_text()
 
-  def _check_text(self):
+  def _check_text(self) -> None:
     """Checks that all members read the same text, which a comparison prepares once."""
     first = self.members[0]
     from_seqio = any(source.startswith(SEQIO) for source in first.data.train + first.data.validation)

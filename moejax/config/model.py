@@ -64,7 +64,7 @@ class Model:
   """scanned: stack the weights of all layers and compile one layer (`jax.lax.scan`). unrolled: compile every layer
   separately, which is faster for small models on CPU, where slicing stacked weights copies them."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(
       self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size", "rope_theta",
       "norm_epsilon",

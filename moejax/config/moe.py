@@ -41,7 +41,7 @@ class MoE:
   computed per group. It does not depend on the mesh, so the same tokens are dropped on every mesh. Dispatch masks have
   capacity_factor x A x M^2 elements per group. If None, it is derived from the shape of the model (`group_tokens`)."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if isinstance(self.dispatch, str):
       checks.one_of(self, "dispatch", kinds(Dispatch))
       object.__setattr__(self, "dispatch", kinds(Dispatch)[self.dispatch]())
@@ -72,12 +72,12 @@ class MoE:
     """Whether routing groups limit or average anything."""
     return self.has_capacity or "load_balance" in self.losses
 
-  def _check_effect(self, name: str, counts: bool, where: str):
+  def _check_effect(self, name: str, counts: bool, where: str) -> None:
     default = {field.name: field.default for field in dataclasses.fields(self)}[name]
     if not counts and getattr(self, name) != default:
       raise UserError(f"moe.{name}={getattr(self, name)} would have no effect: only {where}; set it to {default}")
 
-  def check_combinations(self):
+  def check_combinations(self) -> None:
     """Checks that each field that is set has an effect given the others. An experiment checks this for its model.
 
     Raises:

@@ -22,7 +22,7 @@ class Optimizer(OfSeveralKinds, default="AdamW"):
   gradient_clip: float = 1.0
   """Maximum global norm of the gradient. Larger gradients are scaled down to it."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "learning_rate", "gradient_clip")
     checks.not_negative(self, "weight_decay")
 
@@ -38,7 +38,7 @@ class AdamW(Optimizer):
   epsilon: float = 1e-8
   """Added to the square root of the second moment."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "epsilon")
     checks.below_one(self, "beta1", "beta2")  # at 1 Adam divides by 1 - beta^step = 0
@@ -54,7 +54,7 @@ class Lion(Optimizer):
   beta2: float = 0.99
   """Decay rate of the momentum."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     checks.below_one(self, "beta1", "beta2")
 
@@ -76,7 +76,7 @@ class Muon(Optimizer):
   adam_beta2: float = 0.95
   """Decay rate of Adam's second moment."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "iterations", "update_rms")
     checks.below_one(self, "beta", "adam_beta1", "adam_beta2")

@@ -48,7 +48,7 @@ class Router(OfSeveralKinds, default="top_k"):
   bias_rate = 0.0
   """Update rate of the bias of each expert."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "scale")
     checks.below_one(self, "jitter")
 
@@ -92,7 +92,7 @@ class Scoring:
   """In training, Gumbel noise times this value is added to each logit. At 1, the choice is a sample from the
   softmax."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()  # type: ignore[misc]  # of the router
     checks.one_of(self, "scores", get_args(Scores))
     checks.not_negative(self, "gumbel")
@@ -114,7 +114,7 @@ class TopKRouter(Scoring, Router, kind="top_k"):
   groups_per_token: int = 1
   """Number of groups that the experts of a token may come from."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "expert_groups", "groups_per_token")
     checks.not_negative(self, "bias_rate")
@@ -164,7 +164,7 @@ class TopPRouter(Scoring, Router, kind="top_p"):
   renormalize: bool = True
   """Whether the weights of the chosen experts are normalized to sum to 1, or equal the scores."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "threshold")
     checks.between(self, "threshold", 0.0, 1.0)

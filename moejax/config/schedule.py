@@ -15,7 +15,7 @@ class Schedule(OfSeveralKinds):
   warmup_fraction: float = 0.02
   """Fraction of all steps over which the learning rate rises linearly from 0 to the peak."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       checks.between(self, field.name, 0.0, 1.0)
 

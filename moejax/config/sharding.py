@@ -60,7 +60,7 @@ class Mesh:
   model: int = 1
   """Number of shards of heads and hidden dimensions (tensor parallelism)."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "replica", "expert", "model")
     if self.data is not None:
       checks.positive(self, "data")

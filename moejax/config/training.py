@@ -32,7 +32,7 @@ class Losses:
   attention_mutual_information: float = 0.0
   """Mutual-information loss of the routers of model.attention_experts."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.not_negative(self, *(field.name for field in dataclasses.fields(self)))
 
   @property
@@ -51,7 +51,7 @@ class Budget:
   parameters: Counted = "total"
   """Which parameters are counted."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "tokens_per_parameter")
     checks.one_of(self, "parameters", get_args(Counted))
 
@@ -67,7 +67,7 @@ class Checkpoints:
   keep_every: int | None = None
   """Checkpoints at multiples of this number of steps are never deleted. None keeps only the latest."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "every", "keep_last")
     if self.keep_every is not None:
       checks.positive(self, "keep_every")
@@ -97,7 +97,7 @@ class Training:
   log_every: int = dataclasses.field(default=10, metadata=MAY_CHANGE)
   """Number of steps between lines of metrics."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     checks.positive(self, "batch_size", "gradient_accumulation", "log_every")
     checks.not_negative(self, "seed")
     if self.steps is not None:

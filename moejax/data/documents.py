@@ -35,7 +35,7 @@ class Reading:
   document_length: int | None = None
   """As data.document_length."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.document_length is not None and self.document_length < 1:
       raise UserError(f"document_length={self.document_length} must be above 0")
 

@@ -44,7 +44,7 @@ class Concatenated:
   stream: TokenStream
   sequence_length: int
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not len(self):
       raise UserError(
         f"the training text has {len(self.stream)} tokens, fewer than the data.sequence_length + 1 = "
@@ -75,7 +75,7 @@ class BestFit:
   sequence_length: int
   plan: PackingPlan
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not len(self):
       raise UserError("the training text has no document of more than one token, so nothing to predict; use more text")
 

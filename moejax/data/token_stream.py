@@ -104,7 +104,7 @@ class StreamWriter:
   def __enter__(self) -> "StreamWriter":
     return self
 
-  def __exit__(self, *_) -> None:
+  def __exit__(self, *_: object) -> None:
     self._starts.write(np.int64(self.num_tokens).astype("<i8").tobytes())
     for file in (self._tokens, self._starts):
       file.flush()

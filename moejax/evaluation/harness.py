@@ -59,7 +59,7 @@ class Request:
   allow_cut_prompts: bool = False
   """Whether to run a benchmark if most of its few-shot prompts do not fit."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if self.few_shot is not None and self.few_shot < 0:
       raise UserError(f"few_shot={self.few_shot} must be 0 or above")
 

@@ -33,13 +33,17 @@ class Generator:
     self._rows = rows
     everywhere = model.partitioner.replicated
 
-    def prefill(parameters: Parameters, tokens_BT: jax.Array, counts_B: jax.Array, key: jax.Array, slots: int):
+    def prefill(
+      parameters: Parameters, tokens_BT: jax.Array, counts_B: jax.Array, key: jax.Array, slots: int
+    ) -> tuple[jax.Array, Cache]:
       transformer = model.module(parameters)
       x_BTD, cache = extend(transformer, tokens_BT, counts_B, empty_cache(model, batch_size, slots))
       last_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
       return choose(_logits(transformer, last_BD), key), cache
 
-    def decode(parameters: Parameters, cache: Cache, token_B: jax.Array, active_B: jax.Array, key: jax.Array):
+    def decode(
+      parameters: Parameters, cache: Cache, token_B: jax.Array, active_B: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, Cache]:
       transformer = model.module(parameters)
       x_BTD, cache = extend(transformer, token_B[:, None], active_B, cache)
       return choose(_logits(transformer, x_BTD[:, 0]), key), cache

@@ -22,7 +22,7 @@ class Sampling:
   top_p: float | None = None
   """The most probable tokens that together have at least this probability may be drawn (arXiv 1904.09751)."""
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     if not 0 <= self.temperature < math.inf:
       raise UserError(f"temperature={self.temperature} must be 0 or above, and finite")
     if self.top_k is not None and self.top_k < 1:

@@ -106,7 +106,7 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
     UserError: moejax cannot express the model; the message has the field of config.json and its value.
   """
   family = family_of(config)
-  fields = COMMON | family.moe
+  fields = {**COMMON, **family.moe}
   _check_same(config, family)
   _check_windows(config, sequence_length or max_length(config))
   plain: dict[str, Any] = {"layers": "scanned"}
@@ -150,7 +150,7 @@ def _config_in(family: Family, model: Model) -> dict[str, Any]:
   return {
     "architectures": [family.architecture],
     "model_type": family.model_type,
-    **{theirs: get_field(model, ours) for ours, theirs in (COMMON | family.moe).items()},
+    **{theirs: get_field(model, ours) for ours, theirs in {**COMMON, **family.moe}.items()},
     "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},  # where transformers 5 looks for it
     "hidden_act": "silu",
     "attention_bias": False,
@@ -166,7 +166,7 @@ def _inexpressible(family: Family, model: Model) -> Iterator[tuple[str, Any, Any
 def _computed(model: Model) -> Model:
   """The model with every field at its default that changes how it is computed or trained, and not what it computes."""
   defaults = {field.name: field.default for field in dataclasses.fields(Model)}
-  of_program = {name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "remat", "layers")}
+  of_program: dict[str, Any] = {name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "remat", "layers")}
   moe = model.moe
   if moe is None:
     return dataclasses.replace(model, **of_program)

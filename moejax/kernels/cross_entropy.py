@@ -22,7 +22,9 @@ def cross_entropy(logits_MV: jax.Array, targets_M: jax.Array, whole_vocabulary: 
   return _forward(logits_MV, targets_M, whole_vocabulary)[0]
 
 
-def _forward(logits_MV: jax.Array, targets_M: jax.Array, whole_vocabulary: bool):
+def _forward(
+  logits_MV: jax.Array, targets_M: jax.Array, whole_vocabulary: bool
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, ...]]:
   log_normalizer_M = jax.nn.logsumexp(logits_MV, axis=-1)
   if whole_vocabulary:
     target_logit_M = jnp.take_along_axis(logits_MV, targets_M[:, None], axis=-1)[:, 0]
@@ -31,7 +33,9 @@ def _forward(logits_MV: jax.Array, targets_M: jax.Array, whole_vocabulary: bool)
   return (log_normalizer_M - target_logit_M, log_normalizer_M), (logits_MV, log_normalizer_M, targets_M)
 
 
-def _backward(whole_vocabulary: bool, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]):
+def _backward(
+  whole_vocabulary: bool, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, None]:
   logits_MV, log_normalizer_M, targets_M = saved
   of_loss_M, of_log_normalizer_M = gradients
   probs_MV = jnp.exp(logits_MV - log_normalizer_M[:, None])

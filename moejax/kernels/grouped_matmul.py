@@ -13,7 +13,7 @@ tokamax 0.0.12 pins typeguard to 2.13.3, which holds the command line's tyro at 
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -69,11 +69,20 @@ def _grouped_matmul(
   return _run("gmm", backend, x_RD, w_EDF, group_sizes_E, transpose_w=False)
 
 
-def _forward(x_RD, w_EDF, wide_EDF, group_sizes_E, backend: Backend, wide: jnp.dtype | None):
+def _forward(
+  x_RD: jax.Array,
+  w_EDF: jax.Array,
+  wide_EDF: jax.Array,
+  group_sizes_E: jax.Array,
+  backend: Backend,
+  wide: jnp.dtype | None,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
   return _grouped_matmul(x_RD, w_EDF, wide_EDF, group_sizes_E, backend, wide), (x_RD, w_EDF, group_sizes_E)
 
 
-def _backward(backend: Backend, wide: jnp.dtype | None, saved: tuple[jax.Array, ...], of_out_RF: jax.Array):
+def _backward(
+  backend: Backend, wide: jnp.dtype | None, saved: tuple[jax.Array, ...], of_out_RF: jax.Array
+) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
   x_RD, w_EDF, group_sizes_E = saved
   of_x_RD = _run("gmm", backend, of_out_RF, w_EDF, group_sizes_E, transpose_w=True)
   of_w_EDF = _run("tgmm", backend, x_RD, of_out_RF, group_sizes_E, dtype=wide or w_EDF.dtype)
@@ -83,7 +92,7 @@ def _backward(backend: Backend, wide: jnp.dtype | None, saved: tuple[jax.Array, 
 _grouped_matmul.defvjp(_forward, _backward)
 
 
-def _run(product: Literal["gmm", "tgmm"], backend: Backend, *arrays: jax.Array, **options) -> jax.Array:
+def _run(product: Literal["gmm", "tgmm"], backend: Backend, *arrays: jax.Array, **options: Any) -> jax.Array:
   """`gmm`, a group's rows times its matrix, or `tgmm`, its rows transposed times other rows, on a backend."""
   cpu, gpu, tpu = (
     functools.partial(getattr(module, product), **options)

@@ -8,11 +8,15 @@ that would reach beyond R starts earlier, and masks what comes before its own ro
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+
+Ref = Any
+"""A reference of Pallas to an array in memory, for which JAX has no public type."""
 
 TILE = 128
 """Rows and columns of an output tile at most."""
@@ -48,7 +52,19 @@ def gmm(
   return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RN[:R, :N], 0)
 
 
-def _gmm_kernel(experts_V, starts_V, ends_V, x_RK, w_EDF, out_RN, *, r, k, n, transpose_w):
+def _gmm_kernel(
+  experts_V: Ref,
+  starts_V: Ref,
+  ends_V: Ref,
+  x_RK: Ref,
+  w_EDF: Ref,
+  out_RN: Ref,
+  *,
+  r: int,
+  k: int,
+  n: int,
+  transpose_w: bool,
+) -> None:
   """One tile of the output: rows of one visit, n columns."""
   columns, v = pl.ds(pl.program_id(0) * n, n), pl.program_id(1)
   e, start, end = experts_V[v], starts_V[v], ends_V[v]
@@ -56,8 +72,8 @@ def _gmm_kernel(experts_V, starts_V, ends_V, x_RK, w_EDF, out_RN, *, r, k, n, tr
   first = jnp.minimum(start, R - r)
 
   @pl.when(start < end)
-  def _():
-    def add(i, sum_rn):
+  def _() -> None:
+    def add(i: jax.Array, sum_rn: jax.Array) -> jax.Array:
       summed = pl.ds(i * k, k)
       x_rk = plgpu.load(x_RK.at[pl.ds(first, r), summed])
       w = plgpu.load(w_EDF.at[e, columns, summed] if transpose_w else w_EDF.at[e, summed, columns])
@@ -88,12 +104,12 @@ def tgmm(
   return out_EDF[:, :D, :F]
 
 
-def _tgmm_kernel(starts_E, ends_E, x_RD, y_RF, out_EDF, *, r, d, f):
+def _tgmm_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, out_EDF: Ref, *, r: int, d: int, f: int) -> None:
   """One tile of one expert's output, summed over the rows of its group."""
   rows_d, columns_f, e = pl.ds(pl.program_id(0) * d, d), pl.ds(pl.program_id(1) * f, f), pl.program_id(2)
   start, end = starts_E[e], ends_E[e]
 
-  def add(i, sum_df):
+  def add(i: jax.Array, sum_df: jax.Array) -> jax.Array:
     wanted = start + i * r
     first = jnp.minimum(wanted, x_RD.shape[0] - r)
     # Both sides, since what a foreign row holds may be infinite.

@@ -108,7 +108,7 @@ class Attention(nnx.Module):
     best = attention_for(self.partitioner.platform, q_BTNH.shape[1])
     served = self._heads_served
 
-    def on_device(q_BTNH, k_BTKH, v_BTKH, segments_BT):
+    def on_device(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
       return best(q_BTNH, served(q_BTNH, k_BTKH), served(q_BTNH, v_BTKH), segments_BT)
 
     keys = self._keys(k_BTKH.shape[2])
@@ -123,7 +123,9 @@ class Attention(nnx.Module):
     """Returns out_BTNH, and `cache` extended by the new tokens."""
     served = self._heads_served
 
-    def on_device(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT):
+    def on_device(
+      q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, positions_BT: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
       cache = KVCache(store(cache.k_BSKH, k_BTKH, positions_BT), store(cache.v_BSKH, v_BTKH, positions_BT))
       k_BSKH, v_BSKH = (served(q_BTNH, x_BSKH) for x_BSKH in cache)
       return cached_attention(q_BTNH, k_BSKH, v_BSKH, positions_BT), cache

@@ -54,11 +54,15 @@ def _product(equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.A
   return jnp.einsum(equation, x, value, preferred_element_type=result)
 
 
-def _product_forward(equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.Array, wide: jax.Array):
+def _product_forward(
+  equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.Array, wide: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return _product(equation, result, x, value, wide), (x, value)
 
 
-def _product_backward(equation: str, result: jnp.dtype | None, saved: tuple[jax.Array, jax.Array], of_out: jax.Array):
+def _product_backward(
+  equation: str, result: jnp.dtype | None, saved: tuple[jax.Array, jax.Array], of_out: jax.Array
+) -> tuple[jax.Array, None, jax.Array]:
   x, value = saved
   operands, out = equation.split("->")
   of_activations, of_weight = operands.split(",")
@@ -85,11 +89,11 @@ def _look_up(V: int, value_VD: jax.Array, wide_VD: jax.Array, rows: jax.Array) -
   return value_VD[rows]
 
 
-def _look_up_forward(V: int, value_VD: jax.Array, wide_VD: jax.Array, rows: jax.Array):
+def _look_up_forward(V: int, value_VD: jax.Array, wide_VD: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
   return value_VD[rows], rows
 
 
-def _look_up_backward(V: int, rows: jax.Array, of_out: jax.Array):
+def _look_up_backward(V: int, rows: jax.Array, of_out: jax.Array) -> tuple[None, jax.Array, None]:
   of_wide_VD = jnp.zeros((V, of_out.shape[-1]), jnp.float32).at[rows].add(of_out.astype(jnp.float32))
   return None, of_wide_VD, None
 

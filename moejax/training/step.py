@@ -90,7 +90,9 @@ def _gradients(
   by = denominators(batch, model)
   keys_B = None if key is None else jax.random.split(key, training.batch_size)
 
-  def loss(parameters: Parameters, of_whole: LossSums, rows: Batch, keys_B: jax.Array | None):
+  def loss(
+    parameters: Parameters, of_whole: LossSums, rows: Batch, keys_B: jax.Array | None
+  ) -> tuple[jax.Array, LossSums]:
     sums = loss_sums(spec.model.module(parameters), rows, keys_B)
     return objective(_within(of_whole, sums), by, model, training.losses)[0], sums
 

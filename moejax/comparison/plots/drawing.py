@@ -4,10 +4,12 @@ import dataclasses
 import io
 import re
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
@@ -67,7 +69,7 @@ def new_figure(height: float) -> Figure:
   return figure
 
 
-def style():
+def style() -> AbstractContextManager[None]:
   """The context in which figures are made and rendered."""
   return matplotlib.rc_context(STYLE)
 
@@ -80,7 +82,7 @@ def render(figure: Figure, name: str, alt: str, caption: str) -> Plot:
   return Plot(name=name, alt=alt, caption=caption, png=png.getvalue(), svg=_inline(svg.getvalue(), name, alt))
 
 
-def log_axis(axis, low: float, high: float) -> None:
+def log_axis(axis: Axis, low: float, high: float) -> None:
   """Marks a logarithmic axis from `low` to `high` in plain round numbers."""
   axis.set_major_locator(FixedLocator(round_ticks(low, high)))
   axis.set_minor_locator(NullLocator())

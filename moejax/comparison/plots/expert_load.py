@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
@@ -62,7 +63,7 @@ def _plot(name: str, steps_P: np.ndarray, load_PLE: np.ndarray, metrics: curves.
   )
 
 
-def _heat(axes: Axes, edges: np.ndarray, values: np.ndarray, colours: str, norm: Normalize):
+def _heat(axes: Axes, edges: np.ndarray, values: np.ndarray, colours: str, norm: Normalize) -> QuadMesh:
   """Rows of `values` over time; one picture inside the SVG, since a path for every cell would be megabytes."""
   rows = np.arange(values.shape[0] + 1) - 0.5
   mesh = axes.pcolormesh(edges, rows, values, cmap=colours, norm=norm, rasterized=True)
@@ -85,7 +86,7 @@ def _unevenness(figure: Figure, axes: Axes, steps_P: np.ndarray, uneven_PL: np.n
   _scale(figure, mesh, [axes], "", extend="max" if uneven_PL.max() > high else "neither")
 
 
-def _scale(figure: Figure, mesh, axes: Sequence[Axes], label: str, extend: str) -> None:
+def _scale(figure: Figure, mesh: QuadMesh, axes: Sequence[Axes], label: str, extend: str) -> None:
   bar = figure.colorbar(
     mesh, ax=list(axes), label=label, extend=extend, aspect=25 if label else 8, pad=0.02, extendfrac=0.03
   )

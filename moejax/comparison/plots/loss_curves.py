@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+from matplotlib.axes import Axes
 
 from moejax.comparison import curves, quantities
 from moejax.comparison.palette import member_colours
@@ -63,7 +64,7 @@ def _plot(
   )
 
 
-def _line(axes, member: Mapping[str, Any], line: tuple[np.ndarray, ...], colour: str, unit: str) -> None:
+def _line(axes: Axes, member: Mapping[str, Any], line: tuple[np.ndarray, ...], colour: str, unit: str) -> None:
   x, raw, smooth = curves.thin(*line)
   x = x if unit == "tokens" else x / quantities.SECONDS[unit]
   dashes = "-" if member["matched"] else (0, (4, 1.6))
@@ -72,7 +73,7 @@ def _line(axes, member: Mapping[str, Any], line: tuple[np.ndarray, ...], colour:
   axes.plot(x, smooth, color=colour, linewidth=2.0, linestyle=dashes, label=label, zorder=3 if member["matched"] else 2)
 
 
-def _limits(axes, lines: Sequence[tuple[np.ndarray, ...]], longest: float, unit: str) -> None:
+def _limits(axes: Axes, lines: Sequence[tuple[np.ndarray, ...]], longest: float, unit: str) -> None:
   """Frames the smoothed lines from 2 % of the longest run on."""
   first = min(max(SHOWN * longest, x[0]) for x, _, _ in lines)
   seen = np.concatenate([smooth[x >= first] for x, _, smooth in lines])

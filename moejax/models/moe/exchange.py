@@ -77,11 +77,15 @@ def exchange(x_RD: jax.Array, there: Slices, back: Slices, rows: int, longest: i
   return jax.lax.platform_dependent(*arguments, tpu=ragged, cuda=ragged, default=padded)
 
 
-def _exchange_forward(x_RD: jax.Array, there: Slices, back: Slices, rows: int, longest: int, axis: Axis):
+def _exchange_forward(
+  x_RD: jax.Array, there: Slices, back: Slices, rows: int, longest: int, axis: Axis
+) -> tuple[jax.Array, tuple[Slices, Slices, int]]:
   return exchange(x_RD, there, back, rows, longest, axis), (there, back, x_RD.shape[0])
 
 
-def _exchange_backward(rows: int, longest: int, axis: Axis, saved: tuple[Slices, Slices, int], of_out: jax.Array):
+def _exchange_backward(
+  rows: int, longest: int, axis: Axis, saved: tuple[Slices, Slices, int], of_out: jax.Array
+) -> tuple[jax.Array, None, None]:
   there, back, sent = saved
   return exchange(of_out, back, there, sent, longest, axis), None, None
 

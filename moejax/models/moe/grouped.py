@@ -41,7 +41,9 @@ def grouped_dispatch(
   by_all_to_all = functools.partial(_by_all_to_all, config, moe.choices_per_token(x_OUMD.shape[2]))
   ways: dict[str, Callable] = {"local": _local, "all_to_all": by_all_to_all, "all_gather": _by_all_gather}
 
-  def on_device(x_oumd, experts_oumA, weights_oumA, chosen_oumA, weights):
+  def on_device(
+    x_oumd: jax.Array, experts_oumA: jax.Array, weights_oumA: jax.Array, chosen_oumA: jax.Array, weights: Weights
+  ) -> tuple[jax.Array, jax.Array]:
     A, d = experts_oumA.shape[-1], x_oumd.shape[-1]
     choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
     way = ways[config.exchange if partitioner.axes("experts") else "local"]
@@ -56,14 +58,30 @@ def grouped_dispatch(
   return run(x_OUMD, routing.experts_OUMA, routing.weights_OUMA, routing.chosen_OUMA, weights)
 
 
-def _local(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
+def _local(
+  x_md: jax.Array,
+  experts_mA: jax.Array,
+  weights_mA: jax.Array,
+  chosen_mA: jax.Array,
+  weights: Weights,
+  moe: MoE,
+  partitioner: Partitioner,
+) -> tuple[jax.Array, jax.Array]:
   """All experts are here: no row leaves the device."""
   x_mD = partitioner.gather(x_md, "act_embed", 1)
   out_mD = _own_experts(x_mD, experts_mA, weights_mA, chosen_mA, weights)
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
 
 
-def _by_all_gather(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
+def _by_all_gather(
+  x_md: jax.Array,
+  experts_mA: jax.Array,
+  weights_mA: jax.Array,
+  chosen_mA: jax.Array,
+  weights: Weights,
+  moe: MoE,
+  partitioner: Partitioner,
+) -> tuple[jax.Array, jax.Array]:
   """All tokens come to every device, which adds what its own experts make of them."""
   e = len(weights["up"].value)
   x_MD = partitioner.gather(partitioner.gather(x_md, "act_embed", 1), "experts", 0)
@@ -73,7 +91,17 @@ def _by_all_gather(x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partit
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
 
 
-def _by_all_to_all(config, per_token, x_md, experts_mA, weights_mA, chosen_mA, weights, moe, partitioner):
+def _by_all_to_all(
+  config: GroupedDispatch,
+  per_token: float,
+  x_md: jax.Array,
+  experts_mA: jax.Array,
+  weights_mA: jax.Array,
+  chosen_mA: jax.Array,
+  weights: Weights,
+  moe: MoE,
+  partitioner: Partitioner,
+) -> tuple[jax.Array, jax.Array]:
   """Each row goes to the device of its expert and comes back. `per_token` is the mean number of a token's choices."""
   axis, devices = partitioner.axes("experts"), partitioner.shards("experts")
   m, A = experts_mA.shape
@@ -93,7 +121,9 @@ def _by_all_to_all(config, per_token, x_md, experts_mA, weights_mA, chosen_mA, w
     return combine_rows(out_rd, weights_mA, order), plan.dropped
 
 
-def _own_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights: Weights) -> jax.Array:
+def _own_experts(
+  x_MD: jax.Array, experts_MA: jax.Array, weights_MA: jax.Array, chosen_MA: jax.Array, weights: Weights
+) -> jax.Array:
   """out_MD in float32: what these e experts, numbered from 0, make of the tokens; choices of others add nothing."""
   e = len(weights["up"].value)
   M, A = experts_MA.shape

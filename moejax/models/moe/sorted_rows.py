@@ -54,11 +54,11 @@ def take_rows(x_MD: jax.Array, order: Order) -> jax.Array:
   return x_MD[order.choice_R // order.row_MA.shape[-1]]
 
 
-def _take_forward(x_MD: jax.Array, order: Order):
+def _take_forward(x_MD: jax.Array, order: Order) -> tuple[jax.Array, Order]:
   return take_rows(x_MD, order), order
 
 
-def _take_backward(order: Order, of_rows_RD: jax.Array):
+def _take_backward(order: Order, of_rows_RD: jax.Array) -> tuple[jax.Array, None]:
   ones_MA = jnp.ones(order.row_MA.shape, jnp.float32)
   return combine_rows(of_rows_RD, ones_MA, order).astype(of_rows_RD.dtype), None
 
@@ -75,11 +75,15 @@ def combine_rows(rows_RD: jax.Array, weights_MA: jax.Array, order: Order) -> jax
   return out_MD
 
 
-def _combine_forward(rows_RD: jax.Array, weights_MA: jax.Array, order: Order):
+def _combine_forward(
+  rows_RD: jax.Array, weights_MA: jax.Array, order: Order
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, Order]]:
   return combine_rows(rows_RD, weights_MA, order), (rows_RD, weights_MA, order)
 
 
-def _combine_backward(saved: tuple[jax.Array, jax.Array, Order], of_out_MD: jax.Array):
+def _combine_backward(
+  saved: tuple[jax.Array, jax.Array, Order], of_out_MD: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
   rows_RD, weights_MA, order = saved
   real_R = jnp.arange(len(order.choice_R)) < jnp.sum(order.sizes_E)
   weight_R = jnp.where(real_R, weights_MA.reshape(-1)[order.choice_R], 0.0)
