@@ -88,7 +88,7 @@ def _from_file(name: str) -> Experiment | Suite:
   return made
 
 
-def import_file(path: str) -> None:
+def import_file(path: str) -> ModuleType:
   """Executes a file of the user's, whose routers, optimizers and other kinds of configuration are then known by name.
 
   Raises:
@@ -97,7 +97,7 @@ def import_file(path: str) -> None:
   if not pathlib.Path(path).is_file():
     raise UserError(f"{path} does not exist; name a Python file that defines kinds of your own, as in mine.py")
   with _neighbours_importable(path), _one_line_errors(path):
-    _module(path)
+    return _module(path)
 
 
 def _module(path: str) -> ModuleType:

@@ -11,7 +11,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_members
-from moejax.config.kinds import OfSeveralKinds, base_of, kinds
+from moejax.config.kinds import OfSeveralKinds, base_of, kinds, path_of
 from moejax.config.plain import IF_YOUR_OWN, KIND
 from moejax.config.sharding import Rules
 from moejax.errors import UserError
@@ -177,7 +177,7 @@ def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") 
     return dataclasses.replace(cast(Any, owner), **changes)
   except UserError as error:
     # A class names its fields by itself alone, as in checkpoints.every; here it is known where it lies.
-    short, text = f"{base_of(type(owner)).__name__.lower()}.", str(error)
+    short, text = f"{path_of(type(owner))}.", str(error)
     raise UserError(f"{path}.{text.removeprefix(short)}" if path and text.startswith(short) else text) from error
 
 

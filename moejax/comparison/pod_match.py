@@ -1,8 +1,10 @@
 """The MoE that takes a dense model's step time on a pod: the matcher of comparisons, with predictions for a clock."""
 
 import dataclasses
+import inspect
+import pathlib
 import pprint
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -10,7 +12,6 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-import moejax.config
 from moejax.comparison.budget import steps_within
 from moejax.comparison.match import Match, approach, compared, distance
 from moejax.config.experiment import MATCHABLE_FIELDS, Experiment, Pair
@@ -102,16 +103,33 @@ def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experim
 
 def experiment_file(experiment: Experiment) -> str:
   """A Python file with the experiment, for `moejax train FILE:matched`."""
-  names = sorted(name for name in moejax.config.__all__ if name[0].isupper() and not name.isupper() and name != "Rules")
-  used = [name for name in names if f"{name}(" in repr(experiment)]
+  classes = sorted(set(_classes(experiment)), key=lambda found: found.__name__)
+  used = [found.__name__ for found in classes if found.__module__.startswith("moejax.")]
+  own = [found for found in classes if not found.__module__.startswith("moejax.")]
   text = pprint.pformat(experiment, width=110, sort_dicts=False)
   return (
     f'"""{experiment.name}, matched in step time: written by `moejax match`."""\n\n'
-    f"from moejax.config import {', '.join(used)}\n\n\ndef matched():\n"
+    f"from moejax.config import {', '.join(used)}\n"
+    + ("from moejax.lookup import import_file\n\n" if own else "")
+    + "".join(f"{found.__name__} = import_file({_file(found)!r}).{found.__name__}\n" for found in own)
+    + "\n\ndef matched():\n"
     f'  """{experiment.name} with the step time and the training time of a dense model."""\n  return (\n'
     + "".join(f"    {line}\n" for line in text.splitlines())
     + "  )\n"
   )
+
+
+def _classes(value: Any) -> Iterator[type]:
+  """Classes of a configuration and of all configurations in it."""
+  if dataclasses.is_dataclass(value):
+    yield type(value)
+    for field in dataclasses.fields(value):
+      yield from _classes(getattr(value, field.name))
+
+
+def _file(kind: type) -> str:
+  """The file of a class of the user's."""
+  return str(pathlib.Path(inspect.getfile(kind)).resolve())
 
 
 def match_page(found: PodMatch) -> RenderableType:

@@ -3,6 +3,7 @@
 from moejax.config.data import Data
 from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
+from moejax.config.feed_forward import MLP, FeedForward
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
@@ -13,6 +14,7 @@ from moejax.config.training import Budget, Checkpoints, Losses, Training
 
 __all__ = [
   "DATA_EXPERT_MODEL",
+  "MLP",
   "AdamW",
   "Budget",
   "Checkpoints",
@@ -26,6 +28,7 @@ __all__ = [
   "Evaluation",
   "Experiment",
   "ExpertChoiceRouter",
+  "FeedForward",
   "GroupedDispatch",
   "Linear",
   "Lion",

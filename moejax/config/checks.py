@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from moejax.config.kinds import base_of
+from moejax.config.kinds import path_of
 from moejax.errors import UserError
 
 
@@ -64,4 +64,4 @@ def _finite(owner: object, name: str) -> None:
 
 def _path(owner: object, name: str) -> str:
   """`optimizer.learning_rate`: of classes of several kinds the name is that of what they are kinds of."""
-  return f"{base_of(type(owner)).__name__.lower()}.{name}"
+  return f"{path_of(type(owner))}.{name}"

@@ -1,6 +1,7 @@
 """Configuration classes that come in several kinds: optimizers, schedules and routers, and a user's own."""
 
-from typing import Any, ClassVar, TypeVar
+import re
+from typing import Any, TypeVar
 
 from moejax.errors import UserError
 
@@ -15,17 +16,17 @@ class OfSeveralKinds:
   of the class, or the one that it gives itself: `class TopKRouter(Router, kind="top_k")`.
   """
 
-  kind: ClassVar[str]
-  default_kind: str | None = None
+  kind = ""
+  default_kind = ""
 
-  def __init_subclass__(cls, kind: str | None = None, default: str | None = None, **others: Any):
+  def __init_subclass__(cls, kind: str | None = None, default: str = "", **others: Any):
     super().__init_subclass__(**others)
     if OfSeveralKinds in cls.__bases__:
       cls.default_kind = default
     name, base = kind or cls.__name__, base_of(cls)
     built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
     if name in built_in and not _is_built_in(cls):
-      raise UserError(f"{name!r} is the name of a built-in {base.__name__.lower()}; give {cls.__name__} another kind")
+      raise UserError(f"{name!r} is the name of a built-in {path_of(base)}; give {cls.__name__} another kind")
     cls.kind = name
 
   def __new__(cls, **fields: object) -> Any:
@@ -46,6 +47,11 @@ def all_subclasses(base: type[Any]) -> list[type[Any]]:
 def base_of(kind: type) -> type:
   """The base of a kind: `Optimizer` for `Lion` and for itself. Other classes are returned unchanged."""
   return next((parent for parent in kind.__mro__ if OfSeveralKinds in parent.__bases__), kind)
+
+
+def path_of(kind: type) -> str:
+  """How the fields of a class are named in errors: `optimizer` for `Lion`, `feed_forward` for `MLP`."""
+  return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", base_of(kind).__name__).lower()
 
 
 def _is_built_in(kind: type) -> bool:

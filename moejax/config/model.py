@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal, get_args
 
 from moejax.config import checks
+from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
 from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.errors import UserError
@@ -31,6 +32,8 @@ class Model:
   """Dimension of one head (H). Must be even."""
   d_ff: int
   """Hidden dimension of a dense feed-forward layer (F)."""
+  feed_forward: FeedForward = FeedForward()
+  """The feed-forward layer of dense layers."""
   vocab_size: int
   """Number of rows of the embedding (V). Must be at least the size of the tokenizer's vocabulary."""
   tie_embeddings: bool = True
@@ -95,6 +98,11 @@ class Model:
         "lower moe.every or set moe to None"
       )
     checks.divides(self.period, "moe.every", self.num_layers, "model.num_layers")
+    if self.feed_forward != FeedForward() and self.num_sparse_layers == self.num_layers:
+      raise UserError(
+        f"model.feed_forward={self.feed_forward.kind} would have no effect: every layer is sparse; set it to "
+        f"{FeedForward().kind} or raise moe.every"
+      )
 
   @property
   def period(self) -> int:
@@ -112,9 +120,14 @@ class Model:
     return self.num_periods if self.moe else 0
 
   @property
+  def is_gated(self) -> bool:
+    """Whether the activation multiplies by a gate."""
+    return self.activation == "swiglu"
+
+  @property
   def feed_forward_matrices(self) -> int:
-    """Number of matrices in a feed-forward layer or expert: gate, up and down, or up and down."""
-    return 3 if self.activation == "swiglu" else 2
+    """Number of matrices in an expert: gate, up and down, or up and down."""
+    return 3 if self.is_gated else 2
 
   @property
   def auxiliary_losses(self) -> tuple[str, ...]:

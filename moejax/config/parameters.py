@@ -38,7 +38,7 @@ class ParameterCounts:
 def parameter_counts(model: Model) -> ParameterCounts:
   """Parameters of `model`."""
   dense_layers = model.num_layers - model.num_sparse_layers
-  shared = model.num_layers * _attention(model) + dense_layers * _feed_forward(model, model.d_ff) + _vectors(model)
+  shared = model.num_layers * _attention(model) + dense_layers * _dense_feed_forward(model) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
   if model.moe is None:
     return ParameterCounts(total=shared + embedding, active=shared + embedding, embedding=embedding)
@@ -46,7 +46,7 @@ def parameter_counts(model: Model) -> ParameterCounts:
   router = model.d_model * moe.num_experts
 
   def with_experts(experts: int) -> int:
-    layer = router + (experts + moe.num_shared_experts) * _feed_forward(model, moe.d_ff)
+    layer = router + (experts + moe.num_shared_experts) * _expert(model, moe.d_ff)
     return shared + embedding + model.num_sparse_layers * layer
 
   return ParameterCounts(
@@ -60,7 +60,11 @@ def _attention(model: Model) -> int:
   return heads + model.d_model * (model.attention_experts or 0)
 
 
-def _feed_forward(model: Model, width: int) -> int:
+def _dense_feed_forward(model: Model) -> int:
+  return model.feed_forward.parameters(model.d_model, model.d_ff, model.is_gated)
+
+
+def _expert(model: Model, width: int) -> int:
   return model.feed_forward_matrices * model.d_model * width
 
 
@@ -79,7 +83,10 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   """
   matrices = parameter_counts(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
   attention = 12 * model.num_layers * model.num_heads * model.head_dim * sequence_length
-  return 6 * matrices + attention
+  # A feed-forward layer of the user's may use a parameter more or less than once for each token.
+  feed_forward = model.feed_forward.flops_per_token(model.d_model, model.d_ff, model.is_gated)
+  others = (model.num_layers - model.num_sparse_layers) * (feed_forward - 6 * _dense_feed_forward(model))
+  return 6 * matrices + attention + others
 
 
 def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: float | None) -> float:
@@ -90,7 +97,7 @@ def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: fl
   flops = flops_per_token(model, sequence_length)
   if model.moe is None or choices_per_token is None:
     return flops
-  expert = model.num_sparse_layers * _feed_forward(model, model.moe.d_ff)
+  expert = model.num_sparse_layers * _expert(model, model.moe.d_ff)
   return flops + 6 * expert * (choices_per_token - model.moe.experts_per_token)
 
 

@@ -24,7 +24,7 @@ def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
     ("model.d_model", {"embed": D}),
     ("model.num_heads", {"embed": D, "heads": model.num_heads, "head_dim": H}),
     ("model.num_kv_heads", {"embed": D, "kv_heads": model.num_kv_heads, "head_dim": H}),
-    *((field, {"embed": D, "mlp": width}) for field, width in _hidden_widths(model)),
+    *_of_feed_forward(model),
   ]
   if model.moe:
     E, F = model.moe.num_experts, model.moe.d_ff
@@ -45,7 +45,7 @@ def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh)
   if model.attention_experts:
     yield {"batch": batch}  # what their router counts
   yield {"batch": batch * length, "vocab": model.vocab_size}
-  for _, width in _hidden_widths(model):
+  for width in dict.fromkeys(shape["mlp"] for _, shape in _of_feed_forward(model) if "mlp" in shape):
     yield {"batch": batch * length, "mlp": width}
   if model.moe:
     yield from _of_sparse_layers(model.moe, model.d_model, batch * length, length, shards(rules, mesh, "outer"))
@@ -64,12 +64,14 @@ def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Ite
   yield from moe.dispatch.activations(O=O, U=U, M=M, C=C, E=E, D=D, F=F)
 
 
-def _hidden_widths(model: Model) -> Iterator[tuple[str, int]]:
-  """Fields and hidden widths of the feed-forward layers that every token passes."""
+def _of_feed_forward(model: Model) -> Iterator[tuple[str, Dimensions]]:
+  """Parameters of the feed-forward layers that every token passes."""
   if model.num_sparse_layers < model.num_layers:
-    yield "model.d_ff", model.d_ff
+    shapes = model.feed_forward.shapes(model.d_model, model.d_ff, model.is_gated).values()
+    yield from (("model.d_ff", {name: size for name, size in shape.items() if name}) for shape in shapes)
   if model.moe and model.moe.num_shared_experts:
-    yield "moe.num_shared_experts x moe.d_ff", model.moe.num_shared_experts * model.moe.d_ff
+    width = model.moe.num_shared_experts * model.moe.d_ff
+    yield "moe.num_shared_experts x moe.d_ff", {"embed": model.d_model, "mlp": width}
 
 
 def check_parameters(model: Model, rules: Rules, mesh: Mesh) -> None:

@@ -1,12 +1,17 @@
-"""The dense feed-forward layer: of dense layers, and of experts that all tokens share.
+"""Feed-forward layers: of dense layers, and of experts that all tokens share.
 
 B batch  T position  D embed  F hidden  M = B x T tokens
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from flax import nnx
 
+from moejax.config.feed_forward import MLP, FeedForward
 from moejax.config.model import Model
+from moejax.errors import UserError
 from moejax.models.activations import activate
 from moejax.models.products import operand, product
 from moejax.models.remat import keep
@@ -14,7 +19,7 @@ from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Partitioner
 
 
-class FeedForward(nnx.Module):
+class MLPLayer(nnx.Module):
   """x_BTD to x_BTD through one hidden layer of `width`."""
 
   def __init__(self, model: Model, width: int, partitioner: Partitioner, rngs: nnx.Rngs):
@@ -37,3 +42,30 @@ class FeedForward(nnx.Module):
       hidden_MF = place(activate(gate_MF, up_MF), "batch", "mlp")
       out_MD = keep(product("MF,FD->MD", hidden_MF, operand(self.w_down_FD[...], dtype, self.gradients)))
       return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
+
+
+def mlp(config: MLP, model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> MLPLayer:
+  """The MLP of dense layers."""
+  return MLPLayer(model, model.d_ff, partitioner, rngs)
+
+
+MakeLayer = Callable[[Any, Model, Partitioner, nnx.Rngs], nnx.Module]
+"""(configuration of the layer, model, partitioner, random keys) to a module that computes x_BTD from the normalized
+x_BTD. The residual stream is added outside."""
+
+FEED_FORWARDS: dict[type[FeedForward], MakeLayer] = {MLP: mlp}
+"""By class of the configuration. A user's own file may add to it."""
+
+
+def feed_forward(model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> Any:
+  """The feed-forward layer of a dense layer.
+
+  Raises:
+    UserError: FEED_FORWARDS has no module for it.
+  """
+  make, name = FEED_FORWARDS.get(type(model.feed_forward)), type(model.feed_forward).__name__
+  if make is None:
+    raise UserError(
+      f"feed-forward layer {name} has no module; add one, as in moejax.models.feed_forward.FEED_FORWARDS[{name}]"
+    )
+  return make(model.feed_forward, model, partitioner, rngs)

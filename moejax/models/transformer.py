@@ -12,7 +12,7 @@ from flax import nnx
 from moejax.config.model import Model
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.attention import Attention, Context, KVCache
-from moejax.models.feed_forward import FeedForward
+from moejax.models.feed_forward import feed_forward
 from moejax.models.moe.layer import MoELayer
 from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterCounts
 from moejax.models.norms import RMSNorm
@@ -48,10 +48,8 @@ class Block(nnx.Module):
     self.attention_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
     self.attention = Attention(model, partitioner, rngs)
     self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
-    if sparse:
-      self.feed_forward: MoELayer | FeedForward = MoELayer(model, partitioner, rngs)
-    else:
-      self.feed_forward = FeedForward(model, model.d_ff, partitioner, rngs)
+    make = MoELayer if sparse else feed_forward
+    self.feed_forward: Any = make(model, partitioner, rngs)
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
@@ -63,7 +61,7 @@ class Block(nnx.Module):
     if of_heads is not None:
       counts[HEADS] = of_heads
     normed_BTD = self.feed_forward_norm(x_BTD)
-    if isinstance(self.feed_forward, FeedForward):
+    if not isinstance(self.feed_forward, MoELayer):
       return x_BTD + self.feed_forward(normed_BTD), counts, cache
     x_BTD, counts[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, keys_B, x_BTD)
     return x_BTD, counts, cache

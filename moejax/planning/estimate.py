@@ -82,7 +82,8 @@ def _again(experiment: Experiment) -> float:
   counted = parameter_counts(model)
   matrices = counted.active_non_embedding + model.vocab_size * model.d_model
   feed_forward = model.feed_forward_matrices * model.d_model
-  of_dense = (model.num_layers - model.num_sparse_layers) * feed_forward * model.d_ff
+  dense = model.feed_forward.parameters(model.d_model, model.d_ff, model.is_gated)
+  of_dense = (model.num_layers - model.num_sparse_layers) * dense
   of_experts = model.num_sparse_layers * feed_forward * model.moe.d_ff * model.moe.experts_per_token if model.moe else 0
   recomputed = {
     "dots": of_experts,

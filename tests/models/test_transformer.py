@@ -103,7 +103,7 @@ def test_the_formula_counts_the_parameters_that_the_model_makes(name):
 
 def test_layers_follow_the_period_of_dense_and_sparse():
   blocks = make(SPARSE).layers.blocks
-  assert [type(block.feed_forward).__name__ for block in blocks] == ["FeedForward", "MoELayer"]
+  assert [type(block.feed_forward).__name__ for block in blocks] == ["MLPLayer", "MoELayer"]
 
 
 @pytest.mark.parametrize("name", ["sparse", "dropless", "ds_moe"])  # of "sparse" every second layer is dense

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
-from moejax.models.feed_forward import FeedForward
+from moejax.models.feed_forward import MLPLayer
 from moejax.models.moe.dispatch import dispatch
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.router import route
@@ -36,7 +36,7 @@ class MoELayer(nnx.Module):
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D)
     self.bias_E = nnx.Param(jnp.zeros((E,)), names=(None,)) if model.moe.router.bias_rate else None
     self.experts = Experts(model, partitioner, rngs)
-    self.shared = FeedForward(model, shared * model.moe.d_ff, partitioner, rngs) if shared else None
+    self.shared = MLPLayer(model, shared * model.moe.d_ff, partitioner, rngs) if shared else None
     self.moe = model.moe
     self.partitioner = partitioner
 

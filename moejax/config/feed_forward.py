@@ -1,0 +1,47 @@
+"""Feed-forward layers of dense layers. `moejax/models/feed_forward.py` has their modules."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from moejax.config.kinds import OfSeveralKinds
+
+Shape = Mapping[str | None, int]
+"""Size of each dimension of an array by its logical axis, None for one that no rule shards."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FeedForward(OfSeveralKinds, default="mlp"):
+  """Facts of every feed-forward layer. `FeedForward()` returns `MLP()`, the default. The output of a token depends on
+  that token alone.
+
+  To add a layer, subclass this, define `shapes`, and add its module to `moejax.models.feed_forward.FEED_FORWARDS`.
+  """
+
+  def shapes(self, d_model: int, d_ff: int, gated: bool) -> Mapping[str, Shape]:
+    """Shape of each parameter by its name. The logical axis of d_model is embed, that of the hidden dimension mlp.
+
+    Args:
+      d_model: width of the residual stream.
+      d_ff: hidden dimension.
+      gated: whether model.activation multiplies by a gate.
+    """
+    raise NotImplementedError(f"{type(self).__name__} must define shapes")
+
+  def parameters(self, d_model: int, d_ff: int, gated: bool) -> int:
+    """Number of parameters of one layer."""
+    return sum(math.prod(shape.values()) for shape in self.shapes(d_model, d_ff, gated).values())
+
+  def flops_per_token(self, d_model: int, d_ff: int, gated: bool) -> int:
+    """FLOPs of one layer to train on one token: 6 for each parameter, unless a kind overrides this."""
+    return 6 * self.parameters(d_model, d_ff, gated)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MLP(FeedForward, kind="mlp"):
+  """One hidden layer of d_ff units with model.activation."""
+
+  def shapes(self, d_model: int, d_ff: int, gated: bool) -> Mapping[str, Shape]:
+    up: Shape = {"embed": d_model, "mlp": d_ff}
+    down: Shape = {"mlp": d_ff, "embed": d_model}
+    return ({"gate": up} if gated else {}) | {"up": up, "down": down}
