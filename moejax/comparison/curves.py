@@ -1,4 +1,7 @@
-"""Series out of metrics.jsonl, as plots need them. Shapes: P points in time, L sparse layers, E experts."""
+"""Series from metrics.jsonl, as plots need them.
+
+L stacked layers  E experts  Z = points of a curve  Y = columns of a heat map
+"""
 
 import re
 from collections.abc import Sequence
@@ -14,47 +17,47 @@ Metrics = Sequence[dict[str, Any]]
 def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
   """Steps and values of one metric, where it is a finite number."""
   rows = [(row["step"], row[name]) for row in metrics if known(row.get(name))]
-  steps_P, values_P = np.array(rows, dtype=float).reshape(-1, 2).T
-  return steps_P, values_P
+  steps_Z, values_Z = np.array(rows, dtype=float).reshape(-1, 2).T
+  return steps_Z, values_Z
 
 
-def smooth(steps_P: np.ndarray, values_P: np.ndarray, width: float = 0.1) -> np.ndarray:
+def smooth(steps_Z: np.ndarray, values_Z: np.ndarray, width: float = 0.1) -> np.ndarray:
   """Mean over the points from step / (1 + width) to step x (1 + width): a window of one width on a log axis.
 
   So the steep beginning keeps its shape and the flat end loses its noise.
   """
-  if not len(steps_P):
-    return values_P
-  sums = np.concatenate([[0.0], np.cumsum(values_P)])
+  if not len(steps_Z):
+    return values_Z
+  sums = np.concatenate([[0.0], np.cumsum(values_Z)])
   # The margin keeps a point that lies on the window's edge inside it, whatever the rounding.
-  first = np.searchsorted(steps_P, steps_P / (1 + width) * (1 - 1e-9), side="left")
-  last = np.searchsorted(steps_P, steps_P * (1 + width) * (1 + 1e-9), side="right")
+  first = np.searchsorted(steps_Z, steps_Z / (1 + width) * (1 - 1e-9), side="left")
+  last = np.searchsorted(steps_Z, steps_Z * (1 + width) * (1 + 1e-9), side="right")
   return (sums[last] - sums[first]) / (last - first)
 
 
-def thin(steps_P: np.ndarray, *values_P: np.ndarray, points: int = 500) -> tuple[np.ndarray, ...]:
+def thin(steps_Z: np.ndarray, *values_Z: np.ndarray, points: int = 500) -> tuple[np.ndarray, ...]:
   """At most about `points` points, evenly spread along a log axis; the first and the last stay."""
-  size = len(steps_P)
+  size = len(steps_Z)
   if size <= points:
-    return steps_P, *values_P
+    return steps_Z, *values_Z
   even = np.geomspace(1, size, points).round().astype(int) - 1
   linear = np.linspace(0, size - 1, points // 4).round().astype(int)
   keep = np.unique(np.concatenate([even, linear]))
-  return steps_P[keep], *(values[keep] for values in values_P)
+  return steps_Z[keep], *(values[keep] for values in values_Z)
 
 
 def relative_load(metrics: Metrics) -> tuple[np.ndarray, np.ndarray]:
-  """Steps [P] and each expert's load relative to balance [P, L, E]: share of choices x experts, 1 when balanced."""
+  """Steps [Z] and each expert's load relative to balance [Z, L, E]: share of choices x experts, 1 when balanced."""
   rows = [(row["step"], np.array(row["router/load"], dtype=float)) for row in metrics if _is_load(row)]
   rows = [(step, load) for step, load in rows if load.shape == rows[-1][1].shape]
   if not rows:
     return np.zeros(0), np.zeros((0, 0, 0))
-  load_PLE = np.stack([load for _, load in rows])
-  return np.array([step for step, _ in rows], dtype=float), load_PLE * load_PLE.shape[-1]
+  load_ZLE = np.stack([load for _, load in rows])
+  return np.array([step for step, _ in rows], dtype=float), load_ZLE * load_ZLE.shape[-1]
 
 
 def per_layer(metrics: Metrics, name: str) -> tuple[np.ndarray, list[int], np.ndarray]:
-  """Steps [P], layer numbers [L] and values [P, L] of `name`/layer_NN, at the steps that have every layer."""
+  """Steps [Z], layer numbers [L] and values [Z, L] of `name`/layer_NN, at the steps that have every layer."""
   pattern = re.compile(re.escape(name) + r"/layer_(\d+)")
   keys = {key: int(match[1]) for row in metrics for key in row if (match := pattern.fullmatch(key))}
   ordered = sorted(keys, key=lambda key: keys[key])
@@ -73,22 +76,22 @@ def layer_names(metrics: Metrics, sparse_layers: int) -> list[str]:
   return [f"sparse layer {i + 1}" for i in range(sparse_layers)]
 
 
-def columns(steps_P: np.ndarray, values_P: np.ndarray, most: int = 160) -> tuple[np.ndarray, np.ndarray]:
-  """Edges [C + 1] and values [C, ...] of at most `most` columns of a heat map, each the mean of neighbouring points."""
-  size = len(steps_P)
+def columns(steps_Z: np.ndarray, values_Z: np.ndarray, most: int = 160) -> tuple[np.ndarray, np.ndarray]:
+  """Edges [Y + 1] and values [Y, ...] of at most `most` columns of a heat map, each the mean of neighbouring points."""
+  size = len(steps_Z)
   starts = np.unique(np.linspace(0, size, min(most, size), endpoint=False).astype(int))
   counts = np.diff(np.append(starts, size))
-  sums = np.add.reduceat(values_P, starts, axis=0)
-  means = sums / counts.reshape(-1, *[1] * (values_P.ndim - 1))
-  between = (steps_P[starts[1:]] + steps_P[starts[1:] - 1]) / 2
+  sums = np.add.reduceat(values_Z, starts, axis=0)
+  means = sums / counts.reshape(-1, *[1] * (values_Z.ndim - 1))
+  between = (steps_Z[starts[1:]] + steps_Z[starts[1:] - 1]) / 2
   # A lone point still needs a width: all the steps up to it.
-  before = max(0.0, steps_P[0] - (steps_P[1] - steps_P[0]) / 2) if size > 1 else 0.0
-  return np.concatenate([[before], between, [steps_P[-1]]]), means
+  before = max(0.0, steps_Z[0] - (steps_Z[1] - steps_Z[0]) / 2) if size > 1 else 0.0
+  return np.concatenate([[before], between, [steps_Z[-1]]]), means
 
 
-def last_tenth(values_P: np.ndarray) -> np.ndarray:
+def last_tenth(values_Z: np.ndarray) -> np.ndarray:
   """Mean over the last tenth of the points."""
-  return values_P[-max(1, len(values_P) // 10) :].mean(axis=0)
+  return values_Z[-max(1, len(values_Z) // 10) :].mean(axis=0)
 
 
 def _is_load(row: dict[str, Any]) -> bool:

@@ -1,4 +1,7 @@
-"""The report's tables: members and baselines, router health, provenance, all numbers."""
+"""The report's tables: members and baselines, router health, provenance, all numbers.
+
+L stacked layers  Z = points of a curve
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -86,9 +89,9 @@ def router_table(name: str, metrics: curves.Metrics) -> Markup | None:
   }
   ends: dict[str, dict[int, str]] = {}
   for head, (key, text) in columns.items():
-    _, layers, values_PL = curves.per_layer(metrics, key)
+    _, layers, values_ZL = curves.per_layer(metrics, key)
     if layers:
-      ends[head] = {layer: text(end) for layer, end in zip(layers, curves.last_tenth(values_PL), strict=True)}
+      ends[head] = {layer: text(end) for layer, end in zip(layers, curves.last_tenth(values_ZL), strict=True)}
   if not ends:
     return None
   layers = sorted(set().union(*ends.values()))

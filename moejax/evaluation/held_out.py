@@ -1,6 +1,6 @@
 """Bits per byte and next-token accuracy on held-out documents, with their standard errors.
 
-B batch  T position  M = B x T tokens
+B batch  T query position  D embed
 """
 
 import dataclasses

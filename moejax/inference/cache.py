@@ -1,6 +1,6 @@
 """The KV cache: keys and values of every layer, and how far each sequence has come.
 
-B batch  T new token  S slot  K key/value heads  H head dim  D embed
+B batch  T query position  S key position  K key/value heads  H head dim  D embed
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Continuing prompts: prefill a batch, then one compiled step a token, until each has met its stop condition.
 
-B batch  T prompt token  S slot  V vocab
+B batch  T query position  D embed
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Log-likelihoods of continuations: batches of like length, programs compiled for few lengths.
 
-B batch  T token  W scored token  D embed  V vocab  M = B x W
+B batch  T query position  W scored position  D embed
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Causal grouped-query attention within documents.
 
-B batch  T query position  S key position  N query heads  K key/value heads  G query heads per key/value head  H head
-Z = B x K  Q = G x T
+B batch  T query position  S key position  N query heads  K key/value heads  G query heads per key/value head
+H head dim  X = B x K  Y = G x T
 """
 
 from collections.abc import Callable
@@ -84,12 +84,12 @@ def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_
   S, K = k_BSKH.shape[1:3]
   G = N // K
   mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & jnp.tril(jnp.ones((1, T, S), bool))
-  q_ZQH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
-  k_ZSH = k_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
-  v_ZSH = v_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
-  logits_ZQS = jnp.einsum("ZQH,ZSH->ZQS", q_ZQH, k_ZSH, preferred_element_type=jnp.float32)
-  logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_ZQS.reshape(B, K, G, T, S), MASKED)
-  probs_ZQS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype).reshape(B * K, G * T, S)
-  out_ZQH = jnp.einsum("ZQS,ZSH->ZQH", probs_ZQS, v_ZSH)
-  out_BTNH = out_ZQH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
+  q_XYH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
+  k_XSH = k_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
+  v_XSH = v_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
+  logits_XYS = jnp.einsum("XYH,XSH->XYS", q_XYH, k_XSH, preferred_element_type=jnp.float32)
+  logits_BKGTS = jnp.where(mask_BTS[:, None, None], logits_XYS.reshape(B, K, G, T, S), MASKED)
+  probs_XYS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype).reshape(B * K, G * T, S)
+  out_XYH = jnp.einsum("XYS,XSH->XYH", probs_XYS, v_XSH)
+  out_BTNH = out_XYH.reshape(B, K, G, T, H).transpose(0, 3, 1, 2, 4).reshape(B, T, N, H)
   return checkpoint_name(out_BTNH, ATTENTION)

@@ -1,6 +1,7 @@
 """Grouped-query attention of a sequence's next tokens to all of it, with the keys and values of earlier ones kept.
 
-B batch  T new token  S slot  N query heads  K key/value heads  G query heads per key/value head  H head dim
+B batch  T query position  S key position  N query heads  K key/value heads
+G query heads per key/value head  H head dim
 """
 
 import jax

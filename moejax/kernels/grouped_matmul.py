@@ -1,6 +1,8 @@
 """The grouped matrix product: every expert's matrix on its own rows, without capacity and without padding.
 
-R routed rows, sorted by expert  E experts  D and F the inner and the outer dimension of a weight (either may be embed)
+R routed rows  E experts  D embed  F hidden
+
+Rows are sorted by expert. D and F may be either way round.
 
 Rows need no alignment: a group starts where the one before it ends. Each backend splits the groups into tiles itself
 and leaves alone, in a tile across a border, the rows that are not its group's. So the products of one layer share one

@@ -1,7 +1,8 @@
 """Grouped matrix products as loops over experts and blocks of rows, in plain JAX: fast on CPU, correct anywhere.
 
-R routed rows, sorted by expert  E experts  D, F dimensions of a weight  K summed dimension  N other dimension
-b rows of one block
+R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
+
+D and F may be either way round. b is the number of rows of one block.
 
 The loops run as often as there are rows, so that an uneven load costs only the last, partly filled blocks of each
 group. An expert's matrix leaves the stack once for all of its blocks.
@@ -13,25 +14,25 @@ import jax
 import jax.numpy as jnp
 
 
-def gmm(x_RK: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool) -> jax.Array:
-  """out_RN: each group's rows times its expert's matrix, or times the transpose of it."""
-  summed, N = (1, w_EDF.shape[1]) if transpose_w else (0, w_EDF.shape[2])
-  R, E = len(x_RK), len(w_EDF)
+def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool) -> jax.Array:
+  """out_RJ: each group's rows times its expert's matrix, or times the transpose of it."""
+  summed, J = (1, w_EDF.shape[1]) if transpose_w else (0, w_EDF.shape[2])
+  R, E = len(x_RI), len(w_EDF)
   ends_E = jnp.cumsum(group_sizes_E)
 
-  def expert(e: jax.Array, out_RN: jax.Array) -> jax.Array:
+  def expert(e: jax.Array, out_RJ: jax.Array) -> jax.Array:
     w = jax.lax.dynamic_index_in_dim(w_EDF, e, keepdims=False).astype(jnp.float32)
 
-    def block(start: jax.Array, own_b: jax.Array, out_RN: jax.Array) -> jax.Array:
-      x_bK = _rows(x_RK, start, len(own_b))
+    def block(start: jax.Array, own_b: jax.Array, out_RJ: jax.Array) -> jax.Array:
+      x_bK = _rows(x_RI, start, len(own_b))
       product_bN = jax.lax.dot_general(x_bK.astype(jnp.float32), w, (((1,), (summed,)), ((), ())))
       # The block's other rows are another expert's, or nobody's.
-      out_bN = jnp.where(own_b[:, None], product_bN.astype(out_RN.dtype), _rows(out_RN, start, len(own_b)))
-      return jax.lax.dynamic_update_slice_in_dim(out_RN, out_bN, start, axis=0)
+      out_bN = jnp.where(own_b[:, None], product_bN.astype(out_RJ.dtype), _rows(out_RJ, start, len(own_b)))
+      return jax.lax.dynamic_update_slice_in_dim(out_RJ, out_bN, start, axis=0)
 
-    return _over_blocks(block, R, _block_sizes(R, E), ends_E[e] - group_sizes_E[e], ends_E[e], out_RN)
+    return _over_blocks(block, R, _block_sizes(R, E), ends_E[e] - group_sizes_E[e], ends_E[e], out_RJ)
 
-  return jax.lax.fori_loop(0, E, expert, jnp.zeros((R, N), x_RK.dtype))
+  return jax.lax.fori_loop(0, E, expert, jnp.zeros((R, J), x_RI.dtype))
 
 
 def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
@@ -95,5 +96,5 @@ def _place(R: int, b: int, first: jax.Array, end: jax.Array) -> tuple[jax.Array,
   return start, (first <= rows_b) & (rows_b < end)
 
 
-def _rows(x_RK: jax.Array, start: jax.Array, b: int) -> jax.Array:
-  return jax.lax.dynamic_slice_in_dim(x_RK, start, b, axis=0)
+def _rows(x_RI: jax.Array, start: jax.Array, b: int) -> jax.Array:
+  return jax.lax.dynamic_slice_in_dim(x_RI, start, b, axis=0)

@@ -1,7 +1,8 @@
 """Grouped matrix products on GPU: two Triton kernels, written in Pallas.
 
-R routed rows, sorted by expert  E experts  D, F dimensions of a weight  K summed dimension  N other dimension
-V visits: the row tiles of all groups  r, k, n, d, f one tile of R, K, N, D, F
+R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension  Z = row tiles of all groups
+
+D and F may be either way round. A lower-case letter is the size of one tile.
 
 A row tile starts where its group starts, so that no row is computed for two groups; rows of others are masked. A tile
 that would reach beyond R starts earlier, and masks what comes before its own rows too.
@@ -29,59 +30,59 @@ COMPILER_PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
 
 
 def gmm(
-  x_RK: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
+  x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
 ) -> jax.Array:
-  """out_RN: each group's rows times its expert's matrix, or times the transpose of it."""
-  R, dtype, operands = len(x_RK), x_RK.dtype, jnp.promote_types(x_RK.dtype, w_EDF.dtype)
-  N = w_EDF.shape[1 if transpose_w else 2]
-  x_RK, w_EDF = _aligned(x_RK.astype(operands), 0, 1), _aligned(w_EDF.astype(operands), 1, 2)
-  padded_R, K = x_RK.shape
-  padded_N = w_EDF.shape[1 if transpose_w else 2]
-  r, k, n = _row_tile(padded_R, len(w_EDF)), _tile(K, TILE_BYTES // operands.itemsize), _tile(padded_N, TILE)
-  experts_V, starts_V, ends_V = _visits(group_sizes_E, padded_R, r)
-  out_RN = pl.pallas_call(
-    functools.partial(_gmm_kernel, r=r, k=k, n=n, transpose_w=transpose_w),
+  """out_RJ: each group's rows times its expert's matrix, or times the transpose of it."""
+  R, dtype, operands = len(x_RI), x_RI.dtype, jnp.promote_types(x_RI.dtype, w_EDF.dtype)
+  J = w_EDF.shape[1 if transpose_w else 2]
+  x_RI, w_EDF = _aligned(x_RI.astype(operands), 0, 1), _aligned(w_EDF.astype(operands), 1, 2)
+  padded_R, I = x_RI.shape
+  padded_J = w_EDF.shape[1 if transpose_w else 2]
+  r, i, j = _row_tile(padded_R, len(w_EDF)), _tile(I, TILE_BYTES // operands.itemsize), _tile(padded_J, TILE)
+  experts_Z, starts_Z, ends_Z = _visits(group_sizes_E, padded_R, r)
+  out_RJ = pl.pallas_call(
+    functools.partial(_gmm_kernel, r=r, i=i, j=j, transpose_w=transpose_w),
     # Columns first: what runs at one time shares rows, and a few experts' weights, in the L2 cache.
-    grid=(padded_N // n, len(experts_V)),
-    out_shape=jax.ShapeDtypeStruct((padded_R, padded_N), dtype),
+    grid=(padded_J // j, len(experts_Z)),
+    out_shape=jax.ShapeDtypeStruct((padded_R, padded_J), dtype),
     compiler_params=COMPILER_PARAMS,
     interpret=interpret,
     name="gmm",
-  )(experts_V, starts_V, ends_V, x_RK, w_EDF)
+  )(experts_Z, starts_Z, ends_Z, x_RI, w_EDF)
   # Rows of no group are never written: they hold whatever was in memory.
-  return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RN[:R, :N], 0)
+  return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R, :J], 0)
 
 
 def _gmm_kernel(
-  experts_V: Ref,
-  starts_V: Ref,
-  ends_V: Ref,
-  x_RK: Ref,
+  experts_Z: Ref,
+  starts_Z: Ref,
+  ends_Z: Ref,
+  x_RI: Ref,
   w_EDF: Ref,
-  out_RN: Ref,
+  out_RJ: Ref,
   *,
   r: int,
-  k: int,
-  n: int,
+  i: int,
+  j: int,
   transpose_w: bool,
 ) -> None:
   """One tile of the output: rows of one visit, n columns."""
-  columns, v = pl.ds(pl.program_id(0) * n, n), pl.program_id(1)
-  e, start, end = experts_V[v], starts_V[v], ends_V[v]
-  R, K = x_RK.shape
+  columns, z = pl.ds(pl.program_id(0) * j, j), pl.program_id(1)
+  e, start, end = experts_Z[z], starts_Z[z], ends_Z[z]
+  R, I = x_RI.shape
   first = jnp.minimum(start, R - r)
 
   @pl.when(start < end)
   def _() -> None:
-    def add(i: jax.Array, sum_rn: jax.Array) -> jax.Array:
-      summed = pl.ds(i * k, k)
-      x_rk = plgpu.load(x_RK.at[pl.ds(first, r), summed])
+    def add(step: jax.Array, sum_rj: jax.Array) -> jax.Array:
+      summed = pl.ds(step * i, i)
+      x_ri = plgpu.load(x_RI.at[pl.ds(first, r), summed])
       w = plgpu.load(w_EDF.at[e, columns, summed] if transpose_w else w_EDF.at[e, summed, columns])
-      return sum_rn + plgpu.dot(x_rk, w, trans_b=transpose_w)
+      return sum_rj + plgpu.dot(x_ri, w, trans_b=transpose_w)
 
-    sum_rn = jax.lax.fori_loop(0, K // k, add, jnp.zeros((r, n), jnp.float32))
+    sum_rj = jax.lax.fori_loop(0, I // i, add, jnp.zeros((r, j), jnp.float32))
     own_r1 = _own_rows(first, r, start, end)
-    plgpu.store(out_RN.at[pl.ds(first, r), columns], sum_rn.astype(out_RN.dtype), mask=own_r1)
+    plgpu.store(out_RJ.at[pl.ds(first, r), columns], sum_rj.astype(out_RJ.dtype), mask=own_r1)
 
 
 def tgmm(
@@ -125,12 +126,12 @@ def _tgmm_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, out_EDF: Ref,
 def _visits(group_sizes_E: jax.Array, R: int, r: int) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Expert, first row and end of every row tile. As many as the worst load takes; those left over have no rows."""
   E = len(group_sizes_E)
-  V = R // r + E  # each group has a partly filled tile at most
+  Z = R // r + E  # each group has a partly filled tile at most
   tiles_E, ends_E = pl.cdiv(group_sizes_E, r), jnp.cumsum(group_sizes_E)
-  experts_V = jnp.repeat(jnp.arange(E, dtype=jnp.int32), tiles_E, total_repeat_length=V)
-  tile_V = jnp.arange(V, dtype=jnp.int32) - (jnp.cumsum(tiles_E) - tiles_E)[experts_V]
-  starts_V = (ends_E - group_sizes_E)[experts_V] + tile_V * r
-  return experts_V, starts_V, jnp.clip(ends_E[experts_V], starts_V, starts_V + r)
+  experts_Z = jnp.repeat(jnp.arange(E, dtype=jnp.int32), tiles_E, total_repeat_length=Z)
+  tile_Z = jnp.arange(Z, dtype=jnp.int32) - (jnp.cumsum(tiles_E) - tiles_E)[experts_Z]
+  starts_Z = (ends_E - group_sizes_E)[experts_Z] + tile_Z * r
+  return experts_Z, starts_Z, jnp.clip(ends_E[experts_Z], starts_Z, starts_Z + r)
 
 
 def _own_rows(first: jax.Array, r: int, start: jax.Array, end: jax.Array) -> jax.Array:

@@ -1,6 +1,8 @@
 """Grouped matrix products on TPU: megablox, which JAX ships, with tiles that fit the shapes.
 
-R routed rows, sorted by expert  E experts  D, F dimensions of a weight  K summed dimension  N other dimension
+R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
+
+D and F may be either way round.
 """
 
 import itertools
@@ -19,15 +21,15 @@ Tiles = tuple[int, int, int]
 
 
 def gmm(
-  x_RK: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
+  x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
 ) -> jax.Array:
-  """out_RN: each group's rows times its expert's matrix, or times the transpose of it."""
-  (R, K), E, N = x_RK.shape, len(w_EDF), w_EDF.shape[1 if transpose_w else 2]
-  tiles = gmm_tiles(R, E, K, N, max(x_RK.dtype.itemsize, w_EDF.dtype.itemsize))
-  x_RK = _whole_tiles(x_RK, tiles)
-  out_RN = megablox_gmm(x_RK, w_EDF, group_sizes_E, x_RK.dtype, tiles, transpose_rhs=transpose_w, interpret=interpret)
+  """out_RJ: each group's rows times its expert's matrix, or times the transpose of it."""
+  (R, I), E, J = x_RI.shape, len(w_EDF), w_EDF.shape[1 if transpose_w else 2]
+  tiles = gmm_tiles(R, E, I, J, max(x_RI.dtype.itemsize, w_EDF.dtype.itemsize))
+  x_RI = _whole_tiles(x_RI, tiles)
+  out_RJ = megablox_gmm(x_RI, w_EDF, group_sizes_E, x_RI.dtype, tiles, transpose_rhs=transpose_w, interpret=interpret)
   # Tiles in which no group has a row are not visited: they hold whatever was in memory.
-  return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RN[:R], 0)
+  return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R], 0)
 
 
 def tgmm(
@@ -40,19 +42,19 @@ def tgmm(
   return megablox_tgmm(x_DR, y_RF, group_sizes_E, dtype, tiles, interpret=interpret)
 
 
-def gmm_tiles(R: int, E: int, K: int, N: int, itemsize: int) -> Tiles:
+def gmm_tiles(R: int, E: int, I: int, J: int, itemsize: int) -> Tiles:
   """Tiles that move the fewest elements between HBM and VMEM."""
   tile_R = row_tile(R, E)
 
-  def moved(tile_K: int, tile_N: int) -> int:
-    # A weight tile stays in VMEM while the row tiles of its group pass, unless K is split.
-    times = E if tile_K >= K else visits(R, E, tile_R)
-    return R * K * _count(N, tile_N) + times * K * N
+  def moved(tile_I: int, tile_J: int) -> int:
+    # A weight tile stays in VMEM while the row tiles of its group pass, unless I is split.
+    times = E if tile_I >= I else visits(R, E, tile_R)
+    return R * I * _count(J, tile_J) + times * I * J
 
-  def held(tile_K: int, tile_N: int) -> int:
-    return 2 * itemsize * (tile_R * tile_K + tile_K * tile_N + tile_R * tile_N) + 4 * tile_R * tile_N
+  def held(tile_I: int, tile_J: int) -> int:
+    return 2 * itemsize * (tile_R * tile_I + tile_I * tile_J + tile_R * tile_J) + 4 * tile_R * tile_J
 
-  return tile_R, *_best(K, N, moved, held)
+  return tile_R, *_best(I, J, moved, held)
 
 
 def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int) -> Tiles:
@@ -84,9 +86,9 @@ def visits(R: int, E: int, tile_R: int) -> int:
   return _count(R, tile_R) + E - 1
 
 
-def _best(A: int, B: int, moved: Callable[[int, int], int], held: Callable[[int, int], int]) -> tuple[int, int]:
+def _best(one: int, other: int, moved: Callable[[int, int], int], held: Callable[[int, int], int]) -> tuple[int, int]:
   """Tiles of two dimensions that fit VMEM and move the fewest elements; of equals the largest."""
-  fitting = [pair for pair in itertools.product(_splits(A), _splits(B)) if held(*pair) <= VMEM_BYTES]
+  fitting = [pair for pair in itertools.product(_splits(one), _splits(other)) if held(*pair) <= VMEM_BYTES]
   return min(fitting, key=lambda pair: (moved(*pair), -pair[0] * pair[1]))
 
 
@@ -95,9 +97,9 @@ def _splits(size: int) -> list[int]:
   return [size, *(tile for tile in range(128, size, 128) if tile == 128 or _count(size, tile) * tile * 0.97 <= size)]
 
 
-def _whole_tiles(x_RK: jax.Array, tiles: Tiles) -> jax.Array:
+def _whole_tiles(x_RI: jax.Array, tiles: Tiles) -> jax.Array:
   """Zero rows below, to a whole number of tiles."""
-  return jnp.pad(x_RK, ((0, -len(x_RK) % tiles[0]), (0, 0)))
+  return jnp.pad(x_RI, ((0, -len(x_RI) % tiles[0]), (0, 0)))
 
 
 def _count(size: int, tile: int) -> int:

@@ -1,7 +1,9 @@
 """Grouped-query self-attention with rotary positions.
 
-B batch  T position  D embed  N query heads  K key/value heads  G query heads per key/value head  H head dim
-E experts of heads (E = G)  M = B x T tokens  X = N x H
+B batch  T query position  S key position  D embed  N query heads  K key/value heads
+G query heads per key/value head  H head dim  E experts  M tokens  X = N x H
+
+The experts are of query heads, so that E = G; all B x T tokens are M.
 """
 
 from typing import Any, NamedTuple

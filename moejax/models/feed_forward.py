@@ -1,6 +1,6 @@
 """Feed-forward layers: of dense layers, and of experts that all tokens share.
 
-B batch  T position  D embed  F hidden  M = B x T tokens
+B batch  T query position  D embed  F hidden  M tokens
 """
 
 from collections.abc import Callable

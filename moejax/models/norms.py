@@ -1,4 +1,7 @@
-"""Root mean square normalization."""
+"""Root mean square normalization.
+
+D embed
+"""
 
 import jax
 import jax.numpy as jnp

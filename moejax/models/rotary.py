@@ -1,6 +1,6 @@
 """Rotary position embeddings (arXiv 2104.09864).
 
-B batch  T query position  N query or key/value heads  H head dim
+B batch  T query position  N query heads  H head dim
 """
 
 import jax

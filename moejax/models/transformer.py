@@ -1,6 +1,6 @@
 """The decoder-only transformer, dense or sparse.
 
-B batch  T position  D embed  V vocab  M = B x T tokens
+B batch  T query position  D embed  V vocab  L stacked layers  M tokens
 """
 
 from typing import Any, NamedTuple

@@ -1,6 +1,6 @@
 """Prices of what the compiler does not see into: Mosaic kernels, from the FLOPs and bytes that their operands imply.
 
-B batch  N heads  T query position  S key position  H head dim
+B batch  N query heads  T query position  S key position  H head dim
 """
 
 import dataclasses

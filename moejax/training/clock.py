@@ -1,4 +1,7 @@
-"""What training does in a second: real tokens, FLOPs of accepted work, and what part of the devices' peak these are."""
+"""What training does in a second: real tokens, FLOPs of accepted work, and what part of the devices' peak these are.
+
+L stacked layers
+"""
 
 import dataclasses
 import time

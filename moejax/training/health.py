@@ -1,4 +1,7 @@
-"""Routers that go wrong while the loss looks well: experts that get no tokens, and choices that no longer vary."""
+"""Routers that go wrong while the loss looks well: experts that get no tokens, and choices that no longer vary.
+
+E experts
+"""
 
 import math
 from collections.abc import Iterator

@@ -3,7 +3,7 @@
 What a batch adds to each loss and statistic is summed first (`loss_sums`) and divided last (`objective`), so that the
 sums of the parts of a batch give what the whole batch gives.
 
-B batch  T position  D embed  V vocab  M = B x T tokens
+B batch  T query position  D embed  L stacked layers
 """
 
 import dataclasses

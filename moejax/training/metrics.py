@@ -1,4 +1,7 @@
-"""What a step reports: one flat dictionary of plain numbers, to metrics.jsonl and TensorBoard."""
+"""What a step reports: one flat dictionary of plain numbers, to metrics.jsonl and TensorBoard.
+
+L stacked layers  E experts
+"""
 
 import json
 import math

@@ -1,4 +1,7 @@
-"""The train step: pure, jitted once, state donated."""
+"""The train step: pure, jitted once, state donated.
+
+B batch  T query position  Z = parts of a batch in gradient accumulation
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -116,8 +119,8 @@ def _parts(spec: TrainSpec, batch: Batch, keys_B: jax.Array | None) -> Parts:
   parts = spec.experiment.training.gradient_accumulation
 
   def split(x_BT: jax.Array) -> jax.Array:
-    x_PBT = x_BT.reshape(parts, -1, *x_BT.shape[1:])
-    return spec.partitioner.constrain(x_PBT, None, "batch", "sequence")
+    x_ZBT = x_BT.reshape(parts, -1, *x_BT.shape[1:])
+    return spec.partitioner.constrain(x_ZBT, None, "batch", "sequence")
 
   return {name: split(x_BT) for name, x_BT in batch.items()}, None if keys_B is None else keys_B.reshape(parts, -1)
 

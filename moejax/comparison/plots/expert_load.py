@@ -1,4 +1,7 @@
-"""How evenly routers use their experts, over training: heat maps for each MoE member. Shapes as in `curves`."""
+"""How evenly routers use their experts, over training: heat maps for each MoE member. Shapes as in `curves`.
+
+L stacked layers  E experts  Z = points of a curve  Y = columns of a heat map
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,18 +24,18 @@ DIVERGING, SEQUENTIAL = "PuOr_r", "Oranges"
 def expert_load(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
   """A plot by name of each MoE member that logged its load; all share one colour scale."""
   loads = {m["name"]: curves.relative_load(metrics.get(m["name"], ())) for m in comparison["members"]}
-  loads = {name: (steps_P, load_PLE) for name, (steps_P, load_PLE) in loads.items() if load_PLE.size}
+  loads = {name: (steps_Z, load_ZLE) for name, (steps_Z, load_ZLE) in loads.items() if load_ZLE.size}
   if not loads:
     return {}
   # A cell in a thousand may be off the scale; a wider one would pale all others.
-  largest = max(float(np.quantile(load_PLE, 0.999)) for _, load_PLE in loads.values())
+  largest = max(float(np.quantile(load_ZLE, 0.999)) for _, load_ZLE in loads.values())
   norm = TwoSlopeNorm(vmin=0.0, vcenter=1.0, vmax=min(4.0, max(2.0, math.ceil(largest * 2) / 2)))
   with style():
     return {name: _plot(name, *load, metrics[name], norm) for name, load in loads.items()}
 
 
-def _plot(name: str, steps_P: np.ndarray, load_PLE: np.ndarray, metrics: curves.Metrics, norm: TwoSlopeNorm) -> Plot:
-  layers, experts = load_PLE.shape[1:]
+def _plot(name: str, steps_Z: np.ndarray, load_ZLE: np.ndarray, metrics: curves.Metrics, norm: TwoSlopeNorm) -> Plot:
+  layers, experts = load_ZLE.shape[1:]
   across = 1 if layers <= 4 else 2 if layers <= 10 else 3
   down = math.ceil(layers / across)
   below = 0.85 + 0.16 * max(2, layers)
@@ -42,18 +45,18 @@ def _plot(name: str, steps_P: np.ndarray, load_PLE: np.ndarray, metrics: curves.
   grid = figure.add_gridspec(down + 1, across, height_ratios=[panel] * down + [below - 0.3])
   names = curves.layer_names(metrics, layers)
   panels = [figure.add_subplot(grid[i // across, i % across]) for i in range(layers)]
-  edges, shown_CLE = curves.columns(steps_P, load_PLE)
+  edges, shown_YLE = curves.columns(steps_Z, load_ZLE)
   for i, axes in enumerate(panels):
-    mesh = _heat(axes, edges, shown_CLE[:, i].T, DIVERGING, norm)
+    mesh = _heat(axes, edges, shown_YLE[:, i].T, DIVERGING, norm)
     axes.set_title(names[i], loc="left", pad=3)
     axes.yaxis.set_major_locator(MaxNLocator(5 if across == 1 else 4, integer=True))
     axes.tick_params(labelleft=i % across == 0, labelbottom=False)
     if i % across == 0:
       axes.set_ylabel("expert")
-  _scale(figure, mesh, panels, "load (1 = balanced)", extend="max" if load_PLE.max() > norm.vmax else "neither")
-  uneven_PL = load_PLE.max(axis=-1)
-  _unevenness(figure, figure.add_subplot(grid[down, :]), steps_P, uneven_PL, names)
-  ends = curves.last_tenth(uneven_PL)
+  _scale(figure, mesh, panels, "load (1 = balanced)", extend="max" if load_ZLE.max() > norm.vmax else "neither")
+  uneven_ZL = load_ZLE.max(axis=-1)
+  _unevenness(figure, figure.add_subplot(grid[down, :]), steps_Z, uneven_ZL, names)
+  ends = curves.last_tenth(uneven_ZL)
   listed = "; ".join(f"{layer} {end:.2f}" for layer, end in zip(names, ends, strict=True))
   return render(
     figure,
@@ -74,16 +77,16 @@ def _heat(axes: Axes, edges: np.ndarray, values: np.ndarray, colours: str, norm:
   return mesh
 
 
-def _unevenness(figure: Figure, axes: Axes, steps_P: np.ndarray, uneven_PL: np.ndarray, names: Sequence[str]) -> None:
-  edges, shown_CL = curves.columns(steps_P, uneven_PL)
-  high = max(1.5, float(np.quantile(uneven_PL, 0.99)))
-  mesh = _heat(axes, edges, shown_CL.T, SEQUENTIAL, Normalize(1.0, high))
+def _unevenness(figure: Figure, axes: Axes, steps_Z: np.ndarray, uneven_ZL: np.ndarray, names: Sequence[str]) -> None:
+  edges, shown_YL = curves.columns(steps_Z, uneven_ZL)
+  high = max(1.5, float(np.quantile(uneven_ZL, 0.99)))
+  mesh = _heat(axes, edges, shown_YL.T, SEQUENTIAL, Normalize(1.0, high))
   axes.invert_yaxis()
   every = 1 + (len(names) - 1) // 12
   axes.set_yticks(range(0, len(names), every), names[::every])
   axes.set_title("largest / mean load", loc="left", pad=3)
   axes.set_xlabel("training step")
-  _scale(figure, mesh, [axes], "", extend="max" if uneven_PL.max() > high else "neither")
+  _scale(figure, mesh, [axes], "", extend="max" if uneven_ZL.max() > high else "neither")
 
 
 def _scale(figure: Figure, mesh: QuadMesh, axes: Sequence[Axes], label: str, extend: str) -> None:

@@ -1,4 +1,7 @@
-"""How routers fare over training: dropped choices and entropy by layer, and every auxiliary loss by name."""
+"""How routers fare over training: dropped choices and entropy by layer, and every auxiliary loss by name.
+
+L stacked layers  Z = points of a curve
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +20,7 @@ PANELS = (("router/entropy", "entropy (nats)"), ("router/dropped_fraction", "dro
 """Statistics by layer, one panel each."""
 
 Line = tuple[str, np.ndarray, np.ndarray]
-"""Label, steps [P] and values [P]."""
+"""Label, steps [Z] and values [Z]."""
 
 
 def routing(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
@@ -35,8 +38,8 @@ def routing(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]
 
 
 def _by_layer(rows: curves.Metrics, name: str) -> list[Line]:
-  steps_P, layers, values_PL = curves.per_layer(rows, name)
-  return [(f"layer {layer}", steps_P, values_PL[:, i]) for i, layer in enumerate(layers)]
+  steps_Z, layers, values_ZL = curves.per_layer(rows, name)
+  return [(f"layer {layer}", steps_Z, values_ZL[:, i]) for i, layer in enumerate(layers)]
 
 
 def _auxiliary_losses(rows: curves.Metrics) -> list[Line]:
@@ -53,7 +56,7 @@ def _plot(name: str, panels: Sequence[tuple[str, list[Line]]]) -> Plot:
     _draw(axes, label, lines)
   axes_of[-1].set_xlabel("training step")
   ends = "; ".join(
-    f"{label}: " + ", ".join(f"{of} {curves.last_tenth(values_P):.3g}" for of, _, values_P in lines)
+    f"{label}: " + ", ".join(f"{of} {curves.last_tenth(values_Z):.3g}" for of, _, values_Z in lines)
     for label, lines in panels
   )
   return render(
@@ -67,8 +70,8 @@ def _plot(name: str, panels: Sequence[tuple[str, list[Line]]]) -> Plot:
 
 def _draw(axes: Axes, label: str, lines: list[Line]) -> None:
   colours = matplotlib.colormaps[LAYERS](np.linspace(0.05, 0.85, len(lines)))
-  for (of, steps_P, values_P), colour in zip(lines, colours, strict=True):
-    shown = curves.thin(steps_P, curves.smooth(steps_P, values_P))
+  for (of, steps_Z, values_Z), colour in zip(lines, colours, strict=True):
+    shown = curves.thin(steps_Z, curves.smooth(steps_Z, values_Z))
     axes.plot(*shown, color=colour, linewidth=1.6, label=of)
   axes.set_title(label, loc="left", pad=3)
   axes.yaxis.set_major_locator(MaxNLocator(4))

@@ -4,8 +4,10 @@ einsum  GShard's capacity masks, sharded as Table 1 of arXiv 2405.15052; drops w
 grouped rows sorted by expert (`grouped.py`); drops nothing
 dense   every expert on every token, as DS-MoE trains (arXiv 2404.05567)
 
-O outer batch  U routing groups  M tokens in a group  D embed  E experts  A experts per token  C capacity
-R = U x C rows of an expert
+O outer batch  U routing groups  M tokens  D embed  E experts  A experts per token  C capacity
+R routed rows
+
+An expert has R = U x C rows.
 """
 
 import functools

@@ -1,7 +1,9 @@
 """Rows to the devices of their experts and back, each over the link once: a ragged all-to-all.
 
-P devices of the expert axis, each with E / P experts  Q the same devices as senders  E experts  e experts of a device
-R rows  S rows of the longest message  D embed  N = P x e slices
+R routed rows  D embed  E experts  P devices of the expert axis  Q the same devices as senders  X = P x e slices
+Y = rows of the longest message
+
+A device has e = E / P experts.
 """
 
 import functools
@@ -14,13 +16,13 @@ Axis = tuple[str, ...]
 
 
 class Slices(NamedTuple):
-  """Arguments of `jax.lax.ragged_all_to_all`: e slices for each device, int32 [N]."""
+  """Arguments of `jax.lax.ragged_all_to_all`: e slices for each device, int32 [X]."""
 
-  input_offsets_N: jax.Array
-  send_sizes_N: jax.Array
-  output_offsets_N: jax.Array
+  input_offsets_X: jax.Array
+  send_sizes_X: jax.Array
+  output_offsets_X: jax.Array
   """Where a slice begins at its receiver."""
-  recv_sizes_N: jax.Array
+  recv_sizes_X: jax.Array
 
 
 class Transfers(NamedTuple):
@@ -96,32 +98,32 @@ exchange.defvjp(_exchange_forward, _exchange_backward)
 def _padded(
   x_RD: jax.Array,
   out: jax.Array,
-  input_offsets_N: jax.Array,
-  send_sizes_N: jax.Array,
-  output_offsets_N: jax.Array,
-  recv_sizes_N: jax.Array,
+  input_offsets_X: jax.Array,
+  send_sizes_X: jax.Array,
+  output_offsets_X: jax.Array,
+  recv_sizes_X: jax.Array,
   *,
   longest: int,
   axis: Axis,
 ) -> jax.Array:
   """`jax.lax.ragged_all_to_all` for backends without it (CPU): messages padded to the longest possible."""
   P = jax.lax.axis_size(axis)
-  sent_PS = _rows_of_messages(input_offsets_N.reshape(P, -1), send_sizes_N.reshape(P, -1), longest, len(x_RD))
-  message_PSD = x_RD.at[sent_PS].get(mode="fill", fill_value=0)
-  message_QSD = jax.lax.all_to_all(message_PSD, axis, 0, 0, tiled=True)
-  offsets_N = jax.lax.all_to_all(output_offsets_N, axis, 0, 0, tiled=True)
-  received_QS = _rows_of_messages(offsets_N.reshape(P, -1), recv_sizes_N.reshape(P, -1), longest, len(out))
+  sent_PY = _rows_of_messages(input_offsets_X.reshape(P, -1), send_sizes_X.reshape(P, -1), longest, len(x_RD))
+  message_PYD = x_RD.at[sent_PY].get(mode="fill", fill_value=0)
+  message_QYD = jax.lax.all_to_all(message_PYD, axis, 0, 0, tiled=True)
+  offsets_X = jax.lax.all_to_all(output_offsets_X, axis, 0, 0, tiled=True)
+  received_QY = _rows_of_messages(offsets_X.reshape(P, -1), recv_sizes_X.reshape(P, -1), longest, len(out))
   from_R = jnp.full(len(out), P * longest, jnp.int32)
-  from_R = from_R.at[received_QS.reshape(-1)].set(jnp.arange(P * longest, dtype=jnp.int32), mode="drop")
-  return message_QSD.reshape(P * longest, -1).at[from_R].get(mode="fill", fill_value=0)
+  from_R = from_R.at[received_QY.reshape(-1)].set(jnp.arange(P * longest, dtype=jnp.int32), mode="drop")
+  return message_QYD.reshape(P * longest, -1).at[from_R].get(mode="fill", fill_value=0)
 
 
 def _rows_of_messages(offsets_Pe: jax.Array, sizes_Pe: jax.Array, longest: int, beyond: int) -> jax.Array:
-  """[P, S]: the row that stands at each place of each device's message, `beyond` for the padding at its end."""
+  """[P, Y]: the row that stands at each place of each device's message, `beyond` for the padding at its end."""
   ends_Pe = jnp.cumsum(sizes_Pe, axis=1)
-  place_S = jnp.arange(longest)
-  slice_PS = jnp.sum(place_S[None, :, None] >= ends_Pe[:, None, :], axis=-1)
-  inside = jnp.minimum(slice_PS, offsets_Pe.shape[1] - 1)
+  place_Y = jnp.arange(longest)
+  slice_PY = jnp.sum(place_Y[None, :, None] >= ends_Pe[:, None, :], axis=-1)
+  inside = jnp.minimum(slice_PY, offsets_Pe.shape[1] - 1)
   first_Pe = offsets_Pe - (ends_Pe - sizes_Pe)
-  row_PS = jnp.take_along_axis(first_Pe, inside, axis=1) + place_S[None, :]
-  return jnp.where(slice_PS < offsets_Pe.shape[1], row_PS, beyond).astype(jnp.int32)
+  row_PY = jnp.take_along_axis(first_Pe, inside, axis=1) + place_Y[None, :]
+  return jnp.where(slice_PY < offsets_Pe.shape[1], row_PY, beyond).astype(jnp.int32)

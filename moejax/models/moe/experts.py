@@ -1,7 +1,6 @@
 """The experts' own feed-forward layers, stacked.
 
-O outer batch  U routing groups  M tokens in a group  R rows  T = O x U x M tokens  D embed  F hidden of one expert
-E experts  X = E x F
+O outer batch  U routing groups  M tokens  R routed rows  D embed  F hidden  E experts  X = E x F  Y = O x U x M
 """
 
 import jax
@@ -68,17 +67,17 @@ class Experts(nnx.Module):
     weights = self.weights(x_OUMD.dtype)
     E, D, F = weights["up"].shape
     tokens = x_OUMD.shape[:3]
-    x_TD = x_OUMD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
+    x_YD = x_OUMD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
 
     def wide(w_EDF: Operand) -> jax.Array:
       w_DX = jax.tree.map(lambda w: w.swapaxes(0, 1).reshape(D, E * F), w_EDF)
-      hidden_TX = product("TD,DX->TX", x_TD, w_DX)
+      hidden_YX = product("YD,DX->YX", x_YD, w_DX)
       names = ("outer", "groups", "group_tokens", None, "expert_mlp")
-      return keep(self.partitioner.constrain(hidden_TX.reshape(*tokens, E, F), *names))
+      return keep(self.partitioner.constrain(hidden_YX.reshape(*tokens, E, F), *names))
 
     with jax.named_scope("experts"):
       hidden_OUMEF = activate(wide(weights["gate"]) if "gate" in weights else None, wide(weights["up"]))
       hidden_OUMEF = hidden_OUMEF * weights_OUME[..., None].astype(x_OUMD.dtype)
       w_XD = jax.tree.map(lambda w: w.reshape(E * F, D), weights["down"])
-      out_TD = product("TX,XD->TD", hidden_OUMEF.reshape(-1, E * F), w_XD)
-      return out_TD.reshape(x_OUMD.shape)
+      out_YD = product("YX,XD->YD", hidden_OUMEF.reshape(-1, E * F), w_XD)
+      return out_YD.reshape(x_OUMD.shape)

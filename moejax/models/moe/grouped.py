@@ -1,6 +1,7 @@
 """Dropless dispatch: rows sorted by expert, grouped matrix products, and the exchange between devices with experts.
 
-O outer batch  U routing groups  M tokens  D embed  F hidden of one expert  E experts  A experts per token  R rows
+O outer batch  U routing groups  M tokens  D embed  F hidden  E experts  A experts per token  R routed rows
+X = D or F
 Lower case is a device's own share: oum its tokens, e its experts, d and f its part of a dimension.
 """
 

@@ -1,6 +1,6 @@
 """A sparse feed-forward layer: router, dispatch, experts.
 
-B batch  T position  D embed  O outer batch  U routing groups  M tokens in a group  E experts
+B batch  T query position  D embed  O outer batch  U routing groups  M tokens  E experts
 """
 
 import math

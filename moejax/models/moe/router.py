@@ -1,6 +1,6 @@
 """The function of each router, from logits to choices.
 
-O outer batch  U routing groups  M tokens in a group  E experts
+O outer batch  U routing groups  M tokens  E experts
 """
 
 from collections.abc import Callable

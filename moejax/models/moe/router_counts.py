@@ -4,7 +4,7 @@ A layer counts only within sets of its own device's tokens (`count_probabilities
 sets (`sum_counts`) follow for all layers at once: computed in the layer, each would be a sum over all devices for which
 the next layer waits. The sums of the parts of a batch add up to those of the batch, whatever padding each part has.
 
-B batch  T query position  O outer batch  U routing groups  M tokens in a group  E experts  L stacked layers
+B batch  T query position  O outer batch  U routing groups  M tokens  E experts  L stacked layers
 """
 
 import math

@@ -1,6 +1,6 @@
 """What a router is told, and what it decides, in the one form that every dispatch reads.
 
-O outer batch  U routing groups  M tokens in a group  E experts  A experts per token
+O outer batch  U routing groups  M tokens  E experts  A experts per token  B batch
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Rows sorted by expert: where each choice's row lies, and how tokens become rows and rows become tokens again.
 
-M tokens  A experts per token  R rows  D embed  E experts
+M tokens  A experts per token  R routed rows  D embed  E experts  X = M x A
 """
 
 from typing import NamedTuple

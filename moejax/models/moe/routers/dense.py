@@ -1,6 +1,6 @@
 """Dense routing: every expert for every token.
 
-O outer batch  U routing groups  M tokens in a group  E experts
+O outer batch  U routing groups  M tokens  E experts
 """
 
 import jax

@@ -1,6 +1,6 @@
 """Expert choice: each expert's best tokens.
 
-O outer batch  U routing groups  M tokens in a group  E experts  C capacity
+O outer batch  U routing groups  M tokens  E experts  C capacity
 """
 
 import jax

@@ -1,6 +1,7 @@
 """From logits to scores, order and weights: what routers share.
 
-O outer batch  U routing groups  M tokens in a group  E experts  A experts per token  B sequences
+O outer batch  U routing groups  M tokens  E experts  A experts per token  B batch
+T query position
 """
 
 from collections.abc import Callable

@@ -1,6 +1,6 @@
 """Top-k: each token's best experts, within its best groups of experts.
 
-O outer batch  U routing groups  M tokens in a group  E experts  A experts per token  P groups of experts
+O outer batch  U routing groups  M tokens  E experts  A experts per token  Z = groups of experts
 """
 
 from collections.abc import Sequence
@@ -58,10 +58,10 @@ def _in_best_groups(order: Sequence[jax.Array], router: TopKRouter) -> jax.Array
   """Whether an expert is in one of its token's best groups; a group is worth the sum of its best two experts' scores,
   with their biases where there are any."""
   *tokens, E = order[0].shape
-  P = router.expert_groups
-  of_best_two = _best([x_OUME.reshape(*tokens, P, E // P) for x_OUME in order], min(2, E // P))[:-1]
+  Z = router.expert_groups
+  of_best_two = _best([x_OUME.reshape(*tokens, Z, E // Z) for x_OUME in order], min(2, E // Z))[:-1]
   *biased, logits = of_best_two
   worth = [jnp.sum(x, axis=-1) for x in biased] + [jax.nn.logsumexp(log_scores(logits, router), axis=-1)]
   best_groups = _best(worth, router.groups_per_token)[-1]
-  is_best_OUMP = jnp.any(best_groups[..., None, :] == jnp.arange(P).reshape(1, 1, 1, -1, 1), axis=-1)
-  return jnp.repeat(is_best_OUMP, E // P, axis=-1)
+  is_best_OUMZ = jnp.any(best_groups[..., None, :] == jnp.arange(Z).reshape(1, 1, 1, -1, 1), axis=-1)
+  return jnp.repeat(is_best_OUMZ, E // Z, axis=-1)

@@ -1,6 +1,6 @@
 """Top-p: each token's best experts until their probabilities reach a threshold.
 
-O outer batch  U routing groups  M tokens in a group  E experts  A experts per token
+O outer batch  U routing groups  M tokens  E experts  A experts per token
 """
 
 import jax
