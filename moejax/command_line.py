@@ -36,6 +36,9 @@ After an interruption (Ctrl-C, or even kill -9), repeat the command: it resumes 
 NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an earlier run"
 
 
+WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "report")
+"""Commands that read no experiment."""
+
 TRIES = 8
 """Variants that a search compiles where --tries does not say."""
 
@@ -65,14 +68,19 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
     of_verb = commands.add_parser(
       name, help=summary, description=summary, formatter_class=formatter, add_help=False, allow_abbrev=False
     )
-    of_verb.set_defaults(verb=verbs[name], parser=of_verb)
-    of_verb.add_argument(
-      "--import", type=_path, action="append", default=[], metavar="FILE.py", dest="imports",
-      help="import a file with routers, optimizers or other kinds of your own, which an experiment or a run names",
-    )  # fmt: skip
+    of_verb.set_defaults(verb=verbs[name], parser=of_verb, imports=[])
     of_verb.add_argument(
       "-h", "--help", action="store_true", help="show this help and, if NAME is given, all its fields"
     )
+    if name not in WITHOUT_EXPERIMENT:
+      of_verb.add_argument(
+        "--import",
+        type=_path,
+        action="append",
+        metavar="FILE.py",
+        dest="imports",
+        help="import a file with routers, optimizers or other kinds of your own that an experiment or a run names",
+      )
     return of_verb
 
   verb("list", "List all experiments and suites.")

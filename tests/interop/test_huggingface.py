@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
+from moejax.config import DATA_EXPERT_MODEL, FeedForward, Mesh, Model, MoE
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.interop.huggingface import from_llama, llama_config, to_llama
+from moejax.models.feed_forward import FEED_FORWARDS, mlp
 from moejax.partitioning import make_partitioner
 
 SCANNED = Model(num_layers=3, d_model=12, num_heads=4, num_kv_heads=2, head_dim=6, d_ff=20, vocab_size=30)
@@ -42,10 +43,21 @@ def test_the_rope_theta_is_where_either_version_of_transformers_looks_for_it():
   assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 500_000.0
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OtherMLP(FeedForward, kind="test_other_mlp"):
+  """A layer of the user's, whose parameters have the names of moejax's own."""
+
+
+@pytest.fixture(autouse=True)
+def other_mlp(monkeypatch):
+  monkeypatch.setitem(FEED_FORWARDS, OtherMLP, mlp)
+
+
 OTHER = {
   "num_layers": 2, "d_model": 16, "num_heads": 6, "num_kv_heads": 4, "head_dim": 4, "d_ff": 28, "vocab_size": 37,
   "tie_embeddings": False, "qk_norm": True, "rope_theta": 20.0, "norm_epsilon": 0.3, "activation": "gelu",
   "attention_experts": 2, "logit_cap": 0.5, "moe": MoE(num_experts=2, experts_per_token=2, d_ff=4),
+  "feed_forward": OtherMLP(),
   "compute_dtype": "float32", "gradient_dtype": "compute", "remat": "layer_inputs", "layers": "unrolled",
 }  # fmt: skip
 """Each field of Model changed."""
