@@ -14,8 +14,9 @@ import numpy as np
 from moejax.config.data import SEQIO, STANDARD_LIBRARY, Data
 from moejax.data.appearing import appearing
 from moejax.data.documents import Part, document_key, is_held_out, nulls_warning, reading_of
+from moejax.data.integrity import Verified, content_checksum, file_hash
 from moejax.data.seqio_streams import materialise
-from moejax.data.shards import is_packed, mean_length, open_packed, read_keys, read_manifest
+from moejax.data.shards import check_packed, is_packed, mean_length, open_packed, read_keys, read_manifest
 from moejax.data.sources import source_parts
 from moejax.data.text import Text
 from moejax.data.token_stream import StreamWriter, TokenStream, open_stream
@@ -29,7 +30,7 @@ Progress = Callable[[str, float], None]
 SPLITS = ("train", "validation")
 PARTS = "parts.json"
 """In a corpus's folder: what each file, split or packed folder held."""
-_FORMAT = 2  # goes up when what is written for the same sources changes
+_FORMAT = 3  # goes up when what is written for the same sources changes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,7 +54,7 @@ class Corpus:
     train and validation; validation_in_train (validation documents whose tokens are those of a training document);
     train_duplicates (training documents that repeat an earlier one); nulls (texts that are null, and no documents);
     duplicates_dropped; tokenizer; sha256, which is equal exactly where all streams are."""
-    return json.loads((self.folder / "summary.json").read_text())
+    return {name: value for name, value in _read_summary(self.folder).items() if name not in ("files", "checksum")}
 
 
 def build_corpus(
@@ -85,12 +86,40 @@ def build_corpus(
   if not folder.is_dir():
     with appearing(folder) as part:
       summary = _tokenise(data, streams, tokenizer, part, progress)
-      write_json(part / "summary.json", summary)
+      write_json(part / "summary.json", summary | {"checksum": content_checksum(summary)})
+  verified = Verified(cache)
+  _check_files(folder, verified)
+  for stream in streams:
+    if stream.packed:
+      check_packed(stream.packed, tokenizer.vocab_size, verified)
   *opened, validated = (_open(stream, folder, tokenizer) for stream in streams)
   corpus = Corpus(tuple(opened), weights, validated, tokenizer, folder)
   for warning in _warnings(data, corpus.summary()):
     warn(warning)
   return corpus
+
+
+def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
+  """The content of a corpus's summary.json.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = folder / "summary.json"
+  try:
+    summary = json.loads(path.read_bytes())
+    if content_checksum({name: summary[name] for name in summary if name != "checksum"}) == summary["checksum"]:
+      return summary
+  except (OSError, ValueError, TypeError, KeyError):
+    pass
+  raise UserError(f"{path} is damaged; delete {folder} and run again, which tokenizes the text again")
+
+
+def _check_files(folder: pathlib.Path, verified: Verified) -> None:
+  """Raises UserError where a stream of a corpus is not what was written."""
+  for name, expected in _read_summary(folder)["files"].items():
+    remedy = f"delete {folder} and run again, which tokenizes the text again"
+    verified.check(folder / name, expected, file_hash, remedy)
 
 
 def split_documents(data: Data) -> Iterator[tuple[str, str]]:
@@ -246,6 +275,7 @@ def _tokenise(
   if "validation" in writers:
     _reorder(folder, np.argsort(np.array(order, np.uint64), kind="stable"), tokenizer)
   write_json(folder / PARTS, counters.parts + _packed_parts(streams))
+  files = _file_hashes(folder, streams)
   counts = {name: (writer.num_documents, writer.num_tokens, num_bytes[name]) for name, writer in writers.items()}
   return {
     **_summary(streams, counts),
@@ -253,7 +283,8 @@ def _tokenise(
     "duplicates_dropped": counters.duplicates_dropped,
     "nulls": counters.nulls,
     "tokenizer": tokenizer.identity,
-    "sha256": _content_hash(folder, streams),
+    "sha256": _content_hash(files, streams),
+    "files": files,
   }
 
 
@@ -374,13 +405,16 @@ def _reorder(folder: pathlib.Path, order: np.ndarray, tokenizer: Tokenizer) -> N
     path.unlink()
 
 
-def _content_hash(folder: pathlib.Path, streams: list[_Stream]) -> str:
+def _file_hashes(folder: pathlib.Path, streams: list[_Stream]) -> dict[str, str]:
+  """By name of the file, of the streams that are tokenized here."""
+  names = [f"{stream.name}.{kind}" for stream in streams if not stream.packed for kind in ("tokens", "starts")]
+  return {name: file_hash(folder / name) for name in names}
+
+
+def _content_hash(files: dict[str, str], streams: list[_Stream]) -> str:
   whole = hashlib.sha256()
   for stream in streams:
-    if stream.packed:
-      whole.update(bytes.fromhex(read_manifest(stream.packed)["sha256"]))
-      continue
-    for kind in ("tokens", "starts"):
-      with (folder / f"{stream.name}.{kind}").open("rb") as file:
-        whole.update(hashlib.file_digest(file, "sha256").digest())
+    own = [files[f"{stream.name}.{kind}"] for kind in ("tokens", "starts")] if not stream.packed else []
+    for digest in own or [read_manifest(stream.packed)["sha256"]]:
+      whole.update(bytes.fromhex(digest))
   return whole.hexdigest()

@@ -15,14 +15,17 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import threading
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from moejax.data.integrity import Verified, content_checksum, file_hash
 from moejax.data.token_stream import TokenStream, token_dtype, tokens_key
-from moejax.errors import UserError
+from moejax.errors import UserError, reason
 from moejax.files import replacing, write_json, write_whole
 from moejax.lock import LOCK
 
@@ -32,6 +35,13 @@ SHARD_TOKENS = 2**25
 """Tokens in a shard by default: 64 MB of 16 bits."""
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
+MANIFEST_TYPES = {
+  "tokenizer": str, "dtype": str, "prefixes": bool, "documents": int, "tokens": int, "shard_tokens": int,
+  "sha256": str, "shards": list,
+}  # fmt: skip
+DTYPES = ("<u2", "<u4")
+AGAIN = "copy the folder again, or pack the text again"
+RECORDS_AT_ONCE = 2048
 
 
 def is_packed(source: str) -> bool:
@@ -54,15 +64,38 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
   """The content of manifest.json.
 
   Raises:
-    UserError: there is none, or it is of another format.
+    UserError: there is none, it is damaged, or it is of another format.
   """
   try:
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = json.loads((folder / MANIFEST).read_bytes())
   except (OSError, ValueError) as error:
     raise UserError(f"{folder} is not a packed folder ({error}); write it with `moejax data pack`") from None
-  if manifest.get("format") != FORMAT:
-    raise UserError(f"{folder} has format {manifest.get('format')} and not {FORMAT}; pack it again")
+  if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    there = manifest.get("format") if isinstance(manifest, dict) else None
+    raise UserError(f"{folder} has format {there} and not {FORMAT}; pack it again")
+  if damage := _damage(manifest):
+    raise UserError(f"{folder / MANIFEST} is damaged: {damage}; {AGAIN}")
   return manifest
+
+
+def _damage(manifest: dict[str, Any]) -> str | None:
+  """What is wrong with a manifest, None if nothing is."""
+  content = {name: value for name, value in manifest.items() if name != "checksum"}
+  if "checksum" in manifest and manifest["checksum"] != content_checksum(content):
+    return "its content does not match its checksum"
+  for name, kind in MANIFEST_TYPES.items():
+    if not isinstance(manifest.get(name), kind):
+      return f"{name} is {manifest.get(name)!r}"
+  for shard in manifest["shards"]:
+    named = isinstance(shard, dict) and re.fullmatch(r"tokens-\d+\.array_record", str(shard.get("file")))
+    if not named or not isinstance(shard.get("tokens"), int) or not isinstance(shard.get("sha256"), str):
+      return f"a shard is {shard!r}"
+  sizes = [shard["tokens"] for shard in manifest["shards"]]
+  if sum(sizes) != manifest["tokens"] or any(size != manifest["shard_tokens"] for size in sizes[:-1]):
+    return "the tokens of its shards do not add up"
+  if manifest["shard_tokens"] < 1 or manifest["shard_tokens"] % RECORD_TOKENS or manifest["documents"] < 1:
+    return f"shard_tokens is {manifest['shard_tokens']} and documents is {manifest['documents']}"
+  return None if manifest["dtype"] in DTYPES else f"dtype is {manifest['dtype']!r}"
 
 
 def open_packed(folder: pathlib.Path, tokenizer_identity: str, padding: int) -> TokenStream:
@@ -80,16 +113,75 @@ def open_packed(folder: pathlib.Path, tokenizer_identity: str, padding: int) -> 
   for shard in manifest["shards"]:
     if not (folder / shard["file"]).is_file():
       raise UserError(f"{folder / shard['file']} is missing; copy it there, or pack the text again")
-  starts = np.memmap(folder / "starts", "<i8", "r")
-  if len(starts) != manifest["documents"] + 1 or starts[-1] != manifest["tokens"]:
-    raise UserError(f"{folder / 'starts'} does not fit {folder / MANIFEST}; copy both again, or pack the text again")
-  prefixes = np.memmap(folder / "prefixes", "<i8", "r") if manifest["prefixes"] else None
+  starts = _read_index(folder, "starts", manifest["documents"] + 1)
+  if starts[-1] != manifest["tokens"]:
+    raise UserError(f"{folder / 'starts'} does not fit {folder / MANIFEST}; {AGAIN}")
+  prefixes = _read_index(folder, "prefixes", manifest["documents"]) if manifest["prefixes"] else None
   return TokenStream(ShardedTokens(folder, manifest), starts, padding, prefixes)
+
+
+def check_packed(folder: pathlib.Path, vocab_size: int, verified: Verified) -> None:
+  """Reads what of a packed folder was not read before, and compares it with the hashes in its manifest.
+
+  Raises:
+    UserError: a file does not hold what was packed, or ids that are no tokens.
+  """
+  manifest = read_manifest(folder)
+  dtype = np.dtype(manifest["dtype"])
+
+  def shard_hash(path: pathlib.Path) -> str:
+    """Of the tokens of a shard."""
+    digest = hashlib.sha256()
+    for tokens in _read_shard(path, dtype):
+      if len(tokens) and tokens.max() >= vocab_size:
+        raise UserError(f"{path} has the id {tokens.max()}, but the tokenizer has {vocab_size} tokens; pack it again")
+      digest.update(tokens.tobytes())
+    return digest.hexdigest()
+
+  for shard in manifest["shards"]:
+    verified.check(folder / shard["file"], shard["sha256"], shard_hash, AGAIN)
+  for name in ("starts", "prefixes") if manifest["prefixes"] else ("starts",):
+    verified.check(folder / name, manifest["sha256"], lambda _: _content_hash(folder, manifest["shards"]), AGAIN)
+
+
+def _read_shard(path: pathlib.Path, dtype: np.dtype) -> Iterator[np.ndarray]:
+  """The records of a shard, in runs of a few megabytes."""
+  try:
+    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
+    for start in range(0, reader.num_records(), RECORDS_AT_ONCE):
+      records = reader.read(range(start, min(start + RECORDS_AT_ONCE, reader.num_records())))
+      yield np.frombuffer(b"".join(records), dtype)
+    reader.close()
+  except (RuntimeError, ValueError, IndexError) as error:
+    raise UserError(f"{path} is damaged ({reason(error)[:100]}); {AGAIN}") from error
+
+
+def _read_index(folder: pathlib.Path, name: str, length: int) -> np.ndarray:
+  """int64 [length]: one of the files beside the shards."""
+  path = folder / name
+  try:
+    size = path.stat().st_size
+    if size != 8 * length:
+      raise UserError(f"{path} does not fit {folder / MANIFEST}: it has {size} bytes and not {8 * length}; {AGAIN}")
+    return np.memmap(path, "<u8" if name == "keys" else "<i8", "r")
+  except OSError as error:
+    raise UserError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
+
+
+def _content_hash(folder: pathlib.Path, shards: list[dict[str, Any]]) -> str:
+  """Equal for two folders that hold the same documents as the same tokens, in shards of the same size."""
+  whole = hashlib.sha256()
+  for name in ("starts", "prefixes"):
+    if (folder / name).exists():
+      whole.update(bytes.fromhex(file_hash(folder / name)))
+  for shard in shards:
+    whole.update(bytes.fromhex(shard["sha256"]))
+  return whole.hexdigest()
 
 
 def read_keys(folder: pathlib.Path) -> np.ndarray:
   """uint64 [d]: tokens_key of each document of a packed folder."""
-  return np.memmap(folder / "keys", "<u8", "r")
+  return _read_index(folder, "keys", read_manifest(folder)["documents"])
 
 
 def mean_length(folder: pathlib.Path) -> float:
@@ -225,16 +317,17 @@ class ShardWriter:
     has_prefixes = (self._folder / "prefixes").stat().st_size > 0
     if not has_prefixes:
       (self._folder / "prefixes").unlink()
-    self.manifest = {
+    manifest = {
       "dtype": self._dtype.str,
       "prefixes": has_prefixes,
       "documents": self._num_documents,
       "tokens": self._num_tokens,
       **self._request,
       **facts,
-      "sha256": self._content_hash(),
+      "sha256": _content_hash(self._folder, self._state["shards"]),
       "shards": self._state["shards"],
     }
+    self.manifest = manifest | {"checksum": content_checksum(manifest)}
     write_json(self._folder / MANIFEST, self.manifest)
     for path in (self._folder / PROGRESS, *self._folder.glob("carry-*")):
       path.unlink(missing_ok=True)
@@ -269,17 +362,6 @@ class ShardWriter:
 
   def _carry(self) -> pathlib.Path:
     return self._folder / f"carry-{len(self._state['shards']):05}"
-
-  def _content_hash(self) -> str:
-    """Equal for two folders that hold the same documents as the same tokens, in shards of the same size."""
-    whole = hashlib.sha256()
-    for name in ("starts", "prefixes"):
-      if (self._folder / name).exists():
-        with (self._folder / name).open("rb") as file:
-          whole.update(hashlib.file_digest(file, "sha256").digest())
-    for shard in self._state["shards"]:
-      whole.update(bytes.fromhex(shard["sha256"]))
-    return whole.hexdigest()
 
   def _write_shard(self, tokens: np.ndarray) -> None:
     name = f"tokens-{len(self._state['shards']):05}.array_record"

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 from typing import Any
 
 from moejax.data.corpus import PARTS, Corpus
@@ -19,7 +20,7 @@ def claim_text(directory: pathlib.Path, corpus: Corpus) -> None:
   """
   path = directory / TEXT
   here = {"sha256": corpus.summary()["sha256"], "corpus": corpus.folder.name}
-  there = json.loads(path.read_text()) if path.exists() else None
+  there = _read(path)
   if there is None:
     write_json(path, here)
   elif there["sha256"] != here["sha256"]:
@@ -29,11 +30,32 @@ def claim_text(directory: pathlib.Path, corpus: Corpus) -> None:
     )
 
 
+def _read(path: pathlib.Path) -> dict[str, str] | None:
+  """What a directory was begun with, None if it has none.
+
+  Raises:
+    UserError: the file is damaged, so that nobody knows with what.
+  """
+  try:
+    there = json.loads(path.read_bytes())
+    if isinstance(there["sha256"], str) and re.fullmatch(r"[0-9a-f]+", there["corpus"]):
+      return there
+  except FileNotFoundError:
+    return None
+  except (OSError, ValueError, TypeError, KeyError):
+    pass
+  raise UserError(
+    f"{path} is damaged, which says what text {path.parent} was begun with; put a copy in its place, or, if you are "
+    "sure that the text has not changed, delete it and run again"
+  )
+
+
 def _changes(there: pathlib.Path, here: pathlib.Path) -> str:
   """What differs between two corpora, the first thing by name."""
-  if not (there / PARTS).exists():
-    return f"{there} is gone, which would say what has changed"
-  before, now = _by_place(there), _by_place(here)
+  try:
+    before, now = _by_place(there), _by_place(here)
+  except (OSError, ValueError, TypeError, KeyError):
+    return f"{there} is gone or damaged, which would say what has changed"
   changed = [f"{place} is new" for place in now if place not in before]
   changed += [f"{place} is gone" for place in before if place not in now]
   changed += [f"{place} has changed" for place in now if place in before and now[place] != before[place]]
@@ -42,4 +64,4 @@ def _changes(there: pathlib.Path, here: pathlib.Path) -> str:
 
 
 def _by_place(folder: pathlib.Path) -> dict[str, Any]:
-  return {part["place"]: (part["stream"], part["sha256"]) for part in json.loads((folder / PARTS).read_text())}
+  return {part["place"]: (part["stream"], part["sha256"]) for part in json.loads((folder / PARTS).read_bytes())}

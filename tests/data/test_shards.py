@@ -130,7 +130,7 @@ def test_bad_sizes_and_empty_sources_are_refused(tmp_path):
   [
     ("tokenizer", r"was packed with the tokenizer 'bytes' and data\.tokenizer is 'other'; name the same tokenizer, or"),
     ("shard", r"tokens-00001\.array_record is missing; copy it there, or pack the text again"),
-    ("starts", r"starts does not fit .*manifest\.json; copy both again"),
+    ("starts", r"starts does not fit .*manifest\.json: it has 48 bytes and not 56; copy the folder again"),
     ("format", r"has format 99 and not 2; pack it again"),
     ("manifest", r"is not a packed folder"),
   ],
