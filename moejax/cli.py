@@ -13,7 +13,7 @@ from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display
 from moejax.errors import Failure, UserError, users_mistake
-from moejax.files import write_json, write_whole
+from moejax.files import finite, write_json, write_whole
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.terminal import output
 from moejax.training.run_directory import (
@@ -67,7 +67,8 @@ def _show(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   found = override(lookup.find(_required(known, "name", "NAME")), overrides)
   if known.json:
-    print(json.dumps(describe.facts(found) if isinstance(found, Experiment) else describe.suite_facts(found), indent=2))
+    facts = describe.facts(found) if isinstance(found, Experiment) else describe.suite_facts(found)
+    print(json.dumps(finite(facts), indent=2, allow_nan=False))
   else:
     page = describe.experiment_page(found) if isinstance(found, Experiment) else describe.suite_page(found)
     output().print(page, soft_wrap=True)

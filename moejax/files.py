@@ -25,6 +25,19 @@ def write_json(path: pathlib.Path, content: Any) -> None:
   write_whole(path, json.dumps(finite(content), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: pathlib.Path) -> Any:
+  """The content of a JSON file.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it is not JSON.
+  """
+  try:
+    return json.loads(path.read_bytes())
+  except RecursionError as error:
+    raise ValueError("it nests too deeply") from error
+
+
 def finite(content: Any) -> Any:
   """The same content with None in place of NaN and infinity, which JSON cannot express."""
   if isinstance(content, dict):

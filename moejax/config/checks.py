@@ -1,6 +1,7 @@
 """The checks that every configuration class uses. Each raises UserError with the value, the limit and the remedy."""
 
 import math
+import re
 from collections.abc import Iterable
 
 from moejax.config.kinds import path_of
@@ -45,6 +46,17 @@ def one_of(owner: object, name: str, allowed: Iterable[str]) -> None:
   value, allowed = getattr(owner, name), tuple(allowed)
   if value not in allowed:
     raise UserError(f"{_path(owner, name)}={value!r} is not one of {', '.join(allowed)}")
+
+
+def file_name(owner: object, name: str) -> None:
+  """Raises where the field cannot be the name of a directory, or is the path of another one."""
+  value = getattr(owner, name)
+  size = len(value.encode(errors="replace"))
+  if not 0 < size <= 200 or value in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", value):
+    raise UserError(
+      f"{_path(owner, name)}={value!r} cannot be the name of a directory; use 1 to 200 bytes, without slashes, "
+      "backslashes and control characters"
+    )
 
 
 def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> None:

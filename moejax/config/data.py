@@ -19,6 +19,11 @@ TOKENIZER_SUFFIXES = (".model", ".json", ".tiktoken")
 """Suffixes of SentencePiece, Hugging Face and tiktoken files."""
 
 
+def seqio_module(name: str) -> str:
+  """MODULE of `seqio:MODULE/TASK@SPLIT`, empty if none is named."""
+  return name.removeprefix(SEQIO).partition("@")[0].rpartition("/")[0]
+
+
 def unknown_tokenizer(name: str) -> str:
   """The error message for a name that is not a tokenizer. Names on the Hugging Face Hub are not looked up."""
   suffixes = ", ".join(TOKENIZER_SUFFIXES)

@@ -72,6 +72,7 @@ class Experiment:
   """Fields of an MoE experiment that `moejax match` varies, in this order, to match the step time of a dense model."""
 
   def __post_init__(self) -> None:
+    checks.file_name(self, "name")
     for field in self.matchable:
       if field not in MATCHABLE_FIELDS:
         raise UserError(

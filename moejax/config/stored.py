@@ -5,6 +5,7 @@ import json
 import pathlib
 from typing import Any
 
+from moejax.config.data import SEQIO, seqio_module
 from moejax.config.dispatch import Dispatch
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.kinds import kinds
@@ -14,6 +15,10 @@ from moejax.errors import UserError
 
 EARLIER = "earlier_schedules"
 """Key of experiment.json: the lengths that a run was begun with, where it was later trained for another one."""
+
+NAMED_BY_FILES: dict[str, str] = {}
+"""Modules of seqio tasks that configuration files name, and the file. Somebody else may have written it, so that only
+the user imports them."""
 
 
 def read_configuration(path: pathlib.Path) -> Experiment | Suite:
@@ -45,13 +50,16 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     plain = json.loads(path.read_text())
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}; give the experiment.json of a run") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is not JSON ({error}); give the experiment.json of a run") from error
   if not isinstance(plain, dict):
     raise UserError(
       f"{path} is not an experiment: it contains a {type(plain).__name__}; give the experiment.json of a run"
     )
-  return current(plain)
+  try:
+    return current(plain)
+  except (AttributeError, KeyError, TypeError) as error:
+    raise UserError(f"{path} is not an experiment; give the experiment.json of a run") from error
 
 
 def current(plain: Any) -> Any:
@@ -92,11 +100,22 @@ def _experiment(plain: dict[str, Any], path: pathlib.Path) -> Experiment:
     experiment = from_plain(Experiment, plain)
   except ValueError as error:
     raise UserError(f"{path} is not an experiment: {error}") from error
+  _note_modules(experiment, path)
   return dataclasses.replace(experiment, mesh=dataclasses.replace(experiment.mesh, data=None))
 
 
 def _suite(plain: dict[str, Any], path: pathlib.Path) -> Suite:
   try:
-    return from_plain(Suite, plain)
+    suite = from_plain(Suite, plain)
   except ValueError as error:
     raise UserError(f"{path} is not a suite: {error}") from error
+  for member in suite.members:
+    _note_modules(member, path)
+  return suite
+
+
+def _note_modules(experiment: Experiment, path: pathlib.Path) -> None:
+  data = experiment.data
+  for name in (*data.train, *data.validation, data.tokenizer):
+    if name.startswith(SEQIO) and "/" in name:
+      NAMED_BY_FILES[seqio_module(name)] = str(path)

@@ -103,4 +103,4 @@ def cached_plan(folder: pathlib.Path, document_starts: np.ndarray, sequence_leng
     with appearing(folder) as part:
       for name in fields:
         np.save(part / f"{name}.npy", getattr(plan, name))
-  return PackingPlan(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in fields))
+  return PackingPlan(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in fields))

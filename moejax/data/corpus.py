@@ -254,7 +254,7 @@ def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
 
 def _tokenise(
   data: Data, streams: list[_Stream], tokenizer: Tokenizer, folder: pathlib.Path, progress: Progress
-) -> dict[str, int | str | None]:
+) -> dict[str, Any]:
   """Writes the streams of text and parts.json into `folder` and returns the summary of all."""
   begin = np.array([tokenizer.begin])
   texts = [stream for stream in streams if not stream.packed]
@@ -414,7 +414,8 @@ def _file_hashes(folder: pathlib.Path, streams: list[_Stream]) -> dict[str, str]
 def _content_hash(files: dict[str, str], streams: list[_Stream]) -> str:
   whole = hashlib.sha256()
   for stream in streams:
-    own = [files[f"{stream.name}.{kind}"] for kind in ("tokens", "starts")] if not stream.packed else []
-    for digest in own or [read_manifest(stream.packed)["sha256"]]:
+    of_text = [f"{stream.name}.{kind}" for kind in ("tokens", "starts")]
+    digests = [read_manifest(stream.packed)["sha256"]] if stream.packed else [files[name] for name in of_text]
+    for digest in digests:
       whole.update(bytes.fromhex(digest))
   return whole.hexdigest()

@@ -4,7 +4,8 @@ import importlib
 import sys
 from typing import Any
 
-from moejax.config.data import SEQIO
+from moejax.config.data import SEQIO, seqio_module
+from moejax.config.stored import NAMED_BY_FILES
 from moejax.errors import UserError
 from moejax.optional import library
 
@@ -14,16 +15,23 @@ def find(name: str) -> tuple[Any, str]:
 
   The module, whose import registers the task, is found as `python -m` finds one, the current folder first; without
   MODULE/ the task must be registered already, as by the user's own file of experiments. @SPLIT is train by default.
+  A module that only an experiment.json or a suite.json names is not imported: its task must be registered already.
 
   Raises:
     UserError: seqio is not installed, there is no such module or task, or the task has no such split.
   """
   seqio = library("seqio")
   task, _, split = name.removeprefix(SEQIO).partition("@")
-  module, _, task = task.rpartition("/")
-  if module:
+  module, task = seqio_module(name), task.rpartition("/")[2]
+  if module and (named_by := NAMED_BY_FILES.get(module)) and module not in sys.modules:
+    if task not in _registered(seqio):
+      raise UserError(
+        f"{name!r} is named by {named_by}, and importing {module} would execute its code; if you trust it, add "
+        f"--import {module.replace('.', '/')}.py to the command, or import it before the call"
+      )
+  elif module:
     _import(module, name)
-  registered = sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
+  registered = _registered(seqio)
   if task not in registered:
     raise UserError(
       f"{name!r}: no seqio task or mixture {task!r} is registered (there are: {', '.join(registered[:8]) or 'none'}); "
@@ -38,6 +46,10 @@ def find(name: str) -> tuple[Any, str]:
     features = ", ".join(found.output_features)
     raise UserError(f"{name!r} has the features {features} and no targets; name a task that has targets")
   return found, split
+
+
+def _registered(seqio: Any) -> list[str]:
+  return sorted([*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()])
 
 
 def _import(module: str, name: str) -> None:

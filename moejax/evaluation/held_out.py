@@ -5,6 +5,8 @@ B batch  T query position  D embed
 
 import dataclasses
 import pathlib
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +14,7 @@ import jax
 import numpy as np
 
 from moejax.data.ratio_estimate import ratio, ratio_stderr
+from moejax.errors import UserError, reason
 from moejax.files import replacing
 from moejax.models.abstract import Parameters
 from moejax.partitioning import to_devices
@@ -72,9 +75,20 @@ class HeldOut:
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "HeldOut":
-    """Reads what `save` wrote."""
-    with np.load(path) as arrays:
-      return cls(**{name: arrays[name] for name in _FIELDS})
+    """Reads what `save` wrote.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    try:
+      with np.load(path, allow_pickle=False) as arrays:
+        found = {name: arrays[name] for name in _FIELDS}
+    except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+      raise UserError(f"{path} is damaged ({reason(error)[:100]}); run again to write it anew") from error
+    numbers = all(array.ndim == 1 and array.dtype.kind in "fiu" for array in found.values())
+    if not numbers or len({len(array) for array in found.values()}) != 1:
+      raise UserError(f"{path} is damaged: its arrays are not those of documents; run again to write it anew")
+    return cls(**found)
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))

@@ -10,6 +10,7 @@ from moejax.inference.dropless import inference_model
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import make_partitioner
 from moejax.training.checkpoint import restore_parameters
+from moejax.training.memory import Memory, argument_bytes, check_fits
 from moejax.training.run_directory import check_only_operational, read_experiment
 
 
@@ -44,5 +45,7 @@ def load_run(
   check_only_operational(there, experiment)
   partitioner = make_partitioner(experiment.mesh, experiment.rules)
   model = inference_model(experiment.model, partitioner)
+  needed = Memory(argument_bytes(model.parameters), 0)
+  check_fits(f"the model of {directory}", needed, partitioner, "use more devices (mesh)")
   parameters, step = restore_parameters(directory / "checkpoints", model.parameters, warn)
   return Loaded(experiment, model, parameters, step)

@@ -11,7 +11,7 @@ from moejax.config.plain import to_plain
 from moejax.config.resume import changeable
 from moejax.config.stored import EARLIER, current, read_experiment_file
 from moejax.errors import UserError
-from moejax.files import write_json
+from moejax.files import read_json, write_json
 
 RUN, COMPARISON = "experiment.json", "suite.json"
 """The configuration that a directory belongs to: one run's or one comparison's."""
@@ -139,10 +139,7 @@ def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[s
   path = directory / file
   if not path.exists():
     return {}
-  try:
-    there = current(json.loads(path.read_text()))
-  except ValueError as error:
-    raise UserError(f"{path} is not JSON ({error}); choose another --workdir") from error
+  there = _read(path)
   ignored = (*MAY_CHANGE[file], *(LENGTH if file == RUN else ()))
   differences = _differences(there, json.loads(json.dumps(content)), ignored)
   if differences:
@@ -152,6 +149,21 @@ def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[s
       "or change the configuration back to resume what is there"
     )
   return there
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """The content of a configuration; raises UserError where it is damaged."""
+  try:
+    there = current(read_json(path))
+    lengths = [there.get("steps", 1), *(x for length in there.get(EARLIER, []) for x in length.values())]
+    if all(type(length) is int for length in lengths) and (path.name != RUN or "steps" in there):
+      return there
+    why = "is damaged: the length of the run is no number"
+  except (OSError, ValueError) as error:
+    why = f"is not JSON ({error})"
+  except (AttributeError, KeyError, TypeError):
+    why = "is damaged: it is not a configuration"
+  raise UserError(f"{path} {why}; choose another --workdir, or put a copy of the file in its place")
 
 
 def prepare_file(path: pathlib.Path, option: str) -> None:
