@@ -1,8 +1,8 @@
 """One process at a time in a directory: a lock file that says who holds it, and that a killed process leaves behind.
 
 The operating system's lock on the file (flock) decides wherever it reaches: it is gone with its process. On a shared
-file system it may not reach other hosts, so the holder also touches the file now and then, and a lock of another host
-is taken over only when it has not been touched for long.
+file system it may not reach other hosts. There the file itself is the lock: only one host can create it, its holder
+touches it now and then, and a lock of another host is taken over only when it has not been touched for long.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import pathlib
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 
 from moejax.errors import UserError
@@ -24,6 +25,10 @@ LOCK = "lock"
 TOUCH_S = 30.0
 STALE_S = 300.0
 """Seconds without a touch after which another host's lock is stale."""
+WRITTEN_S = 5.0
+"""Seconds in which whoever creates a lock file has also written it."""
+POLL_S = 0.2
+"""Seconds between two looks at a lock that another process holds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +42,45 @@ class Holder:
   what: str
   """What it does there, such as `train dense`."""
 
+  @property
+  def identity(self) -> tuple[str, int, float]:
+    """What distinguishes it from every other."""
+    return self.host, self.pid, self.started
+
   def __str__(self) -> str:
     return f"`{self.what}` (host {self.host}, pid {self.pid}, started {_age(time.time() - self.started)} ago)"
 
 
+class InUse(UserError):
+  """Another process holds the directory."""
+
+  def __init__(self, path: pathlib.Path, holder: Holder | None):
+    self.holder = holder or "another process"
+    remote = holder is not None and holder.host != socket.gethostname()
+    super().__init__(
+      f"{path.parent} is in use by {self.holder}; wait for it, stop it, or choose another directory"
+      + (f" (if it is no longer running, delete {path})" if remote else "")
+    )
+
+
 @contextlib.contextmanager
-def locked(directory: pathlib.Path, what: str, note: Callable[[str], None]) -> Iterator[None]:
+def locked(directory: pathlib.Path, what: str, note: Callable[[str], None], wait: bool = False) -> Iterator[None]:
   """Holds a directory, which is made where it is missing, until the end of the block.
 
   Args:
     directory: what is held; the lock file in it goes at the end.
     what: the work, for whoever is refused.
-    note: called with a line where a stale lock is taken over.
+    note: called with a line where a stale lock is taken over, or where another process is waited for.
+    wait: until another process has released it.
 
   Raises:
-    UserError: another process holds it, or it cannot be written.
+    InUse: another process holds it, and `wait` is not set.
+    UserError: it cannot be written.
   """
   path = directory / LOCK
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    descriptor = _take(path, note)
+    descriptor = _wait(path, note) if wait else _take(path, note)
   except OSError as error:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
     raise UserError(f"cannot write to {directory}: {reason}; choose another directory") from error
@@ -84,33 +108,75 @@ def holder(path: pathlib.Path) -> Holder | None:
     return None
 
 
+def _wait(path: pathlib.Path, note: Callable[[str], None]) -> int:
+  """As `_take`, once no other process holds it."""
+  told = ""
+  while True:
+    try:
+      return _take(path, note)
+    except InUse as other:
+      who = other.holder.identity if isinstance(other.holder, Holder) else other.holder
+      if who != told:
+        note(f"waiting for {other.holder}")
+      told = who
+      time.sleep(POLL_S)
+
+
 def _take(path: pathlib.Path, note: Callable[[str], None]) -> int:
   """The descriptor of the lock file, which this process now holds."""
+  left_by: Holder | None = None
   while True:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    descriptor, created = _open(path)
     try:
-      reaches = _flock(descriptor)
+      reaches = _flock(descriptor, created)
+      there, status = holder(path), os.fstat(descriptor)
       if not _is_file(path, descriptor):  # its holder released it in between
-        os.close(descriptor)
-        continue
-      there = holder(path)
-      if there is not None:
-        if not _is_stale(there, path, reaches):
-          raise _refusal(path, there)
-        note(f"took over the lock of {there}, which is no longer running")
-      return descriptor
+        pass
+      elif created or (reaches and there is not None and there.host == socket.gethostname()):
+        if left_by := left_by or there:
+          note(f"took over the lock of {left_by}, which is no longer running")
+        return descriptor
+      elif not status.st_size and 0 <= time.time() - status.st_mtime < WRITTEN_S:
+        time.sleep(POLL_S / 10)  # whoever has created it has not written it yet
+      elif there is not None and not _is_stale(there, time.time() - status.st_mtime):
+        raise InUse(path, there)
+      else:
+        _remove(path, descriptor)
+        left_by = there
     except BlockingIOError:
       os.close(descriptor)
-      raise _refusal(path, holder(path)) from None
+      raise InUse(path, holder(path)) from None
     except BaseException:
       os.close(descriptor)
       raise
+    os.close(descriptor)
 
 
-def _flock(descriptor: int) -> bool:
+def _open(path: pathlib.Path) -> tuple[int, bool]:
+  """A descriptor of the file, and whether this process has created it, which of all hosts only one can."""
+  flags = os.O_RDWR | os.O_CLOEXEC
+  while True:
+    with contextlib.suppress(FileExistsError):
+      return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
+    with contextlib.suppress(FileNotFoundError):  # it went away in between
+      return os.open(path, flags), False
+
+
+def _remove(path: pathlib.Path, descriptor: int) -> None:
+  """Removes a stale lock file, unless another host has just done so and made its own, which is put back."""
+  aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
+  with contextlib.suppress(FileNotFoundError):
+    path.rename(aside)
+    if not _is_file(aside, descriptor):
+      with contextlib.suppress(FileExistsError):
+        os.link(aside, path)
+    aside.unlink()
+
+
+def _flock(descriptor: int, wait: bool) -> bool:
   """Locks a file; False where its file system has no such locks. Raises BlockingIOError if a process has it."""
   try:
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     return True
   except BlockingIOError:
     raise
@@ -118,10 +184,9 @@ def _flock(descriptor: int) -> bool:
     return False
 
 
-def _is_stale(there: Holder, path: pathlib.Path, flock_reaches: bool) -> bool:
-  if there.host == socket.gethostname():
-    return flock_reaches or not _runs(there)
-  return time.time() - path.stat().st_mtime > STALE_S
+def _is_stale(there: Holder, age_s: float) -> bool:
+  """Whether a lock that is free as far as flock reaches was left behind."""
+  return not _runs(there) if there.host == socket.gethostname() else age_s > STALE_S
 
 
 def _runs(there: Holder) -> bool:
@@ -143,14 +208,6 @@ def _is_file(path: pathlib.Path, descriptor: int) -> bool:
     return os.path.samestat(os.fstat(descriptor), path.stat())
   except FileNotFoundError:
     return False
-
-
-def _refusal(path: pathlib.Path, there: Holder | None) -> UserError:
-  who = there or "another process"
-  return UserError(
-    f"{path.parent} is in use by {who}; wait for it, stop it, or choose another directory"
-    + (f" (if it is no longer running, delete {path})" if there and there.host != socket.gethostname() else "")
-  )
 
 
 def _touch(path: pathlib.Path, done: threading.Event) -> None:

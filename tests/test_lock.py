@@ -6,12 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from moejax.errors import UserError
-from moejax.lock import LOCK, STALE_S, holder, locked
+from moejax.lock import LOCK, POLL_S, STALE_S, WRITTEN_S, InUse, holder, locked
 
 HOLD = """
 import pathlib, sys, time
@@ -54,7 +55,7 @@ def test_a_directory_is_held_until_the_end_and_the_file_says_by_whom(tmp_path):
 
 
 def test_another_process_is_refused_with_one_line_that_names_the_holder(tmp_path, other):
-  with pytest.raises(UserError) as caught, locked(tmp_path, "evaluate dense", refuse_notes):
+  with pytest.raises(InUse) as caught, locked(tmp_path, "evaluate dense", refuse_notes):
     pytest.fail("two hold it")
   line = str(caught.value)
   assert line.startswith(
@@ -104,6 +105,44 @@ def test_a_lock_of_another_host_is_stale_only_when_it_was_not_touched_for_long(t
 def test_an_empty_or_damaged_lock_of_nobody_is_no_obstacle(tmp_path):
   for content in ("", "{", "[]", "{}", json.dumps({"host": "a", "pid": "b", "started": None, "what": 3}), "3", "null"):
     (tmp_path / LOCK).write_text(content)
+    os.utime(tmp_path / LOCK, (time.time() - WRITTEN_S,) * 2)  # whoever created it was killed before it wrote it
     with locked(tmp_path, "train", refuse_notes):
       assert json.loads((tmp_path / LOCK).read_text())["pid"] == os.getpid(), content
     assert not (tmp_path / LOCK).exists()
+
+
+def test_who_waits_says_for_whom_once_and_holds_it_when_it_is_released(tmp_path, other):
+  notes: list[str] = []
+  threading.Timer(2 * POLL_S, other.kill).start()
+  with locked(tmp_path, "compare", notes.append, wait=True):
+    assert holder(tmp_path / LOCK) and other.wait() == -signal.SIGKILL
+  waiting, taken = notes
+  assert waiting.startswith("waiting for `train dense`") and f"pid {other.pid}" in waiting
+  assert taken.startswith("took over the lock of `train dense`")
+
+
+CONTEND = """
+import pathlib, sys, time
+from moejax import lock
+lock.STALE_S = 1.0
+if sys.argv[2] == "no flock":
+  def no_locks(descriptor, operation): raise OSError(95, "Operation not supported")
+  lock.fcntl.flock = no_locks
+lock.socket.gethostname = lambda: sys.argv[3]
+lock.TOUCH_S = 0.1
+directory = pathlib.Path(sys.argv[1])
+for turn in range(20):
+  with lock.locked(directory, "work", lambda text: None, wait=True):
+    mine = directory / "inside"
+    mine.touch(exist_ok=False)  # raises where two hold it
+    mine.unlink()
+"""
+
+
+@pytest.mark.parametrize("flock", ["flock", "no flock"])
+def test_of_many_processes_on_several_hosts_one_holds_it_at_a_time(tmp_path, flock):
+  left_by(tmp_path / LOCK, "gone", 1, 60)
+  hosts = ["one", "two", "three", "one", "two"]
+  processes = [subprocess.Popen([sys.executable, "-c", CONTEND, str(tmp_path), flock, host]) for host in hosts]
+  assert [process.wait(60) for process in processes] == [0] * len(hosts)
+  assert list(tmp_path.iterdir()) == []
