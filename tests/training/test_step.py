@@ -99,7 +99,7 @@ def test_every_dispatch_trains_on_every_mesh_as_on_one_device(way, mesh):
 
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_a_receive_buffer_drops_what_is_beyond_its_factor_of_a_balanced_load(factor):
-  _, losses, metrics = dispatched(Mesh(data=1, expert=8), dispatch="grouped", receive_factor=factor)
+  _, losses, metrics = dispatched(Mesh(data=1, expert=8), dispatch=GroupedDispatch(receive_factor=factor))
   # A device has one expert and room for the factor times the two choices of each of its 64 tokens; 500 tokens are real.
   arriving_E = np.round(np.asarray(metrics["router/load"][0]) * 2 * 500)
   dropped = np.maximum(arriving_E - factor * 2 * 64, 0).sum() / (2 * 500)
