@@ -29,7 +29,7 @@ SCOPES = (
   "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
   "shared_experts", "attention_router", "logits", "loss", "optimizer",
 )  # fmt: skip
-"""Names of scopes in the model, `jax.named_scope`."""
+"""Names of all scopes of the model and the train step (`jax.named_scope`)."""
 
 BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed")
 
