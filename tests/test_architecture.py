@@ -1,6 +1,7 @@
 """The floors of the house, and how large a thing may become. Reads the source, imports none of it."""
 
 import ast
+import collections
 import functools
 import graphlib
 import pathlib
@@ -250,6 +251,46 @@ def test_no_file_imports_itself_through_others():
   except graphlib.CycleError as error:
     cycle = error.args[1]
   assert not cycle, f"import cycle: {' <- '.join(cycle)}"
+
+
+def test_nothing_is_there_for_tests_alone():
+  """Functions, classes and constants that a docs page names are for users' own code, as all of interop is."""
+  words = [word for path in OURS for word in re.findall(r"\w+", path.read_text())]
+  words += [word for path in (ROOT / "docs").rglob("*.md") for word in re.findall(r"\w+", path.read_text())]
+  used = collections.Counter(words)
+
+  def unused(path: pathlib.Path) -> set[str]:
+    defined = set()
+    for node in tree(path).body:
+      if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+        defined.add(node.name)
+      elif isinstance(node, ast.Assign | ast.AnnAssign):
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        defined |= {target.id for target in targets if isinstance(target, ast.Name)}
+    return {name for name in defined if used[name] < 2 and not name.startswith("__")}
+
+  found = offenders(
+    [path for path in below("moejax") if path not in below("moejax.interop", "moejax.experiments")], unused
+  )
+  assert not found, "delete it, or move it into the tests"
+
+
+def test_the_page_on_the_architecture_names_what_is_there_from_the_top_down():
+  page = (ROOT / "docs" / "architecture.md").read_text()
+  rows = re.findall(r"^\| (`.+?`) \|", page, re.MULTILINE)
+  paths = [path.strip("`") for row in rows for path in row.split(", ")]
+  assert all((ROOT / path).exists() or (ROOT / "moejax" / path).exists() for path in paths)
+  packages = {name.split(".")[1] for name, path in BY_MODULE.items() if name != "moejax" and path.stem == "__init__"}
+  assert not {name for name in packages if not any(path.strip("/").endswith(name) for path in paths)}
+  floors = [
+    floor(path.strip("/").replace("/", ".").removesuffix(".py")) for path in paths if path.startswith("moejax/")
+  ]
+  assert floors == sorted(floors, key=lambda number: -(number or 0))
+  files = re.findall(r"`(\w+(?:/\w+)*\.py)`", page)
+  assert all((ROOT / name).exists() or (ROOT / "moejax" / name).exists() for name in files)
+  dotted = re.findall(r"`(moejax(?:\.\w+)+)`", page)
+  stems = {name for name in dotted if name not in BY_MODULE and name.rpartition(".")[0] not in BY_MODULE}
+  assert not stems, "neither a module nor a name in one"
 
 
 def test_no_file_is_longer_than_500_lines():

@@ -47,18 +47,25 @@ def train_batches(
   Raises:
     UserError: the processes do not divide the batch.
   """
-  batches = _batches_by_step(mixture, data, batch_size, process_index, process_count)
+  batches = batches_by_step(mixture, data, batch_size, process_index, process_count)
   options = grain.ReadOptions(num_threads=min(_THREADS, data.prefetch), prefetch_buffer_size=data.prefetch)
   iterator = iter(batches.to_iter_dataset(options))
   grain.experimental.set_next_index(iterator, start_step)
   return iterator
 
 
-def batch_at(
-  step: int, mixture: Mixture, data: Data, batch_size: int, process_index: int = 0, process_count: int = 1
-) -> Example:
-  """The batch [B / P, T] that train_batches yields at `step`."""
-  return _batches_by_step(mixture, data, batch_size, process_index, process_count)[step]
+def batches_by_step(
+  mixture: Mixture, data: Data, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> grain.MapDataset[Example]:
+  """The batch [B / P, T] of every step, which `train_batches` yields in order. Indexing it reads that batch alone."""
+  rows = _rows(batch_size, process_index, process_count)
+  place = row_places(mixture, data.seed)
+
+  def example(row: int) -> Example:
+    stream, index = place(row)
+    return mixture.windows[stream][index]
+
+  return grain.MapDataset.range(_ENDLESS).map(lambda step: stack([example(step * batch_size + row) for row in rows]))
 
 
 def evaluation_batches(
@@ -90,19 +97,6 @@ def evaluation_batches(
 def num_evaluation_batches(stream: TokenStream, sequence_length: int, batch_size: int, max_tokens: int | None) -> int:
   """How many batches evaluation_batches yields."""
   return -(-num_evaluation_windows(stream, sequence_length, max_tokens) // batch_size)
-
-
-def _batches_by_step(
-  mixture: Mixture, data: Data, batch_size: int, process_index: int, process_count: int
-) -> grain.MapDataset[Example]:
-  rows = _rows(batch_size, process_index, process_count)
-  place = row_places(mixture, data.seed)
-
-  def example(row: int) -> Example:
-    stream, index = place(row)
-    return mixture.windows[stream][index]
-
-  return grain.MapDataset.range(_ENDLESS).map(lambda step: stack([example(step * batch_size + row) for row in rows]))
 
 
 def row_places(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:

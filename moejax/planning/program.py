@@ -11,9 +11,6 @@ BYTES = {
 }  # fmt: skip
 """Of one element; a type that is not here, such as f8e4m3, takes one byte, s4 and u4 included, which are stored so."""
 
-HOST_SPACE = 5
-"""XLA's number of the memory space of the host, as in S(5)."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Shape:

@@ -236,7 +236,7 @@ def read(data: Data, folder) -> tuple:
   """The first batches and the held-out tokens."""
   corpus = build_corpus(open_text(data), folder / "cache")
   mixture = training_mixture(corpus, data)
-  batches = [pipeline.batch_at(step, mixture, data, 8) for step in range(2)]
+  batches = [pipeline.batches_by_step(mixture, data, 8)[step] for step in range(2)]
   held_out = list(itertools.islice(pipeline.evaluation_batches(corpus.validation, 32, 8, None), 2))
   return tuple(array.tobytes() for batch in batches + held_out for _, array in sorted(batch.items()))
 

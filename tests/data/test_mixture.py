@@ -10,7 +10,7 @@ from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.mixture import Mixture, training_mixture
 from moejax.data.pack import pack
 from moejax.data.packing import BestFit, Concatenated
-from moejax.data.pipeline import batch_at, train_batches
+from moejax.data.pipeline import batches_by_step, train_batches
 from moejax.data.text import open_text
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.errors import UserError
@@ -60,7 +60,7 @@ def test_every_stream_has_epochs_of_its_own(make_stream, data):
   small = make_stream(np.arange(8 * 5))
   large = make_stream(np.full(8 * 100, 99))
   mixture = mixture_of((small, large), (1.0, 1.0))
-  rows = np.concatenate([batch_at(step, mixture, data, 4)["tokens"] for step in range(10)])
+  rows = np.concatenate([batches_by_step(mixture, data, 4)[step]["tokens"] for step in range(10)])
   order = [row[0] for row in rows.tolist() if row[-1] != 99]
   assert len(order) == 20
   epochs = [order[start : start + 5] for start in range(0, 20, 5)]
@@ -72,7 +72,7 @@ def test_streams_of_one_length_are_shuffled_each_in_its_own_order(make_stream, d
   """With one order for all, window n of one source would always stand beside window n of the others."""
   one, other = make_stream(np.arange(8 * 20)), make_stream(np.arange(8 * 20) + 1000)
   mixture = mixture_of((one, other), (1.0, 1.0))
-  rows = np.concatenate([batch_at(step, mixture, data, 4)["tokens"][:, -1] for step in range(10)])
+  rows = np.concatenate([batches_by_step(mixture, data, 4)[step]["tokens"][:, -1] for step in range(10)])
   orders = [rows[rows < 1000], rows[rows >= 1000] - 1000]
   assert len(set(orders[0].tolist())) == len(set(orders[1].tolist())) == 20
   assert orders[0].tolist() != orders[1].tolist()
@@ -96,9 +96,9 @@ def test_the_seed_and_the_step_alone_decide_on_any_number_of_processes(streams, 
       part.close()
     for name, values in batches[step].items():
       np.testing.assert_array_equal(np.concatenate([share[name] for share in shares]), values)
-      np.testing.assert_array_equal(batch_at(step, mixture, data, 8)[name], values)
+      np.testing.assert_array_equal(batches_by_step(mixture, data, 8)[step][name], values)
   other = Data(sequence_length=8, seed=2)
-  assert any((batch_at(step, mixture, other, 8)["tokens"] != batches[step]["tokens"]).any() for step in range(9))
+  assert any((batches_by_step(mixture, other, 8)[step]["tokens"] != batches[step]["tokens"]).any() for step in range(9))
 
 
 @pytest.fixture

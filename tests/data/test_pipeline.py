@@ -11,7 +11,7 @@ import pytest
 from moejax.config import Data
 from moejax.data.mixture import Mixture
 from moejax.data.packing import Concatenated
-from moejax.data.pipeline import batch_at, evaluation_batches, num_evaluation_batches, train_batches
+from moejax.data.pipeline import batches_by_step, evaluation_batches, num_evaluation_batches, train_batches
 from moejax.errors import UserError
 
 
@@ -86,16 +86,16 @@ def test_the_seed_alone_decides_the_order(stream, mixture, data):
   assert len(order(-1, 1)) == len(order(2**40, 1)) == 4
 
 
-def test_batch_at_is_what_the_iterator_yields(mixture, data):
+def test_the_batch_of_a_step_is_what_the_iterator_yields(mixture, data):
   for step, batch in enumerate(take(train_batches(mixture, data, 4), 12)):
-    assert_equal(batch, batch_at(step, mixture, data, 4))
+    assert_equal(batch, batches_by_step(mixture, data, 4)[step])
 
 
 @pytest.mark.parametrize("process_count", [1, 2, 4])
 def test_processes_together_read_the_batch_of_one(mixture, data, process_count):
   parts = [take(train_batches(mixture, data, 8, process, process_count), 7) for process in range(process_count)]
   for step, shares in enumerate(zip(*parts, strict=True)):
-    whole = batch_at(step, mixture, data, 8)
+    whole = batches_by_step(mixture, data, 8)[step]
     assert_equal({name: np.concatenate([share[name] for share in shares]) for name in whole}, whole)
 
 

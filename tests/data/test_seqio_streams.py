@@ -10,7 +10,7 @@ import pytest
 from moejax.config import Data
 from moejax.data.corpus import build_corpus
 from moejax.data.mixture import training_mixture
-from moejax.data.pipeline import batch_at
+from moejax.data.pipeline import batches_by_step
 from moejax.data.seqio_register import register_task
 from moejax.data.sources import documents
 from moejax.data.text import open_text
@@ -114,7 +114,7 @@ def test_a_task_is_materialised_once_with_its_own_preprocessors_and_vocabulary(m
   again, _ = corpus_of(module, tmp_path, "lm_a")
   assert again.folder == corpus.folder and len(files) == 2
   assert all(path.stat().st_mtime_ns == time_ns for path, time_ns in files.items())
-  batch = batch_at(3, training_mixture(corpus, data), data, 4)
+  batch = batches_by_step(training_mixture(corpus, data), data, 4)[3]
   assert batch["tokens"].shape == (4, 16)
 
 
@@ -158,7 +158,7 @@ def test_a_mixture_is_its_tasks_in_its_own_rates(module, tmp_path):
   examples = [weight / length for weight, length in zip(corpus.weights, lengths, strict=True)]
   assert examples[0] / sum(examples) == pytest.approx(0.75) and sum(corpus.weights) == pytest.approx(1.0)
   mixture = training_mixture(corpus, data)
-  rows = np.concatenate([batch_at(step, mixture, data, 8)["tokens"] for step in range(50)])
+  rows = np.concatenate([batches_by_step(mixture, data, 8)[step]["tokens"] for step in range(50)])
   b = make_tokenizer(data.tokenizer).encode("b 1")[:1]
   assert 60 <= (rows == b).any(axis=1).sum() <= 140
   weighted, _ = corpus_of(module, tmp_path, "mixture", "qa", weights=(2.0, 1.0))

@@ -11,7 +11,7 @@ from moejax.data.best_fit import make_plan
 from moejax.data.corpus import Corpus
 from moejax.data.mixture import training_mixture
 from moejax.data.packing import BestFit, Concatenated
-from moejax.data.pipeline import batch_at
+from moejax.data.pipeline import batches_by_step
 from moejax.data.target_count import TargetCounter
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.errors import UserError
@@ -28,7 +28,7 @@ def documents(lengths, random, number=400):
 def weights_of(counter, corpus, experiment, steps):
   """Targets with weight in each of the first batches."""
   mixture = training_mixture(corpus, experiment.data)
-  batches = (batch_at(step, mixture, experiment.data, experiment.training.batch_size) for step in range(steps))
+  batches = (batches_by_step(mixture, experiment.data, experiment.training.batch_size)[step] for step in range(steps))
   return np.array([np.count_nonzero(batch["weights"]) for batch in batches])
 
 
