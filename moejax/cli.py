@@ -96,7 +96,7 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.comparison.table import terminal_table
 
   console = output()
-  console.print(terminal_table(compared.content), soft_wrap=True)
+  console.print(terminal_table(compared.comparison), soft_wrap=True)
   console.print(compared.finding, highlight=False, markup=False)
   return 0
 

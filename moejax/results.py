@@ -40,21 +40,23 @@ class Compared:
 
   directory: pathlib.Path
   """Holds comparison.json, the report and one run directory per member."""
-  content: dict[str, Any] = dataclasses.field(repr=False)
-  """The content of comparison.json."""
+  comparison: Any = dataclasses.field(repr=False)
+  """Every number of the report, a `moejax.comparison.record.Comparison`; its `to_json` is comparison.json."""
 
   @property
   def finding(self) -> str:
     """The outcome in one sentence."""
-    return self.content["finding"]
+    return self.comparison.finding
 
   @property
-  def members(self) -> list[dict[str, Any]]:
-    return self.content["members"]
+  def members(self) -> tuple[Any, ...]:
+    """What each model is, and its results: a `moejax.comparison.record.Member` each."""
+    return self.comparison.members
 
   @property
-  def pairs(self) -> list[dict[str, Any]]:
-    return self.content["pairs"]
+  def pairs(self) -> tuple[Any, ...]:
+    """The dense members and what matches them: a `moejax.comparison.record.MatchedPair` each."""
+    return self.comparison.pairs
 
   @property
   def report(self) -> pathlib.Path:
@@ -62,11 +64,11 @@ class Compared:
     return self.directory / "report" / "index.html"
 
   def __repr__(self) -> str:
-    return f"Compared({self.content['suite']!r}, finding={self.finding!r}, report={str(self.report)!r})"
+    return f"Compared({self.comparison.suite!r}, finding={self.finding!r}, report={str(self.report)!r})"
 
   def _repr_html_(self) -> str:
-    rows = [(f"{pair['dense']} and {pair['moe']}", pair["verdict"]) for pair in self.pairs]
-    return html_table(self.content["suite"], [("finding", self.finding), *rows, ("report", self.report)])
+    rows = [(f"{pair.dense} and {pair.moe}", pair.verdict) for pair in self.pairs]
+    return html_table(self.comparison.suite, [("finding", self.finding), *rows, ("report", self.report)])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,16 +1,17 @@
 """What a comparison found, in plain sentences that claim no more than the numbers do."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from moejax.comparison.match import Match
+from moejax.comparison.record import MatchedPair
+from moejax.evaluation.held_out import Difference
 
 BEYOND_NOISE = 2.0
 """Standard errors of the paired difference above which two models differ."""
 
 
-def verdict(match: Match, differences: Mapping[str, float] | None, tolerance: float) -> str:
-  """One sentence on a pair; `differences` as `HeldOut.minus` gives them, None while a member is not trained."""
+def verdict(match: Match, difference: Difference | None, tolerance: float) -> str:
+  """One sentence on a pair; `difference` is the MoE minus the dense model, None while a member is not trained."""
   if not match.within_tolerance:
     equal = (
       f"nothing matches {match.dense} within {tolerance:.0%}: the nearest is {match.moe} at "
@@ -18,17 +19,17 @@ def verdict(match: Match, differences: Mapping[str, float] | None, tolerance: fl
     )
   else:
     equal = f"{match.moe} matches {match.dense} at {match.step_time_ratio:.2f} times its step time"
-  if differences is None:
+  if difference is None:
     return f"{equal}; not trained yet"
-  return f"{equal}; {_difference(match, differences)}"
+  return f"{equal}; {_difference(match, difference)}"
 
 
-def finding(pairs: Sequence[Mapping[str, Any]]) -> str:
+def finding(pairs: Sequence[MatchedPair]) -> str:
   """One sentence on all pairs."""
-  trained = [pair for pair in pairs if pair["bits_per_byte_difference"] is not None]
+  trained = [pair for pair in pairs if pair.bits_per_byte_difference is not None]
   if len(trained) < len(pairs):
     return f"{len(pairs) - len(trained)} of {len(pairs)} pairs are not trained yet."
-  matched = [pair for pair in pairs if pair["within_tolerance"]]
+  matched = [pair for pair in pairs if pair.within_tolerance]
   if not matched:
     return "No MoE candidate matches a dense model's step time within the tolerance, so nothing was compared equally."
   better = [pair for pair in matched if _sign(pair) < 0]
@@ -41,13 +42,13 @@ def finding(pairs: Sequence[Mapping[str, Any]]) -> str:
     parts.append(f"the dense model is better at {_scales(worse)}")
   if even:
     parts.append(f"there is no difference beyond noise at {_scales(even)}")
-  unmatched = [pair["dense"] for pair in pairs if not pair["within_tolerance"]]
+  unmatched = [pair.dense for pair in pairs if not pair.within_tolerance]
   tail = f"; nothing matches the step time of {', '.join(unmatched)}" if unmatched else ""
   return f"At equal step time and equal training time, {', and '.join(parts)}{tail}."
 
 
-def _difference(match: Match, differences: Mapping[str, float]) -> str:
-  bits, stderr = differences["bits_per_byte_difference"], differences["bits_per_byte_difference_stderr"]
+def _difference(match: Match, difference: Difference) -> str:
+  bits, stderr = difference.bits_per_byte_difference, difference.bits_per_byte_difference_stderr
   size = f"{abs(bits):.3f} ± {stderr:.3f} bits per byte"
   if not _beyond_noise(bits, stderr):
     return f"no difference beyond noise ({bits:+.3f} ± {stderr:.3f} bits per byte)"
@@ -55,9 +56,10 @@ def _difference(match: Match, differences: Mapping[str, float]) -> str:
   return f"in the same training time {better} is better than {worse} by {size}"
 
 
-def _sign(pair: Mapping[str, Any]) -> int:
+def _sign(pair: MatchedPair) -> int:
   """-1 where the MoE is better beyond noise, 1 where the dense model is, 0 where neither."""
-  bits, stderr = pair["bits_per_byte_difference"], pair["bits_per_byte_difference_stderr"]
+  bits, stderr = pair.bits_per_byte_difference, pair.bits_per_byte_difference_stderr
+  assert bits is not None and stderr is not None  # it is trained
   return (1 if bits > 0 else -1) if _beyond_noise(bits, stderr) else 0
 
 
@@ -66,9 +68,8 @@ def _beyond_noise(bits: float, stderr: float) -> bool:
   return abs(bits) > BEYOND_NOISE * stderr
 
 
-def _scales(pairs: list[Mapping[str, Any]]) -> str:
+def _scales(pairs: list[MatchedPair]) -> str:
   return ", ".join(
-    f"{pair['dense']} ({pair['bits_per_byte_difference']:+.3f} ± {pair['bits_per_byte_difference_stderr']:.3f} "
-    "bits per byte)"
+    f"{pair.dense} ({pair.bits_per_byte_difference:+.3f} ± {pair.bits_per_byte_difference_stderr:.3f} bits per byte)"
     for pair in pairs
   )

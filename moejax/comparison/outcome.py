@@ -1,5 +1,6 @@
 """The content of comparison.json: every number of the report."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,17 +8,10 @@ from moejax.comparison.budget import Allotment
 from moejax.comparison.findings import finding, verdict
 from moejax.comparison.match import Match
 from moejax.comparison.measure import Timing
+from moejax.comparison.record import TASKS, Baselines, Comparison, MatchedPair, Member
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.parameters import flops_per_token, flops_per_token_at, parameter_counts
 from moejax.evaluation.held_out import HeldOut
-
-DIFFERENCES = (
-  "bits_per_byte_difference",
-  "bits_per_byte_difference_stderr",
-  "accuracy_difference",
-  "accuracy_difference_stderr",
-)
-RESULTS = ("bits_per_byte", "bits_per_byte_stderr", "accuracy", "accuracy_stderr")
 
 
 def outcome(
@@ -27,7 +21,9 @@ def outcome(
   allotments: list[Allotment],
   summaries: Mapping[str, Mapping[str, Any]],
   held_out: Mapping[str, HeldOut],
-) -> dict[str, Any]:
+  baselines: Baselines,
+  provenance: Mapping[str, Any],
+) -> Comparison:
   """Members, pairs and finding; null where a member of `summaries` or `held_out` is missing because it did not run.
 
   Args:
@@ -37,6 +33,8 @@ def outcome(
     allotments: of every member.
     summaries: summary.json of each trained member.
     held_out: scores of each trained member, document by document.
+    baselines: of the text.
+    provenance: of the comparison.
   """
   experiments = {experiment.name: experiment for experiment in suite.members}
   matched = {name for match in matches for name in (match.dense, match.moe)}
@@ -44,67 +42,72 @@ def outcome(
     _member(experiments[a.name], a, timings[a.name], summaries.get(a.name, {}), a.name in matched) for a in allotments
   ]
   pairs = [_pair(match, held_out, suite.tolerance) for match in matches]
-  return {
-    "suite": suite.name,
-    "tolerance": suite.tolerance,
-    "complete": all(a.name in summaries for a in allotments if a.trained),
-    "members": members,
-    "pairs": pairs,
-    "finding": finding(pairs),
-  }
+  return Comparison(
+    suite=suite.name,
+    tolerance=suite.tolerance,
+    complete=all(a.name in summaries for a in allotments if a.trained),
+    members=tuple(members),
+    pairs=tuple(pairs),
+    finding=finding(pairs),
+    baselines=baselines,
+    provenance=provenance,
+  )
 
 
 def _member(
   experiment: Experiment, allotment: Allotment, timing: Timing, summary: Mapping[str, Any], matched: bool
-) -> dict[str, Any]:
+) -> Member:
   model, parameters = experiment.model, parameter_counts(experiment.model)
   # As trained where it was, which is what was counted for the budget but for rows beyond `EXACT_ROWS`.
   tokens = summary.get("tokens", allotment.tokens)
   tokens_per_s = tokens / allotment.steps / timing.step_time_s
   flops = flops_per_token_at(model, experiment.data.sequence_length, timing.choices_per_token)
-  return {
-    "name": experiment.name,
-    "kind": "moe" if model.moe else "dense",
-    "pair": allotment.pair,
-    "matched": matched,
-    "parameters_total": parameters.total,
-    "parameters_active": parameters.active,
-    "parameters_embedding": parameters.embedding,
-    "model_flops_per_token": flops_per_token(model, experiment.data.sequence_length),
-    "tokens_per_step": tokens / allotment.steps,
-    "step_time_s": timing.step_time_s,
-    "step_time_spread": timing.step_time_spread,
-    "tokens_per_s": tokens_per_s,
-    "mfu": tokens_per_s * flops / timing.peak_flops if timing.peak_flops else None,
-    "dropped_fraction": timing.dropped_fraction,
-    "budget_s": allotment.budget_s,
-    "steps": allotment.steps,
-    "tokens": tokens,
-    **{name: summary.get(f"held_out/{name}") for name in RESULTS},
-    **{name: value for name, value in summary.items() if name.startswith("tasks/")},
-    "seed": experiment.training.seed,
-    "train_time_s": summary.get("train_time_s"),
-    "compile_time_s": timing.compile_time_s,
-    "num_layers": model.num_layers,
-    "d_model": model.d_model,
-    "num_experts": model.moe.num_experts if model.moe else 0,
-    "experts_per_token": model.moe.experts_per_token if model.moe else 0,
-    "capacity_factor": model.moe.capacity_factor if model.moe and model.moe.has_capacity else None,
-    "dispatch": model.moe.dispatch.kind if model.moe else None,
-    "router": model.moe.router.kind if model.moe else None,
-    "sparse_every": model.moe.every if model.moe else None,
-  }
+  return Member(
+    name=experiment.name,
+    kind="moe" if model.moe else "dense",
+    pair=allotment.pair,
+    matched=matched,
+    parameters_total=parameters.total,
+    parameters_active=parameters.active,
+    parameters_embedding=parameters.embedding,
+    model_flops_per_token=flops_per_token(model, experiment.data.sequence_length),
+    tokens_per_step=tokens / allotment.steps,
+    step_time_s=timing.step_time_s,
+    step_time_spread=timing.step_time_spread,
+    tokens_per_s=tokens_per_s,
+    mfu=tokens_per_s * flops / timing.peak_flops if timing.peak_flops else None,
+    dropped_fraction=timing.dropped_fraction,
+    budget_s=allotment.budget_s,
+    steps=allotment.steps,
+    tokens=tokens,
+    bits_per_byte=summary.get("held_out/bits_per_byte"),
+    bits_per_byte_stderr=summary.get("held_out/bits_per_byte_stderr"),
+    accuracy=summary.get("held_out/accuracy"),
+    accuracy_stderr=summary.get("held_out/accuracy_stderr"),
+    tasks={name: value for name, value in summary.items() if name.startswith(TASKS)},
+    seed=experiment.training.seed,
+    train_time_s=summary.get("train_time_s"),
+    compile_time_s=timing.compile_time_s,
+    num_layers=model.num_layers,
+    d_model=model.d_model,
+    num_experts=model.moe.num_experts if model.moe else 0,
+    experts_per_token=model.moe.experts_per_token if model.moe else 0,
+    capacity_factor=model.moe.capacity_factor if model.moe and model.moe.has_capacity else None,
+    dispatch=model.moe.dispatch.kind if model.moe else None,
+    router=model.moe.router.kind if model.moe else None,
+    sparse_every=model.moe.every if model.moe else None,
+  )
 
 
-def _pair(match: Match, held_out: Mapping[str, HeldOut], tolerance: float) -> dict[str, Any]:
-  differences = None
+def _pair(match: Match, held_out: Mapping[str, HeldOut], tolerance: float) -> MatchedPair:
+  difference = None
   if match.dense in held_out and match.moe in held_out:
-    differences = held_out[match.moe].minus(held_out[match.dense])
-  return {
-    "dense": match.dense,
-    "moe": match.moe,
-    "step_time_ratio": match.step_time_ratio,
-    "within_tolerance": match.within_tolerance,
-    "verdict": verdict(match, differences, tolerance),
-    **(differences or dict.fromkeys(DIFFERENCES)),
-  }
+    difference = held_out[match.moe].minus(held_out[match.dense])
+  return MatchedPair(
+    dense=match.dense,
+    moe=match.moe,
+    step_time_ratio=match.step_time_ratio,
+    within_tolerance=match.within_tolerance,
+    verdict=verdict(match, difference, tolerance),
+    **({} if difference is None else dataclasses.asdict(difference)),
+  )

@@ -1,7 +1,6 @@
 """The report as one HTML page that loads nothing: every style, script and picture stands in it."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import quote
 
 from moejax.comparison import curves, page_tables, quantities, record
@@ -10,6 +9,7 @@ from moejax.comparison.page_style import CSS, SORT
 from moejax.comparison.palette import member_colours
 from moejax.comparison.plots.drawing import Plot
 from moejax.comparison.plots.speed_accuracy import task_measures
+from moejax.comparison.record import Comparison, MatchedPair
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 CLEAR = 2.0
@@ -17,7 +17,7 @@ CLEAR = 2.0
 
 
 def page(
-  comparison: Mapping[str, Any],
+  comparison: Comparison,
   metrics: Mapping[str, curves.Metrics],
   speed: Sequence[Plot],
   losses: Sequence[Plot],
@@ -26,7 +26,7 @@ def page(
   benchmarks: Sequence[Plot],
 ) -> str:
   """The whole document."""
-  title = f"{comparison['suite']}: dense against mixture-of-experts at equal step time"
+  title = f"{comparison.suite}: dense against mixture-of-experts at equal step time"
   head = join(
     element("meta", charset="utf-8"),
     element("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -58,24 +58,24 @@ def _section(title: str, *children: object) -> Markup:
   return element("section", element("h2", title, id=name), *children, aria_labelledby=name)
 
 
-def _opening(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> Markup:
-  finding = comparison["finding"] or "No finding yet: the comparison is not complete."
+def _opening(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> Markup:
+  finding = comparison.finding or "No finding yet: the comparison is not complete."
   notice = None
-  if not comparison["complete"]:
+  if not comparison.complete:
     lacking = record.missing(comparison, metrics)
     items = element("ul", *(element("li", text) for text in lacking)) if lacking else None
     notice = element("div", "This comparison is not complete. Still missing:", items, class_="notice", role="note")
   return element(
     "header",
     element("p", "moejax: dense against mixture-of-experts at equal step time", class_="eyebrow"),
-    element("h1", comparison["suite"]),
+    element("h1", comparison.suite),
     element("p", finding, class_="finding"),
     notice,
   )
 
 
-def _pairs(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
-  cards = [_card(pair, comparison["tolerance"], colours) for pair in comparison["pairs"]]
+def _pairs(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
+  cards = [_card(pair, comparison.tolerance, colours) for pair in comparison.pairs]
   if not cards:
     return element("p", "No pair is matched yet.", class_="note")
   return join(
@@ -88,18 +88,18 @@ def _pairs(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
   )
 
 
-def _card(pair: Mapping[str, Any], tolerance: float, colours: Mapping[str, str]) -> Markup:
-  within, verdict = pair["within_tolerance"], pair["verdict"]
+def _card(pair: MatchedPair, tolerance: float, colours: Mapping[str, str]) -> Markup:
+  within, verdict = pair.within_tolerance, pair.verdict
   if within is None:
     chip = element("span", "not matched yet", class_="chip warn")
   elif within:
     chip = element("span", f"✓ step times equal within {quantities.percent(tolerance, 0)}", class_="chip good")
   else:
     chip = element("span", f"✗ step times not equal within {quantities.percent(tolerance, 0)}", class_="chip warn")
-  bits, bits_stderr = pair["bits_per_byte_difference"], pair["bits_per_byte_difference_stderr"]
-  accuracy, accuracy_stderr = pair["accuracy_difference"], pair["accuracy_difference_stderr"]
+  bits, bits_stderr = pair.bits_per_byte_difference, pair.bits_per_byte_difference_stderr
+  accuracy, accuracy_stderr = pair.accuracy_difference, pair.accuracy_difference_stderr
   rows = (
-    ("Step-time ratio", quantities.ratio(pair["step_time_ratio"]), "MoE / dense"),
+    ("Step-time ratio", quantities.ratio(pair.step_time_ratio), "MoE / dense"),
     ("Bits per byte", quantities.with_stderr(bits, bits_stderr, signed=True), _side(bits, bits_stderr, -1)),
     (
       "Accuracy",
@@ -110,12 +110,12 @@ def _card(pair: Mapping[str, Any], tolerance: float, colours: Mapping[str, str])
   facts = [join(element("dt", name), element("dd", value, element("small", words))) for name, value, words in rows]
   return element(
     "article",
-    element("h3", f"{pair['dense']} and {pair['moe']}" if pair["moe"] else f"{pair['dense']}, no match yet"),
+    element("h3", f"{pair.dense} and {pair.moe}" if pair.moe else f"{pair.dense}, no match yet"),
     chip,
     element("dl", *facts),
     element("p", verdict) if verdict else None,
     class_="card",
-    style=f"--pair:{colours[pair['moe'] or pair['dense']]}",
+    style=f"--pair:{colours[pair.moe or pair.dense]}",
   )
 
 
@@ -141,15 +141,15 @@ def _figure(plot: Plot, below: Markup | None = None) -> Markup:
   return element("figure", element("div", Markup(plot.svg), class_="plot"), caption, below)
 
 
-def _members(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
+def _members(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
   note = (
     "± is the standard error over held-out documents; at step times, the interquartile range over the median. Budget "
     "is the training time of the pair. Tokens are those that are trained on: padding is none. MFU is the part of the "
     "devices' peak that their model FLOPs are; choices of experts that were dropped are no work. It needs the peak of "
     "exactly this device, which is not known for every one."
   )
-  untrained = [member["name"] for member in comparison["members"] if member["bits_per_byte"] is None]
-  if untrained and comparison["complete"]:
+  untrained = [member.name for member in comparison.members if member.bits_per_byte is None]
+  if untrained and comparison.complete:
     note += f" Not trained in this comparison: {', '.join(untrained)}."
   return join(
     page_tables.members_table(comparison, colours),
@@ -158,7 +158,7 @@ def _members(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Marku
   )
 
 
-def _benchmarks(comparison: Mapping[str, Any], colours: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
+def _benchmarks(comparison: Comparison, colours: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
   measures = task_measures(comparison)
   note = (
     "Scores of lm-evaluation-harness ± its standard error. The average is over accuracies, with equal weights. "
@@ -171,7 +171,7 @@ def _benchmarks(comparison: Mapping[str, Any], colours: Mapping[str, str], plots
   )
 
 
-def _loads(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics], loads: Mapping[str, Plot]) -> Markup:
+def _loads(comparison: Comparison, metrics: Mapping[str, curves.Metrics], loads: Mapping[str, Plot]) -> Markup:
   if not loads:
     return element("p", "No MoE member has logged its router load yet.", class_="note")
   figures: list[Markup | None] = []
@@ -201,9 +201,9 @@ def _routing(metrics: Mapping[str, curves.Metrics], routers: Mapping[str, Plot])
   return join(notice if told else None, _figures(list(routers.values()), ""))
 
 
-def _method(comparison: Mapping[str, Any]) -> Markup:
-  tolerance = quantities.percent(comparison["tolerance"], 0)
-  seeds = sorted({member["seed"] for member in comparison["members"] if member["seed"] is not None})
+def _method(comparison: Comparison) -> Markup:
+  tolerance = quantities.percent(comparison.tolerance, 0)
+  seeds = sorted({member.seed for member in comparison.members if member.seed is not None})
   trained = (
     f"one training seed ({', '.join(map(str, seeds))})" if len(seeds) == 1 else "one training run of each member"
   )
@@ -225,9 +225,9 @@ def _method(comparison: Mapping[str, Any]) -> Markup:
   )
 
 
-def _provenance(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> Markup:
-  logged = [member["name"] for member in comparison["members"] if metrics.get(member["name"])]
+def _provenance(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> Markup:
+  logged = [member.name for member in comparison.members if metrics.get(member.name)]
   links = [element("a", "comparison.json", href="../comparison.json")]
   links += [element("a", f"metrics of {name}", href=f"../runs/{quote(name)}/metrics.jsonl") for name in logged]
   listed = join(*(join(", " if i else None, link) for i, link in enumerate(links)))
-  return join(page_tables.provenance_table(comparison["provenance"]), element("p", "Data: ", listed, "."))
+  return join(page_tables.provenance_table(comparison.provenance), element("p", "Data: ", listed, "."))

@@ -11,7 +11,7 @@ from moejax.comparison import curves, quantities
 from moejax.comparison.markup import Markup, element, join
 from moejax.comparison.plots.speed_accuracy import Measure
 from moejax.comparison.quantities import MISSING, Number
-from moejax.comparison.record import equal_names, known
+from moejax.comparison.record import Baselines, Comparison, Member, equal_names, known
 
 HEADS = (
   "Member", "Total parameters", "Active parameters", "Step time", "Tokens/s", "MFU", "Budget", "Steps",
@@ -19,65 +19,65 @@ HEADS = (
 )  # fmt: skip
 
 
-def members_table(comparison: Mapping[str, Any], colours: Mapping[str, str]) -> Markup:
+def members_table(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
   """A row for each member as the file has them, baselines last."""
   equal = equal_names(comparison)
-  rows = [_member_row(member, colours[member["name"]], role(member, equal)) for member in comparison["members"]]
+  rows = [_member_row(member, colours[member.name], role(member, equal)) for member in comparison.members]
   head = element("thead", element("tr", *(element("th", text, scope="col") for text in HEADS)))
   body = element("tbody", *rows)
-  baselines = element("tbody", *_baseline_rows(comparison["baselines"]), class_="baselines")
+  baselines = element("tbody", *_baseline_rows(comparison.baselines), class_="baselines")
   table = element("table", head, body, baselines, class_="members narrow sortable")
   return _scroll("Members and baselines", table)
 
 
-def benchmarks_table(comparison: Mapping[str, Any], colours: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
+def benchmarks_table(comparison: Comparison, colours: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
   """A row for each member and a column for each benchmark, their average last."""
   equal = equal_names(comparison)
   heads = ("Member", *(measure.label.partition(" (axis")[0] for measure in measures))
   rows = [
     element(
       "tr",
-      _name(member, colours[member["name"]], role(member, equal)),
+      _name(member, colours[member.name], role(member, equal)),
       *(_score(member, measure) for measure in measures),
     )
-    for member in comparison["members"]
+    for member in comparison.members
   ]
   head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
   return _scroll("Benchmarks", element("table", head, element("tbody", *rows), class_="members narrow sortable"))
 
 
-def _score(member: Mapping[str, Any], measure: Measure) -> Markup:
-  value, stderr = member.get(measure.key), member.get(f"{measure.key}_stderr")
+def _score(member: Member, measure: Measure) -> Markup:
+  value, stderr = member.number(measure.key), member.number(f"{measure.key}_stderr")
   in_percent = measure.scale != 1.0
   return _number(
     value, quantities.with_stderr(value, stderr, scale=measure.scale) if in_percent else quantities.count(value)
   )
 
 
-def shape(member: Mapping[str, Any]) -> str:
+def shape(member: Member) -> str:
   """The model in words: 4 layers, 128 wide; 8 experts, 2 per token, capacity 1.25, every 2nd layer sparse."""
   parts = []
-  if known(member["num_layers"]) and known(member["d_model"]):
-    parts.append(f"{member['num_layers']} layers, {member['d_model']:,} wide")
-  if member["num_experts"]:
-    experts = [f"{member['num_experts']} experts"]
-    if known(member["experts_per_token"]):
-      experts.append(f"{member['experts_per_token']} per token")
-    if known(member["capacity_factor"]):
-      experts.append(f"capacity {member['capacity_factor']:g}")
-    if known(member["sparse_every"]):
-      every = member["sparse_every"]
+  if known(member.num_layers) and known(member.d_model):
+    parts.append(f"{member.num_layers} layers, {member.d_model:,} wide")
+  if member.num_experts:
+    experts = [f"{member.num_experts} experts"]
+    if known(member.experts_per_token):
+      experts.append(f"{member.experts_per_token} per token")
+    if known(member.capacity_factor):
+      experts.append(f"capacity {member.capacity_factor:g}")
+    if known(member.sparse_every):
+      every = member.sparse_every
       experts.append("every layer sparse" if every == 1 else f"one layer in {every} sparse")
     parts.append(", ".join(experts))
   return "; ".join(parts)
 
 
-def role(member: Mapping[str, Any], equal: set[str]) -> str:
-  if member["kind"] == "dense":
+def role(member: Member, equal: set[str]) -> str:
+  if member.kind == "dense":
     return "dense"
-  if not member["matched"]:
+  if not member.matched:
     return "MoE, other candidate"
-  return "MoE, matched" if member["name"] in equal else "MoE, nearest but not equal"
+  return "MoE, matched" if member.name in equal else "MoE, nearest but not equal"
 
 
 def router_table(name: str, metrics: curves.Metrics) -> Markup | None:
@@ -115,9 +115,9 @@ def provenance_table(provenance: Mapping[str, Any]) -> Markup:
   return _scroll("Provenance", element("table", element("tbody", *rows), class_="words"))
 
 
-def numbers_table(comparison: Mapping[str, Any]) -> Markup:
+def numbers_table(comparison: Comparison) -> Markup:
   """Every value of every member, unrounded: what the tables above leave out or round."""
-  members = comparison["members"]
+  members = [member.to_json() for member in comparison.members]
   keys = [key for key in dict.fromkeys(key for member in members for key in member) if key != "name"]
   head = element(
     "tr", element("th", "Key", scope="col"), *(element("th", member["name"], scope="col") for member in members)
@@ -130,42 +130,42 @@ def numbers_table(comparison: Mapping[str, Any]) -> Markup:
   return _scroll("Every number of every member", table)
 
 
-def _member_row(member: Mapping[str, Any], colour: str, part: str) -> Markup:
-  step_time: Markup = join(quantities.duration(member["step_time_s"]))
-  if known(member["step_time_s"]) and known(member["step_time_spread"]):
-    step_time = join(step_time, element("span", f"± {quantities.percent(member['step_time_spread'])}", class_="under"))
-  mfu: Markup = join("unknown peak" if member["mfu"] is None else quantities.percent(member["mfu"]))
-  if member["dropped_fraction"]:
-    mfu = join(mfu, element("span", f"{quantities.percent(member['dropped_fraction'])} dropped", class_="under"))
+def _member_row(member: Member, colour: str, part: str) -> Markup:
+  step_time: Markup = join(quantities.duration(member.step_time_s))
+  if known(member.step_time_s) and known(member.step_time_spread):
+    step_time = join(step_time, element("span", f"± {quantities.percent(member.step_time_spread)}", class_="under"))
+  mfu: Markup = join("unknown peak" if member.mfu is None else quantities.percent(member.mfu))
+  if member.dropped_fraction:
+    mfu = join(mfu, element("span", f"{quantities.percent(member.dropped_fraction)} dropped", class_="under"))
   return element(
     "tr",
     _name(member, colour, "; ".join(text for text in (part, shape(member)) if text)),
-    _number(member["parameters_total"], quantities.count(member["parameters_total"])),
-    _number(member["parameters_active"], quantities.count(member["parameters_active"])),
-    _number(member["step_time_s"], step_time),
-    _number(member["tokens_per_s"], quantities.count(member["tokens_per_s"])),
+    _number(member.parameters_total, quantities.count(member.parameters_total)),
+    _number(member.parameters_active, quantities.count(member.parameters_active)),
+    _number(member.step_time_s, step_time),
+    _number(member.tokens_per_s, quantities.count(member.tokens_per_s)),
     _number(
-      member["mfu"],
-      mfu if member["step_time_s"] is not None else MISSING,
-      class_="wrap" if member["mfu"] is None else None,
+      member.mfu,
+      mfu if member.step_time_s is not None else MISSING,
+      class_="wrap" if member.mfu is None else None,
     ),
-    _number(member["budget_s"], quantities.duration(member["budget_s"])),
-    _number(member["steps"], quantities.whole(member["steps"])),
-    _number(member["tokens"], quantities.count(member["tokens"])),
-    _number(member["bits_per_byte"], quantities.with_stderr(member["bits_per_byte"], member["bits_per_byte_stderr"])),
-    _number(member["accuracy"], quantities.with_stderr(member["accuracy"], member["accuracy_stderr"], scale=100.0)),
+    _number(member.budget_s, quantities.duration(member.budget_s)),
+    _number(member.steps, quantities.whole(member.steps)),
+    _number(member.tokens, quantities.count(member.tokens)),
+    _number(member.bits_per_byte, quantities.with_stderr(member.bits_per_byte, member.bits_per_byte_stderr)),
+    _number(member.accuracy, quantities.with_stderr(member.accuracy, member.accuracy_stderr, scale=100.0)),
   )
 
 
-def _name(member: Mapping[str, Any], colour: str, words: str) -> Markup:
-  hollow = " hollow" if not member["matched"] else ""
+def _name(member: Member, colour: str, words: str) -> Markup:
+  hollow = " hollow" if not member.matched else ""
   swatch = element("span", class_=f"swatch{hollow}", style=f"background:{colour};border-color:{colour}")
-  return element("th", swatch, member["name"], element("small", words), scope="row")
+  return element("th", swatch, member.name, element("small", words), scope="row")
 
 
-def _baseline_rows(baselines: Mapping[str, Any]) -> Iterator[Markup]:
+def _baseline_rows(baselines: Baselines) -> Iterator[Markup]:
   for name in ("unigram", "bigram"):
-    bits, accuracy = baselines[f"{name}_bits_per_byte"], baselines[f"{name}_accuracy"]
+    bits, accuracy = getattr(baselines, f"{name}_bits_per_byte"), getattr(baselines, f"{name}_accuracy")
     yield element(
       "tr",
       element("th", f"{name} baseline", element("small", f"token {name} counts of the training text"), scope="row"),

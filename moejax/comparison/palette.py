@@ -1,9 +1,6 @@
 """A colour for each member, the same in every plot and on the page."""
 
-from collections.abc import Mapping
-from typing import Any
-
-from moejax.comparison.record import dense_names, pair_members
+from moejax.comparison.record import Comparison, dense_names, pair_members
 
 FAMILIES = (
   # A pair is a hue; in it dense is dark, the match is bright, other candidates are paler. Hues of Okabe and Ito, told
@@ -16,18 +13,18 @@ FAMILIES = (
 )
 
 
-def member_colours(comparison: Mapping[str, Any]) -> dict[str, str]:
+def member_colours(comparison: Comparison) -> dict[str, str]:
   """Colour by member name."""
   colours = {}
   for i, dense in enumerate(dense_names(comparison)):
     family = FAMILIES[i % len(FAMILIES)]
     others = 0
     for member in pair_members(comparison, dense):
-      if member["kind"] == "dense":
-        colours[member["name"]] = family[0]
-      elif member["matched"]:
-        colours[member["name"]] = family[1]
+      if member.kind == "dense":
+        colours[member.name] = family[0]
+      elif member.matched:
+        colours[member.name] = family[1]
       else:
-        colours[member["name"]] = family[2 + others % 2]
+        colours[member.name] = family[2 + others % 2]
         others += 1
   return colours

@@ -6,6 +6,7 @@ MISSING = "\N{EN DASH}"
 """Stands for a number that there is not."""
 
 Number = float | None
+"""None where it is not known."""
 
 
 def count(value: Number) -> str:

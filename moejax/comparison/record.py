@@ -1,33 +1,149 @@
 """What a comparison leaves on disk, read and checked: comparison.json and each member's metrics.jsonl."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, TypeVar, cast
 
+from moejax.comparison.quantities import Number
 from moejax.errors import UserError
 
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
-
-MEMBER_NUMBERS = (
-  "parameters_total", "parameters_active", "parameters_embedding", "model_flops_per_token", "tokens_per_step",
-  "step_time_s", "step_time_spread", "tokens_per_s", "mfu", "dropped_fraction", "budget_s", "steps", "tokens",
-  "bits_per_byte", "bits_per_byte_stderr", "accuracy", "accuracy_stderr", "seed", "train_time_s", "compile_time_s",
-  "num_layers", "d_model", "num_experts", "experts_per_token", "capacity_factor", "sparse_every",
-)  # fmt: skip
 TASKS = "tasks/"
 """What the keys of benchmark scores begin with."""
-PAIR_NUMBERS = (
-  "step_time_ratio", "bits_per_byte_difference", "bits_per_byte_difference_stderr", "accuracy_difference",
-  "accuracy_difference_stderr",
-)  # fmt: skip
-BASELINE_NUMBERS = ("unigram_bits_per_byte", "bigram_bits_per_byte", "unigram_accuracy", "bigram_accuracy")
+
+Record = TypeVar("Record")
 
 
-def read_comparison(directory: Path) -> dict[str, Any]:
-  """DIR/comparison.json as `checked` returns it.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Member:
+  """One model of a comparison: what it is, its step time, its budget and its results, as comparison.json has them."""
+
+  name: str
+  kind: str
+  """dense or moe."""
+  pair: str
+  """Name of the pair's dense member."""
+  matched: bool
+  """Whether it is the dense member of its pair or the candidate with the nearest step time."""
+  parameters_total: Number = None
+  parameters_active: Number = None
+  parameters_embedding: Number = None
+  model_flops_per_token: Number = None
+  tokens_per_step: Number = None
+  step_time_s: Number = None
+  step_time_spread: Number = None
+  tokens_per_s: Number = None
+  mfu: Number = None
+  dropped_fraction: Number = None
+  budget_s: Number = None
+  steps: Number = None
+  tokens: Number = None
+  bits_per_byte: Number = None
+  bits_per_byte_stderr: Number = None
+  accuracy: Number = None
+  accuracy_stderr: Number = None
+  tasks: Mapping[str, Number] = dataclasses.field(default_factory=dict)
+  """Benchmark scores, by keys such as tasks/arc_easy/acc."""
+  seed: Number = None
+  train_time_s: Number = None
+  compile_time_s: Number = None
+  num_layers: Number = None
+  d_model: Number = None
+  num_experts: Number = None
+  experts_per_token: Number = None
+  capacity_factor: Number = None
+  dispatch: str | None = None
+  router: str | None = None
+  sparse_every: Number = None
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Further keys of a file, such as one of a later version."""
+
+  def number(self, key: str) -> Number:
+    """The field or the benchmark score of this name; None where there is none."""
+    return self.tasks.get(key) if key.startswith(TASKS) else getattr(self, key, None)
+
+  def to_json(self) -> dict[str, Any]:
+    """The member's object in comparison.json."""
+    return _flat(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchedPair:
+  """A dense member and the candidate with the nearest step time. Differences are MoE minus dense."""
+
+  dense: str
+  moe: str | None
+  """None while nothing is matched."""
+  step_time_ratio: Number = None
+  """MoE over dense."""
+  within_tolerance: bool | None = None
+  verdict: str | None = None
+  bits_per_byte_difference: Number = None
+  bits_per_byte_difference_stderr: Number = None
+  accuracy_difference: Number = None
+  accuracy_difference_stderr: Number = None
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Further keys of a file."""
+
+  def to_json(self) -> dict[str, Any]:
+    """The pair's object in comparison.json."""
+    return _flat(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Baselines:
+  """What counting tokens of the training text predicts of the held-out text."""
+
+  unigram_bits_per_byte: Number = None
+  unigram_bits_per_byte_stderr: Number = None
+  bigram_bits_per_byte: Number = None
+  bigram_bits_per_byte_stderr: Number = None
+  unigram_accuracy: Number = None
+  unigram_accuracy_stderr: Number = None
+  bigram_accuracy: Number = None
+  bigram_accuracy_stderr: Number = None
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Further keys of a file."""
+
+  def to_json(self) -> dict[str, Any]:
+    """Their object in comparison.json."""
+    return _flat(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Comparison:
+  """The content of comparison.json: every number of the report."""
+
+  suite: str
+  tolerance: float = 0.05
+  complete: bool = False
+  """Whether every member that the suite trains is trained."""
+  members: tuple[Member, ...]
+  """Each dense one before its candidates."""
+  pairs: tuple[MatchedPair, ...]
+  finding: str | None = None
+  """The outcome in one sentence."""
+  baselines: Baselines = Baselines()
+  provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Further keys of a file."""
+
+  def to_json(self) -> dict[str, Any]:
+    """The content of the file, in plain values."""
+    return _flat(self) | {
+      "members": [member.to_json() for member in self.members],
+      "pairs": [pair.to_json() for pair in self.pairs],
+      "baselines": self.baselines.to_json(),
+      "provenance": dict(self.provenance),
+    }
+
+
+def read_comparison(directory: Path) -> Comparison:
+  """The content of DIR/comparison.json.
 
   Raises:
     UserError: the file is missing, is not JSON, or lacks what a report needs.
@@ -36,34 +152,31 @@ def read_comparison(directory: Path) -> dict[str, Any]:
   if not path.is_file():
     raise UserError(f"{path} does not exist; give a directory written by `moejax compare`")
   try:
-    comparison = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(path.read_text(encoding="utf-8"))
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error}); {AGAIN}") from error
-  return checked(comparison, str(path))
+  return from_json(content, str(path))
 
 
-def checked(comparison: Any, source: str = "the comparison") -> dict[str, Any]:
-  """A copy in which every optional key is present, None where it was not.
+def from_json(content: Any, source: str = "the comparison") -> Comparison:
+  """The comparison that `to_json` gave.
 
   Raises:
     UserError: something without which members and pairs cannot be told apart is missing, or a number is none.
   """
-  comparison = _keys(comparison, source, ("suite", "members", "pairs"))
-  members = [
-    _member(member, f"{source}: members[{i}]") for i, member in enumerate(_list(comparison, "members", source))
-  ]
-  pairs = [_pair(pair, f"{source}: pairs[{i}]") for i, pair in enumerate(_list(comparison, "pairs", source))]
-  names = [member["name"] for member in members]
-  named = [member["pair"] for member in members] + [pair[key] for pair in pairs for key in KINDS]
+  content = _object(content, source, ("suite", "members", "pairs"))
+  members = tuple(_member(member, f"{source}: members[{i}]") for i, member in _listed(content, "members", source))
+  pairs = tuple(_pair(pair, f"{source}: pairs[{i}]") for i, pair in _listed(content, "pairs", source))
+  names = [member.name for member in members]
+  named = [member.pair for member in members] + [name for pair in pairs for name in (pair.dense, pair.moe)]
   for name in named:
     if name is not None and name not in names:
       raise UserError(f"{source}: a pair names {name!r}, but the members are {', '.join(names)}; {AGAIN}")
-  baselines = _numbers(comparison.get("baselines") or {}, f"{source}: baselines", BASELINE_NUMBERS)
-  optional: dict[str, Any] = {"tolerance": 0.05, "complete": False, "finding": None, "provenance": {}}
-  given = {name: value for name, value in comparison.items() if value is not None}
-  _keys(given.get("provenance", {}), f"{source}: provenance", ())
-  _numbers(given, source, ("tolerance",))
-  return {**optional, **given, "members": members, "pairs": pairs, "baselines": baselines}
+  given = {name: value for name, value in content.items() if value is not None}
+  _check_numbers(given, source, ("tolerance",))
+  _object(given.get("provenance", {}), f"{source}: provenance", ())
+  baselines = _record(Baselines, given.get("baselines", {}), f"{source}: baselines")
+  return _record(Comparison, given | {"members": members, "pairs": pairs, "baselines": baselines}, source)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -86,67 +199,94 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
   return [by_step[step] for step in sorted(by_step)]
 
 
-def known(value: Any) -> bool:
+def known(value: Any) -> TypeGuard[float]:
   """Whether `value` is a finite number."""
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def missing(comparison: Mapping[str, Any], metrics: Mapping[str, Sequence]) -> list[str]:
+def missing(comparison: Comparison, metrics: Mapping[str, Sequence]) -> list[str]:
   """What a whole comparison has and this one has not, a phrase each."""
-  members, pairs = comparison["members"], comparison["pairs"]
-
-  def without(key: str) -> list[str]:
-    return [member["name"] for member in members if member[key] is None]
-
-  unpaired = [pair["dense"] for pair in pairs if pair["moe"] is None or pair["bits_per_byte_difference"] is None]
+  members, pairs = comparison.members, comparison.pairs
   lacking = {
-    "step time of": without("step_time_s"),
-    "training result of": without("bits_per_byte"),
-    "metrics of": [member["name"] for member in members if not metrics.get(member["name"])],
-    "difference within the pair of": unpaired,
-    "baseline": [name for name in BASELINE_NUMBERS if comparison["baselines"][name] is None],
+    "step time of": [member.name for member in members if member.step_time_s is None],
+    "training result of": [member.name for member in members if member.bits_per_byte is None],
+    "metrics of": [member.name for member in members if not metrics.get(member.name)],
+    "difference within the pair of": [
+      pair.dense for pair in pairs if pair.moe is None or pair.bits_per_byte_difference is None
+    ],
+    "baseline": [
+      name
+      for name in numbers(Baselines)
+      if not name.endswith("_stderr") and getattr(comparison.baselines, name) is None
+    ],
   }
   return [f"{what} {', '.join(names)}" for what, names in lacking.items() if names]
 
 
-def pair_members(comparison: Mapping[str, Any], dense: str) -> list[dict[str, Any]]:
+def pair_members(comparison: Comparison, dense: str) -> list[Member]:
   """The members of one pair: the dense one, the match, then the other candidates."""
-  members = [member for member in comparison["members"] if member["pair"] == dense]
-  return sorted(members, key=lambda member: (member["kind"] != "dense", not member["matched"]))
+  members = [member for member in comparison.members if member.pair == dense]
+  return sorted(members, key=lambda member: (member.kind != "dense", not member.matched))
 
 
-def equal_names(comparison: Mapping[str, Any]) -> set[str]:
+def equal_names(comparison: Comparison) -> set[str]:
   """The matches whose step time is equal to their dense model's, within the tolerance."""
-  return {pair["moe"] for pair in comparison["pairs"] if pair["within_tolerance"]}
+  return {pair.moe for pair in comparison.pairs if pair.within_tolerance and pair.moe is not None}
 
 
-def dense_names(comparison: Mapping[str, Any]) -> list[str]:
+def dense_names(comparison: Comparison) -> list[str]:
   """The dense members' names, by which pairs go, in the order of the file."""
-  return list(dict.fromkeys(member["pair"] for member in comparison["members"]))
+  return list(dict.fromkeys(member.pair for member in comparison.members))
 
 
-def task_keys(comparison: Mapping[str, Any]) -> list[str]:
+def task_keys(comparison: Comparison) -> list[str]:
   """Keys of the members' benchmark scores, as in tasks/arc_easy/acc, in the order of the file."""
-  keys = dict.fromkeys(key for member in comparison["members"] for key in member)
-  return [key for key in keys if key.startswith(TASKS) and not key.endswith("_stderr")]
+  keys = dict.fromkeys(key for member in comparison.members for key in member.tasks)
+  return [key for key in keys if not key.endswith("_stderr")]
 
 
-def _member(member: Any, source: str) -> dict[str, Any]:
-  member = _keys(member, source, ("name", "kind", "pair"))
-  member = _numbers(member, source, (*MEMBER_NUMBERS, *(key for key in member if key.startswith(TASKS))))
-  _texts(member, source, "name", "pair")
-  if member["kind"] not in KINDS:
-    raise UserError(f"{source}: kind={member['kind']!r} is not one of {', '.join(KINDS)}; {AGAIN}")
-  return {**member, "matched": bool(member.get("matched", member["kind"] == "dense"))}
+def numbers(kind: Any) -> list[str]:
+  """The fields of a record that hold a number or None."""
+  return [field.name for field in dataclasses.fields(kind) if field.type == Number]
 
 
-def _pair(pair: Any, source: str) -> dict[str, Any]:
-  pair = _numbers(_keys(pair, source, ("dense", "moe")), source, PAIR_NUMBERS)
-  _texts(pair, source, "dense")
-  return {"within_tolerance": None, "verdict": None, **pair}
+def _member(value: Any, source: str) -> Member:
+  value = _object(value, source, ("name", "kind", "pair"))
+  _check_texts(value, source, "name", "pair")
+  if value["kind"] not in KINDS:
+    raise UserError(f"{source}: kind={value['kind']!r} is not one of {', '.join(KINDS)}; {AGAIN}")
+  tasks = {key: number for key, number in value.items() if key.startswith(TASKS)}
+  _check_numbers(tasks, source, tasks)
+  matched = bool(value.get("matched", value["kind"] == "dense"))
+  others = {key: other for key, other in value.items() if key not in tasks}
+  return _record(Member, others | {"matched": matched, "tasks": tasks}, source)
 
 
-def _keys(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:
+def _pair(value: Any, source: str) -> MatchedPair:
+  value = _object(value, source, ("dense", "moe"))
+  _check_texts(value, source, "dense")
+  return _record(MatchedPair, value, source)
+
+
+def _record(kind: Callable[..., Record], value: Any, source: str) -> Record:
+  """A record of the keys that are its fields; `more` has the others."""
+  value = _object(value, source, ())
+  _check_numbers(value, source, numbers(kind))
+  fields = {field.name for field in dataclasses.fields(cast(Any, kind))} - {"more"}
+  own, more = ({key: item for key, item in value.items() if (key in fields) is mine} for mine in (True, False))
+  return kind(**own, more=more)
+
+
+def _flat(record: Any) -> dict[str, Any]:
+  """The fields of a record by name, those of its mappings of keys in their place."""
+  flat: dict[str, Any] = {}
+  for field in dataclasses.fields(record):
+    value = getattr(record, field.name)
+    flat |= value if field.name in ("tasks", "more") else {field.name: value}
+  return flat
+
+
+def _object(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:
   if not isinstance(value, dict):
     raise UserError(f"{source} is {type(value).__name__}, not an object; {AGAIN}")
   lacking = [name for name in names if name not in value]
@@ -155,21 +295,20 @@ def _keys(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:
   return value
 
 
-def _texts(values: dict[str, Any], source: str, *names: str) -> None:
+def _listed(content: dict[str, Any], name: str, source: str) -> Iterator[tuple[int, Any]]:
+  if not isinstance(content[name], list):
+    raise UserError(f"{source}: {name} is not a list; {AGAIN}")
+  return enumerate(content[name])
+
+
+def _check_texts(values: dict[str, Any], source: str, *names: str) -> None:
   for name in names:
     if not isinstance(values[name], str):
       raise UserError(f"{source}: {name}={values[name]!r} is not text; {AGAIN}")
 
 
-def _list(comparison: dict[str, Any], name: str, source: str) -> list:
-  if not isinstance(comparison[name], list):
-    raise UserError(f"{source}: {name} is not a list; {AGAIN}")
-  return comparison[name]
-
-
-def _numbers(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:
-  value = {**dict.fromkeys(names), **_keys(value, source, ())}
+def _check_numbers(values: dict[str, Any], source: str, names: Iterable[str]) -> None:
   for name in names:
-    if value[name] is not None and (isinstance(value[name], bool) or not isinstance(value[name], int | float)):
-      raise UserError(f"{source}: {name}={value[name]!r} is not a number; {AGAIN}")
-  return value
+    value = values.get(name)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+      raise UserError(f"{source}: {name}={value!r} is not a number; {AGAIN}")

@@ -21,7 +21,7 @@ def write_report(directory: Path) -> Path:
   """
   directory = Path(directory)
   comparison = record.read_comparison(directory)
-  names = [member["name"] for member in comparison["members"]]
+  names = [member.name for member in comparison.members]
   metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
   speed = speed_accuracy(comparison)
   benchmarks = speed_accuracy(comparison, task_measures(comparison))

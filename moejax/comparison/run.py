@@ -6,12 +6,12 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any
 
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.match import Match, match
 from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
+from moejax.comparison.record import Baselines, Comparison
 from moejax.comparison.report import write_report
 from moejax.config.experiment import Suite
 from moejax.data.baselines import ngram_baselines
@@ -35,8 +35,8 @@ EVALUATION_S = 5.0
 
 def compare(
   suite: Suite, text: Text, directory: pathlib.Path, make_evaluators: MakeEvaluators, progress: Progress = SILENT
-) -> dict[str, Any]:
-  """Runs a suite to its report, from wherever an earlier run of it stopped, and returns comparison.json's content.
+) -> Comparison:
+  """Runs a suite to its report, from wherever an earlier run of it stopped.
 
   Args:
     suite: what is compared.
@@ -66,7 +66,7 @@ def compare(
 class _Comparison:
   """A comparison under way. Each stage leaves a file, and a stage whose file is there is read, not run."""
 
-  baselines: dict[str, float]
+  baselines: Baselines
   timings: dict[str, Timing]
   matches: list[Match]
   allotments: list[Allotment]
@@ -85,7 +85,7 @@ class _Comparison:
     if not path.exists():
       self.progress.stage("baselines: unigrams and bigrams")
       write_json(path, ngram_baselines(self.workspace.corpus, self.suite.members[0].evaluation.max_tokens))
-    self.baselines = json.loads(path.read_text())
+    self.baselines = Baselines(**json.loads(path.read_text()))
 
   def measure(self) -> None:
     """Step times, and from them matches and budgets."""
@@ -140,7 +140,7 @@ class _Comparison:
     """From what the same comparison continues."""
     return f"the measurements in {self.directory}" if (self.directory / "measurements.json").exists() else None
 
-  def write(self) -> dict[str, Any]:
+  def write(self) -> Comparison:
     """comparison.json, as complete as the comparison is."""
     summaries = {}
     held_out = {}
@@ -149,13 +149,18 @@ class _Comparison:
       if _is_done(run_directory, allotment):
         summaries[allotment.name] = json.loads((run_directory / "summary.json").read_text())
         held_out[allotment.name] = HeldOut.load(run_directory / "held_out.npz")
-    content = outcome(self.suite, self.timings, self.matches, self.allotments, summaries, held_out)
-    content |= {
-      "baselines": self.baselines,
-      "provenance": provenance() | {"corpus": self.workspace.corpus.summary()},
-    }
-    write_json(self.directory / "comparison.json", content)
-    return content
+    comparison = outcome(
+      self.suite,
+      self.timings,
+      self.matches,
+      self.allotments,
+      summaries,
+      held_out,
+      self.baselines,
+      provenance() | {"corpus": self.workspace.corpus.summary()},
+    )
+    write_json(self.directory / "comparison.json", comparison.to_json())
+    return comparison
 
   def _measured(self) -> dict[str, Timing]:
     members = {name: self._prepare(name) for name in self.workspace.placed}

@@ -1,24 +1,20 @@
 """The members of a comparison as a table for the terminal."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from moejax.comparison import quantities
-from moejax.comparison.record import checked, dense_names, equal_names, known, pair_members
+from moejax.comparison.record import Comparison, Member, dense_names, equal_names, known, pair_members
 from moejax.terminal import Fitting
 
 
-def terminal_table(comparison: Mapping[str, Any]) -> Fitting:
+def terminal_table(comparison: Comparison) -> Fitting:
   """One line a member, pair by pair: the dense one, then its candidates, the nearest marked; baselines last.
 
   = marks a step time that is equal within the tolerance, ~ a nearest one that is not.
   """
-  comparison = checked(dict(comparison))
-  title = Text(f"{comparison['suite']}: dense and MoE at equal step time")
+  title = Text(f"{comparison.suite}: dense and MoE at equal step time")
   table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True, pad_edge=False)
   table.add_column("member", no_wrap=True)
   for head in ("active/total", "step time", "ratio", "tokens", "bits/byte", "accuracy %"):
@@ -27,26 +23,28 @@ def terminal_table(comparison: Mapping[str, Any]) -> Fitting:
   for dense in dense_names(comparison):
     members = pair_members(comparison, dense)
     for member in members:
-      mark = "" if member["kind"] == "dense" else "  " if not member["matched"] else "~ "
-      table.add_row(*_row("= " if member["name"] in equal else mark, member, members[0]))
+      mark = "" if member.kind == "dense" else "  " if not member.matched else "~ "
+      table.add_row(*_row("= " if member.name in equal else mark, member, members[0]))
     table.add_section()
   for name in ("unigram", "bigram"):
-    bits, accuracy = (comparison["baselines"][f"{name}_{key}"] for key in ("bits_per_byte", "accuracy"))
+    bits, accuracy = (getattr(comparison.baselines, f"{name}_{key}") for key in ("bits_per_byte", "accuracy"))
     result = (quantities.with_stderr(bits, None), quantities.with_stderr(accuracy, None, scale=100.0))
     table.add_row(Text(f"{name} baseline"), *[""] * 4, *result)
   return Fitting(table)
 
 
-def _row(mark: str, member: Mapping[str, Any], dense: Mapping[str, Any]) -> tuple[Text | str, ...]:
+def _row(mark: str, member: Member, dense: Member) -> tuple[Text | str, ...]:
   # As Text: a name in [brackets] is no markup.
-  name = Text(mark + member["name"], style="bold" if member["matched"] else "")
-  comparable = member is not dense and known(member["step_time_s"]) and known(dense["step_time_s"])
+  name = Text(mark + member.name, style="bold" if member.matched else "")
+  ratio = ""
+  if member is not dense and known(member.step_time_s) and known(dense.step_time_s):
+    ratio = quantities.ratio(member.step_time_s / dense.step_time_s)
   return (
     name,
-    f"{quantities.count(member['parameters_active'])}/{quantities.count(member['parameters_total'])}",
-    quantities.duration(member["step_time_s"]),
-    quantities.ratio(member["step_time_s"] / dense["step_time_s"]) if comparable else "",
-    quantities.count(member["tokens"]),
-    quantities.with_stderr(member["bits_per_byte"], member["bits_per_byte_stderr"]),
-    quantities.with_stderr(member["accuracy"], member["accuracy_stderr"], scale=100.0),
+    f"{quantities.count(member.parameters_active)}/{quantities.count(member.parameters_total)}",
+    quantities.duration(member.step_time_s),
+    ratio,
+    quantities.count(member.tokens),
+    quantities.with_stderr(member.bits_per_byte, member.bits_per_byte_stderr),
+    quantities.with_stderr(member.accuracy, member.accuracy_stderr, scale=100.0),
   )

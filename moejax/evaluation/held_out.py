@@ -50,8 +50,8 @@ class HeldOut:
       "documents": int((self.targets > 0).sum()),
     }
 
-  def minus(self, other: "HeldOut") -> dict[str, float]:
-    """Differences to another model on the same documents, and their standard errors: paired, document by document.
+  def minus(self, other: "HeldOut") -> "Difference":
+    """The difference to another model on the same documents, paired document by document.
 
     What is hard about a document is hard for both, so this error is far below that of either model alone.
 
@@ -61,12 +61,12 @@ class HeldOut:
     if not np.array_equal(self.targets, other.targets):
       raise ValueError("the two models were scored on different held-out text; evaluate both on the same")
     nats, correct = self.nats - other.nats, self.correct - other.correct
-    return {
-      "bits_per_byte_difference": ratio(nats, self.text_bytes) / NATS_PER_BIT,
-      "bits_per_byte_difference_stderr": ratio_stderr(nats, self.text_bytes) / NATS_PER_BIT,
-      "accuracy_difference": ratio(correct, self.targets),
-      "accuracy_difference_stderr": ratio_stderr(correct, self.targets),
-    }
+    return Difference(
+      bits_per_byte_difference=ratio(nats, self.text_bytes) / NATS_PER_BIT,
+      bits_per_byte_difference_stderr=ratio_stderr(nats, self.text_bytes) / NATS_PER_BIT,
+      accuracy_difference=ratio(correct, self.targets),
+      accuracy_difference_stderr=ratio_stderr(correct, self.targets),
+    )
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the sums as .npz."""
@@ -89,6 +89,16 @@ class HeldOut:
     if not numbers or len({len(array) for array in found.values()}) != 1:
       raise UserError(f"{path} is damaged: its arrays are not those of documents; run again to write it anew")
     return cls(**found)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Difference:
+  """One model's results minus another's on the same documents, with standard errors."""
+
+  bits_per_byte_difference: float
+  bits_per_byte_difference_stderr: float
+  accuracy_difference: float
+  accuracy_difference_stderr: float
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))

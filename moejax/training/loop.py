@@ -22,7 +22,7 @@ from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.not_finite import ESSENTIAL, check_finite, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import claim, open_run
+from moejax.training.run_directory import check_run, claim
 from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
 
@@ -70,7 +70,7 @@ def train(run: Run) -> dict[str, Any]:
   """
   experiment = run.spec.experiment
   # 1. The directory is ours.
-  open_run(run.directory, experiment, run.steps)
+  check_run(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints, run.warn)
   # 2. The state: the newest checkpoint that is not damaged, or fresh from the seed.
   found = checkpointer.restore_newest(run.spec.abstract_state, run.warn)

@@ -33,7 +33,7 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[d
     UserError: another experiment is there, or the run is longer already.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  there = _held_run(directory, experiment, steps)
+  there = check_run(directory, experiment, steps)
   done = saved_step(directory)
   # A checkpoint may have been lost since: the steps after the newest one are done again, with the schedule of now.
   earlier = [length | {"last_step": min(length["last_step"], done)} for length in there.get(EARLIER, []) if done]
@@ -52,11 +52,11 @@ def open_run(directory: pathlib.Path, experiment: Experiment, steps: int | None)
     UserError: another experiment is there, the run is longer already, or the directory cannot be written.
   """
   prepare_directory(directory)
-  _held_run(directory, experiment, steps)
+  check_run(directory, experiment, steps)
   return directory
 
 
-def _held_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> dict[str, Any]:
+def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> dict[str, Any]:
   """What experiment.json holds, empty where there is none; raises as `open_run` where this run may not follow it."""
   there = _held(directory, RUN, to_plain(experiment))
   if not there or steps is None or there.get("steps") == steps:

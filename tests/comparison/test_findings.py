@@ -4,13 +4,20 @@ import pytest
 
 from moejax.comparison.findings import finding, verdict
 from moejax.comparison.match import Match
+from moejax.comparison.record import MatchedPair
+from moejax.evaluation.held_out import Difference
 
 NEAR = Match(dense="d", moe="m", step_time_ratio=1.02, within_tolerance=True)
 FAR = Match(dense="d", moe="m", step_time_ratio=1.5, within_tolerance=False)
 
 
-def of(bits: float, stderr: float) -> dict[str, float]:
-  return {"bits_per_byte_difference": bits, "bits_per_byte_difference_stderr": stderr}
+def of(bits: float, stderr: float) -> Difference:
+  return Difference(
+    bits_per_byte_difference=bits,
+    bits_per_byte_difference_stderr=stderr,
+    accuracy_difference=0.5,
+    accuracy_difference_stderr=0.1,
+  )
 
 
 @pytest.mark.parametrize(
@@ -53,13 +60,14 @@ def test_a_verdict_before_training_says_only_what_was_measured():
   )
 
 
-def pair(dense: str, bits: float | None, stderr: float | None = 0.01, within: bool = True) -> dict:
-  return {
-    "dense": dense,
-    "within_tolerance": within,
-    "bits_per_byte_difference": bits,
-    "bits_per_byte_difference_stderr": stderr,
-  }
+def pair(dense: str, bits: float | None, stderr: float | None = 0.01, within: bool = True) -> MatchedPair:
+  return MatchedPair(
+    dense=dense,
+    moe="m",
+    within_tolerance=within,
+    bits_per_byte_difference=bits,
+    bits_per_byte_difference_stderr=stderr,
+  )
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from counting import Filled
 from moejax.comparison.budget import allot
 from moejax.comparison.match import match
 from moejax.comparison.measure import Timing
-from moejax.comparison.outcome import DIFFERENCES, outcome
+from moejax.comparison.outcome import outcome
+from moejax.comparison.record import Baselines
 from moejax.config.parameters import flops_per_token, parameter_counts
 from moejax.evaluation.held_out import HeldOut
 
@@ -34,7 +35,7 @@ def outcome_of(suite, trained=(), held_out=None, timings=TIMINGS, fill=1.0):
   """The outcome once the members in `trained` have a summary."""
   matches = match(suite, STEP_TIMES_S)
   allotments = allot(suite, matches, STEP_TIMES_S, Filled(fill))
-  return outcome(suite, timings, matches, allotments, dict.fromkeys(trained, SUMMARY), held_out or {})
+  return outcome(suite, timings, matches, allotments, dict.fromkeys(trained, SUMMARY), held_out or {}, Baselines(), {})
 
 
 def scores(nats) -> HeldOut:
@@ -54,71 +55,71 @@ def scores(nats) -> HeldOut:
 def test_a_comparison_is_complete_when_all_members_that_the_suite_trains_have_a_summary(
   tiny_suite, train, trained, complete
 ):
-  assert outcome_of(replace(tiny_suite, train=train), trained)["complete"] is complete
+  assert outcome_of(replace(tiny_suite, train=train), trained).complete is complete
 
 
 def test_a_member_has_its_rates_its_budget_and_its_scores(tiny_suite):
   (pair,) = tiny_suite.pairs
-  dense, sparse, wide = outcome_of(tiny_suite, ("dense", "sparse"))["members"]
+  dense, sparse, wide = outcome_of(tiny_suite, ("dense", "sparse")).members
   for member, experiment in ((dense, pair.dense), (sparse, pair.candidates[0]), (wide, pair.candidates[1])):
     seconds, flops = STEP_TIMES_S[experiment.name], flops_per_token(experiment.model, 32)
-    assert member["name"] == experiment.name and member["pair"] == "dense"
-    assert member["model_flops_per_token"] == flops
-    assert member["tokens_per_step"] == 8 * 32
-    assert member["tokens_per_s"] == 256 / seconds
-    assert member["mfu"] == pytest.approx(256 / seconds * flops / 1e9)
-    assert (member["step_time_s"], member["step_time_spread"], member["compile_time_s"]) == (seconds, 0.125, 3.0)
-    assert member["parameters_total"] == parameter_counts(experiment.model).total
-    assert member["parameters_active"] == parameter_counts(experiment.model).active
-    assert member["tokens"] == member["steps"] * 256
+    assert member.name == experiment.name and member.pair == "dense"
+    assert member.model_flops_per_token == flops
+    assert member.tokens_per_step == 8 * 32
+    assert member.tokens_per_s == 256 / seconds
+    assert member.mfu == pytest.approx(256 / seconds * flops / 1e9)
+    assert (member.step_time_s, member.step_time_spread, member.compile_time_s) == (seconds, 0.125, 3.0)
+    assert member.parameters_total == parameter_counts(experiment.model).total
+    assert member.parameters_active == parameter_counts(experiment.model).active
+    assert member.tokens == member.steps * 256
   for member in (dense, sparse):
-    assert (member["bits_per_byte"], member["bits_per_byte_stderr"]) == (2.5, 0.0625)
-    assert (member["accuracy"], member["accuracy_stderr"]) == (0.375, 0.03125)
-    assert (member["train_time_s"], member["tasks/sciq/acc"]) == (60.0, 0.25)
-    assert "loss" not in member
-  assert wide["bits_per_byte"] is None and wide["train_time_s"] is None
-  assert [member["matched"] for member in (dense, sparse, wide)] == [True, True, False]
-  assert [member["kind"] for member in (dense, sparse, wide)] == ["dense", "moe", "moe"]
-  assert (dense["num_experts"], dense["dispatch"], dense["capacity_factor"]) == (0, None, None)
-  assert (wide["num_experts"], wide["experts_per_token"], wide["sparse_every"]) == (4, 2, 2)
+    assert (member.bits_per_byte, member.bits_per_byte_stderr) == (2.5, 0.0625)
+    assert (member.accuracy, member.accuracy_stderr) == (0.375, 0.03125)
+    assert (member.train_time_s, member.tasks["tasks/sciq/acc"]) == (60.0, 0.25)
+    assert "loss" not in member.to_json()
+  assert wide.bits_per_byte is None and wide.train_time_s is None
+  assert [member.matched for member in (dense, sparse, wide)] == [True, True, False]
+  assert [member.kind for member in (dense, sparse, wide)] == ["dense", "moe", "moe"]
+  assert (dense.num_experts, dense.dispatch, dense.capacity_factor) == (0, None, None)
+  assert (wide.num_experts, wide.experts_per_token, wide.sparse_every) == (4, 2, 2)
 
 
 def test_flops_count_more_than_six_times_the_active_parameters(tiny_suite):
   """Attention scores have FLOPs and no parameters; the embedding has parameters and no FLOPs."""
-  for member in outcome_of(tiny_suite)["members"]:
-    assert member["model_flops_per_token"] != pytest.approx(6 * member["parameters_active"], rel=0.01)
+  for member in outcome_of(tiny_suite).members:
+    assert member.model_flops_per_token != pytest.approx(6 * member.parameters_active, rel=0.01)
 
 
 def test_padding_is_no_token_and_a_dropped_choice_no_work(tiny_suite):
   sparse = replace(TIMINGS["sparse"], choices_per_token=1.5, dropped_fraction=0.25)
-  dense, member, _ = outcome_of(tiny_suite, timings=TIMINGS | {"sparse": sparse}, fill=0.5)["members"]
-  assert dense["tokens_per_step"] == 128 and dense["tokens"] == dense["steps"] * 128 >= 20 * 8144
-  assert dense["mfu"] == pytest.approx(128 / 0.5 * dense["model_flops_per_token"] / 1e9)
+  dense, member, _ = outcome_of(tiny_suite, timings=TIMINGS | {"sparse": sparse}, fill=0.5).members
+  assert dense.tokens_per_step == 128 and dense.tokens == dense.steps * 128 >= 20 * 8144
+  assert dense.mfu == pytest.approx(128 / 0.5 * dense.model_flops_per_token / 1e9)
   expert = 6 * 3 * 16 * 8  # in one of two layers, half a choice less than 2
-  assert member["mfu"] == pytest.approx(128 / 0.75 * (member["model_flops_per_token"] - expert / 2) / 1e9)
-  assert (dense["dropped_fraction"], member["dropped_fraction"]) == (None, 0.25)
+  assert member.mfu == pytest.approx(128 / 0.75 * (member.model_flops_per_token - expert / 2) / 1e9)
+  assert (dense.dropped_fraction, member.dropped_fraction) == (None, 0.25)
 
 
 def test_without_a_known_peak_there_is_no_utilisation(tiny_suite):
   timings = {name: replace(timing, peak_flops=None) for name, timing in TIMINGS.items()}
   found = outcome_of(tiny_suite, timings=timings)
-  assert [member["mfu"] for member in found["members"]] == [None] * 3
+  assert [member.mfu for member in found.members] == [None] * 3
 
 
 def test_a_difference_is_that_of_the_moe_minus_the_dense_model(tiny_suite):
   held_out = {"dense": scores([8.0, 16.0]), "sparse": scores([7.0, 13.0])}
-  (pair,) = outcome_of(tiny_suite, ("dense", "sparse"), held_out)["pairs"]
-  assert (pair["dense"], pair["moe"], pair["step_time_ratio"], pair["within_tolerance"]) == (
+  (pair,) = outcome_of(tiny_suite, ("dense", "sparse"), held_out).pairs
+  assert (pair.dense, pair.moe, pair.step_time_ratio, pair.within_tolerance) == (
     "dense", "sparse", 1.5, False,
   )  # fmt: skip
-  assert pair["bits_per_byte_difference"] == pytest.approx(-4 / 8)
-  assert pair["bits_per_byte_difference_stderr"] == pytest.approx(2 / 8)  # residuals of 1 bit in each of two documents
-  assert pair["accuracy_difference"] == 0.0
-  assert outcome_of(tiny_suite)["finding"] == "1 of 1 pairs are not trained yet."
+  assert pair.bits_per_byte_difference == pytest.approx(-4 / 8)
+  assert pair.bits_per_byte_difference_stderr == pytest.approx(2 / 8)  # residuals of 1 bit in each of two documents
+  assert pair.accuracy_difference == 0.0
+  assert outcome_of(tiny_suite).finding == "1 of 1 pairs are not trained yet."
 
 
 @pytest.mark.parametrize("scored", [(), ("dense",), ("sparse",)])
 def test_there_is_no_difference_before_both_are_scored(tiny_suite, scored):
-  (pair,) = outcome_of(tiny_suite, scored, {name: scores([8.0, 16.0]) for name in scored})["pairs"]
-  assert [pair[name] for name in DIFFERENCES] == [None] * 4
-  assert pair["verdict"].endswith("not trained yet")
+  (pair,) = outcome_of(tiny_suite, scored, {name: scores([8.0, 16.0]) for name in scored}).pairs
+  assert [value for key, value in pair.to_json().items() if "difference" in key] == [None] * 4
+  assert pair.verdict.endswith("not trained yet")

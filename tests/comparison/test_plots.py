@@ -16,7 +16,7 @@ from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
 from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
-from moejax.comparison.record import checked
+from moejax.comparison.record import from_json
 
 
 def colours_in(png: bytes) -> int:
@@ -25,10 +25,10 @@ def colours_in(png: bytes) -> int:
 
 
 def test_every_member_has_its_own_colour_and_keeps_it(comparison):
-  colours = member_colours(checked(comparison))
+  colours = member_colours(from_json(comparison))
   assert len(set(colours.values())) == 6
   comparison["members"].reverse()
-  assert len(set(member_colours(checked(comparison)).values())) == 6
+  assert len(set(member_colours(from_json(comparison)).values())) == 6
 
 
 @pytest.mark.parametrize("same_time", [False, True])
@@ -38,7 +38,7 @@ def test_speed_accuracy_names_every_member(comparison, same_time):
     comparison["pairs"] = comparison["pairs"][:1]
     for member in comparison["members"]:
       member.update(step_time_s=1.012, accuracy_stderr=None)
-  plots = speed_accuracy(checked(comparison))
+  plots = speed_accuracy(from_json(comparison))
   assert [plot.name for plot in plots] == ["speed_accuracy", "speed_bits_per_byte"]
   for plot in plots:
     xml.etree.ElementTree.fromstring(plot.svg.replace("xlink:href", "href"))
@@ -53,7 +53,7 @@ def test_speed_accuracy_draws_what_there_is(comparison):
     member["accuracy"] = None
   comparison["members"][0]["step_time_s"] = None
   comparison["members"][1]["bits_per_byte"] = float("nan")
-  (plot,) = speed_accuracy(checked(comparison))
+  (plot,) = speed_accuracy(from_json(comparison))
   assert plot.name == "speed_bits_per_byte"
   assert "dense_small" not in plot.alt and "moe_small_8e" not in plot.alt and "dense_large 55.1 ms" in plot.alt
 
@@ -62,7 +62,7 @@ def test_each_benchmark_has_a_curve_of_its_own_and_a_perplexity_is_better_below(
   first, second = comparison["members"][:2]
   first |= {"tasks/sciq/acc": 0.31, "tasks/sciq/acc_stderr": 0.02, "tasks/wikitext/word_perplexity": 90.0}
   second |= {"tasks/sciq/acc": 0.35, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.4}
-  whole = checked(comparison)
+  whole = from_json(comparison)
   measures = task_measures(whole)
   assert [(measure.key, measure.scale, measure.reversed) for measure in measures] == [
     ("tasks/sciq/acc", 100.0, False), ("tasks/wikitext/word_perplexity", 1.0, True),
@@ -78,7 +78,7 @@ def test_each_benchmark_has_a_curve_of_its_own_and_a_perplexity_is_better_below(
 def test_names_are_text_in_a_plot_and_not_mathematics(comparison):
   comparison = {"suite": "s", "members": comparison["members"][:1], "pairs": []}
   comparison["members"][0].update(name="$a_b$ <i>", pair="$a_b$ <i>")
-  plot = speed_accuracy(checked(comparison))[0]
+  plot = speed_accuracy(from_json(comparison))[0]
   assert ">$a_b$ &lt;i&gt;</text>" in plot.svg and "<i>" not in plot.svg
 
 
@@ -116,7 +116,7 @@ def test_ticks_are_round_and_few():
 
 def test_loss_curves_are_two_for_each_pair(comparison, metrics_of):
   metrics = {member["name"]: metrics_of(member) for member in comparison["members"]}
-  plots = loss_curves(checked(comparison), metrics)
+  plots = loss_curves(from_json(comparison), metrics)
   assert [plot.name for plot in plots] == [
     "loss_time_dense_small", "loss_tokens_dense_small", "loss_time_dense_large", "loss_tokens_dense_large",
   ]  # fmt: skip
@@ -129,9 +129,9 @@ def test_loss_curves_of_runs_that_just_began(comparison, metrics_of, points):
   comparison = {**comparison, "members": comparison["members"][:2], "pairs": comparison["pairs"][:1]}
   dense, moe = comparison["members"]
   metrics = {dense["name"]: metrics_of(dense), moe["name"]: metrics_of(moe)[:points]}
-  assert len(loss_curves(checked(comparison), metrics)) == 2
-  assert len(loss_curves(checked(comparison), {moe["name"]: metrics_of(moe)[:points]})) == 2
-  assert loss_curves(checked(comparison), {}) == []
+  assert len(loss_curves(from_json(comparison), metrics)) == 2
+  assert len(loss_curves(from_json(comparison), {moe["name"]: metrics_of(moe)[:points]})) == 2
+  assert loss_curves(from_json(comparison), {}) == []
 
 
 @pytest.mark.parametrize("layers", [1, 6, 16])
@@ -139,7 +139,7 @@ def test_expert_load_has_a_panel_for_each_layer(comparison, metrics_of, layers):
   moe = {**comparison["members"][1], "pair": "dense_small"}
   comparison = {"suite": "s", "members": [comparison["members"][0], moe], "pairs": []}
   metrics = [{"step": row["step"], "router/load": row["router/load"][:1] * layers} for row in metrics_of(moe)[:40]]
-  plots = expert_load(checked(comparison), {moe["name"]: metrics, "dense_small": []})
+  plots = expert_load(from_json(comparison), {moe["name"]: metrics, "dense_small": []})
   assert list(plots) == ["moe_small_8e"]
   plot = plots["moe_small_8e"]
   for layer in range(layers):
@@ -150,7 +150,7 @@ def test_expert_load_has_a_panel_for_each_layer(comparison, metrics_of, layers):
 
 
 def test_plots_do_not_share_ids(comparison):
-  one, other = speed_accuracy(checked(comparison))
+  one, other = speed_accuracy(from_json(comparison))
 
   def ids(svg: str) -> set[str]:
     return {element.get("id") for element in xml.etree.ElementTree.fromstring(svg.replace("xlink:href", "href")).iter()}
@@ -161,13 +161,13 @@ def test_plots_do_not_share_ids(comparison):
 
 
 def test_equal_data_give_equal_bytes(comparison):
-  one, other = (speed_accuracy(checked(comparison))[0] for _ in range(2))
+  one, other = (speed_accuracy(from_json(comparison))[0] for _ in range(2))
   assert one == other
 
 
 def test_routing_shows_entropy_drops_and_every_auxiliary_loss_of_each_sparse_member(comparison, metrics_of):
   metrics = {member["name"]: metrics_of(member) for member in comparison["members"]}
-  plots = routing(checked(comparison), metrics)
+  plots = routing(from_json(comparison), metrics)
   assert list(plots) == [member["name"] for member in comparison["members"] if member["kind"] == "moe"]
   plot = plots["moe_small_8e"]
   for words in ("entropy (nats): layer 2 ", "dropped part of choices: layer 2 0.013", "load balance 1", "router z 4.9"):

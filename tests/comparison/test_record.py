@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from moejax.comparison.record import checked, equal_names, missing, pair_members, read_comparison, read_metrics
+from moejax.comparison.record import equal_names, from_json, missing, pair_members, read_comparison, read_metrics
 
 
 def test_a_missing_comparison_names_the_path_and_the_remedy(tmp_path):
@@ -39,16 +39,27 @@ def test_what_is_not_json_is_refused(tmp_path):
 def test_an_unusable_comparison_is_refused_in_one_line(comparison, change, message):
   change(comparison)
   with pytest.raises(ValueError, match=message) as error:
-    checked(comparison)
+    from_json(comparison)
   assert "\n" not in str(error.value)
 
 
 def test_optional_keys_become_none():
   least = {"suite": "s", "members": [{"name": "d", "kind": "dense", "pair": "d"}], "pairs": []}
-  full = checked(least)
-  assert full["members"][0]["bits_per_byte"] is None and full["members"][0]["matched"] is True
-  assert full["baselines"]["unigram_accuracy"] is None
-  assert (full["complete"], full["finding"], full["tolerance"]) == (False, None, 0.05)
+  full = from_json(least)
+  assert full.members[0].bits_per_byte is None and full.members[0].matched is True
+  assert full.baselines.unigram_accuracy is None
+  assert (full.complete, full.finding, full.tolerance) == (False, None, 0.05)
+
+
+def test_what_is_read_is_written_again_as_it_was_with_keys_of_other_versions_too(comparison):
+  of_task = {"tasks/arc_easy/acc": 0.25, "tasks/arc_easy/acc_stderr": None}
+  for member in comparison["members"]:
+    member |= of_task | {"dispatch": None, "router": None, "colour": [1, "b"]}
+  comparison["pairs"][0]["whole_run_ratio"] = 1.5
+  comparison["baselines"] |= {f"{name}_stderr": 0.01 for name in comparison["baselines"]} | {"trigram_accuracy": 0.5}
+  comparison |= {"format": 2}
+  assert from_json(comparison).to_json() == comparison
+  assert from_json(comparison).members[0].tasks == of_task
 
 
 def test_metrics_pass_over_broken_lines_and_take_the_later_of_one_step(tmp_path):
@@ -71,7 +82,7 @@ def test_missing_names_what_there_is_not(comparison):
   comparison["pairs"][1]["bits_per_byte_difference"] = None
   comparison["baselines"] = {}
   metrics = {member["name"]: [{"step": 1}] for member in comparison["members"][1:]}
-  assert missing(checked(comparison), metrics) == [
+  assert missing(from_json(comparison), metrics) == [
     "step time of moe_large_16e",
     "training result of moe_large_8e",
     "metrics of dense_small",
@@ -81,15 +92,15 @@ def test_missing_names_what_there_is_not(comparison):
 
 
 def test_a_pair_lists_dense_then_match_then_others(comparison):
-  names = [member["name"] for member in pair_members(checked(comparison), "dense_large")]
+  names = [member.name for member in pair_members(from_json(comparison), "dense_large")]
   assert names == ["dense_large", "moe_large_16e", "moe_large_8e"]
 
 
 def test_only_pairs_within_tolerance_are_equal(comparison):
   comparison["pairs"][1]["within_tolerance"] = False
-  assert equal_names(checked(comparison)) == {"moe_small_8e"}
+  assert equal_names(from_json(comparison)) == {"moe_small_8e"}
 
 
 def test_not_finite_numbers_are_kept_for_the_reader(comparison):
   comparison["members"][0]["bits_per_byte"] = math.nan
-  assert math.isnan(checked(json.loads(json.dumps(comparison)))["members"][0]["bits_per_byte"])
+  assert math.isnan(from_json(json.loads(json.dumps(comparison))).members[0].bits_per_byte)

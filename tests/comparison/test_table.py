@@ -5,12 +5,13 @@ import io
 import pytest
 from rich.console import Console
 
+from moejax.comparison.record import from_json
 from moejax.comparison.table import terminal_table
 
 
 def lines_of(comparison, width=100):
   console = Console(file=io.StringIO(), width=width)
-  console.print(terminal_table(comparison))
+  console.print(terminal_table(from_json(comparison)))
   return console.file.getvalue().splitlines()
 
 

@@ -148,7 +148,7 @@ def test_a_comparison_opens_its_text_once_and_compiles_each_member_once(dense, c
     measurement=Measurement(warmup_steps=1, rounds=1, steps_per_round=2),
   )
   directory, (text,) = tmp_path / "comparison", dense.data.train
-  names = [member["name"] for member in moejax.compare(suite, directory).members]
+  names = [member.name for member in moejax.compare(suite, directory).members]
   assert names == ["dense", "sparse", "sharded"]
   of_members = dict.fromkeys(("prepare", "make_train_spec", "make_train_step", "make_scorer", "run"), once(*names))
   assert calls == of_members | {

@@ -5,7 +5,6 @@ L stacked layers  E experts  Z = points of a curve  Y = columns of a heat map
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -17,13 +16,14 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moejax.comparison import curves
 from moejax.comparison.plots.drawing import Plot, new_figure, plain, render, style
+from moejax.comparison.record import Comparison
 
 DIVERGING, SEQUENTIAL = "PuOr_r", "Oranges"
 
 
-def expert_load(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
+def expert_load(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
   """A plot by name of each MoE member that logged its load; all share one colour scale."""
-  loads = {m["name"]: curves.relative_load(metrics.get(m["name"], ())) for m in comparison["members"]}
+  loads = {m.name: curves.relative_load(metrics.get(m.name, ())) for m in comparison.members}
   loads = {name: (steps_Z, load_ZLE) for name, (steps_Z, load_ZLE) in loads.items() if load_ZLE.size}
   if not loads:
     return {}

@@ -1,7 +1,6 @@
 """Training loss against training time and against tokens, a panel for each pair."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -10,20 +9,20 @@ from matplotlib.axes import Axes
 from moejax.comparison import curves, quantities
 from moejax.comparison.palette import member_colours
 from moejax.comparison.plots.drawing import Plot, log_axis, new_figure, render, style
-from moejax.comparison.record import dense_names, known, pair_members
+from moejax.comparison.record import Comparison, Member, dense_names, known, pair_members
 
 SHOWN = 0.02
 """Part of a run, from its start, that is left out: the fall from chance would flatten everything after it."""
 
 
-def loss_curves(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> list[Plot]:
+def loss_curves(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> list[Plot]:
   """Two plots for each pair that has metrics."""
   colours = member_colours(comparison)
   plots = []
   for dense in dense_names(comparison):
     members = pair_members(comparison, dense)
     for axis, key in (("time", "step_time_s"), ("tokens", "tokens_per_step")):
-      drawn = [m for m in members if known(m[key]) and len(curves.series(metrics.get(m["name"], ()), "loss")[0])]
+      drawn = [m for m in members if known(m.number(key)) and len(curves.series(metrics.get(m.name, ()), "loss")[0])]
       if drawn:
         with style():
           plots.append(_plot(dense, drawn, metrics, colours, axis, key))
@@ -32,7 +31,7 @@ def loss_curves(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metr
 
 def _plot(
   dense: str,
-  members: Sequence[dict[str, Any]],
+  members: Sequence[Member],
   metrics: Mapping[str, curves.Metrics],
   colours: Mapping[str, str],
   axis: str,
@@ -42,12 +41,12 @@ def _plot(
   axes = figure.add_subplot()
   lines = {}
   for member in members:
-    steps, loss = curves.series(metrics[member["name"]], "loss")
-    lines[member["name"]] = (steps * member[key], loss, curves.smooth(steps, loss))
+    steps, loss = curves.series(metrics[member.name], "loss")
+    lines[member.name] = (steps * member.number(key), loss, curves.smooth(steps, loss))
   longest = max(x[-1] for x, _, _ in lines.values())
   unit = quantities.time_unit(longest) if axis == "time" else "tokens"
   for member in members:
-    _line(axes, member, lines[member["name"]], colours[member["name"]], unit)
+    _line(axes, member, lines[member.name], colours[member.name], unit)
   _limits(axes, list(lines.values()), longest, unit)
   axes.set_xlabel(f"training time ({unit})" if axis == "time" else "training tokens")
   axes.set_ylabel("training loss (nats per token)")
@@ -64,13 +63,13 @@ def _plot(
   )
 
 
-def _line(axes: Axes, member: Mapping[str, Any], line: tuple[np.ndarray, ...], colour: str, unit: str) -> None:
+def _line(axes: Axes, member: Member, line: tuple[np.ndarray, ...], colour: str, unit: str) -> None:
   x, raw, smooth = curves.thin(*line)
   x = x if unit == "tokens" else x / quantities.SECONDS[unit]
-  dashes = "-" if member["matched"] else (0, (4, 1.6))
-  label = f"{member['name']}: {smooth[-1]:.3f}"
+  dashes = "-" if member.matched else (0, (4, 1.6))
+  label = f"{member.name}: {smooth[-1]:.3f}"
   axes.plot(x, raw, color=colour, linewidth=0.7, alpha=0.28, zorder=1)
-  axes.plot(x, smooth, color=colour, linewidth=2.0, linestyle=dashes, label=label, zorder=3 if member["matched"] else 2)
+  axes.plot(x, smooth, color=colour, linewidth=2.0, linestyle=dashes, label=label, zorder=3 if member.matched else 2)
 
 
 def _limits(axes: Axes, lines: Sequence[tuple[np.ndarray, ...]], longest: float, unit: str) -> None:

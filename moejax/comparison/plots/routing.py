@@ -4,7 +4,6 @@ L stacked layers  Z = points of a curve
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import quote
 
 import matplotlib
@@ -14,6 +13,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moejax.comparison import curves
 from moejax.comparison.plots.drawing import Plot, new_figure, render, style
+from moejax.comparison.record import Comparison
 
 LAYERS = "viridis"
 PANELS = (("router/entropy", "entropy (nats)"), ("router/dropped_fraction", "dropped part of choices"))
@@ -23,17 +23,17 @@ Line = tuple[str, np.ndarray, np.ndarray]
 """Label, steps [Z] and values [Z]."""
 
 
-def routing(comparison: Mapping[str, Any], metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
+def routing(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
   """A plot by name of each member that logged what its routers do."""
   plots = {}
-  for member in comparison["members"]:
-    rows = metrics.get(member["name"], ())
+  for member in comparison.members:
+    rows = metrics.get(member.name, ())
     panels = [(label, _by_layer(rows, name)) for name, label in PANELS]
     panels.append(("auxiliary loss", _auxiliary_losses(rows)))
     panels = [(label, lines) for label, lines in panels if lines]
     if len(panels) > 1:
       with style():
-        plots[member["name"]] = _plot(member["name"], panels)
+        plots[member.name] = _plot(member.name, panels)
   return plots
 
 

@@ -14,7 +14,7 @@ from moejax.comparison.palette import member_colours
 from moejax.comparison.plots import labels
 from moejax.comparison.plots.drawing import INK, Plot, legend_above, log_axis, new_figure, render, spread, style
 from moejax.comparison.quantities import duration, with_stderr
-from moejax.comparison.record import equal_names, known, task_keys
+from moejax.comparison.record import Comparison, Member, equal_names, known, task_keys
 from moejax.evaluation.tasks import ACCURACIES
 
 MARKERS = {"dense": "o", "moe": "D"}
@@ -46,7 +46,7 @@ MEASURES = (
 )
 
 
-def task_measures(comparison: Mapping[str, Any]) -> list[Measure]:
+def task_measures(comparison: Comparison) -> list[Measure]:
   """A measure for each benchmark of a member, and for their average."""
   return [_task_measure(key) for key in task_keys(comparison)]
 
@@ -61,41 +61,48 @@ def _task_measure(key: str) -> Measure:
   return Measure(key, f"{name}: {words}", f"{words} of {name}")
 
 
-def speed_accuracy(comparison: Mapping[str, Any], measures: Sequence[Measure] = MEASURES) -> list[Plot]:
+def speed_accuracy(comparison: Comparison, measures: Sequence[Measure] = MEASURES) -> list[Plot]:
   """A plot for each measure that at least one member has."""
   plots = []
   for measure in measures:
-    members = [m for m in comparison["members"] if known(m["step_time_s"]) and known(m.get(measure.key))]
-    if members:
+    points = {m.name: point for m in comparison.members if (point := _point(m, measure))}
+    if points:
       with style():
-        plots.append(_plot(comparison, members, measure))
+        plots.append(_plot(comparison, points, measure))
   return plots
 
 
-def _plot(comparison: Mapping[str, Any], members: Sequence[dict[str, Any]], measure: Measure) -> Plot:
+def _point(member: Member, measure: Measure) -> tuple[float, float] | None:
+  """Step time in seconds and scaled value; None where either is not known."""
+  step_time_s, value = member.step_time_s, member.number(measure.key)
+  return (step_time_s, value * measure.scale) if known(step_time_s) and known(value) else None
+
+
+def _plot(comparison: Comparison, in_seconds: Mapping[str, tuple[float, float]], measure: Measure) -> Plot:
   figure = new_figure(4.4)
   axes = figure.add_subplot()
-  unit, per_unit = ("s", 1.0) if min(m["step_time_s"] for m in members) >= 1.0 else ("ms", 1e3)
-  points = {m["name"]: (m["step_time_s"] * per_unit, m[measure.key] * measure.scale) for m in members}
-  errors = {m["name"]: (m.get(f"{measure.key}_stderr") or 0.0) * measure.scale for m in members}
+  members = [member for member in comparison.members if member.name in in_seconds]
+  unit, per_unit = ("s", 1.0) if min(x for x, _ in in_seconds.values()) >= 1.0 else ("ms", 1e3)
+  points = {name: (x * per_unit, y) for name, (x, y) in in_seconds.items()}
+  errors = {m.name: (m.number(f"{measure.key}_stderr") or 0.0) * measure.scale for m in members}
   _limits(axes, points, errors, measure)
   axes.set_xlabel(f"step time ({unit})")
   axes.set_ylabel(measure.label)
   colours = member_colours(comparison)
-  joined = [(pair["dense"], pair["moe"]) for pair in comparison["pairs"] if {pair["dense"], pair["moe"]} <= set(points)]
+  joined = [(p.dense, p.moe) for p in comparison.pairs if p.moe and {p.dense, p.moe} <= set(points)]
   bands = [np.array([points[dense], points[moe]]) for dense, moe in joined]
   equal = equal_names(comparison)
   for (_, moe), band in zip(joined, bands, strict=True):
     axes.plot(*band.T, color=colours[moe], zorder=1, **(EQUAL if moe in equal else NEAREST))
   curves = [_curve(axes, points, members, kind) for kind in MARKERS]
   for member in members:
-    _marker(axes, points[member["name"]], errors[member["name"]], member, colours[member["name"]])
+    _marker(axes, points[member.name], errors[member.name], member, colours[member.name])
   legend_above(figure, _legend(members, {moe in equal for _, moe in joined}), columns=2)
   error_lines = [np.array([(x, y - errors[name]), (x, y + errors[name])]) for name, (x, y) in points.items()]
   labels.place(axes, list(points.values()), list(points), [*(c for c in curves if len(c)), *bands, *error_lines])
   listed = "; ".join(
-    f"{m['name']} {duration(m['step_time_s'])}, "
-    f"{with_stderr(m[measure.key], m.get(f'{measure.key}_stderr'), scale=measure.scale, unit=measure.unit)}"
+    f"{m.name} {duration(m.step_time_s)}, "
+    f"{with_stderr(m.number(measure.key), m.number(f'{measure.key}_stderr'), scale=measure.scale, unit=measure.unit)}"
     for m in members
   )
   return render(
@@ -124,31 +131,31 @@ def _limits(axes: Axes, points: Mapping[str, tuple], errors: Mapping[str, float]
   axes.set_ylim((top + room, bottom - room) if measure.reversed else (bottom - room, top + room))
 
 
-def _curve(axes: Axes, points: Mapping[str, tuple], members: Sequence[dict[str, Any]], kind: str) -> np.ndarray:
+def _curve(axes: Axes, points: Mapping[str, tuple], members: Sequence[Member], kind: str) -> np.ndarray:
   """The line through the matched members of one kind, fastest first."""
-  line = np.array(sorted(points[m["name"]] for m in members if m["kind"] == kind and m["matched"])).reshape(-1, 2)
+  line = np.array(sorted(points[m.name] for m in members if m.kind == kind and m.matched)).reshape(-1, 2)
   axes.plot(*line.T, color=INK, linewidth=1.3, linestyle=LINES[kind], zorder=2)
   return line
 
 
-def _marker(axes: Axes, point: tuple[float, float], error: float, member: Mapping[str, Any], colour: str) -> None:
+def _marker(axes: Axes, point: tuple[float, float], error: float, member: Member, colour: str) -> None:
   """An error bar, then the marker: full where matched, hollow where not."""
   axes.errorbar(*point, yerr=error, color=colour, capsize=3, linewidth=1.4, zorder=3, fmt="none")
-  face = colour if member["matched"] else "white"
-  style = MARKERS[member["kind"]]
+  face = colour if member.matched else "white"
+  style = MARKERS[member.kind]
   axes.plot(*point, style, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=2, zorder=4)
 
 
-def _legend(members: Sequence[dict[str, Any]], bands: set[bool]) -> list:
+def _legend(members: Sequence[Member], bands: set[bool]) -> list:
   def entry(kind: str, text: str, matched: bool) -> Line2D:
     line: Any = LINES[kind] if matched else "none"
     face = INK if matched else "white"
     return Line2D([], [], color=INK, marker=MARKERS[kind], markerfacecolor=face, linestyle=line, label=text)
 
-  entries: list = [entry("dense", "dense", True)] if any(m["kind"] == "dense" for m in members) else []
-  if any(m["kind"] == "moe" and m["matched"] for m in members):
+  entries: list = [entry("dense", "dense", True)] if any(m.kind == "dense" for m in members) else []
+  if any(m.kind == "moe" and m.matched for m in members):
     entries.append(entry("moe", "MoE, nearest in step time", True))
-  if any(m["kind"] == "moe" and not m["matched"] for m in members):
+  if any(m.kind == "moe" and not m.matched for m in members):
     entries.append(entry("moe", "MoE, other candidate", False))
   if True in bands:
     entries.append(Patch(facecolor="#9aa3ad", alpha=0.4, label="a pair at equal step time"))
