@@ -1,6 +1,5 @@
 """What `moejax show` and `moejax list` print, without importing JAX."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.kinds import OfSeveralKinds
 from moejax.config.parameters import flops_per_token, full_sequence_steps, parameter_counts, tokens_per_step
-from moejax.config.plain import KIND, to_plain
+from moejax.config.plain import to_plain
+from moejax.config.walk import leaves
 from moejax.terminal import Fitting
 
 
@@ -91,7 +90,7 @@ def suite_page(suite: Suite) -> RenderableType:
           for name in ("parameters_total", "parameters_active", "model_flops_per_token", "tokens_per_step")
         ),
       )
-  settings = "\n".join(f"{name} = {value}" for name, value in _fields(suite) if name != "pairs")
+  settings = "\n".join(f"{name} = {value}" for name, value in _fields(suite))
   return Group(Text(suite.name, style="bold"), Fitting(table), Text(settings))
 
 
@@ -160,17 +159,12 @@ def _tree(experiment: Experiment) -> Text:
   return text
 
 
-def _fields(value: Any, path: str = "") -> list[tuple[str, Any]]:
-  if path == "rules":
-    return [(f"rules.{name}", " ".join(axes)) for name, axes in dict(value).items()]
-  if not dataclasses.is_dataclass(value):
-    shown = " ".join(map(str, value)) if isinstance(value, tuple) else value
-    return [(path, shown)] if path not in ("name", "pairs") else []
-  kind: list[tuple[str, Any]] = [(f"{path}.{KIND}", value.kind)] if isinstance(value, OfSeveralKinds) else []
-  return kind + [
-    row
-    for field in dataclasses.fields(value)
-    for row in _fields(getattr(value, field.name), f"{path}.{field.name}" if path else field.name)
+def _fields(configuration: Any) -> list[tuple[str, Any]]:
+  """Path and value of every field but the name and the members."""
+  return [
+    (path, " ".join(map(str, value)) if isinstance(value, tuple) else value)
+    for path, value in leaves(configuration)
+    if path != "name" and path.partition(".")[0] != "pairs"
   ]
 
 

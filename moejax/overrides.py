@@ -11,9 +11,10 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_members
-from moejax.config.kinds import OfSeveralKinds, base_of, kinds, path_of
-from moejax.config.plain import IF_YOUR_OWN, KIND
+from moejax.config.kinds import KIND, OfSeveralKinds, base_of, kinds, path_of
+from moejax.config.plain import IF_YOUR_OWN
 from moejax.config.sharding import Rules
+from moejax.config.walk import holds_configurations, join, leaves, walk
 from moejax.errors import UserError
 from moejax.field_hints import hint
 from moejax.field_values import option, parse_values
@@ -95,9 +96,9 @@ def print_field_help(configuration: Configuration, command: str) -> None:
     )
   for path, owner in _several_kinds(configuration):
     base = base_of(type(owner))
-    print(f"{option(_join(path, KIND))} or {option(path)} one of {', '.join(kinds(base))} (default: {owner.kind})")
+    print(f"{option(join(path, KIND))} or {option(path)} one of {', '.join(kinds(base))} (default: {owner.kind})")
     for name in kinds(base):
-      own = [option(_join(path, field)) for field in _fields(kinds(base)[name]) if field not in _fields(base)]
+      own = [option(join(path, field)) for field in _fields(kinds(base)[name]) if field not in _fields(base)]
       if own and name != owner.kind:
         print(f"  {name}: {' '.join(own)}")
 
@@ -110,7 +111,7 @@ def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequen
     _, equals, value = group[0].partition("=")
     path = _path(group)
     # --optimizer Lion is --optimizer.kind Lion
-    given[_join(path, KIND) if path in several else path] = [value, *group[1:]] if equals else group[1:]
+    given[join(path, KIND) if path in several else path] = [value, *group[1:]] if equals else group[1:]
   configuration = _of_kinds(configuration, given)
   _check_names(configuration, given, known)
   return _with(configuration, given)
@@ -122,23 +123,23 @@ def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any
   A new kind keeps the fields that all kinds have, and its other fields have their defaults, or are absent. Nothing is
   checked before `_with` sets the fields that are given.
   """
-  if _holds_records(owner):
-    return tuple(_of_kinds(item, given, _join(path, str(i))) for i, item in enumerate(owner))
+  if holds_configurations(owner):
+    return tuple(_of_kinds(item, given, join(path, str(i))) for i, item in enumerate(owner))
   if not dataclasses.is_dataclass(owner) or not any(name.rpartition(".")[2] == KIND for name in given):
     return owner
   kind, fields = type(owner), {field.name: getattr(owner, field.name) for field in dataclasses.fields(owner)}
-  if isinstance(owner, OfSeveralKinds) and _join(path, KIND) in given:
+  if isinstance(owner, OfSeveralKinds) and join(path, KIND) in given:
     base = base_of(kind)
     choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known when the program runs
     with _hint_of_import():
-      name = parse_values(given[_join(path, KIND)], choice, _join(path, KIND), owner.kind)
+      name = parse_values(given[join(path, KIND)], choice, join(path, KIND), owner.kind)
     kind = kinds(base)[name]
     defaults = {field.name: field.default for field in dataclasses.fields(cast(Any, kind))}
     shared = {name: fields[name] for name in _fields(base)}
     fields = {name: value for name, value in (defaults | shared).items() if value is not dataclasses.MISSING}
   made = object.__new__(kind)
   for name, value in fields.items():
-    object.__setattr__(made, name, _of_kinds(value, given, _join(path, name)))
+    object.__setattr__(made, name, _of_kinds(value, given, join(path, name)))
   return made
 
 
@@ -157,7 +158,7 @@ def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") 
   hints = get_type_hints(type(owner))
   changes: dict[str, Any] = {}
   for field in dataclasses.fields(cast(Any, owner)):
-    name = _join(path, field.name)
+    name = join(path, field.name)
     now: Any = getattr(owner, field.name, None)
     below = {other: values for other, values in given.items() if other == name or other.startswith(f"{name}.")}
     if not below and not hasattr(owner, field.name):
@@ -167,10 +168,10 @@ def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") 
     if dataclasses.is_dataclass(now):
       changes[field.name] = _with(cast(Any, now), below, name)
     elif field.name == "rules":
-      axes = {rule: _rule(below.get(_join(name, rule)), _join(name, rule), now) for rule, now in dict(now).items()}
+      axes = {rule: _rule(below.get(join(name, rule)), join(name, rule), now) for rule, now in dict(now).items()}
       changes[field.name] = tuple(axes.items())
-    elif _holds_records(now):
-      changes[field.name] = tuple(_with(item, below, _join(name, str(i))) for i, item in enumerate(now))
+    elif holds_configurations(now):
+      changes[field.name] = tuple(_with(item, below, join(name, str(i))) for i, item in enumerate(now))
     else:
       changes[field.name] = parse_values(below[name], hints[field.name], name, now)
   try:
@@ -202,44 +203,18 @@ def _check_names(configuration: Any, given: Iterable[str], others: Sequence[str]
     raise UserError(f"{configuration.name!r} has no field {path!r}{without if of_moe else hint(path, near)}")
 
 
-def _leaves(value: Any, path: str = "") -> list[str]:
+def _leaves(configuration: Any) -> list[str]:
   """Dotted names of all fields that can be set."""
-  if dataclasses.is_dataclass(value):
-    items = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
-    items += [(KIND, None)] if isinstance(value, OfSeveralKinds) else []
-    items = [(name, item) for name, item in items if name != "moe" or item is not None]
-  elif path.rpartition(".")[2] == "rules":
-    items = [(name, ()) for name in dict(value)]
-  elif _holds_records(value):
-    items = [(str(i), item) for i, item in enumerate(value)]
-  else:
-    return [path]
-  return [leaf for name, item in items for leaf in _leaves(item, _join(path, name))]
+  return [path for path, value in leaves(configuration) if value is not None or path.rpartition(".")[2] != "moe"]
 
 
-def _several_kinds(owner: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def _several_kinds(configuration: Any) -> list[tuple[str, Any]]:
   """Path and value of each field that comes in several kinds."""
-  if isinstance(owner, OfSeveralKinds):
-    yield path, owner
-  if _holds_records(owner):
-    for i, item in enumerate(owner):
-      yield from _several_kinds(item, _join(path, str(i)))
-  elif dataclasses.is_dataclass(owner):
-    for field in dataclasses.fields(owner):
-      yield from _several_kinds(getattr(owner, field.name), _join(path, field.name))
+  return [(path, value) for path, value in walk(configuration) if isinstance(value, OfSeveralKinds)]
 
 
 def _fields(kind: Any) -> list[str]:
   return [field.name for field in dataclasses.fields(kind)]
-
-
-def _holds_records(value: Any) -> bool:
-  """Whether a field is a tuple of configurations, such as the pairs of a suite."""
-  return isinstance(value, tuple) and bool(value) and dataclasses.is_dataclass(value[0])
-
-
-def _join(path: str, name: str) -> str:
-  return f"{path}.{name}" if path else name
 
 
 def _groups(arguments: Sequence[str]) -> list[list[str]]:

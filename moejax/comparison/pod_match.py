@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import pathlib
 import pprint
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich import box
@@ -17,6 +17,7 @@ from moejax.comparison.match import Match, approach, compared, distance
 from moejax.config.experiment import MATCHABLE_FIELDS, Experiment, Pair
 from moejax.config.fields import get_field, with_fields
 from moejax.config.parameters import full_sequence_steps, parameter_counts, tokens_per_step
+from moejax.config.walk import walk
 from moejax.errors import UserError
 from moejax.notebook import html_table
 from moejax.planning.plan import Plan, plan
@@ -103,7 +104,9 @@ def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experim
 
 def experiment_file(experiment: Experiment) -> str:
   """A Python file with the experiment, for `moejax train FILE:matched`."""
-  classes = sorted(set(_classes(experiment)), key=lambda found: found.__name__)
+  classes = sorted(
+    {type(value) for _, value in walk(experiment) if dataclasses.is_dataclass(value)}, key=lambda kind: kind.__name__
+  )
   used = [found.__name__ for found in classes if found.__module__.startswith("moejax.")]
   own = [found for found in classes if not found.__module__.startswith("moejax.")]
   text = pprint.pformat(experiment, width=110, sort_dicts=False)
@@ -117,14 +120,6 @@ def experiment_file(experiment: Experiment) -> str:
     + "".join(f"    {line}\n" for line in text.splitlines())
     + "  )\n"
   )
-
-
-def _classes(value: Any) -> Iterator[type]:
-  """Classes of a configuration and of all configurations in it."""
-  if dataclasses.is_dataclass(value):
-    yield type(value)
-    for field in dataclasses.fields(value):
-      yield from _classes(getattr(value, field.name))
 
 
 def _file(kind: type) -> str:

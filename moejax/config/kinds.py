@@ -5,6 +5,9 @@ from typing import Any, TypeVar
 
 from moejax.errors import UserError
 
+KIND = "kind"
+"""Name of the class among the fields of a configuration that comes in several kinds."""
+
 Base = TypeVar("Base", bound="OfSeveralKinds")
 
 

@@ -5,14 +5,12 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from moejax.config.kinds import OfSeveralKinds, kinds
+from moejax.config.kinds import KIND, OfSeveralKinds, kinds
+from moejax.config.walk import join
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
 
-
-KIND = "kind"
-"""Key of the class among the fields of a configuration that comes in several kinds."""
 
 IF_YOUR_OWN = "if it is your own, name its file by --import FILE.py, or import it in Python first"
 """What to do about a kind that is not known."""
@@ -42,12 +40,12 @@ def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configu
   fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, kind))}
   unknown = [name for name in value if name not in fields]
   if unknown:
-    raise UserError(f"{_join(path, unknown[0])} is not a field of {kind.__name__}; its fields are {', '.join(fields)}")
+    raise UserError(f"{join(path, unknown[0])} is not a field of {kind.__name__}; its fields are {', '.join(fields)}")
   absent = [name for name, field in fields.items() if name not in value and _has_no_default(field)]
   if absent:
-    raise UserError(f"{_join(path, absent[0])} is missing")
+    raise UserError(f"{join(path, absent[0])} is missing")
   hints = typing.get_type_hints(kind)
-  return kind(**{name: typed(hints[name], item, _join(path, name)) for name, item in value.items()})
+  return kind(**{name: typed(hints[name], item, join(path, name)) for name, item in value.items()})
 
 
 def _named(base: type[OfSeveralKinds], value: dict[str, Any], path: str) -> tuple[type, dict[str, Any]]:
@@ -55,7 +53,7 @@ def _named(base: type[OfSeveralKinds], value: dict[str, Any], path: str) -> tupl
   known: dict[str, type] = kinds(base)
   name = value.get(KIND, base.default_kind)
   if name not in known:
-    raise UserError(f"{_join(path, KIND)} is {name!r}, not one of {', '.join(known)}; {IF_YOUR_OWN}")
+    raise UserError(f"{join(path, KIND)} is {name!r}, not one of {', '.join(known)}; {IF_YOUR_OWN}")
   return known[name], {key: item for key, item in value.items() if key != KIND}
 
 
@@ -74,7 +72,7 @@ def typed(kind: Any, value: Any, path: str) -> Any:
     _checked(isinstance(value, list | tuple), value, path, "a list")
     each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
     _checked(len(each) == len(value), value, path, f"a list of {len(each)}")
-    return tuple(typed(part, item, _join(path, str(i))) for i, (part, item) in enumerate(zip(each, value, strict=True)))
+    return tuple(typed(part, item, join(path, str(i))) for i, (part, item) in enumerate(zip(each, value, strict=True)))
   if dataclasses.is_dataclass(kind):
     if isinstance(value, typing.cast(type, kind)):
       return value
@@ -110,7 +108,3 @@ def _checked(fits: bool, value: Any, path: str, wanted: str) -> Any:
 
 def _has_no_default(field: dataclasses.Field) -> bool:
   return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-
-
-def _join(path: str, name: str) -> str:
-  return f"{path}.{name}" if path else name

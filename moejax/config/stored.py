@@ -8,8 +8,8 @@ from typing import Any
 from moejax.config.data import SEQIO, seqio_module
 from moejax.config.dispatch import Dispatch
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.kinds import kinds
-from moejax.config.plain import KIND, from_plain
+from moejax.config.kinds import KIND, kinds
+from moejax.config.plain import from_plain
 from moejax.config.router import Router
 from moejax.errors import UserError
 

@@ -10,6 +10,7 @@ from moejax.config.experiment import Experiment, Suite
 from moejax.config.plain import to_plain
 from moejax.config.resume import changeable
 from moejax.config.stored import EARLIER, current, read_experiment_file
+from moejax.config.walk import join
 from moejax.errors import UserError
 from moejax.files import read_json, write_json
 
@@ -201,14 +202,10 @@ def _differences(old: Any, new: Any, ignored: Collection[str], path: str = "") -
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     names = [*old, *(name for name in new if name not in old)]
-    return [line for name in names for line in _differences(old.get(name), new.get(name), ignored, _join(path, name))]
+    return [line for name in names for line in _differences(old.get(name), new.get(name), ignored, join(path, name))]
   if _is_of_records(old) and _is_of_records(new) and len(old) == len(new):
-    return [line for i in range(len(old)) for line in _differences(old[i], new[i], ignored, _join(path, str(i)))]
+    return [line for i in range(len(old)) for line in _differences(old[i], new[i], ignored, join(path, str(i)))]
   return [f"{path} is {_short(old)} there and {_short(new)} here"]
-
-
-def _join(path: str, name: str) -> str:
-  return f"{path}.{name}" if path else name
 
 
 def _is_of_records(value: Any) -> bool:
