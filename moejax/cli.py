@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from moejax import api, describe, interrupts, lookup
+from moejax import api, interrupts, lookup
 from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display
@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
   if not _helped(known):
     _no_overrides(overrides)
+    from moejax import describe
+
     output().print(describe.list_page(lookup.listed()), soft_wrap=True)
   return 0
 
@@ -66,6 +68,8 @@ def _show(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
   found = override(lookup.find(_required(known, "name", "NAME")), overrides)
+  from moejax import describe
+
   if known.json:
     facts = describe.facts(found) if isinstance(found, Experiment) else describe.suite_facts(found)
     print(json.dumps(finite(facts), indent=2, allow_nan=False))
@@ -82,7 +86,7 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
   directory = _required(known, "workdir", "--workdir DIR")
   with Display(f"train {experiment.name}") as display:
     trained = api.train(experiment, directory, progress=display)
-  output().print(describe.summary_page(trained.summary), soft_wrap=True)
+  output().print(trained, soft_wrap=True)
   return 0
 
 
@@ -123,6 +127,8 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
       experiment=experiment,
       progress=display,
     )
+  from moejax import describe
+
   output().print(describe.scores_page(evaluated.scores, evaluated.results), soft_wrap=True)
   return 0
 

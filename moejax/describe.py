@@ -94,17 +94,6 @@ def suite_page(suite: Suite) -> RenderableType:
   return Group(Text(suite.name, style="bold"), Fitting(table), Text(settings))
 
 
-def summary_page(summary: Mapping[str, Any]) -> RenderableType:
-  """What a run came to: the figures of its summary.json, a line each."""
-  table = Table(box=None, show_header=False, pad_edge=False, title=Text(summary["name"]), title_justify="left")
-  table.add_column(justify="right", style="dim")
-  table.add_column()
-  for name, value in summary.items():
-    if isinstance(value, int | float):
-      table.add_row(Text(name), f"{value:,}" if isinstance(value, int) else f"{value:,.5g}")
-  return Fitting(table)
-
-
 def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
   """The headline of each benchmark, `Score` by name, and what the results say about it: examples,
   examples in each prompt, and requests whose prompt did not fit and was cut."""

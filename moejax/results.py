@@ -4,7 +4,11 @@ import dataclasses
 import pathlib
 from typing import Any
 
+from rich.table import Table
+from rich.text import Text
+
 from moejax.notebook import html_table
+from moejax.terminal import Fitting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,16 @@ class Trained:
   def __repr__(self) -> str:
     numbers = f"steps={self.steps}, bits_per_byte={self.bits_per_byte:.4f}"
     return f"Trained({self.summary['name']!r}, {numbers}, directory={str(self.directory)!r})"
+
+  def __rich__(self) -> Fitting:
+    """What a terminal shows: the figures of summary.json, a line each."""
+    table = Table(box=None, show_header=False, pad_edge=False, title=Text(self.summary["name"]), title_justify="left")
+    table.add_column(justify="right", style="dim")
+    table.add_column()
+    for name, value in self.summary.items():
+      if isinstance(value, int | float):
+        table.add_row(Text(name), f"{value:,}" if isinstance(value, int) else f"{value:,.5g}")
+    return Fitting(table)
 
   def _repr_html_(self) -> str:
     rows = [(name, value) for name, value in self.summary.items() if isinstance(value, int | float)]

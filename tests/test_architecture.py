@@ -7,7 +7,7 @@ import graphlib
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,6 +70,10 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 140
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper."""
+MAX_OF_TRAINING = (150, 15_500)
+"""Files and lines that `moejax train` imports."""
+MAX_OF_TRAINING_WITHOUT_INPUT = (112, 11_300)
+"""The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 
 NOT_SOURCE = re.compile(r"\.git|\.venv.*|__pycache__|build|dist|.*\.egg-info|.*_cache")
@@ -116,8 +120,13 @@ BY_MODULE = {module(path): path for path in OURS}
 @functools.cache
 def imported(path: pathlib.Path, also_local: bool = True) -> frozenset[str]:
   """Modules that a file imports: of ours the very module, of others the package. `also_local`: in functions too."""
+  return names_imported(path, _walk(tree(path), also_local))
+
+
+def names_imported(path: pathlib.Path, nodes: Iterable[ast.AST]) -> frozenset[str]:
+  """Modules that the import statements among these nodes of a file name."""
   names = set()
-  for node in _walk(tree(path), also_local):
+  for node in nodes:
     if isinstance(node, ast.Import):
       names |= {alias.name for alias in node.names}
     elif isinstance(node, ast.ImportFrom):
@@ -319,6 +328,39 @@ def test_the_configuration_stays_small():
   classes = [node for path in below("moejax.config") for node in ast.walk(tree(path)) if isinstance(node, ast.ClassDef)]
   fields = [item for node in classes for item in node.body if isinstance(item, ast.AnnAssign)]
   assert len(fields) <= MAX_CONFIG_FIELDS, f"{len(fields)} fields: delete one, or argue for a new number"
+
+
+def imported_by(path: pathlib.Path, functions: list[str]) -> frozenset[str]:
+  """What functions of a file import when they are called, and those that they name of the same file."""
+  defined = {node.name: node for node in tree(path).body if isinstance(node, ast.FunctionDef)}
+  seen: set[str] = set()
+  waiting = [name for name in functions if name in defined]
+  while waiting:
+    name = waiting.pop()
+    seen.add(name)
+    named = {node.id for node in ast.walk(defined[name]) if isinstance(node, ast.Name)}
+    waiting += [other for other in named & {*defined} if other not in seen]
+  return frozenset().union(*(names_imported(path, ast.walk(defined[name])) for name in seen))
+
+
+def imported_for_training() -> dict[str, int]:
+  """Lines of every file that `moejax train` imports for an experiment without benchmarks."""
+  cli, api = BY_MODULE["moejax.cli"], BY_MODULE["moejax.api"]
+  begin = imported_by(cli, ["main", "_train"]) | imported_by(api, ["train"]) - set(BEHIND_A_COMMAND)
+  names = {"moejax.__main__", "moejax.cli", *begin}
+  names |= {found for name in names for found in reached(name, also_local=False)}
+  return {name: len(BY_MODULE[name].read_text().splitlines()) for name in names if name in BY_MODULE}
+
+
+def test_training_imports_no_more_than_it_needs():
+  lines = imported_for_training()
+  assert {"moejax.training.loop", "moejax.models.transformer", "moejax.evaluation.held_out"} <= {*lines}
+  elsewhere = ("moejax.planning", "moejax.comparison", "moejax.inference", "moejax.interop", "moejax.describe")
+  assert not [name for name in lines if name.startswith(elsewhere)]
+  without_input = {n: size for n, size in lines.items() if not n.startswith(("moejax.data", "moejax.experiments"))}
+  for found, (files, most) in ((lines, MAX_OF_TRAINING), (without_input, MAX_OF_TRAINING_WITHOUT_INPUT)):
+    size = sum(found.values())
+    assert len(found) <= files and size <= most, f"{len(found)} files, {size} lines: move what training can spare"
 
 
 def test_no_file_names_a_folder_of_somebodys_machine():

@@ -12,7 +12,11 @@ from moejax.config import Budget
 from moejax.config.plain import to_plain
 from moejax.describe import experiment_page, facts, list_page, scores_page, suite_facts, suite_page
 from moejax.evaluation.tasks import Score
+from moejax.lookup import find_experiment
 from moejax.overrides import override
+
+MOST_FIELDS = {"quick_small": 90, "quick_small_8e": 110}
+"""Of a dense and of a sparse experiment, as `moejax show` prints them; 17 of them are rules of logical axes."""
 
 
 def printed(page, width: int = 120) -> list[str]:
@@ -90,6 +94,12 @@ def test_every_field_is_printed_as_the_option_that_sets_it(tiny_moe):
   other = replace(tiny_moe, model=replace(tiny_moe.model, d_ff=99, tie_embeddings=False, moe=moe))
   rules = (*other.rules, ("embed", ()), ("mlp", ()))
   assert override(replace(other, rules=rules), options) == tiny_moe
+
+
+@pytest.mark.parametrize("name", ["quick_small", "quick_small_8e"])
+def test_an_experiment_has_no_more_fields_than_a_user_can_read(name):
+  fields = [line for line in printed(experiment_page(find_experiment(name))) if line.startswith("--")]
+  assert len(fields) <= MOST_FIELDS[name], f"{len(fields)} fields: delete one, or argue for a new number"
 
 
 def test_a_suites_page_has_its_members_side_by_side_and_its_settings(tiny_suite):
