@@ -258,7 +258,7 @@ def _evaluators(evaluation: Evaluation) -> Callable[..., Any]:
   Raises:
     UserError: there are, and lm-evaluation-harness is not installed.
   """
-  ask = import_harness(evaluation).make_task_evaluator if evaluation.tasks else None
+  ask = import_harness(evaluation).TaskEvaluators() if evaluation.tasks else None
   from moejax.evaluation.evaluators import make_evaluators
 
   return functools.partial(make_evaluators, ask=ask)

@@ -233,33 +233,43 @@ def evaluate_run(
     UserError: as `load_run`, `load_tasks` and `check_prompts`, or another process is at work in the directory.
   """
   with exclusive(directory, f"evaluate {experiment.name}", progress.note):
+    tokenizer = make_tokenizer(experiment.data.tokenizer)
     tasks = load_tasks(request, directory / WORK / "data", progress)
     loaded = load_run(directory, experiment, lambda text: progress.note(f"warning: {text}"))
-    model = HarnessModel(experiment, loaded.model, make_tokenizer(experiment.data.tokenizer), progress)
+    model = HarnessModel(experiment, loaded.model, tokenizer, progress)
     check_prompts(model, tasks, request)
     return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)
 
 
-def make_task_evaluator(
-  spec: TrainSpec, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress
-) -> Evaluator:
-  """An evaluator that runs the experiment's benchmarks and returns their headlines and their average.
+class TaskEvaluators:
+  """Makes the evaluators of benchmarks for the runs of a command, which load their tasks once."""
 
-  Raises:
-    UserError: as `load_tasks` and `check_prompts`, before any training.
-  """
-  experiment = spec.experiment
-  model = inference_model(experiment.model, spec.partitioner)
-  model = HarnessModel(experiment, model, tokenizer, progress)
-  request = make_request(experiment.evaluation)
-  tasks = load_tasks(request, directory / WORK / "data", progress)
-  check_prompts(model, tasks, request)
+  def __init__(self) -> None:
+    self._loaded: dict[str, Loaded] = {}
 
-  def score(state: State) -> dict[str, float]:
-    results = evaluate(model, tasks, request, directory, state.parameters, int(state.step))
-    return flat(headlines(results, tasks.benchmarks))
+  def __call__(self, spec: TrainSpec, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress) -> Evaluator:
+    """An evaluator that runs the experiment's benchmarks and returns their headlines and their average.
 
-  return score
+    Raises:
+      UserError: as `load_tasks` and `check_prompts`, before any training.
+    """
+    experiment = spec.experiment
+    model = HarnessModel(experiment, inference_model(experiment.model, spec.partitioner), tokenizer, progress)
+    request = make_request(experiment.evaluation)
+    tasks = self._load(request, directory, progress)
+    check_prompts(model, tasks, request)
+
+    def score(state: State) -> dict[str, float]:
+      results = evaluate(model, tasks, request, directory, state.parameters, int(state.step))
+      return flat(headlines(results, tasks.benchmarks))
+
+    return score
+
+  def _load(self, request: Request, directory: pathlib.Path, progress: Progress) -> Loaded:
+    key = repr(request)
+    if key not in self._loaded:
+      self._loaded[key] = load_tasks(request, directory / WORK / "data", progress)
+    return self._loaded[key]
 
 
 def parse_gen_kwargs(text: str) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from moejax import cli
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.display import Display
 from moejax.errors import UserError
-from moejax.evaluation.harness import Request, evaluate_run, make_task_evaluator
+from moejax.evaluation import harness
+from moejax.evaluation.harness import Request, TaskEvaluators, evaluate_run
 from moejax.evaluation.tasks import headlines, requested_benchmarks
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.run_directory import claim
@@ -149,9 +150,7 @@ def test_a_benchmark_whose_few_shot_prompts_do_not_fit_is_refused_before_anythin
 def test_a_training_run_is_refused_before_it_begins_where_its_prompts_cannot_fit(data, tmp_path):
   evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("webqs",), task_data=str(data))
   with pytest.raises(UserError, match=r"allow truncation with --evaluation\.allow-cut-prompts True"):
-    make_task_evaluator(
-      spec_of(dataclasses.replace(SPARSE, evaluation=evaluation)), ByteTokenizer(), tmp_path, Watching()
-    )
+    TaskEvaluators()(spec_of(dataclasses.replace(SPARSE, evaluation=evaluation)), ByteTokenizer(), tmp_path, Watching())
 
 
 def test_samples_are_written_with_prompts_and_answers_and_options_of_generation_replace_a_tasks_own(run, data, capsys):
@@ -201,14 +200,20 @@ def test_fewer_than_no_examples_are_refused():
     Request(tasks=("arc_easy",), few_shot=-1)
 
 
-def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given(data, tmp_path):
+def test_an_evaluator_of_the_loop_returns_the_headlines_of_the_state_it_is_given(data, monkeypatch, tmp_path):
   evaluation = dataclasses.replace(SPARSE.evaluation, tasks=("arc_easy",), task_data=str(data), task_limit=4)
   spec = spec_of(dataclasses.replace(SPARSE, evaluation=evaluation))
-  evaluator = make_task_evaluator(spec, ByteTokenizer(), tmp_path, Watching())
+  evaluators, loaded = TaskEvaluators(), []
+  load = harness.load_tasks
+  monkeypatch.setattr(harness, "load_tasks", lambda request, *rest: loaded.append(request) or load(request, *rest))
+  evaluator = evaluators(spec, ByteTokenizer(), tmp_path, Watching())
   states = [spec.init_state(seed) for seed in (0, 1)]
   states[1] = dataclasses.replace(states[1], step=states[1].step + 7)
   scores = [evaluator(state) for state in states]
   assert evaluator(states[0]) == scores[0]
+  (tmp_path / "other").mkdir()  # of another run of the same command, which has the same tasks
+  assert evaluators(spec, ByteTokenizer(), tmp_path / "other", Watching())(states[1]) == scores[1]
+  assert len(loaded) == 1
   assert set(scores[0]) == {"arc_easy/acc", "arc_easy/acc_stderr", "average/accuracy", "average/accuracy_stderr"}
   assert json.loads((tmp_path / "results.json").read_text())["config"]["step"] == 0
   assert sorted(path.name for path in (tmp_path / "evaluation").glob("*.jsonl")) == [
