@@ -1,1 +1,1 @@
-"""Hot inner loops: one function each; the best backend is chosen inside."""
+"""Kernels. Each is one function that chooses the best backend for the platform."""

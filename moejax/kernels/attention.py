@@ -12,38 +12,38 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 MASKED = -1e30
-"""Logit of a masked pair: finite, so that a padded row, which sees nothing, has no NaN."""
+"""Logit of a masked pair. It is finite, so that a padded row, which attends to nothing, has no NaN."""
 
 ATTENTION = "attention"
-"""Name of what attention may keep for the backward pass (`jax.checkpoint`), instead of computing it again."""
+"""Name of the values that attention may save for the backward pass (`jax.checkpoint`)."""
 
 LANES = 128
-"""Width of a TPU's vector unit: sequences that it does not divide take the plain path."""
+"""Width of the vector unit of a TPU. The fused kernel needs a sequence length that is a multiple of it."""
 
 LARGEST_BLOCK = 1024
-"""Positions in a block of the fused kernel: larger ones no longer fit the backward pass into a TPU core's VMEM."""
+"""Largest block of the fused kernel, in positions. The backward pass of larger blocks does not fit in VMEM."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """attend(q_BTNH, k_BSKH, v_BSKH, segments_BT) to out_BTNH, on one device's share of batch and heads."""
 
 
 def attention_for(platform: str, sequence_length: int) -> Attention:
-  """The way to attend that is best where the program is to run: fused on TPU, where scores then never lie in memory."""
+  """The fastest implementation for a platform: a fused kernel on TPU, which keeps the scores out of HBM."""
   return fused_attention if platform == "tpu" and sequence_length % LANES == 0 else attention
 
 
 def fused_attention(
   q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array, interpret: bool = False
 ) -> jax.Array:
-  """As `attention`, by JAX's splash attention kernel, which skips the blocks above the diagonal.
+  """`attention` by the splash attention kernel of JAX, which skips the blocks above the diagonal.
 
-  `interpret` runs the kernel's own operations without a TPU.
+  `interpret` runs the kernel without a TPU.
   """
   T, N = q_BTNH.shape[1:3]
   block = max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if T % size == 0)
   kernel = splash.make_splash_mha(
     splash.MultiHeadMask([splash.CausalMask((T, T))] * N),
-    # Two kernels backwards: one would save two products in seven and spend that on adding up parts of dq.
+    # The backward pass is two kernels. A fused one saves two of seven products, but loses that time in summing dq.
     block_sizes=splash.BlockSizes(
       block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     ),
@@ -58,27 +58,27 @@ def fused_attention(
 
 
 def heads_served(x_BSKH: jax.Array, first: jax.Array, queries: int, group: int) -> jax.Array:
-  """Keys or values of the heads that a device's own query heads attend to, of those that it holds.
+  """Selects the keys or values that the query heads of a device attend to.
 
   Args:
-    x_BSKH: those that it holds, for its own query heads and maybe for those of other devices.
-    first: its first query head, counted from the first that these serve.
-    queries: its query heads.
-    group: consecutive query heads that one key/value head serves (G of the whole model).
+    x_BSKH: the keys or values on the device, which may also serve the query heads of other devices.
+    first: the first query head of the device, counted from the first that x_BSKH serves.
+    queries: number of query heads of the device.
+    group: number of consecutive query heads that one key/value head serves (G).
   """
   if queries == group * x_BSKH.shape[2]:
     return x_BSKH
   if queries % group == 0 or group % queries == 0:
     return jax.lax.dynamic_slice_in_dim(x_BSKH, first // group, max(1, queries // group), axis=2)
-  # A device's query heads begin or end within a group: each gets a copy of its own.
+  # The query heads of the device begin or end within a group, so each gets a copy of its keys or values.
   return jnp.take(x_BSKH, (first + jnp.arange(queries)) // group, axis=2)
 
 
 def attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
-  """out_BTNH: each position attends to itself and to earlier positions of its own document.
+  """Returns out_BTNH. Each position attends to itself and to earlier positions of its document.
 
-  Takes one device's share of batch and heads. Softmax in float32. Batch and heads are one leading dimension and each
-  product leaves its result in its natural order: on CPU that takes about 0.75 times einsums over [B, T, K, G, H].
+  Takes the shard of one device. The softmax is in float32. Batch and key/value heads are one leading dimension, which
+  on CPU takes about 0.75 times as long as einsums over [B, T, K, G, H].
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]

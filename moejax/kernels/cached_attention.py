@@ -1,4 +1,4 @@
-"""Grouped-query attention of a sequence's next tokens to all of it, with the keys and values of earlier ones kept.
+"""Grouped-query attention of new tokens to a KV cache.
 
 B batch  T query position  S key position  N query heads  K key/value heads
 G query heads per key/value head  H head dim
@@ -11,17 +11,17 @@ from moejax.kernels.attention import MASKED
 
 
 def store(kept_BSKH: jax.Array, new_BTKH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-  """kept_BSKH with keys or values of new tokens at the slots of their positions, which rise by 1 along T and stay
-  below S."""
+  """Returns kept_BSKH with the keys or values of new tokens at the slots of their positions, which rise by 1 along T
+  and are below S."""
   write = jax.vmap(lambda kept, new, start: jax.lax.dynamic_update_slice_in_dim(kept, new, start, axis=0))
   return write(kept_BSKH, new_BTKH.astype(kept_BSKH.dtype), positions_BT[:, 0])
 
 
 def cached_attention(q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, positions_BT: jax.Array) -> jax.Array:
-  """out_BTNH of new tokens, whose keys and values are stored at the slots of their positions.
+  """Returns out_BTNH of new tokens, whose keys and values are already stored at the slots of their positions.
 
-  A token attends to the slots up to its own, so what a slot held before its token comes is never seen. Takes one
-  device's share of batch and heads. Softmax in float32.
+  A token attends to the slots up to its own, so that unused slots have no effect. Takes the shard of one device. The
+  softmax is in float32.
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]

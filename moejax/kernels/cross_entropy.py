@@ -1,4 +1,4 @@
-"""Cross-entropy of the next token from logits, with one pass over them backwards.
+"""Cross-entropy from logits, whose backward pass reads the logits once.
 
 M tokens  V vocab
 """
@@ -11,13 +11,13 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def cross_entropy(logits_MV: jax.Array, targets_M: jax.Array, whole_vocabulary: bool) -> tuple[jax.Array, jax.Array]:
-  """Cross-entropy in nats and log-normalizer of every token, each float32 [M].
+  """Returns the cross-entropy in nats and the log-normalizer of every token, each float32 [M].
 
   Args:
     logits_MV: float32.
     targets_M: token ids.
-    whole_vocabulary: whether each device holds all of V. A target's logit is then gathered; across shards that would
-      fetch the logits, so there it is picked by a comparison, which on CPU costs a pass over [M, V].
+    whole_vocabulary: whether each device has all of V. If so, the logit of a target is gathered. Otherwise a gather
+      would fetch the logits of other devices, so a comparison selects it, at the cost of a pass over [M, V] on CPU.
   """
   return _forward(logits_MV, targets_M, whole_vocabulary)[0]
 

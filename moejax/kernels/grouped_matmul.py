@@ -1,16 +1,16 @@
-"""The grouped matrix product: every expert's matrix on its own rows, without capacity and without padding.
+"""The grouped matrix product: the matrix of each expert times its rows, without capacity or padding.
 
 R routed rows  E experts  D embed  F hidden
 
 Rows are sorted by expert. D and F may be either way round.
 
-Rows need no alignment: a group starts where the one before it ends. Each backend splits the groups into tiles itself
-and leaves alone, in a tile across a border, the rows that are not its group's. So the products of one layer share one
-sorted array, and a dispatch gathers its tokens into that order once.
+Groups need no alignment: each starts where the one before ends. Each backend splits the groups into tiles, and in a
+tile that crosses a border it leaves the rows of other groups unchanged. The products of one layer therefore share one
+sorted array, for which a dispatch gathers its tokens once.
 
-`jax.lax.ragged_dot` would be this function, were it not a dense product over all experts on CPU and GPU, and on TPU
-in its weight gradient. tokamax has a TPU and a GPU kernel behind one function too; it is no dependency because
-tokamax 0.0.12 pins typeguard to 2.13.3, which holds the command line's tyro at 0.9.1.
+`jax.lax.ragged_dot` has the same interface, but computes a dense product over all experts on CPU and GPU, and for the
+weight gradient on TPU. tokamax has kernels for TPU and GPU, but version 0.0.12 pins typeguard to 2.13.3, which
+conflicts with tyro, the library of the command line.
 """
 
 import functools
@@ -33,19 +33,20 @@ def grouped_matmul(
   wide_EDF: jax.Array | None = None,
   backend: Backend = "auto",
 ) -> jax.Array:
-  """out_RF: the first group_sizes_E[0] rows of x times w[0], the next group_sizes_E[1] rows times w[1], and so on.
+  """Returns out_RF: the first group_sizes_E[0] rows of x times w[0], the next group_sizes_E[1] rows times w[1], and so
+  on.
 
-  Sums are float32; the result and the gradient of x have the type of x, the gradient of w that of w. Inside
-  `jax.shard_map` R, E and F are the device's own share, and the map needs `check_vma=False`, as the TPU kernel that
-  JAX ships does.
+  Sums are in float32. The result and the gradient of x have the dtype of x, and the gradient of w has that of w. Inside
+  `jax.shard_map` R, E and F are those of the device, and `check_vma=False` is needed, as for the TPU kernel of JAX.
 
   Args:
-    x_RD: float32 or bfloat16. Rows beyond the sum of the sizes give zeros and get zero gradients, whatever they hold.
+    x_RD: float32 or bfloat16. Rows beyond the sum of the sizes give zeros and have zero gradients, whatever they
+      contain.
     w_EDF: float32 or bfloat16.
     group_sizes_E: int32, at least 0, together at most R; any of them may be 0.
-    wide_EDF: w in a wider type. Nothing reads it; it gets the gradient, in its type, and w gets none.
-    backend: "auto" takes that of the platform which the program is lowered for. A TPU or GPU kernel asked for by name
-      runs on other platforms in Pallas' interpreter, which is for tests.
+    wide_EDF: w in a wider dtype, which receives the gradient in place of w. Its values are not read.
+    backend: "auto" selects the backend of the platform that the program is lowered for. On other platforms, a TPU or
+      GPU kernel that is named runs in the interpreter of Pallas, for tests.
   """
   if x_RD.ndim != 2 or w_EDF.ndim != 3 or group_sizes_E.shape != w_EDF.shape[:1] or x_RD.shape[1] != w_EDF.shape[1]:
     raise ValueError(
@@ -95,7 +96,7 @@ _grouped_matmul.defvjp(_forward, _backward)
 
 
 def _run(product: Literal["gmm", "tgmm"], backend: Backend, *arrays: jax.Array, **options: Any) -> jax.Array:
-  """`gmm`, a group's rows times its matrix, or `tgmm`, its rows transposed times other rows, on a backend."""
+  """Runs `gmm`, the rows of each group times its matrix, or `tgmm`, its rows transposed times other rows."""
   cpu, gpu, tpu = (
     functools.partial(getattr(module, product), **options)
     for module in (grouped_matmul_cpu, grouped_matmul_gpu, grouped_matmul_tpu)

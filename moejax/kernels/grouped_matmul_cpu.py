@@ -1,11 +1,12 @@
-"""Grouped matrix products as loops over experts and blocks of rows, in plain JAX: fast on CPU, correct anywhere.
+"""Grouped matrix products as loops over experts and blocks of rows, in plain JAX: fast on CPU, and correct on any
+platform.
 
 R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
 
 D and F may be either way round. b is the number of rows of one block.
 
-The loops run as often as there are rows, so that an uneven load costs only the last, partly filled blocks of each
-group. An expert's matrix leaves the stack once for all of its blocks.
+The loops visit only rows of groups, so that an uneven load costs only the partly filled last blocks of each group. The
+matrix of an expert is read from the stack once for all of its blocks.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 
 
 def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool) -> jax.Array:
-  """out_RJ: each group's rows times its expert's matrix, or times the transpose of it."""
+  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose."""
   summed, J = (1, w_EDF.shape[1]) if transpose_w else (0, w_EDF.shape[2])
   R, E = len(x_RI), len(w_EDF)
   ends_E = jnp.cumsum(group_sizes_E)
@@ -26,7 +27,7 @@ def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpos
     def block(start: jax.Array, own_b: jax.Array, out_RJ: jax.Array) -> jax.Array:
       x_bK = _rows(x_RI, start, len(own_b))
       product_bN = jax.lax.dot_general(x_bK.astype(jnp.float32), w, (((1,), (summed,)), ((), ())))
-      # The block's other rows are another expert's, or nobody's.
+      # The other rows of the block belong to another expert or to none.
       out_bN = jnp.where(own_b[:, None], product_bN.astype(out_RJ.dtype), _rows(out_RJ, start, len(own_b)))
       return jax.lax.dynamic_update_slice_in_dim(out_RJ, out_bN, start, axis=0)
 
@@ -36,13 +37,13 @@ def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpos
 
 
 def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
-  """out_EDF: each group's rows of x, transposed, times its rows of y; zeros for an empty group."""
+  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group."""
   R, E = len(x_RD), len(group_sizes_E)
   large, small = sizes = _block_sizes(R, E)
   ends_E = jnp.cumsum(group_sizes_E)
 
   def block(start: jax.Array, own_b: jax.Array) -> jax.Array:
-    # Both sides, since what a foreign row holds may be infinite.
+    # Both operands are masked, since rows of other groups may be infinite.
     x_bD, y_bF = (jnp.where(own_b[:, None], _rows(a, start, len(own_b)), 0).astype(jnp.float32) for a in (x_RD, y_RF))
     return jax.lax.dot_general(x_bD, y_bF, (((0,), (0,)), ((), ())))
 
@@ -62,10 +63,11 @@ def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: j
 
 
 def _block_sizes(R: int, E: int) -> tuple[int, int]:
-  """Rows of a block, and of the smaller ones for the rest of a group.
+  """Rows of a block, and of the smaller blocks for the rest of a group.
 
-  The mean group as a power of two, in bounds: a product of fewer than 32 rows costs as much, and above 512 rows it is
-  no faster. A quarter of that for the rest: smaller blocks compute less for nobody, but each passes over [D, F] once.
+  A block has the mean size of a group, rounded to a power of two within bounds: products of fewer than 32 rows are not
+  cheaper, and those of more than 512 rows are not faster per row. The smaller blocks have a quarter of that, since
+  small blocks waste fewer rows, but each costs a pass over [D, F].
   """
   large = min(max(1 << max(R // E, 1).bit_length() - 1, 128), 512)
   return min(large, R), min(large // 4, R)
@@ -79,7 +81,7 @@ def _over_blocks(
   end: jax.Array,
   carry: jax.Array,
 ) -> jax.Array:
-  """Carries `block` over the rows from `start` to `end`: as many large blocks as they fill, then small ones."""
+  """Applies `block` to the rows from `start` to `end`: as many large blocks as fit, then small ones."""
   large, small = sizes
   full = (end - start) // large
   rest = start + full * large
@@ -90,7 +92,7 @@ def _over_blocks(
 
 
 def _place(R: int, b: int, first: jax.Array, end: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Start of a block that holds the rows from `first` on and stays inside R, and own_b: which of it they are."""
+  """The start of a block of b rows within R that contains the rows from `first`, and own_b, which marks those rows."""
   start = jnp.minimum(first, R - b)
   rows_b = start + jnp.arange(b, dtype=jnp.int32)
   return start, (first <= rows_b) & (rows_b < end)

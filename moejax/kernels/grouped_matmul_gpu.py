@@ -4,8 +4,8 @@ R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dim
 
 D and F may be either way round. A lower-case letter is the size of one tile.
 
-A row tile starts where its group starts, so that no row is computed for two groups; rows of others are masked. A tile
-that would reach beyond R starts earlier, and masks what comes before its own rows too.
+The first row tile of a group starts where the group starts, so that no row is computed for two groups. Rows of other
+groups are masked. A tile that would extend beyond R starts earlier, and masks the rows before its own.
 """
 
 import functools
@@ -20,7 +20,7 @@ Ref = Any
 """A reference of Pallas to an array in memory, for which JAX has no public type."""
 
 TILE = 128
-"""Rows and columns of an output tile at most."""
+"""The largest number of rows and columns of an output tile."""
 
 TILE_BYTES = 128
 """Bytes of one row of an operand's tile: 64 bfloat16 or 32 float32."""
@@ -32,7 +32,7 @@ COMPILER_PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
 def gmm(
   x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
 ) -> jax.Array:
-  """out_RJ: each group's rows times its expert's matrix, or times the transpose of it."""
+  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose."""
   R, dtype, operands = len(x_RI), x_RI.dtype, jnp.promote_types(x_RI.dtype, w_EDF.dtype)
   J = w_EDF.shape[1 if transpose_w else 2]
   x_RI, w_EDF = _aligned(x_RI.astype(operands), 0, 1), _aligned(w_EDF.astype(operands), 1, 2)
@@ -42,14 +42,14 @@ def gmm(
   experts_Z, starts_Z, ends_Z = _visits(group_sizes_E, padded_R, r)
   out_RJ = pl.pallas_call(
     functools.partial(_gmm_kernel, r=r, i=i, j=j, transpose_w=transpose_w),
-    # Columns first: what runs at one time shares rows, and a few experts' weights, in the L2 cache.
+    # Columns are the fastest axis, so that concurrent programs share rows and the weights of few experts in L2.
     grid=(padded_J // j, len(experts_Z)),
     out_shape=jax.ShapeDtypeStruct((padded_R, padded_J), dtype),
     compiler_params=COMPILER_PARAMS,
     interpret=interpret,
     name="gmm",
   )(experts_Z, starts_Z, ends_Z, x_RI, w_EDF)
-  # Rows of no group are never written: they hold whatever was in memory.
+  # Rows of no group are never written and contain arbitrary values.
   return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R, :J], 0)
 
 
@@ -66,7 +66,7 @@ def _gmm_kernel(
   j: int,
   transpose_w: bool,
 ) -> None:
-  """One tile of the output: rows of one visit, n columns."""
+  """Computes one tile of the output: the rows of one row tile and j columns."""
   columns, z = pl.ds(pl.program_id(0) * j, j), pl.program_id(1)
   e, start, end = experts_Z[z], starts_Z[z], ends_Z[z]
   R, I = x_RI.shape
@@ -88,7 +88,7 @@ def _gmm_kernel(
 def tgmm(
   x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype, interpret: bool = False
 ) -> jax.Array:
-  """out_EDF: each group's rows of x, transposed, times its rows of y; zeros for an empty group."""
+  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group."""
   D, F, E, operands = x_RD.shape[1], y_RF.shape[1], len(group_sizes_E), jnp.promote_types(x_RD.dtype, y_RF.dtype)
   x_RD, y_RF = _aligned(x_RD.astype(operands), 0, 1), _aligned(y_RF.astype(operands), 0, 1)
   padded_D, padded_F = x_RD.shape[1], y_RF.shape[1]
@@ -106,14 +106,14 @@ def tgmm(
 
 
 def _tgmm_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, out_EDF: Ref, *, r: int, d: int, f: int) -> None:
-  """One tile of one expert's output, summed over the rows of its group."""
+  """Computes one tile of the output of one expert, summed over the rows of its group."""
   rows_d, columns_f, e = pl.ds(pl.program_id(0) * d, d), pl.ds(pl.program_id(1) * f, f), pl.program_id(2)
   start, end = starts_E[e], ends_E[e]
 
   def add(i: jax.Array, sum_df: jax.Array) -> jax.Array:
     wanted = start + i * r
     first = jnp.minimum(wanted, x_RD.shape[0] - r)
-    # Both sides, since what a foreign row holds may be infinite.
+    # Both operands are masked, since rows of other groups may be infinite.
     own_r1 = _own_rows(first, r, wanted, end)
     x_rd = plgpu.load(x_RD.at[pl.ds(first, r), rows_d], mask=own_r1, other=0.0)
     y_rf = plgpu.load(y_RF.at[pl.ds(first, r), columns_f], mask=own_r1, other=0.0)
@@ -124,7 +124,8 @@ def _tgmm_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, out_EDF: Ref,
 
 
 def _visits(group_sizes_E: jax.Array, R: int, r: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Expert, first row and end of every row tile. As many as the worst load takes; those left over have no rows."""
+  """Expert, first row and end of every row tile. There are as many as the worst load needs; unused ones have no
+  rows."""
   E = len(group_sizes_E)
   Z = R // r + E  # each group has a partly filled tile at most
   tiles_E, ends_E = pl.cdiv(group_sizes_E, r), jnp.cumsum(group_sizes_E)
@@ -135,13 +136,13 @@ def _visits(group_sizes_E: jax.Array, R: int, r: int) -> tuple[jax.Array, jax.Ar
 
 
 def _own_rows(first: jax.Array, r: int, start: jax.Array, end: jax.Array) -> jax.Array:
-  """own_r1: which of the r rows from `first` on are from `start` to `end`."""
+  """Returns own_r1, which marks the rows from `start` to `end` among the r rows from `first`."""
   rows_r1 = first + jnp.arange(r, dtype=jnp.int32)[:, None]
   return (start <= rows_r1) & (rows_r1 < end)
 
 
 def _aligned(a: jax.Array, *axes: int) -> jax.Array:
-  """Zeros beyond these dimensions, to multiples of 16, the least that a tensor core multiplies."""
+  """Pads these dimensions with zeros to multiples of 16, the smallest operand of a tensor core."""
   return jnp.pad(a, [(0, -size % 16 if axis in axes else 0) for axis, size in enumerate(a.shape)])
 
 
@@ -151,10 +152,10 @@ def _tile(size: int, limit: int) -> int:
 
 
 def _row_tile(R: int, E: int) -> int:
-  """Rows of a tile of `gmm`: the mean group as a power of two, between 16 and TILE, and never above R."""
+  """Rows of a tile of `gmm`: the mean size of a group, rounded to a power of two from 16 to TILE, at most R."""
   return min(_below(max(R // E, 16), TILE), _below(R, TILE))
 
 
 def _below(size: int, limit: int) -> int:
-  """The largest power of two up to both."""
+  """The largest power of two that is at most `size` and `limit`."""
   return min(1 << size.bit_length() - 1, limit)

@@ -1,4 +1,4 @@
-"""Grouped matrix products on TPU: megablox, which JAX ships, with tiles that fit the shapes.
+"""Grouped matrix products on TPU: megablox, which is part of JAX, with tiles chosen for the shapes.
 
 R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
 
@@ -14,7 +14,7 @@ from jax.experimental.pallas.ops.tpu.megablox.gmm import gmm as megablox_gmm
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm as megablox_tgmm
 
 VMEM_BYTES = 12 * 2**20
-"""What the tiles of a kernel may take of the 16 MiB that XLA lets it have unless told otherwise."""
+"""Bytes of VMEM for the tiles of a kernel, of the 16 MiB that XLA allows by default."""
 
 Tiles = tuple[int, int, int]
 """Rows, then the two dimensions of a weight: summed and other in `gmm`, D and F in `tgmm`."""
@@ -23,19 +23,19 @@ Tiles = tuple[int, int, int]
 def gmm(
   x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
 ) -> jax.Array:
-  """out_RJ: each group's rows times its expert's matrix, or times the transpose of it."""
+  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose."""
   (R, I), E, J = x_RI.shape, len(w_EDF), w_EDF.shape[1 if transpose_w else 2]
   tiles = gmm_tiles(R, E, I, J, max(x_RI.dtype.itemsize, w_EDF.dtype.itemsize))
   x_RI = _whole_tiles(x_RI, tiles)
   out_RJ = megablox_gmm(x_RI, w_EDF, group_sizes_E, x_RI.dtype, tiles, transpose_rhs=transpose_w, interpret=interpret)
-  # Tiles in which no group has a row are not visited: they hold whatever was in memory.
+  # Tiles without a row of any group are never written and contain arbitrary values.
   return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R], 0)
 
 
 def tgmm(
   x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype, interpret: bool = False
 ) -> jax.Array:
-  """out_EDF: each group's rows of x, transposed, times its rows of y; zeros for an empty group."""
+  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group."""
   (R, D), E, F = x_RD.shape, len(group_sizes_E), y_RF.shape[1]
   tiles = tgmm_tiles(R, E, D, F, max(x_RD.dtype.itemsize, y_RF.dtype.itemsize, dtype.itemsize))
   x_DR, y_RF = _whole_tiles(x_RD, tiles).swapaxes(0, 1), _whole_tiles(y_RF, tiles)
@@ -73,32 +73,32 @@ def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int) -> Tiles:
 
 
 def row_tile(R: int, E: int) -> int:
-  """Rows of a tile: as many as keep what is computed twice, at borders of groups, below a tenth; 128 at least.
+  """Rows of a tile: the most for which less than a tenth is computed twice at borders of groups, but at least 128.
 
-  The matrix unit takes 128 cycles or more to load its weights whatever the rows are, so that lower tiles lose time
-  though they save FLOPs. Groups of fewer than 1280 rows in the mean therefore compute more than 1.1 times the ideal.
+  The matrix unit needs 128 cycles to load its weights, however many rows follow, so that tiles of fewer rows save FLOPs
+  but not time. Groups with a mean size below 1280 rows therefore compute more than 1.1 times the ideal.
   """
   return next((rows for rows in (512, 256) if (E - 1) * rows <= 0.1 * R), 128)
 
 
 def visits(R: int, E: int, tile_R: int) -> int:
-  """Row tiles that a product works through at most: all of them, and again those in which another group starts."""
+  """The largest number of row tiles of a product: a tile in which another group starts counts again."""
   return _count(R, tile_R) + E - 1
 
 
 def _best(one: int, other: int, moved: Callable[[int, int], int], held: Callable[[int, int], int]) -> tuple[int, int]:
-  """Tiles of two dimensions that fit VMEM and move the fewest elements; of equals the largest."""
+  """The tiles of two dimensions that fit in VMEM and move the fewest elements. If several do, the largest."""
   fitting = [pair for pair in itertools.product(_splits(one), _splits(other)) if held(*pair) <= VMEM_BYTES]
   return min(fitting, key=lambda pair: (moved(*pair), -pair[0] * pair[1]))
 
 
 def _splits(size: int) -> list[int]:
-  """The whole dimension, 128, and the multiples of 128 that fill it to 97 % or more: the rest would be computed too."""
+  """Tile sizes: the whole dimension, 128, and the multiples of 128 that waste at most 3 %."""
   return [size, *(tile for tile in range(128, size, 128) if tile == 128 or _count(size, tile) * tile * 0.97 <= size)]
 
 
 def _whole_tiles(x_RI: jax.Array, tiles: Tiles) -> jax.Array:
-  """Zero rows below, to a whole number of tiles."""
+  """Pads the rows with zeros to a whole number of tiles."""
   return jnp.pad(x_RI, ((0, -len(x_RI) % tiles[0]), (0, 0)))
 
 

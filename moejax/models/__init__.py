@@ -1,1 +1,1 @@
-"""The transformer: Flax NNX modules that hold parameters and nothing else."""
+"""The transformer: Flax NNX modules that hold only parameters."""

@@ -4,7 +4,7 @@ import jax
 
 
 def activate(gate: jax.Array | None, up: jax.Array) -> jax.Array:
-  """silu(gate) x up (SwiGLU, arXiv 2002.05202), or gelu(up) where there is no gate."""
+  """silu(gate) x up (SwiGLU, arXiv 2002.05202), or gelu(up) if there is no gate."""
   return jax.nn.gelu(up) if gate is None else _swiglu(gate, up)
 
 
@@ -20,8 +20,8 @@ def _swiglu_forwards(gate: jax.Array, up: jax.Array) -> tuple[jax.Array, tuple[j
 
 
 def _swiglu_backwards(kept: tuple[jax.Array, jax.Array], into: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Both gradients are written once, by the product that gives `into`: without the barrier XLA for TPU computes one of
-  them again for every tile of the products that take it."""
+  """The barrier makes XLA for TPU write both gradients once, in the product that computes `into`. Without it XLA
+  computes one of them again for every tile of the products that read it."""
   _, back = jax.vjp(_gated, *kept)
   return jax.lax.optimization_barrier(back(into))
 

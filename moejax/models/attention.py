@@ -24,8 +24,8 @@ from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Names, Partitioner
 
 QUERIES, KEYS = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
-"""Names of the dimensions of queries, and of keys and values. The width of a head is whole: `head_dim` shards
-parameters alone."""
+"""Logical axes of queries, and of keys and values. The head dimension is not sharded here: the rule `head_dim` applies
+only to parameters."""
 
 
 class Context(NamedTuple):
@@ -45,8 +45,9 @@ class KVCache(NamedTuple):
 
 
 class Attention(nnx.Module):
-  """x_BTD to x_BTD (arXiv 2305.13245), optionally with QK-norm (arXiv 2302.05442) and with a router over experts of
-  heads (MoA, arXiv 2404.05567, equations 7 and 8): expert e is the e-th query head of every key/value head."""
+  """Grouped-query attention (arXiv 2305.13245), optionally with QK-norm (arXiv 2302.05442) and with a router over
+  attention experts (MoA, arXiv 2404.05567, equations 7 and 8), of which expert e is the e-th query head of each
+  key/value head."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     D, N, K, H = model.d_model, model.num_heads, model.num_kv_heads, model.head_dim
@@ -106,7 +107,7 @@ class Attention(nnx.Module):
     return operand(weight[...], x.dtype, self.gradients)
 
   def _attend(self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """out_BTNH, each device its own sequences and query heads."""
+    """Returns out_BTNH. Each device computes its own sequences and query heads."""
     best = attention_for(self.partitioner.platform, q_BTNH.shape[1])
     served = self._heads_served
 
@@ -141,29 +142,29 @@ class Attention(nnx.Module):
     return run(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT)
 
   def _keys(self, num_kv_heads: int) -> Names:
-    """Names of keys and values within attention. Their heads are sharded there only where that keeps each with the
-    query heads that it serves; else every device has all of them."""
+    """Logical axes of keys and values in attention. Their heads are sharded only if each then lies with the query heads
+    that it serves. Otherwise every device has all of them."""
     queries, keys = self.partitioner.axes("heads"), self.partitioner.axes("kv_heads", num_kv_heads)
     return KEYS if queries[: len(keys)] == keys else (*KEYS[:2], None, None)
 
   def _heads_served(self, q_BTNH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
-    """Of a device's keys or values those that its query heads attend to."""
+    """The keys or values of a device that its query heads attend to."""
     queries, keys, group = q_BTNH.shape[2], x_BSKH.shape[2], self.w_q_DNH.shape[1] // self.w_k_DKH.shape[1]
     sharing = group * keys // queries  # devices with queries of these heads
     return heads_served(x_BSKH, self.partitioner.index("heads") % sharing * queries, queries, group)
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
-    """probs_BTE in float32, not renormalized over any choice: all experts run."""
+    """Returns probs_BTE in float32. They are not renormalized, since all experts run."""
     assert self.w_router_DE is not None
     logits_BTE = exact_product("BTD,DE->BTE", x_BTD.astype(jnp.float32), self.w_router_DE[...])
     return jax.nn.softmax(self.partitioner.constrain(logits_BTE, "batch", "sequence", None), axis=-1)
 
 
 def _project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
-  """x_BTNH.
+  """Returns x_BTNH.
 
-  On TPU the product over separate heads writes the layout of the attention kernel itself; flattened it would be copied
-  there and back. Elsewhere both sides are matrices: on CPU the backward products of the other take twice as long.
+  On TPU the product has separate head dimensions, so that it writes the layout that the attention kernel reads.
+  Elsewhere it is a product of matrices, whose backward pass takes half as long on CPU.
   """
   if on_tpu:
     return product("BTD,DNH->BTNH", x_BTD, w_DNH)
@@ -173,7 +174,7 @@ def _project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
 
 
 def _join(x_BTNH: jax.Array, w_NHD: Operand, on_tpu: bool) -> jax.Array:
-  """x_BTD, the way back, in two forms for the same reasons."""
+  """Returns x_BTD, the inverse of `_project`, in two forms for the same reasons."""
   if on_tpu:
     return product("BTNH,NHD->BTD", x_BTNH, w_NHD)
   (B, T, N, H), D = x_BTNH.shape, w_NHD.shape[-1]

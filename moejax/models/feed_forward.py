@@ -1,4 +1,4 @@
-"""Feed-forward layers: of dense layers, and of experts that all tokens share.
+"""The feed-forward layers of dense layers, and of experts that all tokens share.
 
 B batch  T query position  D embed  F hidden  M tokens
 """

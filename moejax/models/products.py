@@ -1,7 +1,7 @@
 """Products of activations with weights: operands in the type of activations, gradients of weights in float32.
 
-By itself JAX gives a weight's gradient the type of the operand: a product in bfloat16 would round each device's part of
-the gradient to 8 bits, and devices would add up these. Here an operand has two forms, of which one takes the gradient.
+By default JAX gives a weight's gradient the dtype of the operand: a product in bfloat16 would round the gradient of
+each device to 8 bits before the devices are summed. Here an operand has two forms, one of which receives the gradient.
 
 M tokens  V vocab  D embed
 """
@@ -16,12 +16,12 @@ from moejax.config.model import GradientDtype
 
 
 class Operand(NamedTuple):
-  """A weight as products take it. What is done to it, such as a reshape, is done to both forms (`jax.tree.map`)."""
+  """A weight as an operand of products. Apply reshapes to both of its forms with `jax.tree.map`."""
 
   value: jax.Array
-  """In the type of activations."""
+  """The weight in the dtype of activations."""
   wide: jax.Array | None
-  """In float32: no product reads it, so that nothing computes it, and it gets the gradient; None where value does."""
+  """The weight in float32, which receives the gradient and which no product reads. None if `value` receives it."""
 
   @property
   def shape(self) -> tuple[int, ...]:
@@ -29,7 +29,7 @@ class Operand(NamedTuple):
 
 
 def operand(weight: jax.Array, dtype: jnp.dtype, gradients: GradientDtype) -> Operand:
-  """A float32 weight for products with activations of this type."""
+  """A float32 weight as an operand for activations of this dtype."""
   if gradients == "compute" or weight.dtype == dtype:
     return Operand(weight.astype(dtype), None)
   return Operand(jax.lax.stop_gradient(weight.astype(dtype)), weight)
@@ -42,7 +42,7 @@ def product(equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | No
     equation: every letter of the weight is one of the other operand or of the result.
     x: activations.
     weight: the weight.
-    result: type of the result; None is that of the activations.
+    result: dtype of the result. None means that of the activations.
   """
   if weight.wide is None:
     return jnp.einsum(equation, x, weight.value, preferred_element_type=result)
@@ -75,12 +75,12 @@ _product.defvjp(_product_forward, _product_backward)
 
 
 def exact_product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:
-  """`jnp.einsum` in float32, whose operands TPUs and GPUs would otherwise round to fewer bits."""
+  """`jnp.einsum` in full float32. By default TPUs and GPUs round its operands to fewer bits."""
   return jnp.einsum(equation, x, weight, precision=jax.lax.Precision.HIGHEST)
 
 
 def look_up(table: Operand, rows: jax.Array) -> jax.Array:
-  """Rows of a table [V, D], by their numbers."""
+  """Rows of a table [V, D] by index."""
   return table.value[rows] if table.wide is None else _look_up(len(table.value), table.value, table.wide, rows)
 
 

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 
 
 def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-  """cosine and sine of the rotation of each pair, each [B, T, 1, H / 2] in float32 (arXiv 2104.09864).
+  """Cosine and sine of the rotation of each pair, each [B, T, 1, H / 2] (arXiv 2104.09864).
 
-  float32: bfloat16 rounds position 257 to 256.
+  They are computed in float32, since bfloat16 rounds position 257 to 256.
   """
   frequency_H = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
   angle_BTH = positions_BT.astype(jnp.float32)[:, :, None] * frequency_H[None, None, :]
@@ -18,10 +18,10 @@ def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple
 
 
 def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array], by_product: bool = False) -> jax.Array:
-  """Rotates the pairs (i, i + H / 2), as Llama's checkpoints expect.
+  """Rotates the pairs (i, i + H / 2), as in the checkpoints of Llama.
 
-  `by_product` swaps the halves by a product with a signed permutation, which is exact: on TPU halves of 64 lanes are
-  copied and padded otherwise, which takes longer; on CPU the product does.
+  `by_product` swaps the halves by an exact product with a signed permutation. This is faster on TPU, where halves of 64
+  lanes would be copied and padded, and slower on CPU.
   """
   cosine, sine = angles
   if by_product:

@@ -22,5 +22,5 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -
 
 
 def separate(make: Callable[[nnx.Rngs], nnx.Module], length: int, rngs: nnx.Rngs) -> nnx.Module:
-  """`length` modules as a list, with the very numbers that `stack` gives them."""
+  """`length` modules as a list, with the same values as in `stack`."""
   return nnx.List([make(nnx.Rngs(params=key)) for key in jax.random.split(rngs.params(), length)])

@@ -68,7 +68,7 @@ class Block(nnx.Module):
 
 
 class Period(nnx.Module):
-  """The layers after which the pattern of dense and sparse repeats; the last one is sparse, if any is."""
+  """One period of the pattern of dense and sparse layers. The last layer is sparse, if any is."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     sparse = [model.moe is not None and i == model.period - 1 for i in range(model.period)]
@@ -97,7 +97,7 @@ def _stacked(counts: list[dict[str, RouterCounts]]) -> LayerCounts:
 
 
 class Transformer(nnx.Module):
-  """Tokens to features (`__call__`), features to logits (`logits`)."""
+  """The model: `__call__` computes features from tokens, and `logits` and `score` read them."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     V, D = model.vocab_size, model.d_model
@@ -116,9 +116,9 @@ class Transformer(nnx.Module):
 
     Args:
       tokens_BT: token ids.
-      segments_BT: 1, 2, ... by document, 0 for padding; a document sees only itself.
+      segments_BT: 1, 2, ... by document, 0 for padding. Tokens attend only within their document.
       positions_BT: position in the document, from 0.
-      keys_B: random keys of the sequences, for routers' noise in training; None has no noise.
+      keys_B: random keys of the sequences, for the noise of routers in training. None means no noise.
     """
     x_BTD, counts, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, keys_B)
     return x_BTD, counts
@@ -131,14 +131,14 @@ class Transformer(nnx.Module):
     Args:
       tokens_BT: token ids.
       segments_BT: 1, and 0 for padding, which stands after the tokens.
-      positions_BT: position in the sequence, rising by 1 along T; the slots that the tokens take.
+      positions_BT: position in the sequence, which is also the slot of the token in the cache. Rises by 1 along T.
       caches: of every layer.
     """
     x_BTD, _, caches = self._layers(tokens_BT, segments_BT, positions_BT, caches, None)
     return x_BTD, caches
 
   def logits(self, x_MD: jax.Array) -> jax.Array:
-    """logits_MV in float32."""
+    """Returns logits_MV in float32."""
     with jax.named_scope("logits"):
       tied = self.w_logits_DV is None
       weight = self.embedding_VD if self.w_logits_DV is None else self.w_logits_DV
@@ -187,7 +187,7 @@ class Transformer(nnx.Module):
       return nnx.merge(graph, parameters)(x_BTD, context, cache, keys_B)
 
     if self.model.remat != "none":
-      # In a scan nothing is merged across iterations anyway, so the barrier against it only costs.
+      # In a scan XLA merges nothing across iterations, so that the barrier against it (`prevent_cse`) only costs time.
       run = jax.checkpoint(
         run, policy=POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
       )

@@ -1,8 +1,8 @@
 """What a collective moves, over which mesh axis, across which links, and how long that takes.
 
-A ring of n chips, each sending both ways, gathers V bytes in V (n - 1) / n over twice a link's rate, and rings of
-several torus dimensions work at once; a line, which is not closed, has half of that. Exchanges all to all are bound by
-the middle of the longest ring: D bytes a chip take n D over eight times a link's one-way rate
+A ring of n chips, each sending both ways, gathers V bytes in V (n - 1) / n over twice a link's rate, and rings
+along several torus dimensions work at the same time. A line, which is not closed, has half of that rate. All-to-all is
+bound by the middle of the longest ring: D bytes per chip take n D over eight times a link's one-way rate
 (jax-ml.github.io/scaling-book/sharding).
 """
 
@@ -18,14 +18,14 @@ from moejax.planning.program import Computation, Instruction, Program
 from moejax.torus import ring_of
 
 HOP_S = 1e-6
-"""Seconds that the first byte takes from chip to chip (scaling book: about 1 us)."""
+"""Latency in seconds of one hop between chips (scaling book: about 1 us)."""
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a device is: its chip in the torus, and its slice or switch."""
+  """The position of a device: its chip in the torus, and its slice or switch."""
 
   coordinates: tuple[int, ...]
   domain: int
@@ -37,7 +37,7 @@ class Network:
 
   chip: Chip
   torus: tuple[int, ...]
-  """Length of each dimension of a slice; empty behind a switch."""
+  """Length of each dimension of a slice. Empty if a switch joins the devices."""
   places: tuple[Place, ...]
   mesh: dict[str, int]
   """Length of each mesh axis, in order."""
@@ -57,17 +57,17 @@ class Collective:
   axis: str
   devices: int
   bytes: int
-  """Of the whole result on a device (gather, all-to-all) or of the whole summand (reduce)."""
+  """Bytes of the whole result on a device (gather, all-to-all) or of the whole operand (reduce)."""
   bandwidth: float
-  """Bytes a second with which a chip moves them."""
+  """Bytes per second that a chip moves."""
   time_s: float
-  """Alone on its links."""
+  """Seconds if nothing else uses its links."""
   links: frozenset[str]
-  """Dimensions of the torus that it goes along, or the switch or network that it goes through."""
+  """Torus dimensions that it uses, or the switch or network that it crosses."""
 
 
 def collective(network: Network, program: Program, instruction: Instruction) -> Collective | None:
-  """What an instruction moves, None where it moves nothing; a fusion is what the collective inside it is."""
+  """Returns the collective of an instruction or inside a fusion, or None if it moves nothing between devices."""
   if instruction.opcode == "send":
     return _between_slices(network, instruction)
   inner = program.inner(instruction)
@@ -89,13 +89,13 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
 
 
 def rendezvous(instruction: Instruction) -> str | None:
-  """What the sending and the receiving end of a transfer between slices have in common, None for anything else."""
+  """The name that both ends of a transfer between slices share. None for any other instruction."""
   found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
   return found[1] if found else None
 
 
 def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tuple[float, float]:
-  """Seconds, and bytes a second, of one collective over a group of devices."""
+  """Seconds, and bytes per second, of one collective over a group of devices."""
   if len(group) < 2 or not size:
     return 0.0, network.chip.link_bandwidth
   places = [network.places[i] for i in group]
@@ -116,7 +116,7 @@ def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tu
 
 
 def _between_slices(network: Network, instruction: Instruction) -> Collective | None:
-  """The part of a collective that crosses slices: each chip sends what it holds to its fellows, by the host."""
+  """The part of a collective that crosses slices: each chip sends its data through the host to its peers."""
   transfer_type = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
   if transfer_type is None:
     return None
@@ -128,7 +128,7 @@ def _between_slices(network: Network, instruction: Instruction) -> Collective | 
 
 
 def _inside_domain(network: Network, kind: str, places: list[Place], size: int) -> tuple[float, float, float]:
-  """Seconds, hops and bytes a second where links or one switch join all devices of the group."""
+  """Seconds, hops and bytes per second if links or one switch join all devices of the group."""
   chip, count = network.chip, len(places)
   if not network.torus:
     return size * (count - 1) / count / chip.link_bandwidth, 1.0, chip.link_bandwidth
@@ -166,7 +166,7 @@ def _kind(instruction: Instruction) -> str | None:
 
 
 def _bytes(instruction: Instruction) -> int:
-  """Of the whole result; what starts an operation has its operands in its result too, before them, however many."""
+  """Bytes of the whole result. The result of a `-start` instruction also contains its operands, which come first."""
   shapes, operands = instruction.shapes, len(instruction.operands)
   if instruction.opcode.endswith("-start") and instruction.opcode != "all-reduce-start":
     shapes = shapes[operands : 2 * operands]
@@ -174,7 +174,7 @@ def _bytes(instruction: Instruction) -> int:
 
 
 def _group(attributes: str, devices: int) -> list[int]:
-  """One group of devices that take part together; the others are like it."""
+  """One group of participating devices. The other groups have the same shape."""
   pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
   if pairs:
     return [int(pairs[1]), int(pairs[2])]

@@ -28,7 +28,7 @@ from moejax.training.step import abstract_inputs, make_train_step
 
 VERSIONED = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
 
-# Nothing can be autotuned without a GPU: products written by Triton would keep its smallest tiles. cuBLAS takes them.
+# Nothing can be autotuned without a GPU, so Triton's products would keep its smallest tiles. cuBLAS is used instead.
 WITHOUT_GPU: Options = {"xla_gpu_enable_triton_gemm": False}
 
 # The GPU compiler writes its own estimate of each operation's time into the program.
@@ -38,7 +38,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class RefusedError(UserError):
-  """The compiler does not take a program, for another reason than memory; it may take that of another mesh."""
+  """The compiler rejects a program for another reason than memory. It may accept that of another mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Compiled:
   """With its mesh filled in."""
   network: Network
   text: str
-  """The program; empty where the compiler found no room for it."""
+  """The program as text. Empty if it does not fit in memory."""
   memory: dict[str, int]
-  """Bytes on a device: arguments, temporaries, output, code; `total`, what of them are there at once."""
+  """Bytes on a device: arguments, temporaries, output and code; `total` is their peak."""
   compile_time_s: float
-  """Of the compilation itself, whenever that was."""
+  """Seconds of the compilation, also if the result comes from the cache."""
   cached: bool
 
 
@@ -62,7 +62,7 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
 
   Raises:
     UserError: the mesh does not tile the topology or the tensors, or libtpu is missing.
-    RefusedError: the compiler does not take the program.
+    RefusedError: the compiler rejects the program.
   """
   progress.stage(f"describing {topology.name}")
   mesh = check_mesh(experiment.mesh, topology)
@@ -111,10 +111,10 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _shortage(message: str) -> dict[str, int]:
-  """What a program needs that the compiler refused for want of memory.
+  """The bytes that a program needs which the compiler rejected for lack of memory.
 
   Raises:
-    RefusedError: it refused the program for another reason.
+    RefusedError: it rejected the program for another reason.
   """
   needed = re.search(r"Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
   if "RESOURCE_EXHAUSTED" not in message or needed is None:
@@ -126,7 +126,7 @@ def _shortage(message: str) -> dict[str, int]:
 
 
 def _cache(lowered: str, topology: Topology, order: list[int], options: Options) -> pathlib.Path:
-  """Where the outcome of compiling this very program for these devices, in this order, with these versions, is kept."""
+  """The cache folder of this program for these devices, in this order, compiled with these versions."""
   root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   versions = {name: _version(name) for name in VERSIONED}
   more = os.environ.get("LIBTPU_INIT_ARGS", "")

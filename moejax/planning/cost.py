@@ -1,8 +1,8 @@
-"""Adds up a compiled program: every operation's time, loops by their trip counts, what overlaps and what waits.
+"""Adds up the time of a compiled program: every operation, times the trip count of its loops, minus what overlaps.
 
-The operations of a computation run in the order in which the compiler scheduled them. Whatever was started meanwhile
-(collectives on links that they share, copies between memories one after the other) goes on beside them, and only what
-is not done when its result is needed is exposed.
+The operations of a computation run in the order in which the compiler scheduled them. Asynchronous collectives, which
+share links, and copies between memories, which run one at a time, overlap with them. Only the time that an operation
+waits for such a result is exposed.
 """
 
 import collections
@@ -23,7 +23,7 @@ MOVES = frozenset({
   "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "slice", "dynamic-slice", "dynamic-update-slice",
   "gather", "scatter", "reverse", "bitcast", "parameter", "constant", "tuple", "get-tuple-element", "convert", "iota",
 })  # fmt: skip
-"""Operations that compute nothing: a fusion of these alone is memory traffic."""
+"""Operations that compute nothing. A fusion of these alone is priced as memory traffic."""
 
 SCOPES = (
   "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
@@ -40,9 +40,9 @@ class Operation:
 
   scope: str
   of_pass: str
-  """forward, recompute, backward or update."""
+  """One of forward, recompute, backward and update."""
   kind: str
-  """matrix, vector, memory, or a kernel's name."""
+  """One of matrix, vector and memory, or the name of a kernel."""
   time_s: float = 0.0
   flops: float = 0.0
   count: int = 0
@@ -64,20 +64,20 @@ class PricedCollective:
 
 @dataclasses.dataclass
 class Cost:
-  """What one run of the program costs one device."""
+  """The cost of one run of the program on one device."""
 
   step_time_s: float
   breakdown_s: dict[str, float]
-  """By BREAKDOWN; kernels count as matrix."""
+  """Seconds by the names of BREAKDOWN. Kernels count as matrix."""
   flops: float
   operations: list[Operation]
   collectives: list[PricedCollective]
   kernel_s: float
-  """Part of matrix that is priced by a roofline, because the compiler does not see into kernels."""
+  """The part of matrix that is priced by a roofline, because the compiler has no estimate for kernels."""
 
 
 def cost(program: Program, network: Network) -> Cost:
-  """The cost of a program on the chips of a network, by the compiler's cycle estimates where it makes them."""
+  """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any."""
   reader = _Reader(program, network)
   seconds = reader.run(program.computations[program.entry], 1)
   efficiency = network.chip.efficiency
@@ -98,7 +98,7 @@ def cost(program: Program, network: Network) -> Cost:
 
 
 class _Reader:
-  """Runs through a program, each loop's body once, and adds up."""
+  """Walks through a program, each loop body once, and sums the costs."""
 
   def __init__(self, program: Program, network: Network):
     self.program, self.network, self.chip = program, network, network.chip
@@ -112,7 +112,7 @@ class _Reader:
     return self.seconds["collective_exposed"]
 
   def run(self, computation: Computation, times: int) -> float:
-    """Seconds that a computation takes, and records what is in it as executed `times`."""
+    """Returns the seconds of a computation, and records its operations as executed `times` times."""
     clock = copies_free = 0.0
     links = Links()
     begun: dict[str, str] = {}
@@ -160,7 +160,7 @@ class _Reader:
     return self.run(called[largest], times)
 
   def _started(self, instruction: Instruction) -> str | None:
-    """What identifies an asynchronous collective that begins here."""
+    """The key of an asynchronous collective that this instruction starts, or None."""
     if instruction.opcode == "send":
       return rendezvous(instruction)
     if instruction.opcode.endswith("-start"):
@@ -175,14 +175,14 @@ class _Reader:
     return self._part(instruction, "AsyncCollectiveDone")
 
   def _part(self, instruction: Instruction, target: str) -> str | None:
-    """TPU's other form: fusions that start, go on with and finish a collective, joined by its channel."""
+    """TPU's second form: fusions that start, continue and finish a collective. Its channel joins them."""
     inner = self.program.inner(instruction) if instruction.opcode == "fusion" else None
     if inner is None or inner.root.target != target:
       return None
     return next((f"channel {part.channel}" for part in inner.instructions if part.channel), None)
 
   def _continues(self, instruction: Instruction) -> bool:
-    """A fusion that computes while a collective inside it, begun before, goes on."""
+    """Whether a fusion computes while a collective that was started before continues inside it."""
     return any(name.startswith("async_collective_fusion") for name in instruction.called("calls"))
 
   def _exchange(self, instruction: Instruction, times: int) -> Collective | None:
@@ -198,7 +198,7 @@ class _Reader:
     self.seconds["collective_exposed"] += seconds * times
 
   def _compute(self, computation: Computation, instruction: Instruction, times: int) -> float:
-    """Seconds of one execution of an operation that moves nothing between devices."""
+    """Seconds of one execution of an operation without communication."""
     if instruction.opcode == "custom-call" and instruction.target.startswith(CUBLAS):
       return self._gpu_product(computation, instruction, times)
     if instruction.opcode == "custom-call":
@@ -217,7 +217,7 @@ class _Reader:
     return seconds
 
   def _gpu_product(self, computation: Computation, instruction: Instruction, times: int) -> float:
-    """A call of cuBLAS: at the rate of its operands' type, or its bytes where those take longer."""
+    """A call of cuBLAS: the longer of its FLOPs at the rate of its operand type and its bytes at the HBM bandwidth."""
     flops, dtype = cublas_flops(computation, instruction)
     moved = instruction.shapes[0].bytes + sum(
       computation.by_name[name].bytes for name in instruction.operands if name in computation.by_name
@@ -252,7 +252,7 @@ class _Reader:
 
 
 def _scope(instruction: Instruction, program: Program) -> tuple[str, str]:
-  """The innermost scope of the model that an operation is in, `-` where it has none, and the pass."""
+  """The innermost scope of an operation, `-` if it has none, and its pass."""
   path = instruction.op_name
   if not path:
     inner = program.inner(instruction)

@@ -1,4 +1,4 @@
-"""The devices of a topology, described to the compiler, and how a mesh of them is joined."""
+"""The devices of a topology as the compiler sees them, and the network that joins them."""
 
 from importlib import metadata
 
@@ -13,7 +13,7 @@ from moejax.planning.topology import EXAMPLES, Topology
 
 
 def describe_devices(topology: Topology) -> list[jax.Device]:
-  """The devices of a topology: described ones to compile for, or simulated ones of this machine for CPU.
+  """The devices of a topology: descriptions to compile for, or simulated CPU devices of this machine.
 
   Raises:
     UserError: the compiler is missing or does not know the shape.
@@ -37,7 +37,7 @@ def describe_devices(topology: Topology) -> list[jax.Device]:
 
 
 def _describe_gpus(topology: Topology) -> list[jax.Device]:
-  """GPUs of nodes that each fill one domain of NVLink, or of one smaller node."""
+  """GPUs of nodes that each form one NVLink domain, or of part of one node."""
   node = min(topology.count, topology.chip.domain or topology.count)
   if topology.count % node:
     raise UserError(
@@ -54,7 +54,7 @@ def _describe_gpus(topology: Topology) -> list[jax.Device]:
 
 
 def network(topology: Topology, mesh: jax.sharding.Mesh, shape: Mesh) -> Network:
-  """Where each device of a mesh is, in the order in which a program compiled for it numbers them."""
+  """The position of each device of a mesh, in the order of their numbers in a compiled program."""
   places = []
   for number, device in enumerate(mesh.devices.flat):
     if topology.torus:

@@ -1,6 +1,7 @@
-"""Step time and memory by formula, in microseconds of thought: what a search tries first, and nothing that is shown.
+"""A formula for step time and memory that ranks the candidates of a search. Users never see its numbers.
 
-Bytes of a float32 parameter with Adam's two moments: 12; its gradient: 4. Activations and gathered weights: 2.
+A float32 parameter with the two moments of Adam takes 12 bytes and its gradient 4. Activations and gathered weights
+take 2 bytes per element.
 """
 
 import dataclasses
@@ -12,22 +13,22 @@ from moejax.config.parameters import flops_per_token, parameter_counts, tokens_p
 from moejax.config.sharding import shards
 
 UTILISATION = 0.65
-"""Of the matrix units' peak by products, as the compiled programs of the listed scales have it."""
+"""Fraction of peak that matrix products reach, fitted to compiled programs of the listed models."""
 
 SMALLEST_SHARD = 64
-"""More shards of a weight than this are thinner than a tile, and gathers of them become all-reduces."""
+"""With smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-  """Of one step on one device."""
+  """Step time and memory of one device."""
 
   step_time_s: float
   memory_bytes: float
 
 
 def estimate(experiment: Experiment, chip: Chip) -> Estimate:
-  """Products, gathers of weights, exchanges of tokens and reductions over `model`, half of them hidden; and memory."""
+  """The time of matrix products and of collectives, of which half are hidden, and the memory."""
   model, mesh = experiment.model, experiment.mesh
   moe = model.moe
   devices = mesh.size
@@ -45,7 +46,7 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
   of_gradient = 4 if model.gradient_dtype == "float32" else 2
 
   def gathered(parameters: float, ways: int) -> float:
-    """Seconds of gathering weights forwards and backwards and of reducing their gradients, over these shards."""
+    """Seconds to gather weights in both passes and to reduce their gradients, over these shards."""
     thin = 2 if ways > SMALLEST_SHARD else 1
     return 0 if ways == 1 else parts * thin * (2 + 2 + of_gradient) * parameters / link
 
@@ -66,7 +67,7 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
 
 
 def _of_masks(experiment: Experiment) -> float:
-  """FLOPs a token of the masks' products, and of the experts' rows that are more or fewer than its choices."""
+  """FLOPs per token of dispatch masks, and of expert rows beyond (or below) the token's choices."""
   model, moe = experiment.model, experiment.model.moe
   if moe is None or not moe.dispatch.has_masks:
     return 0.0
@@ -77,7 +78,7 @@ def _of_masks(experiment: Experiment) -> float:
 
 
 def _again(experiment: Experiment) -> float:
-  """Part of all products that the backward pass computes again."""
+  """Fraction of the products that the backward pass recomputes."""
   model = experiment.model
   counted = parameter_counts(model)
   matrices = counted.active_non_embedding + model.vocab_size * model.d_model
@@ -94,7 +95,7 @@ def _again(experiment: Experiment) -> float:
 
 
 def _memory(experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float) -> float:
-  """`tokens`: of one part of the batch, on one device."""
+  """Bytes of activations. `tokens` are those of one microbatch on one device."""
   model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
   state = 16 * (dense_parameters / embed + expert_parameters / experts) / mesh.model

@@ -9,7 +9,7 @@ SLICES = ("dynamic-slice", "gather", "slice")
 
 
 def matrix_flops(program: Program, computation: Computation, instruction: Instruction) -> int:
-  """FLOPs of the products in an instruction, those inside a fusion included; each multiply-add counts twice."""
+  """FLOPs of the matrix products in an instruction, also inside a fusion. A multiply-add counts as 2."""
   if instruction.opcode == "dot":
     contracted = _numbers(instruction.attributes, "lhs_contracting_dims")
     left = computation.by_name[instruction.operands[0]].shapes[0]
@@ -21,7 +21,7 @@ def matrix_flops(program: Program, computation: Computation, instruction: Instru
 
 
 def cublas_flops(computation: Computation, instruction: Instruction) -> tuple[int, str]:
-  """FLOPs of a call of cuBLAS, each multiply-add counted twice, and the type of its operands."""
+  """FLOPs of a call of cuBLAS, where a multiply-add counts as 2, and the type of its operands."""
   left = computation.by_name[instruction.operands[0]].shapes[0]
   contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.attributes)
   assert contracted, instruction.name
@@ -30,7 +30,7 @@ def cublas_flops(computation: Computation, instruction: Instruction) -> tuple[in
 
 
 def _convolution_flops(computation: Computation, instruction: Instruction) -> int:
-  """TPU writes products as convolutions, batch dimensions as windows in which one position of each counts."""
+  """FLOPs of a convolution. On TPU a product is one, whose batch dimensions are windows with one valid position."""
   left, right = (computation.by_name[name].shapes[0] for name in instruction.operands[:2])
   labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
   assert labels, instruction.name
@@ -64,7 +64,7 @@ def _window(attributes: str) -> dict[str, list[int]]:
 
 
 def _pairs(output: int, source: int, size: int, stride: int, before: int, spread: int, step: int) -> int:
-  """Pairs of an output and a kernel position that meet an element, not padding or a dilation's gap."""
+  """Pairs of output and kernel position that read an element, and not padding or the gap of a dilation."""
   last = (source - 1) * spread
   count = 0
   for k in range(size):
@@ -79,7 +79,7 @@ def _pairs(output: int, source: int, size: int, stride: int, before: int, spread
 
 
 def memory_bytes(program: Program, computation: Computation, instruction: Instruction) -> int:
-  """Bytes that an instruction moves to and from HBM: of what it slices the slice, of what it updates the update."""
+  """Bytes that an instruction moves to and from HBM. A slice or update counts its own size, not that of the array."""
   inner = program.inner(instruction) if instruction.opcode == "fusion" else None
   if inner is None:
     reads = [_hbm(computation.by_name[name].shapes) for name in instruction.operands if name in computation.by_name]

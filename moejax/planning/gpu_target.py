@@ -1,4 +1,4 @@
-"""Describes NVIDIA GPUs to XLA's GPU compiler, which then needs neither a GPU nor a driver.
+"""Describes NVIDIA GPUs to XLA's GPU compiler, so that it needs neither a GPU nor a driver.
 
 The description is XLA's `GpuTargetConfigProto` as text. Figures: NVIDIA's architecture white papers (A100, Hopper) and
 data sheets; sizes of shared memory and registers: CUDA programming guide, table of technical specifications.

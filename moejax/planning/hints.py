@@ -1,13 +1,13 @@
-"""What to try where a plan does not fit, or where one thing bounds the step time."""
+"""What to try if a plan does not fit, or if one resource bounds the step time."""
 
 from moejax.planning.plan import Plan
 
 NEXT_REMAT = {"none": "products", "products": "dots", "dots": "attention", "attention": "layer_inputs"}
-"""The policy that keeps less than each policy."""
+"""For each remat policy, the next one that saves less."""
 PREVIOUS_REMAT = {less: more for more, less in NEXT_REMAT.items()}
 
 GROWTH = {"none": 2.0, "products": 1.3, "dots": 1.7, "attention": 3.0}
-"""Roughly how many times the memory of the next policy a policy takes."""
+"""Approximate memory of a remat policy relative to the next one."""
 
 
 def hints(plan: Plan) -> list[str]:

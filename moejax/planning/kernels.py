@@ -1,4 +1,4 @@
-"""Prices of what the compiler does not see into: Mosaic kernels, from the FLOPs and bytes that their operands imply.
+"""Prices of Mosaic kernels, for which the compiler has no estimate, from the FLOPs and bytes that their operands imply.
 
 B batch  N query heads  T query position  S key position  H head dim
 """
@@ -11,10 +11,10 @@ from moejax.config.chips import Chip
 from moejax.planning.program import Instruction
 
 CUBLAS = "__cublas$"
-"""How the targets of custom calls of cuBLAS and cuBLASLt begin."""
+"""Prefix of the custom call targets of cuBLAS and cuBLASLt."""
 
 PRODUCT_SHARE = 0.79
-"""Of the peak, what cuBLAS reaches on large bfloat16 products of an H100: 780 TFLOP/s, as XLA's own table has it."""
+"""Fraction of peak that cuBLAS reaches on large bfloat16 products on H100: 780 TFLOP/s, from XLA's own table."""
 
 RELATIVE_RATE = {"f32": 0.5, "bf16": 1.0, "f16": 1.0, "s8": 2.0}
 """Rate of the tensor cores by type of the operands, to that of bfloat16 (float32 as TF32); 8-bit floats are twice as
@@ -29,21 +29,21 @@ sum, correction, cast. They run on the vector units while the matrix units wait 
 
 
 LANES = 128
-"""Columns of the matrix units: a narrower head takes as long as one of this width."""
+"""Columns of the matrix unit. A narrower head takes as long as one of this width."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Price:
-  """Of one call of a kernel."""
+  """FLOPs, bytes and vector operations of one call of a kernel."""
 
   flops: float
   occupied_flops: float
-  """What the matrix units could have done meanwhile: `flops` with heads as wide as the units."""
+  """`flops` with the head dimension padded to the width of the matrix unit."""
   vector_operations: float
   bytes: int
 
   def seconds(self, chip: Chip) -> float:
-    """Time on `chip`: matrix and vector work one after the other, or the memory traffic where that is longer."""
+    """Seconds on `chip`: the larger of the matrix plus vector time and the memory time."""
     assert chip.bfloat16_flops
     compute_s = self.occupied_flops / chip.bfloat16_flops + self.vector_operations / chip.vector_flops
     return max(compute_s, self.bytes / chip.hbm_bandwidth)
@@ -56,7 +56,7 @@ def product_rate(chip: Chip, dtype: str) -> float:
 
 
 def price(kernel: Instruction) -> Price:
-  """Price of a Mosaic custom call: of splash attention by its shapes, of others as they declare it themselves."""
+  """Price of a Mosaic custom call: splash attention from its shapes, other kernels from their own cost estimate."""
   operands = _operand_shapes(kernel.attributes)
   size = kernel.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)
   splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", kernel.name)

@@ -1,7 +1,7 @@
-"""Collectives that are under way at once, and how they share the links.
+"""Concurrent collectives, and how they share the links.
 
-Those along one dimension of the torus have its links in equal parts, as packets do, whichever was begun first; those
-along different dimensions do not meet. A collective gets the least part that any of its dimensions leaves it.
+Collectives along one dimension of the torus share its links equally, as packets do, in whatever order they started.
+Those along different dimensions share none. A collective that uses several dimensions runs at its slowest share.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from moejax.planning.collectives import Collective
 class _Flow:
   links: frozenset[str]
   left_s: float
-  """What it would take from now on if it were alone."""
+  """Seconds that it would still take if it were alone."""
 
 
 class Links:
@@ -24,12 +24,12 @@ class Links:
     self._flows: dict[str, _Flow] = {}
 
   def begin(self, key: str, moved: Collective, now: float) -> None:
-    """A collective sets out."""
+    """Starts a collective."""
     self._advance(now)
     self._flows[key] = _Flow(moved.links, moved.time_s)
 
   def end(self, key: str, now: float) -> float:
-    """When a collective has arrived, and not before now."""
+    """The time at which a collective is done, at least the time now."""
     self._advance(now)
     while key in self._flows:
       self._advance(self._now + self._next())
@@ -45,11 +45,11 @@ class Links:
     self._now = max(self._now, until)
 
   def _next(self) -> float:
-    """Seconds until the first one arrives."""
+    """Seconds until the first one is done."""
     return min(flow.left_s * others for flow, others in self._shared())
 
   def _shared(self) -> list[tuple[_Flow, int]]:
-    """Each, and among how many its busiest dimension is shared."""
+    """Each collective, and the number of collectives on its busiest dimension."""
     flows = list(self._flows.values())
     busy = {link: sum(link in flow.links for flow in flows) for flow in flows for link in flow.links}
     return [(flow, max((busy[link] for link in flow.links), default=1)) for flow in flows]

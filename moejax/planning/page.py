@@ -18,7 +18,7 @@ SHOWN_COLLECTIVES = 12
 
 
 def plan_page(plan: Plan) -> RenderableType:
-  """Verdict, time and memory, where the time goes, and what to try."""
+  """The verdict, time and memory, where the time goes, and hints."""
   return Group(
     Text(f"{plan.experiment.name} on {plan.topology.name}", style="bold"),
     _facts(plan),
@@ -28,7 +28,7 @@ def plan_page(plan: Plan) -> RenderableType:
 
 
 def plan_html(plan: Plan) -> str:
-  """The same page as a file that needs nothing else."""
+  """The same page as a self-contained HTML file."""
   console = Console(record=True, width=130, file=io.StringIO(), force_terminal=True)
   console.print(plan_page(plan), soft_wrap=True)
   title = html.escape(f"{plan.experiment.name} on {plan.topology.name}")

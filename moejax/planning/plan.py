@@ -13,7 +13,7 @@ from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 
 SHOWN_OPERATIONS = 10
-"""Most expensive operations that a plan lists."""
+"""Number of operations that a plan lists, the most expensive ones."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,17 +22,17 @@ class PlannedOperation:
 
   scope: str
   of_pass: str
-  """forward, recompute, backward or update."""
+  """One of forward, recompute, backward and update."""
   kind: str
-  """matrix, vector, memory, or a kernel's name."""
+  """One of matrix, vector and memory, or the name of a kernel."""
   time_s: float
   fraction: float
-  """Of the step time."""
+  """Fraction of the step time."""
   flops: float
   count: int
 
   def to_json(self) -> dict[str, Any]:
-    """Plain values by the keys of `moejax plan --json`."""
+    """Plain values with the keys of `moejax plan --json`."""
     values = dataclasses.asdict(self)
     return values | {"pass": values.pop("of_pass"), "part": values.pop("fraction")}
 
@@ -45,14 +45,14 @@ class PlannedCollective:
   kind: str
   scope: str
   devices: int
-  """Devices that take part in one of them."""
+  """Number of devices in a group."""
   count: int
   bytes: float
-  """Bytes of all of them."""
+  """Total bytes."""
   bandwidth_bytes_per_s: float
   time_s: float
   exposed_s: float
-  """Part of time_s that nothing else hides."""
+  """The part of time_s that no computation hides."""
 
   @property
   def overlapped(self) -> bool:
@@ -60,31 +60,31 @@ class PlannedCollective:
     return self.exposed_s < 0.5 * self.time_s
 
   def to_json(self) -> dict[str, Any]:
-    """Plain values by the keys of `moejax plan --json`."""
+    """Plain values with the keys of `moejax plan --json`."""
     return dataclasses.asdict(self) | {"overlapped": self.overlapped}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """The prediction for one train step. Nothing is measured; units are bytes, FLOPs and seconds."""
+  """The predicted cost of one train step, in bytes, FLOPs and seconds. Nothing is measured."""
 
   experiment: Experiment
-  """With its mesh filled in for the topology."""
+  """The experiment with its mesh filled in for the topology."""
   topology: Topology
   memory_bytes: dict[str, int]
-  """On one device: arguments, temporaries, output, code, and total; only the total where the program does not fit."""
+  """Bytes on one device: arguments, temporaries, output, code and total. Only the total if the program does not fit."""
   compile_time_s: float
-  """Of the compilation itself, whenever that was."""
+  """Seconds of the compilation, also if the program comes from the cache."""
   cached: bool
   """Whether the program was found in the cache."""
   step_time_s: float | None
-  """None where the compiler found no room for the program, as are the three fields below."""
+  """None if the program does not fit, as the three fields below."""
   executed_flops_per_device: float | None
-  """FLOPs of the matrix units, with recomputation and dispatch masks."""
+  """FLOPs of the matrix units, including recomputation and dispatch masks."""
   breakdown_s: dict[str, float] | None
-  """The step time by what takes it: matrix, vector, memory, collective_exposed."""
+  """Seconds by resource: matrix, vector, memory and collective_exposed. They add up to the step time."""
   kernel_s: float | None
-  """Part of matrix that is priced by a roofline, because the compiler does not price kernels."""
+  """The part of matrix that is priced by a roofline, because the compiler has no estimate for kernels."""
   operations: tuple[PlannedOperation, ...] = ()
   """The most expensive ones first."""
   collectives: tuple[PlannedCollective, ...] = ()
@@ -96,7 +96,7 @@ class Plan:
 
   @property
   def model_flops_per_step(self) -> int:
-    """FLOPs of the model alone: no recomputation, no dispatch masks."""
+    """FLOPs of the model, without recomputation and dispatch masks."""
     experiment = self.experiment
     return self.tokens_per_step * flops_per_token(experiment.model, experiment.data.sequence_length)
 
@@ -110,7 +110,7 @@ class Plan:
 
   @property
   def fits(self) -> bool:
-    """Whether a device has the memory that the program needs."""
+    """Whether the program fits in the memory of a device."""
     return self.step_time_s is not None and self.hbm_bytes_per_device <= self.hbm_limit_bytes
 
   @property
@@ -119,7 +119,7 @@ class Plan:
 
   @property
   def mfu(self) -> float | None:
-    """Model FLOPs per second over the peak of all devices; None where either is not known."""
+    """Model FLOPs per second over the peak of all devices. None if either is unknown."""
     peak = self.topology.chip.bfloat16_flops
     if not self.step_time_s or not peak:
       return None

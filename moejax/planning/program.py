@@ -9,12 +9,12 @@ BYTES = {
   "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
   "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
-"""Of one element; a type that is not here, such as f8e4m3, takes one byte, s4 and u4 included, which are stored so."""
+"""Bytes of one element. Types that are not listed take one byte, such as f8e4m3, and s4 and u4, which are stored so."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """Of one array."""
+  """The shape of one array."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -37,11 +37,11 @@ class Instruction:
   name: str
   opcode: str
   shapes: tuple[Shape, ...]
-  """Of the result: one, or those of a tuple in order."""
+  """The shape of the result, or the shapes of the elements of a tuple."""
   operands: tuple[str, ...]
-  """Names of instructions; a constant or parameter has its value or number here."""
+  """Names of instructions. A constant has its value, and a parameter its number."""
   attributes: str
-  """All that follows the operands."""
+  """The text after the operands."""
   is_root: bool
 
   @property
@@ -50,18 +50,18 @@ class Instruction:
 
   @functools.cached_property
   def op_name(self) -> str:
-    """The path of scopes in the model that it came from, empty where the compiler made it up."""
+    """The path of scopes in the source. Empty for an instruction that the compiler added."""
     return _first(r'op_name="([^"]*)"', self.attributes) or ""
 
   @functools.cached_property
   def cycles(self) -> int | None:
-    """The compiler's own estimate, None where it makes none."""
+    """The compiler's estimate in cycles, or None."""
     found = _first(r'"estimated_cycles":"(\d+)"', self.attributes)
     return int(found) if found else None
 
   @functools.cached_property
   def estimated_s(self) -> float | None:
-    """Seconds by the GPU compiler's own estimate, None where it makes none.
+    """The GPU compiler's estimate in seconds, or None.
 
     Its two models differ by orders of magnitude on fusions of softmax that Triton writes, which the first takes for
     scattered accesses; the lower one counts. The speed of light (`sol`), which it writes too, is a bound, no estimate.
@@ -71,12 +71,12 @@ class Instruction:
 
   @functools.cached_property
   def target(self) -> str:
-    """What a custom call calls, else empty."""
+    """The target of a custom call, else empty."""
     return _first(r'custom_call_target="([^"]*)"', self.attributes) or ""
 
   @functools.cached_property
   def channel(self) -> str | None:
-    """The number that the parts of one collective share."""
+    """The number that the instructions of one collective share."""
     return _first(r"channel_id=(\d+)", self.attributes)
 
   def called(self, *kinds: str) -> tuple[str, ...]:
@@ -116,14 +116,14 @@ class Program:
   entry: str
 
   def inner(self, instruction: Instruction) -> Computation | None:
-    """What a fusion, or a call, runs."""
+    """The computation of a fusion or a call."""
     calls = instruction.opcode in ("fusion", "call", "async-start", "call-start")
     names = instruction.called("calls", "to_apply") if calls else ()
     return self.computations.get(names[0]) if names else None
 
 
 def parse(text: str) -> Program:
-  """The program that `compiled.as_text()` prints."""
+  """Parses the text of `compiled.as_text()`."""
   computations: dict[str, Computation] = {}
   entry, name = "", ""
   instructions: list[Instruction] = []
@@ -141,11 +141,11 @@ def parse(text: str) -> Program:
 
 
 class DataDependentLoopError(ValueError):
-  """A loop whose end is not a constant of the program."""
+  """The end of a loop is not a constant of the program."""
 
 
 def trip_count(program: Program, computation: Computation, loop: Instruction) -> int:
-  """How often the body of a `while` runs: as annotated, or from its condition, first value and step.
+  """The trip count of a `while`, from its annotation, or from its condition, initial value and step.
 
   Raises:
     DataDependentLoopError: its end is not a constant, as in dropless layers on CPU, whose rows decide it.
@@ -174,7 +174,7 @@ def _comparison(program: Program, computation: Computation, root: Instruction) -
   direction = _first(r"direction=(\w+)", root.attributes) or "LT"
 
   def outside(name: str) -> Instruction:
-    """The instruction of the condition itself that an operand of the comparison is."""
+    """The instruction of the condition that defines an operand of the comparison."""
     found = _through(where, name)
     if found.opcode == "parameter" and outer_operands:
       return _through(computation, outer_operands[int(found.operands[0])])
@@ -202,7 +202,7 @@ def _constant(computation: Computation, name: str) -> int | None:
 
 
 def _step(body: Computation, index: int) -> int:
-  """What the body adds to its counter; 1 where it is not plain to see, as in every scan."""
+  """The increment of the counter. 1 if it is not a constant, as in every scan."""
   root = body.root
   added = _through(body, root.operands[index]) if root.opcode == "tuple" else root
   if added.opcode != "add":
@@ -211,7 +211,7 @@ def _step(body: Computation, index: int) -> int:
 
 
 def _through(computation: Computation, name: str) -> Instruction:
-  """The instruction of this name, or the one that it is a copy of."""
+  """The instruction with this name, or the original of a copy."""
   found = computation.by_name[name]
   while found.opcode in ("copy", "bitcast", "convert", "copy-done", "copy-start") and found.operands[0] in (
     computation.by_name

@@ -1,4 +1,4 @@
-"""The fastest way to run an experiment on a topology: meshes, remat, accumulation and dispatch, tried by compiling.
+"""Searches mesh, remat, gradient accumulation and dispatch for the fastest plan of an experiment on a topology.
 
 Compiled programs are cached (`compile.py`), so a search that was stopped resumes.
 """
@@ -27,7 +27,7 @@ from moejax.progress import SILENT, Progress
 LARGEST_MODEL_AXIS = 16
 
 ROOM = 1.15
-"""A formula's memory may be this much above the limit and the compiler still find room."""
+"""Candidates are compiled if the formula's memory is at most this multiple of the limit, since it is approximate."""
 
 ACCUMULATIONS = (1, 2, 4, 8)
 
@@ -37,7 +37,7 @@ class Found:
   """One variant that a search compiled."""
 
   options: str
-  """Command-line options that make the variant of the experiment; empty for the experiment itself."""
+  """The command-line options of the variant. Empty for the experiment itself."""
   plan: Plan
 
   def to_json(self) -> dict[str, Any]:
@@ -46,12 +46,12 @@ class Found:
 
 
 def search(experiment: Experiment, topology: Topology, tries: int, progress: Progress = SILENT) -> list[Found]:
-  """Plans of the candidates that a formula ranks first, the fastest that fit first.
+  """Plans of the candidates that a formula ranks first. Those that fit come first, sorted by step time.
 
-  A candidate that the compiler refuses is noted and left out.
+  A candidate that the compiler rejects is skipped with a note.
 
   Raises:
-    UserError: fewer than one try, no candidate is valid, or the compiler refuses them all.
+    UserError: fewer than one try, no candidate is valid, or the compiler rejects all of them.
   """
   if tries < 1:
     raise UserError(f"{tries} tries: a search needs one or more")
@@ -81,7 +81,7 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
 
 
 def frontier(tried: list[Found]) -> list[Found]:
-  """Of the variants that fit, those that no other beats in both step time and memory."""
+  """The variants that fit and that no other variant beats in both step time and memory (Pareto frontier)."""
   fit = [(found.plan.step_time_s or 0.0, found.plan.hbm_bytes_per_device, found) for found in tried if found.plan.fits]
   return [
     found
@@ -91,7 +91,7 @@ def frontier(tried: list[Found]) -> list[Found]:
 
 
 def search_page(tried: list[Found]) -> RenderableType:
-  """All that was tried, the frontier of step time against memory marked."""
+  """A table of all variants that marks the Pareto frontier of step time and memory."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("", "step, s", "MFU", "exposed", "GiB", "options"):
     table.add_column(head, justify="left" if head in ("", "options") else "right")
@@ -171,7 +171,7 @@ def _meshes(topology: Topology, num_experts: int) -> Iterator[Mesh]:
 
 
 def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
-  """Axes that may shard dense weights: as many of data and expert as leave no shard thinner than a tile."""
+  """The axes that may shard dense weights, of data and expert, so that no shard is smaller than a tile."""
   assert mesh.data
   sizes = {("data", "expert"): mesh.data * mesh.expert, ("data",): mesh.data, ("expert",): mesh.expert}
   thick = {axes: size for axes, size in sizes.items() if size <= SMALLEST_SHARD}

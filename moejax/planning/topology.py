@@ -12,7 +12,7 @@ from moejax.errors import UserError
 EXAMPLES = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
 
 MOST_CHIPS = 2**20
-"""More than any system has."""
+"""No system has more devices."""
 
 ENVIRONMENT = {
   # Compiles for a TPU without looking for one, beside any process that has one open.
@@ -32,12 +32,12 @@ ENVIRONMENT = {
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Chips, how many, and how they are joined."""
+  """The type and number of chips, and how they are connected."""
 
   name: str
   chip: Chip
   torus: tuple[int, ...]
-  """Chips along each dimension of a slice; empty behind a switch."""
+  """Chips along each dimension of a slice. Empty if a switch connects them."""
   count: int
   """Chips of a slice."""
   slices: int = 1
@@ -52,7 +52,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   """The topology with this name, without calling the compiler.
 
   Raises:
-    UserError: no such chip, a shape that is none, or no number of chips that a system has.
+    UserError: the chip, the shape or the number of chips is invalid.
   """
   kind, _, rest = name.partition(":")
   if kind == "gpu":
@@ -75,7 +75,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def prepare_environment(topology: Topology) -> None:
-  """Sets what JAX and libtpu read when they are first used; does nothing once they are."""
+  """Sets environment variables that JAX and libtpu read at their first use. It has no effect after that."""
   for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   os.environ["JAX_PLATFORMS"] = "cpu"
@@ -86,7 +86,7 @@ def prepare_environment(topology: Topology) -> None:
 
 
 def check_mesh(mesh: Mesh, topology: Topology) -> Mesh:
-  """The mesh with its data axis filled in; every device of the topology is to take part.
+  """The mesh with its data axis filled in, so that it uses every device of the topology.
 
   Raises:
     UserError: it does not tile the topology; the message lists sizes of the data axis, or of others, that do.

@@ -1,1 +1,1 @@
-"""Sparse layers in three parts, each swappable alone: router, dispatch, experts."""
+"""Sparse layers in three independent parts: router, dispatch and experts."""

@@ -30,7 +30,7 @@ from moejax.partitioning import Partitioner
 def einsum_dispatch(
   config: EinsumDispatch, x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
-  """Sends each token to its experts by a product with a mask and adds up what they return by another.
+  """Sends each token to its experts by a product with a mask, and sums their outputs by a product with another mask.
 
   The mesh axis `expert` shards U outside the experts and E inside: the constraints before and after `experts` make
   the two re-shards all-to-alls. A choice beyond an expert's capacity is dropped and adds nothing to its token.
@@ -44,7 +44,7 @@ def einsum_dispatch(
     is_row_OUMEC = row_OUME[..., None] == jnp.arange(C).reshape(1, 1, 1, 1, -1)
     dispatch_OUMEC = place(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
-    # All rows of an expert in one dimension before they travel: C alone would be padded to a tile, on the links too.
+    # All rows of an expert are one dimension before the all-to-all: C alone would be padded to a tile on the links.
     x_OERD = place(x_OUECD.swapaxes(1, 2).reshape(O, E, U * C, D), "outer", None, "groups", "act_embed")
     x_OERD = place(x_OERD, "outer", "experts", None, "act_embed")
   x_OERD = experts.on_capacity(x_OERD)
@@ -62,7 +62,7 @@ def einsum_dispatch(
 def dense_dispatch(
   config: DenseDispatch, x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
-  """All experts side by side as one wide layer, whose hidden units a token's weights scale."""
+  """All experts as one wide layer, whose hidden units are scaled by the weights of a token."""
   out_OUMD = experts.on_all(x_OUMD, routing.weights_OUME(moe.num_experts))
   return partitioner.constrain(out_OUMD, "outer", "groups", "group_tokens", "act_embed"), jnp.zeros(x_OUMD.shape[:2])
 
@@ -94,10 +94,10 @@ def dispatch(
 
 
 def capacity_rows(routing: Routing, num_experts: int, priority: Priority) -> jax.Array:
-  """row_OUME: a choice's place in line for the expert's rows in its group, from 0; -1 where a token did not choose it.
+  """Returns row_OUME: the position of a choice among the rows of the expert in its group, from 0, or -1 for no choice.
 
-  In line stand all first choices in the order of their tokens, then all second choices, and so on (GShard, arXiv
-  2006.16668, algorithm 1), or the tokens with all their choices.
+  Positions go to all first choices in the order of their tokens, then to all second choices, and so on (GShard, arXiv
+  2006.16668, algorithm 1), or to one token after the other with all its choices.
   """
   if priority == "token" or routing.every_expert:
     chosen_OUME = routing.chosen_OUME(num_experts, jnp.int32)

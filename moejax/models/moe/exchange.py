@@ -1,4 +1,4 @@
-"""Rows to the devices of their experts and back, each over the link once: a ragged all-to-all.
+"""Sends rows to the devices of their experts and back, by a ragged all-to-all.
 
 R routed rows  D embed  E experts  P devices of the expert axis  Q the same devices as senders  X = P x e slices
 Y = rows of the longest message
@@ -21,33 +21,34 @@ class Slices(NamedTuple):
   input_offsets_X: jax.Array
   send_sizes_X: jax.Array
   output_offsets_X: jax.Array
-  """Where a slice begins at its receiver."""
+  """The offset of a slice at its receiver."""
   recv_sizes_X: jax.Array
 
 
 class Transfers(NamedTuple):
-  """An exchange and its reverse."""
+  """The arguments of an exchange and of its reverse."""
 
   to_experts: Slices
   to_tokens: Slices
   sizes_e: jax.Array
-  """Rows that each expert of this device receives; they come sorted by expert."""
+  """The number of rows that each expert of this device receives. Rows arrive sorted by expert."""
   dropped: jax.Array
-  """Rows of this device's tokens that found no room."""
+  """The number of rows of this device's tokens that did not fit at their receivers."""
 
 
 def plan_transfers(sizes_E: jax.Array, axis: Axis, room: int) -> Transfers:
-  """Who sends how many rows where, known to all devices.
+  """Computes which rows each device sends to which. All devices compute the same sizes.
 
   Args:
-    sizes_E: rows of this device's tokens for every expert, in whose order they lie.
+    sizes_E: number of rows of this device's tokens for each expert. The rows are sorted by expert.
     axis: mesh axes of the experts.
-    room: rows that a device can receive; of what is beyond, the last experts' rows of the last senders are dropped.
+    room: number of rows that a device can receive. Further rows are dropped: those of the last senders for the last
+      experts.
   """
   me, P = jax.lax.axis_index(axis), jax.lax.axis_size(axis)
   counts_QE = jax.lax.all_gather(sizes_E, axis)
   counts_PeQ = counts_QE.reshape(P, P, -1).transpose(1, 2, 0)
-  # A receiver has its rows sorted by expert, those of one expert by sender.
+  # A receiver sorts its rows by expert, and those of one expert by sender.
   flat = counts_PeQ.reshape(P, -1)
   offsets_PeQ = (jnp.cumsum(flat, axis=1) - flat).reshape(counts_PeQ.shape)
   sizes_PeQ = jnp.clip(room - offsets_PeQ, 0, counts_PeQ)
@@ -63,14 +64,14 @@ def plan_transfers(sizes_E: jax.Array, axis: Axis, room: int) -> Transfers:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def exchange(x_RD: jax.Array, there: Slices, back: Slices, rows: int, longest: int, axis: Axis) -> jax.Array:
-  """What this device receives, [rows, D]; zeros where nothing arrives. The gradient goes the way back.
+  """Returns the rows that this device receives, [rows, D], followed by zeros. The gradient takes the reverse exchange.
 
   Args:
-    x_RD: what it sends.
-    there: this exchange.
-    back: the reverse one.
-    rows: rows of the result.
-    longest: most rows that one device can send to another.
+    x_RD: the rows that this device sends.
+    there: the arguments of this exchange.
+    back: those of the reverse exchange.
+    rows: number of rows of the result.
+    longest: the largest number of rows that one device can send to another.
     axis: mesh axes of the experts.
   """
   arguments = (x_RD, jnp.zeros((rows, x_RD.shape[1]), x_RD.dtype), *there)
@@ -106,7 +107,7 @@ def _padded(
   longest: int,
   axis: Axis,
 ) -> jax.Array:
-  """`jax.lax.ragged_all_to_all` for backends without it (CPU): messages padded to the longest possible."""
+  """`jax.lax.ragged_all_to_all` for backends that lack it (CPU), with messages padded to the longest possible."""
   P = jax.lax.axis_size(axis)
   sent_PY = _rows_of_messages(input_offsets_X.reshape(P, -1), send_sizes_X.reshape(P, -1), longest, len(x_RD))
   message_PYD = x_RD.at[sent_PY].get(mode="fill", fill_value=0)
@@ -119,7 +120,7 @@ def _padded(
 
 
 def _rows_of_messages(offsets_Pe: jax.Array, sizes_Pe: jax.Array, longest: int, beyond: int) -> jax.Array:
-  """[P, Y]: the row that stands at each place of each device's message, `beyond` for the padding at its end."""
+  """The row at each place of the message to each device [P, Y], and `beyond` for the padding at its end."""
   ends_Pe = jnp.cumsum(sizes_Pe, axis=1)
   place_Y = jnp.arange(longest)
   slice_PY = jnp.sum(place_Y[None, :, None] >= ends_Pe[:, None, :], axis=-1)

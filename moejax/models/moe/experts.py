@@ -1,4 +1,4 @@
-"""The experts' own feed-forward layers, stacked.
+"""The feed-forward layers of the experts, stacked.
 
 O outer batch  U routing groups  M tokens  R routed rows  D embed  F hidden  E experts  X = E x F  Y = O x U x M
 """
@@ -16,14 +16,14 @@ from moejax.partitioning import Partitioner
 
 _INTO, _OUT_OF = ("experts", "expert_embed", "expert_mlp"), ("experts", "expert_mlp", "expert_embed")
 NAMES = {"gate": _INTO, "up": _INTO, "down": _OUT_OF}
-"""Names of the dimensions of the weights into and out of the hidden layer."""
+"""Logical axes of the weights into and out of the hidden layer."""
 
 Weights = dict[str, Operand]
-"""gate_EDF (not there where the activation has no gate), up_EDF and down_EFD."""
+"""`gate` [E, D, F] if the activation has one, `up` [E, D, F] and `down` [E, F, D]."""
 
 
 class Experts(nnx.Module):
-  """E feed-forward layers, each for its own rows."""
+  """E feed-forward layers, each with its own rows."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     assert model.moe
@@ -35,18 +35,18 @@ class Experts(nnx.Module):
     self.partitioner = partitioner
 
   def weights(self, dtype: jnp.dtype) -> Weights:
-    """All of them in the type of the activations."""
+    """The weights in the dtype of the activations."""
     held = {"gate": self.w_gate_EDF, "up": self.w_up_EDF, "down": self.w_down_EFD}
     return {name: operand(w[...], dtype, self.gradients) for name, w in held.items() if w is not None}
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
-    """x_OERD to x_OERD: each expert on its R rows of each outer batch."""
+    """Applies each expert to its R rows of each outer batch; returns out_OERD."""
     place = self.partitioner.constrain
     O, E, R, D = x_OERD.shape
     weights = self.weights(x_OERD.dtype)
     with jax.named_scope("experts"):
-      # E first and all rows in one dimension: a batched product that each backend has fast, where O beside E takes
-      # CPU 1.6 times as long. O leads the rows, so that its shards stay where they are.
+      # E is first and all rows are one dimension: a batched product that is fast on each backend. With O next to E it
+      # takes 1.6 times as long on CPU. O leads the rows, so that its shards stay on their devices.
       x_ERD = place(x_OERD.swapaxes(0, 1).reshape(E, O * R, D), "experts", "outer", "act_embed")
 
       def hidden(x_ERF: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ class Experts(nnx.Module):
       def wide(x_ERD: jax.Array, into: Weights) -> dict[str, jax.Array]:
         return {name: hidden(product("ERD,EDF->ERF", x_ERD, w_EDF)) for name, w_EDF in into.items()}
 
-      # The rows are kept after their exchange: before it, the backward pass would exchange them again.
+      # The rows are saved after the all-to-all. Before it, the backward pass would repeat the all-to-all.
       into = {name: weights[name] for name in ("gate", "up") if name in weights}
       wide_ERF = {name: keep(x_ERF) for name, x_ERF in of_kept(wide)(x_ERD, into).items()}
       hidden_ERF = hidden(activate(wide_ERF.get("gate"), wide_ERF["up"]))
@@ -63,7 +63,7 @@ class Experts(nnx.Module):
     return out_ERD.reshape(E, O, R, D).swapaxes(0, 1)
 
   def on_all(self, x_OUMD: jax.Array, weights_OUME: jax.Array) -> jax.Array:
-    """out_OUMD: the weighted sum of what every expert makes of every token, as two wide products."""
+    """Applies every expert to every token, as two wide products; returns the weighted sums out_OUMD."""
     weights = self.weights(x_OUMD.dtype)
     E, D, F = weights["up"].shape
     tokens = x_OUMD.shape[:3]

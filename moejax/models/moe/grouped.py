@@ -1,8 +1,8 @@
-"""Dropless dispatch: rows sorted by expert, grouped matrix products, and the exchange between devices with experts.
+"""Dropless dispatch: rows sorted by expert, grouped matrix products, and the exchange between expert shards.
 
 O outer batch  U routing groups  M tokens  D embed  F hidden  E experts  A experts per token  R routed rows
 X = D or F
-Lower case is a device's own share: oum its tokens, e its experts, d and f its part of a dimension.
+A lower-case letter is the size of one device's shard.
 """
 
 import functools
@@ -33,10 +33,11 @@ X = ("outer", "groups", "group_tokens", "act_embed")
 def grouped_dispatch(
   config: GroupedDispatch, x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
-  """Each expert on all rows that chose it: no masks, no capacity, no drops but of a receive buffer that is too small.
+  """Applies each expert to all rows that chose it, without masks or capacity. Only a receive buffer that is too small
+  drops rows.
 
-  Runs on each device's own share. The shards of the experts' weights over `expert_embed` are gathered in here, within
-  what a rematerialised layer computes again, so that no more than one layer's weights are whole at a time.
+  Runs on the shard of each device. The weights of the experts are gathered over `expert_embed` here, within what a
+  rematerialized layer computes again, so that the weights of at most one layer are whole at a time.
   """
 
   by_all_to_all = functools.partial(_by_all_to_all, config, moe.choices_per_token(x_OUMD.shape[2]))
@@ -68,7 +69,7 @@ def _local(
   moe: MoE,
   partitioner: Partitioner,
 ) -> tuple[jax.Array, jax.Array]:
-  """All experts are here: no row leaves the device."""
+  """For a device that has all experts: no row leaves it."""
   x_mD = partitioner.gather(x_md, "act_embed", 1)
   out_mD = _own_experts(x_mD, experts_mA, weights_mA, chosen_mA, weights)
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
@@ -83,7 +84,7 @@ def _by_all_gather(
   moe: MoE,
   partitioner: Partitioner,
 ) -> tuple[jax.Array, jax.Array]:
-  """All tokens come to every device, which adds what its own experts make of them."""
+  """Gathers all tokens on every device, and sums the outputs of the experts over devices."""
   e = len(weights["up"].value)
   x_MD = partitioner.gather(partitioner.gather(x_md, "act_embed", 1), "experts", 0)
   experts_MA, weights_MA, chosen_MA = (partitioner.gather(x, "experts", 0) for x in (experts_mA, weights_mA, chosen_mA))
@@ -103,10 +104,10 @@ def _by_all_to_all(
   moe: MoE,
   partitioner: Partitioner,
 ) -> tuple[jax.Array, jax.Array]:
-  """Each row goes to the device of its expert and comes back. `per_token` is the mean number of a token's choices."""
+  """Sends each row to the device of its expert and back. `per_token` is the mean number of choices of a token."""
   axis, devices = partitioner.axes("experts"), partitioner.shards("experts")
   m, A = experts_mA.shape
-  # Between two devices go at most the rows of all tokens, each to as many experts as the receiver has.
+  # A device sends another at most the rows of all its tokens, each to as many experts as the receiver has.
   longest = m * min(A, len(weights["up"].value))
   room = devices * longest
   if config.receive_factor is not None:
@@ -125,7 +126,8 @@ def _by_all_to_all(
 def _own_experts(
   x_MD: jax.Array, experts_MA: jax.Array, weights_MA: jax.Array, chosen_MA: jax.Array, weights: Weights
 ) -> jax.Array:
-  """out_MD in float32: what these e experts, numbered from 0, make of the tokens; choices of others add nothing."""
+  """Returns the summed outputs of these e experts, numbered from 0, in float32. Choices of other experts add
+  nothing."""
   e = len(weights["up"].value)
   M, A = experts_MA.shape
   with jax.named_scope("dispatch"):
@@ -137,7 +139,8 @@ def _own_experts(
 
 
 def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> jax.Array:
-  """Each expert on its rows; with the hidden width in shards, this device's part of the sum."""
+  """Applies each expert to its rows. If the hidden dimension is sharded, the result is this device's part of the
+  sum."""
   with jax.named_scope("experts"):
 
     def multiply(rows_RX: jax.Array, weight: Operand) -> jax.Array:
@@ -155,7 +158,7 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
 
 
 def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
-  """This device's experts with the whole of D."""
+  """The weights of this device's experts, gathered along D."""
 
   def gather(name: str, weight: Operand) -> Operand:
     return jax.tree.map(lambda w: partitioner.gather(w, "expert_embed", NAMES[name].index("expert_embed")), weight)
@@ -164,7 +167,7 @@ def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
 
 
 def _summed(x_xD: jax.Array, partitioner: Partitioner) -> jax.Array:
-  """The parts of the hidden width added up, into this device's part of D where activations are sharded."""
+  """Sums over the shards of the hidden dimension, and keeps this device's shard of D if activations are sharded."""
   if partitioner.axes("act_embed"):
     return partitioner.sum_to_shards(x_xD, "act_embed", 1)
   return partitioner.sum_over(x_xD, "expert_mlp")

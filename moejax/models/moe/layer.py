@@ -27,7 +27,7 @@ BIAS = "bias_E"
 
 
 class MoELayer(nnx.Module):
-  """x_BTD to x_BTD through each token's own experts, and through those that all tokens share."""
+  """Applies to each token the experts that it is routed to, and the experts that all tokens share."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     assert model.moe
@@ -47,12 +47,12 @@ class MoELayer(nnx.Module):
 
     Args:
       x_BTD: normalized input.
-      valid_BT: False for padding, which takes no capacity and counts in no loss.
+      valid_BT: False for padding, which takes no capacity and is not counted in losses.
       keys_B: random keys of the sequences, for the router's noise in training; None has no noise.
-      onto_BTD: the residual stream, which the output is added to; None for the output alone.
+      onto_BTD: the residual stream, to which the output is added. None returns the output alone.
     """
     moe, place = self.moe, self.partitioner.constrain
-    # Groups are runs of tokens whatever the mesh is; O only says how many of them a data shard holds.
+    # The groups do not depend on the mesh. O only splits them among data shards.
     O, T, D = self.partitioner.shards("outer"), *x_BTD.shape[1:]
     x_OUMD = x_BTD.reshape(O, -1, moe.group_tokens(T), D)
     x_OUMD = place(x_OUMD, "outer", "groups", "group_tokens", "act_embed")
@@ -65,7 +65,7 @@ class MoELayer(nnx.Module):
       probs_OUME = probabilities(logits_OUME, moe.router)
     out_OUMD, dropped_OU = dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
     if onto_BTD is not None:
-      # In groups: in the shape of the batch, XLA for TPU would not add within the product that gives out_OUMD.
+      # In the shape of the groups: XLA for TPU then fuses the sum with the product that computes out_OUMD.
       out_OUMD = place(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")
     with jax.named_scope("router"):
       counted = count_probabilities(probs_OUME, valid_OUM, T) | count_choices(
@@ -79,7 +79,7 @@ class MoELayer(nnx.Module):
     return out_BTD, counted
 
   def _logits(self, x_OUMD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
-    """float32: bfloat16 logits tie, and ties decide who is dropped."""
+    """Logits in float32. In bfloat16 there would be ties, which decide which tokens are dropped."""
     x_OUMD = x_OUMD.astype(jnp.float32)
     if keys_B is not None and self.moe.router.jitter:
       x_OUMD = x_OUMD * _jitter(keys_B, x_OUMD.shape, self.moe.router.jitter)
@@ -88,7 +88,7 @@ class MoELayer(nnx.Module):
 
 
 def _jitter(keys_B: jax.Array, shape: tuple[int, ...], amount: float) -> jax.Array:
-  """Factors of 1 - amount to 1 + amount. They depend on the sequence and not on those computed with it."""
+  """Random factors from 1 - amount to 1 + amount. They depend on the key of the sequence alone, not on its batch."""
   of_sequence = (math.prod(shape[:3]) // len(keys_B), shape[-1])
 
   def factors(key: jax.Array) -> jax.Array:

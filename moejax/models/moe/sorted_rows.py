@@ -1,4 +1,4 @@
-"""Rows sorted by expert: where each choice's row lies, and how tokens become rows and rows become tokens again.
+"""Sorts the choices of tokens by expert, gathers tokens into that order, and sums rows back into tokens.
 
 M tokens  A experts per token  R routed rows  D embed  E experts  X = M x A
 """
@@ -10,24 +10,24 @@ import jax.numpy as jnp
 
 
 class Order(NamedTuple):
-  """The choices of M tokens, sorted by expert; void choices come last and have no expert."""
+  """The choices of M tokens, sorted by expert. Void choices come last and have no expert."""
 
   choice_R: jax.Array
-  """Which choice (token x A + a) each row is of, int32."""
+  """The choice of each row (token x A + a), int32."""
   row_MA: jax.Array
-  """The row of each choice, int32; R where it has none."""
+  """The row of each choice, int32. R if it has none."""
   sizes_E: jax.Array
-  """Rows of each expert, int32; together at most R, and the rows beyond are void."""
+  """The number of rows of each expert, int32, together at most R. Further rows are void."""
 
 
 def sort_by_expert(experts_MA: jax.Array, chosen_MA: jax.Array, num_experts: int, rows: int) -> Order:
-  """The first `rows` choices in the order of their experts, those of one expert in the order of their tokens.
+  """The first `rows` choices, sorted by expert, and those of one expert by token.
 
   Args:
     experts_MA: the experts; choices outside 0 to num_experts - 1 are void.
     chosen_MA: False makes a choice void.
     num_experts: E.
-    rows: R, no less than the choices that can be real.
+    rows: R, at least the number of choices that can be valid.
   """
   real_MA = chosen_MA & (experts_MA >= 0) & (experts_MA < num_experts)
   expert_X = jnp.where(real_MA, experts_MA, num_experts).reshape(-1).astype(jnp.int32)
@@ -39,8 +39,8 @@ def sort_by_expert(experts_MA: jax.Array, chosen_MA: jax.Array, num_experts: int
 
 
 def _stable_argsort(key_X: jax.Array, limit: int) -> jax.Array:
-  """Where each element of the sorted keys, 0 to limit - 1, comes from. One number for key and place, where that fits,
-  sorts in half the time of a pair."""
+  """The index of each element of the sorted keys, which are 0 to limit - 1. If key and index fit in one integer,
+  sorting takes half the time of sorting pairs."""
   X = len(key_X)
   if limit * X >= 2**31:
     return jnp.argsort(key_X, stable=True).astype(jnp.int32)
@@ -49,8 +49,8 @@ def _stable_argsort(key_X: jax.Array, limit: int) -> jax.Array:
 
 @jax.custom_vjp
 def take_rows(x_MD: jax.Array, order: Order) -> jax.Array:
-  """rows_RD: each row's token. Backwards a token gathers its rows' gradients, where a scatter would be slow; the
-  gradient of void rows does not count."""
+  """Returns rows_RD, the token of each row. In the backward pass a token gathers the gradients of its rows, since a
+  scatter is slow. The gradients of void rows are ignored."""
   return x_MD[order.choice_R // order.row_MA.shape[-1]]
 
 
@@ -68,9 +68,10 @@ take_rows.defvjp(_take_forward, _take_backward)
 
 @jax.custom_vjp
 def combine_rows(rows_RD: jax.Array, weights_MA: jax.Array, order: Order) -> jax.Array:
-  """out_MD in float32: the weighted sum of a token's rows; backwards rows gather their token's gradient."""
+  """Returns out_MD, the weighted sum of the rows of each token, in float32. In the backward pass rows gather the
+  gradient of their token."""
   out_MD = jnp.zeros((weights_MA.shape[0], rows_RD.shape[-1]), jnp.float32)
-  for a in range(weights_MA.shape[-1]):  # a row at a time: all A at once would be another [R, D]
+  for a in range(weights_MA.shape[-1]):  # one row at a time: all A at once would need another [R, D]
     out_MD = out_MD + _rows_of_choice(rows_RD, order, a) * weights_MA[:, a, None]
   return out_MD
 
@@ -97,5 +98,5 @@ combine_rows.defvjp(_combine_forward, _combine_backward)
 
 
 def _rows_of_choice(rows_RD: jax.Array, order: Order, a: int) -> jax.Array:
-  """Every token's row of its choice a in float32, zeros where that is void."""
+  """The row of choice a of every token in float32, zeros if it is void."""
   return rows_RD.at[order.row_MA[:, a]].get(mode="fill", fill_value=0).astype(jnp.float32)

@@ -12,5 +12,5 @@ from moejax.models.moe.routing import RouterContext, Routing
 
 
 def dense(router: DenseRouter, logits_OUME: jax.Array, context: RouterContext) -> Routing:
-  """All experts, weighted by their probabilities (DS-MoE, arXiv 2404.05567, equation 3)."""
+  """Routes each token to all experts, weighted by their probabilities (DS-MoE, arXiv 2404.05567, equation 3)."""
   return weighted_by_expert(router, logits_OUME, jnp.broadcast_to(context.valid_OUM[..., None], logits_OUME.shape))

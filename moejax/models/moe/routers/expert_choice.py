@@ -12,9 +12,10 @@ from moejax.models.moe.routing import RouterContext, Routing
 
 
 def expert_choice(router: ExpertChoiceRouter, logits_OUME: jax.Array, context: RouterContext) -> Routing:
-  """Each expert's best C tokens of a group (arXiv 2202.09368): all are loaded alike, and a token has 0 to E of them.
+  """Each expert chooses its C best tokens of a group (arXiv 2202.09368). All experts have equal loads, and a token is
+  chosen by 0 to E experts.
 
-  Whether a token is chosen depends on the tokens after it: in a decoder that is a look at what it is to predict.
+  Whether a token is chosen depends on later tokens, so that a decoder with this router is not causal.
   """
   M = logits_OUME.shape[2]
   capacity = context.moe.capacity(M)

@@ -1,4 +1,4 @@
-"""From logits to scores, order and weights: what routers share.
+"""Scores, order and weights from logits: what routers share.
 
 O outer batch  U routing groups  M tokens  E experts  A experts per token  B batch
 T query position
@@ -15,7 +15,7 @@ from moejax.partitioning import Partitioner
 
 
 def scores(logits_OUME: jax.Array, router: Router) -> jax.Array:
-  """Softmax over the experts, or a sigmoid of each alone."""
+  """The softmax over the experts, or the sigmoid of each logit."""
   return jax.nn.softmax(logits_OUME, axis=-1) if router.scores == "softmax" else jax.nn.sigmoid(logits_OUME)
 
 
@@ -25,19 +25,19 @@ def probabilities(logits_OUME: jax.Array, router: Router) -> jax.Array:
 
 
 def log_scores(logits_OUME: jax.Array, router: Router) -> jax.Array:
-  """Logarithms of the scores, of a softmax up to what they have in common: finite wherever the logits are."""
+  """Logarithms of the scores, for a softmax up to a constant. They are finite wherever the logits are."""
   return logits_OUME if router.scores == "softmax" else jax.nn.log_sigmoid(logits_OUME)
 
 
 def noisy(router: Router, logits_OUME: jax.Array, context: RouterContext) -> jax.Array:
-  """The logits by which experts are chosen: with the router's Gumbel noise in training, and without a gradient."""
+  """The logits that experts are chosen by: with Gumbel noise in training, and without a gradient."""
   if context.keys_B is not None and router.gumbel:
     logits_OUME = logits_OUME + router.gumbel * _gumbel(context.keys_B, logits_OUME)
   return jax.lax.stop_gradient(logits_OUME)
 
 
 def weighted(router: Router, logits_OUME: jax.Array, experts_OUMA: jax.Array, chosen_OUMA: jax.Array) -> Routing:
-  """The routing of these choices, with the weights that the router gives them."""
+  """The routing with these choices and the weights that the router gives them."""
   if router.renormalize:
     # score / sum of scores, from their logarithms: the scores themselves may all be too small for float32. The first
     # choice stands for those of a padded token, whose weights are 0.
@@ -50,7 +50,7 @@ def weighted(router: Router, logits_OUME: jax.Array, experts_OUMA: jax.Array, ch
 
 
 def weighted_by_expert(router: Router, logits_OUME: jax.Array, chosen_OUME: jax.Array) -> Routing:
-  """The routing that lists all experts, where the scores of those that are chosen are their weights."""
+  """The routing that lists all experts. The weights of chosen experts are their scores."""
   scores_OUME = scores(logits_OUME, router)
   experts_OUME = jnp.broadcast_to(
     jnp.arange(scores_OUME.shape[-1], dtype=jnp.int32).reshape(1, 1, 1, -1), scores_OUME.shape
@@ -59,18 +59,18 @@ def weighted_by_expert(router: Router, logits_OUME: jax.Array, chosen_OUME: jax.
 
 
 def of_choices(scores_OUME: jax.Array, experts_OUMA: jax.Array) -> jax.Array:
-  """Each choice's score, by a comparison, whose gradient is no scatter."""
+  """The score of each choice, by a comparison, so that the gradient needs no scatter."""
   is_expert_OUMAE = experts_OUMA[..., None] == jnp.arange(scores_OUME.shape[-1]).reshape(1, 1, 1, 1, -1)
   return jnp.sum(jnp.where(is_expert_OUMAE, scores_OUME[..., None, :], 0.0), axis=-1)
 
 
 def on_own_tokens(function: Callable, partitioner: Partitioner, arguments: int = 1) -> Callable:
-  """On each device: the compiler does not divide a top-k and would gather the tokens of all devices for it."""
+  """Runs a function on each device, since the compiler does not partition top-k and would gather all tokens for it."""
   return partitioner.on_each_device(function, (TOKENS,) * arguments, TOKENS)
 
 
 def _gumbel(keys_B: jax.Array, logits_OUME: jax.Array) -> jax.Array:
-  """Gumbel noise in the shape of the logits. It depends on the sequence and not on those computed with it."""
+  """Gumbel noise in the shape of the logits. It depends on the key of the sequence alone, not on its batch."""
   E = logits_OUME.shape[-1]
   shape = (logits_OUME.size // (len(keys_B) * E), E)
   noise_BTE = jax.vmap(lambda key: jax.random.gumbel(key, shape, logits_OUME.dtype))(keys_B)

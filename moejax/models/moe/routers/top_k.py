@@ -15,8 +15,8 @@ from moejax.models.remat import keep
 
 
 def top_k(router: TopKRouter, logits_OUME: jax.Array, context: RouterContext) -> Routing:
-  """Each token's best A (GShard, arXiv 2006.16668; Switch, arXiv 2101.03961, where A = 1), within its best groups of
-  experts where there are groups (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
+  """Routes each token to its A best experts (GShard, arXiv 2006.16668; Switch, arXiv 2101.03961, with A = 1), within
+  its best groups of experts if there are groups (DeepSeek-V3, arXiv 2412.19437, section 2.1.2)."""
   noisy_OUME = noisy(router, logits_OUME, context)
   order = [noisy_OUME]
   if context.bias_E is not None:
@@ -55,8 +55,8 @@ def _best(order: Sequence[jax.Array], count: int) -> list[jax.Array]:
 
 
 def _in_best_groups(order: Sequence[jax.Array], router: TopKRouter) -> jax.Array:
-  """Whether an expert is in one of its token's best groups; a group is worth the sum of its best two experts' scores,
-  with their biases where there are any."""
+  """Whether an expert is in one of the best groups of its token. The score of a group is the sum of the scores of its
+  two best experts, including their biases if there are any."""
   *tokens, E = order[0].shape
   Z = router.expert_groups
   of_best_two = _best([x_OUME.reshape(*tokens, Z, E // Z) for x_OUME in order], min(2, E // Z))[:-1]

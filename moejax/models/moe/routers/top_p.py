@@ -13,7 +13,8 @@ from moejax.models.remat import keep
 
 
 def top_p(router: TopPRouter, logits_OUME: jax.Array, context: RouterContext) -> Routing:
-  """Each token's best until their scores reach the threshold: at least one, at most A (XMoE, arXiv 2403.18926)."""
+  """Routes each token to its best experts until their scores reach the threshold: at least 1 and at most A experts
+  (XMoE, arXiv 2403.18926)."""
 
   def best(noisy_OUME: jax.Array) -> jax.Array:
     return jax.lax.top_k(noisy_OUME, context.moe.experts_per_token)[1]
