@@ -1,1 +1,1 @@
-"""What a trained model does: continue text, token by token, with keys and values kept."""
+"""Generation and log-likelihoods of a trained model."""

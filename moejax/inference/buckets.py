@@ -1,4 +1,4 @@
-"""Lengths rounded up to a few, so that a program is compiled for each of those and not for each example."""
+"""Rounds lengths up to a few buckets, so that few programs are compiled."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,7 +6,7 @@ SMALLEST = 16
 
 
 def bucket(length: int) -> int:
-  """The least of 16, 24, 32, 48, 64, 96, 128, ... that is not below `length`: at most half again as much."""
+  """The smallest of 16, 24, 32, 48, 64, 96, 128, ... that is at least `length`."""
   size = SMALLEST
   while size < length:
     if size * 3 // 2 >= length:
@@ -16,7 +16,7 @@ def bucket(length: int) -> int:
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-  """Indices in batches of like length, the longest first: what does not fit in memory shows at once."""
+  """Indices in batches of similar length. The longest come first, so that a lack of memory shows at once."""
   order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
   for start in range(0, len(order), batch_size):
     yield order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of every layer, and how far each sequence has come.
+"""The KV cache of all layers, and the length of each sequence.
 
 B batch  T query position  S key position  K key/value heads  H head dim  D embed
 """
@@ -17,16 +17,16 @@ from moejax.models.transformer import KVCaches, Transformer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """What a batch of sequences has been so far."""
+  """The tokens that a batch of sequences has so far."""
 
   layers: KVCaches
-  """Keys and values of every layer, in the type of activations."""
+  """The KV cache of every layer, in the dtype of activations."""
   lengths_B: jax.Array
-  """Tokens of each sequence, int32: the slot that its next one takes."""
+  """The number of tokens of each sequence, int32, which is also the slot of its next token."""
 
 
 def empty_cache(model: AbstractModel, batch_size: int, slots: int) -> Cache:
-  """A cache that holds up to `slots` tokens of each sequence and has none yet."""
+  """An empty cache for up to `slots` tokens of each sequence."""
   config = model.config
   shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
   dtype = model.partitioner.compute_dtype(config)
@@ -41,7 +41,7 @@ def empty_cache(model: AbstractModel, batch_size: int, slots: int) -> Cache:
 
 
 def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
-  """Placement of a cache: batch and heads as in attention; one NamedSharding stands for all layers.
+  """The sharding of a cache, by batch and heads as in attention. One NamedSharding applies to all layers.
 
   Raises:
     UserError: the mesh does not divide the batch or the heads.
@@ -56,20 +56,21 @@ def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
 
 
 def row_sharding(model: AbstractModel, batch_size: int) -> NamedSharding:
-  """Placement of one value for each sequence."""
+  """The sharding of an array with one value for each sequence."""
   return model.partitioner.sharding(("batch",), (batch_size,), "rows of the batch")
 
 
 def extend(
   transformer: Transformer, tokens_BT: jax.Array, counts_B: jax.Array, cache: Cache
 ) -> tuple[jax.Array, Cache]:
-  """Features x_BTD of each sequence's next tokens, and the cache with them: for both prefill and decoding.
+  """Returns the features x_BTD of the next tokens of each sequence, and the cache extended by them. Used by prefill and
+  decoding.
 
   Args:
     transformer: of an `inference_model`, so that it drops no token.
-    tokens_BT: each row's new tokens, padded at the end.
-    counts_B: how many of them are real; a row with none is unchanged.
-    cache: has at least T slots left in every row.
+    tokens_BT: the new tokens of each row, padded at the end.
+    counts_B: the number of new tokens of each row. A row without any is unchanged.
+    cache: has at least T free slots in every row.
   """
   steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   positions_BT = cache.lengths_B[:, None] + steps_T[None, :]

@@ -1,4 +1,4 @@
-"""The model as it predicts: its sparse layers drop no token."""
+"""The model for inference, whose sparse layers drop no token."""
 
 import dataclasses
 
@@ -31,10 +31,10 @@ def check_batch_size(model: AbstractModel, batch_size: int) -> None:
 
 
 def dropless(model: Model) -> Model:
-  """The model with sparse layers that drop no choice: what a token gets depends on no other token of the batch.
+  """The model with dropless sparse layers, in which the output of a token does not depend on other sequences.
 
   Raises:
-    UserError: experts choose their tokens, later ones too, so that no token can be predicted before it is there.
+    UserError: the router is not causal, so that the model cannot predict one token at a time.
   """
   moe = model.moe
   if moe is None:

@@ -1,4 +1,4 @@
-"""Continuing prompts: prefill a batch, then one compiled step a token, until each has met its stop condition.
+"""Generates continuations: prefill of a batch, then one compiled step per token until all stop conditions are met.
 
 B batch  T query position  D embed
 """
@@ -23,7 +23,7 @@ Stop = Callable[[list[int]], bool]
 
 
 class Generator:
-  """Compiled programs that continue prompts, by their length; they serve any parameters of the model."""
+  """Programs that continue prompts. They are compiled once for each bucket of lengths and take any parameters."""
 
   def __init__(self, model: AbstractModel, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
     self._model, self._batch_size = model, batch_size
@@ -64,14 +64,14 @@ class Generator:
   def generate(
     self, parameters: Parameters, prompts: Sequence[Sequence[int]], stops: Sequence[Stop], max_new: int, seed: int = 0
   ) -> Iterator[tuple[int, list[int]]]:
-    """Yields (index of a prompt, its continuation) as batches are done, prompts of like length together.
+    """Yields (index of a prompt, its continuation) as batches are done. Prompts of similar length share a batch.
 
     Args:
       parameters: of the model.
       prompts: token ids, at least one each.
-      stops: the stop condition of each prompt; the token that meets it belongs to the continuation.
-      max_new: tokens after which a continuation ends in any case.
-      seed: of the sampling.
+      stops: the stop condition of each prompt. The token that meets it is part of the continuation.
+      max_new: maximum number of new tokens.
+      seed: seed of the sampling.
     """
     for number, indices in enumerate(batches_by_length([len(prompt) for prompt in prompts], self._batch_size)):
       key = jax.random.fold_in(jax.random.key(seed), number)

@@ -1,4 +1,4 @@
-"""A trained run, read from its directory onto the devices that there are."""
+"""Loads a trained run onto the available devices."""
 
 import dataclasses
 import pathlib
@@ -21,7 +21,7 @@ class Loaded:
   experiment: Experiment
   model: AbstractModel
   parameters: Parameters
-  """float32, placed by the experiment's rules."""
+  """Parameters in float32, sharded by the rules of the experiment."""
   step: int
   """Optimizer steps that it was trained for."""
 

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits.
+"""Samples the next token from logits.
 
 B batch  V vocab
 """
@@ -14,13 +14,13 @@ from moejax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
-  """Draws from softmax(logits / temperature), cut to the most probable tokens; at temperature 0 takes the best."""
+  """Sampling from softmax(logits / temperature), limited to the most probable tokens. Temperature 0 is greedy."""
 
   temperature: float = 0.0
   top_k: int | None = None
-  """Tokens that may be drawn; None for all."""
+  """Number of most probable tokens that may be drawn. None means all."""
   top_p: float | None = None
-  """The most probable tokens that together have at least this probability may be drawn (arXiv 1904.09751)."""
+  """The smallest set of most probable tokens with at least this total probability may be drawn (arXiv 1904.09751)."""
 
   def __post_init__(self) -> None:
     if not 0 <= self.temperature < math.inf:
@@ -35,13 +35,13 @@ GREEDY = Sampling()
 
 
 def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, vocab_size: int) -> jax.Array:
-  """token_B, int32.
+  """Returns token_B in int32.
 
   Args:
     logits_BV: float32.
-    key: of the randomness; a greedy choice uses none.
-    sampling: how.
-    vocab_size: ids that the tokenizer has; the model's may be more, and those are never chosen.
+    key: random key, which greedy sampling ignores.
+    sampling: temperature and limits.
+    vocab_size: vocabulary size of the tokenizer. Larger ids, which the model may have, are never drawn.
   """
   ids_1V = jnp.arange(logits_BV.shape[-1])[None]
   logits_BV = jnp.where(ids_1V < vocab_size, logits_BV, -jnp.inf)

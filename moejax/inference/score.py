@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations: batches of like length, programs compiled for few lengths.
+"""Log-likelihoods of continuations, in batches of similar length.
 
 B batch  T query position  W scored position  D embed
 """
@@ -18,7 +18,7 @@ from moejax.partitioning import to_devices
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-  """A stretch of tokens of which the last `scored` are predicted, each from those before it in the stretch."""
+  """Consecutive tokens, of which the last `scored` are predicted from the tokens before them."""
 
   tokens: list[int]
   scored: int
@@ -27,8 +27,8 @@ class Window:
 def windows(context: Sequence[int], continuation: Sequence[int], max_length: int) -> list[Window]:
   """Windows of at most max_length + 1 tokens that predict each token of the continuation once.
 
-  One window where the continuation fits, the context cut from the left; else as many as it takes, the first of them
-  with one token of context, the last with as much as fits: the rolling windows of lm-evaluation-harness.
+  If the continuation fits, there is one window, whose context is truncated on the left. Otherwise there are the rolling
+  windows of lm-evaluation-harness: the first has one token of context, and the last as many as fit.
   """
   ids = [*context, *continuation]
   if len(continuation) <= max_length:
@@ -39,7 +39,7 @@ def windows(context: Sequence[int], continuation: Sequence[int], max_length: int
 
 
 class Scorer:
-  """Compiled programs that score windows, by their length; they serve any parameters of the model."""
+  """Programs that score windows. They are compiled once for each bucket of lengths and take any parameters."""
 
   def __init__(self, model: AbstractModel, batch_size: int, max_length: int):
     self._model, self._batch_size, self._max_length = model, batch_size, max_length
@@ -49,9 +49,10 @@ class Scorer:
     def score(
       parameters: Parameters, tokens_BT: jax.Array, scored_BW: jax.Array, targets_BW: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-      """Log-likelihood of each target and whether it was the best guess; scored_BW is -1 where there is none."""
+      """Returns the summed log-likelihood of each row, and whether all its targets have the largest logit. scored_BW is
+      -1 for padding."""
       transformer = model.module(parameters)
-      # Padding stands after the tokens and nothing looks back at it.
+      # Padding comes after the tokens, so that no token attends to it.
       positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)[None], tokens_BT.shape)
       x_BTD, _ = transformer(tokens_BT, jnp.ones_like(tokens_BT), positions_BT)
       x_BWD = jnp.take_along_axis(x_BTD, jnp.maximum(scored_BW, 0)[:, :, None], axis=1)
@@ -74,7 +75,7 @@ class Scorer:
 
     Args:
       parameters: of the model.
-      pairs: context, of one token at least, and continuation; that of no token has the log-likelihood 0.
+      pairs: a context of at least one token, and a continuation. An empty continuation has log-likelihood 0.
     """
     of_pair = [windows(context, continuation, self._max_length) for context, continuation in pairs]
     left = [len(parts) for parts in of_pair]

@@ -1,4 +1,4 @@
-"""Continuing texts with a trained run."""
+"""Continues texts with a trained run."""
 
 import math
 import pathlib
@@ -14,7 +14,7 @@ from moejax.inference.load import load_run
 from moejax.inference.sampling import Sampling
 
 LARGEST_BATCH = 16
-"""Prompts that are continued at once, rounded up to what the mesh divides."""
+"""Largest number of prompts in a batch, before it is rounded up to a multiple of the data shards."""
 
 
 def continue_texts(
@@ -22,8 +22,8 @@ def continue_texts(
 ) -> list[str]:
   """The continuation of each prompt, up to the end of its document or `max_tokens`.
 
-  A prompt begins as a document of training does. Of one that does not fit the training length with the new tokens, the
-  end counts.
+  A prompt starts with the begin-of-document token, as documents do in training. A prompt that does not fit in the
+  training length together with the new tokens is truncated on the left.
 
   Raises:
     UserError: as `load_run`, or max_tokens is not between 1 and the training length.

@@ -13,16 +13,16 @@ from moejax.models.moe.layer import BIAS
 
 
 def update_bias(parameters: Mapping[str, Any], choices_LE: jax.Array, rate: float) -> dict[str, Any]:
-  """The parameters with every router's bias moved: up by `rate` for experts below the mean load, down for those above
-  (arXiv 2408.15664, algorithm 1).
+  """Returns the parameters with every router bias updated: plus `rate` for experts below the mean load, minus `rate`
+  for those above (arXiv 2408.15664, algorithm 1).
 
   Args:
     parameters: of the whole model.
-    choices_LE: each expert's choices in the step, integers, in the order of the sparse layers.
-    rate: size of the move.
+    choices_LE: how often each expert was chosen in the step, integers, in the order of the sparse layers.
+    rate: the bias update rate.
   """
   E = choices_LE.shape[-1]
-  # In integers: a mean in float32 may differ from loads that are all equal.
+  # In integers, since a float32 mean of equal loads may differ from them.
   total_L1 = jnp.sum(choices_LE, axis=-1, keepdims=True)
   whole_L1, rest_L1 = total_L1 // E, total_L1 % E
   above_LE = choices_LE > whole_L1
@@ -34,7 +34,7 @@ def update_bias(parameters: Mapping[str, Any], choices_LE: jax.Array, rate: floa
     nonlocal layer
     if path[-1].key != BIAS:
       return leaf
-    layers = leaf.size // E  # all of them where they are stacked, else one after the other
+    layers = leaf.size // E  # all layers if they are stacked, else one after the other
     here = direction_LE[layer : layer + layers].reshape(leaf.shape)
     layer += layers
     return leaf + rate * here

@@ -1,4 +1,4 @@
-"""What training does in a second: real tokens, FLOPs of accepted work, and what part of the devices' peak these are.
+"""The speed of training: tokens per second, model FLOPs, and the model FLOPs utilization (MFU).
 
 L stacked layers
 """
@@ -21,14 +21,14 @@ DROPPED = "router/dropped_fraction"
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What one step did, over all devices."""
+  """The work of one step on all devices."""
 
   tokens: int
-  """Targets with weight: neither padding nor what is given trains anything."""
+  """Targets with a weight, without padding and given tokens."""
   choices_per_token: float | None = None
-  """Choices of experts that a token made and that were accepted, in the mean of the sparse layers; None without any."""
+  """Accepted choices of experts per token, averaged over sparse layers. None without sparse layers."""
   dropped_fraction: float | None = None
-  """Part of the choices that was dropped."""
+  """Fraction of the choices that were dropped."""
 
   def flops(self, model: Model, sequence_length: int) -> float:
     """Model FLOPs of the step."""
@@ -36,7 +36,7 @@ class Work:
 
 
 def fetch_work(metrics: Metrics) -> Work:
-  """The work of a step; waits for the step to end."""
+  """The work of a step. Waits for the step to end."""
   names = ("target_tokens", "router/choices_per_token", DROPPED)
   fetched = jax.device_get({name: metrics[name] for name in names if name in metrics})
   tokens = int(fetched["target_tokens"])
@@ -49,16 +49,16 @@ def fetch_work(metrics: Metrics) -> Work:
 
 
 def total_peak_flops(spec: TrainSpec) -> float | None:
-  """bfloat16 FLOP/s of all devices of a mesh together, None where unknown."""
+  """Peak bfloat16 FLOP/s of all devices of a mesh, or None if unknown."""
   peak = peak_flops(spec.partitioner.device.device_kind)
   return peak and peak * spec.partitioner.mesh.size
 
 
 class Clock:
-  """Times steps from one's end to the next's, without what stands between them (evaluation, the first compile)."""
+  """Times steps from the end of one to the end of the next, excluding evaluation and compilation."""
 
   def __init__(self, spec: TrainSpec, total_s: float = 0.0, tokens: int = 0):
-    """`total_s` and `tokens` are of the steps done before."""
+    """`total_s` and `tokens` are those of earlier steps, if the run resumes."""
     self.total_s, self.tokens = total_s, tokens
     self._model = spec.experiment.model
     self._sequence_length = spec.experiment.data.sequence_length
@@ -67,12 +67,12 @@ class Clock:
     self.restart()
 
   def restart(self) -> None:
-    """Begins to time a step now."""
+    """Starts timing a step."""
     self._last = time.perf_counter()
 
   def lap(self, work: Work) -> Record:
-    """A step ended now. Returns the mean speed since `mean` was last asked: a single step's would mislead, as the host
-    may hear of one late and of the next, which ended meanwhile, at once."""
+    """Ends a step. Returns the mean speed since the last call of `mean`. The speed of a single step would be
+    misleading, since the host may learn of its end late and then of the next one immediately."""
     now = time.perf_counter()
     elapsed_s, self._last = now - self._last, now
     self.total_s += elapsed_s
@@ -81,7 +81,7 @@ class Clock:
     return self._speed(self._since_written)
 
   def mean(self) -> Record:
-    """Mean speed of the steps since this was last asked."""
+    """The mean speed of the steps since the last call."""
     laps, self._since_written = self._since_written, []
     return self._speed(laps)
 
@@ -90,7 +90,7 @@ class Clock:
 
 
 def speed(laps: list[tuple[float, Work]], model: Model, sequence_length: int, peak_flops: float | None) -> Record:
-  """Mean step time, tokens a second, dropped part and MFU of steps of so many seconds and such work."""
+  """Mean step time, tokens per second, dropped fraction and MFU of steps with these durations and this work."""
   total_s = sum(elapsed_s for elapsed_s, _ in laps)
   record: Record = {
     "step_time_s": total_s / len(laps),

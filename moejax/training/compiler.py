@@ -1,6 +1,6 @@
 """Options with which XLA compiles the step, for both runs and plans. None of them changes a result.
 
-The environment variable LIBTPU_INIT_ARGS adds to them, as `--xla_tpu_scoped_vmem_limit_kib=32768`.
+The environment variable LIBTPU_INIT_ARGS adds further ones, as in `--xla_tpu_scoped_vmem_limit_kib=32768`.
 """
 
 import jax
@@ -10,22 +10,22 @@ from moejax.config.chips import chip_of
 Options = dict[str, str | bool]
 
 OVERLAP: Options = {
-  # What the compiler does not do by itself: weights are gathered during matrix products.
+  # Gather weights during matrix products, which is off by default.
   "xla_tpu_overlap_compute_collective_tc": True,
   "xla_enable_async_all_gather": True,
-  # Experts' weights are gathered whole: cut into as many products as the axis has shards, each is too thin for the
-  # matrix units, and adding up what they give moves every row through memory each time.
+  # Gather the weights of experts whole. Split into one product per shard, each product is too small for the
+  # matrix units, and summing the results moves every row through HBM each time.
   "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
 }
 
 SCATTER: Options = {
-  # All gradients of experts are reduced to shards; two of three were summed on every chip and cut afterwards.
+  # Reduce-scatter all gradients of experts. By default two of three are all-reduced and then sliced.
   "xla_tpu_use_minor_sharding_for_major_trivial_input": True,
   "xla_tpu_relayout_group_size_threshold_for_reduce_scatter": "1",
 }
 
 EXCHANGE: Options = {
-  # Tokens travel to experts during products. The links of v5e cannot do this, and its compiler refuses the program.
+  # Overlap the all-to-all of tokens with products. v5e does not support this, and its compiler rejects the program.
   "xla_tpu_enable_async_all_to_all": True,
 }
 
@@ -38,7 +38,7 @@ FUSION: Options = {
 }
 
 SPARSE_CORES: Options = {
-  # Weights are gathered and gradients summed by the SparseCores during products, as in public runs on v5p and v6e.
+  # Let the SparseCores gather weights and sum gradients during products, as in public runs on v5p and v6e.
   "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
@@ -47,7 +47,7 @@ SPARSE_CORES: Options = {
   "xla_tpu_use_tc_device_shape_on_sc": True,
 }
 
-# Products use more of the core's own memory, in larger tiles; the value (KiB) is that of public runs on v6e.
+# Let products use more VMEM, in larger tiles. The value (KiB) is that of public runs on v6e.
 TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 
 OF_CHIP = {
@@ -57,11 +57,11 @@ OF_CHIP = {
   "v6e": EXCHANGE | SPARSE_CORES | TILES,
   "tpu7x": EXCHANGE | SPARSE_CORES,
 }
-"""More options, by name of the chip."""
+"""Additional options by name of the chip."""
 
 
 def compiler_options(device: jax.Device) -> Options:
-  """Options for a mesh of devices such as this one."""
+  """The options for devices of this type."""
   if device.platform != "tpu":
     return {}
   chip = chip_of(device.device_kind)

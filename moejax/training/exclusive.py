@@ -1,4 +1,4 @@
-"""One program at a time in a run's or a comparison's directory."""
+"""Allows one program at a time in the directory of a run or a comparison."""
 
 import contextlib
 import pathlib
@@ -12,5 +12,5 @@ from moejax.lock import locked
 def exclusive(
   directory: pathlib.Path, what: str, note: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[None]:
-  """`locked` by the first process of a program; its other processes work in the same directory with it."""
+  """`locked` for programs of several processes: the first process holds the lock for all of them."""
   return locked(directory, what, note) if jax.process_index() == 0 else contextlib.nullcontext()

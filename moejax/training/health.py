@@ -1,4 +1,4 @@
-"""Routers that go wrong while the loss looks well: experts that get no tokens, and choices that no longer vary.
+"""Detects routers that fail while the loss looks normal: experts without tokens, and collapsed entropy.
 
 E experts
 """
@@ -10,7 +10,7 @@ from moejax.config.model import Model
 from moejax.training.metrics import Record, all_layers, sparse_layers
 
 DEAD_STEPS = 100
-"""Steps without a token after which an expert counts as dead."""
+"""Number of steps without a token after which an expert counts as dead."""
 
 COLLAPSED = 0.02
 """Part of log E below which a token's entropy counts as collapsed. Mutual information is trained by lowering it, so
@@ -18,7 +18,7 @@ that with this loss only unused experts are told."""
 
 
 class RouterHealth:
-  """Looks at each record that is written and tells every trouble once, and again after it has gone and come back."""
+  """Checks each record that is written. It reports a problem once, and again if it disappears and returns."""
 
   def __init__(self, model: Model, losses: frozenset[str], start_step: int):
     """`losses` are the auxiliary losses that are trained, `start_step` the steps done before."""
@@ -29,7 +29,7 @@ class RouterHealth:
     self._told: set[str] = set()
 
   def warnings(self, record: Record) -> list[str]:
-    """One line for each trouble that is new in this record, with the layer's name."""
+    """One line for each problem that is new in this record, with the name of the layer."""
     found = dict(self._dead_experts(record)) | dict(self._collapsed_routers(record))
     new = [text for key, text in found.items() if key not in self._told]
     self._told = set(found)

@@ -1,7 +1,7 @@
-"""The objective: cross-entropy of the next token, and the auxiliary losses that have a coefficient.
+"""The training objective: cross-entropy of the next token plus auxiliary losses times their coefficients.
 
-What a batch adds to each loss and statistic is summed first (`loss_sums`) and divided last (`objective`), so that the
-sums of the parts of a batch give what the whole batch gives.
+Each loss and statistic is first summed over the batch (`loss_sums`) and then divided (`objective`), so that the sums of
+the microbatches of a batch give the values of the whole batch.
 
 B batch  T query position  D embed  L stacked layers
 """
@@ -31,15 +31,15 @@ TEXT = "text"
 
 
 class Denominators(NamedTuple):
-  """What the losses and statistics of a whole batch are means over."""
+  """The denominators of the losses and statistics of a whole batch."""
 
   weight: jax.Array
-  """Of the targets, summed."""
+  """The sum of the weights of the targets."""
   tokens: TokenCounts
 
 
 def denominators(batch: Batch, model: Model) -> Denominators:
-  """Those of a whole batch."""
+  """The denominators of a whole batch."""
   T = batch["tokens"].shape[1]
   group = model.moe.group_tokens(T) if model.moe else T
   return Denominators(jnp.maximum(jnp.sum(batch["weights"]), 1.0), token_counts(batch["segments"] > 0, group))
@@ -50,7 +50,7 @@ def loss_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None)
 
   Args:
     model: the transformer.
-    batch: rows that hold whole routing groups.
+    batch: rows that contain whole routing groups.
     keys_B: random keys of the sequences, for the noise of routers; None has no noise.
   """
   x_BTD, of_routers = router_sums(model, batch, keys_B)
@@ -70,21 +70,22 @@ def router_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = Non
 
 
 def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
-  """The number that is minimised, and what it is made of.
+  """Returns the loss that is minimized, and its parts.
 
   Args:
-    sums: of the whole batch, or of a part of it. The gradients of all parts add up to that of the whole batch
-      where a loss is a sum over tokens; for the others (`Losses.of_whole_batch`) a part needs the values of the whole.
-    by: of the whole batch.
+    sums: the sums of the whole batch, or of a part of it. For a loss that is a sum over tokens, the gradients of all
+      parts add up to that of the whole batch. For the others (`Losses.of_whole_batch`) a part needs the sums of the
+      whole batch.
+    by: the denominators of the whole batch.
     model: says which losses there are.
     losses: coefficients.
 
   Returns:
-    The objective, and metrics: `loss` (cross-entropy in nats per token), `loss/NAME` of each auxiliary loss (mean over
-    the layers that have it) and `router/NAME` by layer.
+    The objective, and the metrics `loss` (cross-entropy in nats per token), `loss/NAME` for each auxiliary loss
+    (averaged over the layers that have it) and `router/NAME` by layer.
 
   Raises:
-    UserError: a coefficient whose loss no layer returns.
+    UserError: a loss has a coefficient, but no layer returns it.
   """
   auxiliary = router_metrics(sums, by.tokens, model)
   metrics = {"loss": sums[TEXT]["loss"] / by.weight, "loss/z": sums[TEXT]["z"] / by.weight}

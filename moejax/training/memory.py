@@ -17,9 +17,9 @@ class Memory:
   """Bytes that a program needs on each device."""
 
   arguments: int
-  """What it is given: the state and the batch."""
+  """Bytes of its arguments: the state and the batch."""
   more: int
-  """Beside them while it runs: temporaries, and what it returns in memory of its own."""
+  """Additional bytes while it runs: temporaries, code, and outputs that do not reuse the arguments."""
 
   @property
   def total(self) -> int:
@@ -27,7 +27,7 @@ class Memory:
 
 
 def program_memory(compiled: jax.stages.Compiled) -> Memory:
-  """What the compiler says that its program needs."""
+  """The memory of a program according to the compiler."""
   found = compiled.memory_analysis()
   assert found is not None
   returned = found.output_size_in_bytes - found.alias_size_in_bytes
@@ -36,7 +36,7 @@ def program_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def argument_bytes(tree: object) -> int:
-  """Bytes on each device of abstract arrays that have their placements."""
+  """Bytes on each device of abstract arrays with shardings."""
   size = 0
   for leaf in jax.tree.leaves(tree):
     elements = 1
@@ -47,13 +47,13 @@ def argument_bytes(tree: object) -> int:
 
 
 def check_fits(what: str, needed: Memory, partitioner: Partitioner, remedy: str) -> None:
-  """Raises UserError where a program needs more memory than a device has left, before it runs.
+  """Raises UserError if a program needs more memory than a device has free.
 
   Args:
-    what: the program, for the message.
-    needed: bytes on each device.
-    partitioner: the devices.
-    remedy: what helps.
+    what: name of the program, for the message.
+    needed: memory on each device.
+    partitioner: has the devices.
+    remedy: advice, for the message.
   """
   free = free_bytes(partitioner)
   if free is None or needed.total <= free:
@@ -66,7 +66,7 @@ def check_fits(what: str, needed: Memory, partitioner: Partitioner, remedy: str)
 
 
 def check_together(members: Sequence[Memory], partitioner: Partitioner) -> None:
-  """Raises UserError where programs of which each keeps its arguments, and one runs at a time, do not fit together."""
+  """Raises UserError if programs do not fit together, when all keep their arguments and one runs at a time."""
   arguments = sum(member.arguments for member in members)
   needed = Memory(arguments, max(member.more for member in members))
   remedy = "compare fewer members at once, shrink them, or use more devices (mesh)"
@@ -74,9 +74,9 @@ def check_together(members: Sequence[Memory], partitioner: Partitioner) -> None:
 
 
 def free_bytes(partitioner: Partitioner) -> int | None:
-  """Memory that is free for each device of this process, None where the device does not say.
+  """Free bytes of each device of this process, or None if the device does not report them.
 
-  CPU devices share the host's.
+  CPU devices share the memory of the host.
   """
   local = partitioner.mesh.local_devices
   if partitioner.platform == "cpu":
@@ -87,7 +87,8 @@ def free_bytes(partitioner: Partitioner) -> int | None:
 
 
 def available_host_bytes() -> int:
-  """Memory of the host that this process may still take: what is available, its control groups, its own limit."""
+  """Bytes of host memory that this process may still allocate, given free memory, control groups and resource
+  limits."""
   meminfo = pathlib.Path("/proc/meminfo").read_text()
   available = [int(re.findall(r"MemAvailable:\s+(\d+) kB", meminfo)[0]) * 1024, *_control_groups()]
   soft, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -98,7 +99,7 @@ def available_host_bytes() -> int:
 
 
 def _control_groups(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> list[int]:
-  """What each limited control group of this process, as in a container or a SLURM job, has left."""
+  """Free bytes of each limited control group of this process, as in a container or a SLURM job."""
   left: list[int] = []
   mine = pathlib.Path("/proc/self/cgroup")
   for line in mine.read_text().splitlines() if mine.exists() else ():
@@ -114,7 +115,7 @@ def _control_groups(root: pathlib.Path = pathlib.Path("/sys/fs/cgroup")) -> list
 
 
 def _left(group: pathlib.Path, limit: str, usage: str) -> list[int]:
-  """What a group has left, its page cache included; nothing where it has no limit."""
+  """Free bytes of a group, including its page cache. Empty if it has no limit."""
   try:
     most, used = (group / limit).read_text().strip(), int((group / usage).read_text())
     cached = re.findall(r"^(?:total_)?inactive_file (\d+)$", (group / "memory.stat").read_text(), re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What a step reports: one flat dictionary of plain numbers, to metrics.jsonl and TensorBoard.
+"""Metrics of a step, a flat dictionary of plain numbers, which is written to metrics.jsonl and TensorBoard.
 
 L stacked layers  E experts
 """
@@ -22,10 +22,11 @@ Record = dict[str, Any]
 
 
 def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
-  """The step's metrics as plain numbers, routing statistics by layer.
+  """The metrics of a step as plain numbers, with router metrics by layer.
 
-  Scalars keep their names. Of a sparse layer i: `router/entropy/layer_i` in nats, `router/dropped_fraction/layer_i`,
-  `router/load_max_over_mean/layer_i` (1 when balanced). `router/load` is a list by sparse layer of each expert's share.
+  Scalars keep their names. A sparse layer i has `router/entropy/layer_i` in nats, `router/dropped_fraction/layer_i` and
+  `router/load_max_over_mean/layer_i` (1 when balanced). `router/load` is a list by sparse layer of the share of each
+  expert.
   """
   record: Record = {}
   for name, value in metrics.items():

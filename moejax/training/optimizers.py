@@ -20,7 +20,7 @@ however many steps that time turns out to buy.
 
 
 def adamw(config: AdamW, parameters: nnx.State) -> optax.GradientTransformation:
-  """Adam's direction plus decayed weights."""
+  """AdamW (arXiv 1711.05101)."""
   return optax.chain(
     optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask(parameters)),
@@ -28,7 +28,7 @@ def adamw(config: AdamW, parameters: nnx.State) -> optax.GradientTransformation:
 
 
 def lion(config: Lion, parameters: nnx.State) -> optax.GradientTransformation:
-  """The sign of the interpolated momentum plus decayed weights."""
+  """Lion (arXiv 2302.06675)."""
   return optax.chain(
     optax.scale_by_lion(b1=config.beta1, b2=config.beta2),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask(parameters)),
@@ -36,7 +36,7 @@ def lion(config: Lion, parameters: nnx.State) -> optax.GradientTransformation:
 
 
 def muon(config: Muon, parameters: nnx.State) -> optax.GradientTransformation:
-  """Orthogonalised momentum for matrices between embed and the inner widths, Adam for all else."""
+  """Muon for the matrices between the embed dimension and inner dimensions, and Adam for all other parameters."""
   return optax.chain(
     optax.contrib.muon(
       learning_rate=1.0,
@@ -47,13 +47,13 @@ def muon(config: Muon, parameters: nnx.State) -> optax.GradientTransformation:
       adam_b2=config.adam_beta2,
       muon_weight_dimension_numbers=_by_variable(_matrix_axes, parameters),
     ),
-    optax.scale(-1.0),  # optax's own minus; the step has one
+    optax.scale(-1.0),  # undoes the sign of optax, since the step applies its own
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask(parameters)),
   )
 
 
 OPTIMIZERS: dict[type[Optimizer], MakeOptimizer] = {AdamW: adamw, Lion: lion, Muon: muon}
-"""By class of the configuration; a user's own file may add to it."""
+"""By class of the configuration. A user's own file may add to it."""
 
 
 def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTransformation:
@@ -70,12 +70,12 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
 
 
 def decay_mask(parameters: nnx.State) -> dict:
-  """True for parameters that decay: matrices, not the scales of norms, however many layers are stacked."""
+  """True for parameters with weight decay: matrices but not the scales of norms, stacked or not."""
   return _by_variable(lambda names: len(_unstacked(names)) > 1, parameters)
 
 
 def learning_rate(config: Optimizer, step: int, steps: int) -> float:
-  """Learning rate of step 0, 1, ..., steps - 1."""
+  """The learning rate of a step, counted from 0, of a run of `steps`."""
   return config.learning_rate * config.schedule.fraction(step, steps)
 
 
@@ -84,7 +84,7 @@ _STACKED = ("layers", "experts")
 
 
 def _matrix_axes(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-  """Which axes of a weight its layer sums over and which it makes; None for what is no matrix of a layer."""
+  """The axes that a layer contracts and those that it outputs. None for parameters that are no matrix of a layer."""
   own = [axis for axis, name in enumerate(names) if name not in _STACKED]
   embed = [axis for axis in own if names[axis] in _EMBED]
   inner = [axis for axis in own if names[axis] not in _EMBED]
@@ -99,6 +99,6 @@ def _unstacked(names: tuple[str | None, ...]) -> list[str | None]:
 
 
 def _by_variable(function: Callable[[tuple[str | None, ...]], Any], parameters: nnx.State) -> dict:
-  """`function` of the logical names of each parameter, in the structure of the parameters."""
+  """Applies `function` to the logical axes of each parameter; the result has the structure of the parameters."""
   is_variable = lambda leaf: isinstance(leaf, nnx.Variable)  # noqa: E731
   return nnx.to_pure_dict(jax.tree.map(lambda variable: function(variable.names), parameters, is_leaf=is_variable))

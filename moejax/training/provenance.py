@@ -1,4 +1,4 @@
-"""Where a number comes from: versions, code revision, devices."""
+"""The versions, code revision and devices behind a result."""
 
 import importlib.metadata
 import pathlib
@@ -15,7 +15,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def provenance() -> dict[str, Any]:
-  """Plain values that say on what code and which devices this program runs."""
+  """The code and the devices that this program runs on, as plain values."""
   devices = jax.devices()
   return {
     "moejax": moejax.__version__,
@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-  """Revision of the source tree that moejax runs from, with + where it has changes; None outside a checkout."""
+  """The git revision of moejax, with + if the source tree has changes. None outside a checkout."""
   folder = pathlib.Path(moejax.__file__).parent
 
   def git(*arguments: str) -> str | None:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step, where its arrays lie, and how it is initialized."""
+"""The state of training, its sharding and its initialization."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ class State:
   parameters: Parameters
   """float32."""
   optimizer: optax.OptState
-  """Moments in float32, placed as the parameters."""
+  """Moments in float32, sharded as the parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TrainSpec:
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
   def init_state(self, seed: int) -> State:
-    """A fresh state, each array made where it belongs; the numbers depend on the seed alone, not on the mesh."""
+    """A fresh state, sharded as it is created. Its values depend on the seed alone, not on the mesh."""
 
     def make(key: jax.Array) -> State:
       parameters = self.model.init(key)
@@ -73,9 +73,9 @@ def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSp
 def _abstract_moments(
   optimizer: optax.GradientTransformation, parameters: Parameters, replicated: NamedSharding
 ) -> optax.OptState:
-  """The optimizer's state as shapes: what mirrors a parameter lies where it does, all else on every device.
+  """The optimizer state as shapes. A leaf that mirrors a parameter has its sharding, and other leaves are replicated.
 
-  A leaf mirrors the parameter whose path its own path ends in, where the shapes agree.
+  A leaf mirrors a parameter if its path ends in the path of the parameter and their shapes are equal.
   """
   placed = {path: leaf for path, leaf in jax.tree_util.tree_leaves_with_path(parameters)}
 

@@ -1,4 +1,4 @@
-"""The train step: pure, jitted once, state donated.
+"""The train step, a pure function that is jitted once and donates its state.
 
 B batch  T query position  Z = parts of a batch in gradient accumulation
 """
@@ -30,14 +30,14 @@ BATCH_TYPES = {
 
 
 def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
-  """The step of an experiment, jitted with its placements, the old state's memory reused for the new."""
+  """The jitted train step of an experiment, with its shardings. The memory of the old state is reused."""
 
   def train_step(state: State, batch: Batch, learning_rate: jax.Array) -> tuple[State, Metrics]:
     key = _noise_key(spec, state.step)
     gradients, metrics = _gradients(spec, state.parameters, batch, key)
     with jax.named_scope("optimizer"):
       grad_norm = optax.tree.norm(gradients)
-      # A scale, where optax's clipping selects between two arrays and keeps one more copy of every gradient.
+      # A scale. The clipping of optax selects between two arrays, which keeps another copy of every gradient.
       clip = jnp.minimum(1.0, spec.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
       gradients = jax.tree.map(lambda gradient: gradient * clip, gradients)
       updates, optimizer = spec.optimizer.update(gradients, state.optimizer, state.parameters)
@@ -65,7 +65,7 @@ def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
 
 
 def abstract_inputs(spec: TrainSpec) -> tuple[Any, Any, Any]:
-  """Shapes and placements of the step's arguments, to compile it without data."""
+  """The arguments of the step as shapes with shardings, to compile it without data."""
   experiment, placement = spec.experiment, spec.partitioner
   shape = (experiment.training.batch_size, experiment.data.sequence_length)
   batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=placement.batch) for name, dtype in BATCH_TYPES.items()}
@@ -73,12 +73,12 @@ def abstract_inputs(spec: TrainSpec) -> tuple[Any, Any, Any]:
 
 
 def _bias_rate(model: Model) -> float:
-  """How far the biases of routers move in a step, 0 where there are none."""
+  """The bias update rate of the routers, 0 if they have no bias."""
   return model.moe.router.bias_rate if model.moe else 0.0
 
 
 def _noise_key(spec: TrainSpec, step: jax.Array) -> jax.Array | None:
-  """The key of this step's noise, the same whenever and on whatever mesh the step is computed; None without noise."""
+  """The random key of a step for the noise of routers, which does not depend on the mesh. None without noise."""
   moe = spec.experiment.model.moe
   if moe is None or not moe.router.is_noisy:
     return None
@@ -88,7 +88,7 @@ def _noise_key(spec: TrainSpec, step: jax.Array) -> jax.Array | None:
 def _gradients(
   spec: TrainSpec, parameters: Parameters, batch: Batch, key: jax.Array | None = None
 ) -> tuple[Parameters, Metrics]:
-  """Gradients and metrics of the batch: the same in however many parts the experiment computes it."""
+  """Gradients and metrics of the batch, which do not depend on the number of microbatches."""
   model, training = spec.experiment.model, spec.experiment.training
   by = denominators(batch, model)
   keys_B = None if key is None else jax.random.split(key, training.batch_size)
@@ -112,7 +112,7 @@ def _gradients(
 
 
 Parts = tuple[Batch, jax.Array | None]
-"""Rows and their random keys, with a leading dimension of parts."""
+"""Rows and their random keys, with a leading dimension of microbatches."""
 
 
 def _parts(spec: TrainSpec, batch: Batch, keys_B: jax.Array | None) -> Parts:
@@ -126,7 +126,7 @@ def _parts(spec: TrainSpec, batch: Batch, keys_B: jax.Array | None) -> Parts:
 
 
 def _sum_over(parts: Parts, function: Callable[..., Any]) -> Any:
-  """The sum of what the function gives for each part, one after the other."""
+  """Applies the function to each microbatch in turn and returns the sum of the results."""
 
   def add(total: Any, part: Parts) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, total, function(*part)), None
@@ -137,8 +137,8 @@ def _sum_over(parts: Parts, function: Callable[..., Any]) -> Any:
 
 
 def _within(of_whole: LossSums, of_part: LossSums) -> LossSums:
-  """What a part measures, with the values of the whole batch where they are known: a loss that is no sum over tokens
-  then has the slope that it has at the whole batch's sums."""
+  """The sums of a microbatch, with the values of the whole batch where they are known. The gradient of a loss that is
+  not a sum over tokens is then taken at the sums of the whole batch."""
 
   def value_of(whole: jax.Array, part: jax.Array) -> jax.Array:
     return whole + (part - jax.lax.stop_gradient(part))
