@@ -4,8 +4,10 @@ import pathlib
 import pkgutil
 import re
 import shlex
+from collections.abc import Iterator
 from unittest import mock
 
+import extending_files
 import pytest
 
 import moejax
@@ -41,21 +43,21 @@ def commands() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def my_moe() -> Experiment:
-  """The experiment of docs/extending.md, which has classes and so fields of its own."""
-  names: dict = {}
-  for document, block in blocks("python"):
-    if document == "extending.md":
-      exec(compile(block, document, "exec"), names)
-  return names["my_moe"]()
+def my_moe(tmp_path_factory) -> Iterator[Experiment]:
+  """The experiment of docs/extending.md, which has classes and so fields of its own; its files are in the current
+  folder."""
+  with extending_files.written(tmp_path_factory.mktemp("mine")):
+    yield lookup.find_experiment("mine.py:my_moe")
 
 
-def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkeypatch):
+def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkeypatch, my_moe):
   for name in ("train", "compare", "evaluate", "generate", "plan", "match"):  # which take minutes
     monkeypatch.setattr(moejax, name, mock.create_autospec(getattr(moejax, name)))
   made = []
   documents: dict[str, dict] = {}
   for document, block in blocks("python"):
+    if block in extending_files.FILES.values():
+      continue  # tests/test_extending.py runs them
     names = documents.setdefault(document, {})
     before = set(names)
     exec(compile(block, document, "exec"), names)
@@ -79,7 +81,7 @@ def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
     override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
   elif known.verb is cli._evaluate:
     override(lookup.find_experiment("quick_small_8e"), overrides)
-  elif ".py" in known.name:
+  elif ".py" in known.name or known.name.endswith(".json"):
     override(my_moe, overrides)
   else:
     override(lookup.find(known.name), overrides)
@@ -109,7 +111,7 @@ def test_every_file_and_every_name_of_ours_that_is_named_exists():
     names |= set(re.findall(r"`(moejax(?:\.\w+)+)(?:\(.*?)?`", path.read_text()))
     files |= set(re.findall(r"`((?:\w+/)*\w+\.py)(?:`|:)", path.read_text()))
   assert len(names) > 5 and not [name for name in names if not exists(name)]
-  files -= {"mine.py", "path/to/mine.py"}
+  files -= {"path/to/mine.py", *extending_files.FILES}
   places = [ROOT, *(path.parent for path in (ROOT / "moejax").rglob("*.py"))]
   assert len(files) > 5 and not [file for file in files if not any((place / file).is_file() for place in places)]
 

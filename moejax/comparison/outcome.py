@@ -95,6 +95,8 @@ def _member(
     capacity_factor=model.moe.capacity_factor if model.moe and model.moe.has_capacity else None,
     dispatch=model.moe.dispatch.kind if model.moe else None,
     router=model.moe.router.kind if model.moe else None,
+    feed_forward=model.feed_forward.kind,
+    optimizer=experiment.optimizer.kind,
     sparse_every=model.moe.every if model.moe else None,
   )
 

@@ -55,7 +55,7 @@ def _score(member: Member, measure: Measure) -> Markup:
 
 
 def shape(member: Member) -> str:
-  """The model in words: 4 layers, 128 wide; 8 experts, 2 per token, capacity 1.25, every 2nd layer sparse."""
+  """The model in words: 4 layers, 128 wide; 8 experts, 2 per token, capacity 1.25, one layer in 2 sparse."""
   parts = []
   if known(member.num_layers) and known(member.d_model):
     parts.append(f"{member.num_layers} layers, {member.d_model:,} wide")
@@ -68,8 +68,15 @@ def shape(member: Member) -> str:
     if known(member.sparse_every):
       every = member.sparse_every
       experts.append("every layer sparse" if every == 1 else f"one layer in {every} sparse")
+    experts += [f"{name} {kind}" for name, kind in (("router", member.router), ("dispatch", member.dispatch)) if kind]
     parts.append(", ".join(experts))
+  others = {"feed-forward": member.feed_forward, "optimizer": member.optimizer}
+  parts += [f"{name} {kind}" for name, kind in others.items() if kind not in (None, *USUAL)]
   return "; ".join(parts)
+
+
+USUAL = ("mlp", "AdamW")
+"""Kinds that the report does not name."""
 
 
 def role(member: Member, equal: set[str]) -> str:

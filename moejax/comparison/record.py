@@ -58,6 +58,8 @@ class Member:
   capacity_factor: Number = None
   dispatch: str | None = None
   router: str | None = None
+  feed_forward: str | None = None
+  optimizer: str | None = None
   sparse_every: Number = None
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Further keys of a file, such as one of a later version."""

@@ -81,6 +81,7 @@ def test_a_member_has_its_rates_its_budget_and_its_scores(tiny_suite):
   assert [member.matched for member in (dense, sparse, wide)] == [True, True, False]
   assert [member.kind for member in (dense, sparse, wide)] == ["dense", "moe", "moe"]
   assert (dense.num_experts, dense.dispatch, dense.capacity_factor) == (0, None, None)
+  assert (wide.router, wide.dispatch, wide.feed_forward, wide.optimizer) == ("top_k", "einsum", "mlp", "AdamW")
   assert (wide.num_experts, wide.experts_per_token, wide.sparse_every) == (4, 2, 2)
 
 
