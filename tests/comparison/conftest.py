@@ -25,7 +25,7 @@ def member(name, pair, *, experts=0, matched=True, step_time_s, total, active, b
     "accuracy": accuracy, "accuracy_stderr": 0.0023, "seed": 0, "train_time_s": 1.04 * budget_s,
     "compile_time_s": 3.21, "num_layers": 4, "d_model": 128, "num_experts": experts,
     "experts_per_token": 2 if experts else 0, "capacity_factor": 1.25 if experts else None,
-    "sparse_every": 2 if experts else None,
+    "feed_forward": "mlp", "optimizer": "AdamW", "sparse_every": 2 if experts else None,
   }  # fmt: skip
 
 
