@@ -1,4 +1,4 @@
-"""From text to batches, in numpy on the host.
+"""The input pipeline, from text to batches, in NumPy on the host.
 
 documents (of files: columns, remote; of TFDS: tfds_source) -> sources -> tokenizers -> token_stream, or shards (written
 by pack, and by seqio_streams) -> corpus -> packing (best_fit) -> mixture -> pipeline, and baselines beside them. Only

@@ -1,4 +1,4 @@
-"""Folders of a cache that appear whole or not at all."""
+"""Folders that are written whole or not at all."""
 
 import contextlib
 import pathlib
@@ -12,7 +12,7 @@ _ABANDONED_AFTER_S = 24 * 3600
 
 @contextlib.contextmanager
 def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-  """A temporary folder to write into, which becomes `folder` at the end and vanishes on any error."""
+  """Yields a temporary folder to write to, which is renamed to `folder` at the end and removed on any error."""
   folder.parent.mkdir(parents=True, exist_ok=True)
   _remove_abandoned(folder.parent)
   part = folder.parent / f".partial-{folder.name}-{uuid.uuid4().hex}"
@@ -22,7 +22,7 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
       part.rename(folder)
     except OSError:
-      # Another process was first; its streams are the same.
+      # Another process wrote the same content first.
       if not folder.is_dir():
         raise
   finally:
@@ -30,9 +30,9 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _remove_abandoned(cache: pathlib.Path) -> None:
-  """Removes what killed processes left; a process that still writes has touched its files lately."""
+  """Removes folders that killed processes left. A process that still writes has modified its files recently."""
   for part in cache.glob(".partial-*"):
-    with contextlib.suppress(FileNotFoundError):  # it just became complete, or another process removes it too
+    with contextlib.suppress(FileNotFoundError):  # it was just completed, or another process removes it
       newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
       if time.time() - newest > _ABANDONED_AFTER_S:
         shutil.rmtree(part, ignore_errors=True)

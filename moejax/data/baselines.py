@@ -1,4 +1,4 @@
-"""What a model that only counts reaches: unigrams and bigrams, as a floor under every trained model's score."""
+"""Unigram and bigram models, as a baseline for the scores of trained models."""
 
 import dataclasses
 import itertools
@@ -22,8 +22,8 @@ def ngram_baselines(corpus: Corpus, max_tokens: int | None = None) -> dict[str, 
   those of weight 1 among the first `max_tokens` of the validation stream. The unigram adds one to every count. The
   bigram interpolates with the unigram by Witten-Bell smoothing (Witten and Bell 1991, IEEE Transactions on Information
   Theory 37(4), method C; in Chen and Goodman 1998, TR-10-98, section 2.4): with n(c) the count of context c and t(c)
-  its distinct followers, p(w | c) = (n(c, w) + t(c) p(w)) / (n(c) + t(c)). Predictions are the most probable token, the
-  lowest id of equals.
+  its distinct followers, p(w | c) = (n(c, w) + t(c) p(w)) / (n(c) + t(c)). The prediction is the most probable token,
+  and of several the one with the lowest id.
 
   Returns:
     MODEL_bits_per_byte, MODEL_accuracy and both with _stderr (over documents, as ratio estimates; None where there is
@@ -54,7 +54,7 @@ _SCORES = {
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Bigrams:
-  """Counts and what follows from them. V ids, U distinct pairs (few of the V * V)."""
+  """Counts and probabilities of V ids and U distinct pairs."""
 
   pairs: np.ndarray
   """int64 [U], sorted: context * V + follower."""
@@ -71,7 +71,7 @@ class _Bigrams:
 
 
 def _scored(stream: TokenStream, max_tokens: int | None) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Inputs, targets and documents of weight 1, in chunks."""
+  """Inputs, targets and documents of targets with weight 1, in chunks."""
   for index in range(num_evaluation_windows(stream, _CHUNK, max_tokens)):
     window = evaluation_window(stream, index, _CHUNK, max_tokens)
     scored = window["weights"] > 0
@@ -96,16 +96,16 @@ def _count(streams: Sequence[TokenStream], V: int) -> _Bigrams:
 
 
 def _distinct(codes: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-  """The distinct codes below `size`, sorted, and how often each occurs."""
+  """The distinct codes below `size`, sorted, and their counts."""
   if size > _DENSE:
     return np.unique(codes, return_counts=True)
-  counts = np.bincount(codes)  # twenty times as fast as sorting, where the table is small
+  counts = np.bincount(codes)  # twenty times as fast as sorting, if the table is small
   distinct = np.flatnonzero(counts)
   return distinct, counts[distinct]
 
 
 def _best_followers(pairs: np.ndarray, counts: np.ndarray, unigram: np.ndarray, followers: np.ndarray) -> np.ndarray:
-  """int64 [V]: argmax of p(w | c), which is the best follower seen or, if that is less, the best unigram."""
+  """int64 [V]: argmax of p(w | c), either the best observed follower or the best unigram."""
   V = len(unigram)
   contexts, tokens = pairs // V, pairs % V
   seen = counts + followers[contexts] * unigram[tokens]

@@ -1,8 +1,8 @@
-"""Best-fit packing: documents into sequences with little padding and no needless cut.
+"""Best-fit packing: packs documents into sequences with little padding and few truncations.
 
 Ding et al. 2024, "Fewer Truncations Improve Language Modeling", arXiv 2404.10830, section 3: documents longer than a
-sequence are cut into whole sequences and a rest; documents and rests, the longest first, each go into the sequence with
-the least room that still holds them.
+sequence are split into full sequences and a remainder. Documents and remainders, in order of decreasing length, go into
+the sequence with the least sufficient room.
 """
 
 import dataclasses
@@ -16,20 +16,20 @@ from moejax.data.appearing import appearing
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PackingPlan:
-  """Which pieces of a stream make each of b sequences."""
+  """The pieces of a stream that make up each of b sequences."""
 
   bounds: np.ndarray
-  """int64 [b + 1]: the first piece of each sequence, then the number of pieces (p)."""
+  """int64 [b + 1]: index of the first piece of each sequence, then the number of pieces (p)."""
   starts: np.ndarray
-  """int64 [p]: token index of each piece's first input."""
+  """int64 [p]: token index of the first input of each piece."""
   lengths: np.ndarray
-  """int64 [p]: inputs of each piece."""
+  """int64 [p]: number of inputs of each piece."""
 
   def __len__(self) -> int:
     return len(self.bounds) - 1
 
   def pieces(self, index: int) -> list[tuple[int, int]]:
-    """(start, length) of the pieces of sequence `index`, in the order in which they stand in it."""
+    """(start, length) of the pieces of sequence `index`, in order."""
     piece = slice(self.bounds[index], self.bounds[index + 1])
     return list(zip(self.starts[piece].tolist(), self.lengths[piece].tolist(), strict=True))
 
@@ -37,11 +37,11 @@ class PackingPlan:
 def make_plan(document_starts: np.ndarray, sequence_length: int) -> PackingPlan:
   """The plan of a stream whose documents begin at `document_starts` int64 [d + 1].
 
-  A document of n tokens has n - 1 inputs, each with its target: the last token is nothing's input.
+  A document of n tokens has n - 1 inputs, since the last token has no target.
   """
   inputs = np.diff(document_starts) - 1
   whole, rest = inputs // sequence_length, inputs % sequence_length
-  # The pieces: first all that fill a sequence, then all rests.
+  # The pieces: first all that fill a sequence, then all remainders.
   document = np.repeat(np.arange(len(inputs)), whole)
   within = np.arange(len(document)) - np.repeat(np.cumsum(whole) - whole, whole)
   shorter = np.flatnonzero(rest)
@@ -57,14 +57,14 @@ def make_plan(document_starts: np.ndarray, sequence_length: int) -> PackingPlan:
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-  """int64 [n]: a bin for each length (1 to capacity), by best fit decreasing; bins are numbered from 0.
+  """Returns int64 [n], a bin for each length (1 to capacity), by best fit decreasing. Bins are numbered from 0.
 
-  Equal lengths go through the same motions, so they are placed all at once: the bins with the least sufficient room
-  take as many as fit each before the next are looked at, which is the order of one by one.
+  Items of equal length are placed together: the bins with the least sufficient room take as many as fit before the next
+  bins are considered, which gives the same result as one item at a time.
   """
   bins = np.zeros(len(lengths), np.int64)
-  room: dict[int, list[np.ndarray]] = {}  # bins by the room that they have left
-  rooms = 0  # bit r is set where a bin has room r: finds the least sufficient room in one step
+  room: dict[int, list[np.ndarray]] = {}  # bins by their remaining room
+  rooms = 0  # bit r is set if a bin has room r, so that the least sufficient room is found in one step
   num_bins = 0
   order = np.argsort(-lengths, kind="stable")
   edges = np.flatnonzero(np.diff(lengths[order], prepend=0, append=0))
@@ -96,7 +96,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def cached_plan(folder: pathlib.Path, document_starts: np.ndarray, sequence_length: int) -> PackingPlan:
-  """The plan in `folder`, made and written there where it is missing: read from disk as batches need it."""
+  """The plan in `folder`, which is computed and written if it is missing, and memory-mapped."""
   fields = [field.name for field in dataclasses.fields(PackingPlan)]
   if not folder.is_dir():
     plan = make_plan(document_starts, sequence_length)

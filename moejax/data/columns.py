@@ -1,4 +1,4 @@
-"""Texts from a column of Parquet and Arrow files, the latter as Hugging Face `datasets` leaves them on disk."""
+"""Texts from a column of Parquet files, or of Arrow files as written by Hugging Face `datasets`."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -7,19 +7,19 @@ from moejax.errors import UserError, reason
 from moejax.optional import library
 
 COLUMN_SUFFIXES = (".parquet", ".arrow")
-"""Files with one document a row."""
+"""Suffixes of files with one document per row."""
 
 _ROWS = 1024
 
 
 def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[tuple[str | None, int]]:
-  """The texts of a file, None where one is null, each with the bytes read so far; a batch of rows is in memory.
+  """Yields the texts of a file, None for null, each with the bytes read so far. One batch of rows is in memory.
 
   Args:
-    raw: its bytes.
+    raw: the bytes of the file.
     kind: its suffix.
-    place: names it in errors.
-    column: its name, or `a.b` for the field b of the column a of structs.
+    place: its name in errors.
+    column: name of the column, or `a.b` for the field b of the column a of structs.
 
   Raises:
     UserError: the file is damaged, or has no such column of strings.
@@ -32,7 +32,7 @@ def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[t
     for batch in batches:
       for text in _strings(batch, column):
         number += 1
-        # Where rows are counted, bytes are in proportion; a stream of batches knows how far it has read.
+        # If rows are counted, bytes are proportional to them. A stream of batches knows its position.
         yield text, raw.tell() if total is None else size * number // total
   except (arrow.ArrowException, UnicodeDecodeError, MemoryError, OSError) as error:
     if getattr(error, "errno", None):
@@ -59,7 +59,7 @@ def _arrow(raw: BinaryIO) -> tuple[Any, int | None, Iterator[Any]]:
 
 
 def _path(names: list[str], column: str) -> list[str]:
-  """A column's name, and those of the fields within it."""
+  """The names of a column and of the fields within it."""
   return [column] if column in names else column.split(".")
 
 

@@ -8,9 +8,9 @@ from typing import BinaryIO
 from moejax.optional import library
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-"""Suffixes, and the names of what they stand for."""
+"""Names of compressions by suffix."""
 DAMAGE = (gzip.BadGzipFile, EOFError, zlib.error)
-"""What reading a damaged gzip file raises; a damaged zstd file raises an OSError without errno."""
+"""Exceptions of a damaged gzip file. A damaged zstd file raises an OSError without errno."""
 
 _BUFFER = 2**20
 
@@ -21,7 +21,7 @@ def decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
     case ".gz":
       return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # it reads like one
     case ".zst":
-      # pyarrow's reader, because it notices where a file was cut off.
+      # The reader of pyarrow detects truncated files.
       return io.BufferedReader(library("pyarrow").CompressedInputStream(raw, "zstd"), _BUFFER)
     case _:
       return raw

@@ -25,7 +25,7 @@ from moejax.errors import UserError
 from moejax.files import write_json
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the part of it that is done, 0 to 1."""
+"""Called with a description of the work and the fraction that is done, 0 to 1."""
 
 SPLITS = ("train", "validation")
 PARTS = "parts.json"
@@ -35,19 +35,19 @@ _FORMAT = 3  # goes up when what is written for the same sources changes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """Both splits of an experiment's text."""
+  """The text of an experiment, both splits."""
 
   train: tuple[TokenStream, ...]
   """Streams that are mixed; documents are in the order of the sources. Without weights all text is one stream."""
   weights: tuple[float, ...]
-  """Share of each stream of train in a batch; empty takes all in proportion to their tokens."""
+  """Weight of each training stream. If empty, streams are sampled in proportion to their tokens."""
   validation: TokenStream
   """Documents in the order of a hash of their text, so that any beginning of it is a fair sample of the whole; where it
   was packed, in that order."""
   tokenizer: Tokenizer
-  """What made the tokens."""
+  """The tokenizer of the tokens."""
   folder: pathlib.Path
-  """Where the streams of text lie."""
+  """The folder of the tokenized streams."""
 
   def summary(self) -> dict[str, int | str | None]:
     """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, None where a seqio task does not say) for

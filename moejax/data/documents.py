@@ -16,19 +16,19 @@ from moejax.data.text_files import decoded, split_text
 from moejax.errors import UserError, reason
 
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
-"""Files that are one document each."""
+"""Suffixes of files that are one document each."""
 SUFFIXES = (
   *TEXT_SUFFIXES,
   *RECORD_SUFFIXES,
   *(kind + compression for kind in TEXT_SUFFIXES + RECORD_SUFFIXES for compression in COMPRESSIONS),
   *COLUMN_SUFFIXES,
 )
-"""Every file that is understood."""
+"""Suffixes of all supported files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How documents are made of what a source holds."""
+  """How a source is read as documents."""
 
   text_field: str = "text"
   """As data.text_field."""
@@ -49,7 +49,7 @@ def reading_of(data: Data) -> Reading:
 
 
 class Part(Protocol):
-  """What a source consists of: a file, or the split of a dataset."""
+  """A part of a source: a file, or the split of a dataset."""
 
   @property
   def name(self) -> str:
@@ -57,23 +57,23 @@ class Part(Protocol):
 
   @property
   def place(self) -> str:
-    """Where it lies."""
+    """Its location."""
 
   @property
   def size(self) -> int:
-    """Bytes, in the unit of `documents`."""
+    """Size in bytes, counted as by `documents`."""
 
   @property
   def version(self) -> tuple[int | str, ...]:
-    """Differs where the content has changed, without reading it."""
+    """A string that differs if the content has changed, obtained without reading it."""
 
   def check(self, reading: Reading) -> None:
-    """Raises UserError where the beginning already shows that it cannot be read."""
+    """Raises UserError if the beginning of the part cannot be read."""
 
   def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
     """The texts in order, each with the bytes that were read so far.
 
-    An empty text is no document. None stands for a text that is null, which is none either, but is counted.
+    Empty texts are skipped. None stands for a null text, which is skipped too, but counted.
     """
 
 
@@ -84,19 +84,19 @@ class SourceFile:
   name: str
   """Path relative to the source, with forward slashes."""
   path: pathlib.Path | RemotePath
-  """Where it lies."""
+  """Its location."""
   errors: Literal["strict", "replace"] = "strict"
-  """What bytes do that are not text in the file's encoding: raise, or become U+FFFD."""
+  """What happens to bytes that are invalid in the encoding of the file: raise, or become U+FFFD."""
 
   @property
   def kind(self) -> str:
-    """Its suffix, whatever it is compressed with."""
+    """Its suffix without that of the compression."""
     name = self.path.name
     return pathlib.PurePath(name.removesuffix(self.compression)).suffix
 
   @property
   def compression(self) -> str:
-    """Suffix of its compression, empty where it has none."""
+    """The suffix of its compression, or empty."""
     return next((suffix for suffix in COMPRESSIONS if self.path.name.endswith(suffix)), "")
 
   @property
@@ -121,7 +121,7 @@ class SourceFile:
       next(self.documents(reading), None)
 
   def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
-    """Raises UserError where the file cannot be read or holds no document; the message names file and line."""
+    """Raises UserError with file and line if the file cannot be read or contains no document."""
     try:
       with self.path.open("rb") as raw:
         yield from self._documents(raw, reading)
@@ -150,7 +150,7 @@ class SourceFile:
 
 
 def split_each(texts: Iterator[tuple[str | None, int]], reading: Reading) -> Iterator[tuple[str | None, int]]:
-  """Texts as documents of the length that is asked."""
+  """Splits texts into documents of the requested length."""
   for text, read in texts:
     if text is None or reading.document_length is None:
       yield text, read
@@ -164,10 +164,10 @@ def document_key(text: str) -> int:
 
 
 def is_held_out(key: int, fraction: float) -> bool:
-  """Whether documents of this key belong to the `fraction` that training must not see; equal texts stay together."""
+  """Whether documents with this key belong to the held-out `fraction`. Equal texts have equal keys."""
   return key < fraction * 2**64
 
 
 def nulls_warning(nulls: int, text_field: str) -> str:
-  """What to say where texts were null."""
+  """The warning about null texts."""
   return f"{nulls:,} documents whose {text_field!r} is null were skipped"

@@ -14,13 +14,13 @@ from moejax.optional import library
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>", "</s>")
 ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
 PADDINGS = ("<|padding|>", "<pad>", "[PAD]", "<|pad|>")
-"""What tokenizers call their specials, the usual names first."""
+"""Names of special tokens in tokenizer files, the usual ones first."""
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class JsonTokenizer:
-  """Ids of the file; a file without a beginning of text gets an id behind its own."""
+  """The ids of the file. If it has no begin-of-text token, one is added after its own ids."""
 
   def __init__(self, path: pathlib.Path, sha256: str):
     tokenizers = library("tokenizers")
@@ -28,7 +28,7 @@ class JsonTokenizer:
       self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower
       raise UserError(f"data.tokenizer={str(path)!r} is not a tokenizer.json ({error}); give another file") from None
-    self._tokenizer.encode_special_tokens = True  # a text that spells a special is text
+    self._tokenizer.encode_special_tokens = True  # special tokens that are spelled out in a text are text
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self._content = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""What training draws from: the windows of each stream of a corpus, and how much of each."""
+"""The training data: the windows of each stream of a corpus, and their weights."""
 
 import dataclasses
 import pathlib
@@ -12,16 +12,16 @@ from moejax.data.token_stream import TokenStream
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Mixture:
-  """Windows of one stream or several."""
+  """The windows of one or more streams, with weights."""
 
   windows: tuple[Windows, ...]
-  """Of each stream."""
+  """The windows of each stream."""
   weights: tuple[float, ...] = ()
-  """Share of each in a batch, in any unit; empty: drawn uniformly from all windows."""
+  """Relative weight of each stream. If empty, windows are drawn uniformly from all streams."""
 
 
 def training_mixture(corpus: Corpus, data: Data) -> Mixture:
-  """The training windows of a corpus, packed as `data` says; a plan that packing needs is made once and kept beside it.
+  """The training windows of a corpus, packed as `data` says. A packing plan is computed once and cached next to it.
 
   Raises:
     UserError: a stream is shorter than one window.

@@ -1,4 +1,4 @@
-"""Text to token shards: the work of `moejax data pack`, in parallel processes."""
+"""Tokenizes text to shards in parallel processes, as `moejax data pack` does."""
 
 import contextlib
 import dataclasses
@@ -25,10 +25,10 @@ from moejax.interrupts import SIGNALS, blocked, continuing
 from moejax.lock import locked
 
 Progress = Callable[[str, float], None]
-"""Called with what is being done and the part of it that is done, 0 to 1."""
+"""Called with a description of the work and the fraction that is done, 0 to 1."""
 
 Keep = Literal["all", "train", "validation"]
-"""Which documents are packed: all, or one side of the split by hash that an experiment would make of them."""
+"""Documents to pack: all, or one side of the split by hash that an experiment would make."""
 
 _BLOCK_BYTES = 2**20
 
@@ -55,15 +55,15 @@ def pack(
   Args:
     sources: as in data.train.
     tokenizer: as data.tokenizer.
-    folder: the packed folder, made where it is missing.
+    folder: the packed folder, which is created if it is missing.
     reading: text_field and document_length.
-    keep: which documents.
-    validation_fraction: as data.validation_fraction; counts unless `keep` is all.
-    deduplicate: whether of documents with exactly the same text only the first is packed.
+    keep: the documents to pack.
+    validation_fraction: as data.validation_fraction. Unused if `keep` is all.
+    deduplicate: whether to pack only the first of documents with exactly the same text.
     processes: number of tokenizer processes; None: one per CPU core.
     shard_tokens: tokens in a shard.
-    progress: called regularly with what is done.
-    warn: called with what the user should know.
+    progress: called regularly with the progress.
+    warn: called with each warning.
 
   Raises:
     UserError: an option, a source or the tokenizer is bad, or the folder holds something else or is being packed.
@@ -142,9 +142,9 @@ class _HeldOut:
 class _TextBlock:
   texts: list[str]
   position: dict[str, Any]
-  """What follows the block: rows done of which part, bytes of text so far, a record of each whole part."""
+  """The position after the block: rows done of a part, bytes of text so far, and a record of each whole part."""
   read: int
-  """Bytes of the sources that are read."""
+  """Number of source bytes that are read."""
 
 
 def _blocks(

@@ -12,7 +12,7 @@ from moejax.optional import library
 
 
 class SeqioTokenizer:
-  """Ids of the targets' vocabulary, and one more that opens documents: seqio itself begins with padding."""
+  """The ids of the targets' vocabulary, and one more for the begin of documents, for which seqio uses padding."""
 
   def __init__(self, name: str):
     self.vocabulary = find(name)[0].output_features["targets"].vocabulary
@@ -46,7 +46,7 @@ class SeqioTokenizer:
 
 
 def vocabulary_identity(vocabulary: Any) -> str:
-  """Differs between two vocabularies that could encode a text differently."""
+  """A string that differs between vocabularies that could encode a text differently."""
   content = getattr(vocabulary, "sp_model", None) or str(vocabulary).encode()
   kind = type(vocabulary).__name__
   return f"seqio: {kind} {vocabulary.vocab_size} {vocabulary.extra_ids} {hashlib.sha256(content).hexdigest()}"

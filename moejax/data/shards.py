@@ -32,7 +32,7 @@ from moejax.lock import LOCK
 FORMAT = 2
 RECORD_TOKENS = 1024
 SHARD_TOKENS = 2**25
-"""Tokens in a shard by default: 64 MB of 16 bits."""
+"""Default number of tokens in a shard: 64 MB of 16-bit ids."""
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 MANIFEST_TYPES = {
@@ -55,7 +55,7 @@ def is_begun(folder: pathlib.Path) -> bool:
 
 
 def check_shard_tokens(shard_tokens: int) -> None:
-  """Raises UserError unless shards of so many tokens are whole records."""
+  """Raises UserError unless shards of this many tokens consist of whole records."""
   if shard_tokens < 1 or shard_tokens % RECORD_TOKENS:
     raise UserError(f"shards of {shard_tokens} tokens are not whole records; use a multiple of {RECORD_TOKENS}")
 
@@ -226,30 +226,30 @@ class ShardedTokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenBlock:
-  """Some documents one after the other, each BEGIN and its tokens."""
+  """Consecutive documents, each BEGIN and its tokens."""
 
   tokens: np.ndarray
-  """[n]."""
+  """Token ids [n]."""
   lengths: np.ndarray
   """int64 [d]: tokens of each document, BEGIN included."""
   prefixes: np.ndarray | None
   """int64 [d] or None: tokens after each BEGIN that are not to be predicted."""
   position: Any
-  """Plain data from which the writer's user finds what follows this block."""
+  """Plain data with which the caller finds what follows this block."""
 
 
 class ShardWriter:
   """Writes a packed folder, block by block. Resumes after a process was killed.
 
-  What is written depends on the blocks' documents alone: not on how they fall into blocks, nor on interruptions.
+  The content depends only on the documents, not on how they are split into blocks, nor on interruptions.
   """
 
   def __init__(self, folder: pathlib.Path, request: dict[str, Any], vocab_size: int, shard_tokens: int = SHARD_TOKENS):
     """Opens the folder.
 
     Args:
-      folder: made where it is missing.
-      request: plain data that decides the content; a folder of another request is refused.
+      folder: created if it is missing.
+      request: plain data that decides the content. A folder of another request is refused.
       vocab_size: ids are below it.
       shard_tokens: tokens in a shard, a multiple of RECORD_TOKENS.
 
@@ -277,7 +277,7 @@ class ShardWriter:
 
   @property
   def position(self) -> Any:
-    """Of the last block that need not come again, None at the beginning."""
+    """The position of the last block that is stored, None at the beginning."""
     return self._state["position"]
 
   def add(self, block: TokenBlock) -> None:
@@ -392,7 +392,7 @@ class ShardWriter:
 
 
 def _open_index(path: pathlib.Path, documents: int) -> BinaryIO:
-  """An index file to append to, without what was written after its first `documents`."""
+  """Opens an index file for appending, truncated to its first `documents`."""
   file = path.open("ab")
   file.truncate(min(8 * documents, file.tell()))
   return file

@@ -26,7 +26,7 @@ _NAME_ONE = f"name a file, a folder, a glob or a URL of {_ANY_SUFFIX}, or {STAND
 
 
 def is_text(source: str) -> bool:
-  """Whether the source is text, rather than tokens that are packed already or come from a seqio task."""
+  """Whether the source is text, and not packed tokens or a seqio task."""
   return not source.startswith(SEQIO) and not is_packed(source)
 
 

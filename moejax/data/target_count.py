@@ -1,4 +1,4 @@
-"""Real targets in training batches, counted without reading a token: padding and what is given train nothing."""
+"""Counts the targets with weight in training batches, without reading tokens."""
 
 import functools
 
@@ -40,7 +40,7 @@ class TargetCounter:
     return -(-rows // training.batch_size)
 
   def tokens(self, experiment: Experiment, steps: int) -> int:
-    """Real targets in the first `steps` batches."""
+    """The number of targets with weight in the first `steps` batches."""
     return self._rows_of(experiment.data).targets(steps * experiment.training.batch_size)
 
   def _rows_of(self, data: Data) -> "_Rows":
@@ -89,7 +89,7 @@ class _Rows:
 
   @functools.cached_property
   def _mean(self) -> float:
-    """Targets of a row in the long run."""
+    """The mean number of targets of a row."""
     means, sizes = [], []
     for windows in self._mixture.windows:
       indices = np.unique(np.linspace(0, len(windows) - 1, min(len(windows), SAMPLE)).round().astype(np.int64))

@@ -1,4 +1,4 @@
-"""The text of an experiment, opened and checked, but not yet read: what a corpus is made of."""
+"""The text of an experiment, opened and checked, but not read yet. A corpus is made from it."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from moejax.data.tokenizers import Tokenizer, make_tokenizer
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Text:
-  """Sources and tokenizer of `data`."""
+  """The sources and the tokenizer of `data`."""
 
   data: Data
   tokenizer: Tokenizer

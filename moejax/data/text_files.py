@@ -1,4 +1,4 @@
-"""Plain text: decoded a chunk at a time, and cut into documents of a given length."""
+"""Plain text, decoded in chunks and split into documents of a given length."""
 
 import codecs
 import io
@@ -9,19 +9,19 @@ from typing import BinaryIO, Literal
 from moejax.errors import UserError
 
 CHUNK = 2**20
-"""Bytes that are decoded at a time."""
+"""Number of bytes that are decoded at a time."""
 
 
 def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "replace"]) -> Iterator[str]:
-  """The text of a file in chunks, without a byte order mark and with plain line ends.
+  """Yields the text of a file in chunks, without a byte order mark and with Unix line endings.
 
-  Line ends of Windows would make another corpus, and another split, of the same text.
+  With Windows line endings the same text would give another corpus and another split.
 
   Args:
-    stream: its bytes.
-    place: names it in errors.
-    kind: its suffix; a .py file is read in the encoding that it declares, all others as UTF-8.
-    errors: whether bytes that are no text raise, or become U+FFFD.
+    stream: the bytes of the file.
+    place: its name in errors.
+    kind: its suffix. A .py file is read in the encoding that it declares, other files as UTF-8.
+    errors: whether invalid bytes raise, or become U+FFFD.
 
   Raises:
     UserError: bytes are not text in the encoding; the message names file and line.
@@ -48,10 +48,10 @@ def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "
 
 
 def split_text(chunks: Iterable[str], length: int | None) -> Iterator[str]:
-  """A text as documents of at most `length` characters, which joined are the text; None leaves it whole.
+  """Splits a text into documents of at most `length` characters, or not at all if `length` is None.
 
-  Each is cut at the last blank line in its second half, or else line end, or else space, or else where it is full. How
-  the text falls into chunks makes no difference.
+  A document ends at the last blank line in its second half, or else at a line end, or else at a space, or else where it
+  is full. The result does not depend on the chunks of the text.
   """
   if length is None:
     if text := "".join(chunks):

@@ -1,4 +1,4 @@
-"""Ranks of tiktoken (a line each: base64 of the bytes, rank) as a tokenizer."""
+"""A tokenizer from a file of tiktoken ranks (each line: base64 of the bytes, rank)."""
 
 import base64
 import functools
@@ -21,7 +21,7 @@ class TiktokenTokenizer:
   def __init__(self, path: pathlib.Path, sha256: str):
     pattern = path.with_suffix(".pattern")
     split_by = pattern.read_text().rstrip("\n") if pattern.exists() else PATTERN
-    # tiktoken's own reader keeps a copy under the file's name and would read that where the file has changed.
+    # The reader of tiktoken caches a copy by name, and would miss changes of the file.
     lines = [line.split() for line in path.read_bytes().splitlines() if line]
     self._ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     if not self._ranks:

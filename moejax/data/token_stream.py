@@ -14,7 +14,7 @@ from moejax.errors import UserError
 
 
 class Tokens(Protocol):
-  """An array [n] of ids of which slices can be taken."""
+  """An array [n] of ids that supports slices."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, where: slice, /) -> np.ndarray: ...
@@ -29,16 +29,16 @@ class TokenStream:
   starts: np.ndarray
   """int64 [d + 1]: index of each document's BEGIN, then n."""
   padding: int
-  """Id that fills what is missing of a sequence."""
+  """Id of padding."""
   prefixes: np.ndarray | None = None
-  """int64 [d]: tokens after each BEGIN that are given and not predicted; None where there are no such tokens."""
+  """int64 [d]: number of tokens after each BEGIN that are given and not predicted. None if there are none."""
 
   def __len__(self) -> int:
     return len(self.tokens)
 
   @property
   def num_documents(self) -> int:
-    """Documents (d)."""
+    """The number of documents (d)."""
     return len(self.starts) - 1
 
   def slice(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -53,7 +53,8 @@ class TokenStream:
     return self.tokens[start:stop].astype(np.int32), np.cumsum(documents, dtype=np.int32)
 
   def predicted(self, start: int, documents: np.ndarray) -> np.ndarray:
-    """bool [n]: whether each token from `start` on, of these `documents` [n], lies behind its document's prefix."""
+    """bool [n]: whether each token from `start` on, of these `documents` [n], comes after the prefix of its
+    document."""
     assert self.prefixes is not None
     return np.arange(start, start + len(documents)) - self.starts[documents] > self.prefixes[documents]
 
@@ -90,7 +91,7 @@ class StreamWriter:
 
   @property
   def num_documents(self) -> int:
-    """Documents so far."""
+    """The number of documents so far."""
     return len(self.keys)
 
   def add(self, *tokens: np.ndarray) -> None:
@@ -108,7 +109,7 @@ class StreamWriter:
     self._starts.write(np.int64(self.num_tokens).astype("<i8").tobytes())
     for file in (self._tokens, self._starts):
       file.flush()
-      # A machine that is lost right after the folder got its name must not leave that name with empty files.
+      # If the machine crashes right after the folder is renamed, its files must not be empty.
       os.fsync(file.fileno())
       file.close()
 
@@ -131,7 +132,7 @@ def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) 
 
 
 def tokens_key(*tokens: np.ndarray) -> int:
-  """A hash below 2**64 of a document's tokens, given as parts; equal for equal documents of any kind of source."""
+  """A hash below 2**64 of the tokens of a document, given as parts. Equal documents of any source have equal hashes."""
   digest = hashlib.blake2b(digest_size=8)
   for part in tokens:
     digest.update(part.astype("<i4").tobytes())

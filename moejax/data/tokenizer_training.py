@@ -1,4 +1,4 @@
-"""A byte-level BPE tokenizer from text: the work of `moejax tokenizer train`."""
+"""Trains a byte-level BPE tokenizer, as `moejax tokenizer train` does."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +14,7 @@ SPECIALS = ("<|endoftext|>", "<|padding|>")
 
 _SMALLEST = 256 + len(SPECIALS)
 _LARGEST = 2**22
-"""Ten times any in use; the library takes memory for all of them at once."""
+"""Ten times the largest vocabulary in use. The library allocates memory for all ids at once."""
 
 _PIECE = 2**20
 
@@ -65,7 +65,7 @@ def train_tokenizer(
 
 
 def _texts(sources: Sequence[str], text_field: str, progress: Callable[[str, float], None]) -> Iterator[str]:
-  """Documents, in pieces of at most a megabyte of characters."""
+  """Yields documents in pieces of at most a million characters."""
   parts = [part for source in sources for part in source_parts(source)]
   total, before, empty = max(1, sum(part.size for part in parts)), 0, True
   for part in parts:

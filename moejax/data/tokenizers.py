@@ -1,4 +1,4 @@
-"""Text to token ids and back."""
+"""Tokenizers: text to token ids and back."""
 
 import hashlib
 import pathlib
@@ -18,19 +18,19 @@ from moejax.errors import UserError
 
 
 class Tokenizer(Protocol):
-  """What the data floor needs of a tokenizer. V is vocab_size."""
+  """The interface of tokenizers. V is vocab_size."""
 
   @property
   def vocab_size(self) -> int:
-    """Ids that exist, specials included (V)."""
+    """The number of ids, including special tokens (V)."""
 
   @property
   def padding(self) -> int:
-    """Id that fills the end of a short sequence."""
+    """Id of padding at the end of a short sequence."""
 
   @property
   def begin(self) -> int:
-    """Id that opens every document; no text has it."""
+    """Id that begins every document and does not occur in text."""
 
   @property
   def end(self) -> int:
@@ -38,7 +38,8 @@ class Tokenizer(Protocol):
 
   @property
   def identity(self) -> str:
-    """Differs between any two tokenizers that could encode a text differently; part of the corpus cache's key."""
+    """A string that differs between tokenizers that could encode a text differently. Part of the cache key of a
+    corpus."""
 
   @property
   def byte_lengths(self) -> np.ndarray:
@@ -49,10 +50,10 @@ class Tokenizer(Protocol):
     """
 
   def encode(self, text: str) -> np.ndarray:
-    """int32 [n]: the ids of `text`, without specials, even where the text spells one."""
+    """int32 [n]: the ids of `text`, without special tokens, even if the text spells one out."""
 
   def decode(self, ids: np.ndarray) -> str:
-    """The text of `ids` [n]; specials are left out, bytes that are no UTF-8 become U+FFFD."""
+    """The text of `ids` [n]. Special tokens are left out, and invalid UTF-8 becomes U+FFFD."""
 
 
 class ByteTokenizer:
@@ -120,13 +121,13 @@ def _is_seam(tokenizer: Tokenizer, left: str, skipped: str, right: str) -> bool:
 
 
 VOCAB_MULTIPLE = 128
-"""Rows of an embedding in whole tiles of the matrix units of TPUs and GPUs."""
+"""Vocabulary sizes are padded to a multiple of this, the tile of the matrix units of TPUs and GPUs."""
 
 
 def padded_vocab_size(needed: int, shards: int = 1) -> int:
-  """The least model.vocab_size with room for `needed` ids, in whole tiles on each of `shards` shards.
+  """The smallest model.vocab_size of at least `needed` ids that has whole tiles on each of `shards` shards.
 
-  Rows behind the tokenizer's last id are never a target, and learn to be improbable.
+  Ids beyond the vocabulary of the tokenizer are never a target.
   """
   return -(-needed // (VOCAB_MULTIPLE * shards)) * VOCAB_MULTIPLE * shards
 
