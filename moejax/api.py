@@ -65,7 +65,7 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
     FloatingPointError: the loss or the gradient norm became NaN or infinite.
   """
   _check_kind(Experiment, experiment, "train")
-  text = _open_text(experiment)
+  text = _open_text(experiment, pathlib.Path(directory))
   directory = open_run(pathlib.Path(directory), experiment, experiment.training.steps)
   make_evaluators = _evaluators(experiment.evaluation)
   from moejax.training.run import train_experiment
@@ -80,7 +80,7 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
     UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
   """
   _check_kind(Suite, suite, "compare")
-  text = _open_text(suite.members[0])
+  text = _open_text(suite.members[0], pathlib.Path(directory))
   directory = open_comparison(pathlib.Path(directory), suite)
   make_evaluators = _evaluators(suite.members[0].evaluation)
   from moejax.comparison.run import compare as run_comparison
@@ -245,11 +245,11 @@ def _check_several(texts: Sequence[str], name: str) -> None:
     raise UserError(f"{name} must be a list of strings, such as [{str(texts)[:40]!r}]")
 
 
-def _open_text(experiment: Experiment) -> Any:
+def _open_text(experiment: Experiment, directory: pathlib.Path) -> Any:
   """The experiment's text, found and checked without JAX: a `moejax.data.text.Text`."""
   from moejax.data.text import open_text
 
-  return open_text(experiment.data)
+  return open_text(experiment.data, directory)
 
 
 def _evaluators(evaluation: Evaluation) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from moejax.data.documents import READING, Part, Reading, document_key, is_held_out, nulls_warning
 from moejax.data.shards import SHARD_TOKENS, ShardWriter, TokenBlock, check_shard_tokens, is_begun, is_packed
-from moejax.data.sources import source_parts
+from moejax.data.sources import check_outside, source_parts
 from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
 from moejax.errors import UserError
 from moejax.interrupts import SIGNALS, blocked, continuing
@@ -72,6 +72,7 @@ def pack(
     raise UserError(f"{processes} processes: there must be one or more")
   if keep != "all" and not 0.0 < validation_fraction <= 0.5:
     raise UserError(f"validation_fraction={validation_fraction} must be above 0 and at most 0.5 to keep {keep}")
+  check_outside(sources, folder, "--out")
   encoder = make_tokenizer(tokenizer)
   parts: list[Part] = [part for source in sources for part in source_parts(source)]
   files = [[part.name, part.place, *part.version] for part in parts]

@@ -5,7 +5,7 @@ import glob
 import os
 import pathlib
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from moejax.config.data import SEQIO, STANDARD_LIBRARY, TFDS, Data
 from moejax.data.columns import COLUMN_SUFFIXES
@@ -50,6 +50,22 @@ def check_sources(data: Data) -> dict[str, tuple[Part, ...]]:
       "or validation would measure memorization"
     )
   return train | validation
+
+
+def check_outside(sources: Sequence[str], directory: pathlib.Path, option: str) -> None:
+  """Checks that what is written to a directory, which `option` names, is not read as text the next time.
+
+  Raises:
+    UserError: the directory is in the folder of a source, or is that folder.
+  """
+  here = directory.resolve()
+  for source in filter(is_text, filter(None, sources)):
+    folder = pathlib.Path(source).expanduser().resolve()
+    if folder.is_dir() and here.is_relative_to(folder) and all(map(_visible, here.relative_to(folder).parts)):
+      raise UserError(
+        f"{option} {directory} is in the source {source!r}, which would read what is written there as text; choose a "
+        "directory outside of it"
+      )
 
 
 def documents(source: str, reading: Reading = READING) -> Iterator[str]:

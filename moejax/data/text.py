@@ -1,11 +1,12 @@
 """The text of an experiment, opened and checked, but not read yet. A corpus is made from it."""
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 
 from moejax.config.data import Data
 from moejax.data.documents import Part
-from moejax.data.sources import check_sources
+from moejax.data.sources import check_outside, check_sources
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
 
 
@@ -19,10 +20,13 @@ class Text:
   """The files or splits behind each source of text. Sources of tokens have none."""
 
 
-def open_text(data: Data) -> Text:
+def open_text(data: Data, directory: pathlib.Path | None = None) -> Text:
   """Opens the tokenizer and finds the sources of an experiment. Needs no JAX.
 
   Raises:
-    UserError: the tokenizer or a source is missing, empty or of no known kind.
+    UserError: the tokenizer or a source is missing, empty or of no known kind, or a source holds `directory`, in which
+      a run writes.
   """
+  if directory is not None:
+    check_outside(data.train + data.validation, directory, "--workdir")
   return Text(data, make_tokenizer(data.tokenizer), check_sources(data))

@@ -160,6 +160,12 @@ def test_changed_sources_do_not_continue_what_was_begun_with_others(folder, tmp_
     pack([str(folder)], "bytes", tmp_path / "packed", processes=1)
 
 
+def test_what_is_packed_does_not_go_where_the_source_would_read_it(folder):
+  with pytest.raises(UserError, match=r"--out .*packed is in the source .*; choose a directory outside of it"):
+    pack([str(folder)], "bytes", folder / "packed", processes=1)
+  assert not (folder / "packed").exists()
+
+
 def test_both_sides_of_the_split_are_those_that_an_experiment_would_make(folder, tmp_path):
   for keep in ("train", "validation"):
     pack([str(folder)], "bytes", tmp_path / keep, keep=keep, validation_fraction=0.3, processes=1)

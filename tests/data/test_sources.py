@@ -7,7 +7,7 @@ import pytest
 
 from moejax.config.data import STANDARD_LIBRARY, Data
 from moejax.data import sources
-from moejax.data.sources import check_sources, documents, source_files
+from moejax.data.sources import check_outside, check_sources, documents, source_files
 from moejax.errors import UserError
 
 
@@ -109,6 +109,19 @@ def test_an_empty_name_is_not_the_current_folder():
 def test_a_file_in_both_splits_is_refused(folder):
   with pytest.raises(UserError, match=r"b\.txt is in data\.train and in data\.validation \(1 such files\)"):
     check_sources(data(f"{folder}/*.[tm]*", validation=[folder / "sub" / ".." / "b.txt"]))
+
+
+def test_what_is_written_in_a_source_is_refused_where_the_source_would_read_it(folder, monkeypatch):
+  for inside in (folder, folder / "run", folder / "sub" / "runs" / "a"):
+    with pytest.raises(UserError, match=r"--workdir .* is in the source .*; choose a directory outside of it"):
+      check_outside([str(folder)], inside, "--workdir")
+  monkeypatch.chdir(folder)
+  with pytest.raises(UserError, match=r"--workdir run is in the source '\.'"):
+    check_outside(["."], pathlib.Path("run"), "--workdir")
+  # Beside it, hidden from it, or of a file that is read alone.
+  check_outside([str(folder)], folder.with_name(f"{folder.name}_run"), "--workdir")
+  check_outside([str(folder)], folder / ".runs" / "a", "--workdir")
+  check_outside([str(folder / "b.txt"), STANDARD_LIBRARY, "seqio:tasks/lm", ""], folder, "--workdir")
 
 
 def test_only_the_first_line_is_checked(folder):

@@ -28,6 +28,7 @@ from moejax.config import (
 from moejax.data.corpus import build_corpus
 from moejax.data.sources import check_sources, source_parts
 from moejax.data.tokenizers import make_tokenizer
+from moejax.errors import UserError
 from moejax.evaluation.held_out import make_scorer
 from moejax.partitioning import make_partitioner
 from moejax.training import run as training_run
@@ -94,6 +95,23 @@ def dense(tmp_path) -> Experiment:
   )
 
 
+def suite_of(dense: Experiment) -> Suite:
+  """The dense experiment and two candidates, one of them on a mesh of its own."""
+  moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, group_size=32)
+  sparse = dataclasses.replace(
+    dense,
+    name="sparse",
+    model=dataclasses.replace(dense.model, moe=moe),
+    training=dataclasses.replace(dense.training, losses=Losses(load_balance=0.01)),
+  )
+  sharded = dataclasses.replace(sparse, name="sharded", mesh=Mesh(data=1, expert=2))
+  return Suite(
+    name="tiny",
+    pairs=(Pair(dense=dense, candidates=(sparse, sharded)),),
+    measurement=Measurement(warmup_steps=1, rounds=1, steps_per_round=2),
+  )
+
+
 def once(*names):
   return dict.fromkeys(names, 1)
 
@@ -110,6 +128,15 @@ def test_training_opens_makes_and_compiles_everything_once(dense, calls, tmp_pat
     "make_partitioner": once(str(dense.mesh)),
     "prepare_directory": once(directory),
   }
+
+
+def test_a_directory_in_the_text_is_refused_and_left_as_it_is(dense, tmp_path):
+  (text,) = dense.data.train
+  before = sorted(tmp_path.rglob("*"))
+  for run in (lambda: moejax.train(dense, f"{text}/run"), lambda: moejax.compare(suite_of(dense), f"{text}/run")):
+    with pytest.raises(UserError, match=r"--workdir .*/text/run is in the source '.*/text', which would read what is"):
+      run()
+  assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_documented_way_of_a_step_is_the_one_that_training_takes(dense, monkeypatch, tmp_path):
@@ -140,19 +167,7 @@ def test_a_comparison_opens_its_text_once_and_compiles_each_member_once(dense, c
     return {name: dataclasses.replace(timing, step_time_s=1.0) for name, timing in measure(*arguments).items()}
 
   monkeypatch.setattr(comparison_run, "measure", equal_times)
-  moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, group_size=32)
-  sparse = dataclasses.replace(
-    dense,
-    name="sparse",
-    model=dataclasses.replace(dense.model, moe=moe),
-    training=dataclasses.replace(dense.training, losses=Losses(load_balance=0.01)),
-  )
-  sharded = dataclasses.replace(sparse, name="sharded", mesh=Mesh(data=1, expert=2))
-  suite = Suite(
-    name="tiny",
-    pairs=(Pair(dense=dense, candidates=(sparse, sharded)),),
-    measurement=Measurement(warmup_steps=1, rounds=1, steps_per_round=2),
-  )
+  suite = suite_of(dense)
   directory, (text,) = tmp_path / "comparison", dense.data.train
   members = moejax.compare(suite, directory).members
   assert [member.steps for member in members] == [30, 30, 30]
@@ -164,6 +179,6 @@ def test_a_comparison_opens_its_text_once_and_compiles_each_member_once(dense, c
     "check_sources": once((text,)),
     "source_parts": once(text),
     "build_corpus": once(directory / "corpus"),
-    "make_partitioner": once(str(dense.mesh), str(sharded.mesh)),
+    "make_partitioner": once(str(dense.mesh), str(suite.members[-1].mesh)),
     "prepare_directory": once(directory, *(directory / "runs" / name for name in names)),
   }
