@@ -1,4 +1,4 @@
-"""Equal time for equal step time: the dense model's compute-optimal training time is the budget of its pair."""
+"""The budget of each pair: the compute-optimal training time of its dense model."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -11,19 +11,19 @@ from moejax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Allotment:
-  """What one member may spend."""
+  """The training budget of one member."""
 
   name: str
   pair: str
-  """The dense member whose time it gets."""
+  """Name of the dense member whose training time is the budget."""
   budget_s: float
-  """Training time: the dense member's steps x its step time."""
+  """Training time in seconds: the steps of the dense member times its step time."""
   steps: int
-  """Steps that fit into that time at this member's step time."""
+  """Number of steps that fit into that time at the step time of this member."""
   tokens: int
-  """Real targets in the batches of these steps: padding is none."""
+  """Number of targets with weight in these steps, without padding."""
   trained: bool
-  """False for a candidate that the suite does not train because another one is nearer."""
+  """False for a candidate that the suite does not train, because another one has a nearer step time."""
 
 
 class Counter(Protocol):
@@ -37,10 +37,10 @@ def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float],
   """The budget of every member, each dense one before its candidates.
 
   Args:
-    suite: what is compared.
+    suite: the comparison.
     matches: the nearest candidate of each pair.
-    step_times_s: of every member.
-    counter: of the corpus that they train on.
+    step_times_s: step time of every member.
+    counter: counts the tokens of the corpus.
 
   Raises:
     UserError: a candidate's step takes longer than the whole budget.
@@ -64,7 +64,7 @@ def _allotment(
 
 
 def steps_within(budget_s: float, experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float]) -> int:
-  """Steps of an experiment that fit into a time.
+  """The number of steps of an experiment that fit into a time.
 
   Raises:
     UserError: one step takes longer.

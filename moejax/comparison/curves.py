@@ -22,21 +22,22 @@ def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(steps_Z: np.ndarray, values_Z: np.ndarray, width: float = 0.1) -> np.ndarray:
-  """Mean over the points from step / (1 + width) to step x (1 + width): a window of one width on a log axis.
+  """Moving mean over the points from step / (1 + width) to step x (1 + width), a window of constant width on a log
+  axis.
 
-  So the steep beginning keeps its shape and the flat end loses its noise.
+  It keeps the shape of the steep beginning and removes the noise of the flat end.
   """
   if not len(steps_Z):
     return values_Z
   sums = np.concatenate([[0.0], np.cumsum(values_Z)])
-  # The margin keeps a point that lies on the window's edge inside it, whatever the rounding.
+  # The margin keeps points on the edge of the window inside it, despite rounding.
   first = np.searchsorted(steps_Z, steps_Z / (1 + width) * (1 - 1e-9), side="left")
   last = np.searchsorted(steps_Z, steps_Z * (1 + width) * (1 + 1e-9), side="right")
   return (sums[last] - sums[first]) / (last - first)
 
 
 def thin(steps_Z: np.ndarray, *values_Z: np.ndarray, points: int = 500) -> tuple[np.ndarray, ...]:
-  """At most about `points` points, evenly spread along a log axis; the first and the last stay."""
+  """Selects about `points` points, evenly spaced on a log axis, including the first and the last."""
   size = len(steps_Z)
   if size <= points:
     return steps_Z, *values_Z
@@ -69,7 +70,7 @@ def per_layer(metrics: Metrics, name: str) -> tuple[np.ndarray, list[int], np.nd
 
 
 def layer_names(metrics: Metrics, sparse_layers: int) -> list[str]:
-  """What to call the rows of `router/load`: as the metrics number the layers, else in order."""
+  """Labels of the rows of `router/load`: the layer numbers of the metrics, or else consecutive numbers."""
   _, layers, _ = per_layer(metrics, "router/load_max_over_mean")
   if len(layers) == sparse_layers:
     return [f"layer {layer}" for layer in layers]
@@ -84,7 +85,7 @@ def columns(steps_Z: np.ndarray, values_Z: np.ndarray, most: int = 160) -> tuple
   sums = np.add.reduceat(values_Z, starts, axis=0)
   means = sums / counts.reshape(-1, *[1] * (values_Z.ndim - 1))
   between = (steps_Z[starts[1:]] + steps_Z[starts[1:] - 1]) / 2
-  # A lone point still needs a width: all the steps up to it.
+  # A single point needs a width too: all steps up to it.
   before = max(0.0, steps_Z[0] - (steps_Z[1] - steps_Z[0]) / 2) if size > 1 else 0.0
   return np.concatenate([[before], between, [steps_Z[-1]]]), means
 

@@ -1,4 +1,4 @@
-"""What a comparison found, in plain sentences that claim no more than the numbers do."""
+"""The findings of a comparison as sentences."""
 
 from collections.abc import Sequence
 
@@ -7,11 +7,11 @@ from moejax.comparison.record import MatchedPair
 from moejax.evaluation.held_out import Difference
 
 BEYOND_NOISE = 2.0
-"""Standard errors of the paired difference above which two models differ."""
+"""Two models differ if their paired difference is larger than this number of standard errors."""
 
 
 def verdict(match: Match, difference: Difference | None, tolerance: float) -> str:
-  """One sentence on a pair; `difference` is the MoE minus the dense model, None while a member is not trained."""
+  """A sentence about a pair. `difference` is MoE minus dense, or None until both members are trained."""
   if not match.within_tolerance:
     equal = (
       f"nothing matches {match.dense} within {tolerance:.0%}: the nearest is {match.moe} at "
@@ -25,7 +25,7 @@ def verdict(match: Match, difference: Difference | None, tolerance: float) -> st
 
 
 def finding(pairs: Sequence[MatchedPair]) -> str:
-  """One sentence on all pairs."""
+  """A sentence about all pairs."""
   trained = [pair for pair in pairs if pair.bits_per_byte_difference is not None]
   if len(trained) < len(pairs):
     return f"{len(pairs) - len(trained)} of {len(pairs)} pairs are not trained yet."
@@ -57,7 +57,7 @@ def _difference(match: Match, difference: Difference) -> str:
 
 
 def _sign(pair: MatchedPair) -> int:
-  """-1 where the MoE is better beyond noise, 1 where the dense model is, 0 where neither."""
+  """-1 if the MoE is significantly better, 1 if the dense model is, and 0 if neither is."""
   bits, stderr = pair.bits_per_byte_difference, pair.bits_per_byte_difference_stderr
   assert bits is not None and stderr is not None  # it is trained
   return (1 if bits > 0 else -1) if _beyond_noise(bits, stderr) else 0

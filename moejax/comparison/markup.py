@@ -1,4 +1,4 @@
-"""HTML elements as escaped text: whatever is not markup already cannot become any."""
+"""Builds HTML from elements. Text is escaped unless it is markup already."""
 
 import html
 
@@ -6,7 +6,7 @@ VOID = ("meta", "link", "br")
 
 
 class Markup(str):
-  """Text that is HTML already."""
+  """A string that is HTML."""
 
   __slots__ = ()
 

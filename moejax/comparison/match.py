@@ -1,4 +1,4 @@
-"""Equal step time, whatever clock gave it: which candidate is nearest, and which value of a field comes nearest."""
+"""Matches models at equal step time, whether measured or predicted."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """A dense experiment and the candidate nearest to it in step time."""
+  """A dense experiment and the candidate with the nearest step time."""
 
   dense: str
   moe: str
   step_time_ratio: float
-  """MoE over dense."""
+  """Step time of the MoE over that of the dense model."""
   within_tolerance: bool
 
 
@@ -32,13 +32,13 @@ def match(suite: Suite, step_times_s: Mapping[str, float]) -> list[Match]:
 
 
 def compared(dense: str, moe: str, step_times_s: Mapping[str, float], tolerance: float) -> Match:
-  """How far apart two step times are, and whether that counts as equal."""
+  """Compares two step times, and whether they are equal within the tolerance."""
   ratio = step_times_s[moe] / step_times_s[dense]
   return Match(dense, moe, ratio, abs(ratio - 1.0) <= tolerance)
 
 
 def distance(step_time_s: float, target_s: float) -> float:
-  """Factor by which the slower is slower, so that 0.8 and 1.25 are equally far."""
+  """The ratio of the slower to the faster time, so that 0.8 and 1.25 are equally distant from 1."""
   return max(step_time_s / target_s, target_s / step_time_s)
 
 
@@ -49,17 +49,18 @@ def approach(
   tolerance: float,
   first: int | None = None,
 ) -> tuple[Value, float] | None:
-  """The value whose step time is nearest to the target, or the first that is within tolerance of it; None if none runs.
+  """The value with the step time nearest to the target, or the first within the tolerance. None if no value can run.
 
-  Each next value is where a line through the nearest faster and the nearest slower one meets the target, so that a
-  measurement of minutes is made only a few times, not for every value.
+  The next value is found by linear interpolation between the nearest faster and the nearest slower value, so that few
+  values need to be timed.
 
   Args:
     target_s: the step time to reach.
     ladder: values in order of their step time, the fastest first.
-    clock: step time of a value, None where it cannot run, as when it does not fit; larger ones then cannot either.
+    clock: returns the step time of a value, or None if it cannot run, for example because it does not fit. Larger
+      values then cannot run either.
     tolerance: relative difference that counts as equal.
-    first: position in the ladder to begin with, such as one whose step time is known; else the middle.
+    first: position in the ladder to start at, such as one with a known step time. None means the middle.
   """
   low, high = 0, len(ladder) - 1
   tried: dict[int, float] = {}
@@ -79,7 +80,7 @@ def approach(
 
 
 def _next(target_s: float, tried: Mapping[int, float], low: int, high: int) -> int:
-  """The next position between `low` and `high`: where step time grows along a line, else the middle."""
+  """The next position between `low` and `high`: by linear interpolation if possible, else the middle."""
   below, above = tried.get(low - 1), tried.get(high + 1)
   if below is None or above is None or above <= below:
     return (low + high) // 2

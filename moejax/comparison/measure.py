@@ -1,4 +1,4 @@
-"""Step times of all members of a suite, side by side on the devices present."""
+"""Measures the step times of all members of a suite on the devices present."""
 
 import dataclasses
 import statistics
@@ -18,22 +18,22 @@ from moejax.training.prepare import Prepared
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Step time of one member."""
+  """The measured step time of one member."""
 
   step_time_s: float
-  """Median."""
+  """Median in seconds."""
   step_time_spread: float
   """Interquartile range over median."""
   compile_time_s: float
-  """Tracing and compiling the step."""
+  """Seconds to trace and compile the step."""
   peak_flops: float | None
-  """Of all devices together, in bfloat16; None where unknown."""
+  """Peak FLOP/s of all devices in bfloat16, or None if unknown."""
   samples_s: list[float]
-  """Every timed step, in order."""
+  """Seconds of every timed step, in order."""
   choices_per_token: float | None = None
-  """Choices of experts that a token made and that were accepted: the mean of the timed steps; None without experts."""
+  """Accepted choices of experts per token, averaged over the timed steps. None for a dense model."""
   dropped_fraction: float | None = None
-  """Part of the choices that was dropped, likewise."""
+  """Fraction of choices that were dropped, averaged likewise."""
 
 
 def measure(
@@ -41,16 +41,17 @@ def measure(
   measurement: Measurement,
   observe: Callable[[str, int, dict[str, float]], None],
 ) -> dict[str, Timing]:
-  """The step time of each member: members take turns of a few steps, so that drift of the machine affects all equally.
+  """Measures the step time of each member. Members take turns of a few steps, so that drift of the machine affects all
+  equally.
 
-  Each member really trains meanwhile, from its own initial parameters on its own input, so that the router's load is
-  what its learning makes it and never balanced by force. A step lasts from the end of the one before to its own end,
-  input included (axlearn times so). What is trained here is thrown away.
+  Each member trains from its initial parameters on its own input, so that the load of its router is realistic. A step
+  lasts from the end of the previous step to its own end, including input, as in axlearn. The trained parameters are
+  discarded.
 
   Args:
-    members: by name, with the very programs that train.
-    measurement: turns and steps.
-    observe: called with a member's name, how many steps are done in all, and the step's loss.
+    members: prepared members by name, with the programs that also train them.
+    measurement: number of rounds and steps.
+    observe: called with the name of a member, the total number of steps so far, and the loss of the step.
   """
   turns = {name: _Turns(member) for name, member in members.items()}
   samples_s: dict[str, list[float]] = {name: [] for name in members}
@@ -69,12 +70,12 @@ def measure(
 
 
 def total_steps(members: int, measurement: Measurement) -> int:
-  """Steps that `measure` takes in all."""
+  """The total number of steps of `measure`."""
   return members * (measurement.warmup_steps + measurement.rounds * measurement.steps_per_round)
 
 
 class _Turns:
-  """A member in training, some steps at a time."""
+  """Trains a member a few steps at a time."""
 
   def __init__(self, member: Prepared):
     self._member = member
@@ -84,11 +85,12 @@ class _Turns:
     self._rate = np.float32(learning_rate(experiment.optimizer, 0, 100))
 
   def run(self, steps: int) -> tuple[list[float], list[Work], float]:
-    """Duration and work of each of `steps` steps, metrics fetched one step late as in training, and the last loss."""
+    """Returns the duration and work of `steps` steps and the last loss. Metrics are fetched one step late, as in
+    training."""
     times_s: list[float] = []
     works: list[Work] = []
     waiting, last = None, 0.0
-    for i in range(steps + 1):  # one more: the first only fills the queue
+    for i in range(steps + 1):  # one more step, since the first only fills the queue
       batch = to_devices(next(self._batches), self._member.spec.partitioner.batch)
       self._state, metrics = self._member.step(self._state, batch, self._rate)
       if waiting is not None:

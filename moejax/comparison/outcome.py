@@ -24,7 +24,7 @@ def outcome(
   baselines: Baselines,
   provenance: Mapping[str, Any],
 ) -> Comparison:
-  """Members, pairs and finding; null where a member of `summaries` or `held_out` is missing because it did not run.
+  """Members, pairs and the finding. Values of members that are missing in `summaries` or `held_out` are None.
 
   Args:
     suite: what is compared.

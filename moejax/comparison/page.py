@@ -1,4 +1,4 @@
-"""The report as one HTML page that loads nothing: every style, script and picture stands in it."""
+"""The report as a self-contained HTML page, which includes every style, script and picture."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
@@ -13,7 +13,7 @@ from moejax.comparison.record import Comparison, MatchedPair
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 CLEAR = 2.0
-"""Standard errors from which a difference is said to be one."""
+"""Number of standard errors from which a difference is reported as significant."""
 
 
 def page(
@@ -120,7 +120,7 @@ def _card(pair: MatchedPair, tolerance: float, colours: Mapping[str, str]) -> Ma
 
 
 def _side(difference: float | None, stderr: float | None, better: int) -> str | None:
-  """Which side a difference favours, in units of its error."""
+  """The side that a difference favors, if it is significant."""
   if not record.known(difference) or not record.known(stderr):
     return None
   assert difference is not None and stderr is not None
@@ -177,7 +177,7 @@ def _loads(comparison: Comparison, metrics: Mapping[str, curves.Metrics], loads:
   figures: list[Markup | None] = []
   for name, plot in loads.items():
     table = page_tables.router_table(name, metrics[name])
-    # The table of a lone member fills the place beside its plot, else each stands below its own.
+    # The table of a single member is next to its plot. Otherwise each table is below its plot.
     figures += [_figure(plot), table] if len(loads) == 1 else [_figure(plot, table)]
   return join(
     element(
@@ -191,7 +191,7 @@ def _loads(comparison: Comparison, metrics: Mapping[str, curves.Metrics], loads:
 
 
 def _routing(metrics: Mapping[str, curves.Metrics], routers: Mapping[str, Plot]) -> Markup:
-  """Entropy, drops and auxiliary losses, and whatever training warned of."""
+  """Entropy, dropped tokens, auxiliary losses, and the warnings of training."""
   if not routers:
     return element("p", "No member has logged what its routers do yet.", class_="note")
   told = [f"{name}: {text}" for name, rows in metrics.items() for row in rows for text in row.get("warnings", ())]

@@ -1,4 +1,4 @@
-"""The report's style sheet and its one script; both stand in the page, which loads nothing."""
+"""The style sheet and the script of the report."""
 
 CSS = """
 :root {

@@ -20,7 +20,7 @@ HEADS = (
 
 
 def members_table(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
-  """A row for each member as the file has them, baselines last."""
+  """A row for each member, in the order of the file, followed by the baselines."""
   equal = equal_names(comparison)
   rows = [_member_row(member, colours[member.name], role(member, equal)) for member in comparison.members]
   head = element("thead", element("tr", *(element("th", text, scope="col") for text in HEADS)))
@@ -31,7 +31,7 @@ def members_table(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
 
 
 def benchmarks_table(comparison: Comparison, colours: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
-  """A row for each member and a column for each benchmark, their average last."""
+  """A row for each member and a column for each benchmark, followed by their average."""
   equal = equal_names(comparison)
   heads = ("Member", *(measure.label.partition(" (axis")[0] for measure in measures))
   rows = [
@@ -76,7 +76,7 @@ def shape(member: Member) -> str:
 
 
 USUAL = ("mlp", "AdamW")
-"""Kinds that the report does not name."""
+"""Kinds that the report does not mention."""
 
 
 def role(member: Member, equal: set[str]) -> str:
@@ -88,7 +88,7 @@ def role(member: Member, equal: set[str]) -> str:
 
 
 def router_table(name: str, metrics: curves.Metrics) -> Markup | None:
-  """How the routers of one member ended; None where nothing was logged."""
+  """The final router metrics of one member, or None if none were logged."""
   columns = {
     "Largest / mean load": ("router/load_max_over_mean", lambda value: f"{value:.2f}"),
     "Dropped": ("router/dropped_fraction", lambda value: quantities.percent(value, 2)),
@@ -117,13 +117,13 @@ def router_table(name: str, metrics: curves.Metrics) -> Markup | None:
 
 
 def provenance_table(provenance: Mapping[str, Any]) -> Markup:
-  """Nested values as rows, names joined by a dot."""
+  """Nested values as rows with dotted names."""
   rows = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in _flatten(provenance)]
   return _scroll("Provenance", element("table", element("tbody", *rows), class_="words"))
 
 
 def numbers_table(comparison: Comparison) -> Markup:
-  """Every value of every member, unrounded: what the tables above leave out or round."""
+  """All values of all members, without rounding."""
   members = [member.to_json() for member in comparison.members]
   keys = [key for key in dict.fromkeys(key for member in members for key in member) if key != "name"]
   head = element(
@@ -187,7 +187,7 @@ def _number(value: Number, text: object, **attributes: str | None) -> Markup:
 
 
 def _scroll(label: str, table: Markup) -> Markup:
-  """A wide table scrolls inside its frame; focusable, so that the keyboard can scroll it too."""
+  """A frame in which a wide table scrolls. It is focusable, so that the keyboard can scroll it."""
   return element("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
 
 

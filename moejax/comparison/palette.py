@@ -1,4 +1,4 @@
-"""A colour for each member, the same in every plot and on the page."""
+"""The color of each member, in plots and on the page."""
 
 from moejax.comparison.record import Comparison, dense_names, pair_members
 

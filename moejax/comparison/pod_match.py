@@ -1,4 +1,4 @@
-"""The MoE that takes a dense model's step time on a pod: the matcher of comparisons, with predictions for a clock."""
+"""Finds the MoE with the predicted step time of a dense model on a topology."""
 
 import dataclasses
 import inspect
@@ -25,25 +25,25 @@ from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 
 WIDTH_STEP = 256
-"""Widths are multiples of this: whole tiles of the matrix units of every TPU. Smaller ones go in steps of an eighth to
-a quarter of what they are."""
+"""Widths are multiples of this, whole tiles of the matrix units of every TPU. Smaller widths vary in steps of an eighth
+to a quarter of their value."""
 
 CAPACITIES = (0.5, 0.625, 0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 @dataclasses.dataclass(frozen=True)
 class PodMatch:
-  """A dense experiment and the MoE that was found for it."""
+  """A dense experiment and the matching MoE."""
 
   match: Match
   dense: Plan
-  """The dense experiment's plan."""
+  """The plan of the dense experiment."""
   moe: Plan
   """The plan of the MoE that was found."""
   experiment: Experiment
-  """The MoE with the values that were found, and as many steps, or tokens, as fit into the dense model's time."""
+  """The MoE with the values that were found. Its steps or tokens take the training time of the dense model."""
   budget_s: float
-  """The dense model's compute-optimal training time."""
+  """The compute-optimal training time of the dense model, in seconds."""
 
   def _repr_html_(self) -> str:
     rows: list[tuple[str, object]] = [
@@ -128,7 +128,7 @@ def _file(kind: type) -> str:
 
 
 def match_page(found: PodMatch) -> RenderableType:
-  """Both side by side, and the verdict."""
+  """A table of both models, and the verdict."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("", found.dense.experiment.name, found.moe.experiment.name):
     table.add_column(head, justify="right" if head else "left")
@@ -153,10 +153,10 @@ def match_page(found: PodMatch) -> RenderableType:
 
 
 def ladder(experiment: Experiment, field: str) -> list[Any]:
-  """Values of a field, the fastest first, that keep the experiment whole.
+  """The values of a field to try, the fastest first.
 
   Raises:
-    UserError: a field that no ladder is known for.
+    UserError: the field cannot be matched.
   """
   model, moe = experiment.model, experiment.model.moe
   assert moe
@@ -181,7 +181,7 @@ def _valid(experiment: Experiment, field: str) -> list[Any]:
 
 
 def _others(experiment: Experiment, field: str) -> list[Any]:
-  """Valid values that the field does not have now."""
+  """Valid values other than the current one."""
   now = get_field(experiment, field)
   return [value for value in _valid(experiment, field) if value != now]
 
@@ -194,7 +194,7 @@ def _along(
   tolerance: float,
   progress: Progress,
 ) -> tuple[Experiment, Plan]:
-  """The best along one field, or what there was, where nothing along it is nearer."""
+  """The best value of one field, or the current one if no other is nearer."""
   experiment, of_best = best
   values = _valid(experiment, field)
   plans: dict[Any, Plan] = {get_field(experiment, field): of_best}

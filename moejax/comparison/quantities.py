@@ -1,9 +1,9 @@
-"""Numbers as a reader wants them: 6.44B parameters, 15.2 ms, 2.213 ± 0.004."""
+"""Formats numbers for readers: 6.44B parameters, 15.2 ms, 2.213 ± 0.004."""
 
 import math
 
 MISSING = "\N{EN DASH}"
-"""Stands for a number that there is not."""
+"""The text for a missing number."""
 
 Number = float | None
 """None where it is not known."""
@@ -22,13 +22,13 @@ def count(value: Number) -> str:
 
 
 def whole(value: Number) -> str:
-  """All digits, thousands set apart: 1,280."""
+  """All digits with thousands separators: 1,280."""
   text = _no_number(value)
   return f"{value:,.0f}" if text is None else text
 
 
 def duration(seconds: Number) -> str:
-  """Three significant digits in the unit that suits: 15.2 ms, 83.1 s, 12.5 min, 5.00 h, 3.20 days."""
+  """Three significant digits in a suitable unit: 15.2 ms, 83.1 s, 12.5 min, 5.00 h, 3.20 days."""
   if (text := _no_number(seconds)) is not None:
     return text
   assert seconds is not None
@@ -40,7 +40,7 @@ SECONDS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "days": 
 
 
 def time_unit(seconds: float) -> str:
-  """The unit in which `seconds` reads best."""
+  """A suitable unit for `seconds`."""
   for unit, limit in (("µs", 9.995e-4), ("ms", 0.9995), ("s", 120.0), ("min", 7200.0), ("h", 172800.0)):
     if abs(seconds) < limit:
       return unit

@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk, read and checked: comparison.json and each member's metrics.jsonl."""
+"""Reads and checks the files of a comparison: comparison.json and the metrics.jsonl of each member."""
 
 import dataclasses
 import json

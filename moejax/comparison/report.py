@@ -14,7 +14,7 @@ from moejax.files import write_whole
 def write_report(directory: Path) -> Path:
   """Writes DIR/report/ from DIR/comparison.json and DIR/runs/; returns the path of its index.html.
 
-  A comparison that is not complete gives a report of what there is, which names what is missing.
+  The report of an incomplete comparison shows what there is and names what is missing.
 
   Raises:
     ValueError: comparison.json is missing, is not JSON, or lacks what a report needs.
@@ -31,7 +31,7 @@ def write_report(directory: Path) -> Path:
   report.mkdir(exist_ok=True)
   for plot in (*speed, *benchmarks, *losses, *loads.values(), *routers.values()):
     write_whole(report / f"{plot.name}.png", plot.png)
-  # The page last: whoever finds it finds its pictures.
+  # The page is written last, so that its pictures exist.
   html = page(comparison, metrics, speed, losses, loads, routers, benchmarks)
   write_whole(report / "index.html", html)
   return report / "index.html"

@@ -1,4 +1,4 @@
-"""The comparison itself: measure, match, allot, train, evaluate, report; whatever is done is not done again."""
+"""Runs a comparison: measure, match, budget, train, evaluate and report. Finished stages are not repeated."""
 
 import dataclasses
 import functools
@@ -36,7 +36,7 @@ EVALUATION_S = 5.0
 def compare(
   suite: Suite, text: Text, directory: pathlib.Path, make_evaluators: MakeEvaluators, progress: Progress = SILENT
 ) -> Comparison:
-  """Runs a suite to its report, from wherever an earlier run of it stopped.
+  """Runs a suite up to its report. Resumes from the last finished stage.
 
   Args:
     suite: what is compared.
@@ -64,7 +64,7 @@ def compare(
 
 
 class _Comparison:
-  """A comparison under way. Each stage leaves a file, and a stage whose file is there is read, not run."""
+  """A comparison in progress. Each stage writes a file, and a stage whose file exists is read instead of run."""
 
   baselines: Baselines
   timings: dict[str, Timing]
@@ -102,7 +102,7 @@ class _Comparison:
     self.write()
 
   def train(self, allotment: Allotment) -> None:
-    """Trains and evaluates one member, or does nothing where that is done."""
+    """Trains and evaluates one member, if that is not done yet."""
     run_directory = self.directory / "runs" / allotment.name
     if _is_done(run_directory, allotment):
       return

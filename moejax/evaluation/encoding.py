@@ -1,4 +1,4 @@
-"""Texts of a benchmark as token ids, split where lm-evaluation-harness splits them."""
+"""Encodes the texts of benchmarks as lm-evaluation-harness does."""
 
 from moejax.data.records import encodable
 from moejax.data.tokenizers import Tokenizer

@@ -1,4 +1,4 @@
-"""What a run is scored by while it trains and after: held-out text, and benchmarks where the experiment has any."""
+"""The evaluators of a run: held-out text, and benchmarks if the experiment has any."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,7 @@ AskTasks = Callable[[TrainSpec, Tokenizer, pathlib.Path, Progress], Evaluator]
 def make_evaluators(
   prepared: Prepared, directory: pathlib.Path, progress: Progress, ask: AskTasks | None = None
 ) -> dict[str, Evaluator]:
-  """What is scored during training and after it: held-out text, and benchmarks if `ask` is given."""
+  """The evaluators that score during training and after it: held-out text, and benchmarks if `ask` is given."""
   spec, corpus = prepared.spec, prepared.corpus
   evaluators = {"held_out": make_evaluator(spec, corpus, directory, progress)}
   if ask is not None:

@@ -13,11 +13,11 @@ NEUTRAL: dict[str, float] = {
   "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "min_tokens": 0,
   "typical_p": 1, "min_p": 0, "epsilon_cutoff": 0, "eta_cutoff": 0, "guidance_scale": 1,
 }  # fmt: skip
-"""Options of other models, each at the value with which it changes nothing; None changes nothing either."""
+"""Options for other models, each with the value that has no effect. None has no effect either."""
 OF_BEAMS = ("length_penalty", "early_stopping")
-"""Options that count only where several beams are searched."""
+"""Options that only affect beam search."""
 OF_THE_PROGRAM = ("use_cache",)
-"""Options that change how fast a text is generated, and not which."""
+"""Options that affect the speed of generation, but not its result."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Generation:
 
   sampling: Sampling
   until: tuple[str, ...]
-  """Strings that end a text and do not belong to it."""
+  """Stop strings, which are not part of the text."""
   max_new: int
-  """Tokens after which a text ends in any case."""
+  """Maximum number of new tokens."""
 
 
 def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
@@ -61,7 +61,7 @@ def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
     )
   if not sampled:
     return Generation(Sampling(), tuple(until), max_new)
-  # Zero and below stand for all tokens elsewhere.
+  # Other libraries use values up to zero for all tokens.
   top_k = None if top_k is None or top_k <= 0 else int(top_k)
   return Generation(Sampling(temperature=temperature, top_k=top_k, top_p=top_p), tuple(until), max_new)
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness driving our models. Needs the extra `eval`; only the commands import it, when asked."""
+"""Runs lm-evaluation-harness on moejax models. Needs the extra `eval`, so that commands import it only if needed."""
 
 import contextlib
 import dataclasses
@@ -32,30 +32,30 @@ from moejax.training.loop import Evaluator
 from moejax.training.state import State, TrainSpec
 
 RESULTS, WORK = "results.json", "evaluation"
-"""In a run's directory: the results, and the folder of answers, samples and data of tasks."""
+"""Names in the run directory: the results, and the folder of answers, samples and data of tasks."""
 BOOTSTRAP_ROUNDS = 1_000
-"""Of standard errors without a formula, such as those of F1: exact to 2 %, in a hundredth of the time of the harness's
-own 100,000 rounds, of which they are the first."""
+"""Bootstrap iterations for standard errors without a formula, such as that of F1. They are the first of the 100,000
+iterations that the harness uses by default, and accurate to 2 % in a hundredth of the time."""
 TRIED_PROMPTS = 16
-"""Examples of each task of which it is checked beforehand whether the prompts fit."""
+"""Number of examples per task whose prompts are checked before the evaluation."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-  """Which benchmarks to run, and how."""
+  """The benchmarks to run, and their options."""
 
   tasks: tuple[str, ...]
-  """Suites; tasks, groups and tags of the harness, or patterns of them such as arc_*; paths to YAML files."""
+  """Suites, tasks, groups and tags of the harness, patterns such as arc_*, or paths of YAML files."""
   limit: int | None = None
-  """Examples of each task; None for all."""
+  """Number of examples per task. None means all."""
   few_shot: int | None = None
-  """Examples in each prompt; None takes what suite and task say."""
+  """Number of few-shot examples in each prompt. None uses that of the suite or the task."""
   data: pathlib.Path | None = None
-  """Folder of the tasks' data; None leaves to the harness where it comes from."""
+  """Folder with the data of the tasks. None lets the harness find the data."""
   include_path: pathlib.Path | None = None
-  """Folder of further tasks; None has only the harness's own."""
+  """Folder with additional tasks, or None."""
   gen_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  """Options of generation, which replace those of the tasks."""
+  """Generation options, which override those of the tasks."""
   allow_cut_prompts: bool = False
   """Whether to run a benchmark if most of its few-shot prompts do not fit."""
 
@@ -108,7 +108,7 @@ def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILEN
   """The harness's tasks and groups, with their data and the requested number of few-shot examples.
 
   Args:
-    request: what is asked.
+    request: the benchmarks and their options.
     cache: folder for the datasets made from `request.data`.
     progress: told of each task.
 
@@ -143,7 +143,7 @@ def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILEN
 
 
 def check_prompts(model: HarnessModel, loaded: Loaded, request: Request) -> None:
-  """Tries the first examples of every task before anything is computed.
+  """Checks the first examples of every task before the evaluation.
 
   Raises:
     UserError: a task uses generation options that are not supported, or most few-shot prompts of a benchmark do not fit
@@ -225,7 +225,7 @@ def evaluate_run(
   Args:
     directory: of the run.
     experiment: the run's, perhaps on another mesh.
-    request: what is asked.
+    request: the benchmarks and their options.
     progress: shows what runs.
     log_samples: as of `evaluate`.
 
@@ -273,7 +273,7 @@ class TaskEvaluators:
 
 
 def parse_gen_kwargs(text: str) -> dict[str, Any]:
-  """KEY=VALUE,... as the harness reads it.
+  """Parses KEY=VALUE,... as the harness does.
 
   Raises:
     UserError: a part is not KEY=VALUE.
@@ -312,7 +312,7 @@ def _set_generation(task: Task, options: Mapping[str, Any]) -> None:
 
 
 def _show_building(task: Task, progress: Progress, number: int, total: int) -> None:
-  """Lets a task show that its requests are built, which takes a minute for large ones."""
+  """Makes a task report progress while it builds its requests, which takes a minute for large tasks."""
   build = task.build_all_requests
 
   def shown(**options: Any) -> None:

@@ -23,15 +23,17 @@ from moejax.models.abstract import AbstractModel, Parameters
 from moejax.progress import Progress
 
 ANSWERED_AS = 3
-"""Raised when the same request is answered otherwise, so that no answer kept before is taken for one of now."""
+"""Version of the answers. It is increased when the same request gets another answer, so that cached ones are not
+used."""
 MAX_NEW_TOKENS = 256
-"""Tokens to generate where a task does not say, as in the harness's own models."""
+"""Default number of new tokens, as in the models of the harness."""
 
 
 class HarnessModel(LM):
   """A model for the harness. Every text starts with the begin-of-document token, as in training.
 
-  A prompt that does not fit the training length is cut from the left, as the harness's own models do, and counted.
+  A prompt that does not fit in the training length is truncated on the left, as in the models of the harness, and
+  counted.
   """
 
   def __init__(self, experiment: Experiment, model: AbstractModel, tokenizer: Tokenizer, progress: Progress):
@@ -39,7 +41,7 @@ class HarnessModel(LM):
     self.progress, self.batch_size = progress, experiment.evaluation.batch_size
     self.max_length = experiment.data.sequence_length
     self.cut: dict[str, dict[str, int]] = {}
-    """By task: how many requests there were, and how many of them did not fit."""
+    """For each task, the number of requests and the number of truncated prompts."""
     self._experiment, self._model, self._tokenizer = experiment, model, tokenizer
     self._scorer = Scorer(model, self.batch_size, self.max_length)
     self._generators: dict[Sampling, Generator] = {}
@@ -48,7 +50,7 @@ class HarnessModel(LM):
     self._step = 0
 
   def take(self, parameters: Parameters, step: int, answers: Answers) -> None:
-    """Answers with these parameters from now on, those of `answers` without computing them again."""
+    """Uses these parameters from now on, and the cached `answers` for them."""
     self._parameters, self._step, self._answers, self.cut = parameters, step, answers, {}
 
   def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -62,7 +64,7 @@ class HarnessModel(LM):
     return [(score, greedy) for score, greedy, _ in self._answered("loglikelihood", requests, compute)]
 
   def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-    """Log-likelihood of each whole text, which is never cut: what does not fit is scored in windows."""
+    """The log-likelihood of each text. A text that does not fit is scored in windows."""
 
     def compute(args: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
       pairs = [encode_text(self._tokenizer, text) for (text,) in args]
@@ -91,7 +93,7 @@ class HarnessModel(LM):
     return generation(task, normalize_gen_kwargs(options, MAX_NEW_TOKENS))
 
   def fits(self, request: Instance) -> bool:
-    """Whether a request is answered with all of its prompt in sight."""
+    """Whether the prompt of a request fits without truncation."""
     match request.request_type:
       case "loglikelihood":
         return not is_cut(*self._pair(*request.args), self.max_length)
@@ -102,7 +104,7 @@ class HarnessModel(LM):
     return True
 
   def get_model_info(self) -> dict[str, Any]:
-    """What stands in the `config` of the results."""
+    """The `config` of the results."""
     parameters = parameter_counts(self._experiment.model)
     return {
       "experiment": self._experiment.name,
@@ -116,8 +118,8 @@ class HarnessModel(LM):
   def _answered(
     self, kind: str, requests: list[Instance], compute: Callable[[Sequence[tuple]], Iterator[tuple[int, Any]]]
   ) -> list[Any]:
-    """All answers, each with whether the prompt was cut as its last item; those that are not known are computed, and
-    kept as they come."""
+    """All answers. The last item of each says whether the prompt was truncated. Answers that are not cached are
+    computed and added to the cache."""
     seen: Counter[str] = Counter()
     keys = []
     for request in requests:
@@ -151,7 +153,7 @@ class HarnessModel(LM):
   def _generate(self, texts: Sequence[str], asked: Generation) -> Iterator[tuple[int, tuple[str, bool]]]:
     max_new = self._max_new(asked)
     if max_new < asked.max_new:
-      # The rest of the window is for the prompt.
+      # The rest of the training length is for the prompt.
       self.progress.note(
         f"warning: a prompt and {asked.max_new} new tokens do not fit {self.max_length} tokens; generating {max_new}"
       )

@@ -28,16 +28,16 @@ NATS_PER_BIT = float(np.log(2.0))
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-  """Sums over the scored targets of each held-out document; arrays [documents] in the order of the corpus."""
+  """Sums over the scored targets of each held-out document, as arrays [documents] in the order of the corpus."""
 
   nats: np.ndarray
-  """Cross-entropy."""
+  """Cross-entropy in nats."""
   correct: np.ndarray
-  """Targets that the model found most probable."""
+  """Number of targets with the largest logit."""
   targets: np.ndarray
-  """Scored targets."""
+  """Number of scored targets."""
   text_bytes: np.ndarray
-  """Bytes of text that they stand for."""
+  """Number of UTF-8 bytes of the scored targets."""
 
   def summary(self) -> dict[str, float]:
     """`bits_per_byte`, `accuracy`, and their standard errors over documents."""
@@ -53,7 +53,7 @@ class HeldOut:
   def minus(self, other: "HeldOut") -> "Difference":
     """The difference to another model on the same documents, paired document by document.
 
-    What is hard about a document is hard for both, so this error is far below that of either model alone.
+    The difficulty of a document affects both models, so that this error is far smaller than that of either model alone.
 
     Raises:
       ValueError: the two were not scored on the same targets.
@@ -105,7 +105,8 @@ _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))
 
 
 def make_scorer(spec: TrainSpec) -> jax.stages.Wrapped:
-  """scorer(parameters, batch): cross-entropy in nats [B, T] and whether the best guess was right [B, T]."""
+  """Returns scorer(parameters, batch), which gives the cross-entropy in nats and whether the target has the largest
+  logit, both [B, T]."""
 
   def score(parameters: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
     model = spec.model.module(parameters)

@@ -30,12 +30,12 @@ from moejax.files import write_whole
 
 TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
 HUB_WAIT_S = 5.0
-"""Seconds that the Hugging Face hub has to answer before it counts as out of reach."""
+"""Timeout in seconds after which the Hugging Face Hub counts as unreachable."""
 PACKAGES = {
   "antlr4": "antlr4-python3-runtime", "bs4": "beautifulsoup4", "PIL": "pillow", "pkg_resources": "setuptools",
   "sklearn": "scikit-learn",
 }  # fmt: skip
-"""Packages that are not installed by the name of their module."""
+"""Names of packages that differ from that of their module."""
 
 
 class TaskFinder(TaskManager):
@@ -260,7 +260,7 @@ def _hub_answers() -> bool:
       return
     found.append(True)
 
-  asking = threading.Thread(target=ask, daemon=True)  # looking up a name knows no timeout
+  asking = threading.Thread(target=ask, daemon=True)  # resolving a host name has no timeout
   asking.start()
   asking.join(HUB_WAIT_S)
   return bool(found)

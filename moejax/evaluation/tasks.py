@@ -1,4 +1,4 @@
-"""Suites of benchmarks, and the one number of each benchmark that a comparison shows.
+"""Suites of benchmarks, and the headline metric of each benchmark.
 
 `core_en` follows the evaluation of arXiv 2405.15052: nine 0-shot and two 1-shot English tasks, MMLU 5-shot, GSM8K
 8-shot. Its list of the nine 0-shot tasks is not public: BoolQ and OpenBookQA are our choice, the other seven are those
@@ -19,9 +19,9 @@ class Benchmark:
 
   name: str
   few_shot: int | None = None
-  """Examples in the prompt; None leaves what the harness says."""
+  """Number of few-shot examples. None uses the default of the harness."""
   metric: str | None = None
-  """Metric and filter as the harness names them; None takes its first."""
+  """Metric and filter as named by the harness. None uses its first metric."""
 
 
 SUITES: dict[str, tuple[Benchmark, ...]] = {
@@ -51,12 +51,12 @@ ACCURACIES = ("acc", "exact_match")
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """A benchmark's headline."""
+  """The headline metric of a benchmark."""
 
   value: float
   stderr: float | None
   metric: str
-  """Metric and filter as the harness names them."""
+  """Metric and filter as named by the harness."""
 
 
 def check_named(names: Sequence[str]) -> None:

@@ -70,7 +70,7 @@ def new_figure(height: float) -> Figure:
 
 
 def style() -> AbstractContextManager[None]:
-  """The context in which figures are made and rendered."""
+  """The matplotlib context for making and rendering figures."""
   return matplotlib.rc_context(STYLE)
 
 
