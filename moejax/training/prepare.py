@@ -18,7 +18,7 @@ from moejax.data.pipeline import train_batches
 from moejax.data.text import Text
 from moejax.data.tokenizers import VOCAB_MULTIPLE, Tokenizer, padded_vocab_size
 from moejax.errors import UserError
-from moejax.partitioning import Partitioner, make_partitioner
+from moejax.partitioning import Partitioner, make_partitioner, present_devices
 from moejax.progress import SILENT, Progress
 from moejax.training.claimed_text import claim_text
 from moejax.training.compiler import compiler_options
@@ -123,12 +123,13 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
   Raises:
     UserError: a mesh does not fit the devices or the tensors, or a vocabulary is smaller than the tokenizer's.
   """
+  devices = present_devices()
   meshes: dict[tuple[Mesh, Rules], Partitioner] = {}
   placed = []
   for experiment in experiments:
-    key = experiment.mesh, experiment.rules
+    key = experiment.mesh.resolve(len(devices)), experiment.rules
     if key not in meshes:
-      meshes[key] = make_partitioner(*key)
+      meshes[key] = make_partitioner(*key, devices)
     partitioner = meshes[key]
     _check_vocabulary(experiment, tokenizer, partitioner)
     # Constructing it again checks batch and tensors against the data axis that only the devices decide.

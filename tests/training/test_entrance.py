@@ -44,7 +44,7 @@ COUNTED = {
   check_sources: lambda data: data.train,
   source_parts: lambda source: source,
   build_corpus: lambda text, cache, *rest: cache,
-  make_partitioner: lambda mesh, rules: str(mesh),
+  make_partitioner: lambda mesh, rules, devices: str(mesh),
   prepare_directory: lambda directory, *rest: directory,
   prepare: lambda workspace, name, progress: name,
   make_train_spec: lambda experiment, partitioner: experiment.name,

@@ -22,3 +22,20 @@ def test_a_vocabulary_smaller_than_the_tokenizers_names_one_that_fits_and_divide
   enough = dataclasses.replace(small, model=dataclasses.replace(small.model, vocab_size=padded))
   (placed,) = on_devices([dataclasses.replace(enough, mesh=mesh)], ByteTokenizer())
   assert placed.experiment.model.vocab_size == padded
+
+
+def test_experiments_of_one_shape_and_the_same_rules_share_their_mesh_however_it_is_written(tiny_dense, tiny_moe):
+  rules = (*tiny_dense.rules, ("embed", ()))
+  experiments = [
+    dataclasses.replace(experiment, mesh=mesh, rules=of)
+    for experiment, mesh, of in (
+      (tiny_dense, Mesh(), tiny_dense.rules),
+      (tiny_moe, Mesh(data=8), tiny_dense.rules),
+      (tiny_dense, Mesh(), rules),
+      (tiny_dense, Mesh(data=2), tiny_dense.rules),
+    )
+  ]
+  placed = on_devices(experiments, ByteTokenizer())
+  assert placed[0].partitioner is placed[1].partitioner
+  assert [each.experiment.mesh.data for each in placed] == [8, 8, 8, 2]
+  assert len({id(each.partitioner) for each in placed}) == 3
