@@ -147,12 +147,10 @@ def _check_torus(topology: Topology) -> None:
 
 def _nearest(topology: Topology) -> str:
   """A shape of as many chips that there is."""
-  if topology.chip.torus == 2:
-    shapes = [shape for shape in SQUARES if math.prod(shape) == topology.count]
-  else:
+  known = SQUARES if topology.chip.torus == 2 else SMALL_TORUS
+  shapes: list[tuple[int, ...]] = [shape for shape in known if math.prod(shape) == topology.count]
+  if not shapes and topology.chip.torus == 3:
     lengths = [n for n in range(4, topology.count + 1, 4) if topology.count % n == 0]
-    cubes = (
-      shape for shape in itertools.combinations_with_replacement(lengths, 3) if math.prod(shape) == topology.count
-    )
-    shapes = [shape for shape in SMALL_TORUS if math.prod(shape) == topology.count] or sorted(cubes, key=max)[:1]
+    cubes = itertools.combinations_with_replacement(lengths, 3)
+    shapes += sorted((shape for shape in cubes if math.prod(shape) == topology.count), key=max)[:1]
   return f"; {topology.count} chips are {'x'.join(map(str, shapes[0]))}" if shapes else ""

@@ -110,7 +110,7 @@ def holder(path: pathlib.Path) -> Holder | None:
 
 def _wait(path: pathlib.Path, note: Callable[[str], None]) -> int:
   """As `_take`, once no other process holds it."""
-  told = ""
+  told: object = None
   while True:
     try:
       return _take(path, note)
