@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from moejax.config import checks
 from moejax.config.kinds import OfSeveralKinds
+from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.config.sharding import Mesh, Rules, axes_of
 from moejax.errors import UserError
 
@@ -108,7 +109,7 @@ class EinsumDispatch(Dispatch, kind="einsum"):
 class GroupedDispatch(Dispatch, kind="grouped"):
   """Rows sorted by expert and grouped matrix products. Nothing is dropped, except by a receive_factor."""
 
-  exchange: Exchange = "all_to_all"
+  exchange: Exchange = dataclasses.field(default="all_to_all", metadata=RUN_MAY_CHANGE)
   """How rows are exchanged over the expert axis. all_to_all: each row is sent to the device of its expert. all_gather:
   all tokens are sent to all devices, which moves less data if experts_per_token is close to the size of the axis."""
   receive_factor: float | None = None

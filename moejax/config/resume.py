@@ -4,11 +4,12 @@ A comparison allows fewer changes than a run, because step times and scores are 
 """
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Iterator
 from typing import Any, Literal
+
+from moejax.config.kinds import OfSeveralKinds, kinds
 
 Of = Literal["run", "comparison"]
 
@@ -18,10 +19,11 @@ MAY_CHANGE: dict[str, tuple[Of, ...]] = {"may_change": ("run", "comparison")}
 """Metadata of a field that affects neither the trained parameters nor step times nor scores."""
 
 
-@functools.cache
 def changeable(kind: type, of: Of) -> tuple[str, ...]:
-  """Dotted paths of the fields of configuration class `kind` that may change; * stands for an index of a list."""
-  return tuple(_marked(kind, of, ""))
+  """Dotted paths of the fields of configuration class `kind` that may change; * stands for an index of a list.
+
+  Fields of all kinds that are known now are among them, also of a user's own."""
+  return tuple(dict.fromkeys(_marked(kind, of, "")))
 
 
 def _marked(kind: type, of: Of, path: str) -> Iterator[str]:
@@ -41,4 +43,6 @@ def _parts(kind: Any) -> list[tuple[Any, str]]:
     return [(part, "") for part in typing.get_args(kind)]
   if typing.get_origin(kind) is tuple:
     return [(typing.get_args(kind)[0], "*.")]
+  if isinstance(kind, type) and issubclass(kind, OfSeveralKinds):
+    return [(kind, ""), *((one, "") for one in kinds(kind).values())]
   return [(kind, "")]

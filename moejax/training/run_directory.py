@@ -17,9 +17,6 @@ from moejax.files import read_json, write_json
 RUN, COMPARISON = "experiment.json", "suite.json"
 """The configuration that a directory belongs to: one run's or one comparison's."""
 
-MAY_CHANGE = {RUN: changeable(Experiment, "run"), COMPARISON: changeable(Suite, "comparison")}
-"""Fields that may change when what a directory holds resumes."""
-
 LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
 """Keys of experiment.json that say how long the run is, which are compared as a whole."""
 
@@ -101,11 +98,11 @@ def read_experiment(directory: pathlib.Path) -> Experiment:
 
 def check_only_operational(there: Experiment, here: Experiment) -> None:
   """Raises UserError where two experiments differ in more than how a result is computed."""
-  differences = _differences(to_plain(there), to_plain(here), MAY_CHANGE[RUN])
+  differences = _differences(to_plain(there), to_plain(here), _may_change(RUN))
   if differences:
     raise UserError(
       f"these fields of a trained run cannot change: {'; '.join(differences)}; those that can are "
-      f"{', '.join(MAY_CHANGE[RUN])}"
+      f"{', '.join(_may_change(RUN))}"
     )
 
 
@@ -141,7 +138,7 @@ def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[s
   if not path.exists():
     return {}
   there = _read(path)
-  ignored = (*MAY_CHANGE[file], *(LENGTH if file == RUN else ()))
+  ignored = (*_may_change(file), *(LENGTH if file == RUN else ()))
   differences = _differences(there, json.loads(json.dumps(content)), ignored)
   if differences:
     raise UserError(
@@ -194,6 +191,11 @@ def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> Non
   except OSError as error:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
     raise UserError(f"cannot write to {directory}: {reason}; choose another {option}") from error
+
+
+def _may_change(file: str) -> tuple[str, ...]:
+  """Fields that may change when what a directory holds resumes."""
+  return changeable(Experiment, "run") if file == RUN else changeable(Suite, "comparison")
 
 
 def _differences(old: Any, new: Any, ignored: Collection[str], path: str = "") -> list[str]:

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 
 from moejax.config import Checkpoints, Evaluation, Losses, Mesh
+from moejax.config.fields import with_fields
 from moejax.config.plain import to_plain
 from moejax.errors import UserError
 from moejax.training.run_directory import (
@@ -138,12 +139,15 @@ def test_an_experiment_that_became_dense_is_refused_in_one_short_line(tiny_moe, 
     lambda e: replace(e, evaluation=Evaluation(batch_size=4)),
     lambda e: replace(e, model=replace(e.model, remat="dots")),
     lambda e: replace(e, matchable=("model.num_layers",)),
+    lambda e: with_fields(e, {"model.moe.dispatch.exchange": "all_gather"}),
   ],
-  ids=["mesh", "rules", "prefetch", "log_every", "checkpoints", "evaluation", "remat", "free"],
+  ids=["mesh", "rules", "prefetch", "log_every", "checkpoints", "evaluation", "remat", "matchable", "exchange"],
 )
 def test_what_never_changes_the_result_may_change_and_is_noted(tiny_moe, tmp_path, change):
+  tiny_moe = replace(tiny_moe, model=replace(tiny_moe.model, moe=replace(tiny_moe.model.moe, dispatch="grouped")))
   claim(tmp_path, tiny_moe, 7)
   changed = change(tiny_moe)
+  assert changed != tiny_moe
   claim(tmp_path, changed, 7)
   assert held(tmp_path) == json.loads(json.dumps(run_configuration(changed, 7)))
 
