@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. What needs JAX is imported by the verb that needs it, so that the rest is quick."""
+"""The commands. Each imports JAX only if it needs it, so that the others are fast."""
 
 import argparse
 import dataclasses
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     code = known.verb(known, overrides)
     sys.stdout.flush()
   except (Exception, KeyboardInterrupt) as error:
-    # A library may have turned the exception of a signal into another one.
+    # A library may have replaced the exception of a signal by another one.
     if interrupts.received() or isinstance(error, KeyboardInterrupt):
       interrupts.leave()
     failure = isinstance(error, Failure | FloatingPointError)

@@ -1,4 +1,4 @@
-"""The command line: commands, their options, and what their help says."""
+"""The command line: commands, their options and their help."""
 
 import argparse
 import pathlib
@@ -40,7 +40,7 @@ WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "report")
 """Commands that read no experiment."""
 
 TRIES = 8
-"""Variants that a search compiles where --tries does not say."""
+"""Default of --tries, the number of variants that a search compiles."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _path(text: str) -> pathlib.Path:
-  """A path; an empty one, as an unset variable of the shell makes it, would be the current directory."""
+  """A non-empty path. An empty one, as from an unset shell variable, would be the current directory."""
   if not text.strip():
     raise argparse.ArgumentTypeError("the path is empty")
   return pathlib.Path(text)

@@ -1,4 +1,4 @@
-"""What `moejax show` and `moejax list` print, without importing JAX."""
+"""The output of `moejax show` and `moejax list`, without importing JAX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,7 +18,7 @@ from moejax.terminal import Fitting
 def facts(experiment: Experiment) -> dict[str, Any]:
   """Plain numbers of an experiment and its whole configuration: the content of `moejax show NAME --json`.
 
-  Without the text it is not known which tokens are padding: steps and tokens are those of full sequences.
+  Steps and tokens are those of sequences without padding, since the text is not read.
   """
   parameters, steps = parameter_counts(experiment.model), full_sequence_steps(experiment)
   return {
@@ -40,7 +40,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 
 
 def suite_facts(suite: Suite) -> dict[str, Any]:
-  """The same of every member, and the suite's own settings."""
+  """The facts of every member, and the settings of the suite."""
   pairs = [
     {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates]} for pair in suite.pairs
   ]
@@ -75,7 +75,7 @@ def experiment_page(experiment: Experiment) -> RenderableType:
 
 
 def suite_page(suite: Suite) -> RenderableType:
-  """The members side by side, and the suite's own settings."""
+  """A table of the members, and the settings of the suite."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("member", "pair", "total", "active", "FLOPs per token", "tokens per step"):
     table.add_column(head, justify="left" if head in ("member", "pair") else "right", no_wrap=True)
@@ -117,7 +117,7 @@ def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> Render
 
 
 def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:
-  """One line for each experiment and suite."""
+  """A table with one line for each experiment and suite."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   table.add_column("name", no_wrap=True)
   table.add_column("kind")
@@ -140,7 +140,7 @@ def _subtasks(name: str, groups: Mapping[str, list[str]]) -> list[str]:
 
 
 def _tree(experiment: Experiment) -> Text:
-  """Every field as the option that sets it, with its value."""
+  """Every field as its command-line option, with its value."""
   text = Text()
   for name, value in _fields(experiment):
     text.append(f"--{name.replace('_', '-')}", style="cyan")
@@ -159,6 +159,6 @@ def _fields(configuration: Any) -> list[tuple[str, Any]]:
 
 def _short(number: int) -> str:
   for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-    if number >= 0.9995 * size:  # three digits round up to the next unit
+    if number >= 0.9995 * size:  # three digits would round up to the next unit
       return f"{number / size:.3g}{unit}"
   return str(number)

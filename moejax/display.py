@@ -1,4 +1,4 @@
-"""The live display of a long command: what runs now, its figures, and the time left for all of it."""
+"""The live display of a long command: the current stage, its figures, and the remaining time."""
 
 import contextlib
 import dataclasses
@@ -16,13 +16,13 @@ from moejax.progress import Progress
 from moejax.terminal import output
 
 LINE_EVERY_S = 15.0
-"""Seconds between two lines of a stage where the output is no terminal."""
+"""Seconds between two lines of a stage if the output is not a terminal."""
 
 STEP_LINE_EVERY_S = 1.0
-"""Least seconds between two lines of a stage that has a line every so many steps."""
+"""Minimum seconds between two lines of a stage with a line every given number of steps."""
 
 NARROW = 100
-"""Columns of a terminal below which bars are short."""
+"""Terminal width below which bars are short."""
 
 
 class Display(Progress):
@@ -32,7 +32,7 @@ class Display(Progress):
     self.console = console or output(stderr=True)
     self._progress = rich.progress.Progress(
       SpinnerColumn(),
-      _Name(table_column=Column()),  # the column that gives way where the terminal is narrow
+      _Name(table_column=Column()),  # the column that is shortened on a narrow terminal
       BarColumn(bar_width=24 if self.console.width >= NARROW else 10, table_column=Column(no_wrap=True)),
       TextColumn("{task.fields[facts]}", markup=False),
       _TimeLeft(self.left_s),

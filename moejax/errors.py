@@ -1,4 +1,4 @@
-"""Which exceptions are the user's to mend."""
+"""The exceptions that a user can fix."""
 
 import errno
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ OF_THE_MACHINE = {
   errno.EIO: "check the disk",
   errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
-"""What helps where the operating system refuses."""
+"""Advice for errors of the operating system."""
 
 LESS_MEMORY = (
   "lower training.batch_size (or evaluation.batch_size), raise training.gradient_accumulation, set model.remat, "
@@ -22,7 +22,8 @@ LESS_MEMORY = (
 
 
 class UserError(ValueError):
-  """A mistake in what the user gave: one line with the value, the limit and the remedy. Exit code 2."""
+  """A mistake in the input of the user. The message is one line with the value, the limit and the remedy. Exit code
+  2."""
 
 
 class Failure(RuntimeError):
@@ -50,12 +51,12 @@ def users_mistake(error: BaseException) -> str | None:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """An exception and those that led to it."""
+  """An exception and its causes."""
   while error is not None:
     yield error
     error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def reason(error: Exception) -> str:
-  """The first line of what an exception of another library says, or its name where it says nothing."""
+  """The first line of the message of an exception, or the name of its class if it has none."""
   return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,10 +1,10 @@
-"""Which field a user may have meant: names of other frameworks, forgotten groups, slips of the finger."""
+"""Suggests the field that a user may have meant: names in other frameworks, missing groups and typos."""
 
 from collections.abc import Collection, Iterable
 
 from moejax.field_values import option
 
-# Names of one thing in other frameworks, by the field that it is here. Compared without case and with underscores.
+# Names in other frameworks, by field. They are compared in lower case and with underscores.
 ALIASES = {
   "optimizer.learning_rate": "lr max_lr peak_lr base_lr learn_rate",
   "optimizer.schedule.final_fraction": "min_lr final_lr end_lr min_lr_ratio lr_final_fraction",
@@ -65,15 +65,15 @@ ALIASES = {
   "checkpoint_dir base_output_directory",
 }  # fmt: skip
 OF_A_COMMAND = ("workdir",)
-"""Names in ALIASES that are options of a command and no fields."""
+"""Names in ALIASES that are options of a command and not fields."""
 EXPERIMENT = "config config_file config_name config_path cfg experiment model_name preset recipe"
 
 MOST = 4
-"""Fields that a hint names."""
+"""The largest number of fields in a hint."""
 
 
 def hint(path: str, fields: Collection[str]) -> str:
-  """What follows the news that there is no field `path`: the fields that were meant, perhaps."""
+  """The hint after the message that there is no field `path`: the fields that may have been meant."""
   if path.lower() in EXPERIMENT.split():
     return "; the experiment is named without an option: a listed name, FILE.py:FUNCTION or RUN/experiment.json"
   near = _near(path.lower(), fields)
@@ -81,7 +81,7 @@ def hint(path: str, fields: Collection[str]) -> str:
 
 
 def _near(path: str, fields: Collection[str]) -> list[str]:
-  """The likeliest first: another framework's name or the last part of a path, then similar names."""
+  """Candidates, the most likely first: names in other frameworks or the last part of a path, then similar names."""
   last = path.rpartition(".")[2]
   known = [*OF_A_COMMAND, *fields]
   alias = [name for name in known if last in ALIASES.get(name, "").split()]
@@ -105,7 +105,7 @@ def _in_group(path: str, fields: Iterable[str]) -> list[str]:
 
 
 def _closest(text: str, names: Iterable[str], limit: int) -> list[str]:
-  """The names with the fewest edits to `text`, none where that is more than `limit`."""
+  """The names with the fewest edits to `text`, or none if that is more than `limit`."""
   found: list[str] = []
   for name in names:
     edits = _edits(text, name, limit)
@@ -117,9 +117,9 @@ def _closest(text: str, names: Iterable[str], limit: int) -> list[str]:
 
 
 def _edits(one: str, other: str, limit: int) -> int:
-  """Letters to insert, delete, change or swap with their neighbour that lead from one to the other.
+  """The number of insertions, deletions, substitutions and swaps of neighbors between two names.
 
-  Where that is more than `limit`, any number above it.
+  Returns any number above `limit` if it is larger than that.
   """
   if abs(len(one) - len(other)) > limit:
     return limit + 1

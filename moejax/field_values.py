@@ -1,4 +1,4 @@
-"""Values of fields from text: what a user types after an option, as the type that the field has."""
+"""Parses the values of fields from the command line."""
 
 import difflib
 import math
@@ -48,7 +48,7 @@ def _parse(text: str, kind: Any, path: str, now: Any) -> Any:
 def _of_type(text: str, kind: Any, whole: Any) -> Any:
   """`text` as one type; raises ValueError where it is none. `whole` is the field's type, of which this is a part."""
   if kind is type(None):
-    # A file may be called none: where text is allowed too, only None itself is no text.
+    # A file may be named none, so that for fields that also allow text only None is not text.
     if text == "None" or (text.lower() in NONE and str not in _alternatives(whole)):
       return None
     raise ValueError
@@ -68,18 +68,18 @@ def _of_type(text: str, kind: Any, whole: Any) -> Any:
 
 
 def _integer(text: str) -> int:
-  """A whole number however it is written: 1000, 1_000, 1e3, 1000.0."""
+  """Parses an integer in any notation: 1000, 1_000, 1e3, 1000.0."""
   try:
     return int(text)
   except ValueError:
     number = float(text)
-    if not number.is_integer():  # false of NaN and infinity too
+    if not number.is_integer():  # also false for NaN and infinity
       raise
     return int(number)
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
-  """The types of a union, None first; a type that is no union by itself."""
+  """The members of a union type, None first, or the type itself."""
   parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
   return tuple(sorted(parts, key=lambda part: part is not type(None)))
 

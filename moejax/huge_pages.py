@@ -1,9 +1,9 @@
 """Huge pages for the large arrays of a step on CPU.
 
-XLA's CPU client asks the C library for temporary memory again in every step, and glibc hands it back to the system
-after each: a step then spends a third of its time on page faults. With transparent huge pages there are 512 times
-fewer. glibc reads the setting when a process starts, so the process starts itself again, once. On an accelerator, where
-the large arrays are not on the host, it does not.
+XLA's CPU client allocates temporary memory in every step, and glibc returns it to the system after the step, so that a
+step spends a third of its time on page faults. Transparent huge pages reduce their number by a factor of 512. glibc
+reads the setting when a process starts, so that the process restarts itself once. It does not do so on accelerators,
+where the large arrays are not on the host.
 """
 
 import glob
@@ -18,7 +18,7 @@ ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]
 
 
 def restart_with_huge_pages() -> None:
-  """Replaces this process by itself with huge pages for malloc; does nothing where they are set or of no use."""
+  """Restarts this process with huge pages for malloc, unless they are set already or of no use."""
   set_already = os.environ.get("GLIBC_TUNABLES", "")
   if "glibc.malloc.hugetlb" in set_already or platform.libc_ver()[0] != "glibc" or not computes_on_cpu():
     return

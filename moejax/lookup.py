@@ -1,4 +1,4 @@
-"""From what a user types to an experiment or a suite."""
+"""Finds experiments and suites by name."""
 
 import contextlib
 import difflib
@@ -63,7 +63,7 @@ def find_suite(name: str) -> Suite:
 
 
 def listed() -> list[tuple[str, Experiment | Suite, str]]:
-  """Name, value and first docstring line of everything in the list, the unnamed members of suites last."""
+  """Name, value and first docstring line of all listed experiments and suites, followed by other members of suites."""
   rows = [(name, make(), _summary(make)) for name, make in EXPERIMENTS.items()]
   for suite in _suites():
     rows += [
@@ -119,7 +119,7 @@ def _module(path: str) -> ModuleType:
 def _function(path: str, name: str) -> Callable[[], object]:
   """A function of a file that is executed."""
   module = _module(path)
-  # Its own functions, not those that it imports: `replace` would be no help.
+  # Its own functions, and not those that it imports.
   functions = [
     key
     for key, value in vars(module).items()

@@ -1,4 +1,4 @@
-"""How results show themselves in a notebook."""
+"""The HTML of results in notebooks."""
 
 import html
 from collections.abc import Iterable

@@ -16,5 +16,5 @@ def library(name: str, extra: str = "data") -> Any:
     return importlib.import_module(name)
   except ModuleNotFoundError as error:
     if not error.name or error.name.partition(".")[0] != name.partition(".")[0]:
-      raise  # the library is there, and what it needs is not
+      raise  # the library is installed, but one of its dependencies is not
     raise UserError(f"{name.partition('.')[0]} is not installed; `pip install moejax[{extra}]`") from None

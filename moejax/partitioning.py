@@ -1,7 +1,7 @@
-"""From logical axis names to devices: the mesh, PartitionSpecs, constraints. Nothing else spells a mesh axis.
+"""Maps logical axes to devices: the mesh, PartitionSpecs and constraints. No other file names a mesh axis.
 
-Flax's own look-up replicates a tensor whose logical name is misspelt and drops a mesh axis that two dimensions claim,
-both in silence; here either is an error that names the tensor, its shape, the rule and the mesh.
+Flax silently replicates a tensor whose logical axis is misspelt, and silently drops a mesh axis that two dimensions
+use. Here both are errors that name the tensor, its shape, the rule and the mesh.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from moejax.errors import UserError
 from moejax.torus import arrange
 
 Names = tuple[str | None, ...]
-"""The meaning of each dimension of a tensor; None for one that no rule shards."""
+"""The logical axis of each dimension of a tensor. None for a dimension that is never sharded."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Partitioner:
     """The PartitionSpec of a tensor of this shape.
 
     Raises:
-      UserError: an unknown name, a mesh axis on two dimensions, or a dimension that its axes do not divide.
+      UserError: a logical axis is unknown, a mesh axis shards two dimensions, or its shards do not divide a dimension.
     """
     if len(names) != len(shape):
       raise UserError(f"{what}: {len(names)} logical axes {names} for shape {tuple(shape)}")
@@ -49,29 +49,29 @@ class Partitioner:
     return PartitionSpec(*map(self._entry, names, shape))
 
   def _entry(self, name: str | None, size: int | None = None) -> str | tuple[str, ...] | None:
-    """The place of one dimension in a PartitionSpec."""
+    """The entry of one dimension in a PartitionSpec."""
     return _of_axes(axes_of(self.rules, self.shape, name, size)) if name is not None else None
 
   def sharding(self, names: Names, shape: Sequence[int], what: str) -> NamedSharding:
-    """The placement of a tensor of this shape; raises as `spec`."""
+    """The sharding of a tensor of this shape. Raises as `spec`."""
     return NamedSharding(self.mesh, self.spec(names, shape, what))
 
   def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
-    """`x`, placed by the rules; raises as `spec`."""
+    """Constrains the sharding of `x` by the rules. Raises as `spec`."""
     sharding = self.sharding(names, x.shape, "activation " + " x ".join(str(name) for name in names))
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
 
   def on_each_device(
     self, function: Callable, inputs: tuple[Any, ...], outputs: Any, exchanging: bool = False
   ) -> Callable:
-    """`function`, called on every device's own share of its arguments.
+    """Returns `function` mapped over devices, each of which gets its shard of the arguments (`jax.shard_map`).
 
     Args:
-      function: arrays to arrays; nothing in it crosses devices but by the methods below.
-      inputs: names of each argument's dimensions, in the structure of the arguments.
-      outputs: names of each result's dimensions, in the structure of the result.
-      exchanging: whether something in it crosses devices. JAX then does not check that results are the same where they
-        are not sharded, which it cannot do through kernels and ragged exchanges.
+      function: arrays to arrays. It communicates between devices only by the methods below.
+      inputs: logical axes of the arguments, in their structure.
+      outputs: logical axes of the results, in their structure.
+      exchanging: whether it communicates. JAX then does not check that results are equal on devices that replicate
+        them, which it cannot do through kernels and ragged exchanges.
     """
     if self.mesh.size == 1:
       return function
@@ -84,7 +84,7 @@ class Partitioner:
       sizes: dict[str | None, int] = {}
 
       def own(name: str | None) -> str | tuple[str, ...] | None:
-        # Without axes of one device, by which JAX would take equal results for different ones.
+        # Without axes of one device, since JAX would treat equal results as different along them.
         return _of_axes(self.axes(name, sizes.get(name))) if name is not None else None
 
       def place(names: Names, x: jax.Array) -> PartitionSpec:
@@ -101,60 +101,61 @@ class Partitioner:
     return sharded
 
   def axes(self, name: str, size: int | None = None) -> tuple[str, ...]:
-    """The mesh axes of more than one device that shard a dimension of this name (and size, for key/value heads)."""
+    """The mesh axes of more than one device that shard this logical axis (for key/value heads, of this size)."""
     return tuple(axis for axis in axes_of(self.rules, self.shape, name, size) if self.shape.shape[axis] > 1)
 
   def index(self, name: str) -> jax.Array:
-    """Within `on_each_device`: which shard of a dimension of this name the device has."""
+    """Within `on_each_device`: the index of the device's shard of this logical axis."""
     return jax.lax.axis_index(self.axes(name)) if self.axes(name) else jnp.zeros((), jnp.int32)
 
   def gather(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
-    """Within `on_each_device`: `x` with all shards of its `dimension`, which bears this name."""
+    """Within `on_each_device`: gathers all shards of `x` along `dimension`, which has this logical axis."""
     return jax.lax.all_gather(x, self.axes(name), axis=dimension, tiled=True) if self.axes(name) else x
 
   def sum_over(self, x: jax.Array, *names: str) -> jax.Array:
-    """Within `on_each_device`: the sum of `x` over the devices that share dimensions of these names."""
+    """Within `on_each_device`: the sum of `x` over the devices that shard these logical axes."""
     axes = tuple(axis for name in names for axis in self.axes(name))
     return jax.lax.psum(x, axes) if axes else x
 
   def sum_to_shards(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
-    """Within `on_each_device`: the same sum, of which each device keeps its shard of `dimension`."""
+    """Within `on_each_device`: the same sum, of which each device keeps its shard along `dimension`
+    (reduce-scatter)."""
     axes = self.axes(name)
     return jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True) if axes else x
 
   def shards(self, name: str) -> int:
-    """Parts into which the mesh cuts a dimension of this name."""
+    """The number of shards of this logical axis."""
     return shards(self.rules, self.shape, name)
 
   @property
   def device(self) -> jax.Device:
-    """The first; the others are like it."""
+    """The first device. All devices have the same type."""
     return self.mesh.devices.flat[0]
 
   @property
   def platform(self) -> str:
-    """Where programs run that are lowered for this mesh: cpu, gpu or tpu."""
+    """The platform of the devices: cpu, gpu or tpu."""
     return self.device.platform
 
   @property
   def replicated(self) -> NamedSharding:
-    """A copy on every device."""
+    """The sharding of an array that is replicated on all devices."""
     return NamedSharding(self.mesh, PartitionSpec())
 
   @property
   def batch(self) -> NamedSharding:
-    """Placement of [B, T] input."""
+    """The sharding of [B, T] input."""
     return NamedSharding(self.mesh, PartitionSpec(self._entry("batch"), self._entry("sequence")))
 
   def compute_dtype(self, model: Model) -> jnp.dtype:
-    """The type of activations: as set, or float32 on CPU and bfloat16 elsewhere."""
+    """The dtype of activations: as configured, else float32 on CPU and bfloat16 on other platforms."""
     if model.compute_dtype != "auto":
       return jnp.dtype(model.compute_dtype)
     return jnp.dtype(jnp.float32 if self.platform == "cpu" else jnp.bfloat16)
 
 
 def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | None = None) -> Partitioner:
-  """A partitioner over `devices`, all of this program's by default, or the first of them where the mesh needs fewer.
+  """A partitioner over `devices` (default: all devices of this program). A smaller mesh uses the first of them.
 
   Raises:
     UserError: the mesh needs more devices than there are, the rules are not well formed, or as `present_devices`.
@@ -172,11 +173,11 @@ def present_devices() -> list[jax.Device]:
   """All devices of this program.
 
   Raises:
-    UserError: there is none of the platform that JAX_PLATFORMS names.
+    UserError: there is no device of the platform in JAX_PLATFORMS.
   """
   try:
     return jax.devices()
-  except (AssertionError, RuntimeError) as error:  # JAX checks by assertion that some platform could be initialised
+  except (AssertionError, RuntimeError) as error:  # JAX asserts that a platform could be initialized
     platforms = jax.config.values["jax_platforms"]
     reason = " ".join(str(error).split()) or "its plugin is not installed or finds no device"
     raise UserError(
@@ -186,12 +187,12 @@ def present_devices() -> list[jax.Device]:
 
 
 def to_devices(arrays: Any, sharding: NamedSharding, *, whole: bool = False) -> Any:
-  """Arrays of the host as global arrays on the devices.
+  """Moves arrays from the host to the devices, as global arrays.
 
   Args:
-    arrays: pytree of numpy arrays: the rows that belong to this process.
-    sharding: of the global arrays.
-    whole: whether every process passes all rows, of which each places what its devices need.
+    arrays: pytree of NumPy arrays with the rows of this process.
+    sharding: sharding of the global arrays.
+    whole: whether every process passes all rows instead of its own.
   """
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape if whole else None), arrays)
 

@@ -1,32 +1,33 @@
-"""Where a long operation reports how far it has come, handed down by the caller."""
+"""The interface to which long operations report their progress."""
 
 import contextlib
 
 
 class Progress:
-  """Reports that nobody sees. `moejax.display.Display` shows them on a terminal; a notebook may pass its own."""
+  """A Progress without output. `moejax.display.Display` shows progress on a terminal, and notebooks may pass their
+  own."""
 
   def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:
-    """A new stage begins.
+    """Starts a new stage.
 
     Args:
-      name: what runs now.
-      total: in the units of `advance`, None where it is not known.
-      line_every: in a log, a line each time the stage has advanced to a multiple of this; None leaves it to the log.
+      name: description of the stage.
+      total: its length in the units of `advance`, or None if unknown.
+      line_every: a log has a line for each multiple of this. None lets the log choose.
     """
 
   def advance(self, completed: float, facts: str = "") -> None:
-    """The current stage has come this far; `facts` are its latest figures."""
+    """Sets the position of the current stage. `facts` are its latest figures."""
 
   def aside(self) -> contextlib.AbstractContextManager[None]:
     """A context for nested stages; the current stage continues after them."""
     return contextlib.nullcontext()
 
   def whole(self, done_s: float, left_s: float | None) -> None:
-    """Seconds of work done and left in the whole operation, None where they are not known yet."""
+    """Sets the seconds done and left of the whole operation, or None while they are unknown."""
 
   def note(self, text: str) -> None:
-    """One line that should stay visible, such as a warning."""
+    """Shows a line permanently, such as a warning."""
 
 
 SILENT = Progress()
@@ -36,7 +37,7 @@ SILENT = Progress()
 def training_facts(
   loss: float, tokens_per_s: float | None = None, mfu: float | None = None, dropped: float | None = None
 ) -> str:
-  """Loss and speed as a stage of training shows them; MFU and the fraction of choices that was dropped, where known."""
+  """The figures of a training stage: loss, speed, and if known MFU and the fraction of dropped choices."""
   facts = [f"loss {loss:.3f}"]
   if tokens_per_s is not None:
     facts.append(f"{tokens_per_s:,.0f} tokens/s")

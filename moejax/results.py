@@ -1,4 +1,4 @@
-"""What the functions of `moejax.api` return: the numbers that the commands write to disk, and where they lie."""
+"""The results of the functions of `moejax.api`: the numbers that commands write to disk, and the directory."""
 
 import dataclasses
 import pathlib
@@ -50,7 +50,7 @@ class Trained:
 
 @dataclasses.dataclass(frozen=True)
 class Compared:
-  """A comparison that ran to its end."""
+  """A completed comparison."""
 
   directory: pathlib.Path
   """Holds comparison.json, the report and one run directory per member."""

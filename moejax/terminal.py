@@ -1,4 +1,4 @@
-"""Where commands print their results, and tables that keep their names whole however narrow the terminal is."""
+"""Console output of commands, and tables that do not truncate names on narrow terminals."""
 
 import os
 import sys
@@ -10,18 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 UNLIMITED = 10_000
-"""Columns of what is no terminal, such as a file or a pipe: nothing is wrapped there."""
+"""Width of output that is not a terminal, such as a file or a pipe, where nothing is wrapped."""
 
 
 def output(stderr: bool = False) -> Console:
-  """A console for standard output: as wide as the terminal, or without a limit where it is none."""
+  """A console for standard output, as wide as the terminal, or of unlimited width if it is not a terminal."""
   stream = sys.stderr if stderr else sys.stdout
   is_narrow = stream.isatty() or "COLUMNS" in os.environ
   return Console(stderr=stderr, width=None if is_narrow else UNLIMITED)
 
 
 class Fitting:
-  """A table; where the terminal is too narrow for it, one line for each cell, below the first cell of its row."""
+  """A table. If the terminal is too narrow, each cell has its own line below the first cell of its row."""
 
   def __init__(self, table: Table):
     self.table = table

@@ -1,8 +1,8 @@
-"""Lays the axes of a mesh on a torus of chips, so that none of them has to share its links without need.
+"""Arranges the axes of a mesh on a torus of chips, so that they share as few links as possible.
 
-JAX's own arrangement gives an axis whole dimensions of the torus where it can. Where it cannot, as with data=4 and
-expert=64 on v6e:16x16, it takes for data chips that lie four apart, so that four such rings share every link.
-Neighbours two by two move the same bytes four times as fast.
+If possible, JAX assigns whole dimensions of the torus to an axis. Otherwise, as for data=4 and expert=64 on v6e:16x16,
+it assigns chips that are four apart to data, so that four such rings share every link. A block of two by two neighbors
+moves the same bytes four times as fast.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ from jax.experimental import mesh_utils
 from moejax.config.chips import chip_of
 
 WORTH = 0.8
-"""JAX's arrangement stays unless another one gathers in this part of its time."""
+"""Another arrangement is used if its gathers take at most this fraction of the time in that of JAX."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Ring:
-  """The part of one torus dimension that an axis takes: `devices` chips, `stride` apart."""
+  """The part of a torus dimension that an axis uses: `devices` chips, `stride` apart."""
 
   devices: int
   stride: int
@@ -30,19 +30,19 @@ class Ring:
 
   @property
   def links(self) -> float:
-    """Links that it keeps busy when it gathers: both ways round a ring, one on a line, shared with those between."""
+    """The links that a gather uses: both directions of a ring or one of a line, shared with the chips in between."""
     return (2 if self.closed else 1) / self.stride
 
 
 def make_ring(devices: int, stride: int, length: int, wrap: int) -> Ring:
-  """A ring in a dimension of `length` chips, which closes where its length is a multiple of `wrap`."""
+  """A ring in a dimension of `length` chips, which wraps around if its length is a multiple of `wrap`."""
   if devices == 2 and length % wrap == 0:
     stride = min(stride, length - stride)  # the shorter way round
   return Ring(devices, stride, devices * stride == length and length % wrap == 0 and length > 2)
 
 
 def ring_of(coordinates: Iterable[int], length: int, wrap: int) -> Ring | None:
-  """The ring through chips at these places of a dimension; None where they are at one."""
+  """The ring through chips at these coordinates of a dimension. None if they are all equal."""
   places = sorted(set(coordinates))
   if len(places) == 1:
     return None
@@ -50,14 +50,14 @@ def ring_of(coordinates: Iterable[int], length: int, wrap: int) -> Ring | None:
 
 
 def arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-  """The devices as an array of this shape; slices lie one after the other along the first axis.
+  """Arranges the devices in an array of this shape, with slices along the first axis.
 
-  JAX's own arrangement, unless the axes of another one gather much faster on the torus (`WORTH`).
+  Uses the arrangement of JAX, unless another one gathers much faster on the torus (`WORTH`).
 
   Args:
-    devices: all of the mesh.
-    shape: of its axes; the first holds copies, so that it moves only what gradients are left after the others have
-      shared them, and counts for so much less.
+    devices: all devices of the mesh.
+    shape: sizes of the mesh axes. The first axis holds replicas. It moves only the gradient shards that remain after
+      the other axes are reduced, so that its time counts correspondingly less.
   """
   slices = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
   if len(slices) > 1 and shape[0] % len(slices) == 0:
@@ -75,15 +75,15 @@ def arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """Which part of each torus dimension each mesh axis takes, and in which order the axes lie in one another."""
+  """The part of each torus dimension that each mesh axis uses, and the nesting order of the axes."""
 
   factors: tuple[tuple[int, ...], ...]
-  """[dimension][axis]."""
+  """Number of devices, by [dimension][axis]."""
   order: tuple[int, ...]
-  """Axes, the outermost first."""
+  """The axes, from the outermost to the innermost."""
 
   def rings(self, torus: tuple[int, ...], wrap: int) -> list[list[Ring]]:
-    """Of each axis."""
+    """The rings of each axis."""
 
     def of_axis(axis: int) -> list[Ring]:
       inner = self.order[self.order.index(axis) + 1 :]
@@ -96,7 +96,7 @@ class Layout:
     return [of_axis(axis) for axis in range(len(self.order))]
 
   def place(self, grid: np.ndarray) -> np.ndarray:
-    """Devices in the form of the torus to devices in the form of the mesh."""
+    """Reshapes an array of devices from the shape of the torus to that of the mesh."""
     axes, dimensions = len(self.order), len(self.factors)
     split = grid.reshape([of[axis] for of in self.factors for axis in self.order])
     where = [dimension * axes + self.order.index(axis) for axis in range(axes) for dimension in range(dimensions)]
@@ -104,7 +104,8 @@ class Layout:
 
 
 def gather_seconds(axes: list[list[Ring]]) -> float:
-  """Of gathers along each axis, for one byte and links of one byte a second; the first counts as `arrange` says."""
+  """Seconds of gathers of one byte along each axis over links of 1 byte/s. The first axis is weighted as in
+  `arrange`."""
   sizes = [math.prod(ring.devices for ring in rings) for rings in axes]
   seconds = [
     (size - 1) / size / sum(ring.links for ring in rings) if rings else 0.0
@@ -123,7 +124,7 @@ def _layouts(torus: tuple[int, ...], shape: tuple[int, ...]) -> Iterator[Layout]
 
 
 def _factors(length: int, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-  """Ways to share a dimension of a torus among the axes."""
+  """The ways to split a torus dimension among the axes."""
   if len(shape) == 1:
     if shape[0] % length == 0:
       yield (length,)
@@ -135,7 +136,7 @@ def _factors(length: int, shape: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def _gather_seconds(mesh: np.ndarray, grid: np.ndarray, wrap: int) -> float:
-  """As `gather_seconds`, of devices that are already arranged."""
+  """`gather_seconds` of devices that are already arranged."""
   at = {device.id: place for place, device in np.ndenumerate(grid)}
 
   def of_axis(axis: int) -> list[Ring]:
@@ -148,7 +149,7 @@ def _gather_seconds(mesh: np.ndarray, grid: np.ndarray, wrap: int) -> float:
 
 
 def _grid(devices: Sequence[jax.Device]) -> np.ndarray | None:
-  """Devices by their coordinates, None where they are no whole torus with one device a chip."""
+  """The devices by coordinates, or None if they do not form a full torus with one device per chip."""
   places = [tuple(getattr(device, "coords", None) or ()) for device in devices]
   if not places[0] or len(set(places)) != len(devices):
     return None
