@@ -130,6 +130,30 @@ def test_training_opens_makes_and_compiles_everything_once(dense, calls, tmp_pat
   }
 
 
+MISTAKES = {
+  "tokenizer": ({"data.tokenizer": "gone.json"}, "data.tokenizer='gone.json' cannot be read"),
+  "source": ({"data.train": ("gone.txt",)}, "data.train: 'gone.txt' does not exist"),
+  "vocabulary": ({"model.vocab_size": 256}, "model.vocab_size=256 is less than the 259 tokens"),
+  "mesh": ({"mesh.data": 16, "training.batch_size": 16, "evaluation.batch_size": 16}, "needs 16 devices"),
+  "batch": ({"mesh.data": None, "training.batch_size": 12}, "is not divisible by the 8 shards"),
+}
+
+
+@pytest.mark.parametrize(("fields", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_what_is_quick_to_check_is_refused_before_anything_is_read_or_compiled(
+  dense, monkeypatch, tmp_path, fields, said
+):
+  for function in (build_corpus, make_train_spec):
+    replace_everywhere(monkeypatch, function, lambda *arguments, of=function: pytest.fail(f"{of.__name__} is called"))
+  wrong = moejax.replace(dense, **fields)
+  suite = dataclasses.replace(suite_of(wrong), pairs=(Pair(dense=wrong, candidates=suite_of(wrong).members[1:2]),))
+  for run in (lambda: moejax.train(wrong, tmp_path / "run"), lambda: moejax.compare(suite, tmp_path / "comparison")):
+    with pytest.raises(UserError, match=re.escape(said)):
+      run()
+  written = [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "text"]
+  assert not written
+
+
 def test_a_directory_in_the_text_is_refused_and_left_as_it_is(dense, tmp_path):
   (text,) = dense.data.train
   before = sorted(tmp_path.rglob("*"))
