@@ -23,7 +23,10 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11,<3.14",
-  package_data={"moejax": ["py.typed", "*.pyi"]},
+  package_data={
+    "moejax": ["py.typed", "*.pyi"],
+    "moejax.launch": ["README.md", "Dockerfile", "skypilot.yaml", "slurm/*.sbatch"],
+  },
   packages=find_packages(include=["moejax", "moejax.*"]),
   install_requires=[
     "jax>=0.10.2",
