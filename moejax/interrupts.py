@@ -216,7 +216,7 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:
-  """Called with an exception in a finaliser or a callback of a weak reference, from which none is raised: one of a
+  """Called with an exception in a finalizer or a callback of a weak reference, from which none is raised: one of a
   signal would be printed and forgotten."""
   if isinstance(what.exc_value, Interrupted):
     leave()

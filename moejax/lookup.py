@@ -81,7 +81,7 @@ def _from_file(name: str) -> Experiment | Suite:
   path, _, function = name.rpartition(":")
   if not pathlib.Path(path).is_file():
     raise UserError(f"{path} does not exist; name a file and a function in it, as in path/to/mine.py:my_experiment")
-  with _neighbours_importable(path), _one_line_errors(path):
+  with _neighbors_importable(path), _one_line_errors(path):
     made = _function(path, function)()
   if not isinstance(made, Experiment | Suite):
     raise UserError(f"{name} returned {type(made).__name__}; it must return an Experiment or a Suite")
@@ -96,7 +96,7 @@ def import_file(path: str) -> ModuleType:
   """
   if not pathlib.Path(path).is_file():
     raise UserError(f"{path} does not exist; name a Python file that defines kinds of your own, as in mine.py")
-  with _neighbours_importable(path), _one_line_errors(path):
+  with _neighbors_importable(path), _one_line_errors(path):
     return _module(path)
 
 
@@ -133,7 +133,7 @@ def _function(path: str, name: str) -> Callable[[], object]:
 
 
 @contextlib.contextmanager
-def _neighbours_importable(path: str) -> Iterator[None]:
+def _neighbors_importable(path: str) -> Iterator[None]:
   """Lets a file import the modules in its folder, as Python does for a script."""
   folder = str(pathlib.Path(path).parent.resolve())
   sys.path.insert(0, folder)

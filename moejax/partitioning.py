@@ -1,6 +1,6 @@
 """Maps logical axes to devices: the mesh, PartitionSpecs and constraints. No other file names a mesh axis.
 
-Flax silently replicates a tensor whose logical axis is misspelt, and silently drops a mesh axis that two dimensions
+Flax silently replicates a tensor whose logical axis is misspelled, and silently drops a mesh axis that two dimensions
 use. Here both are errors that name the tensor, its shape, the rule and the mesh.
 """
 

@@ -13,7 +13,7 @@ from moejax.config import AdamW, Data, Evaluation, Experiment, Losses, Model, Mo
 JAX = tuple(map(int, metadata.version("jax").split(".")[:2]))
 
 # JAX reads these when it is imported, which nothing has done yet. The rank of two operands must agree, or be written.
-# Programs of tests are tiny: compiling them is what takes the time, so it is done with little optimisation.
+# Programs of tests are tiny: compiling them is what takes the time, so it is done with little optimization.
 FLAGS = (
   "--xla_force_host_platform_device_count=8",
   "--xla_backend_optimization_level=0",

@@ -36,7 +36,7 @@ BODIES = {
     "def run():\n  try:\n    ask()\n    time.sleep(30)\n  finally:\n    print('cleaned', flush=True)"
   ),
   "swallowed": "def run():\n  try:\n    ask()\n    time.sleep(1)\n  except BaseException: pass\n  time.sleep(30)",
-  "within a finaliser": (
+  "within a finalizer": (
     "class Final:\n  def __del__(self): ask(); time.sleep(1)\n"
     "def run():\n  Final()\n  while True: time.sleep(0.01); print('goes on', flush=True)"
   ),

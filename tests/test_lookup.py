@@ -138,7 +138,7 @@ def test_a_file_without_a_function(write):
     ("\n\nundefined", "own.py:3: NameError: name 'undefined' is not defined"),
     ("def mine(x): ...", "own.py: TypeError: mine() missing 1 required positional argument: 'x'"),
     ("import sys\nsys.exit(3)", "own.py:2: SystemExit: 3"),
-    ("def mine():\n  import neighbour\n  neighbour.fail()", "neighbour.py:2: KeyError: 'gone'"),
+    ("def mine():\n  import neighbor\n  neighbor.fail()", "neighbor.py:2: KeyError: 'gone'"),
     ("import json\ndef mine(): json.loads('{')", "own.py:2: JSONDecodeError: Expecting property name enclosed in"),
     ("def mine():\n  assert False", "own.py:2: AssertionError"),
     ("def mine(): raise ValueError('two\\nlines')", "own.py:1: ValueError: two lines"),
@@ -146,16 +146,16 @@ def test_a_file_without_a_function(write):
   ],
 )
 def test_an_exception_of_the_users_file_is_one_line_with_the_place_where_it_was_raised(write, text, message):
-  write("def fail():\n  {}['gone']", "neighbour.py")
+  write("def fail():\n  {}['gone']", "neighbor.py")
   before = [*sys.path]
   with pytest.raises(UserError) as caught:
     find(f"{write(text)}:mine")
   assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
   assert sys.path == before
-  sys.modules.pop("neighbour", None)
+  sys.modules.pop("neighbor", None)
 
 
-def test_a_users_file_imports_its_neighbours_from_any_folder(write, tmp_path, monkeypatch):
+def test_a_users_file_imports_its_neighbors_from_any_folder(write, tmp_path, monkeypatch):
   write("from moejax.experiments.quickstart import quick_small as basic", "basis.py")
   write("def mine():\n  from basis import basic\n  return basic()")
   (tmp_path / "elsewhere").mkdir()

@@ -52,7 +52,7 @@ def test_rings_that_lie_in_one_another_share_the_links():
   assert Ring(4, 4, closed=True).links == 0.5
 
 
-def test_the_four_chips_that_share_an_expert_are_neighbours_two_by_two():
+def test_the_four_chips_that_share_an_expert_are_neighbors_two_by_two():
   mesh = arrange(chips(16, 16), (1, 4, 64, 1))
   assert {device.coords for device in mesh[0, :, 0, 0]} == {(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)}
   assert {device.coords[:2] for device in mesh[0, 0, :, 0]} == set(itertools.product(range(0, 16, 2), range(0, 16, 2)))
@@ -73,10 +73,10 @@ def test_what_the_layout_predicts_is_what_the_arranged_devices_have():
       assert torus._gather_seconds(layout.place(grid), grid, 16) == gather_seconds(layout.rings((16, 16), 16))
 
 
-def test_neighbours_gather_four_times_as_fast_as_chips_that_lie_four_apart():
+def test_neighbors_gather_four_times_as_fast_as_chips_that_lie_four_apart():
   apart = gather_seconds([[], [make_ring(4, 4, 16, 16)]])
-  neighbours = gather_seconds([[], [make_ring(2, 1, 16, 16), make_ring(2, 1, 16, 16)]])
-  assert apart == pytest.approx(4 * neighbours)
+  neighbors = gather_seconds([[], [make_ring(2, 1, 16, 16), make_ring(2, 1, 16, 16)]])
+  assert apart == pytest.approx(4 * neighbors)
 
 
 def test_an_arrangement_that_is_no_slower_stays_as_jax_made_it():

@@ -78,7 +78,7 @@ def layer_names(metrics: Metrics, sparse_layers: int) -> list[str]:
 
 
 def columns(steps_Z: np.ndarray, values_Z: np.ndarray, most: int = 160) -> tuple[np.ndarray, np.ndarray]:
-  """Edges [Y + 1] and values [Y, ...] of at most `most` columns of a heat map, each the mean of neighbouring points."""
+  """Edges [Y + 1] and values [Y, ...] of at most `most` columns of a heat map, each the mean of neighboring points."""
   size = len(steps_Z)
   starts = np.unique(np.linspace(0, size, min(most, size), endpoint=False).astype(int))
   counts = np.diff(np.append(starts, size))

@@ -6,7 +6,7 @@ from urllib.parse import quote
 from moejax.comparison import curves, page_tables, quantities, record
 from moejax.comparison.markup import Markup, element, join
 from moejax.comparison.page_style import CSS, SORT
-from moejax.comparison.palette import member_colours
+from moejax.comparison.palette import member_colors
 from moejax.comparison.plots.drawing import Plot
 from moejax.comparison.plots.speed_accuracy import task_measures
 from moejax.comparison.record import Comparison, MatchedPair
@@ -35,14 +35,14 @@ def page(
     element("title", title),
     element("style", Markup(CSS)),
   )
-  colours = member_colours(comparison)
+  colors = member_colors(comparison)
   main = element(
     "main",
     _opening(comparison, metrics),
-    _section("Pairs", _pairs(comparison, colours)),
+    _section("Pairs", _pairs(comparison, colors)),
     _section("Speed and accuracy", _figures(speed, "No member has both a step time and a result yet.")),
-    _section("Members", _members(comparison, colours)),
-    _section("Benchmarks", _benchmarks(comparison, colours, benchmarks)) if benchmarks else None,
+    _section("Members", _members(comparison, colors)),
+    _section("Benchmarks", _benchmarks(comparison, colors, benchmarks)) if benchmarks else None,
     _section("Training loss", _figures(losses, "No member has logged a loss and a step time yet.")),
     _section("Expert load", _loads(comparison, metrics, loads)),
     _section("Routing", _routing(metrics, routers)),
@@ -74,8 +74,8 @@ def _opening(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> M
   )
 
 
-def _pairs(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
-  cards = [_card(pair, comparison.tolerance, colours) for pair in comparison.pairs]
+def _pairs(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
+  cards = [_card(pair, comparison.tolerance, colors) for pair in comparison.pairs]
   if not cards:
     return element("p", "No pair is matched yet.", class_="note")
   return join(
@@ -88,7 +88,7 @@ def _pairs(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
   )
 
 
-def _card(pair: MatchedPair, tolerance: float, colours: Mapping[str, str]) -> Markup:
+def _card(pair: MatchedPair, tolerance: float, colors: Mapping[str, str]) -> Markup:
   within, verdict = pair.within_tolerance, pair.verdict
   if within is None:
     chip = element("span", "not matched yet", class_="chip warn")
@@ -115,7 +115,7 @@ def _card(pair: MatchedPair, tolerance: float, colours: Mapping[str, str]) -> Ma
     element("dl", *facts),
     element("p", verdict) if verdict else None,
     class_="card",
-    style=f"--pair:{colours[pair.moe or pair.dense]}",
+    style=f"--pair:{colors[pair.moe or pair.dense]}",
   )
 
 
@@ -141,7 +141,7 @@ def _figure(plot: Plot, below: Markup | None = None) -> Markup:
   return element("figure", element("div", Markup(plot.svg), class_="plot"), caption, below)
 
 
-def _members(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
+def _members(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
   note = (
     "± is the standard error over held-out documents; at step times, the interquartile range over the median. Budget "
     "is the training time of the pair. Tokens are those that are trained on: padding is none. MFU is the part of the "
@@ -152,20 +152,20 @@ def _members(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
   if untrained and comparison.complete:
     note += f" Not trained in this comparison: {', '.join(untrained)}."
   return join(
-    page_tables.members_table(comparison, colours),
+    page_tables.members_table(comparison, colors),
     element("p", note, class_="note"),
     element("details", element("summary", "Every number, unrounded"), page_tables.numbers_table(comparison)),
   )
 
 
-def _benchmarks(comparison: Comparison, colours: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
+def _benchmarks(comparison: Comparison, colors: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
   measures = task_measures(comparison)
   note = (
     "Scores of lm-evaluation-harness ± its standard error. The average is over accuracies, with equal weights. "
     "The results.json of a run has the options of each benchmark."
   )
   return join(
-    page_tables.benchmarks_table(comparison, colours, measures),
+    page_tables.benchmarks_table(comparison, colors, measures),
     element("p", note, class_="note"),
     _figures(plots, ""),
   )

@@ -19,10 +19,10 @@ HEADS = (
 )  # fmt: skip
 
 
-def members_table(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
+def members_table(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
   """A row for each member, in the order of the file, followed by the baselines."""
   equal = equal_names(comparison)
-  rows = [_member_row(member, colours[member.name], role(member, equal)) for member in comparison.members]
+  rows = [_member_row(member, colors[member.name], role(member, equal)) for member in comparison.members]
   head = element("thead", element("tr", *(element("th", text, scope="col") for text in HEADS)))
   body = element("tbody", *rows)
   baselines = element("tbody", *_baseline_rows(comparison.baselines), class_="baselines")
@@ -30,14 +30,14 @@ def members_table(comparison: Comparison, colours: Mapping[str, str]) -> Markup:
   return _scroll("Members and baselines", table)
 
 
-def benchmarks_table(comparison: Comparison, colours: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
+def benchmarks_table(comparison: Comparison, colors: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
   """A row for each member and a column for each benchmark, followed by their average."""
   equal = equal_names(comparison)
   heads = ("Member", *(measure.label.partition(" (axis")[0] for measure in measures))
   rows = [
     element(
       "tr",
-      _name(member, colours[member.name], role(member, equal)),
+      _name(member, colors[member.name], role(member, equal)),
       *(_score(member, measure) for measure in measures),
     )
     for member in comparison.members
@@ -137,7 +137,7 @@ def numbers_table(comparison: Comparison) -> Markup:
   return _scroll("Every number of every member", table)
 
 
-def _member_row(member: Member, colour: str, part: str) -> Markup:
+def _member_row(member: Member, color: str, part: str) -> Markup:
   step_time: Markup = join(quantities.duration(member.step_time_s))
   if known(member.step_time_s) and known(member.step_time_spread):
     step_time = join(step_time, element("span", f"± {quantities.percent(member.step_time_spread)}", class_="under"))
@@ -146,7 +146,7 @@ def _member_row(member: Member, colour: str, part: str) -> Markup:
     mfu = join(mfu, element("span", f"{quantities.percent(member.dropped_fraction)} dropped", class_="under"))
   return element(
     "tr",
-    _name(member, colour, "; ".join(text for text in (part, shape(member)) if text)),
+    _name(member, color, "; ".join(text for text in (part, shape(member)) if text)),
     _number(member.parameters_total, quantities.count(member.parameters_total)),
     _number(member.parameters_active, quantities.count(member.parameters_active)),
     _number(member.step_time_s, step_time),
@@ -164,9 +164,9 @@ def _member_row(member: Member, colour: str, part: str) -> Markup:
   )
 
 
-def _name(member: Member, colour: str, words: str) -> Markup:
+def _name(member: Member, color: str, words: str) -> Markup:
   hollow = " hollow" if not member.matched else ""
-  swatch = element("span", class_=f"swatch{hollow}", style=f"background:{colour};border-color:{colour}")
+  swatch = element("span", class_=f"swatch{hollow}", style=f"background:{color};border-color:{color}")
   return element("th", swatch, member.name, element("small", words), scope="row")
 
 

@@ -4,7 +4,7 @@ from moejax.comparison.record import Comparison, dense_names, pair_members
 
 FAMILIES = (
   # A pair is a hue; in it dense is dark, the match is bright, other candidates are paler. Hues of Okabe and Ito, told
-  # apart by every kind of colour vision, and lightness tells the members of one pair apart without any.
+  # apart by every kind of color vision, and lightness tells the members of one pair apart without any.
   ("#0b3c6b", "#1f8fd8", "#85bde6", "#6aa3cf"),
   ("#8a3200", "#ee7a1c", "#f2b27c", "#d99a66"),
   ("#004d3b", "#00a37a", "#7fcdb7", "#62b39d"),
@@ -13,18 +13,18 @@ FAMILIES = (
 )
 
 
-def member_colours(comparison: Comparison) -> dict[str, str]:
-  """Colour by member name."""
-  colours = {}
+def member_colors(comparison: Comparison) -> dict[str, str]:
+  """Color by member name."""
+  colors = {}
   for i, dense in enumerate(dense_names(comparison)):
     family = FAMILIES[i % len(FAMILIES)]
     others = 0
     for member in pair_members(comparison, dense):
       if member.kind == "dense":
-        colours[member.name] = family[0]
+        colors[member.name] = family[0]
       elif member.matched:
-        colours[member.name] = family[1]
+        colors[member.name] = family[1]
       else:
-        colours[member.name] = family[2 + others % 2]
+        colors[member.name] = family[2 + others % 2]
         others += 1
-  return colours
+  return colors

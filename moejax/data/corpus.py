@@ -85,7 +85,7 @@ def build_corpus(
   folder = cache / _identity(data, streams, tokenizer)
   if not folder.is_dir():
     with appearing(folder) as part:
-      summary = _tokenise(data, streams, tokenizer, part, progress)
+      summary = _tokenize(data, streams, tokenizer, part, progress)
       write_json(part / "summary.json", summary | {"checksum": content_checksum(summary)})
   verified = Verified(cache)
   _check_files(folder, verified)
@@ -252,7 +252,7 @@ def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:20]
 
 
-def _tokenise(
+def _tokenize(
   data: Data, streams: list[_Stream], tokenizer: Tokenizer, folder: pathlib.Path, progress: Progress
 ) -> dict[str, Any]:
   """Writes the streams of text and parts.json into `folder` and returns the summary of all."""

@@ -46,7 +46,7 @@ class TokenStream:
     assert 0 <= start < stop <= len(self), (start, stop, len(self))
     first = np.searchsorted(self.starts, start, side="right") - 1
     last = np.searchsorted(self.starts, stop, side="left")
-    # BEGINs inside the slice; only their neighbourhood of `starts` is touched, not all d of them.
+    # BEGINs inside the slice; only their neighborhood of `starts` is touched, not all d of them.
     documents = np.zeros(stop - start, np.int32)
     documents[self.starts[first + 1 : last] - start] = 1
     documents[0] = first

@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
   def byte_lengths(self) -> np.ndarray:
     """int32 [V]: UTF-8 bytes of text that each id stands for, 0 for specials.
 
-    Bits per byte rest on it. Exact where encoding loses nothing; a tokenizer that first normalises text, or puts a
+    Bits per byte rest on it. Exact where encoding loses nothing; a tokenizer that first normalizes text, or puts a
     space before it, is taken at its own word.
     """
 

@@ -75,7 +75,7 @@ class Attention(nnx.Module):
       cache: keys and values of the tokens before these; with None the tokens attend to each other alone.
     """
     T = x_BTD.shape[1]
-    place = self.partitioner.constrain
+    constrain = self.partitioner.constrain
     on_tpu = self.partitioner.platform == "tpu"
     with jax.named_scope("qkv"):
       q_BTNH = _project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu)
@@ -83,8 +83,8 @@ class Attention(nnx.Module):
       v_BTKH = checkpoint_name(_project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-      q_BTNH = place(rotate(q_BTNH, context.angles, by_product=on_tpu), *QUERIES)
-      k_BTKH = place(rotate(k_BTKH, context.angles, by_product=on_tpu), *KEYS)
+      q_BTNH = constrain(rotate(q_BTNH, context.angles, by_product=on_tpu), *QUERIES)
+      k_BTKH = constrain(rotate(k_BTKH, context.angles, by_product=on_tpu), *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
       if cache is None:
@@ -96,12 +96,12 @@ class Attention(nnx.Module):
       with jax.named_scope("attention_router"):
         probs_BTE = self._route(x_BTD)
         counted = count_probabilities(probs_BTE[None], (context.segments_BT > 0)[None], T)
-        counted = {name: place(x, None, "batch", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
+        counted = {name: constrain(x, None, "batch", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
       out_BTD = checkpoint_name(_join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
-    return place(out_BTD, "batch", "sequence", "act_embed"), counted, cache
+    return constrain(out_BTD, "batch", "sequence", "act_embed"), counted, cache
 
   def _operand(self, weight: nnx.Param, x: jax.Array) -> Operand:
     return operand(weight[...], x.dtype, self.gradients)

@@ -32,16 +32,16 @@ class MLPLayer(nnx.Module):
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     B, T, D = x_BTD.shape
-    place, dtype = self.partitioner.constrain, x_BTD.dtype
+    constrain, dtype = self.partitioner.constrain, x_BTD.dtype
     with jax.named_scope("feed_forward"):
       x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
       gate_MF = None
       if self.w_gate_DF is not None:
         gate_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_gate_DF[...], dtype, self.gradients)))
       up_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_up_DF[...], dtype, self.gradients)))
-      hidden_MF = place(activate(gate_MF, up_MF), "batch", "mlp")
+      hidden_MF = constrain(activate(gate_MF, up_MF), "batch", "mlp")
       out_MD = keep(product("MF,FD->MD", hidden_MF, operand(self.w_down_FD[...], dtype, self.gradients)))
-      return place(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
+      return constrain(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
 
 
 def mlp(config: MLP, model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> MLPLayer:

@@ -71,7 +71,7 @@ COMPARISON = {
 
 
 def metrics(of: dict, points: int = 240) -> list[dict]:
-  """Training metrics of a member: a falling noisy loss; routers that even out but for one favourite expert."""
+  """Training metrics of a member: a falling noisy loss; routers that even out but for one favorite expert."""
   random = np.random.default_rng(len(of["name"]) + of["num_experts"])
   steps = np.unique(np.linspace(5, of["steps"], points).astype(int))
   final = (of["bits_per_byte"] or 2.2) * 0.69

@@ -101,7 +101,7 @@ def test_padding_is_no_token_and_a_dropped_choice_no_work(tiny_suite):
   assert (dense.dropped_fraction, member.dropped_fraction) == (None, 0.25)
 
 
-def test_without_a_known_peak_there_is_no_utilisation(tiny_suite):
+def test_without_a_known_peak_there_is_no_utilization(tiny_suite):
   timings = {name: replace(timing, peak_flops=None) for name, timing in TIMINGS.items()}
   found = outcome_of(tiny_suite, timings=timings)
   assert [member.mfu for member in found.members] == [None] * 3

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from moejax.comparison.palette import member_colours
+from moejax.comparison.palette import member_colors
 from moejax.comparison.plots import labels
 from moejax.comparison.plots.drawing import WIDTH, new_figure, plain, round_ticks, style
 from moejax.comparison.plots.expert_load import expert_load
@@ -19,16 +19,16 @@ from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
 from moejax.comparison.record import from_json
 
 
-def colours_in(png: bytes) -> int:
+def colors_in(png: bytes) -> int:
   pixels = (imread(io.BytesIO(png), format="png")[..., :3] * 255).astype(np.uint32)
   return len(np.unique(pixels @ np.array([65536, 256, 1], dtype=np.uint32)))
 
 
-def test_every_member_has_its_own_colour_and_keeps_it(comparison):
-  colours = member_colours(from_json(comparison))
-  assert len(set(colours.values())) == 6
+def test_every_member_has_its_own_color_and_keeps_it(comparison):
+  colors = member_colors(from_json(comparison))
+  assert len(set(colors.values())) == 6
   comparison["members"].reverse()
-  assert len(set(member_colours(from_json(comparison)).values())) == 6
+  assert len(set(member_colors(from_json(comparison)).values())) == 6
 
 
 @pytest.mark.parametrize("same_time", [False, True])
@@ -45,7 +45,7 @@ def test_speed_accuracy_names_every_member(comparison, same_time):
     for member in comparison["members"]:
       assert member["name"] in plot.alt
       assert f">{member['name']}</text>" in plot.svg
-    assert colours_in(plot.png) > 100
+    assert colors_in(plot.png) > 100
 
 
 def test_speed_accuracy_draws_what_there_is(comparison):
@@ -145,7 +145,7 @@ def test_expert_load_has_a_panel_for_each_layer(comparison, metrics_of, layers):
   for layer in range(layers):
     assert f">sparse layer {layer + 1}</text>" in plot.svg
   assert plot.svg.count("<image ") >= layers + 1
-  assert colours_in(plot.png) > 200
+  assert colors_in(plot.png) > 200
   assert imread(io.BytesIO(plot.png), format="png").shape[1] == round(200 * WIDTH)
 
 
@@ -174,4 +174,4 @@ def test_routing_shows_entropy_drops_and_every_auxiliary_loss_of_each_sparse_mem
     assert words in plot.alt
   assert " z " not in plot.alt.replace("router z", "")  # that of the logits is another
   xml.etree.ElementTree.fromstring(plot.svg.replace("xlink:href", "href"))
-  assert colours_in(plot.png) > 50
+  assert colors_in(plot.png) > 50

@@ -54,7 +54,7 @@ def test_optional_keys_become_none():
 def test_what_is_read_is_written_again_as_it_was_with_keys_of_other_versions_too(comparison):
   of_task = {"tasks/arc_easy/acc": 0.25, "tasks/arc_easy/acc_stderr": None}
   for member in comparison["members"]:
-    member |= of_task | {"dispatch": None, "router": None, "colour": [1, "b"]}
+    member |= of_task | {"dispatch": None, "router": None, "color": [1, "b"]}
   comparison["pairs"][0]["whole_run_ratio"] = 1.5
   comparison["baselines"] |= {f"{name}_stderr": 0.01 for name in comparison["baselines"]} | {"trigram_accuracy": 0.5}
   comparison |= {"format": 2}

@@ -56,7 +56,7 @@ def test_an_untied_output_projection_is_a_second_embedding(kind, request):
   assert untied.non_embedding == tied.non_embedding
 
 
-def test_normalised_queries_and_keys_have_a_scale_each_per_layer(tiny_dense):
+def test_normalized_queries_and_keys_have_a_scale_each_per_layer(tiny_dense):
   assert parameter_counts(replace(tiny_dense.model, qk_norm=True)).total == 8144 + 2 * 2 * 4
 
 

@@ -37,13 +37,13 @@ def data(folder):
 
 
 @pytest.fixture
-def no_tokenising(monkeypatch):
+def no_tokenizing(monkeypatch):
   """Call it, and tokenizing fails."""
 
   def fail(*_):
     raise AssertionError("tokenized again")
 
-  return lambda: monkeypatch.setattr(corpus_module, "_tokenise", fail)
+  return lambda: monkeypatch.setattr(corpus_module, "_tokenize", fail)
 
 
 def streams(corpus):
@@ -92,9 +92,9 @@ def test_the_summary_counts_both_splits(data, tmp_path):
   assert json.loads(json.dumps(summary)) == summary
 
 
-def test_a_second_run_reads_the_cache(data, tmp_path, no_tokenising):
+def test_a_second_run_reads_the_cache(data, tmp_path, no_tokenizing):
   first = build_corpus(open_text(data), tmp_path / "cache")
-  no_tokenising()
+  no_tokenizing()
   second = build_corpus(
     open_text(Data(**{**vars(data), "sequence_length": 16, "seed": 5, "prefetch": 1})), tmp_path / "cache"
   )
@@ -180,7 +180,7 @@ def test_a_killed_process_leaves_nothing_that_looks_complete(data, tmp_path):
   assert not left.exists()
 
 
-def test_of_two_that_tokenise_at_once_one_result_stays(data, tmp_path):
+def test_of_two_that_tokenize_at_once_one_result_stays(data, tmp_path):
   cache = tmp_path / "cache"
   inner = []
 

@@ -109,7 +109,7 @@ def test_deduplicated_packing_keeps_the_first_of_each_text(folder, tmp_path):
   assert [source["documents"] for source in manifest["sources"]] == [15, 15, 15, 15, 1, 15]
 
 
-def test_a_killed_pack_goes_on_without_tokenising_again_what_is_whole(folder, tmp_path):
+def test_a_killed_pack_goes_on_without_tokenizing_again_what_is_whole(folder, tmp_path):
   program = (
     "import pathlib, sys\n"
     "from moejax.data.pack import pack\n"

@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers", reason="of the extra `data`")
 
 @pytest.fixture
 def source(tmp_path):
-  lines = (json.dumps({"text": f"number {n} and its neighbour {n + 1}\n", "body": "xyz " * 9}) for n in range(500))
+  lines = (json.dumps({"text": f"number {n} and its neighbor {n + 1}\n", "body": "xyz " * 9}) for n in range(500))
   (tmp_path / "a.jsonl").write_text("\n".join(lines))
   return str(tmp_path / "a.jsonl")
 
@@ -23,7 +23,7 @@ def test_frequent_words_become_tokens_and_the_size_is_that_asked_for(source, tmp
   size = train_tokenizer([source], 400, tmp_path / "a.json", progress=lambda what, part: done.append(part))
   tokenizer = make_tokenizer(str(tmp_path / "a.json"))
   assert size == tokenizer.vocab_size == 400
-  assert len(tokenizer.encode(" neighbour")) == 1 and len(tokenizer.encode("zzqqjj")) == 6
+  assert len(tokenizer.encode(" neighbor")) == 1 and len(tokenizer.encode("zzqqjj")) == 6
   assert done == sorted(done) and done[-1] == 1.0
 
 

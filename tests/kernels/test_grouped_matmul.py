@@ -125,7 +125,7 @@ def test_auto_takes_the_kernel_of_the_platform_that_the_program_is_lowered_for(p
   assert [name for name in ("tpu_custom_call", "triton") if name in text] == [kernel] * (kernel is not None)
 
 
-def test_a_rematerialised_scan_over_layers_has_the_gradients_of_a_loop():
+def test_a_rematerialized_scan_over_layers_has_the_gradients_of_a_loop():
   layers, sizes_E = 3, jnp.array([10, 0, 25, 4, 1], jnp.int32)
   x_RD, w_EDF, _ = operands(40, E, 16, 16)
   w_LEDF = jnp.stack([w_EDF, 0.5 * w_EDF, -w_EDF]) * 0.1

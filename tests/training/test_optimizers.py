@@ -68,7 +68,7 @@ def test_no_moment_of_a_sharded_parameter_is_replicated(optimizer):
   assert all(leaf.sharding.spec in placed[leaf.shape] for leaf in moments)
 
 
-def test_muon_orthogonalises_the_matrices_of_layers_and_leaves_the_rest_to_adam():
+def test_muon_orthogonalizes_the_matrices_of_layers_and_leaves_the_rest_to_adam():
   spec = spec_of(tiny(True, optimizer=Muon(learning_rate=1e-3, weight_decay=0.0)))
   parameters = spec.init_state(0).parameters
   gradients = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), parameters)

@@ -1,4 +1,4 @@
-"""Initialisation and placement."""
+"""Initialization and placement."""
 
 import jax
 import numpy as np

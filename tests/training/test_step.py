@@ -223,17 +223,17 @@ def test_a_gradient_below_the_limit_is_not_scaled():
     np.testing.assert_allclose(moment, (1 - experiment.optimizer.beta1) * gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_the_z_loss_is_the_mean_squared_normaliser_of_the_targets_that_count():
+def test_the_z_loss_is_the_mean_squared_normalizer_of_the_targets_that_count():
   experiment = tiny(False)
   spec = spec_of(experiment)
   state, batch = spec.init_state(0), random_batch(experiment)
   batch["weights"][0, :7] = 0.0  # beside padding and the last token of each document
   model = spec.model.module(state.parameters)
   x_BTD, _ = model(*(batch[name] for name in ("tokens", "segments", "positions")))
-  normaliser_M = np.log(np.exp(np.asarray(model.logits(x_BTD.reshape(-1, 32)), np.float64)).sum(axis=-1))
+  normalizer_M = np.log(np.exp(np.asarray(model.logits(x_BTD.reshape(-1, 32)), np.float64)).sum(axis=-1))
   weights_M = batch["weights"].reshape(-1)
-  expected = np.sum(normaliser_M**2 * weights_M) / weights_M.sum()
-  assert expected != pytest.approx(np.mean(normaliser_M**2), rel=1e-4), "it is the same with padding"
+  expected = np.sum(normalizer_M**2 * weights_M) / weights_M.sum()
+  assert expected != pytest.approx(np.mean(normalizer_M**2), rel=1e-4), "it is the same with padding"
   _, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
   assert float(metrics["loss/z"]) == pytest.approx(expected, rel=1e-5)
 

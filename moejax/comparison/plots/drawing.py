@@ -109,10 +109,10 @@ def plain(value: float) -> str:
 
 
 def spread(values: Sequence[float], least: float) -> tuple[float, float]:
-  """Limits around `values`, not nearer than the factor `least` on either side of their centre."""
+  """Limits around `values`, not nearer than the factor `least` on either side of their center."""
   low, high = min(values), max(values)
-  centre = (low * high) ** 0.5
-  return min(low, centre / least), max(high, centre * least)
+  center = (low * high) ** 0.5
+  return min(low, center / least), max(high, center * least)
 
 
 def legend_above(figure: Figure, handles: Sequence, columns: int) -> None:

@@ -22,7 +22,7 @@ DIVERGING, SEQUENTIAL = "PuOr_r", "Oranges"
 
 
 def expert_load(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
-  """A plot by name of each MoE member that logged its load; all share one colour scale."""
+  """A plot by name of each MoE member that logged its load; all share one color scale."""
   loads = {m.name: curves.relative_load(metrics.get(m.name, ())) for m in comparison.members}
   loads = {name: (steps_Z, load_ZLE) for name, (steps_Z, load_ZLE) in loads.items() if load_ZLE.size}
   if not loads:
@@ -66,10 +66,10 @@ def _plot(name: str, steps_Z: np.ndarray, load_ZLE: np.ndarray, metrics: curves.
   )
 
 
-def _heat(axes: Axes, edges: np.ndarray, values: np.ndarray, colours: str, norm: Normalize) -> QuadMesh:
+def _heat(axes: Axes, edges: np.ndarray, values: np.ndarray, colors: str, norm: Normalize) -> QuadMesh:
   """Rows of `values` over time; one picture inside the SVG, since a path for every cell would be megabytes."""
   rows = np.arange(values.shape[0] + 1) - 0.5
-  mesh = axes.pcolormesh(edges, rows, values, cmap=colours, norm=norm, rasterized=True)
+  mesh = axes.pcolormesh(edges, rows, values, cmap=colors, norm=norm, rasterized=True)
   axes.grid(False)
   axes.spines[:].set_visible(False)
   axes.xaxis.set_major_locator(MaxNLocator(5))

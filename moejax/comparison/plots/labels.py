@@ -10,9 +10,9 @@ from matplotlib.text import Annotation
 
 ANGLES = np.deg2rad([0, 180, 90, 270, 35, 145, 325, 215, 60, 120, 300, 240])
 DISTANCES = (9.0, 15.0, 24.0, 36.0, 52.0)
-"""Points from the marker's centre to the label's nearest edge."""
+"""Points from the marker's center to the label's nearest edge."""
 MARKER = 8.0
-"""Points from a marker's centre that no label may cover."""
+"""Points from a marker's center that no label may cover."""
 GAP = 2.0
 """Points between two labels."""
 
@@ -38,11 +38,11 @@ def place(
   bounds = np.array(axes.get_window_extent().extents) / scale
   on_lines = [_between(axes.transData.transform(line) / scale) for line in lines]
   clear = np.concatenate(on_lines) if on_lines else np.zeros((0, 2))
-  centres = _arrange(anchors, sizes, bounds, clear)
-  for note, anchor, centre, size in zip(notes, anchors, centres, sizes, strict=True):
-    note.set_position(tuple(centre - anchor))
-    if _distance(_box(centre, size), anchor) > DISTANCES[1] + 1:
-      _leader(axes, anchor * scale, _nearest(_box(centre, size), anchor) * scale)
+  centers = _arrange(anchors, sizes, bounds, clear)
+  for note, anchor, center, size in zip(notes, anchors, centers, sizes, strict=True):
+    note.set_position(tuple(center - anchor))
+    if _distance(_box(center, size), anchor) > DISTANCES[1] + 1:
+      _leader(axes, anchor * scale, _nearest(_box(center, size), anchor) * scale)
   return notes
 
 
@@ -54,10 +54,10 @@ def overlap(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def _arrange(anchors: np.ndarray, sizes: Sequence[np.ndarray], bounds: np.ndarray, clear: np.ndarray) -> np.ndarray:
-  """Centre of each label: the cheapest of its candidates, chosen in turn until no change helps."""
+  """Center of each label: the cheapest of its candidates, chosen in turn until no change helps."""
   candidates = [_candidates(anchor, size) for anchor, size in zip(anchors, sizes, strict=True)]
   fixed = [
-    [_cost(_box(centre, size), rank, i, anchors, bounds, clear) for rank, centre in enumerate(options)]
+    [_cost(_box(center, size), rank, i, anchors, bounds, clear) for rank, center in enumerate(options)]
     for i, (options, size) in enumerate(zip(candidates, sizes, strict=True))
   ]
   chosen = [int(np.argmin(costs)) for costs in fixed]
@@ -65,23 +65,23 @@ def _arrange(anchors: np.ndarray, sizes: Sequence[np.ndarray], bounds: np.ndarra
     for i, size in enumerate(sizes):
       others = [_box(candidates[j][chosen[j]], sizes[j] + GAP) for j in range(len(sizes)) if j != i]
       costs = [
-        cost + 10.0 * sum(overlap(_box(centre, size), other) for other in others)
-        for cost, centre in zip(fixed[i], candidates[i], strict=True)
+        cost + 10.0 * sum(overlap(_box(center, size), other) for other in others)
+        for cost, center in zip(fixed[i], candidates[i], strict=True)
       ]
       chosen[i] = int(np.argmin(costs))
   return np.array([options[best] for options, best in zip(candidates, chosen, strict=True)]).reshape(-1, 2)
 
 
 def _candidates(anchor: np.ndarray, size: np.ndarray) -> list[np.ndarray]:
-  """Centres around the anchor, nearest first."""
-  centres = []
+  """Centers around the anchor, nearest first."""
+  centers = []
   for distance in DISTANCES:
     for angle in ANGLES:
       direction = np.array([np.cos(angle), np.sin(angle)])
       # Above and below, the label's half height counts; beside, its half width.
       reach = np.where(np.abs(direction) < 0.3, 0.0, size / 2) * np.sign(direction)
-      centres.append(anchor + direction * distance + reach)
-  return centres
+      centers.append(anchor + direction * distance + reach)
+  return centers
 
 
 def _cost(box: np.ndarray, rank: int, own: int, anchors: np.ndarray, bounds: np.ndarray, clear: np.ndarray) -> float:
@@ -97,8 +97,8 @@ def _cost(box: np.ndarray, rank: int, own: int, anchors: np.ndarray, bounds: np.
   return 1000.0 * outside + 10.0 * covered + 25.0 * crossed + 30.0 * confused + 60.0 * cut + 1.5 * rank
 
 
-def _box(centre: np.ndarray, size: np.ndarray) -> np.ndarray:
-  return np.concatenate([centre - size / 2, centre + size / 2])
+def _box(center: np.ndarray, size: np.ndarray) -> np.ndarray:
+  return np.concatenate([center - size / 2, center + size / 2])
 
 
 def _nearest(box: np.ndarray, point: np.ndarray) -> np.ndarray:

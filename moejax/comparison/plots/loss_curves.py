@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from moejax.comparison import curves, quantities
-from moejax.comparison.palette import member_colours
+from moejax.comparison.palette import member_colors
 from moejax.comparison.plots.drawing import Plot, log_axis, new_figure, render, style
 from moejax.comparison.record import Comparison, Member, dense_names, known, pair_members
 
@@ -17,7 +17,7 @@ SHOWN = 0.02
 
 def loss_curves(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> list[Plot]:
   """Two plots for each pair that has metrics."""
-  colours = member_colours(comparison)
+  colors = member_colors(comparison)
   plots = []
   for dense in dense_names(comparison):
     members = pair_members(comparison, dense)
@@ -25,7 +25,7 @@ def loss_curves(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -
       drawn = [m for m in members if known(m.number(key)) and len(curves.series(metrics.get(m.name, ()), "loss")[0])]
       if drawn:
         with style():
-          plots.append(_plot(dense, drawn, metrics, colours, axis, key))
+          plots.append(_plot(dense, drawn, metrics, colors, axis, key))
   return plots
 
 
@@ -33,7 +33,7 @@ def _plot(
   dense: str,
   members: Sequence[Member],
   metrics: Mapping[str, curves.Metrics],
-  colours: Mapping[str, str],
+  colors: Mapping[str, str],
   axis: str,
   key: str,
 ) -> Plot:
@@ -46,7 +46,7 @@ def _plot(
   longest = max(x[-1] for x, _, _ in lines.values())
   unit = quantities.time_unit(longest) if axis == "time" else "tokens"
   for member in members:
-    _line(axes, member, lines[member.name], colours[member.name], unit)
+    _line(axes, member, lines[member.name], colors[member.name], unit)
   _limits(axes, list(lines.values()), longest, unit)
   axes.set_xlabel(f"training time ({unit})" if axis == "time" else "training tokens")
   axes.set_ylabel("training loss (nats per token)")
@@ -63,13 +63,13 @@ def _plot(
   )
 
 
-def _line(axes: Axes, member: Member, line: tuple[np.ndarray, ...], colour: str, unit: str) -> None:
+def _line(axes: Axes, member: Member, line: tuple[np.ndarray, ...], color: str, unit: str) -> None:
   x, raw, smooth = curves.thin(*line)
   x = x if unit == "tokens" else x / quantities.SECONDS[unit]
   dashes = "-" if member.matched else (0, (4, 1.6))
   label = f"{member.name}: {smooth[-1]:.3f}"
-  axes.plot(x, raw, color=colour, linewidth=0.7, alpha=0.28, zorder=1)
-  axes.plot(x, smooth, color=colour, linewidth=2.0, linestyle=dashes, label=label, zorder=3 if member.matched else 2)
+  axes.plot(x, raw, color=color, linewidth=0.7, alpha=0.28, zorder=1)
+  axes.plot(x, smooth, color=color, linewidth=2.0, linestyle=dashes, label=label, zorder=3 if member.matched else 2)
 
 
 def _limits(axes: Axes, lines: Sequence[tuple[np.ndarray, ...]], longest: float, unit: str) -> None:

@@ -69,10 +69,10 @@ def _plot(name: str, panels: Sequence[tuple[str, list[Line]]]) -> Plot:
 
 
 def _draw(axes: Axes, label: str, lines: list[Line]) -> None:
-  colours = matplotlib.colormaps[LAYERS](np.linspace(0.05, 0.85, len(lines)))
-  for (of, steps_Z, values_Z), colour in zip(lines, colours, strict=True):
+  colors = matplotlib.colormaps[LAYERS](np.linspace(0.05, 0.85, len(lines)))
+  for (of, steps_Z, values_Z), color in zip(lines, colors, strict=True):
     shown = curves.thin(steps_Z, curves.smooth(steps_Z, values_Z))
-    axes.plot(*shown, color=colour, linewidth=1.6, label=of)
+    axes.plot(*shown, color=color, linewidth=1.6, label=of)
   axes.set_title(label, loc="left", pad=3)
   axes.yaxis.set_major_locator(MaxNLocator(4))
   axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

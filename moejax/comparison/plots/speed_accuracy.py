@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from moejax.comparison.palette import member_colours
+from moejax.comparison.palette import member_colors
 from moejax.comparison.plots import labels
 from moejax.comparison.plots.drawing import INK, Plot, legend_above, log_axis, new_figure, render, spread, style
 from moejax.comparison.quantities import duration, with_stderr
@@ -88,15 +88,15 @@ def _plot(comparison: Comparison, in_seconds: Mapping[str, tuple[float, float]],
   _limits(axes, points, errors, measure)
   axes.set_xlabel(f"step time ({unit})")
   axes.set_ylabel(measure.label)
-  colours = member_colours(comparison)
+  colors = member_colors(comparison)
   joined = [(p.dense, p.moe) for p in comparison.pairs if p.moe and {p.dense, p.moe} <= set(points)]
   bands = [np.array([points[dense], points[moe]]) for dense, moe in joined]
   equal = equal_names(comparison)
   for (_, moe), band in zip(joined, bands, strict=True):
-    axes.plot(*band.T, color=colours[moe], zorder=1, **(EQUAL if moe in equal else NEAREST))
+    axes.plot(*band.T, color=colors[moe], zorder=1, **(EQUAL if moe in equal else NEAREST))
   curves = [_curve(axes, points, members, kind) for kind in MARKERS]
   for member in members:
-    _marker(axes, points[member.name], errors[member.name], member, colours[member.name])
+    _marker(axes, points[member.name], errors[member.name], member, colors[member.name])
   legend_above(figure, _legend(members, {moe in equal for _, moe in joined}), columns=2)
   error_lines = [np.array([(x, y - errors[name]), (x, y + errors[name])]) for name, (x, y) in points.items()]
   labels.place(axes, list(points.values()), list(points), [*(c for c in curves if len(c)), *bands, *error_lines])
@@ -138,12 +138,12 @@ def _curve(axes: Axes, points: Mapping[str, tuple], members: Sequence[Member], k
   return line
 
 
-def _marker(axes: Axes, point: tuple[float, float], error: float, member: Member, colour: str) -> None:
+def _marker(axes: Axes, point: tuple[float, float], error: float, member: Member, color: str) -> None:
   """An error bar, then the marker: full where matched, hollow where not."""
-  axes.errorbar(*point, yerr=error, color=colour, capsize=3, linewidth=1.4, zorder=3, fmt="none")
-  face = colour if member.matched else "white"
+  axes.errorbar(*point, yerr=error, color=color, capsize=3, linewidth=1.4, zorder=3, fmt="none")
+  face = color if member.matched else "white"
   style = MARKERS[member.kind]
-  axes.plot(*point, style, color=colour, markerfacecolor=face, markersize=8, markeredgewidth=2, zorder=4)
+  axes.plot(*point, style, color=color, markerfacecolor=face, markersize=8, markeredgewidth=2, zorder=4)
 
 
 def _legend(members: Sequence[Member], bands: set[bool]) -> list:

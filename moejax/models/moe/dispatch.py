@@ -35,27 +35,29 @@ def einsum_dispatch(
   The mesh axis `expert` shards U outside the experts and E inside: the constraints before and after `experts` make
   the two re-shards all-to-alls. A choice beyond an expert's capacity is dropped and adds nothing to its token.
   """
-  place = partitioner.constrain
+  constrain = partitioner.constrain
   O, U, M, D = x_OUMD.shape
   E, C = moe.num_experts, moe.capacity(M)
   mask_names = ("outer", "groups", "group_tokens", None, "capacity")
   with jax.named_scope("dispatch"):
     row_OUME = keep(capacity_rows(routing, E, config.priority))
     is_row_OUMEC = row_OUME[..., None] == jnp.arange(C).reshape(1, 1, 1, 1, -1)
-    dispatch_OUMEC = place(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
+    dispatch_OUMEC = constrain(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
     # All rows of an expert are one dimension before the all-to-all: C alone would be padded to a tile on the links.
-    x_OERD = place(x_OUECD.swapaxes(1, 2).reshape(O, E, U * C, D), "outer", None, "groups", "act_embed")
-    x_OERD = place(x_OERD, "outer", "experts", None, "act_embed")
+    x_OERD = constrain(x_OUECD.swapaxes(1, 2).reshape(O, E, U * C, D), "outer", None, "groups", "act_embed")
+    x_OERD = constrain(x_OERD, "outer", "experts", None, "act_embed")
   x_OERD = experts.on_capacity(x_OERD)
   with jax.named_scope("combine"):
     weights_OUME = routing.weights_OUME(E).astype(x_OUMD.dtype)
-    combine_OUMEC = place(jnp.where(is_row_OUMEC, weights_OUME[..., None], jnp.zeros((), x_OUMD.dtype)), *mask_names)
-    x_OERD = place(x_OERD, "outer", "experts", None, "act_embed")
-    x_OERD = place(x_OERD, "outer", None, "groups", "act_embed")
+    combine_OUMEC = constrain(
+      jnp.where(is_row_OUMEC, weights_OUME[..., None], jnp.zeros((), x_OUMD.dtype)), *mask_names
+    )
+    x_OERD = constrain(x_OERD, "outer", "experts", None, "act_embed")
+    x_OERD = constrain(x_OERD, "outer", None, "groups", "act_embed")
     x_OUECD = x_OERD.reshape(O, E, U, C, D).swapaxes(1, 2)
     out_OUMD = of_kept(functools.partial(jnp.einsum, "OUECD,OUMEC->OUMD"))(x_OUECD, combine_OUMEC)
-    out_OUMD = place(out_OUMD, "outer", "groups", "group_tokens", "act_embed")
+    out_OUMD = constrain(out_OUMD, "outer", "groups", "group_tokens", "act_embed")
   return out_OUMD, jnp.sum(row_OUME >= C, axis=(2, 3))
 
 

@@ -41,16 +41,16 @@ class Experts(nnx.Module):
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
     """Applies each expert to its R rows of each outer batch; returns out_OERD."""
-    place = self.partitioner.constrain
+    constrain = self.partitioner.constrain
     O, E, R, D = x_OERD.shape
     weights = self.weights(x_OERD.dtype)
     with jax.named_scope("experts"):
       # E is first and all rows are one dimension: a batched product that is fast on each backend. With O next to E it
       # takes 1.6 times as long on CPU. O leads the rows, so that its shards stay on their devices.
-      x_ERD = place(x_OERD.swapaxes(0, 1).reshape(E, O * R, D), "experts", "outer", "act_embed")
+      x_ERD = constrain(x_OERD.swapaxes(0, 1).reshape(E, O * R, D), "experts", "outer", "act_embed")
 
       def hidden(x_ERF: jax.Array) -> jax.Array:
-        return place(x_ERF, "experts", "outer", "expert_mlp")
+        return constrain(x_ERF, "experts", "outer", "expert_mlp")
 
       def wide(x_ERD: jax.Array, into: Weights) -> dict[str, jax.Array]:
         return {name: hidden(product("ERD,EDF->ERF", x_ERD, w_EDF)) for name, w_EDF in into.items()}
@@ -59,7 +59,7 @@ class Experts(nnx.Module):
       into = {name: weights[name] for name in ("gate", "up") if name in weights}
       wide_ERF = {name: keep(x_ERF) for name, x_ERF in of_kept(wide)(x_ERD, into).items()}
       hidden_ERF = hidden(activate(wide_ERF.get("gate"), wide_ERF["up"]))
-      out_ERD = place(product("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
+      out_ERD = constrain(product("ERF,EFD->ERD", hidden_ERF, weights["down"]), "experts", "outer", "act_embed")
     return out_ERD.reshape(E, O, R, D).swapaxes(0, 1)
 
   def on_all(self, x_OUMD: jax.Array, weights_OUME: jax.Array) -> jax.Array:

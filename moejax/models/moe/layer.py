@@ -51,12 +51,12 @@ class MoELayer(nnx.Module):
       keys_B: random keys of the sequences, for the router's noise in training; None has no noise.
       onto_BTD: the residual stream, to which the output is added. None returns the output alone.
     """
-    moe, place = self.moe, self.partitioner.constrain
+    moe, constrain = self.moe, self.partitioner.constrain
     # The groups do not depend on the mesh. O only splits them among data shards.
     O, T, D = self.partitioner.shards("outer"), *x_BTD.shape[1:]
     x_OUMD = x_BTD.reshape(O, -1, moe.group_tokens(T), D)
-    x_OUMD = place(x_OUMD, "outer", "groups", "group_tokens", "act_embed")
-    valid_OUM = place(valid_BT.reshape(x_OUMD.shape[:3]), "outer", "groups", "group_tokens")
+    x_OUMD = constrain(x_OUMD, "outer", "groups", "group_tokens", "act_embed")
+    valid_OUM = constrain(valid_BT.reshape(x_OUMD.shape[:3]), "outer", "groups", "group_tokens")
     with jax.named_scope("router"):
       logits_OUME = self._logits(x_OUMD, keys_B)
       bias_E = None if self.bias_E is None else self.bias_E[...]
@@ -66,13 +66,13 @@ class MoELayer(nnx.Module):
     out_OUMD, dropped_OU = dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
     if onto_BTD is not None:
       # In the shape of the groups: XLA for TPU then fuses the sum with the product that computes out_OUMD.
-      out_OUMD = place(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")
+      out_OUMD = constrain(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")
     with jax.named_scope("router"):
       counted = count_probabilities(probs_OUME, valid_OUM, T) | count_choices(
         logits_OUME, routing, valid_OUM, dropped_OU, T
       )
-      counted = {name: place(x, "outer", "groups", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
-    out_BTD = place(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
+      counted = {name: constrain(x, "outer", "groups", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
+    out_BTD = constrain(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
     if self.shared is not None:
       with jax.named_scope("shared_experts"):
         out_BTD = out_BTD + self.shared(x_BTD)

@@ -21,10 +21,10 @@ def on_devices(function, outputs):
   )
 
 
-def sizes(seed=0, favourite=None):
+def sizes(seed=0, favorite=None):
   """sizes_QE: rows of each device for each expert, 12 at most."""
   random = np.random.default_rng(seed)
-  probs = np.ones(EXPERTS) / EXPERTS if favourite is None else 0.8 * np.eye(EXPERTS)[favourite] + 0.2 / EXPERTS
+  probs = np.ones(EXPERTS) / EXPERTS if favorite is None else 0.8 * np.eye(EXPERTS)[favorite] + 0.2 / EXPERTS
   return np.stack([random.multinomial(TOKENS - q, probs) for q in range(DEVICES)]).astype(np.int32)
 
 
@@ -44,9 +44,9 @@ def there_and_back(x_RD, sizes_E, room):
   return received[None], returned[None], plan.sizes_e[None], plan.dropped[None]
 
 
-@pytest.mark.parametrize("favourite", [None, 5])
-def test_rows_arrive_sorted_by_expert_and_return_to_where_they_were(favourite):
-  sizes_QE, room = sizes(favourite=favourite), DEVICES * TOKENS
+@pytest.mark.parametrize("favorite", [None, 5])
+def test_rows_arrive_sorted_by_expert_and_return_to_where_they_were(favorite):
+  sizes_QE, room = sizes(favorite=favorite), DEVICES * TOKENS
   x_QRD = rows_of(sizes_QE)
   run = on_devices(functools.partial(there_and_back, room=room), (P("expert"),) * 4)
   received, returned, sizes_Pe, dropped = run(x_QRD, sizes_QE)
@@ -63,7 +63,7 @@ def test_rows_arrive_sorted_by_expert_and_return_to_where_they_were(favourite):
 
 
 def test_what_finds_no_room_is_dropped_counted_and_comes_back_as_zeros():
-  sizes_QE, room = sizes(favourite=5), 20
+  sizes_QE, room = sizes(favorite=5), 20
   x_QRD = rows_of(sizes_QE)
   _, returned, sizes_Pe, dropped = on_devices(functools.partial(there_and_back, room=room), (P("expert"),) * 4)(
     x_QRD, sizes_QE

@@ -36,7 +36,7 @@ def test_the_best_experts_are_chosen_best_first():
   np.testing.assert_array_equal(routing.experts_OUMA[0, 0], [[1, 2], [2, 0]])
 
 
-def test_renormalised_weights_sum_to_the_scale_and_others_are_scaled_probabilities():
+def test_renormalized_weights_sum_to_the_scale_and_others_are_scaled_probabilities():
   probs_ME = [[0.5, 0.3, 0.2]]
   np.testing.assert_allclose(routed(probs_ME).weights_OUMA[0, 0, 0], [0.625, 0.375], rtol=1e-6)
   np.testing.assert_allclose(routed(probs_ME, renormalize=False).weights_OUMA[0, 0, 0], [0.5, 0.3], rtol=1e-6)

@@ -76,7 +76,7 @@ def test_the_gradient_of_each_balance_loss_reaches_the_router_and_lowers_the_cro
     assert (gradient_ME[:, 0] > 0).all() and (gradient_ME[:, 1] < 0).all(), name
 
 
-def test_router_z_loss_is_the_mean_squared_log_normaliser():
+def test_router_z_loss_is_the_mean_squared_log_normalizer():
   probs_BTE = jnp.array([[[1.0, 1.0], [3.0, 5.0]]])  # exponentials of logits, not normalized
   assert of(probs_BTE)[0]["router_z"] == pytest.approx((np.log(2.0) ** 2 + np.log(8.0) ** 2) / 2, rel=1e-6)
 
@@ -96,7 +96,7 @@ def test_mutual_information_is_lowest_where_tokens_are_sure_and_experts_are_used
 
 def test_padding_counts_in_no_loss_or_statistic():
   probs_BTE = jax.nn.softmax(jax.random.normal(jax.random.key(0), (1, 4, 3)))
-  junk_BTE = jnp.tile(jnp.array([[[9.8, 0.1, 0.1]]]), (1, 3, 1))  # its normaliser would show in the router's z-loss
+  junk_BTE = jnp.tile(jnp.array([[[9.8, 0.1, 0.1]]]), (1, 3, 1))  # its normalizer would show in the router's z-loss
   padded = jnp.concatenate([probs_BTE, junk_BTE], axis=1)
   alone = of(probs_BTE, experts_per_token=2)
   with_padding = of(padded, valid_BT=[[True] * 4 + [False] * 3], experts_per_token=2)

@@ -1,8 +1,8 @@
-"""Model FLOPs utilisation of whole train steps on one accelerator: dense and MoE of about 1B active parameters.
+"""Model FLOPs utilization of whole train steps on one accelerator: dense and MoE of about 1B active parameters.
 
-    python tests/benchmarks/utilisation.py                       # both, at 32 x 4096 tokens in parts of 4 x 4096
-    python tests/benchmarks/utilisation.py --dispatch einsum     # the MoE by capacity masks
-    python tests/benchmarks/utilisation.py --layers 2 --width 256 --batch 2 --accumulation 1   # a small one, anywhere
+    python tests/benchmarks/utilization.py                       # both, at 32 x 4096 tokens in parts of 4 x 4096
+    python tests/benchmarks/utilization.py --dispatch einsum     # the MoE by capacity masks
+    python tests/benchmarks/utilization.py --layers 2 --width 256 --batch 2 --accumulation 1   # a small one, anywhere
 
 bfloat16, all steps with their optimizer. The MoE has 32 experts, of which each token takes 8, whose widths add up to
 the dense layer's: equal active parameters, 2.7B in all, whose state takes 44 GB. What counts is the median step, as
@@ -69,7 +69,7 @@ def experiment(name: str, chosen: argparse.Namespace) -> Experiment:
 
 
 def measure(name: str, chosen: argparse.Namespace) -> dict:
-  """Step time and utilisation of one model, and the rate of the product that it is held against."""
+  """Step time and utilization of one model, and the rate of the product that it is held against."""
   made = experiment(name, chosen)
   spec = make_train_spec(made, make_partitioner(made.mesh, made.rules))
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
@@ -90,7 +90,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
   return {
     "model": name, "device": jax.devices()[0].device_kind, **dataclasses.asdict(parameter_counts(made.model)),
     "tokens_per_step": work.tokens, "step_time_s": step_time_s, "model_flops_per_step": flops,
-    "product_flops_per_s": rate, "utilisation": flops / step_time_s / rate,
+    "product_flops_per_s": rate, "utilization": flops / step_time_s / rate,
     "dropped_fraction": work.dropped_fraction, "loss": float(metrics["loss"]),
   }  # fmt: skip
 
