@@ -10,6 +10,7 @@ import pytest
 
 import moejax
 from moejax import cli, lookup
+from moejax.comparison.pod_match import experiment_file
 from moejax.config import Evaluation, Experiment, Measurement, Mesh, Suite
 from moejax.config.plain import from_plain, to_plain
 from moejax.errors import UserError
@@ -156,6 +157,12 @@ def test_a_router_whose_routing_is_another_than_its_facts_say_is_refused(monkeyp
   monkeypatch.setattr(type(mine.model.moe.router), "every_expert", False)
   with pytest.raises(UserError, match=r"router ReluRouter has every_expert=False, but its routing has .*=True"):
     moejax.train(mine, tmp_path / "run")
+
+
+def test_the_file_that_match_writes_imports_the_files_of_its_kinds(tmp_path):
+  mine = found("mine.py:my_capacity_moe")
+  (tmp_path / "matched.py").write_text(experiment_file(mine))
+  assert to_plain(moejax.find(tmp_path / "matched.py:matched")) == to_plain(mine)
 
 
 def test_files_define_what_the_page_says():

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import os
 import re
+import sys
 
 from moejax.config.chips import CHIPS, Chip
 from moejax.config.sharding import Mesh
@@ -75,10 +76,12 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def prepare_environment(topology: Topology) -> None:
-  """Sets environment variables that JAX and libtpu read at their first use. It has no effect after that."""
+  """Sets environment variables that JAX and libtpu read at their first use, after which it has no effect."""
   for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   os.environ["JAX_PLATFORMS"] = "cpu"
+  if "jax" in sys.modules:  # which read the variable when a user's file imported it
+    sys.modules["jax"].config.update("jax_platforms", "cpu")
   if topology.chip.platform == "cpu":
     flag = "--xla_force_host_platform_device_count"
     given = [part for part in os.environ.get("XLA_FLAGS", "").split() if not part.startswith(flag)]

@@ -1,5 +1,6 @@
 """A run's directory: which experiment it holds, and whether another may be written there."""
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -7,7 +8,7 @@ from collections.abc import Collection
 from typing import Any
 
 from moejax.config.experiment import Experiment, Suite
-from moejax.config.plain import to_plain
+from moejax.config.plain import from_plain, to_plain
 from moejax.config.resume import changeable
 from moejax.config.stored import EARLIER, current, read_experiment_file
 from moejax.config.walk import join
@@ -139,7 +140,9 @@ def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[s
     return {}
   there = _read(path)
   ignored = (*_may_change(file), *(LENGTH if file == RUN else ()))
-  differences = _differences(there, json.loads(json.dumps(content)), ignored)
+  differences = _differences(
+    _with_defaults(there, Experiment if file == RUN else Suite), json.loads(json.dumps(content)), ignored
+  )
   if differences:
     raise UserError(
       f"{directory} holds another configuration: {'; '.join(differences[:3])}"
@@ -191,6 +194,16 @@ def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> Non
   except OSError as error:
     reason = "it is a file" if isinstance(error, FileExistsError) else error.strerror
     raise UserError(f"cannot write to {directory}: {reason}; choose another {option}") from error
+
+
+def _with_defaults(there: dict[str, Any], kind: type[Experiment] | type[Suite]) -> dict[str, Any]:
+  """A stored configuration with the defaults of fields that the version that wrote it did not have."""
+  own = {field.name for field in dataclasses.fields(kind)}
+  try:
+    whole = to_plain(from_plain(kind, {name: value for name, value in there.items() if name in own}))
+  except UserError:
+    return there  # the fields that differ say what is not valid
+  return there | json.loads(json.dumps(whole))
 
 
 def _may_change(file: str) -> tuple[str, ...]:

@@ -1,6 +1,9 @@
 """Names of hardware, and what is said of those that are none."""
 
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +65,13 @@ def test_a_mesh_fills_its_data_axis_with_the_devices_of_the_topology():
 def test_a_mesh_that_does_not_tile_the_topology_is_answered_with_one_that_does(mesh, hint):
   with pytest.raises(UserError, match=re.escape(hint)):
     check_mesh(mesh, parse_topology("v5p:4x8x8"))
+
+
+def test_jax_that_a_users_file_imported_already_takes_no_accelerator():
+  code = (
+    "import jax; from moejax.planning.topology import parse_topology, prepare_environment;"
+    "prepare_environment(parse_topology('v5p:2x2x1')); print(jax.config.jax_platforms)"
+  )
+  environment = {name: value for name, value in os.environ.items() if name != "JAX_PLATFORMS"}
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+  assert done.stdout.strip() == "cpu"

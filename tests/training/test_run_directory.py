@@ -152,6 +152,24 @@ def test_what_never_changes_the_result_may_change_and_is_noted(tiny_moe, tmp_pat
   assert held(tmp_path) == json.loads(json.dumps(run_configuration(changed, 7)))
 
 
+def test_a_run_of_an_earlier_version_resumes_with_the_kinds_that_it_had(tiny_moe, tmp_path):
+  """It lists the fields of all routers and dispatches, and `free`."""
+  claim(tmp_path, tiny_moe, 7)
+  stored = held(tmp_path)
+  moe = stored["model"]["moe"]
+  stored["free"] = stored.pop("matchable")
+  del stored["model"]["feed_forward"]
+  moe["router"] |= {"threshold": None}
+  moe |= {"dispatch": "einsum", "priority": "choice", "exchange": "all_to_all", "receive_factor": None}
+  (tmp_path / RUN).write_text(json.dumps(stored))
+  claim(tmp_path, tiny_moe, 7)
+  assert held(tmp_path) == json.loads(json.dumps(run_configuration(tiny_moe, 7)))
+  moe["priority"] = "token"
+  (tmp_path / RUN).write_text(json.dumps(stored))
+  with pytest.raises(UserError, match=r"model\.moe\.dispatch\.priority is 'token' there and 'choice' here"):
+    claim(tmp_path, tiny_moe, 7)
+
+
 def test_another_suite_is_refused_with_the_path_of_the_field(tiny_suite, tmp_path):
   claim_comparison(tmp_path, tiny_suite)
   (pair,) = tiny_suite.pairs
