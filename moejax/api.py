@@ -91,7 +91,7 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
 def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Progress = SILENT) -> Any:
   """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`: a `moejax.planning.plan.Plan`.
 
-  Call it before anything else uses JAX, or with JAX_PLATFORMS=cpu: the compiler is told of devices that are not there.
+  Call it before anything else uses JAX, or with JAX_PLATFORMS=cpu, since it compiles for devices that are not present.
 
   Raises:
     UserError: no such topology, a mesh that does not tile it, or a compiler that is not installed.
@@ -151,7 +151,7 @@ def evaluate(
     gen_kwargs: generation options as KEY=VALUE,...
     log_samples: whether every example is written to RUN/evaluation/samples.
     experiment: the run's, with another mesh or evaluation batch; None takes it as it was.
-    progress: is told what runs.
+    progress: receives the progress.
 
   Raises:
     UserError: no run, no checkpoint, no such task, or no data for it.
@@ -258,7 +258,7 @@ def _evaluators(evaluation: Evaluation) -> Callable[..., Any]:
   Raises:
     UserError: there are, and lm-evaluation-harness is not installed.
   """
-  ask = import_harness(evaluation).TaskEvaluators() if evaluation.tasks else None
+  tasks = import_harness(evaluation).TaskEvaluators() if evaluation.tasks else None
   from moejax.evaluation.evaluators import make_evaluators
 
-  return functools.partial(make_evaluators, ask=ask)
+  return functools.partial(make_evaluators, tasks=tasks)

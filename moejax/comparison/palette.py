@@ -3,8 +3,8 @@
 from moejax.comparison.record import Comparison, dense_names, pair_members
 
 FAMILIES = (
-  # A pair is a hue; in it dense is dark, the match is bright, other candidates are paler. Hues of Okabe and Ito, told
-  # apart by every kind of color vision, and lightness tells the members of one pair apart without any.
+  # Each pair has a hue, in which the dense model is dark, the match bright, and other candidates paler. The hues of
+  # Okabe and Ito are distinguishable with every kind of color vision, and members of a pair differ in lightness.
   ("#0b3c6b", "#1f8fd8", "#85bde6", "#6aa3cf"),
   ("#8a3200", "#ee7a1c", "#f2b27c", "#d99a66"),
   ("#004d3b", "#00a37a", "#7fcdb7", "#62b39d"),

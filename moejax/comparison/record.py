@@ -164,7 +164,7 @@ def from_json(content: Any, source: str = "the comparison") -> Comparison:
   """The comparison that `to_json` gave.
 
   Raises:
-    UserError: something without which members and pairs cannot be told apart is missing, or a number is none.
+    UserError: a value that identifies members or pairs is missing, or a value is not a number.
   """
   content = _object(content, source, ("suite", "members", "pairs"))
   members = tuple(_member(member, f"{source}: members[{i}]") for i, member in _listed(content, "members", source))

@@ -43,7 +43,7 @@ def compare(
     text: what all members read, as `open_text` returns it.
     directory: where everything of it lies, as `open_comparison` returns it.
     make_evaluators: makes what scores a member.
-    progress: is told what runs and what the user should know.
+    progress: receives the progress, and notes for the user.
 
   Raises:
     UserError: the directory holds another suite, or the suite does not fit data or devices.

@@ -12,18 +12,18 @@ from moejax.training.loop import Evaluator
 from moejax.training.prepare import Prepared
 from moejax.training.state import State, TrainSpec
 
-AskTasks = Callable[[TrainSpec, Tokenizer, pathlib.Path, Progress], Evaluator]
+MakeTaskEvaluator = Callable[[TrainSpec, Tokenizer, pathlib.Path, Progress], Evaluator]
 """Makes the evaluator of benchmarks. It is an argument because it needs an optional package."""
 
 
 def make_evaluators(
-  prepared: Prepared, directory: pathlib.Path, progress: Progress, ask: AskTasks | None = None
+  prepared: Prepared, directory: pathlib.Path, progress: Progress, tasks: MakeTaskEvaluator | None = None
 ) -> dict[str, Evaluator]:
-  """The evaluators that score during training and after it: held-out text, and benchmarks if `ask` is given."""
+  """The evaluators that score during training and after it: held-out text, and benchmarks if `tasks` is given."""
   spec, corpus = prepared.spec, prepared.corpus
   evaluators = {"held_out": make_evaluator(spec, corpus, directory, progress)}
-  if ask is not None:
-    evaluators["tasks"] = ask(spec, corpus.tokenizer, directory, progress)
+  if tasks is not None:
+    evaluators["tasks"] = tasks(spec, corpus.tokenizer, directory, progress)
   return {name: _aside(evaluator, progress) for name, evaluator in evaluators.items()}
 
 

@@ -110,7 +110,7 @@ def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILEN
   Args:
     request: the benchmarks and their options.
     cache: folder for the datasets made from `request.data`.
-    progress: told of each task.
+    progress: receives each task.
 
   Raises:
     UserError: there is no such task or group, no data for it, or what it needs is not installed.

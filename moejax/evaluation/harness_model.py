@@ -81,8 +81,8 @@ class HarnessModel(LM):
       for i, (_, options) in enumerate(args):
         of_options.setdefault(json.dumps(options, sort_keys=True), []).append(i)
       for options, members in of_options.items():
-        asked = self.generation(tasks[options], json.loads(options))
-        for i, answer in self._generate([args[i][0] for i in members], asked):
+        requested = self.generation(tasks[options], json.loads(options))
+        for i, answer in self._generate([args[i][0] for i in members], requested):
           yield members[i], answer
 
     return [text for text, _ in self._answered("generate_until", requests, compute)]
@@ -147,25 +147,26 @@ class HarnessModel(LM):
   def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
     return encode_pair(self._tokenizer, context, continuation)
 
-  def _max_new(self, asked: Generation) -> int:
-    return min(asked.max_new, self.max_length // 2)
+  def _max_new(self, requested: Generation) -> int:
+    return min(requested.max_new, self.max_length // 2)
 
-  def _generate(self, texts: Sequence[str], asked: Generation) -> Iterator[tuple[int, tuple[str, bool]]]:
-    max_new = self._max_new(asked)
-    if max_new < asked.max_new:
+  def _generate(self, texts: Sequence[str], requested: Generation) -> Iterator[tuple[int, tuple[str, bool]]]:
+    max_new = self._max_new(requested)
+    if max_new < requested.max_new:
       # The rest of the training length is for the prompt.
       self.progress.note(
-        f"warning: a prompt and {asked.max_new} new tokens do not fit {self.max_length} tokens; generating {max_new}"
+        f"warning: a prompt and {requested.max_new} new tokens do not fit {self.max_length} tokens; "
+        f"generating {max_new}"
       )
-    if asked.sampling not in self._generators:
-      self._generators[asked.sampling] = Generator(
-        self._model, self.batch_size, self._tokenizer.vocab_size, asked.sampling
+    if requested.sampling not in self._generators:
+      self._generators[requested.sampling] = Generator(
+        self._model, self.batch_size, self._tokenizer.vocab_size, requested.sampling
       )
     prompts = [encode_prompt(self._tokenizer, text, self.max_length - max_new) for text in texts]
-    stops = [lambda ids: self._is_complete(ids, asked.until)] * len(prompts)
-    generator = self._generators[asked.sampling]
+    stops = [lambda ids: self._is_complete(ids, requested.until)] * len(prompts)
+    generator = self._generators[requested.sampling]
     for i, ids in generator.generate(self._parameters, [ids for ids, _ in prompts], stops, max_new):
-      text = postprocess_generated_text(self._tokenizer.decode(np.array(ids)), list(asked.until), None)
+      text = postprocess_generated_text(self._tokenizer.decode(np.array(ids)), list(requested.until), None)
       yield i, (text, prompts[i][1])
 
   def _is_complete(self, ids: list[int], until: Sequence[str]) -> bool:

@@ -113,7 +113,7 @@ class TaskFinder(TaskManager):
 
   @staticmethod
   def _check_duplicates(built: list[Task | Group]) -> None:
-    """A task may be named twice, by itself and in a group, where that is the same task: it is then asked once."""
+    """Allows a task to be named twice, by itself and in a group, if it is the same task. It then runs once."""
     first: dict[str, tuple[str, Any]] = {}
     for item in built:
       source = item.name if isinstance(item, Group) else item.task_name
@@ -137,7 +137,7 @@ class _Factory(TaskFactory):
 
   def build(self, entry: Entry, *, overrides: dict[str, Any] | None = None, registry: dict[str, Entry]) -> Any:
     """As the harness's own, but what a group says of a group in it (`task: mmlu` with `num_fewshot: 5`) gives no task
-    of that group its name: in 0.4.13 all 57 subjects would be called mmlu, and one of them asked."""
+    of that group its name: in 0.4.13 all 57 subjects would be called mmlu, and only one of them would run."""
     if entry.kind == Kind.GROUP and overrides:
       overrides = {key: value for key, value in overrides.items() if key not in ("task", "group")}
     return super().build(entry, overrides=overrides, registry=registry)
@@ -190,9 +190,9 @@ def explained(name: str, error: BaseException) -> str:
       package = cause.name.partition(".")[0]
       return f"the task {name} needs {package}, which is not installed; `pip install {_requirement(package)}`"
   if any(_is_offline(cause) for cause in causes):
-    asked = re.search(r"'([\w.-]+/[\w.-]+)'", str(error))
+    named = re.search(r"'([\w.-]+/[\w.-]+)'", str(error))
     what, remedy = (
-      (asked[1], ", or give the data as files with --data DIR") if asked else ("a file, such as a metric,", "")
+      (named[1], ", or give the data as files with --data DIR") if named else ("a file, such as a metric,", "")
     )
     return (
       f"the task {name} needs {what} from {huggingface_hub.constants.ENDPOINT}, which is not in the local cache and "
@@ -249,7 +249,7 @@ def _go_offline_without_the_hub() -> None:
 def _hub_answers() -> bool:
   found: list[bool] = []
 
-  def ask() -> None:
+  def request() -> None:
     try:
       request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
       urllib.request.urlopen(request, timeout=HUB_WAIT_S)
@@ -260,9 +260,9 @@ def _hub_answers() -> bool:
       return
     found.append(True)
 
-  asking = threading.Thread(target=ask, daemon=True)  # resolving a host name has no timeout
-  asking.start()
-  asking.join(HUB_WAIT_S)
+  requesting = threading.Thread(target=request, daemon=True)  # resolving a host name has no timeout
+  requesting.start()
+  requesting.join(HUB_WAIT_S)
   return bool(found)
 
 

@@ -1,1 +1,1 @@
-"""One training run: state, loss, step, loop, checkpoints, metrics."""
+"""Training: state, loss, step, loop, checkpoints and metrics."""

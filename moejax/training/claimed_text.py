@@ -1,4 +1,4 @@
-"""The text that a directory was begun with: it must not change between two members of a comparison, or within a run."""
+"""Ensures that the text does not change within a run or between the members of a comparison."""
 
 import json
 import pathlib
@@ -34,7 +34,7 @@ def _read(path: pathlib.Path) -> dict[str, str] | None:
   """What a directory was begun with, None if it has none.
 
   Raises:
-    UserError: the file is damaged, so that nobody knows with what.
+    UserError: the file is damaged.
   """
   try:
     there = json.loads(path.read_bytes())

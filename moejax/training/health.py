@@ -14,7 +14,7 @@ DEAD_STEPS = 100
 
 COLLAPSED = 0.02
 """Part of log E below which a token's entropy counts as collapsed. Mutual information is trained by lowering it, so
-that with this loss only unused experts are told."""
+that with this loss only unused experts are reported."""
 
 
 class RouterHealth:

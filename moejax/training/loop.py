@@ -41,7 +41,7 @@ Observer = Callable[[Record], None]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What the loop needs, made by whoever starts it."""
+  """The arguments of the training loop."""
 
   spec: TrainSpec
   step: TrainStep

@@ -1,4 +1,4 @@
-"""What is NaN or infinite: told apart from what is whole, and what a user can do about it."""
+"""Detects values that are NaN or infinite, and says what a user can do about them."""
 
 import math
 from collections.abc import Callable

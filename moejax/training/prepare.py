@@ -74,8 +74,8 @@ def open_workspace(
     experiments: what will be run.
     text: of all of them.
     directory: of the run or the comparison, as `open_run` or `open_comparison` returns it.
-    what: the work, for whoever is refused meanwhile.
-    progress: is told what runs and what the user should know.
+    what: description of the work, for processes that are refused meanwhile.
+    progress: receives the progress, and notes for the user.
 
   Raises:
     UserError: as `on_devices` and `build_corpus`, the directory was begun with other text, or another process holds it.

@@ -38,7 +38,7 @@ def train_experiment(
     text: what it reads, as `open_text` returns it.
     directory: of the run, as `open_run` returns it.
     make_evaluators: makes what scores it.
-    progress: is told what runs and what the user should know.
+    progress: receives the progress, and notes for the user.
 
   Raises:
     UserError: the directory, the text or the devices do not suit the experiment, or another process is at work there.
@@ -54,7 +54,7 @@ def train_experiment(
     def observe(record: Record) -> None:
       times_s.append(record["step_time_s"])
       done, step_time_s = record["step"], statistics.mean(times_s)
-      # What the last evaluation takes is not known before it begins, and then its own bar tells.
+      # The duration of the last evaluation is unknown until it begins, when it has a bar of its own.
       progress.whole(done * step_time_s, (steps - done) * step_time_s if done < steps else None)
 
     def warn(text: str) -> None:

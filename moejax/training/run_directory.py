@@ -16,7 +16,7 @@ from moejax.errors import UserError
 from moejax.files import read_json, write_json
 
 RUN, COMPARISON = "experiment.json", "suite.json"
-"""The configuration that a directory belongs to: one run's or one comparison's."""
+"""The files with the configuration of a run and of a comparison."""
 
 LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
 """Keys of experiment.json that say how long the run is, which are compared as a whole."""
@@ -207,12 +207,12 @@ def _with_defaults(there: dict[str, Any], kind: type[Experiment] | type[Suite]) 
 
 
 def _may_change(file: str) -> tuple[str, ...]:
-  """Fields that may change when what a directory holds resumes."""
+  """Fields that may change when a run or a comparison resumes."""
   return changeable(Experiment, "run") if file == RUN else changeable(Suite, "comparison")
 
 
 def _differences(old: Any, new: Any, ignored: Collection[str], path: str = "") -> list[str]:
-  """Dotted fields in which two configurations differ, with both values."""
+  """The dotted fields in which two configurations differ, with both values."""
   if old == new or re.sub(r"\.\d+", ".*", path) in ignored:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
@@ -228,6 +228,6 @@ def _is_of_records(value: Any) -> bool:
 
 
 def _short(value: Any) -> str:
-  """A value for one line."""
+  """A value in at most 60 characters."""
   text = repr(value)
   return text if len(text) <= 60 else f"{text[:57]}..."

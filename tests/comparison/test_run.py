@@ -82,7 +82,7 @@ def text(tmp_path_factory):
 
 def compare(suite: Suite, directory: Path, display: Display, ask=None) -> dict:
   """As `moejax.compare`, with benchmarks of the test's own."""
-  evaluators = functools.partial(make_evaluators, ask=ask)
+  evaluators = functools.partial(make_evaluators, tasks=ask)
   return run.compare(suite, open_text(suite.members[0].data), directory, evaluators, display).to_json()
 
 
