@@ -18,6 +18,7 @@ from moejax.config.experiment import Evaluation, Experiment, Pair, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_fields, with_members
 from moejax.errors import UserError
 from moejax.optional import library
+from moejax.processes.environment import is_one_of_several
 from moejax.progress import SILENT, Progress
 from moejax.results import Compared, Evaluated, Trained
 from moejax.training.run_directory import open_comparison, open_run, read_experiment
@@ -57,6 +58,21 @@ def replace(configuration: Configuration, **fields: Any) -> Configuration:
   return with_fields(changed, of_suite)
 
 
+def join() -> None:
+  """Makes this process one of the several that a launcher has started for one program. Alone, it does nothing.
+
+  `train`, `compare` and `evaluate` begin with it.
+
+  Raises:
+    UserError: the environment does not say how to find the other processes.
+    Failure: other processes are missing.
+  """
+  if is_one_of_several():
+    from moejax.processes.join import join
+
+    join()
+
+
 def train(experiment: Experiment, directory: Directory, *, progress: Progress = SILENT) -> Trained:
   """Trains an experiment and evaluates it on held-out text. Resumes from the latest checkpoint in `directory`.
 
@@ -65,6 +81,7 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
     FloatingPointError: the loss or the gradient norm became NaN or infinite.
   """
   _check_kind(Experiment, experiment, "train")
+  join()
   text = _open_text(experiment, pathlib.Path(directory))
   directory = open_run(pathlib.Path(directory), experiment, experiment.training.steps)
   make_evaluators = _evaluators(experiment.evaluation)
@@ -80,6 +97,7 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
     UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
   """
   _check_kind(Suite, suite, "compare")
+  join()
   text = _open_text(suite.members[0], pathlib.Path(directory))
   directory = open_comparison(pathlib.Path(directory), suite)
   make_evaluators = _evaluators(suite.members[0].evaluation)
@@ -157,6 +175,7 @@ def evaluate(
     UserError: no run, no checkpoint, no such task, or no data for it.
   """
   _check_several(tasks, "tasks")
+  join()
   directory = pathlib.Path(run)
   if experiment is None:
     # The run's own limit is that of the training loop, which must not wait long.

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from moejax import api, interrupts, lookup
+from moejax import api, interrupts, lookup, processes
 from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
-from moejax.display import Display
-from moejax.errors import Failure, UserError, users_mistake
+from moejax.display import Display, make_display
+from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.files import finite, write_json, write_whole
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.terminal import output
@@ -49,9 +49,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     failure = isinstance(error, Failure | FloatingPointError)
     mistake = None if failure else users_mistake(error)
     if mistake is None and not failure:
+      processes.await_verdict()
+      processes.fail(1, f"{type(error).__name__}: {reason(error)}")
       raise
     print(f"moejax: {mistake or error}", file=sys.stderr)
     code = 1 if mistake is None else USERS_MISTAKE
+    processes.fail(code, mistake or str(error))
   sys.exit(code)
 
 
@@ -84,9 +87,11 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   directory = _required(known, "workdir", "--workdir DIR")
-  with Display(f"train {experiment.name}") as display:
-    trained = api.train(experiment, directory, progress=display)
-  output().print(trained, soft_wrap=True)
+  api.join()
+  with make_display(f"train {experiment.name}") as progress:
+    trained = api.train(experiment, directory, progress=progress)
+  if processes.is_first():
+    output().print(trained, soft_wrap=True)
   return 0
 
 
@@ -95,8 +100,11 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   suite = override(lookup.find_suite(_required(known, "name", "SUITE")), overrides)
   directory = _required(known, "workdir", "--workdir DIR")
-  with Display(f"compare {suite.name}") as display:
-    compared = api.compare(suite, directory, progress=display)
+  api.join()
+  with make_display(f"compare {suite.name}") as progress:
+    compared = api.compare(suite, directory, progress=progress)
+  if not processes.is_first():
+    return 0
   from moejax.comparison.table import terminal_table
 
   console = output()
@@ -114,7 +122,8 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
   there = dataclasses.replace(there, evaluation=dataclasses.replace(there.evaluation, task_limit=None))
   experiment = override(there, overrides)
   check_only_operational(there, experiment)
-  with Display(f"evaluate {experiment.name}") as display:
+  api.join()
+  with make_display(f"evaluate {experiment.name}") as progress:
     evaluated = api.evaluate(
       directory,
       known.tasks or (),
@@ -125,11 +134,12 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
       gen_kwargs=known.gen_kwargs,
       log_samples=known.log_samples,
       experiment=experiment,
-      progress=display,
+      progress=progress,
     )
   from moejax import describe
 
-  output().print(describe.scores_page(evaluated.scores, evaluated.results), soft_wrap=True)
+  if processes.is_first():
+    output().print(describe.scores_page(evaluated.scores, evaluated.results), soft_wrap=True)
   return 0
 
 

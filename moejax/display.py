@@ -12,6 +12,7 @@ from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextCo
 from rich.table import Column
 from rich.text import Text
 
+from moejax import processes
 from moejax.progress import Progress
 from moejax.terminal import output
 
@@ -121,6 +122,23 @@ class Display(Progress):
     if not self.console.is_terminal:
       self._last_line = time.monotonic()
       self.note(text)
+
+
+class StageLog(Progress):
+  """What a process other than the first shows of a program: a line with its number at the beginning of each stage."""
+
+  def __init__(self, console: Console | None = None):
+    self.console = console or output(stderr=True)
+
+  def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:
+    """A line."""
+    text = f"{time.strftime('%Y-%m-%d %H:%M:%S')} process {processes.index()}: {name}"
+    self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def make_display(title: str) -> contextlib.AbstractContextManager[Progress]:
+  """What a command shows of its work: process 0 draws it, the others log its stages."""
+  return Display(title) if processes.is_first() else contextlib.nullcontext(StageLog())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,8 @@ class UserError(ValueError):
 
 
 class Failure(RuntimeError):
-  """What the machine did not let the program finish, such as a save to a disk that stays full. Exit code 1."""
+  """What the machines did not let the program finish, such as a save to a disk that stays full, or a process that is
+  missing. Exit code 1."""
 
 
 def users_mistake(error: BaseException) -> str | None:

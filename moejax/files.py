@@ -1,13 +1,19 @@
-"""Files that are written whole or not at all: a reader, a kill or a full disk finds the old content or the new one."""
+"""Files that are written whole or not at all: a reader, a kill or a full disk finds the old content or the new one.
+
+Of several processes of one program, only the first writes: the others have the same content, which goes nowhere.
+"""
 
 import contextlib
 import json
 import math
 import os
 import pathlib
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
+
+from moejax import processes
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -54,6 +60,10 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   The content is on the disk before the name is, so that a machine that loses power leaves no empty file. The temporary
   file is removed if the block raises. A pipe or device, such as /dev/stdout, is written in place.
   """
+  if not processes.is_first():
+    with tempfile.TemporaryDirectory() as unused:
+      yield pathlib.Path(unused) / path.name
+    return
   if path.exists() and not path.is_file():
     yield path
     return

@@ -40,6 +40,8 @@ class _Process:
 
   def __init__(self) -> None:
     self.received: list[int] = []
+    self.seen: list[int] = []
+    """The same, as the watching thread sees them."""
     self.held = False
     """Whether a signal is only noted."""
     self.wakeup: int | None = None
@@ -70,6 +72,22 @@ def watch() -> None:
   signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
+def first_signal() -> int | None:
+  """The first signal to stop that this process has received, also where the main thread has not yet noted it."""
+  return next(iter(_PROCESS.received or _PROCESS.seen), None)
+
+
+def deliver(number: int) -> None:
+  """Acts as if this process had received a signal to stop, unless it has received one. For any thread."""
+  if first_signal() is None:
+    os.kill(os.getpid(), number)
+
+
+def at_the_end(function: Callable[[], None]) -> None:
+  """Calls `function`, after all that is registered later, if the process is ended by a signal."""
+  _PROCESS.cleanups.append(function)
+
+
 def received() -> bool:
   """Whether this process has received a signal to stop."""
   return bool(_PROCESS.received)
@@ -84,6 +102,11 @@ def leave() -> NoReturn:
   if _PROCESS.wakeup is None:
     print(f"\n{stop_line()}", file=sys.stderr)
     sys.exit(exit_code())
+  end(exit_code(), stop_line())
+
+
+def end(code: int, line: str) -> NoReturn:
+  """Ends this process at once, from any thread, with a line on stderr and this exit code."""
   _PROCESS.leaving.acquire()  # never released: whoever comes second waits for the end
   for function in reversed(_PROCESS.cleanups):
     with contextlib.suppress(Exception):
@@ -91,8 +114,8 @@ def leave() -> NoReturn:
   show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while a progress bar is drawn
   # Not through sys.stderr, whose lock the main thread may hold.
   with contextlib.suppress(OSError):
-    os.write(2, f"{show_cursor}\n{stop_line()}\n".encode())
-  os._exit(exit_code())
+    os.write(2, f"{show_cursor}\n{line}\n".encode())
+  os._exit(code)
 
 
 def stop_line() -> str:
@@ -161,6 +184,15 @@ class Deferral:
     """Whether a signal was received."""
     return bool(_PROCESS.received)
 
+  @property
+  def signal(self) -> int:
+    """The first signal that was received, 0 for none."""
+    return _PROCESS.received[0] if _PROCESS.received else 0
+
+  def accept(self, number: int) -> None:
+    """Notes a signal that another process of the program has received, unless this one has one too."""
+    _PROCESS.received = _PROCESS.received or [number]
+
   def hold(self) -> None:
     """From here on a signal is only noted."""
     _PROCESS.held = True
@@ -225,7 +257,7 @@ def _unraisable(what: "sys.UnraisableHookArgs") -> None:
 
 def _watch(reading: int) -> None:
   """Ends the process at a second SIGINT, or when the main thread has not ended it within the grace period."""
-  seen: list[int] = []
+  seen = _PROCESS.seen
   deadline: float | None = None
   while True:
     wait_s = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -4,6 +4,7 @@ Flax silently replicates a tensor whose logical axis is misspelled, and silently
 use. Here both are errors that name the tensor, its shape, the rule and the mesh.
 """
 
+import bisect
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from moejax.config.model import Model
 from moejax.config.sharding import MESH_AXES, Mesh, Rules, axes_of, check_dimensions, shards, table
 from moejax.errors import UserError
-from moejax.torus import arrange
+from moejax.torus import arrange, networks
 
 Names = tuple[str | None, ...]
 """The logical axis of each dimension of a tensor. None for a dimension that is never sharded."""
@@ -133,6 +134,11 @@ class Partitioner:
     return self.mesh.devices.flat[0]
 
   @property
+  def networks(self) -> str:
+    """Which network each mesh axis uses; empty where all devices are of one process."""
+    return networks(self.mesh.devices, MESH_AXES)
+
+  @property
   def platform(self) -> str:
     """The platform of the devices: cpu, gpu or tpu."""
     return self.device.platform
@@ -160,13 +166,26 @@ def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | N
   Raises:
     UserError: the mesh needs more devices than there are, the rules are not well formed, or as `present_devices`.
   """
+  present = devices is None
   devices = list(devices) if devices is not None else present_devices()
   table(rules)
   resolved = mesh.resolve(len(devices))
+  if present:
+    _check_every_process(resolved, devices)
   shape = tuple(resolved.shape.values())
   one = resolved.size == 1
   array = np.array(devices[:1]).reshape(shape) if one else arrange(devices[: resolved.size], shape)
   return Partitioner(jax.sharding.Mesh(array, MESH_AXES), resolved, rules)
+
+
+def _check_every_process(mesh: Mesh, devices: Sequence[jax.Device]) -> None:
+  """Raises UserError where a process of this program has no device of the mesh."""
+  idle = {device.process_index for device in devices} - {device.process_index for device in devices[: mesh.size]}
+  if idle:
+    raise UserError(
+      f"mesh ({mesh}) uses {mesh.size} of {len(devices)} devices, and process {min(idle)} has none of them; use more "
+      "devices, or start fewer processes"
+    )
 
 
 def present_devices() -> list[jax.Device]:
@@ -186,15 +205,46 @@ def present_devices() -> list[jax.Device]:
     ) from error
 
 
-def to_devices(arrays: Any, sharding: NamedSharding, *, whole: bool = False) -> Any:
+@dataclasses.dataclass(frozen=True)
+class LocalRows:
+  """The rows of a batch that the devices of this process need. Other processes may need some of them too."""
+
+  rows: Sequence[int]
+  """Ascending."""
+  batch_size: int
+  """Number of rows over all processes."""
+
+
+def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> LocalRows:
+  """The rows of a batch [B, T] that this process must read, however the mesh lies over the processes."""
+  needed: set[int] = set()
+  for index in sharding.addressable_devices_indices_map(shape).values():
+    if index is not None:
+      needed.update(range(*index[0].indices(shape[0])))
+  return LocalRows(sorted(needed), shape[0])
+
+
+def to_devices(arrays: Any, sharding: NamedSharding, local: LocalRows | None = None) -> Any:
   """Moves arrays from the host to the devices, as global arrays.
 
   Args:
-    arrays: pytree of NumPy arrays with the rows of this process.
+    arrays: pytree of NumPy arrays.
     sharding: sharding of the global arrays.
-    whole: whether every process passes all rows instead of its own.
+    local: the rows of the global arrays that these are; None for all rows, of which each process places those it needs.
   """
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x, x.shape if whole else None), arrays)
+
+  def place(x: np.ndarray) -> jax.Array:
+    shape = (local.batch_size if local else len(x), *x.shape[1:])
+
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+      assert index is not None  # this process has devices of the mesh
+      first, end, _ = index[0].indices(shape[0])
+      start = bisect.bisect_left(local.rows, first) if local else first
+      return x[(slice(start, start + end - first), *index[1:])]
+
+    return jax.make_array_from_callback(shape, sharding, shard)
+
+  return jax.tree.map(place, arrays)
 
 
 def _of_axes(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:

@@ -8,7 +8,7 @@ moves the same bytes four times as fast.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -50,19 +50,27 @@ def ring_of(coordinates: Iterable[int], length: int, wrap: int) -> Ring | None:
 
 
 def arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray:
-  """Arranges the devices in an array of this shape, with slices along the first axis.
+  """Arranges the devices in an array of this shape. Slices, which only the data-center network connects, lie along the
+  first axis or, if that has too few devices, along the axes after it.
 
-  Uses the arrangement of JAX, unless another one gathers much faster on the torus (`WORTH`).
+  Within a slice, uses the arrangement of JAX, unless another one gathers much faster on the torus (`WORTH`).
 
   Args:
     devices: all devices of the mesh.
     shape: sizes of the mesh axes. The first axis holds replicas. It moves only the gradient shards that remain after
       the other axes are reduced, so that its time counts correspondingly less.
   """
-  slices = sorted({getattr(device, "slice_index", None) or 0 for device in devices})
-  if len(slices) > 1 and shape[0] % len(slices) == 0:
-    of_slice = [[device for device in devices if device.slice_index == number] for number in slices]
-    return np.concatenate([arrange(part, (shape[0] // len(slices), *shape[1:])) for part in of_slice])
+  slices = [
+    [device for device in devices if slice_of(device) == number] for number in sorted({*map(slice_of, devices)})
+  ]
+  outer = across_slices(shape, len(slices))
+  if outer is not None and len({*map(len, slices)}) == 1 and len(slices) > 1:
+    inner = tuple(size // part for size, part in zip(shape, outer, strict=True))
+    whole = np.empty(shape, object)
+    for place, part in zip(np.ndindex(*outer), slices, strict=True):
+      block = tuple(slice(at * size, (at + 1) * size) for at, size in zip(place, inner, strict=True))
+      whole[block] = arrange(part, inner)
+    return whole
   usual = mesh_utils.create_device_mesh(shape, list(devices), allow_split_physical_axes=True)
   chip, grid = chip_of(devices[0].device_kind), _grid(devices)
   if chip is None or grid is None:
@@ -71,6 +79,38 @@ def arrange(devices: Sequence[jax.Device], shape: tuple[int, ...]) -> np.ndarray
   found = best.place(grid)
   gains = _gather_seconds(found, grid, chip.wrap) < WORTH * _gather_seconds(usual, grid, chip.wrap)
   return found if gains else usual
+
+
+def slice_of(device: jax.Device) -> int:
+  """The slice, or on GPUs the node, that a device is in."""
+  return getattr(device, "slice_index", None) or 0
+
+
+def across_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...] | None:
+  """Into how many parts each axis is cut by the slices, the first axes first; None where slices do not divide them."""
+  parts = []
+  for size in shape:
+    parts.append(math.gcd(size, slices))
+    slices //= parts[-1]
+  return tuple(parts) if slices == 1 else None
+
+
+def networks(mesh: np.ndarray, axes: Sequence[str]) -> str:
+  """Which network each mesh axis of several devices uses, for the reader of a log; empty for devices of one process."""
+  if len({device.process_index for device in mesh.flat}) == 1 and len({*map(slice_of, mesh.flat)}) == 1:
+    return ""
+
+  def crosses(axis: int, place: Callable[[jax.Device], int]) -> bool:
+    lines = np.moveaxis(mesh, axis, -1).reshape(-1, mesh.shape[axis])
+    return any(len({place(device) for device in line}) > 1 for line in lines)
+
+  def network(axis: int) -> str:
+    if crosses(axis, slice_of):
+      return "across slices, over the data-center network"
+    return "across processes" if crosses(axis, lambda device: device.process_index) else "within a process"
+
+  used = [axis for axis in range(mesh.ndim) if mesh.shape[axis] > 1]
+  return "; ".join(f"{axes[axis]} {mesh.shape[axis]} {network(axis)}" for axis in used)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,6 +21,7 @@ FLOORS = (
     "moejax.interrupts",
     "moejax.lock",
     "moejax.config",
+    "moejax.processes",
     "moejax.display",
     "moejax.notebook",
     "moejax.progress",
@@ -70,9 +71,9 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 140
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper."""
-MAX_OF_TRAINING = (150, 15_500)
-"""Files and lines that `moejax train` imports."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (112, 11_300)
+MAX_OF_TRAINING = (157, 16_400)
+"""Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
+MAX_OF_TRAINING_WITHOUT_INPUT = (119, 12_200)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

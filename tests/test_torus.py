@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ class Described:
   device_kind: str = "TPU v6 lite"
   platform: str = "tpu"
   slice_index: int = 0
+  process_index: int = 0
 
 
 def chips(*lengths: int, kind: str = "TPU v6 lite", slice_index: int = 0) -> list[Described]:
@@ -89,6 +91,28 @@ def test_slices_lie_one_after_the_other_along_the_first_axis():
   mesh = arrange(devices, (4, 8, 1, 1))
   assert {device.slice_index for device in mesh[:2].flat} == {0}
   assert {device.slice_index for device in mesh[2:].flat} == {1}
+
+
+@pytest.mark.parametrize(
+  ("shape", "crossing"),
+  [
+    ((4, 8, 1, 1), {"replica"}),
+    ((8, 2, 2, 2), {"replica"}),
+    ((2, 8, 4, 1), {"replica", "data"}),
+    ((1, 32, 2, 1), {"data"}),
+    ((1, 1, 4, 16), {"expert"}),
+  ],
+)
+def test_slices_cross_the_first_axes_and_every_other_axis_stays_within_one(shape, crossing):
+  devices = [chip for number in (2, 0, 3, 1) for chip in chips(4, 4, slice_index=number)][: math.prod(shape)]
+  mesh = arrange(devices, shape)
+  assert len({*mesh.flat}) == len(devices)
+  axes = ("replica", "data", "expert", "model")
+  networks = dict(zip([axes[i] for i in range(4) if shape[i] > 1], torus.networks(mesh, axes).split("; "), strict=True))
+  assert {axis for axis, text in networks.items() if "across slices" in text} == crossing
+  for axis in range(4):  # neighbours along an axis that crosses lie in one slice until its part there is used up
+    line = [device.slice_index for device in np.moveaxis(mesh, axis, -1).reshape(-1, shape[axis])[0]]
+    assert sorted(line) == line
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import numpy as np
 from moejax.config.experiment import Measurement
 from moejax.partitioning import to_devices
 from moejax.training.clock import Work, fetch_work, total_peak_flops
-from moejax.training.loop import fetch_essential
+from moejax.training.loop import fetch_essential, rows_of_process
 from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import Prepared
 
@@ -82,6 +82,7 @@ class _Turns:
     experiment = member.spec.experiment
     self._state = member.spec.init_state(experiment.training.seed)
     self._batches = member.batches()
+    self._local = rows_of_process(member.spec)
     self._rate = np.float32(learning_rate(experiment.optimizer, 0, 100))
 
   def run(self, steps: int) -> tuple[list[float], list[Work], float]:
@@ -91,7 +92,7 @@ class _Turns:
     works: list[Work] = []
     waiting, last = None, 0.0
     for i in range(steps + 1):  # one more step, since the first only fills the queue
-      batch = to_devices(next(self._batches), self._member.spec.partitioner.batch)
+      batch = to_devices(next(self._batches), self._member.spec.partitioner.batch, self._local)
       self._state, metrics = self._member.step(self._state, batch, self._rate)
       if waiting is not None:
         loss, work = fetch_essential(waiting)["loss"], fetch_work(waiting)

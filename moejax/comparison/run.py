@@ -7,11 +7,12 @@ import pathlib
 import time
 from collections.abc import Mapping
 
+from moejax import processes
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.match import Match, match
 from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
-from moejax.comparison.record import Baselines, Comparison
+from moejax.comparison.record import Baselines, Comparison, from_json
 from moejax.comparison.report import write_report
 from moejax.config.experiment import Suite
 from moejax.data.baselines import ngram_baselines
@@ -50,7 +51,7 @@ def compare(
     Interrupted: SIGINT or SIGTERM came during training; the same call continues.
   """
   with open_workspace(suite.members, text, directory, f"compare {suite.name}", progress) as workspace:
-    claim_comparison(directory, suite)
+    processes.first(lambda: claim_comparison(directory, suite))
     comparison = _Comparison(suite, workspace, make_evaluators, progress)
     with continuing(comparison.saved):
       comparison.count_ngrams()
@@ -59,7 +60,7 @@ def compare(
         if allotment.trained:
           comparison.train(allotment)
       result = comparison.write()
-      progress.note(f"report: {write_report(directory)}")
+      progress.note(f"report: {processes.first(lambda: str(write_report(directory)))}")
   return result
 
 
@@ -81,18 +82,23 @@ class _Comparison:
 
   def count_ngrams(self) -> None:
     """The n-gram baselines of the text."""
-    path = self.directory / "baselines.json"
-    if not path.exists():
-      self.progress.stage("baselines: unigrams and bigrams")
-      write_json(path, ngram_baselines(self.workspace.corpus, self.suite.members[0].evaluation.max_tokens))
-    self.baselines = Baselines(**json.loads(path.read_text()))
+
+    def baselines() -> dict[str, float]:
+      path = self.directory / "baselines.json"
+      if not path.exists():
+        self.progress.stage("baselines: unigrams and bigrams")
+        write_json(path, ngram_baselines(self.workspace.corpus, self.suite.members[0].evaluation.max_tokens))
+      return json.loads(path.read_text())
+
+    self.baselines = Baselines(**processes.first(baselines))
 
   def measure(self) -> None:
     """Step times, and from them matches and budgets."""
     path = self.directory / "measurements.json"
-    if not path.exists():
+    if not processes.first(path.exists):
       write_json(path, {name: dataclasses.asdict(timing) for name, timing in self._measured().items()})
-    self.timings = {name: Timing(**timing) for name, timing in json.loads(path.read_text()).items()}
+    measurements = processes.first(lambda: json.loads(path.read_text()))
+    self.timings = {name: Timing(**timing) for name, timing in measurements.items()}
     step_times_s = {name: timing.step_time_s for name, timing in self.timings.items()}
     self.matches = match(self.suite, step_times_s)
     self.allotments = allot(self.suite, self.matches, step_times_s, self.counter)
@@ -104,7 +110,7 @@ class _Comparison:
   def train(self, allotment: Allotment) -> None:
     """Trains and evaluates one member, if that is not done yet."""
     run_directory = self.directory / "runs" / allotment.name
-    if _is_done(run_directory, allotment):
+    if processes.first(lambda: _is_done(run_directory, allotment)):
       return
     self._show_left(allotment, 0)
     prepared = self._prepare(allotment.name)
@@ -142,6 +148,11 @@ class _Comparison:
 
   def write(self) -> Comparison:
     """comparison.json, as complete as the comparison is."""
+    written = self._write() if processes.is_first() else None
+    content = processes.first(lambda: written and written.to_json())
+    return written or from_json(content)
+
+  def _write(self) -> Comparison:
     summaries = {}
     held_out = {}
     for allotment in self.allotments:

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import itertools
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 
@@ -12,7 +12,6 @@ from moejax.config.data import Data
 from moejax.data.mixture import Mixture
 from moejax.data.packing import Example, evaluation_window, num_evaluation_windows, stack
 from moejax.data.token_stream import TokenStream
-from moejax.errors import UserError
 
 _THREADS = 4
 _ENDLESS = 2**62
@@ -22,16 +21,14 @@ def train_batches(
   mixture: Mixture,
   data: Data,
   batch_size: int,
-  process_index: int = 0,
-  process_count: int = 1,
+  rows: Sequence[int] | None = None,
   start_step: int = 0,
 ) -> grain.DatasetIterator[Example]:
   """Endless batches of packing's examples, from `start_step` on; threads read data.prefetch batches ahead.
 
   The batch at a step is a function of data.seed and the step alone. Each epoch reshuffles all windows; a batch may
   straddle two epochs. With weights each stream has epochs of its own, and every stretch of rows has the streams in
-  these proportions, to within a per cent. Process p of P yields rows p * B / P to (p + 1) * B / P of the same B rows,
-  in order.
+  these proportions, to within a per cent. Whatever `rows` a process asks for, they are those of the same batch.
 
   `get_state()` is a small dict for JSON, and `set_state(state)` resumes from it, bit for bit; `close()` frees the
   threads, which otherwise end with the iterator or the interpreter.
@@ -40,14 +37,10 @@ def train_batches(
     mixture: what to train on.
     data: seed and prefetch.
     batch_size: rows over all processes (B).
-    process_index: this process (p).
-    process_count: all processes (P).
+    rows: which of them this process needs, in this order; None takes all.
     start_step: step of the first batch.
-
-  Raises:
-    UserError: the processes do not divide the batch.
   """
-  batches = batches_by_step(mixture, data, batch_size, process_index, process_count)
+  batches = batches_by_step(mixture, data, batch_size, rows)
   options = grain.ReadOptions(num_threads=min(_THREADS, data.prefetch), prefetch_buffer_size=data.prefetch)
   iterator = iter(batches.to_iter_dataset(options))
   grain.experimental.set_next_index(iterator, start_step)
@@ -55,10 +48,10 @@ def train_batches(
 
 
 def batches_by_step(
-  mixture: Mixture, data: Data, batch_size: int, process_index: int = 0, process_count: int = 1
+  mixture: Mixture, data: Data, batch_size: int, rows: Sequence[int] | None = None
 ) -> grain.MapDataset[Example]:
-  """The batch [B / P, T] of every step, which `train_batches` yields in order. Indexing it reads that batch alone."""
-  rows = _rows(batch_size, process_index, process_count)
+  """The batch [rows, T] of every step, which `train_batches` yields in order. Indexing it reads that batch alone."""
+  rows = range(batch_size) if rows is None else rows
   place = row_places(mixture, data.seed)
 
   def example(row: int) -> Example:
@@ -69,29 +62,17 @@ def batches_by_step(
 
 
 def evaluation_batches(
-  stream: TokenStream,
-  sequence_length: int,
-  batch_size: int,
-  max_tokens: int | None,
-  process_index: int = 0,
-  process_count: int = 1,
+  stream: TokenStream, sequence_length: int, batch_size: int, max_tokens: int | None
 ) -> Iterator[Example]:
-  """Batches [B / P, T] that score the stream's first `max_tokens` targets, or all, once each and in order.
+  """Batches [B, T] that score the stream's first `max_tokens` targets, or all, once each and in order.
 
   The validation stream is in the order of a hash of its documents, so that its beginning is a fair sample. The last
-  window and the last batch are filled up with padding (segments 0, weights 0, documents -1).
-
-  Raises:
-    UserError: the processes do not divide the batch.
+  window and the last batch are filled up with padding (segments 0, weights 0, documents -1). Every process reads them
+  whole.
   """
-  rows = _rows(batch_size, process_index, process_count)
-
-  def batches() -> Iterator[Example]:
-    for step in range(num_evaluation_batches(stream, sequence_length, batch_size, max_tokens)):
-      windows = (step * batch_size + row for row in rows)
-      yield stack([evaluation_window(stream, window, sequence_length, max_tokens) for window in windows])
-
-  return batches()
+  for step in range(num_evaluation_batches(stream, sequence_length, batch_size, max_tokens)):
+    windows = range(step * batch_size, (step + 1) * batch_size)
+    yield stack([evaluation_window(stream, window, sequence_length, max_tokens) for window in windows])
 
 
 def num_evaluation_batches(stream: TokenStream, sequence_length: int, batch_size: int, max_tokens: int | None) -> int:
@@ -132,17 +113,6 @@ def _weighted(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
 
 def _place(stream: int, index: int) -> tuple[int, int]:
   return stream, index
-
-
-def _rows(batch_size: int, process_index: int, process_count: int) -> range:
-  """The rows of the global batch that belong to this process: consecutive, as MoE routing groups are."""
-  if batch_size % process_count:
-    raise UserError(
-      f"batch_size={batch_size} is not divisible by the {process_count} processes that read it; "
-      f"use a multiple of {process_count}"
-    )
-  per_process = batch_size // process_count
-  return range(process_index * per_process, (process_index + 1) * per_process)
 
 
 def _shuffle_seed(seed: str) -> int:

@@ -157,9 +157,7 @@ def score_documents(
   columns: list[tuple[np.ndarray, ...]] = []
   placement = spec.partitioner.batch
   for batch in batches:
-    loss_BT, correct_BT = scorer(
-      parameters, to_devices({name: batch[name] for name in BATCH_TYPES}, placement, whole=True)
-    )
+    loss_BT, correct_BT = scorer(parameters, to_devices({name: batch[name] for name in BATCH_TYPES}, placement))
     scored = batch["weights"] > 0
     columns.append(
       (

@@ -86,7 +86,7 @@ class Generator:
     tokens_BT = np.zeros((self._batch_size, bucket(int(counts_B.max()))), np.int32)
     for row, prompt in enumerate(prompts):
       tokens_BT[row, : len(prompt)] = prompt
-    put = functools.partial(to_devices, whole=True)
+    put = functools.partial(to_devices)
     slots = bucket(tokens_BT.shape[1] + max_new)
     continuations: list[list[int]] = [[] for _ in prompts]
     active_B = (counts_B > 0).astype(np.int32)

@@ -101,5 +101,5 @@ class Scorer:
       tokens_BT[i, :last] = row.tokens[:-1]
       scored_BW[i, : row.scored] = np.arange(last - row.scored, last)
       targets_BW[i, : row.scored] = row.tokens[-row.scored :]
-    batch = to_devices((tokens_BT, scored_BW, targets_BW), self._model.partitioner.batch, whole=True)
+    batch = to_devices((tokens_BT, scored_BW, targets_BW), self._model.partitioner.batch)
     return jax.device_get(self._score(parameters, *batch))

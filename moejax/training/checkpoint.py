@@ -17,6 +17,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
+from moejax import processes
 from moejax.config.training import Checkpoints
 from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.models.abstract import Parameters
@@ -80,7 +81,7 @@ class Checkpointer:
   def finished(self) -> int | None:
     """As `latest`, once everything that is being saved is on disk."""
     self._attempt(self._manager.wait_until_finished)
-    return self.latest()
+    return processes.first(self.latest)
 
   def steps(self) -> list[int]:
     """Steps of all checkpoints, ascending."""
@@ -103,7 +104,7 @@ class Checkpointer:
       Damaged: the checkpoint is not what was saved, or holds values that are NaN or infinite.
     """
     folder, tree = self._directory / str(step), _tree(abstract)
-    restored = _read(self._manager, folder, step, state=ocp.args.StandardRestore(tree), progress=ocp.args.JsonRestore())
+    restored = _read(folder, state=ocp.args.StandardRestore(tree), progress=ocp.args.JsonRestore())
     progress, sums = _unseal(restored["progress"])
     _check_arrays(restored["state"], sums, folder, warn)
     state = State(**restored["state"])
@@ -119,13 +120,14 @@ class Checkpointer:
     Raises:
       UserError: all checkpoints are damaged.
     """
-    steps = _saved_steps(self._directory)
+    steps = processes.first(lambda: _saved_steps(self._directory))
     if not steps:
       return None
     step, (state, progress), damaged = _newest(self._directory, steps, lambda step: self.restore(step, abstract, warn))
     for other, why in damaged.items():
-      aside = _set_aside(self._directory / str(other))
-      warn(f"{_damage(self._directory / str(other), why)}; it is now {aside.name}, and step {step} is used instead")
+      folder = self._directory / str(other)
+      aside = processes.first(functools.partial(_set_aside, folder))
+      warn(f"{_damage(folder, why)}; it is now {aside}, and step {step} is used instead")
     if damaged:
       self._manager.reload()
     return step, state, progress
@@ -136,10 +138,15 @@ class Checkpointer:
     self._manager.close()
 
   def _attempt(self, function: Callable[[], Any]) -> None:
-    """Calls a function that saves, or waits for what is being saved, and raises what went wrong with that."""
+    """Calls a function that saves, or waits for what is being saved, and warns of what went wrong with that.
+
+    Several processes save together, and would wait for the one that cannot: then it is an error.
+    """
     try:
       function()
     except Exception as error:
+      if processes.count() > 1:
+        raise
       for part in self._directory.glob("*.orbax-checkpoint-tmp*"):
         shutil.rmtree(part, ignore_errors=True)  # of a full disk it would keep what the next one needs
       self._manager.reload()
@@ -155,23 +162,21 @@ def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn
   Raises:
     UserError: the directory has no checkpoint, or only damaged ones.
   """
-  steps = _saved_steps(directory) if directory.is_dir() else []
+  steps = processes.first(lambda: _saved_steps(directory) if directory.is_dir() else [])
   if not steps:
     raise UserError(f"{directory.parent} holds no checkpoint; train the run first")
-  options = ocp.CheckpointManagerOptions(create=False)
   wanted = {"parameters": abstract}
   arguments = ocp.args.PyTreeRestore(
     item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
   )
-  with ocp.CheckpointManager(directory.absolute(), item_names=ITEMS, options=options) as manager:
 
-    def restore(step: int) -> Parameters:
-      folder = directory / str(step)
-      restored = _read(manager, folder, step, state=arguments, progress=ocp.args.JsonRestore())
-      _check_arrays(restored["state"], _unseal(restored["progress"])[1], folder, warn)
-      return restored["state"]["parameters"]
+  def restore(step: int) -> Parameters:
+    folder = directory / str(step)
+    restored = _read(folder, state=arguments, progress=ocp.args.JsonRestore())
+    _check_arrays(restored["state"], _unseal(restored["progress"])[1], folder, warn)
+    return restored["state"]["parameters"]
 
-    step, parameters, damaged = _newest(directory, steps, restore)
+  step, parameters, damaged = _newest(directory, steps, restore)
   for other, why in damaged.items():
     warn(f"{_damage(directory / str(other), why)}; step {step} is used instead")
   return parameters, step
@@ -194,14 +199,32 @@ def _newest(
   )
 
 
-def _read(manager: ocp.CheckpointManager, folder: pathlib.Path, step: int, **items: Any) -> Any:
+def _read(folder: pathlib.Path, **items: Any) -> Any:
+  """What Orbax reads; damage that one process of the program finds is damage for all."""
+  restored, why = None, None
+  try:
+    restored = _read_here(folder, **items)
+  except Damaged as error:
+    why = str(error)
+  if found := [text for text in processes.gather(why) if text is not None]:
+    raise Damaged(found[0])
+  return restored
+
+
+def _read_here(folder: pathlib.Path, **items: Any) -> Any:
   """What Orbax reads, whatever it raises being damage where the machine and the user are not the cause."""
   markers = [path.exists() for path in (folder / MARKER, *(folder / item / MARKER for item in ITEMS))]
   if not (folder / METADATA).is_file() or (any(markers) and not all(markers)):
     raise Damaged("its commit marker is missing")
   _ignore_abandoned_reads()
   try:
-    return manager.restore(step, args=ocp.args.Composite(**items))
+    # Each process reads for itself: one that finds damage does not keep the others waiting.
+    alone = ocp.options.MultiprocessingOptions(primary_host=processes.index(), active_processes={processes.index()})
+    handler = ocp.CompositeCheckpointHandler(
+      *ITEMS, composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+      return reader.restore(folder.absolute(), args=ocp.args.Composite(**items))
   except Exception as error:
     if users_mistake(error) and not (isinstance(error, OSError) and error.errno == errno.EIO):
       raise
@@ -263,11 +286,11 @@ def _damage(folder: pathlib.Path, why: str) -> str:
   return f"the checkpoint {folder} is damaged ({why})"
 
 
-def _set_aside(folder: pathlib.Path) -> pathlib.Path:
-  """Renames a damaged checkpoint, so that its step can be saved again."""
+def _set_aside(folder: pathlib.Path) -> str:
+  """Renames a damaged checkpoint, so that its step can be saved again; returns its new name."""
   names = (folder.with_name(f"damaged-{folder.name}{suffix}") for suffix in ("", *(f"-{n}" for n in range(2, 1000))))
   aside = next(path for path in names if not path.exists())
-  return folder.rename(aside)
+  return folder.rename(aside).name
 
 
 def _tree(state: State) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import pathlib
 import re
 from typing import Any
 
+from moejax import processes
 from moejax.data.corpus import PARTS, Corpus
 from moejax.errors import UserError
 from moejax.files import write_json
@@ -16,10 +17,21 @@ def claim_text(directory: pathlib.Path, corpus: Corpus) -> None:
   """Makes the corpus the directory's, or checks that it is.
 
   Raises:
-    UserError: the directory was begun with other text; the message names what has changed.
+    UserError: the directory was begun with other text; the message names what has changed. Or the processes of this
+      program find different text.
   """
-  path = directory / TEXT
   here = {"sha256": corpus.summary()["sha256"], "corpus": corpus.folder.name}
+  different = [index for index, sha256 in enumerate(processes.gather(here["sha256"])) if sha256 != here["sha256"]]
+  if different:
+    raise UserError(
+      f"process {different[0]} finds other text than process {processes.index()}; give all hosts the same files, best "
+      "on a file system that they share"
+    )
+  processes.first(lambda: _claim(directory, corpus, here))
+
+
+def _claim(directory: pathlib.Path, corpus: Corpus, here: dict[str, Any]) -> None:
+  path = directory / TEXT
   there = _read(path)
   if there is None:
     write_json(path, here)

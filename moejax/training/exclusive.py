@@ -1,16 +1,42 @@
-"""Allows one program at a time in the directory of a run or a comparison."""
+"""Allows one program at a time in the directory of a run or a comparison, which all its processes share."""
 
 import contextlib
 import pathlib
-from collections.abc import Callable
+import socket
+import time
+from collections.abc import Callable, Iterator
 
-import jax
+from moejax import processes
+from moejax.errors import UserError
+from moejax.lock import LOCK, locked
 
-from moejax.lock import locked
+APPEARS_S = 60.0
+"""Seconds that a file system may take to show one host what another has written."""
 
 
-def exclusive(
-  directory: pathlib.Path, what: str, note: Callable[[str], None]
-) -> contextlib.AbstractContextManager[None]:
-  """`locked` for programs of several processes: the first process holds the lock for all of them."""
-  return locked(directory, what, note) if jax.process_index() == 0 else contextlib.nullcontext()
+@contextlib.contextmanager
+def exclusive(directory: pathlib.Path, what: str, note: Callable[[str], None]) -> Iterator[None]:
+  """`locked` by the first process of a program; its other processes work in the same directory with it.
+
+  Raises:
+    UserError: as `locked`, or the directory of this process is not that of the first.
+  """
+  with locked(directory, what, note) if processes.is_first() else contextlib.nullcontext():
+    _check_shared(directory)
+    yield
+
+
+def _check_shared(directory: pathlib.Path) -> None:
+  """Checks that this process finds the lock file of the first."""
+  content = processes.first((directory / LOCK).read_text)
+  deadline = time.monotonic() + APPEARS_S
+  while not processes.is_first():
+    with contextlib.suppress(OSError):
+      if (directory / LOCK).read_text() == content:
+        return
+    if time.monotonic() > deadline:
+      raise UserError(
+        f"process {processes.index()} (host {socket.gethostname()}) does not find in {directory} what process 0 writes "
+        "there; choose a --workdir on a file system that all hosts share"
+      )
+    time.sleep(0.1)

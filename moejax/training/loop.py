@@ -8,12 +8,13 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
+from moejax import processes
 from moejax.config.optimizer import Optimizer
 from moejax.config.stored import EARLIER
-from moejax.errors import Failure, UserError, users_mistake
+from moejax.errors import Failure, users_mistake
 from moejax.files import write_json
 from moejax.interrupts import Deferral, continuing, deferral
-from moejax.partitioning import to_devices
+from moejax.partitioning import LocalRows, local_rows, to_devices
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.clock import Clock, fetch_work
 from moejax.training.health import RouterHealth
@@ -25,6 +26,7 @@ from moejax.training.provenance import provenance
 from moejax.training.run_directory import check_run, claim
 from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
+from moejax.training.voices import Voices
 
 
 class Batches(Protocol):
@@ -74,7 +76,7 @@ def train(run: Run) -> dict[str, Any]:
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints, run.warn)
   # 2. The state: the newest checkpoint that is not damaged, or fresh from the seed.
   found = checkpointer.restore_newest(run.spec.abstract_state, run.warn)
-  earlier = claim(run.directory, experiment, run.steps)
+  earlier = processes.first(lambda: claim(run.directory, experiment, run.steps))
   batches, done, clock = run.batches(), 0, Clock(run.spec)
   if found:
     done, state, progress = found
@@ -120,6 +122,7 @@ def _steps(
   health = RouterHealth(experiment.model, trained_losses, done)
   waiting: tuple[int, Any] | None = None
   results: dict[str, float] = {}
+  local, voices = rows_of_process(run.spec), Voices(run.spec.partitioner.mesh)
   clock.restart()
 
   def report(waiting: tuple[int, Any]) -> None:
@@ -132,8 +135,8 @@ def _steps(
     stop.hold()  # now there is a step that no checkpoint has
     run.observe(record)
     if step % experiment.training.log_every == 0 or step in (1, run.steps) or not_finite(record):
-      record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean()
-      if warnings := health.warnings(record):
+      record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean() | voices.record()
+      if warnings := [*health.warnings(record), *filter(None, [voices.warning(record)])]:
         record["warnings"] = warnings
         for text in warnings:
           run.warn(text)
@@ -143,16 +146,20 @@ def _steps(
   if every is not None and 0 < done < run.steps and done % every == 0 and not writer.evaluated:
     writer.write({"step": done, **_evaluate(run, state, done)})  # a stop came between this checkpoint and its scores
   for step in range(done + 1, run.steps + 1):
-    batch = to_devices(next(batches), run.spec.partitioner.batch)
+    processes.at(step)
+    voices.say(stop)
+    batch = to_devices(next(batches), run.spec.partitioner.batch, local)
+    voices.ready()
     state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
     if waiting:
       report(waiting)
     waiting = (step, metrics)
-    stopping = stop.requested
+    stopping = voices.stop(stop)
     evaluate = step == run.steps or (every is not None and step % every == 0)
     if stopping or evaluate or step % policy.every == 0:
       report(waiting)
       waiting = None
+      processes.at(None)
       progress = {"data": batches.get_state(), "train_time_s": clock.total_s, "tokens": clock.tokens}
       checkpointer.save(state, step, progress)
       if stopping or evaluate:
@@ -203,7 +210,7 @@ def _evaluate(run: Run, state: State, step: int) -> dict[str, float]:
   try:
     return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
   except OSError as error:
-    if step == run.steps or not users_mistake(error):
+    if step == run.steps or processes.count() > 1 or not users_mistake(error):
       raise
     run.warn(f"step {step} could not be evaluated: {users_mistake(error)}")
     return {}
@@ -214,20 +221,7 @@ def fetch_essential(metrics: Metrics) -> Record:
   return {name: float(value) for name, value in jax.device_get({name: metrics[name] for name in ESSENTIAL}).items()}
 
 
-def rows_of_process(spec: TrainSpec) -> tuple[int, int]:
-  """Which part of the batch this process reads: (index, count) of equal runs of rows.
-
-  Raises:
-    UserError: the mesh gives this process rows that do not follow each other.
-  """
+def rows_of_process(spec: TrainSpec) -> LocalRows:
+  """The rows of each batch that this process reads."""
   training, length = spec.experiment.training, spec.experiment.data.sequence_length
-  indices = spec.partitioner.batch.addressable_devices_indices_map((training.batch_size, length))
-  slices = [index[0] for index in indices.values() if index]
-  starts = sorted({(rows.start or 0, rows.stop or training.batch_size) for rows in slices})
-  rows = starts[-1][1] - starts[0][0]
-  if sum(stop - start for start, stop in starts) != rows or starts[0][0] % rows:
-    raise UserError(
-      f"mesh ({spec.partitioner.shape}) gives process {jax.process_index()} rows {starts} of the batch, which "
-      "are not consecutive; lower mesh.model to at most the number of devices of one process"
-    )
-  return starts[0][0] // rows, training.batch_size // rows
+  return local_rows(spec.partitioner.batch, (training.batch_size, length))

@@ -5,6 +5,7 @@ L stacked layers  E experts
 
 import json
 import math
+import os
 import pathlib
 import time
 from collections.abc import Callable, Mapping
@@ -15,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from moejax import processes
 from moejax.config.model import Model
 from moejax.files import finite, write_whole
 
@@ -57,7 +59,7 @@ def all_layers(model: Model) -> list[str]:
 
 
 class MetricsWriter:
-  """Appends records to metrics.jsonl and tensorboard/ of a run directory.
+  """Appends records to metrics.jsonl and tensorboard/ of a run directory; of several processes the first does.
 
   Every line is valid JSON: a value that is NaN or infinite is null there, and absent in TensorBoard. A full disk does
   not stop training: `warn` is told, lines of metrics.jsonl wait until they can be written, and TensorBoard's end.
@@ -67,16 +69,18 @@ class MetricsWriter:
     """Opens the files, dropping what was written after `start_step`, as those steps are about to be done again, and
     lines that are no records, of which `warn` is told."""
     self._path, self._warn = directory / "metrics.jsonl", warn
-    records, damaged = _read(self._path)
+    writes = processes.is_first()
+    records, damaged = _read(self._path) if writes else ([], 0)
     if damaged:
       warn(f"{self._path} had {damaged} lines that are not records of steps; they have been dropped")
     kept = [record for record in records if record["step"] <= start_step]
     write_whole(self._path, "".join(map(_line, kept)))
-    self.evaluated = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
+    scored = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
+    self.evaluated: bool = processes.first(lambda: scored)
     """Whether the scores of `start_step` are written."""
-    self._file = self._path.open("ab", buffering=0)
+    self._file = (self._path if writes else pathlib.Path(os.devnull)).open("ab", buffering=0)
     self._unwritten = b""
-    self._board: EventsWriter | None = _open_board(directory / "tensorboard", start_step + 1)
+    self._board: EventsWriter | None = _open_board(directory / "tensorboard", start_step + 1) if writes else None
 
   def write(self, record: Record) -> None:
     """Writes one step's record; `step` is its number."""

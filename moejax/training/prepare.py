@@ -9,6 +9,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from moejax import processes
 from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment
 from moejax.config.sharding import Mesh, Rules
@@ -88,11 +89,13 @@ def open_workspace(
     if no_mfu := without_mfu(next(iter(placed.values())).partitioner.device.device_kind):
       progress.note(no_mfu)
     progress.stage("text: reading and tokenizing", total=1.0)
-    corpus = build_corpus(
-      text,
-      directory / "corpus",
-      lambda what, part: progress.advance(part, what),
-      lambda warning: progress.note(f"warning: {warning}"),
+    corpus = processes.first_then_all(
+      lambda: build_corpus(
+        text,
+        directory / "corpus",
+        lambda what, part: progress.advance(part, what),
+        lambda warning: progress.note(f"warning: {warning}"),
+      )
     )
     claim_text(directory, corpus)
     yield Workspace(directory, placed, corpus)
@@ -108,11 +111,11 @@ def prepare(workspace: Workspace, name: str, progress: Progress = SILENT) -> Pre
   experiment, corpus = workspace.placed[name].experiment, workspace.corpus
   spec = make_train_spec(experiment, workspace.placed[name].partitioner)
   step, memory, compile_time_s = _compile_step(spec)
-  index, count = rows_of_process(spec)
+  local = rows_of_process(spec)
 
   def batches() -> Batches:
     mixture = training_mixture(corpus, experiment.data)
-    return train_batches(mixture, experiment.data, experiment.training.batch_size, index, count)
+    return train_batches(mixture, experiment.data, experiment.training.batch_size, local.rows)
 
   return Prepared(spec, step, batches, corpus, memory, compile_time_s)
 

@@ -111,3 +111,5 @@ def show_placement(spec: TrainSpec, progress: Progress) -> None:
   for name, shape, sharding, size in [heads, *rows]:
     progress.note(f"{name:<{widths[0]}}  {shape:<{widths[1]}}  {sharding:<{widths[2]}}  {size:>16}")
   progress.note(f"mesh {spec.partitioner.shape}: {total:,} bytes of parameters per device")
+  if networks := spec.partitioner.networks:
+    progress.note(f"mesh axes: {networks}")

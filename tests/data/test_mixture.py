@@ -88,7 +88,7 @@ def test_the_seed_and_the_step_alone_decide_on_any_number_of_processes(streams, 
     batches.append(next(straight))
   straight.close()
   for step in (0, 7, 29):
-    parts = [train_batches(mixture, data, 8, process, 4) for process in range(4)]
+    parts = [train_batches(mixture, data, 8, range(2 * process, 2 * process + 2)) for process in range(4)]
     for part in parts:
       part.set_state(states[step])  # of a run on one process
     shares = [next(part) for part in parts]

@@ -1,0 +1,100 @@
+"""How this process joins the others of its program: first contact, then JAX's own service. Comes before all else that
+uses JAX."""
+
+import atexit
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+import jax
+from jax._src import clusters  # JAX's detection of SLURM, Open MPI and TPU pods, which has no public name
+
+from moejax import processes
+from moejax.errors import UserError, reason
+from moejax.processes.channel import Channel
+from moejax.processes.environment import CONNECT_TIMEOUT_S, HANG_TIMEOUT_S, given_place, make_place, seconds
+from moejax.processes.rendezvous import Place, meet
+
+NO_LIMIT_S = 10**6
+"""Where JAX wants a bound and the channel has a better one."""
+
+
+def join() -> None:
+  """Makes this process one of its program's. Does nothing the second time, or where it is alone after all.
+
+  Raises:
+    UserError: the environment describes no program.
+    Failure: other processes are missing.
+  """
+  if processes.count() > 1:
+    return
+  if jax.distributed.is_initialized():
+    raise UserError(
+      "jax.distributed is initialized already; leave that to moejax, which also watches the other processes"
+    )
+  connect_s, silence_s = seconds(CONNECT_TIMEOUT_S), seconds(HANG_TIMEOUT_S)
+  place, devices = _place(connect_s)
+  if place is None:
+    return
+  met = meet(place, connect_s)
+  processes.joined(Channel(place, met, silence_s))
+  atexit.register(_leave)
+  _await_verdict_at_abort()
+  # Its handler would take SIGTERM from moejax.interrupts, of which the channel tells the other processes.
+  jax.config.update("jax_enable_preemption_service", False)
+  jax.distributed.initialize(
+    met.coordinator,
+    place.count,
+    place.index,
+    local_device_ids=devices,
+    cluster_detection_method="deactivate",
+    initialization_timeout=int(connect_s) + 1,
+    coordinator_bind_address=f"{_bracketed(place.bind) or '[::]'}:{met.coordinator.rpartition(':')[2]}",
+    heartbeat_timeout_seconds=int(2 * silence_s) + 60,  # the channel ends the program before, and says why
+    shutdown_timeout_seconds=NO_LIMIT_S,
+  )
+
+
+def _place(connect_s: float) -> tuple[Place | None, Sequence[int] | None]:
+  """This process's place, None where it is alone, and which of its host's GPUs are its own, None for all."""
+  if (place := given_place()) is not None:
+    return place, None  # JAX reads JAX_LOCAL_DEVICE_IDS itself
+  address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+    os.environ.get("JAX_COORDINATOR_ADDRESS"), None, None, None, None, int(connect_s)
+  )
+  if address is None or count is None or index is None:
+    raise UserError(
+      "JAX detects no cluster that this process belongs to; set JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and "
+      "JAX_PROCESS_ID, or unset MOEJAX_CLUSTER"
+    )
+  return (make_place(index, count, address) if count > 1 else None), devices
+
+
+def _bracketed(host: str) -> str:
+  return f"[{host}]" if ":" in host else host
+
+
+def _leave() -> None:
+  """At the end of the interpreter: waits for the others after success, and ends them after a failure."""
+  error = getattr(sys, "last_value", None)
+  if error is not None:
+    processes.fail(1, reason(error))
+  code = processes.failed()
+  if code is not None:  # the others are gone: JAX would wait for them
+    for stream in (sys.stdout, sys.stderr):
+      with contextlib.suppress(OSError, ValueError):
+        stream.flush()
+    os._exit(code)
+  jax.distributed.shutdown()
+  processes.leave(0)
+
+
+def _await_verdict_at_abort() -> None:
+  """JAX aborts this process where process 0 is gone, which the channel is about to say better."""
+  ctypes.CDLL(None).signal(signal.SIGABRT, _ON_ABORT)
+
+
+_ON_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: processes.await_verdict())

@@ -1,0 +1,80 @@
+"""What the processes of a program tell each other at each training step: who was told to stop, and how slow each is."""
+
+import time
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from moejax import processes
+from moejax.interrupts import Deferral
+from moejax.training.metrics import Record
+
+SLOW = 0.1
+"""Part of a step by which the input of one process may take longer than that of the median before it is named."""
+
+
+class Voices:
+  """A tiny exchange between all processes before each step, on the devices, so that all decide the same at the same
+  step. A process that is alone exchanges nothing.
+
+  What a process does by itself in a step is to read and place its input: the rest of a step lasts equally long for all,
+  as each waits for the slowest.
+  """
+
+  def __init__(self, mesh: jax.sharding.Mesh):
+    self._several = processes.count() > 1
+    self._everywhere = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    self._exchange = jax.jit(lambda said: said, out_shardings=NamedSharding(mesh, PartitionSpec()))
+    owners = [device.process_index for device in mesh.devices.flat]
+    self._of_process = [owners.index(process) for process in range(processes.count())] if self._several else []
+    self._input_s = 0.0
+    self._input_s_P: list[np.ndarray] = []
+    self._told: int | None = None
+    self._began = 0.0
+
+  def say(self, stop: Deferral) -> None:
+    """Before a step's input is read: says whether this process was told to stop, and how long its last input took."""
+    if self._several:
+      said = np.array([[stop.signal, self._input_s]], np.float32)
+      shape = (self._everywhere.num_devices, said.shape[1])
+      self._said = self._exchange(jax.make_array_from_callback(shape, self._everywhere, lambda index: said))
+      self._began = time.perf_counter()
+
+  def ready(self) -> None:
+    """The step's input is on the devices."""
+    self._input_s = time.perf_counter() - self._began
+
+  def stop(self, stop: Deferral) -> bool:
+    """Whether a process was told to stop before this step; then this one was too, and all stop after it."""
+    if not self._several:
+      return stop.requested
+    signals_P, input_s_P = np.asarray(self._said)[self._of_process].T
+    self._input_s_P.append(input_s_P)
+    if signals_P.any():
+      stop.accept(int(signals_P.max()))
+    return bool(signals_P.any())
+
+  def record(self) -> Record:
+    """Mean seconds that each process took for its input since this was last asked, and which took longest."""
+    if not self._input_s_P:
+      return {}
+    mean_P = np.mean(self._input_s_P, axis=0)
+    self._input_s_P = []
+    return {"input_time_s": [round(float(x), 6) for x in mean_P], "slowest_process": int(mean_P.argmax())}
+
+  def warning(self, record: Record) -> str | None:
+    """A line that names a process whose input makes each step longer, once for each."""
+    times_s = record.get("input_time_s", [])
+    slowest = record.get("slowest_process")
+    if slowest is None or slowest == self._told:
+      return None
+    others_s = float(np.median(np.delete(times_s, slowest)))
+    if times_s[slowest] - others_s < SLOW * record["step_time_s"]:
+      return None
+    self._told = slowest
+    return (
+      f"{processes.name(slowest)} is the slowest: its input takes {times_s[slowest]:.3g} s of a step of "
+      f"{record['step_time_s']:.3g} s, that of the others {others_s:.3g} s (step {record['step']}); check its disk and "
+      "load, or raise data.prefetch"
+    )
