@@ -196,11 +196,26 @@ def _check_names(configuration: Any, given: Iterable[str], others: Sequence[str]
     if any(name.startswith(f"{path}.") for name in known):
       example = "embed data" if path.rpartition(".")[2] == "rules" else "FIELD VALUE"
       raise UserError(f"{path} is a group of fields; set one of them, as in {option(path)}.{example}")
+    if remedy := _of_other_kind(configuration, path):
+      raise UserError(f"{configuration.name!r} has no field {path!r}, but {remedy}")
     of_moe = "model.moe." in f"{path}." and not any(".moe." in name for name in known)
     without = "; it has no sparse layers: start from an MoE experiment"
     # A field is set in all members of a suite, unless its path begins with the place of one.
     near = known if path.startswith("pairs") else [name for name in (*known, *others) if not name.startswith("pairs")]
     raise UserError(f"{configuration.name!r} has no field {path!r}{without if of_moe else hint(path, near)}")
+
+
+def _of_other_kind(configuration: Any, path: str) -> str:
+  """What to do about a field that another kind of router, dispatch or optimizer has; empty if none has it."""
+  for owner_path, owner in _several_kinds(configuration):
+    base = base_of(type(owner))
+    having = [name for name in kinds(base) if path in [join(owner_path, field) for field in _fields(kinds(base)[name])]]
+    if having:
+      choose = option(join(owner_path, KIND))
+      return (
+        f"{path_of(base)} {' and '.join(having)} ha{'s' if len(having) == 1 else 've'} it: add {choose} {having[0]}"
+      )
+  return ""
 
 
 def _leaves(configuration: Any) -> list[str]:

@@ -291,7 +291,12 @@ def test_a_router_is_set_with_the_fields_of_its_kind(tiny_moe, tiny_suite):
   assert complaint(tiny_moe, "--model.moe.router.kind", "top_p").startswith(
     "model.moe.router.threshold is missing; add it, as in --model.moe.router.threshold VALUE"
   )
-  assert complaint(tiny_moe, *fields[:2], "--model.moe.router.bias-rate", "1").startswith("'sparse' has no field")
+  assert complaint(tiny_moe, *fields, "--model.moe.router.bias-rate", "1") == (
+    "'sparse' has no field 'model.moe.router.bias_rate', but router top_k has it: add --model.moe.router.kind top_k"
+  )
+  assert complaint(tiny_moe, "--model.moe.dispatch.receive-factor", "2").endswith(
+    "but dispatch grouped has it: add --model.moe.dispatch.kind grouped"
+  )
 
 
 def test_a_kind_is_set_by_its_name_and_keeps_what_all_kinds_have(tiny_moe, tiny_suite):
