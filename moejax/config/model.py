@@ -6,6 +6,7 @@ from typing import Literal, get_args
 from moejax.config import checks
 from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
+from moejax.config.plain import typed
 from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.errors import UserError
 
@@ -98,6 +99,7 @@ class Model:
         "lower moe.every or set moe to None"
       )
     checks.divides(self.period, "moe.every", self.num_layers, "model.num_layers")
+    object.__setattr__(self, "feed_forward", typed(FeedForward, self.feed_forward, "model.feed_forward"))
     if self.feed_forward != FeedForward() and self.num_sparse_layers == self.num_layers:
       raise UserError(
         f"model.feed_forward={self.feed_forward.kind} would have no effect: every layer is sparse; set it to "

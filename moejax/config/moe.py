@@ -5,7 +5,7 @@ import math
 
 from moejax.config import checks
 from moejax.config.dispatch import Dispatch
-from moejax.config.kinds import kinds
+from moejax.config.plain import typed
 from moejax.config.router import Router
 from moejax.errors import UserError
 
@@ -29,7 +29,8 @@ class MoE:
   num_shared_experts: int = 0
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   router: Router = Router()
-  """The router, which decides the experts of a token and their weights."""
+  """The router, which decides the experts of a token and their weights. A name, such as "dense", stands for the router
+  of this kind with its defaults."""
   dispatch: Dispatch = Dispatch()
   """The dispatch, which brings tokens to their experts and back. A name, such as "grouped", stands for the dispatch of
   this kind with its defaults."""
@@ -42,9 +43,8 @@ class MoE:
   capacity_factor x A x M^2 elements per group. If None, it is derived from the shape of the model (`group_tokens`)."""
 
   def __post_init__(self) -> None:
-    if isinstance(self.dispatch, str):
-      checks.one_of(self, "dispatch", kinds(Dispatch))
-      object.__setattr__(self, "dispatch", kinds(Dispatch)[self.dispatch]())
+    object.__setattr__(self, "router", typed(Router, self.router, "moe.router"))
+    object.__setattr__(self, "dispatch", typed(Dispatch, self.dispatch, "moe.dispatch"))
     checks.positive(self, "num_experts", "experts_per_token", "d_ff", "every", "capacity_factor")
     checks.not_negative(self, "num_shared_experts")
     if self.group_size is not None:

@@ -86,7 +86,7 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
     ({"router": Router(expert_groups=3)}, r"moe\.num_experts=8 is not divisible by router\.expert_groups=3"),
     ({"router": Router(expert_groups=8)}, r"moe\.experts_per_token=2 is more than the 1 experts of router\.groups_per"),
     ({"num_shared_experts": -1}, r"moe\.num_shared_experts=-1 must be 0 or above"),
-    ({"dispatch": "random"}, r"moe\.dispatch='random' is not one of einsum, grouped, dense"),
+    ({"dispatch": "random"}, r"moe\.dispatch\.kind is 'random', not one of einsum, grouped, dense"),
   ],
 )
 def test_what_would_do_nothing_or_cannot_be_is_refused(fields, message):
@@ -127,8 +127,13 @@ def test_more_experts_per_token_than_experts_are_refused_with_both_numbers_and_t
     moe(experts_per_token=9)
 
 
-def test_a_name_stands_for_a_dispatch_with_its_defaults():
+def test_a_name_stands_for_a_kind_with_its_defaults():
   assert moe() == moe(dispatch="einsum") == moe(dispatch=EinsumDispatch()) != moe(dispatch="dense")
+  assert moe() == moe(router="top_k") != moe(router="expert_choice")
+  with pytest.raises(UserError, match=r"^moe\.router\.threshold is missing$"):
+    moe(router="top_p")
+  with pytest.raises(UserError, match=r"^moe\.router is 3, not an object$"):
+    moe(router=3)
 
 
 def test_it_is_frozen():
