@@ -143,8 +143,11 @@ def _steps(
       writer.write(record)
     check_finite(record, experiment, checkpointer.finished)
 
-  if every is not None and 0 < done < run.steps and done % every == 0 and not writer.evaluated:
-    writer.write({"step": done, **_evaluate(run, state, done)})  # a stop came between this checkpoint and its scores
+  is_due = done == run.steps or (every is not None and done > 0 and done % every == 0)
+  if is_due and not writer.evaluated:  # a stop came between this checkpoint and its scores
+    results = _evaluate(run, state, done)
+    if results:
+      writer.write({"step": done, **results})
   for step in range(done + 1, run.steps + 1):
     processes.at(step)
     voices.say(stop)
@@ -172,7 +175,7 @@ def _steps(
   if checkpointer.finished() != run.steps:  # it could not be saved, and is tried once more
     checkpointer.save(state, run.steps, progress)
     _check_saved(run, checkpointer)
-  if not results:  # an earlier process finished the last step and was killed before the evaluation
+  if not results:  # an earlier process wrote the last scores and was killed before the summary
     results = _evaluate(run, state, run.steps)
   return {
     "name": experiment.name,
