@@ -219,8 +219,6 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
   topology = _required(known, "topology", "--topology NAME")
   _prepare_files(known, "json", "html")
-  if known.search and known.html:
-    raise UserError("--html writes a single plan, but --search makes several; use one of them")
   if known.search:
     return _search(known, experiment, topology)
   if known.tries is not None:
@@ -228,18 +226,19 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   with Display(f"plan {experiment.name}") as display:
     planned = api.plan(experiment, topology, slices=known.slices, progress=display)
   from moejax.planning.hints import hints
-  from moejax.planning.page import plan_html, plan_page
+  from moejax.planning.page import as_html, plan_page
 
   output().print(plan_page(planned), soft_wrap=True)
   if known.json:
     write_json(known.json, planned.to_json() | {"hints": hints(planned)})
   if known.html:
-    write_whole(known.html, plan_html(planned))
+    write_whole(known.html, as_html(f"{experiment.name} on {topology}", plan_page(planned)))
   return 0 if planned.fits else DOES_NOT_FIT
 
 
 def _search(known: argparse.Namespace, experiment: Experiment, topology: str) -> int:
   described = api.described_topology(topology, known.slices)
+  from moejax.planning.page import as_html
   from moejax.planning.search import search, search_page
 
   with Display(f"search {experiment.name}") as display:
@@ -247,6 +246,8 @@ def _search(known: argparse.Namespace, experiment: Experiment, topology: str) ->
   output().print(search_page(tried), soft_wrap=True)
   if known.json:
     write_json(known.json, [found.to_json() for found in tried])
+  if known.html:
+    write_whole(known.html, as_html(f"{experiment.name} on {topology}: layouts", search_page(tried)))
   return 0 if tried[0].plan.fits else DOES_NOT_FIT
 
 

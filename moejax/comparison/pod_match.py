@@ -20,9 +20,11 @@ from moejax.config.parameters import full_sequence_steps, parameter_counts, toke
 from moejax.config.walk import walk
 from moejax.errors import UserError
 from moejax.notebook import html_table
+from moejax.planning.interval import certainty_of_equality
 from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
+from moejax.terminal import Fitting
 
 WIDTH_STEP = 256
 """Widths are multiples of this, whole tiles of the matrix units of every TPU. Smaller widths vary in steps of an eighth
@@ -43,12 +45,20 @@ class PodMatch:
   experiment: Experiment
   """The MoE with the values that were found. Its steps or tokens take the training time of the dense model."""
   budget_s: float
-  """The compute-optimal training time of the dense model, in seconds."""
+  """The dense model's compute-optimal training time."""
+  tolerance: float
+  """Largest relative difference of step times that counts as equal."""
+
+  @property
+  def certainty(self) -> float:
+    """Probability that the measured step times are within the tolerance (`moejax.planning.interval`)."""
+    return certainty_of_equality(self.match.step_time_ratio, self.tolerance)
 
   def _repr_html_(self) -> str:
     rows: list[tuple[str, object]] = [
       ("step time ratio", self.match.step_time_ratio),
       ("within tolerance", self.match.within_tolerance),
+      ("certainty", self.certainty),
     ]
     for of in (self.dense, self.moe):
       rows += [(f"{of.experiment.name}: step time, s", of.step_time_s), (f"{of.experiment.name}: MFU", of.mfu)]
@@ -73,7 +83,7 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Pro
     )
     raise UserError(f"{moe.name} has nothing to vary: {what}; set matchable to some of {', '.join(MATCHABLE_FIELDS)}")
   of_dense = plan(dense, topology, progress)
-  if not of_dense.fits or of_dense.step_time_s is None:
+  if not of_dense.fits:
     raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")
   target_s = of_dense.step_time_s
   best = moe, plan(moe, topology, progress)
@@ -82,12 +92,12 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Pro
       break
     best = _along(field, best, target_s, topology, tolerance, progress)
   experiment, of_moe = best
-  if not of_moe.fits or of_moe.step_time_s is None:
+  if not of_moe.fits:
     raise UserError(f"no value of {', '.join(moe.matchable)} makes {moe.name} fit on {topology.name}; change its mesh")
   times = {dense.name: target_s, moe.name: of_moe.step_time_s}
   budget_s = full_sequence_steps(dense) * target_s
   experiment = _for_steps(experiment, steps_within(budget_s, moe, dense, times), dense)
-  return PodMatch(compared(dense.name, moe.name, times, tolerance), of_dense, of_moe, experiment, budget_s)
+  return PodMatch(compared(dense.name, moe.name, times, tolerance), of_dense, of_moe, experiment, budget_s, tolerance)
 
 
 def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experiment:
@@ -138,18 +148,23 @@ def match_page(found: PodMatch) -> RenderableType:
     ("active", lambda of: f"{parameter_counts(of.experiment.model).active:,}"),
     ("mesh", lambda of: " x ".join(f"{axis} {size}" for axis, size in of.experiment.mesh.shape.items() if size > 1)),
     ("step time, s", lambda of: f"{of.step_time_s:.4g}"),
+    ("80 % interval, s", lambda of: "{:.3g} to {:.3g}".format(*of.step_time_interval_s)),
     ("MFU", lambda of: f"{of.mfu:.1%}" if of.mfu else "-"),
     ("GiB a device", lambda of: f"{of.hbm_bytes_per_device / 2**30:.1f}"),
-    ("tokens in the budget", lambda of: f"{int(found.budget_s / (of.step_time_s or 1.0)) * of.tokens_per_step:,}"),
+    ("tokens in the budget", lambda of: f"{int(found.budget_s / of.step_time_s) * of.tokens_per_step:,}"),
   )
   for name, value in rows:
     table.add_row(name, *(value(of) for of in both))
-  sign = "equal" if found.match.within_tolerance else "the nearest found, not equal"
+  sign = "equal as predicted" if found.match.within_tolerance else "the nearest found, not equal"
   verdict = (
     f"{found.match.moe} takes {found.match.step_time_ratio:.3f} times the step time of {found.match.dense}: {sign}"
   )
+  certainty = (
+    f"certainty that measured times are within {found.tolerance:.0%} of each other: {found.certainty:.0%}. Errors that "
+    "both predictions share cancel; measure both before a long run"
+  )
   budget = f"budget: {found.budget_s / 3600:,.1f} hours of full sequences, Chinchilla-optimal for the dense model"
-  return Group(table, Text(budget), Text(verdict, style="bold"))
+  return Group(Fitting(table), Text(budget), Text(verdict, style="bold"), Text(certainty))
 
 
 def ladder(experiment: Experiment, field: str) -> list[Any]:
@@ -211,7 +226,7 @@ def _along(
   if found is None:
     return best
   value, seconds = found
-  if of_best.fits and of_best.step_time_s and distance(of_best.step_time_s, target_s) <= distance(seconds, target_s):
+  if of_best.fits and distance(of_best.step_time_s, target_s) <= distance(seconds, target_s):
     return best
   return _changed(experiment, field, value) or experiment, plans[value]
 
@@ -225,7 +240,7 @@ def _changed(experiment: Experiment, field: str, value: Any) -> Experiment | Non
 
 
 def _equal(of_moe: Plan, target_s: float, tolerance: float) -> bool:
-  return of_moe.fits and abs((of_moe.step_time_s or 0.0) / target_s - 1.0) <= tolerance
+  return of_moe.fits and abs(of_moe.step_time_s / target_s - 1.0) <= tolerance
 
 
 def _shown(of_moe: Plan) -> str:

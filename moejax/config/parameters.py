@@ -6,6 +6,7 @@ A test holds the counts equal to the arrays that the model really makes.
 import dataclasses
 import math
 
+from moejax.config.dispatch import GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Model
 from moejax.config.training import Budget
@@ -99,6 +100,22 @@ def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: fl
     return flops
   expert = model.num_sparse_layers * _expert(model, model.moe.d_ff)
   return flops + 6 * expert * (choices_per_token - model.moe.experts_per_token)
+
+
+def accepted_choices(experiment: Experiment) -> float | None:
+  """Choices of a token that a sparse layer accepts where every expert has the same load; None without sparse layers.
+
+  A capacity below the balanced load drops the rest, and so does a receive buffer that is smaller.
+  """
+  model, mesh = experiment.model, experiment.mesh
+  if model.moe is None:
+    return None
+  moe, group_tokens = model.moe, model.moe.group_tokens(experiment.data.sequence_length)
+  choices = moe.choices_per_token(group_tokens)
+  if moe.dispatch.has_capacity:
+    return min(choices, moe.num_experts * moe.capacity(group_tokens) / group_tokens)
+  receive_factor = moe.dispatch.receive_factor if isinstance(moe.dispatch, GroupedDispatch) else None
+  return choices * min(1.0, receive_factor or 1.0) if mesh.expert > 1 else choices
 
 
 def tokens_per_step(experiment: Experiment) -> int:

@@ -19,7 +19,8 @@ from moejax.partitioning import make_partitioner
 from moejax.planning import gpu_target
 from moejax.planning.collectives import Network
 from moejax.planning.devices import describe_devices, network
-from moejax.planning.topology import Topology, check_mesh
+from moejax.planning.meshes import on_topology
+from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 from moejax.training.compiler import Options, compiler_options
 from moejax.training.memory import program_memory
@@ -33,6 +34,9 @@ WITHOUT_GPU: Options = {"xla_gpu_enable_triton_gemm": False}
 
 # The GPU compiler writes its own estimate of each operation's time into the program.
 ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
+
+FORMAT = 2
+"""Of what is cached; another number leaves what was cached before."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -51,7 +55,8 @@ class Compiled:
   text: str
   """The program as text. Empty if it does not fit in memory."""
   memory: dict[str, int]
-  """Bytes on a device: arguments, temporaries, output and code; `total` is their peak."""
+  """Bytes on a device: arguments, temporaries, output, code; `total`, by the compiler's own count, what of them is
+  there at once. Only the total where the compiler found no room."""
   compile_time_s: float
   """Seconds of the compilation, also if the result comes from the cache."""
   cached: bool
@@ -65,15 +70,9 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
     RefusedError: the compiler rejects the program.
   """
   progress.stage(f"describing {topology.name}")
-  mesh = check_mesh(experiment.mesh, topology)
-  if topology.slices > 1 and mesh.replica % topology.slices:
-    raise UserError(
-      f"mesh.replica={mesh.replica} does not span the {topology.slices} slices of {topology.name}; "
-      f"use a multiple of {topology.slices}"
-    )
-  experiment = dataclasses.replace(experiment, mesh=mesh)
-  partitioner = make_partitioner(mesh, experiment.rules, describe_devices(topology))
-  joined = network(topology, partitioner.mesh, mesh)
+  experiment = on_topology(experiment, topology)
+  partitioner = make_partitioner(experiment.mesh, experiment.rules, describe_devices(topology))
+  joined = network(topology, partitioner.mesh, experiment.mesh)
   progress.stage(f"lowering {experiment.name}")
   spec = make_train_spec(experiment, partitioner)
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
@@ -131,7 +130,7 @@ def _cache(lowered: str, topology: Topology, order: list[int], options: Options)
   versions = {name: _version(name) for name in VERSIONED}
   more = os.environ.get("LIBTPU_INIT_ARGS", "")
   target = gpu_target.describe(topology.chip.name) if topology.chip.platform == "gpu" else ""
-  key = json.dumps([lowered, topology.name, topology.slices, order, options, more, target, versions])
+  key = json.dumps([FORMAT, lowered, topology.name, topology.slices, order, options, more, target, versions])
   return root / "moejax" / "plans" / hashlib.sha256(key.encode()).hexdigest()[:24]
 
 

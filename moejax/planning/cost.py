@@ -132,14 +132,14 @@ class _Reader:
         clock += waits
         self._work(instruction, "memory", waits, 0.0, times)
       elif (key := self._started(instruction)) is not None:
-        if (moved := self._exchange(instruction, times)) is not None:
+        if (moved := self._exchange(computation, instruction, times)) is not None:
           links.begin(key, moved, clock)
           begun[key] = instruction.name
       elif (key := self._done(instruction)) is not None:
         arrives = links.end(key, clock)
         self._expose(begun.pop(key, ""), arrives - clock, times)
         clock = arrives
-      elif not self._continues(instruction) and (moved := self._exchange(instruction, times)) is not None:
+      elif not self._continues(instruction) and (moved := self._exchange(computation, instruction, times)) is not None:
         links.begin(instruction.name, moved, clock)
         arrives = links.end(instruction.name, clock)
         self._expose(instruction.name, arrives - clock, times)
@@ -156,8 +156,8 @@ class _Reader:
     if instruction.opcode == "call":
       return self.run(called[instruction.called("to_apply", "calls")[0]], times)
     branches = instruction.called("branch_computations", "true_computation", "false_computation")
-    largest = max(branches, key=lambda name: len(called[name].instructions))
-    return self.run(called[largest], times)
+    slowest = max(branches, key=lambda name: _Reader(self.program, self.network).run(called[name], 1))
+    return self.run(called[slowest], times)
 
   def _started(self, instruction: Instruction) -> str | None:
     """The key of an asynchronous collective that this instruction starts, or None."""
@@ -185,10 +185,10 @@ class _Reader:
     """Whether a fusion computes while a collective that was started before continues inside it."""
     return any(name.startswith("async_collective_fusion") for name in instruction.called("calls"))
 
-  def _exchange(self, instruction: Instruction, times: int) -> Collective | None:
+  def _exchange(self, computation: Computation, instruction: Instruction, times: int) -> Collective | None:
     moved = collective(self.network, self.program, instruction)
     if moved is not None and moved.devices > 1:
-      scope, _ = _scope(instruction, self.program)
+      scope = _scope_nearby(computation, instruction, self.program)
       self.collectives[instruction.name] = PricedCollective(scope, moved, times, 0.0)
     return moved
 
@@ -249,6 +249,30 @@ class _Reader:
     operation.flops += flops * times
     operation.count += times
     self.seconds["matrix" if kind.startswith("kernel") else kind] += seconds * times
+
+
+def _scope_nearby(computation: Computation, instruction: Instruction, program: Program) -> str:
+  """The scope of an operation; where the compiler gave it none, as those of the SparseCores, that of the nearest
+  operation that uses its result, else of the nearest whose result it uses."""
+  scope, _ = _scope(instruction, program)
+  for downward in (True, False):
+    nearest, seen = [instruction], {instruction.name}
+    while scope == "-" and nearest:
+      linked = [one for found in nearest for one in _linked(computation, found, downward)]
+      nearest = [one for one in dict.fromkeys(linked) if one.name not in seen]
+      seen.update(one.name for one in nearest)
+      scope = next((near for one in nearest if (near := _scope(one, program)[0]) != "-"), "-")
+  return scope
+
+
+def _linked(computation: Computation, instruction: Instruction, downward: bool) -> list[Instruction]:
+  """Operations that use the result of one, or those whose results it uses. A tuple that leaves the computation links
+  unrelated operations, and is none of them."""
+  if downward:
+    return [user for user in computation.users.get(instruction.name, ()) if not user.is_root]
+  if instruction.opcode in ("while", "parameter"):
+    return []
+  return [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
 
 
 def _scope(instruction: Instruction, program: Program) -> tuple[str, str]:

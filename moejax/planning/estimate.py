@@ -1,16 +1,20 @@
-"""A formula for step time and memory that ranks the candidates of a search. Users never see its numbers.
+"""Step time and memory by formula, in microseconds: what a search tries first, and the answer where the compiler finds
+no room for a program.
 
-A float32 parameter with the two moments of Adam takes 12 bytes and its gradient 4. Activations and gathered weights
-take 2 bytes per element.
+Bytes of a float32 parameter, of its gradient and of each moment of the optimizer: 4. Activations and gathered weights:
+2.
 """
 
 import dataclasses
 import math
 
-from moejax.config.chips import Chip
+from moejax.config.chips import CHIPS
+from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
+from moejax.config.optimizer import AdamW
 from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.config.sharding import shards
+from moejax.planning.topology import Topology
 
 UTILISATION = 0.65
 """Fraction of peak that matrix products reach, fitted to compiled programs of the listed models."""
@@ -24,12 +28,20 @@ class Estimate:
   """Step time and memory of one device."""
 
   step_time_s: float
-  memory_bytes: float
+  memory_by_group: dict[str, float]
+  """Bytes of parameters, gradients, moments, activations, gathered_weights, exchange_buffers and logits."""
+
+  @property
+  def memory_bytes(self) -> float:
+    return sum(self.memory_by_group.values())
 
 
-def estimate(experiment: Experiment, chip: Chip) -> Estimate:
-  """The time of matrix products and of collectives, of which half are hidden, and the memory."""
-  model, mesh = experiment.model, experiment.mesh
+def estimate(experiment: Experiment, topology: Topology) -> Estimate:
+  """Products, gathers of weights, exchanges of tokens and reductions over `model`, half of them hidden; and memory.
+
+  Gradients are also summed over replicas, and between slices over the network.
+  """
+  model, mesh, chip = experiment.model, experiment.mesh, topology.chip
   moe = model.moe
   devices = mesh.size
   tokens = tokens_per_step(experiment) / devices
@@ -53,17 +65,26 @@ def estimate(experiment: Experiment, chip: Chip) -> Estimate:
   embed = shards(experiment.rules, mesh, "embed")
   moved = gathered(dense_parameters / mesh.model, embed)
   if moe:
-    own = expert_parameters / (mesh.expert * mesh.model)
-    moved += gathered(own, shards(experiment.rules, mesh, "expert_embed"))
+    moved += gathered(expert_parameters / (mesh.expert * mesh.model), shards(experiment.rules, mesh, "expert_embed"))
     rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch.has_capacity else 1.0)
     ring = math.ceil(mesh.expert ** (1 / max(1, min(2, chip.torus)))) if mesh.expert > 1 else 0
     moved += 6 * model.num_sparse_layers * rows * model.d_model * 2 * ring / (8 * chip.link_bandwidth)
   if mesh.model > 1:
     # Four reductions a layer forwards and backwards, each of this device's tokens, which `model` devices share.
     moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / link
-  return Estimate(
-    seconds + 0.5 * moved, _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
-  )
+  own = dense_parameters / (embed * mesh.model)
+  if moe:
+    own += expert_parameters / (mesh.expert * mesh.model * shards(experiment.rules, mesh, "expert_embed"))
+  near = max(1, mesh.replica // topology.slices)
+  moved += 2 * (1 - 1 / near) * of_gradient * own / link
+  moved += 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
+  memory = _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
+  return Estimate((seconds + 0.5 * moved) / _efficiency(topology), memory)
+
+
+def _efficiency(topology: Topology) -> float:
+  """What a chip loses beyond what the formula's utilisation has in it, which was taken on v5p."""
+  return min(1.0, topology.chip.efficiency / CHIPS["v5p"].efficiency)
 
 
 def _of_masks(experiment: Experiment) -> float:
@@ -94,16 +115,18 @@ def _again(experiment: Experiment) -> float:
   return recomputed / matrices / 3
 
 
-def _memory(experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float) -> float:
-  """Bytes of activations. `tokens` are those of one microbatch on one device."""
+def _memory(
+  experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float
+) -> dict[str, float]:
+  """Bytes by group. `tokens`: of one part of the batch, on one device."""
   model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
-  state = 16 * (dense_parameters / embed + expert_parameters / experts) / mesh.model
+  own = (dense_parameters / embed + expert_parameters / experts) / mesh.model
+  moments = 2 if isinstance(experiment.optimizer, AdamW) else 1
   heads = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim
   wide = 2.0 * model.d_ff
   if model.moe:
-    routed = 2 * model.moe.d_ff * model.moe.experts_per_token * model.moe.capacity_factor
-    wide = (routed + (model.period - 1) * wide) / model.period
+    wide = (_rows(experiment) * 2 * model.moe.d_ff + (model.period - 1) * wide) / model.period
   within, residual = {  # what `model` shares among devices, and copies of the residual stream, which it does not
     "none": (2 * (heads + wide), 8),
     "products": (heads + wide, 2),
@@ -112,10 +135,45 @@ def _memory(experiment: Experiment, tokens: float, dense_parameters: float, expe
     "layer_inputs": (0, 0),
   }[model.remat]
   kept = within / mesh.model + (1 + residual) * model.d_model
-  logits = 3 * 4 * tokens * model.vocab_size / mesh.model
   layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
   if model.moe:
     layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
-  return (
-    state + 2 * tokens * model.num_layers * kept + logits + layer + 12 * tokens * (model.d_model + wide / mesh.model)
-  )
+  return {
+    "parameters": 4 * own,
+    "gradients": 4 * own,
+    "moments": 4 * moments * own,
+    "activations": 2 * tokens * model.num_layers * kept + 12 * tokens * (model.d_model + wide / mesh.model),
+    "gathered_weights": layer,
+    "exchange_buffers": _exchange_buffers(experiment, tokens),
+    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model,
+  }
+
+
+def _rows(experiment: Experiment) -> float:
+  """Rows that the experts compute for one token, padding included."""
+  moe = experiment.model.moe
+  assert moe
+  if isinstance(moe.dispatch, DenseDispatch):
+    return moe.num_experts
+  if moe.dispatch.has_capacity:
+    return moe.experts_per_token * moe.capacity_factor
+  return moe.experts_per_token * buffer_factor(experiment)
+
+
+def buffer_factor(experiment: Experiment) -> float:
+  """Rows of the receive buffer of a dropless layer over the balanced load: the worst case where it is not limited."""
+  moe, ways = experiment.model.moe, experiment.mesh.expert
+  assert moe
+  if ways == 1 or not isinstance(moe.dispatch, GroupedDispatch) or moe.dispatch.exchange != "all_to_all":
+    return 1.0
+  per_token = moe.choices_per_token(moe.group_tokens(experiment.data.sequence_length))
+  worst = ways * min(moe.experts_per_token, moe.num_experts // ways) / per_token
+  return worst if moe.dispatch.receive_factor is None else min(worst, moe.dispatch.receive_factor)
+
+
+def _exchange_buffers(experiment: Experiment, tokens: float) -> float:
+  """Rows sent and received by one layer, forwards and backwards."""
+  moe = experiment.model.moe
+  if moe is None or experiment.mesh.expert == 1:
+    return 0.0
+  return 4 * 2 * tokens * _rows(experiment) * experiment.model.d_model / experiment.mesh.model

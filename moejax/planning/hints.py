@@ -1,18 +1,23 @@
 """What to try if a plan does not fit, or if one resource bounds the step time."""
 
+from moejax.planning.estimate import estimate
 from moejax.planning.plan import Plan
+from moejax.planning.search import candidates, difference
 
-NEXT_REMAT = {"none": "products", "products": "dots", "dots": "attention", "attention": "layer_inputs"}
-"""For each remat policy, the next one that saves less."""
-PREVIOUS_REMAT = {less: more for more, less in NEXT_REMAT.items()}
+PREVIOUS_REMAT = {"products": "none", "dots": "products", "attention": "dots", "layer_inputs": "attention"}
+"""The policy that keeps more than each policy."""
 
 GROWTH = {"none": 2.0, "products": 1.3, "dots": 1.7, "attention": 3.0}
 """Approximate memory of a remat policy relative to the next one."""
 
 
+MARGIN = 0.97
+"""Share of the memory limit that a change may take by formula: the formula is corrected by the program, but is none."""
+
+
 def hints(plan: Plan) -> list[str]:
   """Remedies, the most promising first."""
-  if plan.step_time_s is None or plan.breakdown_s is None or not plan.fits:
+  if plan.breakdown_s is None or not plan.fits:
     return _smaller(plan)
   found = [
     *_collectives(plan, plan.step_time_s, plan.breakdown_s["collective_exposed"]),
@@ -25,20 +30,30 @@ def hints(plan: Plan) -> list[str]:
 
 
 def _smaller(plan: Plan) -> list[str]:
-  experiment = plan.experiment
-  over = plan.hbm_bytes_per_device / plan.hbm_limit_bytes
-  found = []
-  if less := NEXT_REMAT.get(experiment.model.remat):
-    found.append(f"--model.remat {less} keeps less of each layer and recomputes more")
-  parts = experiment.training.gradient_accumulation
-  shards = experiment.micro_batch_size // (experiment.mesh.size // experiment.mesh.model)
-  if shards > 1:
-    factor = next((n for n in range(2, shards + 1) if shards % n == 0 and n >= over), shards)
-    found.append(f"--training.gradient-accumulation {parts * factor} computes {factor} times fewer sequences at once")
-  if experiment.mesh.replica > plan.topology.slices:
-    found.append("--mesh.replica 1 shards the parameters over all chips of a slice")
-  model = experiment.mesh.model * 2
-  return [*found, f"--mesh.model {model} halves weights and activations of a chip", "more chips"]
+  """The nearest changes that fit: of mesh, remat and gradient accumulation, the fewest options, then the fastest.
+
+  The formula's memory is corrected by what the program needs.
+  """
+  experiment, topology = plan.experiment, plan.topology
+  correction = plan.hbm_bytes_per_device / estimate(experiment, topology).memory_bytes
+  fitting = []
+  for candidate in candidates(experiment, topology):
+    estimated = estimate(candidate, topology)
+    size = correction * estimated.memory_bytes
+    if size <= MARGIN * plan.hbm_limit_bytes:
+      options = tuple(difference(experiment, candidate))
+      fitting.append((len(options), estimated.step_time_s, size, options))
+  if not fitting:
+    return [
+      f"no mesh, remat and gradient accumulation of {experiment.name} fits on {topology.name} by formula; use more "
+      "chips or a smaller model"
+    ]
+  # The nearest one, and the fastest one where that is another.
+  nearest, fastest = min(fitting, key=lambda one: one[:2]), min(fitting, key=lambda one: one[1])
+  return [
+    f"{' '.join(options)}: {size / 2**30:.1f} of {plan.hbm_limit_bytes / 2**30:.1f} GiB and {seconds:.3g} s by formula"
+    for _, seconds, size, options in dict.fromkeys((nearest, fastest))
+  ]
 
 
 def _collectives(plan: Plan, step_time_s: float, exposed_s: float) -> list[str]:

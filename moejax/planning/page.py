@@ -11,6 +11,7 @@ from rich.text import Text
 from moejax.config.parameters import parameter_counts
 from moejax.planning.hints import hints
 from moejax.planning.plan import Plan
+from moejax.terminal import Fitting
 
 MIB, GIB = 2**20, 2**30
 
@@ -22,16 +23,17 @@ def plan_page(plan: Plan) -> RenderableType:
   return Group(
     Text(f"{plan.experiment.name} on {plan.topology.name}", style="bold"),
     _facts(plan),
-    *([_breakdown(plan), _operations(plan), _collectives(plan)] if plan.step_time_s else []),
+    *([] if plan.fits else [_holders(plan)]),
+    *([] if plan.refused else [_breakdown(plan), _operations(plan), _collectives(plan)]),
     *(Text(f"try: {hint}", style="yellow") for hint in hints(plan)),
   )
 
 
-def plan_html(plan: Plan) -> str:
-  """The same page as a self-contained HTML file."""
+def as_html(title: str, page: RenderableType) -> str:
+  """A page of the terminal as an HTML file that needs nothing else."""
   console = Console(record=True, width=130, file=io.StringIO(), force_terminal=True)
-  console.print(plan_page(plan), soft_wrap=True)
-  title = html.escape(f"{plan.experiment.name} on {plan.topology.name}")
+  console.print(page, soft_wrap=True)
+  title = html.escape(title)
   return console.export_html(inline_styles=True).replace("<head>", f"<head>\n<title>{title}</title>", 1)
 
 
@@ -58,12 +60,16 @@ def _facts(plan: Plan) -> Table:
     ("tokens per step", f"{plan.tokens_per_step:,}, {plan.tokens_per_step // plan.topology.devices:,} a device"),
     ("model FLOPs per step", f"{plan.model_flops_per_step:.4g}"),
   ]
-  if plan.step_time_s and plan.tokens_per_s:
-    rows += [
-      ("executed FLOPs per device", f"{plan.executed_flops_per_device:.4g} (remat {plan.experiment.model.remat})"),
-      ("step time", Text(f"{plan.step_time_s:.4g} s", style="bold")),
-      ("tokens per second", f"{plan.tokens_per_s:,.0f}"),
-    ]
+  if not plan.refused:
+    rows.append(
+      ("executed FLOPs per device", f"{plan.executed_flops_per_device:.4g} (remat {plan.experiment.model.remat})")
+    )
+  low, high = plan.step_time_interval_s
+  rows += [
+    ("step time", Text(f"{plan.step_time_s:.4g} s{' by formula' if plan.refused else ''}", style="bold")),
+    ("80 % interval", f"{low:.3g} to {high:.3g} s, from {_runs(plan)}"),
+    ("tokens per second", f"{plan.tokens_per_s:,.0f}"),
+  ]
   if plan.mfu:
     rows.append(("MFU", f"{plan.mfu:.1%}"))
   rows.append(("compiled in", f"{plan.compile_time_s:.0f} s{', cached' if plan.cached else ''}"))
@@ -72,8 +78,27 @@ def _facts(plan: Plan) -> Table:
   return table
 
 
-def _breakdown(plan: Plan) -> Table:
-  assert plan.breakdown_s and plan.step_time_s
+def _runs(plan: Plan) -> str:
+  """What says how far a prediction may be off."""
+  chip = plan.topology.chip
+  if plan.refused or chip.runs_are_of is None:
+    return "the formula's errors" if plan.refused else f"no run on {chip.name}: the formula's errors"
+  return f"runs on {chip.name}" if chip.runs_are_of == chip.name else f"runs on {chip.runs_are_of}, none on {chip.name}"
+
+
+def _holders(plan: Plan) -> Fitting:
+  """What takes the memory, by formula."""
+  table = _table("what takes the memory of a device, by formula", "part", "GiB", "%")
+  groups = sorted(plan.memory_by_group.items(), key=lambda item: -item[1])
+  total = sum(size for _, size in groups)
+  for name, size in groups:
+    if size:
+      table.add_row(name.replace("_", " "), f"{size / GIB:,.2f}", f"{size / total:.1%}")
+  return Fitting(table)
+
+
+def _breakdown(plan: Plan) -> Fitting:
+  assert plan.breakdown_s
   table = _table("where the time goes", "part", "ms", "%")
   names = {
     "matrix": "matrix units",
@@ -85,11 +110,11 @@ def _breakdown(plan: Plan) -> Table:
     seconds = plan.breakdown_s[name]
     of_kernels = f" ({plan.kernel_s * 1e3:,.1f} by kernels, roofline)" if name == "matrix" and plan.kernel_s else ""
     table.add_row(shown + of_kernels, f"{seconds * 1e3:,.1f}", f"{seconds / plan.step_time_s:.1%}")
-  return table
+  return Fitting(table)
 
 
-def _operations(plan: Plan) -> Table:
-  table = _table("most expensive operations", "scope", "pass", "kind", "ms", "%", "TFLOP", "times")
+def _operations(plan: Plan) -> Fitting:
+  table = _table("most expensive operations", "scope", "pass", "kind", "ms", "%", "TFLOP")
   for operation in plan.operations:
     table.add_row(
       operation.scope,
@@ -98,33 +123,28 @@ def _operations(plan: Plan) -> Table:
       f"{operation.time_s * 1e3:,.1f}",
       f"{operation.fraction:.1%}",
       f"{operation.flops / 1e12:,.1f}",
-      f"{operation.count}",
     )
-  return table
+  return Fitting(table)
 
 
-def _collectives(plan: Plan) -> Table:
-  table = _table("collectives", "axis", "kind", "scope", "devices", "MiB", "GB/s", "ms", "exposed ms", "overlapped")
+def _collectives(plan: Plan) -> Fitting:
+  table = _table("collectives", "axis", "kind", "scope", "MiB", "GB/s", "ms", "exposed")
   for moved in plan.collectives[:SHOWN_COLLECTIVES]:
     table.add_row(
       moved.axis,
       moved.kind,
       moved.scope,
-      f"{moved.devices}",
       f"{moved.bytes / MIB:,.0f}",
       f"{moved.bandwidth_bytes_per_s / 1e9:,.0f}",
       f"{moved.time_s * 1e3:,.1f}",
       f"{moved.exposed_s * 1e3:,.1f}",
-      "yes" if moved.overlapped else "no",
     )
-  return table
+  return Fitting(table)
 
 
 def _table(title: str, *heads: str) -> Table:
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
-  words = ("part", "scope", "pass", "kind", "axis", "overlapped")
+  words = ("part", "scope", "pass", "kind", "axis")
   for head in heads:
-    # On a narrow terminal words fold, so that no number is cut.
-    folds = head in words and head != "overlapped"
-    table.add_column(head, justify="left" if head in words else "right", no_wrap=not folds, overflow="fold")
+    table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
   return table

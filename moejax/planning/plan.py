@@ -4,10 +4,12 @@ import dataclasses
 from typing import Any
 
 from moejax.config.experiment import Experiment
-from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
+from moejax.config.parameters import accepted_choices, flops_per_token_at, parameter_counts, tokens_per_step
 from moejax.notebook import html_table
 from moejax.planning.compile import Compiled, RefusedError, compile_step
 from moejax.planning.cost import Cost, PricedCollective, cost
+from moejax.planning.estimate import estimate
+from moejax.planning.interval import interval
 from moejax.planning.program import DataDependentLoopError, parse
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
@@ -77,8 +79,9 @@ class Plan:
   """Seconds of the compilation, also if the program comes from the cache."""
   cached: bool
   """Whether the program was found in the cache."""
-  step_time_s: float | None
-  """None if the program does not fit, as the three fields below."""
+  step_time_s: float
+  """Of the compiled program; by the formula of `moejax.planning.estimate` where the compiler found no room for it. The
+  three fields below are None there."""
   executed_flops_per_device: float | None
   """FLOPs of the matrix units, including recomputation and dispatch masks."""
   breakdown_s: dict[str, float] | None
@@ -96,9 +99,11 @@ class Plan:
 
   @property
   def model_flops_per_step(self) -> int:
-    """FLOPs of the model, without recomputation and dispatch masks."""
+    """FLOPs of the model for the choices that are accepted at the balanced load: no recomputation, no dispatch masks,
+    no padding, no dropped choices. Attention counts in full, as in `moejax.config.parameters.flops_per_token`."""
     experiment = self.experiment
-    return self.tokens_per_step * flops_per_token(experiment.model, experiment.data.sequence_length)
+    choices = accepted_choices(experiment)
+    return round(self.tokens_per_step * flops_per_token_at(experiment.model, experiment.data.sequence_length, choices))
 
   @property
   def hbm_bytes_per_device(self) -> int:
@@ -109,25 +114,45 @@ class Plan:
     return self.topology.chip.hbm_bytes
 
   @property
-  def fits(self) -> bool:
-    """Whether the program fits in the memory of a device."""
-    return self.step_time_s is not None and self.hbm_bytes_per_device <= self.hbm_limit_bytes
+  def refused(self) -> bool:
+    """Whether the compiler found no room for the program."""
+    return self.breakdown_s is None
 
   @property
-  def tokens_per_s(self) -> float | None:
-    return self.tokens_per_step / self.step_time_s if self.step_time_s else None
+  def fits(self) -> bool:
+    """Whether a device has the memory for the program: on TPU, whether the compiler takes it. Compilers for GPU and CPU
+    take every program; there, whether what it needs at once, by the compiler's count, is at most the limit."""
+    return not self.refused and (
+      self.topology.chip.platform == "tpu" or self.hbm_bytes_per_device <= self.hbm_limit_bytes
+    )
+
+  @property
+  def step_time_interval_s(self) -> tuple[float, float]:
+    """What a measured step time lies between, at 80 %, as published runs have it."""
+    return interval(self.step_time_s, self.topology.chip, self.experiment.model.moe is not None, self.refused)
+
+  @property
+  def memory_by_group(self) -> dict[str, float]:
+    """Bytes on one device of parameters, gradients, moments, activations, gathered weights, exchange buffers and
+    logits, by formula."""
+    return estimate(self.experiment, self.topology).memory_by_group
+
+  @property
+  def tokens_per_s(self) -> float:
+    return self.tokens_per_step / self.step_time_s
 
   @property
   def mfu(self) -> float | None:
     """Model FLOPs per second over the peak of all devices. None if either is unknown."""
     peak = self.topology.chip.bfloat16_flops
-    if not self.step_time_s or not peak:
+    if not peak:
       return None
     return self.model_flops_per_step / (self.step_time_s * self.topology.devices * peak)
 
   def __repr__(self) -> str:
-    time = f"step_time_s={self.step_time_s:.4g}" if self.step_time_s else "step_time_s=None"
-    return f"Plan({self.experiment.name!r}, {self.topology.name!r}, fits={self.fits}, {time})"
+    return (
+      f"Plan({self.experiment.name!r}, {self.topology.name!r}, fits={self.fits}, step_time_s={self.step_time_s:.4g})"
+    )
 
   def _repr_html_(self) -> str:
     shown = ("fits", "step_time_s", "tokens_per_s", "mfu", "hbm_bytes_per_device", "hbm_limit_bytes", "compile_time_s")
@@ -152,8 +177,11 @@ class Plan:
       "hbm_bytes_per_device": self.hbm_bytes_per_device,
       "hbm_limit_bytes": self.hbm_limit_bytes,
       "memory_bytes": self.memory_bytes,
+      "memory_by_group": {name: round(size) for name, size in self.memory_by_group.items()},
       "fits": self.fits,
       "step_time_s": self.step_time_s,
+      "step_time_interval_s": list(self.step_time_interval_s),
+      "step_time_source": "formula" if self.refused else "program",
       "tokens_per_s": self.tokens_per_s,
       "mfu": self.mfu,
       "breakdown_s": self.breakdown_s,
@@ -195,7 +223,7 @@ def plan_of(compiled: Compiled, topology: Topology) -> Plan:
     memory_bytes=compiled.memory,
     compile_time_s=compiled.compile_time_s,
     cached=compiled.cached,
-    step_time_s=found.step_time_s if found else None,
+    step_time_s=found.step_time_s if found else estimate(compiled.experiment, topology).step_time_s,
     executed_flops_per_device=found.flops if found else None,
     breakdown_s=found.breakdown_s if found else None,
     kernel_s=found.kernel_s if found else None,

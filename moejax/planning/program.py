@@ -100,6 +100,15 @@ class Computation:
   def by_name(self) -> dict[str, Instruction]:
     return {instruction.name: instruction for instruction in self.instructions}
 
+  @functools.cached_property
+  def users(self) -> dict[str, tuple[Instruction, ...]]:
+    """The instructions that have an instruction's result as an operand, by its name."""
+    found: dict[str, tuple[Instruction, ...]] = {}
+    for instruction in self.instructions:
+      for name in dict.fromkeys(instruction.operands):
+        found[name] = (*found.get(name, ()), instruction)
+    return found
+
   @property
   def root(self) -> Instruction:
     return next(instruction for instruction in reversed(self.instructions) if instruction.is_root)

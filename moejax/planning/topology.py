@@ -7,7 +7,6 @@ import re
 import sys
 
 from moejax.config.chips import CHIPS, Chip
-from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 
 EXAMPLES = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
@@ -86,22 +85,3 @@ def prepare_environment(topology: Topology) -> None:
     flag = "--xla_force_host_platform_device_count"
     given = [part for part in os.environ.get("XLA_FLAGS", "").split() if not part.startswith(flag)]
     os.environ["XLA_FLAGS"] = " ".join([*given, f"{flag}={topology.devices}"])
-
-
-def check_mesh(mesh: Mesh, topology: Topology) -> Mesh:
-  """The mesh with its data axis filled in, so that it uses every device of the topology.
-
-  Raises:
-    UserError: it does not tile the topology; the message lists sizes of the data axis, or of others, that do.
-  """
-  others = mesh.replica * mesh.expert * mesh.model
-  fixed = others * (mesh.data or 1)
-  if fixed == topology.devices or (mesh.data is None and topology.devices % others == 0):
-    return mesh.resolve(topology.devices)
-  fitting = [f"data {topology.devices // part}" for part in (others,) if topology.devices % part == 0]
-  divisors = [str(n) for n in range(1, topology.devices + 1) if topology.devices % n == 0]
-  hint = f"with the other axes as they are, {fitting[0]} does" if fitting else "an axis must be one of its divisors"
-  raise UserError(
-    f"mesh ({mesh}) does not tile the {topology.devices} devices of {topology.name}; {hint} "
-    f"(divisors: {', '.join(divisors)})"
-  )

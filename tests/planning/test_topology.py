@@ -7,9 +7,8 @@ import sys
 
 import pytest
 
-from moejax.config import Mesh
 from moejax.errors import UserError
-from moejax.planning.topology import check_mesh, parse_topology
+from moejax.planning.topology import parse_topology
 
 
 @pytest.mark.parametrize(
@@ -49,22 +48,6 @@ def test_an_unknown_topology_is_answered_with_the_known(name):
 def test_no_chips_and_more_than_there_can_be_are_refused(name, slices, said):
   with pytest.raises(UserError, match=re.escape(said)):
     parse_topology(name, slices)
-
-
-def test_a_mesh_fills_its_data_axis_with_the_devices_of_the_topology():
-  assert check_mesh(Mesh(expert=8, model=2), parse_topology("v5p:4x8x8")).data == 16
-
-
-@pytest.mark.parametrize(
-  ("mesh", "hint"),
-  [
-    (Mesh(data=16, expert=8), "with the other axes as they are, data 32 does"),
-    (Mesh(expert=3), "an axis must be one of its divisors (divisors: 1, 2, 4, 8, 16, 32, 64, 128, 256)"),
-  ],
-)
-def test_a_mesh_that_does_not_tile_the_topology_is_answered_with_one_that_does(mesh, hint):
-  with pytest.raises(UserError, match=re.escape(hint)):
-    check_mesh(mesh, parse_topology("v5p:4x8x8"))
 
 
 def test_jax_that_a_users_file_imported_already_takes_no_accelerator():

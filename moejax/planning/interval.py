@@ -1,0 +1,56 @@
+"""How far predictions are from measured step times, as published runs have it.
+
+`python docs/ledger.py ROWS --errors` prints the constants. An error is the logarithm of predicted over published time.
+The half-width of an 80 % interval is a quantile of the absolute errors of runs that were predicted without their own
+time (split conformal prediction, arXiv 1604.04173): the k-th smallest of n, with k = ceil(0.8 (n + 1)); where that is
+more than n, the largest, times `FEW`.
+"""
+
+import math
+import statistics
+
+from moejax.config.chips import Chip
+
+COVERAGE = 0.8
+
+FEW = 1.25
+"""Factor of the largest error where there are too few for the quantile."""
+
+HALF_WIDTH = {
+  "calibrated": {"dense": 0.33, "moe": 0.33},
+  "sister": {"dense": 0.48, "moe": 0.48},
+  "formula": {"dense": 0.55, "moe": 0.60},
+}
+"""Of the logarithm of a step time, at 80 %. By what the constants of the chip are from (its own published runs, or
+those of a similar chip), or where a formula takes the place of the compiled program; and by kind of model."""
+
+RATIO_ERROR = 0.13
+"""Standard deviation of the error of the logarithm of the ratio of two step times on one chip. Errors that both share
+cancel: it is computed from differences between the errors of two runs of one framework on one chip."""
+
+
+def half_width(errors: list[float]) -> float:
+  """Half-width of an 80 % interval, from errors of the logarithm."""
+  ordered = sorted(map(abs, errors))
+  k = math.ceil(COVERAGE * (len(ordered) + 1))
+  return ordered[k - 1] if k <= len(ordered) else FEW * ordered[-1]
+
+
+def interval(step_time_s: float, chip: Chip, sparse: bool, formula: bool) -> tuple[float, float]:
+  """Lower and upper end of the step times that a prediction stands for, at 80 %.
+
+  Args:
+    step_time_s: the prediction.
+    chip: what runs the step.
+    sparse: whether the model has sparse layers.
+    formula: whether the prediction is by formula.
+  """
+  kind = "formula" if formula or not chip.runs_are_of else "calibrated" if chip.runs_are_of == chip.name else "sister"
+  factor = math.exp(HALF_WIDTH[kind]["moe" if sparse else "dense"])
+  return step_time_s / factor, step_time_s * factor
+
+
+def certainty_of_equality(ratio: float, tolerance: float) -> float:
+  """Probability that two measured step times differ by at most a relative tolerance, given the predicted ratio."""
+  error = statistics.NormalDist(math.log(ratio), RATIO_ERROR)
+  return error.cdf(math.log(1 + tolerance)) - error.cdf(math.log(1 - tolerance) if tolerance < 1 else -math.inf)

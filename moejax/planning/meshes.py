@@ -1,0 +1,83 @@
+"""Meshes that use every device of a topology. Does not import JAX."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Iterator
+
+from moejax.config.experiment import Experiment
+from moejax.config.sharding import MESH_AXES, Mesh
+from moejax.errors import UserError
+from moejax.planning.topology import Topology
+
+
+def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
+  """The experiment with the data axis of its mesh filled in for a topology.
+
+  Raises:
+    UserError: the mesh does not use every device, its replica axis does not span the slices, or it does not divide the
+      experiment's tensors. The message names the nearest mesh that does, if there is one.
+  """
+  mesh, devices = experiment.mesh, topology.devices
+  others = mesh.replica * mesh.expert * mesh.model
+  if others * (mesh.data or 1) != devices and (mesh.data is not None or devices % others):
+    raise UserError(
+      f"mesh ({mesh}) does not tile the {devices} devices of {topology.name}; {_advice(experiment, topology)}"
+    )
+  if mesh.replica % topology.slices:
+    raise UserError(
+      f"mesh.replica={mesh.replica} does not span the {topology.slices} slices of {topology.name}; "
+      f"{_advice(experiment, topology)}"
+    )
+  try:
+    return dataclasses.replace(experiment, mesh=mesh.resolve(devices))
+  except UserError as error:
+    raise UserError(f"{error}; on {topology.name}, {_advice(experiment, topology)}") from error
+
+
+def meshes(topology: Topology, num_experts: int, largest_model_axis: int) -> Iterator[Mesh]:
+  """All meshes that use every device of a topology and have a whole number of experts on each."""
+  for model in _divisors(topology.devices):
+    if model > largest_model_axis:
+      continue
+    for expert in _divisors(topology.devices // model):
+      if num_experts % expert:
+        continue
+      rest = topology.devices // (model * expert)
+      for replica in _divisors(rest):
+        if replica % topology.slices == 0:
+          yield Mesh(replica=replica, data=rest // replica, expert=expert, model=model)
+
+
+def mesh_options(before: Mesh, after: Mesh) -> list[str]:
+  """The command-line options that change one mesh into another."""
+  return [f"--mesh.{axis} {getattr(after, axis)}" for axis in MESH_AXES
+          if getattr(after, axis) != getattr(before, axis)]  # fmt: skip
+
+
+def _advice(experiment: Experiment, topology: Topology) -> str:
+  """The mesh nearest to the experiment's that it accepts: the fewest axes changed, then each by the least factor."""
+  now = experiment.mesh
+  num_experts = experiment.model.moe.num_experts if experiment.model.moe else 1
+
+  def changes(mesh: Mesh) -> tuple[int, float]:
+    factors = [max(a, b) / min(a, b) for a, b in zip(mesh.shape.values(), now.shape.values(), strict=True)]
+    return len(mesh_options(now, mesh)), sum(factors)
+
+  for mesh in sorted(meshes(topology, num_experts, topology.devices), key=changes):
+    try:
+      dataclasses.replace(experiment, mesh=mesh)
+    except UserError:
+      continue
+    return f"use {' '.join(mesh_options(now, mesh))}"
+  return (
+    f"no mesh of {topology.devices} devices suits a batch of {experiment.training.batch_size} sequences in "
+    f"{experiment.training.gradient_accumulation} parts, an evaluation batch of {experiment.evaluation.batch_size} and "
+    "the model's widths; change the batch sizes or the number of chips"
+  )
+
+
+@functools.lru_cache
+def _divisors(n: int) -> list[int]:
+  small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+  return sorted({*small, *(n // d for d in small)})
