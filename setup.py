@@ -37,6 +37,7 @@ setup(
     "array_record>=0.8",
     "matplotlib>=3.10",
     "numpy>=2.1",
+    "pyyaml>=6.0",
     "rich>=14.0",
     "tensorboardX>=2.6.2",
     "tyro>=1.0",

@@ -14,6 +14,7 @@ from moejax.config.experiment import Experiment
 from moejax.display import Display, make_display
 from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.files import finite, write_json, write_whole
+from moejax.interop.foreign import foreign_experiment, is_foreign
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.terminal import output
 from moejax.training.run_directory import (
@@ -216,8 +217,9 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
 def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   if _helped(known):
     return 0
-  experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
-  topology = _required(known, "topology", "--topology NAME")
+  name, topology = _required(known, "name", "NAME"), _required(known, "topology", "--topology NAME")
+  experiment, missing = _planned(known, name, topology)
+  experiment = override(experiment, overrides)
   _prepare_files(known, "json", "html")
   if known.search:
     return _search(known, experiment, topology)
@@ -229,11 +231,25 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.planning.page import as_html, plan_page
 
   output().print(plan_page(planned), soft_wrap=True)
+  for feature, what in missing.items():
+    output().print(f"planned without {feature}: {what}", soft_wrap=True, markup=False)
   if known.json:
-    write_json(known.json, planned.to_json() | {"hints": hints(planned)})
+    write_json(known.json, planned.to_json() | {"hints": hints(planned), "planned_without": list(missing)})
   if known.html:
     write_whole(known.html, as_html(f"{experiment.name} on {topology}", plan_page(planned)))
   return 0 if planned.fits else DOES_NOT_FIT
+
+
+def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Experiment, dict[str, str]]:
+  """The experiment of a plan, which may be another project's configuration, and what it is planned without."""
+  if is_foreign(name):
+    devices = api.described_topology(topology, known.slices).devices
+    return foreign_experiment(name, devices, tuple(known.without))
+  if known.without:
+    raise UserError(
+      "--without leaves features out of hf: and maxtext: configurations; an experiment has fields for them"
+    )
+  return lookup.find_experiment(name), {}
 
 
 def _search(known: argparse.Namespace, experiment: Experiment, topology: str) -> int:

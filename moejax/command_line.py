@@ -207,8 +207,15 @@ def _add_tokenizer(verb: Add) -> None:
 
 def _add_plan(verb: Add) -> None:
   plan = verb("plan", "Predict step time and memory on a TPU or GPU topology. No accelerator is needed.")
-  plan.add_argument("name", nargs="?", metavar="NAME", help=NAME)
+  plan.add_argument(
+    "name", nargs="?", metavar="NAME",
+    help=f"{NAME}; or another project's: hf:PATH of a Hugging Face config.json, maxtext:PATH.yml,NAME=VALUE,...",
+  )  # fmt: skip
   _add_topology(plan)
+  plan.add_argument(
+    "--without", nargs="+", default=[], metavar="FEATURE",
+    help="plan an hf: or maxtext: model without these features, which moejax lacks; an error lists them",
+  )  # fmt: skip
   plan.add_argument(
     "--search", action="store_true", help="search over meshes, remat, gradient accumulation and dispatch. Resumable."
   )

@@ -269,7 +269,9 @@ def _linked(computation: Computation, instruction: Instruction, downward: bool) 
   """Operations that use the result of one, or those whose results it uses. A tuple that leaves the computation links
   unrelated operations, and is none of them."""
   if downward:
-    return [user for user in computation.users.get(instruction.name, ()) if not user.is_root]
+    return [
+      user for user in computation.users.get(instruction.name, ()) if not (user.is_root and user.opcode == "tuple")
+    ]
   if instruction.opcode in ("while", "parameter"):
     return []
   return [computation.by_name[name] for name in instruction.operands if name in computation.by_name]

@@ -8,7 +8,6 @@ Bytes of a float32 parameter, of its gradient and of each moment of the optimize
 import dataclasses
 import math
 
-from moejax.config.chips import CHIPS
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.optimizer import AdamW
@@ -17,7 +16,14 @@ from moejax.config.sharding import shards
 from moejax.planning.topology import Topology
 
 UTILISATION = 0.65
-"""Fraction of peak that matrix products reach, fitted to compiled programs of the listed models."""
+"""Of the matrix units' peak by products on TPU, as the compiled programs of the listed scales have it. GPUs have their
+own efficiency on top."""
+
+HIDDEN = 0.9
+"""At most this part of what collectives take is hidden by products."""
+
+BESIDE = 0.5
+"""Part of the time of products during which collectives run beside them."""
 
 SMALLEST_SHARD = 64
 """With smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
@@ -37,9 +43,8 @@ class Estimate:
 
 
 def estimate(experiment: Experiment, topology: Topology) -> Estimate:
-  """Products, gathers of weights, exchanges of tokens and reductions over `model`, half of them hidden; and memory.
-
-  Gradients are also summed over replicas, and between slices over the network.
+  """Products, gathers of weights, exchanges of tokens, reductions over `model` and sums of gradients over replicas, of
+  which products hide a part; and memory.
   """
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
   moe = model.moe
@@ -79,12 +84,8 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
   moved += 2 * (1 - 1 / near) * of_gradient * own / link
   moved += 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
   memory = _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
-  return Estimate((seconds + 0.5 * moved) / _efficiency(topology), memory)
-
-
-def _efficiency(topology: Topology) -> float:
-  """What a chip loses beyond what the formula's utilisation has in it, which was taken on v5p."""
-  return min(1.0, topology.chip.efficiency / CHIPS["v5p"].efficiency)
+  hidden = min(HIDDEN * moved, BESIDE * seconds)
+  return Estimate((seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0), memory)
 
 
 def _of_masks(experiment: Experiment) -> float:

@@ -28,7 +28,7 @@ def clock(monkeypatch):
       asked.append(experiment)
       return Plan(
         experiment=experiment, topology=topology, memory_bytes={"total": 1}, compile_time_s=0.0, cached=False,
-        step_time_s=seconds(experiment), executed_flops_per_device=None, breakdown_s=None, kernel_s=None,
+        step_time_s=seconds(experiment), executed_flops_per_device=None, breakdown_s={}, kernel_s=None,
       )  # fmt: skip
 
     monkeypatch.setattr(pod_match, "plan", plan)

@@ -193,6 +193,20 @@ def test_what_sparse_cores_sum_goes_on_beside_the_work_over_the_rings_that_the_c
   assert beside.collectives[0].time_s == pytest.approx(whole)
 
 
+def test_a_collective_without_a_scope_has_that_of_what_uses_its_result():
+  """As the compiler leaves those of the SparseCores; through operations without a scope of their own."""
+  scoped = 'metadata={{op_name="jit(train_step)/transpose(jvp())/while/body/{}/dot_general"}}'
+  text = OFFLOADED.format(rings="backend_config={}", cycles=0).replace(
+    "  ROOT %r = f32[128]{0} copy(%w)\n",
+    f"  %c = bf16[1048576]{{0}} copy(%done)\n  %u = bf16[1048576]{{0}} negate(%c), {scoped.format('qkv')}\n".replace(
+      "{{", "{"
+    ).replace("}}", "}")
+    + "  ROOT %r = (f32[128]{0}, bf16[1048576]{0}) tuple(%w, %u)\n",
+  )
+  (exchange,) = cost(parse(text), NETWORK).collectives
+  assert exchange.scope == "qkv"
+
+
 SLICES = """HloModule m, is_scheduled=true
 
 ENTRY %main (p: f32[1048576], q: f32[128]) -> f32[1048576] {{
@@ -358,7 +372,9 @@ BRANCHES = """HloModule m, is_scheduled=true
 
 %cheap (p: f32[128]) -> f32[128] {
   %p = f32[128]{0} parameter(0)
-  ROOT %n = f32[128]{0} negate(%p), backend_config={"estimated_cycles":"1750"}
+  %l = f32[128]{0} negate(%p), backend_config={"estimated_cycles":"0"}
+  %m = f32[128]{0} negate(%l), backend_config={"estimated_cycles":"0"}
+  ROOT %n = f32[128]{0} negate(%m), backend_config={"estimated_cycles":"1750"}
 }
 
 %dear (p: f32[128]) -> f32[128] {
@@ -384,7 +400,7 @@ ENTRY %main (i: pred[], p: f32[128]) -> f32[128] {
     "branch_computations={%dear, %cheap}",
   ],
 )
-def test_a_conditional_takes_the_time_of_its_largest_branch(branches):
+def test_a_conditional_takes_the_time_of_its_slowest_branch_however_many_operations_the_others_have(branches):
   found = cost(parse(BRANCHES.replace("BRANCHES", branches)), NETWORK)
   assert found.step_time_s == pytest.approx(350_000 / PLAIN.clock_hz)
   assert sum(operation.count for operation in found.operations) == 2

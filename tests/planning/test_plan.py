@@ -176,7 +176,7 @@ def test_the_page_breaks_no_name_however_narrow(width, tiny_moe):
   text = console.file.getvalue()
   for name in ("data+expert", "ragged-all-to-all", "shared_experts", "attention_router", "kernel splash_mha_dkv"):
     assert name in text
-  assert max(map(len, text.splitlines())) <= max(width, 100)
+  assert max(len(line) for line in text.splitlines() if not line.startswith("try:")) <= width
 
 
 needs_libtpu = pytest.mark.skipif(

