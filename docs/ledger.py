@@ -25,7 +25,7 @@ from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
 from moejax.files import write_whole
 from moejax.planning.estimate import estimate
-from moejax.planning.interval import half_width, interval
+from moejax.planning.interval import interval
 from moejax.planning.meshes import on_topology
 from moejax.planning.topology import Topology, parse_topology, prepare_environment
 
@@ -48,6 +48,12 @@ REMAT: tuple[tuple[str, Remat], ...] = (
   ("not stated", "attention"),
   ("none stated", "attention"),
 )
+
+
+COVERAGE = 0.8
+
+FEW = 1.25
+"""Factor of the largest error if there are too few for a quantile."""
 
 
 class InexpressibleError(Exception):
@@ -233,6 +239,14 @@ def _cheap_first(row: Row) -> tuple[bool, int, int]:
 def write(lines: dict[str, dict[str, Any]]) -> None:
   """Writes the ledger, in the order of ids."""
   write_whole(LEDGER, "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines)))
+
+
+def half_width(errors: list[float]) -> float:
+  """Half-width of an 80 % interval: of n absolute errors the k-th smallest, k = ceil(0.8 (n + 1)); if that is more than
+  n, the largest, times FEW."""
+  ordered = sorted(map(abs, errors))
+  k = math.ceil(COVERAGE * (len(ordered) + 1))
+  return ordered[k - 1] if k <= len(ordered) else FEW * ordered[-1]
 
 
 def errors(lines: dict[str, dict[str, Any]], rows: list[Row]) -> None:

@@ -8,13 +8,15 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from rich.console import Group
+from rich.text import Text
+
 from moejax import api, interrupts, lookup, processes
 from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display, make_display
 from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.files import finite, write_json, write_whole
-from moejax.interop.foreign import foreign_experiment, is_foreign
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.terminal import output
 from moejax.training.run_directory import (
@@ -219,29 +221,61 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   name, topology = _required(known, "name", "NAME"), _required(known, "topology", "--topology NAME")
   experiment, missing = _planned(known, name, topology)
-  experiment = override(experiment, overrides)
   _prepare_files(known, "json", "html")
+  if known.tries is not None and not known.search:
+    raise UserError("--tries does nothing without --search; add it, or leave --tries out")
+  if known.other is not None:
+    return _beside(known, experiment, topology, overrides)
+  experiment = override(experiment, overrides)
   if known.search:
     return _search(known, experiment, topology)
-  if known.tries is not None:
-    raise UserError("--tries does nothing without --search; add it, or leave --tries out")
-  with Display(f"plan {experiment.name}") as display:
-    planned = api.plan(experiment, topology, slices=known.slices, progress=display)
+  described = api.described_topology(topology, known.slices)
   from moejax.planning.hints import hints
+  from moejax.planning.load import load_page, plan_loads
   from moejax.planning.page import as_html, plan_page
+  from moejax.planning.run_cost import run_cost
 
-  output().print(plan_page(planned), soft_wrap=True)
-  for feature, what in missing.items():
-    output().print(f"planned without {feature}: {what}", soft_wrap=True, markup=False)
+  with Display(f"plan {experiment.name}") as display:
+    loaded = plan_loads(experiment, described, known.load, display) if known.load else []
+    planned = api.plan(experiment, topology, slices=known.slices, progress=display)
+  whole = run_cost(planned, known.price_per_chip_hour)
+  lines = [whole.summary, *(f"planned without {feature}: {what}" for feature, what in missing.items())]
+  page = Group(plan_page(planned), *([load_page(loaded)] if loaded else []), *map(Text, lines))
+  output().print(page, soft_wrap=True)
   if known.json:
-    write_json(known.json, planned.to_json() | {"hints": hints(planned), "planned_without": list(missing)})
+    more = {"hints": hints(planned), "run": whole.to_json(), "planned_without": list(missing)}
+    write_json(known.json, planned.to_json() | more | {"loads": [one.to_json() for one in loaded]})
   if known.html:
-    write_whole(known.html, as_html(f"{experiment.name} on {topology}", plan_page(planned)))
+    write_whole(known.html, as_html(f"{experiment.name} on {topology}", page))
   return 0 if planned.fits else DOES_NOT_FIT
+
+
+def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrides: list[str]) -> int:
+  for option, given in (("--search", known.search), ("--load", known.load)):
+    if given:
+      raise UserError(f"{option} is for one experiment; leave out {known.other}")
+  second, _ = _planned(known, known.other, topology)
+  first, second = override_pair(first, second, overrides)
+  with Display(f"plan {first.name} and {second.name}") as display:
+    plans = [api.plan(each, topology, slices=known.slices, progress=display) for each in (first, second)]
+  from moejax.planning.beside import beside, beside_page
+  from moejax.planning.page import as_html
+  from moejax.planning.run_cost import run_cost
+
+  costs = [Text(f"{one.experiment.name}, {run_cost(one, known.price_per_chip_hour).summary}") for one in plans]
+  page = Group(beside_page(*plans), *costs)
+  output().print(page, soft_wrap=True)
+  if known.json:
+    write_json(known.json, {"plans": [one.to_json() for one in plans], "scopes": beside(*plans)})
+  if known.html:
+    write_whole(known.html, as_html(f"{first.name} and {second.name} on {topology}", page))
+  return 0 if all(one.fits for one in plans) else DOES_NOT_FIT
 
 
 def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Experiment, dict[str, str]]:
   """The experiment of a plan, which may be another project's configuration, and what it is planned without."""
+  from moejax.interop.foreign import foreign_experiment, is_foreign
+
   if is_foreign(name):
     devices = api.described_topology(topology, known.slices).devices
     return foreign_experiment(name, devices, tuple(known.without))

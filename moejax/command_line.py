@@ -211,7 +211,19 @@ def _add_plan(verb: Add) -> None:
     "name", nargs="?", metavar="NAME",
     help=f"{NAME}; or another project's: hf:PATH of a Hugging Face config.json, maxtext:PATH.yml,NAME=VALUE,...",
   )  # fmt: skip
+  plan.add_argument(
+    "other", nargs="?", metavar="OTHER",
+    help="a second experiment, to show beside NAME where the difference of step times is; options set its fields, and "
+    "--dense.PATH those of NAME",
+  )  # fmt: skip
   _add_topology(plan)
+  plan.add_argument(
+    "--price-per-chip-hour", type=float, metavar="X", help="price in any currency, for the cost of the whole run"
+  )
+  plan.add_argument(
+    "--load", nargs="+", default=[], metavar="LOAD",
+    help="also plan these router loads, each that of the busiest device or expert over the mean, or worst",
+  )  # fmt: skip
   plan.add_argument(
     "--without", nargs="+", default=[], metavar="FEATURE",
     help="plan an hf: or maxtext: model without these features, which moejax lacks; an error lists them",

@@ -164,8 +164,7 @@ def _rows(experiment: Experiment) -> float:
 def buffer_factor(experiment: Experiment) -> float:
   """Rows of the receive buffer of a dropless layer over the balanced load: the worst case where it is not limited."""
   moe, ways = experiment.model.moe, experiment.mesh.expert
-  assert moe
-  if ways == 1 or not isinstance(moe.dispatch, GroupedDispatch) or moe.dispatch.exchange != "all_to_all":
+  if moe is None or ways == 1 or not isinstance(moe.dispatch, GroupedDispatch) or moe.dispatch.exchange != "all_to_all":
     return 1.0
   per_token = moe.choices_per_token(moe.group_tokens(experiment.data.sequence_length))
   worst = ways * min(moe.experts_per_token, moe.num_experts // ways) / per_token

@@ -1,6 +1,6 @@
 """What to try if a plan does not fit, or if one resource bounds the step time."""
 
-from moejax.planning.estimate import estimate
+from moejax.planning.estimate import buffer_factor, estimate
 from moejax.planning.plan import Plan
 from moejax.planning.search import candidates, difference
 
@@ -24,6 +24,11 @@ def hints(plan: Plan) -> list[str]:
     *_recomputed(plan, plan.step_time_s),
     *_vector(plan.step_time_s, plan.breakdown_s),
   ]
+  if (factor := buffer_factor(plan.experiment)) > 1.5:
+    found.append(
+      f"the receive buffer of a dropless layer has {factor:.3g} times the balanced load, all of which is priced; "
+      "--load 1.0 1.5 2.0 plans smaller ones"
+    )
   if plan.topology.chip.platform == "cpu":
     found.append("a roofline of the program that XLA makes for CPU: no cycle estimates, fusions of another compiler")
   return found

@@ -1,21 +1,15 @@
 """How far predictions are from measured step times, as published runs have it.
 
-`python docs/ledger.py ROWS --errors` prints the errors of the formula, and docs/step-time.md has those of compiled
-programs. An error is the logarithm of predicted over published time.
-The half-width of an 80 % interval is a quantile of the absolute errors of runs that were predicted without their own
-time (split conformal prediction, arXiv 1604.04173): the k-th smallest of n, with k = ceil(0.8 (n + 1)); where that is
-more than n, the largest, times `FEW`.
+An error is the logarithm of predicted over published time. The half-width of an 80 % interval is a quantile of the
+absolute errors of runs that were predicted without their own time (split conformal prediction, arXiv 1604.04173).
+docs/step-time.md has the errors of compiled programs. `python docs/ledger.py ROWS.jsonl --errors` prints those of the
+formula, and half-widths.
 """
 
 import math
 import statistics
 
 from moejax.config.chips import Chip
-
-COVERAGE = 0.8
-
-FEW = 1.25
-"""Factor of the largest error where there are too few for the quantile."""
 
 HALF_WIDTH = {
   "calibrated": {"dense": 0.39, "moe": 0.39},
@@ -31,13 +25,6 @@ RATIO_ERROR = 0.14
 """Standard deviation of the error of the logarithm of the ratio of two step times on one chip. Errors that both share
 cancel. It is the root mean square of the differences between the errors of two runs of one framework on one chip in
 docs/step-time.md, of which there are five; the one that is of a dense and an MoE model is 0.14."""
-
-
-def half_width(errors: list[float]) -> float:
-  """Half-width of an 80 % interval, from errors of the logarithm."""
-  ordered = sorted(map(abs, errors))
-  k = math.ceil(COVERAGE * (len(ordered) + 1))
-  return ordered[k - 1] if k <= len(ordered) else FEW * ordered[-1]
 
 
 def interval(step_time_s: float, chip: Chip, sparse: bool, formula: bool) -> tuple[float, float]:

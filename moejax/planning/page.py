@@ -10,7 +10,7 @@ from rich.text import Text
 
 from moejax.config.parameters import parameter_counts
 from moejax.planning.hints import hints
-from moejax.planning.plan import Plan
+from moejax.planning.plan import SHOWN_OPERATIONS, Plan
 from moejax.terminal import Fitting
 
 MIB, GIB = 2**20, 2**30
@@ -115,7 +115,7 @@ def _breakdown(plan: Plan) -> Fitting:
 
 def _operations(plan: Plan) -> Fitting:
   table = _table("most expensive operations", "scope", "pass", "kind", "ms", "%", "TFLOP")
-  for operation in plan.operations:
+  for operation in plan.operations[:SHOWN_OPERATIONS]:
     table.add_row(
       operation.scope,
       operation.of_pass,

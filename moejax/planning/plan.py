@@ -186,7 +186,7 @@ class Plan:
       "mfu": self.mfu,
       "breakdown_s": self.breakdown_s,
       "kernel_s": self.kernel_s,
-      "operations": [operation.to_json() for operation in self.operations],
+      "operations": [operation.to_json() for operation in self.operations[:SHOWN_OPERATIONS]],
       "collectives": [collective.to_json() for collective in self.collectives],
       "compile_time_s": self.compile_time_s,
       "cached": self.cached,
@@ -243,7 +243,7 @@ def _operations(found: Cost) -> tuple[PlannedOperation, ...]:
       flops=operation.flops,
       count=operation.count,
     )
-    for operation in found.operations[:SHOWN_OPERATIONS]
+    for operation in found.operations
   )
 
 

@@ -1,0 +1,67 @@
+"""What a whole training run takes, by its plan: tokens, days, chip-hours and money."""
+
+import dataclasses
+from typing import Any
+
+from moejax.config.parameters import full_sequence_steps
+from moejax.errors import UserError
+from moejax.planning.plan import Plan
+
+DAY_S = 86_400
+
+
+@dataclasses.dataclass(frozen=True)
+class RunCost:
+  """A run of as many steps as the experiment or its budget sets, without input, checkpoints and interruptions."""
+
+  steps: int
+  tokens: int
+  chips: int
+  days: float
+  days_interval: tuple[float, float]
+  """At 80 %, as the interval of the step time."""
+  price_per_chip_hour: float | None
+  """In any currency. None if it is not given."""
+
+  @property
+  def chip_hours(self) -> float:
+    return 24 * self.days * self.chips
+
+  @property
+  def cost(self) -> float | None:
+    """In the currency of the price."""
+    return None if self.price_per_chip_hour is None else self.price_per_chip_hour * self.chip_hours
+
+  @property
+  def summary(self) -> str:
+    """The run in one line."""
+    low, high = self.days_interval
+    money = "" if self.cost is None else f", {self.cost:,.0f} at {self.price_per_chip_hour:g} per chip-hour"
+    return (
+      f"whole run: {self.steps:,} steps, {self.tokens:.4g} tokens, {self.days:.3g} days ({low:.3g} to {high:.3g}), "
+      f"{self.chip_hours:,.0f} chip-hours{money}"
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values, under the key `run` of `moejax plan --json`."""
+    return dataclasses.asdict(self) | {"chip_hours": self.chip_hours, "cost": self.cost}
+
+
+def run_cost(plan: Plan, price_per_chip_hour: float | None = None) -> RunCost:
+  """What the whole run of a plan's experiment takes.
+
+  Raises:
+    UserError: the price is negative.
+  """
+  if price_per_chip_hour is not None and not price_per_chip_hour >= 0:
+    raise UserError(f"--price-per-chip-hour {price_per_chip_hour}: a price must not be negative")
+  steps = full_sequence_steps(plan.experiment)
+  low, high = (steps * seconds / DAY_S for seconds in plan.step_time_interval_s)
+  return RunCost(
+    steps=steps,
+    tokens=steps * plan.tokens_per_step,
+    chips=plan.topology.count * plan.topology.slices,
+    days=steps * plan.step_time_s / DAY_S,
+    days_interval=(low, high),
+    price_per_chip_hour=price_per_chip_hour,
+  )

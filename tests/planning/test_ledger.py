@@ -1,0 +1,77 @@
+"""docs/ledger.py: rows become experiments, half-widths cover, and what is committed is whole."""
+
+import importlib.util
+import json
+import pathlib
+import random
+from typing import Any
+
+import pytest
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Any:
+  spec = importlib.util.spec_from_file_location("ledger", DOCS / "ledger.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+DENSE = {
+  "id": "a", "shape": {"layers": 32, "d_model": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "d_ff": 14336,
+                       "vocab": 128256, "tied": False},
+  "chip": "v5e", "topology": "16x16", "chips": 256, "slices": 2, "sequence": 2048, "global_batch": 1024,
+  "sharding": "fsdp 64 x tensor 4 inside, data 2 between slices", "remat": "full", "precision": "bf16", "given": True,
+  "published_teraflops": 100,
+}  # fmt: skip
+SPARSE = DENSE | {
+  "id": "b", "chip": "h100", "topology": "gpu:h100:64", "chips": 64, "slices": 1, "needs": ["sliding window"],
+  "shape": DENSE["shape"] | {"d_ff": 768, "experts": 128, "top_k": 8, "every": 1, "qk_norm": True},
+  "sharding": "fsdp 64, experts over the same 64; local batch 4, 4 parts", "given": False,
+}  # fmt: skip
+
+
+def test_a_row_has_its_shape_mesh_and_published_time(ledger):
+  row = ledger.read_row(DENSE)
+  assert row.experiment.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "model": 4}
+  assert row.experiment.model.remat == "layer_inputs" and row.missing == ()
+  flops = 6 * 7.5e9 * 1024 * 2048
+  assert row.published_s == pytest.approx(flops / 256 / 1e14, rel=0.2)
+
+
+def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
+  row = ledger.read_row(SPARSE)
+  moe = row.experiment.model.moe
+  assert (moe.num_experts, moe.experts_per_token, moe.dispatch.kind) == (128, 8, "grouped")
+  assert row.experiment.mesh.expert == 64 and row.experiment.training.gradient_accumulation == 4
+  assert row.missing == ("sliding window",) and row.published_s is None
+
+
+def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
+  with pytest.raises(ledger.InexpressibleError, match="fp8"):
+    ledger.read_row(DENSE | {"needs": ["fp8"]})
+
+
+def test_the_half_width_of_other_runs_covers_four_fifths(ledger):
+  """Split conformal prediction: whatever the distribution, a new error lies within the half-width at least so often."""
+  draw = random.Random(0)
+  covered = []
+  for _ in range(2000):
+    errors = [draw.gauss(0.1, 0.2) if draw.random() < 0.8 else draw.uniform(-1, 1) for _ in range(13)]
+    covered.append(abs(errors[0]) <= ledger.half_width(errors[1:]))
+  assert 0.79 < sum(covered) / len(covered) < 0.88
+  assert ledger.half_width([0.1, -0.3]) > 0.3
+
+
+def test_the_committed_ledger_has_every_key_and_an_interval_around_each_prediction():
+  lines = [json.loads(line) for line in (DOCS / "ledger.jsonl").read_text().splitlines()]
+  assert len({line["id"] for line in lines}) == len(lines) > 70
+  for line in lines:
+    assert {"id", "predicted_s", "interval_s", "fits", "hbm_bytes_per_device", "missing", "moejax", "jax"} <= set(line)
+    if line["predicted_s"] is None:
+      assert line["missing"], line["id"]
+    else:
+      low, high = line["interval_s"]
+      assert 0 < low < line["predicted_s"] < high, line["id"]
