@@ -12,7 +12,8 @@ from moejax import lookup
 from moejax.config.experiment import Experiment, Suite
 from moejax.errors import UserError
 from moejax.overrides import override
-from moejax.planning.topology import Topology, check_mesh
+from moejax.planning.meshes import on_topology
+from moejax.planning.topology import Topology
 
 FORMATTER = argparse.RawDescriptionHelpFormatter
 
@@ -79,7 +80,7 @@ def make_job(verb: str, name: str, workdir: str, overrides: Sequence[str], topol
   job = Job(verb, configuration, ("moejax", verb, name, "--workdir", workdir, *overrides))
   for experiment in job.experiments:
     try:
-      dataclasses.replace(experiment, mesh=check_mesh(experiment.mesh, topology))
+      on_topology(experiment, topology)
     except UserError as error:
       raise UserError(f"{experiment.name} on {topology.name}: {error}") from error
   return job

@@ -25,6 +25,7 @@ FILES = {
   "plan --json": ["plan", DENSE, "--topology", "cpu:8", "--json"],
   "plan --html": ["plan", DENSE, "--topology", "cpu:8", "--html"],
   "plan --search": ["plan", DENSE, "--topology", "cpu:8", "--search", "--json"],
+  "plan --search --html": ["plan", DENSE, "--topology", "cpu:8", "--search", "--html"],
   "match": ["match", DENSE, SPARSE, "--topology", "cpu:8", "--out"],
 }
 PLACES = {
@@ -32,7 +33,6 @@ PLACES = {
   **{f"{name} below a file": ([*words, "{tmp}/file.txt/new"], "Not a directory") for name, words in FOLDERS.items()},
   **{f"{name} below a file": ([*words, "{tmp}/file.txt/new.json"], "it is a file") for name, words in FILES.items()},
   **{f"{name} to a folder": ([*words, "{tmp}/folder.json"], "it is a directory") for name, words in FILES.items()},
-  "plan --search --html": (["plan", DENSE, "--topology", "cpu:8", "--search", "--html", "{tmp}/a"], "use one of them"),
 }
 
 
