@@ -45,8 +45,8 @@ def _smaller(plan: Plan) -> list[str]:
   for candidate in candidates(experiment, topology):
     estimated = estimate(candidate, topology)
     size = correction * estimated.memory_bytes
-    if size <= MARGIN * plan.hbm_limit_bytes:
-      options = tuple(difference(experiment, candidate))
+    options = tuple(difference(experiment, candidate))
+    if options and size <= MARGIN * plan.hbm_limit_bytes:
       fitting.append((len(options), estimated.step_time_s, size, options))
   if not fitting:
     return [
