@@ -6,6 +6,7 @@ import json
 import pathlib
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from moejax import processes
 from moejax.comparison.budget import Allotment, allot
@@ -83,7 +84,7 @@ class _Comparison:
   def count_ngrams(self) -> None:
     """The n-gram baselines of the text."""
 
-    def baselines() -> dict[str, float]:
+    def baselines() -> dict[str, Any]:
       path = self.directory / "baselines.json"
       if not path.exists():
         self.progress.stage("baselines: unigrams and bigrams")

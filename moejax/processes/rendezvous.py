@@ -102,7 +102,8 @@ def _await_others(place: Place, deadline_s: float) -> Met:
         for link in links.values():
           link.send({"fail": [1, text, 0]})
         raise Failure(text)
-      for ready in select.select([server, *strangers], [], [], RETRY_S)[0]:
+      waiting: list[Any] = [server, *strangers]
+      for ready in select.select(waiting, [], [], RETRY_S)[0]:
         if ready is server:
           strangers.append(Link(server.accept()[0]))
           continue
