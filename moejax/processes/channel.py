@@ -130,8 +130,14 @@ class Channel:
     beaten = 0.0
     if self._early:
       self._handle(self._peers[0], self._early)
+    awake = time.monotonic()
     while True:
       self._receive()
+      if time.monotonic() - awake > 5 * BEAT_S:  # this process was stopped, perhaps with all others: they begin anew
+        for peer in self._peers.values():
+          peer.heard = peer.since = time.monotonic()
+        self._since = time.monotonic()
+      awake = time.monotonic()
       if time.monotonic() - beaten >= BEAT_S:
         beaten = time.monotonic()
         self._tell({"at": self._step})

@@ -17,6 +17,7 @@ from moejax.config import Experiment, Mesh
 from moejax.data.corpus import build_corpus
 from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import train_batches
+from moejax.data.text import open_text
 from moejax.partitioning import make_partitioner, to_devices
 from moejax.training.loop import rows_of_process
 from moejax.training.state import make_train_spec
@@ -81,7 +82,7 @@ def main(text: str, cache: str, out: str) -> None:
   data = dataclasses.replace(
     experiments.dense().data, train=(f"{text}/train.txt",), validation=(f"{text}/validation.txt",)
   )
-  corpus = processes.first_then_all(lambda: build_corpus(data, pathlib.Path(cache)))
+  corpus = processes.first_then_all(lambda: build_corpus(open_text(data), pathlib.Path(cache)))
   found = {
     f"{name}/{key}": value
     for name, experiment in cases().items()

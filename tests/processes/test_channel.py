@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import signal
 import socket
 import subprocess
 import sys
@@ -132,6 +133,18 @@ def test_a_process_that_is_behind_in_training_ends_all_and_is_named():
   codes, outputs = end_of(body, 3, within_s=30, MOEJAX_HANG_TIMEOUT_S="2")
   assert codes == [1, 1, 1]
   assert all("process 1 (host " in text and "it has not begun step 8 for" in text for text in outputs)
+
+
+def test_a_program_that_is_stopped_as_a_whole_goes_on_when_it_is_continued():
+  """As SLURM suspends a job."""
+  body = "processes.gather(me)\nprint('met', flush=True)\nfor _ in range(20): time.sleep(0.3)"
+  with begun(body, 2, MOEJAX_HANG_TIMEOUT_S="2") as both:
+    assert [child.stdout.readline().strip() for child in both] == ["met", "met"]
+    for number, wait_s in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
+      for child in both:
+        child.send_signal(number)
+      time.sleep(wait_s)
+    assert [child.wait(60) for child in both] == [0, 0]
 
 
 def test_outside_training_a_process_may_be_behind():
