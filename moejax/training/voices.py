@@ -1,4 +1,7 @@
-"""What the processes of a program tell each other at each training step: who was told to stop, and how slow each is."""
+"""What the processes of a program tell each other at each training step: who was told to stop, and how slow each is.
+
+Z = processes
+"""
 
 import time
 
@@ -29,7 +32,7 @@ class Voices:
     owners = [device.process_index for device in mesh.devices.flat]
     self._of_process = [owners.index(process) for process in range(processes.count())] if self._several else []
     self._input_s = 0.0
-    self._input_s_P: list[np.ndarray] = []
+    self._input_s_Z: list[np.ndarray] = []
     self._told: int | None = None
     self._began = 0.0
 
@@ -49,19 +52,19 @@ class Voices:
     """Whether a process was told to stop before this step; then this one was too, and all stop after it."""
     if not self._several:
       return stop.requested
-    signals_P, input_s_P = np.asarray(self._said)[self._of_process].T
-    self._input_s_P.append(input_s_P)
-    if signals_P.any():
-      stop.accept(int(signals_P.max()))
-    return bool(signals_P.any())
+    signals_Z, input_s_Z = np.asarray(self._said)[self._of_process].T
+    self._input_s_Z.append(input_s_Z)
+    if signals_Z.any():
+      stop.accept(int(signals_Z.max()))
+    return bool(signals_Z.any())
 
   def record(self) -> Record:
     """Mean seconds that each process took for its input since this was last asked, and which took longest."""
-    if not self._input_s_P:
+    if not self._input_s_Z:
       return {}
-    mean_P = np.mean(self._input_s_P, axis=0)
-    self._input_s_P = []
-    return {"input_time_s": [round(float(x), 6) for x in mean_P], "slowest_process": int(mean_P.argmax())}
+    mean_Z = np.mean(self._input_s_Z, axis=0)
+    self._input_s_Z = []
+    return {"input_time_s": [round(float(x), 6) for x in mean_Z], "slowest_process": int(mean_Z.argmax())}
 
   def warning(self, record: Record) -> str | None:
     """A line that names a process whose input makes each step longer, once for each."""
