@@ -117,7 +117,7 @@ def _steps(
   stop: Deferral,
 ) -> dict[str, Any]:
   experiment = run.spec.experiment
-  policy, every = experiment.training.checkpoints, experiment.evaluation.every
+  policy = experiment.training.checkpoints
   trained_losses = frozenset(name for name, c in dataclasses.asdict(experiment.training.losses).items() if c)
   health = RouterHealth(experiment.model, trained_losses, done)
   waiting: tuple[int, Any] | None = None
@@ -143,11 +143,8 @@ def _steps(
       writer.write(record)
     check_finite(record, experiment, checkpointer.finished)
 
-  is_due = done == run.steps or (every is not None and done > 0 and done % every == 0)
-  if is_due and not writer.evaluated:  # a stop came between this checkpoint and its scores
-    results = _evaluate(run, state, done)
-    if results:
-      writer.write({"step": done, **results})
+  if _is_evaluated(done, run) and not writer.evaluated:  # a stop came between this checkpoint and its scores
+    results = _evaluate(run, state, done, writer)
   for step in range(done + 1, run.steps + 1):
     processes.at(step)
     voices.say(stop)
@@ -158,7 +155,7 @@ def _steps(
       report(waiting)
     waiting = (step, metrics)
     stopping = voices.stop(stop)
-    evaluate = step == run.steps or (every is not None and step % every == 0)
+    evaluate = _is_evaluated(step, run)
     if stopping or evaluate or step % policy.every == 0:
       report(waiting)
       waiting = None
@@ -168,15 +165,13 @@ def _steps(
       if stopping or evaluate:
         stop.release()
       if evaluate:
-        results = _evaluate(run, state, step)
-        if results:
-          writer.write({"step": step, **results})
+        results = _evaluate(run, state, step, writer)
       clock.restart()
   if checkpointer.finished() != run.steps:  # it could not be saved, and is tried once more
     checkpointer.save(state, run.steps, progress)
     _check_saved(run, checkpointer)
   if not results:  # an earlier process wrote the last scores and was killed before the summary
-    results = _evaluate(run, state, run.steps)
+    results = _evaluate(run, state, run.steps, None)
   return {
     "name": experiment.name,
     "steps": run.steps,
@@ -208,10 +203,20 @@ def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str
   )
 
 
-def _evaluate(run: Run, state: State, step: int) -> dict[str, float]:
-  """The scores of a step; those that cannot be written while the run goes on are left out, with a warning."""
+def _is_evaluated(step: int, run: Run) -> bool:
+  """Whether the state after this step is scored."""
+  every = run.spec.experiment.evaluation.every
+  return step == run.steps or (every is not None and step > 0 and step % every == 0)
+
+
+def _evaluate(run: Run, state: State, step: int, writer: MetricsWriter | None) -> dict[str, float]:
+  """The scores of a step, which `writer` writes; those that cannot be written are left out before the last step, with a
+  warning."""
   try:
-    return {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
+    scores = {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
+    if scores and writer is not None:
+      writer.write({"step": step, **scores})
+    return scores
   except OSError as error:
     if step == run.steps or processes.count() > 1 or not users_mistake(error):
       raise
