@@ -385,3 +385,9 @@ def test_every_smoke_test_is_there():
     file, _, test = name.partition("[")[0].partition("::")
     path = ROOT / "tests" / file
     assert path.exists() and (not test or f"def {test}" in path.read_text()), name
+
+
+def test_no_two_test_files_have_the_same_name():
+  """pytest imports them by their names, and cannot collect the second."""
+  names = [path.name for path in SOURCES if path.name.startswith("test_")]
+  assert not {name for name in names if names.count(name) > 1}
