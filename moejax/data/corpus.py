@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from moejax import processes
 from moejax.config.data import SEQIO, STANDARD_LIBRARY, Data
 from moejax.data.appearing import appearing
 from moejax.data.documents import Part, document_key, is_held_out, nulls_warning, reading_of
@@ -83,6 +84,11 @@ def build_corpus(
   validation = _validation_stream(text, cache)
   streams = [*train, validation]
   folder = cache / _identity(data, streams, tokenizer)
+  if not folder.is_dir() and not processes.is_first():
+    raise UserError(
+      f"process {processes.index()} finds other text than process 0, which has tokenized its own; give all hosts the "
+      "same files, best on a file system that they share"
+    )
   if not folder.is_dir():
     with appearing(folder) as part:
       summary = _tokenize(data, streams, tokenizer, part, progress)

@@ -91,7 +91,7 @@ def test_different_text_on_two_hosts_is_refused(text, tmp_path):
   commands[1][commands[1].index(str(text / "train.txt"))] = str(other)
   with started(2, 1, commands, tmp_path) as both:
     assert [process.wait(120) for process in both] == [2, 2]
-    assert any("finds other text than process" in process.output for process in both)
+    assert any("finds other text than process" in process.output for process in both), both[0].output
 
 
 @pytest.mark.slow
