@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from moejax import api, processes
 from moejax.config import Experiment, Mesh
+from moejax.config.dispatch import GroupedDispatch
 from moejax.data.corpus import build_corpus
 from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import train_batches
@@ -40,7 +41,7 @@ def cases() -> dict[str, Experiment]:
     "dense": experiments.dense(),
     "einsum": sparse,
     "grouped": grouped,
-    "gathered": with_layer(dispatch="grouped", group_size=None, exchange="all_gather"),
+    "gathered": with_layer(dispatch=GroupedDispatch(exchange="all_gather"), group_size=None),
     "every_expert": with_layer(dispatch="dense", group_size=None),
   }
   everywhere = {"data": Mesh(data=8), "expert": Mesh(data=1, expert=8)}
