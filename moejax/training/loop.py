@@ -22,11 +22,11 @@ from moejax.training.loss import Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.not_finite import ESSENTIAL, check_finite, not_finite
 from moejax.training.optimizers import learning_rate
+from moejax.training.process_sync import ProcessSync
 from moejax.training.provenance import provenance
 from moejax.training.run_directory import check_run, claim
 from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
-from moejax.training.voices import Voices
 
 
 class Batches(Protocol):
@@ -122,7 +122,7 @@ def _steps(
   health = RouterHealth(experiment.model, trained_losses, done)
   waiting: tuple[int, Any] | None = None
   results: dict[str, float] = {}
-  local, voices = rows_of_process(run.spec), Voices(run.spec.partitioner.mesh)
+  local, sync = rows_of_process(run.spec), ProcessSync(run.spec.partitioner.mesh)
   clock.restart()
 
   def report(waiting: tuple[int, Any]) -> None:
@@ -135,8 +135,8 @@ def _steps(
     stop.hold()  # now there is a step that no checkpoint has
     run.observe(record)
     if step % experiment.training.log_every == 0 or step in (1, run.steps) or not_finite(record):
-      record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean() | voices.record()
-      if warnings := [*health.warnings(record), *filter(None, [voices.warning(record)])]:
+      record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean() | sync.record()
+      if warnings := [*health.warnings(record), *filter(None, [sync.warning(record)])]:
         record["warnings"] = warnings
         for text in warnings:
           run.warn(text)
@@ -147,14 +147,14 @@ def _steps(
     results = _evaluate(run, state, done, writer)
   for step in range(done + 1, run.steps + 1):
     processes.at(step)
-    voices.say(stop)
+    sync.send(stop)
     batch = to_devices(next(batches), run.spec.partitioner.batch, local)
-    voices.ready()
+    sync.input_ready()
     state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
     if waiting:
       report(waiting)
     waiting = (step, metrics)
-    stopping = voices.stop(stop)
+    stopping = sync.should_stop(stop)
     evaluate = _is_evaluated(step, run)
     if stopping or evaluate or step % policy.every == 0:
       report(waiting)
