@@ -42,11 +42,6 @@ class Holder:
   what: str
   """What it does there, such as `train dense`."""
 
-  @property
-  def identity(self) -> tuple[str, int, float]:
-    """What distinguishes it from every other."""
-    return self.host, self.pid, self.started
-
   def __str__(self) -> str:
     return f"`{self.what}` (host {self.host}, pid {self.pid}, started {_age(time.time() - self.started)} ago)"
 
@@ -56,6 +51,8 @@ class InUse(UserError):
 
   def __init__(self, path: pathlib.Path, holder: Holder | None):
     self.holder = holder or "another process"
+    self.who = holder and (holder.host, holder.pid, holder.started)
+    """What distinguishes the holder from every other; None where it is not known."""
     remote = holder is not None and holder.host != socket.gethostname()
     super().__init__(
       f"{path.parent} is in use by {self.holder}; wait for it, stop it, or choose another directory"
@@ -110,15 +107,14 @@ def holder(path: pathlib.Path) -> Holder | None:
 
 def _wait(path: pathlib.Path, note: Callable[[str], None]) -> int:
   """As `_take`, once no other process holds it."""
-  told: object = None
+  told: object = ()
   while True:
     try:
       return _take(path, note)
     except InUse as other:
-      who = other.holder.identity if isinstance(other.holder, Holder) else other.holder
-      if who != told:
+      if other.who != told:
         note(f"waiting for {other.holder}")
-      told = who
+      told = other.who
       time.sleep(POLL_S)
 
 

@@ -1,5 +1,10 @@
-"""Runs a comparison: measure, match, budget, train, evaluate and report. Finished stages are not repeated."""
+"""Runs a comparison: measure, match, budget, train, evaluate and report. Finished stages are not repeated.
 
+Any number of jobs can run one comparison in one directory that they share. One of them at a time prepares the text and
+measures, and the others find the result. Then each job trains members that no other job has claimed (`claims.py`).
+"""
+
+import contextlib
 import dataclasses
 import functools
 import json
@@ -10,10 +15,11 @@ from typing import Any
 
 from moejax import processes
 from moejax.comparison.budget import Allotment, allot
+from moejax.comparison.claims import train_unclaimed
 from moejax.comparison.match import Match, match
 from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
-from moejax.comparison.record import Baselines, Comparison, from_json
+from moejax.comparison.record import Baselines, Comparison, from_json, read_comparison
 from moejax.comparison.report import write_report
 from moejax.config.experiment import Suite
 from moejax.data.baselines import ngram_baselines
@@ -22,8 +28,8 @@ from moejax.data.text import Text
 from moejax.evaluation.held_out import HeldOut
 from moejax.files import write_json
 from moejax.interrupts import continuing
+from moejax.lock import locked
 from moejax.progress import SILENT, Progress, training_facts
-from moejax.training.exclusive import exclusive
 from moejax.training.memory import check_together
 from moejax.training.prepare import Prepared, Workspace, open_workspace, prepare
 from moejax.training.provenance import provenance
@@ -51,18 +57,14 @@ def compare(
     UserError: the directory holds another suite, or the suite does not fit data or devices.
     Interrupted: SIGINT or SIGTERM came during training; the same call continues.
   """
-  with open_workspace(suite.members, text, directory, f"compare {suite.name}", progress) as workspace:
+  with open_workspace(suite.members, text, directory, f"compare {suite.name}", progress, wait=True) as workspace:
     processes.first(lambda: claim_comparison(directory, suite))
     comparison = _Comparison(suite, workspace, make_evaluators, progress)
     with continuing(comparison.saved):
       comparison.count_ngrams()
       comparison.measure()
-      for allotment in comparison.allotments:
-        if allotment.trained:
-          comparison.train(allotment)
-      result = comparison.write()
-      progress.note(f"report: {processes.first(lambda: str(write_report(directory)))}")
-  return result
+  with continuing(comparison.saved):
+    return comparison.report(shared=comparison.train())
 
 
 class _Comparison:
@@ -108,11 +110,23 @@ class _Comparison:
       self.progress.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
     self.write()
 
-  def train(self, allotment: Allotment) -> None:
-    """Trains and evaluates one member, if that is not done yet."""
+  def train(self) -> bool:
+    """Trains and evaluates the members that no other job trains, until all are done.
+
+    Returns whether other jobs took part.
+    """
+    trained = {allotment.name: allotment for allotment in self.allotments if allotment.trained}
+    return train_unclaimed(
+      [*trained],
+      self.directory / "runs",
+      lambda name: self._is_done(trained[name]),
+      lambda name: self._train(trained[name]),
+      self.progress.note,
+    )
+
+  def _train(self, allotment: Allotment) -> None:
+    """Trains and evaluates one member, whose directory this job holds."""
     run_directory = self.directory / "runs" / allotment.name
-    if processes.first(lambda: _is_done(run_directory, allotment)):
-      return
     self._show_left(allotment, 0)
     prepared = self._prepare(allotment.name)
     open_run(run_directory, prepared.spec.experiment, allotment.steps)
@@ -130,22 +144,53 @@ class _Comparison:
 
       return {name: functools.partial(score, name) for name in evaluators}
 
-    with exclusive(run_directory, f"train {allotment.name}", self.progress.note):
-      run(
-        prepared,
-        run_directory,
-        allotment.steps,
-        timed(self.make_evaluators(prepared, run_directory, self.progress)),
-        self.progress,
-        lambda record: self._show_left(allotment, record["step"]),
-        lambda text: self.progress.note(f"warning: {allotment.name}: {text}"),
-      )
+    run(
+      prepared,
+      run_directory,
+      allotment.steps,
+      timed(self.make_evaluators(prepared, run_directory, self.progress)),
+      self.progress,
+      lambda record: self._show_left(allotment, record["step"]),
+      lambda text: self.progress.note(f"warning: {allotment.name}: {text}"),
+    )
     self._prepared.pop(allotment.name)  # its program is not needed again
-    self.write()
+
+    def write() -> None:
+      with self._turn():
+        self._write()
+
+    processes.first(write)
 
   def saved(self) -> str | None:
     """From what the same comparison continues."""
     return f"the measurements in {self.directory}" if (self.directory / "measurements.json").exists() else None
+
+  def report(self, shared: bool) -> Comparison:
+    """The complete comparison, whose report the last job writes.
+
+    Args:
+      shared: whether other jobs took part.
+    """
+
+    def reported() -> dict[str, Any]:
+      with self._turn():
+        if shared and self._is_reported():
+          return read_comparison(self.directory).to_json()
+        comparison = self._write()
+        self.progress.note(f"report: {write_report(self.directory)}")
+        return comparison.to_json()
+
+    return from_json(processes.first(reported))
+
+  def _turn(self) -> contextlib.AbstractContextManager[None]:
+    """Holds the directory once no other job does. For process 0."""
+    return locked(self.directory, f"compare {self.suite.name}", self.progress.note, wait=True)
+
+  def _is_reported(self) -> bool:
+    """Whether the report was written after all members were trained."""
+    page = self.directory / "report" / "index.html"
+    summaries = [self._summary(allotment) for allotment in self.allotments if allotment.trained]
+    return page.exists() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in summaries)
 
   def write(self) -> Comparison:
     """comparison.json, as complete as the comparison is."""
@@ -158,7 +203,7 @@ class _Comparison:
     held_out = {}
     for allotment in self.allotments:
       run_directory = self.directory / "runs" / allotment.name
-      if _is_done(run_directory, allotment):
+      if self._is_done(allotment):
         summaries[allotment.name] = json.loads((run_directory / "summary.json").read_text())
         held_out[allotment.name] = HeldOut.load(run_directory / "held_out.npz")
     comparison = outcome(
@@ -213,8 +258,10 @@ class _Comparison:
       left_s += trained * (self.counter.steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
+  def _is_done(self, allotment: Allotment) -> bool:
+    """Whether this member was trained to the end of this allotment."""
+    path = self._summary(allotment)
+    return path.exists() and json.loads(path.read_text())["steps"] == allotment.steps
 
-def _is_done(run_directory: pathlib.Path, allotment: Allotment) -> bool:
-  """Whether this member was trained to the end of this allotment."""
-  path = run_directory / "summary.json"
-  return path.exists() and json.loads(path.read_text())["steps"] == allotment.steps
+  def _summary(self, allotment: Allotment) -> pathlib.Path:
+    return self.directory / "runs" / allotment.name / "summary.json"

@@ -67,7 +67,12 @@ class Prepared:
 
 @contextlib.contextmanager
 def open_workspace(
-  experiments: Sequence[Experiment], text: Text, directory: pathlib.Path, what: str, progress: Progress = SILENT
+  experiments: Sequence[Experiment],
+  text: Text,
+  directory: pathlib.Path,
+  what: str,
+  progress: Progress = SILENT,
+  wait: bool = False,
 ) -> Iterator[Workspace]:
   """Holds a directory for runs of some experiments on one text, until the end of the block.
 
@@ -77,12 +82,13 @@ def open_workspace(
     directory: of the run or the comparison, as `open_run` or `open_comparison` returns it.
     what: description of the work, for processes that are refused meanwhile.
     progress: receives the progress, and notes for the user.
+    wait: whether to wait until another process has released the directory, instead of raising UserError.
 
   Raises:
     UserError: as `on_devices` and `build_corpus`, the directory was begun with other text, or another process holds it.
   """
   placed = {each.experiment.name: each for each in on_devices(experiments, text.tokenizer)}
-  with exclusive(directory, what, progress.note):
+  with exclusive(directory, what, progress.note, wait):
     for experiment in experiments:
       for caution in experiment.cautions:
         progress.note(f"caution: {experiment.name}: {caution}" if len(experiments) > 1 else f"caution: {caution}")
