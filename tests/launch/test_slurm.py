@@ -88,6 +88,14 @@ def written(path: pathlib.Path, configuration: Experiment | Suite) -> str:
   return str(path)
 
 
+def written_text(folder: pathlib.Path) -> str:
+  """A folder of short documents."""
+  folder.mkdir()
+  for i in range(40):
+    (folder / f"{i}.txt").write_text(f"chapter {i}: " + "it was the best of times, it was the worst of times; " * 40)
+  return str(folder)
+
+
 def steps(run: pathlib.Path) -> list[int]:
   """Steps that a run has written, in order."""
   path = run / "metrics.jsonl"
@@ -97,9 +105,9 @@ def steps(run: pathlib.Path) -> list[int]:
 
 def test_a_preempted_job_resumes_under_its_number_and_ends_like_an_undisturbed_one(cluster, tmp_path, tiny_dense):
   experiment = written(tmp_path / "dense.json", tiny_dense)
-  (tmp_path / "text.txt").write_text("it was the best of times, it was the worst of times; " * 2000)
+  text = written_text(tmp_path / "text")
   fields = [
-    "--data.train", str(tmp_path / "text.txt"), "--training.steps", str(STEPS), "--training.log-every", "1",
+    "--data.train", text, "--training.steps", str(STEPS), "--training.log-every", "1",
     "--training.checkpoints.every", "1000", "--evaluation.max-tokens", "2000",
   ]  # fmt: skip
   whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -138,8 +146,8 @@ def test_a_mistake_ends_the_job_at_once(cluster, tmp_path, tiny_dense):
 
 def test_jobs_of_an_array_share_a_comparison(cluster, tmp_path, tiny_suite):
   suite = written(tmp_path / "suite.json", tiny_suite)
-  (tmp_path / "text.txt").write_text("it was the best of times, it was the worst of times; " * 2000)
-  fields = ["--data.train", str(tmp_path / "text.txt"), "--training.steps", "40", "--evaluation.max-tokens", "2000"]
+  text = written_text(tmp_path / "text")
+  fields = ["--data.train", text, "--training.steps", "40", "--evaluation.max-tokens", "2000"]
   shared = tmp_path / "shared"
   arguments = ["--workdir", str(shared), *fields, "--tolerance", "0.9", "--measurement.rounds", "2"]
   job = cluster.submit("compare.sbatch", suite, *arguments, options=("--array=0-1",))
