@@ -1,5 +1,6 @@
 """Decides which job trains which member: a job claims a member by holding the lock of the member's directory."""
 
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +44,7 @@ def train_unclaimed(
           if who not in told:
             note(f"{name} is trained by {other}")
           told.add(who)
-        elif processes.first(lambda name=name: not is_done(name)):  # its job may have finished it in between
+        elif not processes.first(functools.partial(is_done, name)):  # its job may have finished it in between
           train(name)
           trained = True
     if not trained:

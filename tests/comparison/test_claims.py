@@ -69,7 +69,7 @@ def start(suite: pathlib.Path, directory: pathlib.Path, log: pathlib.Path) -> su
     return subprocess.Popen(command, stdout=out, stderr=out, env=environment)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_three_jobs_of_which_one_is_killed_give_the_report_of_one(tmp_path):
   (tmp_path / "text").mkdir()
   for i in range(40):
