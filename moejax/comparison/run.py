@@ -7,7 +7,6 @@ measures, and the others find the result. Then each job trains members that no o
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
 import time
 from collections.abc import Mapping
@@ -21,12 +20,12 @@ from moejax.comparison.measure import Timing, measure, total_steps
 from moejax.comparison.outcome import outcome
 from moejax.comparison.record import Baselines, Comparison, from_json, read_comparison
 from moejax.comparison.report import write_report
+from moejax.comparison.stages import read_baselines, read_measurements, read_result
 from moejax.config.experiment import Suite
 from moejax.data.baselines import ngram_baselines
 from moejax.data.target_count import TargetCounter
 from moejax.data.text import Text
-from moejax.evaluation.held_out import HeldOut
-from moejax.files import write_json
+from moejax.files import read_json, write_json
 from moejax.interrupts import continuing
 from moejax.lock import locked
 from moejax.progress import SILENT, Progress, training_facts
@@ -88,10 +87,10 @@ class _Comparison:
 
     def baselines() -> dict[str, Any]:
       path = self.directory / "baselines.json"
-      if not path.exists():
+      if read_baselines(path, self._note_damage) is None:
         self.progress.stage("baselines: unigrams and bigrams")
         write_json(path, ngram_baselines(self.workspace.corpus, self.suite.members[0].evaluation.max_tokens))
-      return json.loads(path.read_text())
+      return read_json(path)
 
     self.baselines = Baselines(**processes.first(baselines))
 
@@ -100,7 +99,8 @@ class _Comparison:
     path = self.directory / "measurements.json"
     if not processes.first(path.exists):
       write_json(path, {name: dataclasses.asdict(timing) for name, timing in self._measured().items()})
-    measurements = processes.first(lambda: json.loads(path.read_text()))
+    names = [experiment.name for experiment in self.suite.members]
+    measurements = processes.first(lambda: read_measurements(path, names))
     self.timings = {name: Timing(**timing) for name, timing in measurements.items()}
     step_times_s = {name: timing.step_time_s for name, timing in self.timings.items()}
     self.matches = match(self.suite, step_times_s)
@@ -161,6 +161,9 @@ class _Comparison:
 
     processes.first(write)
 
+  def _note_damage(self, text: str) -> None:
+    self.progress.note(f"warning: {text}")
+
   def saved(self) -> str | None:
     """From what the same comparison continues."""
     return f"the measurements in {self.directory}" if (self.directory / "measurements.json").exists() else None
@@ -203,9 +206,8 @@ class _Comparison:
     held_out = {}
     for allotment in self.allotments:
       run_directory = self.directory / "runs" / allotment.name
-      if self._is_done(allotment):
-        summaries[allotment.name] = json.loads((run_directory / "summary.json").read_text())
-        held_out[allotment.name] = HeldOut.load(run_directory / "held_out.npz")
+      if result := read_result(run_directory, allotment.steps, self._note_damage):
+        summaries[allotment.name], held_out[allotment.name] = result
     comparison = outcome(
       self.suite,
       self.timings,
@@ -260,8 +262,8 @@ class _Comparison:
 
   def _is_done(self, allotment: Allotment) -> bool:
     """Whether this member was trained to the end of this allotment."""
-    path = self._summary(allotment)
-    return path.exists() and json.loads(path.read_text())["steps"] == allotment.steps
+    directory = self.directory / "runs" / allotment.name
+    return read_result(directory, allotment.steps, self._note_damage) is not None
 
   def _summary(self, allotment: Allotment) -> pathlib.Path:
     return self.directory / "runs" / allotment.name / "summary.json"

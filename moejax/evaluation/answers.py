@@ -3,6 +3,8 @@
 import hashlib
 import json
 import pathlib
+import zlib
+from collections.abc import Iterator
 from typing import Any
 
 from moejax.files import write_whole
@@ -18,12 +20,9 @@ class Answers:
     if path is None:
       return
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    for line in whole.decode().splitlines():
-      key, answer = json.loads(line)
-      self._known[key] = answer
-    # A kill leaves half a line at the end.
-    write_whole(path, whole + b"\n" if whole else b"")
+    self._known = dict(_read(path)) if path.exists() else {}
+    # A kill leaves half a line at the end, and a damaged disk others that are none: those are asked again.
+    write_whole(path, "".join(map(_line, self._known.items())))
 
   def __contains__(self, request: tuple) -> bool:
     return _key(request) in self._known
@@ -37,7 +36,27 @@ class Answers:
     self._known[key] = answer
     if self._path is not None:
       with self._path.open("a") as file:
-        file.write(json.dumps([key, answer]) + "\n")
+        file.write(_line((key, answer)))
+
+
+def _line(answered: tuple[str, Any]) -> str:
+  return json.dumps([*answered, _check(*answered)]) + "\n"
+
+
+def _check(key: str, answer: Any) -> int:
+  """By which a line is known to be as it was written."""
+  return zlib.crc32(json.dumps([key, answer]).encode())
+
+
+def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
+  """The answers of a file's whole lines."""
+  for line in path.read_bytes().splitlines():
+    try:
+      key, answer, check = json.loads(line)
+      if check == _check(key, answer):
+        yield key, answer
+    except (ValueError, TypeError, RecursionError):
+      continue
 
 
 def _key(request: tuple) -> str:

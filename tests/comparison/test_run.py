@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from moejax.config import (
 from moejax.config.plain import to_plain
 from moejax.data.text import open_text
 from moejax.display import Display
+from moejax.errors import UserError
 from moejax.evaluation.evaluators import make_evaluators
 from moejax.interrupts import Interrupted
 
@@ -273,3 +275,45 @@ def test_the_quickstart_beats_counting_bigrams_and_pairs_both_scales(tmp_path):
     assert member["bits_per_byte"] < result["baselines"]["bigram_bits_per_byte"] - 0.5
     assert member["accuracy"] > result["baselines"]["bigram_accuracy"] + 0.1
   assert result["finding"] in done.stdout.replace("\n", " ") or result["finding"][:40] in done.stdout
+
+
+DAMAGES = {
+  "truncated": lambda content: content[: len(content) // 2],
+  "empty": lambda content: b"",
+  "binary": lambda content: b"\x80\x00PK\xff" * 40,
+  "text": lambda content: b"my notes\n",
+  "null": lambda content: b"null\n",
+  "list": lambda content: b"[[1, 2], {}]\n",
+  "object": lambda content: b'{"steps": "many", "dense": {"step_time_s": "fast"}, "sha256": 7, "held_out": null}\n',
+}
+
+
+def numbers(result: dict) -> dict:
+  """What of a comparison must not change."""
+  return {name: result[name] for name in ("members", "pairs", "baselines", "finding", "complete")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_made_again_or_named_and_changes_no_number(resumed, text, tmp_path, damage):
+  """Of a whole comparison, each file in turn; corpora and checkpoints have tests of their own."""
+  shutil.copytree(resumed.directory, tmp_path / "copy")
+  directory = tmp_path / "copy"
+
+  def ask(spec, tokenizer, directory, display):
+    return lambda state: {"sciq/acc": 0.25, "sciq/acc_stderr": 0.125}
+
+  expected = numbers(compare(tiny_suite(text), directory, quiet(), ask))
+  files = [path for folder in (directory, directory / "runs" / "dense") for path in folder.iterdir() if path.is_file()]
+  named = []
+  for path in sorted(files):
+    before = path.read_bytes()
+    path.write_bytes(DAMAGES[damage](before))
+    try:
+      assert numbers(compare(tiny_suite(text), directory, quiet(), ask)) == expected, path
+    except UserError as error:
+      assert "\n" not in str(error) and str(path) in str(error)
+      named.append(path.name)
+      path.write_bytes(before)
+  assert len(files) >= 9 and {"measurements.json", "text.json"} <= set(named)
+  assert set(named) <= {"measurements.json", "text.json", "suite.json", "experiment.json"}
