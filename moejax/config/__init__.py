@@ -10,12 +10,13 @@ from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
 from moejax.config.router import DenseRouter, ExpertChoiceRouter, Router, Scoring, TopKRouter, TopPRouter
 from moejax.config.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules
-from moejax.config.training import Budget, Checkpoints, Losses, Training
+from moejax.config.training import Anomalies, Budget, Checkpoints, Losses, Training
 
 __all__ = [
   "DATA_EXPERT_MODEL",
   "MLP",
   "AdamW",
+  "Anomalies",
   "Budget",
   "Checkpoints",
   "Constant",

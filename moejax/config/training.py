@@ -4,9 +4,10 @@ import dataclasses
 from typing import Literal, get_args
 
 from moejax.config import checks
-from moejax.config.resume import MAY_CHANGE
+from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
 
 Counted = Literal["total", "non_embedding", "active", "active_non_embedding"]
+Then = Literal["stop", "rewind"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,8 @@ class Checkpoints:
 
   every: int = 1000
   """Number of steps between checkpoints."""
+  every_minutes: float | None = None
+  """Number of minutes between checkpoints, in addition to `every`. None saves by steps alone."""
   keep_last: int = 2
   """Number of latest checkpoints to keep."""
   keep_every: int | None = None
@@ -69,9 +72,31 @@ class Checkpoints:
 
   def __post_init__(self) -> None:
     checks.positive(self, "every", "keep_last")
+    if self.every_minutes is not None:
+      checks.positive(self, "every_minutes")
     if self.keep_every is not None:
       checks.positive(self, "keep_every")
       checks.divides(self.every, "checkpoints.every", self.keep_every, "checkpoints.keep_every")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Anomalies:
+  """Steps whose loss or gradient norm is NaN or infinite, or whose loss is a spike. Their update is skipped."""
+
+  max_skipped: int = dataclasses.field(default=3, metadata=RUN_MAY_CHANGE)
+  """Maximum number of consecutive steps that are skipped before `then` applies."""
+  then: Then = dataclasses.field(default="stop", metadata=RUN_MAY_CHANGE)
+  """stop: end the run with an error. rewind: continue from the newest checkpoint with the data after the skipped
+  batches."""
+  spike: float | None = None
+  """Skip a step whose loss is this number of standard deviations above the mean of about 50 previous steps. None
+  accepts every finite loss."""
+
+  def __post_init__(self) -> None:
+    checks.not_negative(self, "max_skipped")
+    checks.one_of(self, "then", get_args(Then))
+    if self.spike is not None:
+      checks.positive(self, "spike")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,6 +119,8 @@ class Training:
   """Auxiliary losses."""
   checkpoints: Checkpoints = dataclasses.field(default=Checkpoints(), metadata=MAY_CHANGE)
   """When checkpoints are saved and how many are kept."""
+  anomalies: Anomalies = Anomalies()
+  """What happens at a step whose loss or gradient is not finite, or whose loss is a spike."""
   log_every: int = dataclasses.field(default=10, metadata=MAY_CHANGE)
   """Number of steps between lines of metrics."""
 

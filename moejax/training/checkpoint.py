@@ -247,7 +247,7 @@ def _ignore_abandoned_reads() -> None:
 
 def _seal(progress: dict[str, Any], arrays: dict[str, str]) -> dict[str, Any]:
   """The progress with the checksums of the arrays, and one of itself."""
-  content = {"progress": progress, "arrays": arrays}
+  content = json.loads(json.dumps({"progress": progress, "arrays": arrays}))  # a copy, as it is written later
   return {**content, "sha256": _digest(content)}
 
 

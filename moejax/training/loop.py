@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
@@ -17,14 +18,16 @@ from moejax.interrupts import Deferral, continuing, deferral
 from moejax.partitioning import LocalRows, local_rows, to_devices
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.clock import Clock, fetch_work
+from moejax.training.goodput import Goodput
 from moejax.training.health import RouterHealth
 from moejax.training.loss import Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
-from moejax.training.not_finite import ESSENTIAL, check_finite, not_finite
+from moejax.training.not_finite import ESSENTIAL, explain, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.process_sync import ProcessSync
 from moejax.training.provenance import provenance
 from moejax.training.run_directory import check_run, claim
+from moejax.training.skips import SKIPPED, Skips
 from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
 
@@ -43,7 +46,7 @@ Observer = Callable[[Record], None]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """The arguments of the training loop."""
+  """What the loop needs, made by whoever starts it."""
 
   spec: TrainSpec
   step: TrainStep
@@ -66,36 +69,37 @@ def train(run: Run) -> dict[str, Any]:
 
   Raises:
     UserError: the directory holds another experiment, a run that is longer, or only damaged checkpoints.
-    FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
+    FloatingPointError: more steps in a row were skipped than training.anomalies allows, or the parameters became NaN
+      or infinite.
     Failure: the last step could not be saved.
     Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
   """
-  experiment = run.spec.experiment
+  begin, experiment = time.perf_counter(), run.spec.experiment
   # 1. The directory is ours.
   check_run(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints, run.warn)
   # 2. The state: the newest checkpoint that is not damaged, or fresh from the seed.
   found = checkpointer.restore_newest(run.spec.abstract_state, run.warn)
   earlier = processes.first(lambda: claim(run.directory, experiment, run.steps))
-  batches, done, clock = run.batches(), 0, Clock(run.spec)
+  batches, done, progress = run.batches(), 0, dict[str, Any]()
   if found:
     done, state, progress = found
     # 3. The input stands where it stood.
     batches.set_state(progress["data"])
-    clock = Clock(run.spec, progress["train_time_s"], progress["tokens"])
     if earlier and earlier[-1]["last_step"] == done < run.steps:
       run.warn(_new_schedule(experiment.optimizer, done, earlier[-1]["steps"], run.steps))
   else:
     state = run.spec.init_state(experiment.training.seed)
-  # 4. The metrics end where the state does.
-  writer = MetricsWriter(run.directory, done, run.warn)
   with continuing(lambda: _saved(run, checkpointer)), deferral() as stop:
+    # 4. The metrics end where the state does.
+    training = _Training(run, state, batches, done, progress, checkpointer, stop)
+    training.goodput.add("restore_s", time.perf_counter() - begin)
     try:
-      results = _steps(run, state, batches, done, clock, checkpointer, writer, stop)
+      results = training.finish()
     finally:
       stop.hold()  # what is being saved is finished
       checkpointer.close()
-      writer.close()
+      training.writer.close()
   results |= {EARLIER: earlier} if earlier else {}
   write_json(run.directory / "summary.json", results)
   return results
@@ -106,82 +110,174 @@ def _saved(run: Run, checkpointer: Checkpointer) -> str | None:
   return None if step is None else f"step {step} of {run.steps} in {run.directory}"
 
 
-def _steps(
-  run: Run,
-  state: State,
-  batches: Batches,
-  done: int,
-  clock: Clock,
-  checkpointer: Checkpointer,
-  writer: MetricsWriter,
-  stop: Deferral,
-) -> dict[str, Any]:
-  experiment = run.spec.experiment
-  policy = experiment.training.checkpoints
-  trained_losses = frozenset(name for name, c in dataclasses.asdict(experiment.training.losses).items() if c)
-  health = RouterHealth(experiment.model, trained_losses, done)
-  waiting: tuple[int, Any] | None = None
-  results: dict[str, float] = {}
-  local, sync = rows_of_process(run.spec), ProcessSync(run.spec.partitioner.mesh)
-  clock.restart()
+class _Training:
+  """A run under way: the state, where the input stands, and what is known of the steps so far."""
 
-  def report(waiting: tuple[int, Any]) -> None:
-    """Fetches a step's metrics, which by now another step follows on the device, and hands them on.
+  def __init__(
+    self,
+    run: Run,
+    state: State,
+    batches: Batches,
+    done: int,
+    progress: dict[str, Any],
+    checkpointer: Checkpointer,
+    stop: Deferral,
+  ):
+    """`progress` is what the checkpoint of step `done` holds beside its state, empty for none."""
+    self.run, self.state, self.batches, self.step, self.checkpointer, self.stop = (
+      run, state, batches, done, checkpointer, stop
+    )  # fmt: skip
+    self.experiment = run.spec.experiment
+    self.clock = Clock(run.spec, progress.get("train_time_s", 0.0), progress.get("tokens", 0))
+    self.skips = Skips(self.experiment.training.anomalies, run.steps, progress.get("skipped_steps", 0))
+    self.goodput = Goodput(progress.get("lost_s", {}))
+    self.batch = progress.get("batch", done)
+    """Number of the next batch, counted from 0."""
+    self.writer = MetricsWriter(run.directory, done, run.warn)
+    self.goodput.add("repeated_s", self.writer.repeated_s)
+    self.health = self._new_health()
+    self.waiting: tuple[int, int, Any] | None = None
+    """Step, batch and metrics of the last step until they are reported."""
+    self.last_save = time.monotonic()
+    self.rows, self.sync = rows_of_process(run.spec), ProcessSync(run.spec.partitioner.mesh)
+
+  def finish(self) -> dict[str, Any]:
+    """Trains from here to the end; returns the content of summary.json."""
+    run, results = self.run, dict[str, float]()
+    self.clock.restart()
+    if _is_evaluated(self.step, run) and not self.writer.evaluated:  # a stop came before its scores
+      results = self._evaluate()
+    while self.step < run.steps:
+      self._train_step()
+      stopping = self.sync.should_stop(self.stop)
+      evaluate = _is_evaluated(self.step, run)
+      if stopping or evaluate or self._is_save_due():
+        self._report_waiting()
+        if self._rewound():
+          continue
+        processes.at(None)
+        self._save()
+        if stopping or evaluate:
+          self.stop.release()
+        if evaluate:
+          results = self._evaluate()
+        self.clock.restart()
+    if self.checkpointer.finished() != run.steps:  # it could not be saved, and is tried once more
+      self._save()
+      _check_saved(run, self.checkpointer)
+    if not results:  # an earlier process wrote the last scores and was killed before the summary
+      results = self._evaluate()
+    return {
+      "name": self.experiment.name,
+      "steps": run.steps,
+      "tokens": self.clock.tokens,
+      "train_time_s": self.clock.total_s,
+      "tokens_per_s": self.clock.tokens / self.clock.total_s,
+      "seed": self.experiment.training.seed,
+      "skipped_steps": self.skips.total,
+      "goodput": self.goodput.summary(self.clock.total_s),
+      **results,
+      "provenance": provenance(),
+    }
+
+  def _train_step(self) -> None:
+    """Dispatches the next step and reports the one before it, which by now has ended on the device or soon will."""
+    processes.at(self.step + 1)
+    self.sync.send(self.stop)
+    batch = to_devices(next(self.batches), self.run.spec.partitioner.batch, self.rows)
+    self.sync.input_ready()
+    rate = np.float32(learning_rate(self.experiment.optimizer, self.step, self.run.steps))
+    self.state, metrics = self.run.step(self.state, batch, rate)
+    self._report_waiting()
+    self.step += 1
+    self.waiting = (self.step, self.batch, metrics)
+    self.batch += 1
+    self._rewound()
+
+  def _report_waiting(self) -> None:
+    """Fetches the metrics of the last step and hands them on.
 
     All of them only where they are written: on CPU what the host does is taken from the step.
     """
-    step, metrics = waiting
-    record = {"step": step, **fetch_essential(metrics), **clock.lap(fetch_work(metrics))}
-    stop.hold()  # now there is a step that no checkpoint has
-    run.observe(record)
-    if step % experiment.training.log_every == 0 or step in (1, run.steps) or not_finite(record):
-      record |= flatten(jax.device_get(metrics), experiment.model) | clock.mean() | sync.record()
-      if warnings := [*health.warnings(record), *filter(None, [sync.warning(record)])]:
+    if self.waiting is None:
+      return
+    (step, batch, metrics), self.waiting = self.waiting, None
+    record = {"step": step, **fetch_essential(metrics), **self.clock.lap(fetch_work(metrics))}
+    self.stop.hold()  # now there is a step that no checkpoint has
+    self.run.observe(record)
+    skipped = self.skips.count(record)
+    if step % self.experiment.training.log_every == 0 or step in (1, self.run.steps) or skipped or not_finite(record):
+      record |= flatten(jax.device_get(metrics), self.experiment.model) | self.clock.mean() | self.sync.record()
+      warnings = [*self.health.warnings(record), *filter(None, [self.sync.warning(record)])]
+      if skipped:
+        record |= {"batch": batch, "skipped_steps": self.skips.total}
+        warnings.append(self.skips.describe(record))
+        self.goodput.add("skipped_s", record["step_time_s"])
+      if warnings:
         record["warnings"] = warnings
-        for text in warnings:
-          run.warn(text)
-      writer.write(record)
-    check_finite(record, experiment, checkpointer.finished)
+      for text in warnings:
+        self.run.warn(text)
+      self.writer.write(record)
+    if self.skips.exceeded and not self.skips.may_rewind(self.checkpointer.finished() or 0):
+      raise FloatingPointError(explain(self.skips.first, self.experiment, self.checkpointer.finished()))
 
-  if _is_evaluated(done, run) and not writer.evaluated:  # a stop came between this checkpoint and its scores
-    results = _evaluate(run, state, done, writer)
-  for step in range(done + 1, run.steps + 1):
-    processes.at(step)
-    sync.send(stop)
-    batch = to_devices(next(batches), run.spec.partitioner.batch, local)
-    sync.input_ready()
-    state, metrics = run.step(state, batch, np.float32(learning_rate(experiment.optimizer, step - 1, run.steps)))
-    if waiting:
-      report(waiting)
-    waiting = (step, metrics)
-    stopping = sync.should_stop(stop)
-    evaluate = _is_evaluated(step, run)
-    if stopping or evaluate or step % policy.every == 0:
-      report(waiting)
-      waiting = None
-      processes.at(None)
-      progress = {"data": batches.get_state(), "train_time_s": clock.total_s, "tokens": clock.tokens}
-      checkpointer.save(state, step, progress)
-      if stopping or evaluate:
-        stop.release()
-      if evaluate:
-        results = _evaluate(run, state, step, writer)
-      clock.restart()
-  if checkpointer.finished() != run.steps:  # it could not be saved, and is tried once more
-    checkpointer.save(state, run.steps, progress)
-    _check_saved(run, checkpointer)
-  if not results:  # an earlier process wrote the last scores and was killed before the summary
-    results = _evaluate(run, state, run.steps, None)
-  return {
-    "name": experiment.name,
-    "steps": run.steps,
-    "tokens": clock.tokens,
-    "train_time_s": clock.total_s,
-    "tokens_per_s": clock.tokens / clock.total_s,
-    "seed": experiment.training.seed,
-    **results,
-    "provenance": provenance(),
-  }
+  def _rewound(self) -> bool:
+    """Goes back to the newest checkpoint if too many steps in a row were skipped; the input stays where it is."""
+    if not self.skips.exceeded:
+      return False
+    found = self.checkpointer.restore_newest(self.run.spec.abstract_state, self.run.warn)
+    step, state, progress = found or (0, self.run.spec.init_state(self.experiment.training.seed), {"tokens": 0})
+    self.run.warn(
+      f"{self.skips.streak} steps in a row were skipped; training continues from step {step} with later data"
+    )
+    self.state, self.step, self.waiting, self.clock.tokens = state, step, None, progress["tokens"]
+    self.writer.close()
+    self.writer = MetricsWriter(self.run.directory, step, self.run.warn)
+    self.goodput.add("repeated_s", self.writer.repeated_s)
+    self.health = self._new_health()
+    self.skips.rewind(step)
+    self.clock.restart()
+    return True
+
+  def _is_save_due(self) -> bool:
+    policy = self.experiment.training.checkpoints
+    if self.step % policy.every == 0 or policy.every_minutes is None:
+      return self.step % policy.every == 0
+    due = time.monotonic() - self.last_save >= 60 * policy.every_minutes
+    return processes.first(lambda: due)  # clocks of processes differ, and all must save the same steps
+
+  def _save(self) -> None:
+    begin = time.perf_counter()
+    progress = {
+      "data": self.batches.get_state(),
+      "train_time_s": self.clock.total_s,
+      "tokens": self.clock.tokens,
+      "batch": self.batch,
+      "skipped_steps": self.skips.total,
+      "lost_s": self.goodput.lost_s,
+    }
+    self.checkpointer.save(self.state, self.step, progress)
+    self.last_save = time.monotonic()
+    self.goodput.add("save_s", time.perf_counter() - begin)
+
+  def _evaluate(self) -> dict[str, float]:
+    """The scores of this step; those that cannot be written while the run goes on are left out, with a warning."""
+    begin, scores = time.perf_counter(), dict[str, float]()
+    try:
+      for name, score in self.run.evaluators.items():
+        scores |= {f"{name}/{key}": x for key, x in score(self.state).items()}
+    except OSError as error:
+      if self.step == self.run.steps or processes.count() > 1 or not users_mistake(error):
+        raise
+      self.run.warn(f"step {self.step} could not be evaluated: {users_mistake(error)}")
+    if scores and not self.writer.evaluated:
+      self.writer.write({"step": self.step, **scores})
+    self.goodput.add("evaluation_s", time.perf_counter() - begin)
+    return scores
+
+  def _new_health(self) -> RouterHealth:
+    losses = dataclasses.asdict(self.experiment.training.losses)
+    return RouterHealth(self.experiment.model, frozenset(name for name, c in losses.items() if c), self.step)
 
 
 def _check_saved(run: Run, checkpointer: Checkpointer) -> None:
@@ -209,24 +305,12 @@ def _is_evaluated(step: int, run: Run) -> bool:
   return step == run.steps or (every is not None and step > 0 and step % every == 0)
 
 
-def _evaluate(run: Run, state: State, step: int, writer: MetricsWriter | None) -> dict[str, float]:
-  """The scores of a step, which `writer` writes; those that cannot be written are left out before the last step, with a
-  warning."""
-  try:
-    scores = {f"{name}/{key}": x for name, score in run.evaluators.items() for key, x in score(state).items()}
-    if scores and writer is not None:
-      writer.write({"step": step, **scores})
-    return scores
-  except OSError as error:
-    if step == run.steps or processes.count() > 1 or not users_mistake(error):
-      raise
-    run.warn(f"step {step} could not be evaluated: {users_mistake(error)}")
-    return {}
-
-
 def fetch_essential(metrics: Metrics) -> Record:
   """What every step is watched by; waits for the step to end."""
-  return {name: float(value) for name, value in jax.device_get({name: metrics[name] for name in ESSENTIAL}).items()}
+  return {
+    name: float(value)
+    for name, value in jax.device_get({name: metrics[name] for name in (*ESSENTIAL, SKIPPED)}).items()
+  }
 
 
 def rows_of_process(spec: TrainSpec) -> LocalRows:

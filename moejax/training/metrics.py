@@ -74,16 +74,19 @@ class MetricsWriter:
     if damaged:
       warn(f"{self._path} had {damaged} lines that are not records of steps; they have been dropped")
     kept = [record for record in records if record["step"] <= start_step]
+    self.repeated_s = _time_of([record for record in records if record["step"] > start_step], start_step)
+    """Seconds that the steps which are about to be done again took, as far as they are known."""
     write_whole(self._path, "".join(map(_line, kept)))
     scored = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
     self.evaluated: bool = processes.first(lambda: scored)
-    """Whether the scores of `start_step` are written."""
+    """Whether the last record is that of an evaluation."""
     self._file = (self._path if writes else pathlib.Path(os.devnull)).open("ab", buffering=0)
     self._unwritten = b""
     self._board: EventsWriter | None = _open_board(directory / "tensorboard", start_step + 1) if writes else None
 
   def write(self, record: Record) -> None:
     """Writes one step's record; `step` is its number."""
+    self.evaluated = "loss" not in record
     self._unwritten += _line(record).encode()
     try:
       while self._unwritten:
@@ -107,6 +110,15 @@ class MetricsWriter:
     except OSError as error:
       self._board = None
       self._warn(f"{self._path.with_name('tensorboard')} cannot be written and ends here: {error.strerror}")
+
+
+def _time_of(records: list[Record], start_step: int) -> float:
+  """Of the steps after `start_step` up to the last record, by its mean step time."""
+  timed = [record for record in records if isinstance(record.get("step_time_s"), float)]
+  return sum(
+    (record["step"] - before) * record["step_time_s"]
+    for before, record in zip([start_step, *(record["step"] for record in timed)], timed, strict=False)
+  )
 
 
 def _open_board(folder: pathlib.Path, first_step: int) -> EventsWriter:

@@ -1,7 +1,6 @@
 """Detects values that are NaN or infinite, and says what a user can do about them."""
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,16 +13,17 @@ ESSENTIAL = ("loss", "grad_norm", "param_norm")
 """Metrics that every step is watched by. Where all three are finite, so are parameters and moments after the step."""
 
 
-def check_finite(record: Record, experiment: Experiment, saved: Callable[[], int | None]) -> None:
-  """Checks one step's metrics; `saved` returns the step of the newest checkpoint, None where there is none.
-
-  Raises:
-    FloatingPointError: a metric is NaN or infinite. The message says which checkpoint is left, and what helps.
-  """
+def explain(record: Record, experiment: Experiment, saved: int | None) -> str:
+  """Why a run stops at one step's metrics, which checkpoint is left, and what helps; `saved` is its step, if any."""
   broken = not_finite(record)
-  if broken:
-    what = f"{broken[0]} is {record[broken[0]]} at step {record['step']}"
-    raise FloatingPointError(f"{what}. {_what_is_left(saved())} {_remedy(broken[0], record['step'], experiment)}")
+  if not broken:
+    return (
+      f"The loss, {record['loss']:.4g} at step {record['step']}, is a spike by training.anomalies.spike="
+      f"{experiment.training.anomalies.spike:g}. {_what_is_left(saved)} Raise training.anomalies.max_skipped, or set "
+      "training.anomalies.then to rewind."
+    )
+  what = f"{broken[0]} is {record[broken[0]]} at step {record['step']}"
+  return f"{what}. {_what_is_left(saved)} {_remedy(broken[0], record['step'], experiment)}"
 
 
 def not_finite(record: Record) -> list[str]:

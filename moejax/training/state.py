@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from moejax.config.experiment import Experiment
 from moejax.models.abstract import AbstractModel, Parameters, abstract_model
 from moejax.partitioning import Partitioner
+from moejax.training.anomalies import watched
 from moejax.training.optimizers import make_optimizer
 
 
@@ -64,7 +65,7 @@ def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSp
   """
   model = abstract_model(experiment.model, partitioner)
   parameters = model.parameters
-  optimizer = make_optimizer(experiment.optimizer, model.variables)
+  optimizer = watched(make_optimizer(experiment.optimizer, model.variables), experiment.training.anomalies)
   step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated)
   moments = _abstract_moments(optimizer, parameters, partitioner.replicated)
   return TrainSpec(experiment, model, optimizer, State(step, parameters, moments))

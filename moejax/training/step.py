@@ -13,6 +13,7 @@ import optax
 
 from moejax.config.model import Model
 from moejax.models.abstract import Parameters
+from moejax.training.anomalies import is_accepted, keep_unless, with_loss
 from moejax.training.bias_update import update_bias
 from moejax.training.loss import Batch, LossSums, Metrics, denominators, loss_sums, objective, router_sums
 from moejax.training.state import State, TrainSpec
@@ -32,6 +33,8 @@ BATCH_TYPES = {
 def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
   """The jitted train step of an experiment, with its shardings. The memory of the old state is reused."""
 
+  anomalies = spec.experiment.training.anomalies
+
   def train_step(state: State, batch: Batch, learning_rate: jax.Array) -> tuple[State, Metrics]:
     key = _noise_key(spec, state.step)
     gradients, metrics = _gradients(spec, state.parameters, batch, key)
@@ -45,7 +48,12 @@ def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
       parameters = optax.apply_updates(state.parameters, updates)
       if rate := _bias_rate(spec.experiment.model):
         parameters = update_bias(parameters, metrics["router/choices"], rate)
+      accepted = is_accepted(anomalies, state.optimizer, metrics["loss"], grad_norm)
+      optimizer = with_loss(anomalies, optimizer, metrics["loss"])
+      old = (state.parameters, state.optimizer)
+      parameters, optimizer = keep_unless(accepted, (parameters, optimizer), old)
       metrics |= {
+        "skipped": 1.0 - accepted,
         "grad_norm": grad_norm,
         "param_norm": optax.tree.norm(parameters),
         "learning_rate": learning_rate,

@@ -1,5 +1,6 @@
 """Every field does something: another value of it gives another program, state, schedule, input, report or file."""
 
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -21,6 +22,7 @@ from moejax.comparison.budget import allot
 from moejax.comparison.match import match
 from moejax.comparison.measure import total_steps
 from moejax.config import (
+  Anomalies,
   Checkpoints,
   Data,
   DenseDispatch,
@@ -87,6 +89,7 @@ PROGRAM = {
     "model.rope_theta": 500.0, "model.norm_epsilon": 1e-6, "model.activation": "gelu", "model.attention_experts": 2,
     "model.logit_cap": 5.0, "model.compute_dtype": "bfloat16", "model.remat": "products", "model.layers": "unrolled",
     "training.batch_size": 16, "training.gradient_accumulation": 2, "training.losses.z": 0.1,
+    "training.anomalies.spike": 3.0,
     "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5, "optimizer[AdamW].beta1": 0.8,
     "optimizer[AdamW].beta2": 0.8, "optimizer[AdamW].epsilon": 1e-6, "optimizer": Lion(learning_rate=1e-3),
   },
@@ -293,20 +296,22 @@ class NoInput:
     return {}
 
 
-def files(experiment: Experiment, directory) -> tuple:
-  """Kept checkpoints, logged steps and evaluated states of eight steps that train nothing."""
+def files(experiment: Experiment, directory, skipped: tuple[int, ...] = ()) -> tuple:
+  """Kept checkpoints, logged steps and evaluated states of eight steps that train nothing; some are skipped."""
   partitioner = make_partitioner(experiment.mesh, experiment.rules, jax.devices()[:1])
   spec = make_train_spec(experiment, partitioner)
   evaluated = []
 
   def step(state, batch, rate):
-    return replace(state, step=state.step + 1), dict.fromkeys((*ESSENTIAL, "target_tokens"), jnp.ones(()))
+    metrics = dict.fromkeys((*ESSENTIAL, "target_tokens"), jnp.ones(()))
+    return replace(state, step=state.step + 1), metrics | {"skipped": jnp.float32(int(state.step) + 1 in skipped)}
 
   def evaluate(state):
     evaluated.append(int(state.step))
     return {"score": 1.0}
 
-  train(Run(spec, step, NoInput, steps=8, directory=directory, evaluators={"held_out": evaluate}))
+  with contextlib.suppress(FloatingPointError):
+    train(Run(spec, step, NoInput, steps=8, directory=directory, evaluators={"held_out": evaluate}))
   lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
   kept = sorted(path.name for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
   return kept, [line["step"] for line in lines if "loss" in line], evaluated
@@ -316,8 +321,9 @@ POLICY = replace(DENSE.training, steps=8, checkpoints=Checkpoints(every=2), log_
 WRITING = replace(DENSE, training=POLICY)
 FILES = {
   "training.checkpoints.every": 8, "training.checkpoints.keep_last": 1, "training.checkpoints.keep_every": 4,
-  "training.log_every": 3, "evaluation.every": 4,
+  "training.checkpoints.every_minutes": 1e-9, "training.log_every": 3, "evaluation.every": 4,
 }  # fmt: skip
+IF_SKIPPED = {"training.anomalies.max_skipped": 3, "training.anomalies.then": "rewind"}
 
 
 @pytest.fixture(scope="module")
@@ -328,6 +334,13 @@ def written(tmp_path_factory):
 @pytest.mark.parametrize("path", FILES)
 def test_another_value_is_another_set_of_files_and_lines(path, written, tmp_path):
   assert files(changed(WRITING, path, FILES[path]), tmp_path / "run") != written
+
+
+@pytest.mark.parametrize("path", IF_SKIPPED)
+def test_another_value_does_something_else_if_steps_are_skipped(path, tmp_path):
+  experiment, skipped = changed(WRITING, "training.anomalies", Anomalies(max_skipped=2)), (3, 4, 5)
+  other = changed(experiment, path, IF_SKIPPED[path])
+  assert files(experiment, tmp_path / "stops", skipped) != files(other, tmp_path / "other", skipped)
 
 
 def test_another_seed_is_another_state():
@@ -410,7 +423,8 @@ ELSEWHERE = {
 HERE = {
   "name", "matchable", "data.tokenizer", "data.prefetch", "training.seed",
   "evaluation.batch_size", "evaluation.max_tokens",
-  *(path for of_base in PROGRAM.values() for path in of_base), *STEPS, *LEARNING_RATE, *INPUT, *FILES, *COMPARED,
+  *(path for of_base in PROGRAM.values() for path in of_base), *STEPS, *LEARNING_RATE, *INPUT, *FILES, *IF_SKIPPED,
+  *COMPARED,
 }  # fmt: skip
 
 

@@ -194,3 +194,12 @@ def test_checksums_hold_on_another_mesh(copy, states):
   found, told = restore(copy, spec_of(tiny(False, mesh=Mesh(data=2, expert=1, model=4))))
   assert found[0] == 4 and not told
   assert_same(found, states)
+
+
+def test_progress_is_that_of_the_call_even_if_it_changes_while_it_is_written(tmp_path, spec, states):
+  checkpointer = Checkpointer(tmp_path / "checkpoints", POLICY)
+  progress = {"data": {"next_index": 2}, "lost_s": {"save_s": 1.0}}
+  checkpointer.save(states[2], 2, progress)
+  progress["lost_s"]["save_s"] = 2.0
+  checkpointer.close()
+  assert restore(tmp_path / "checkpoints", spec)[0][2]["lost_s"] == {"save_s": 1.0}

@@ -1,0 +1,56 @@
+"""The host's account of skipped steps: how many there were, how many in a row, and whether the run may go on."""
+
+import collections
+
+from moejax.config.training import Anomalies
+from moejax.training.metrics import Record
+from moejax.training.not_finite import ESSENTIAL, not_finite
+
+SKIPPED = "skipped"
+"""Metric of a step: 1 if its update was skipped, else 0."""
+
+MAX_REWINDS = 3
+"""How often a run goes back to the same checkpoint before it stops."""
+
+
+class Skips:
+  """Counts skipped steps."""
+
+  def __init__(self, anomalies: Anomalies, steps: int, total: int):
+    """`steps` is the length of the run, and `total` counts those that earlier processes skipped."""
+    self.total, self.streak = total, 0
+    self.exceeded = False
+    """Whether there are more in a row than may be, or the parameters are not finite."""
+    self.first: Record = {}
+    """The record of the first one in a row."""
+    self._anomalies = anomalies
+    self._most = min(anomalies.max_skipped, steps - 1)  # a run must do one update at least
+    self._rewinds: collections.Counter[int] = collections.Counter()
+
+  def count(self, record: Record) -> bool:
+    """Whether the step of this record was skipped."""
+    skipped = bool(record[SKIPPED])
+    self.total += skipped
+    self.streak = self.streak + 1 if skipped else 0
+    broken = not skipped and bool(not_finite(record))
+    if self.streak == 1 or broken:
+      self.first = record
+    self.exceeded = self.streak > self._most or broken
+    return skipped
+
+  def may_rewind(self, checkpoint: int) -> bool:
+    """Whether the run goes back to the checkpoint of this step instead of stopping."""
+    return self._anomalies.then == "rewind" and self._rewinds[checkpoint] < MAX_REWINDS
+
+  def rewind(self, checkpoint: int) -> None:
+    """The run has gone back."""
+    self._rewinds[checkpoint] += 1
+    self.streak, self.exceeded = 0, False
+
+  def describe(self, record: Record) -> str:
+    """What the user is told of a skipped step."""
+    values = ", ".join(f"{name} {record[name]:.4g}" for name in ESSENTIAL[:2])
+    return (
+      f"the update of step {record['step']} is skipped ({values}), number {self.streak} in a row and {self.total} in "
+      f"all; its batch has the number {record['batch']}, counted from 0"
+    )
