@@ -119,3 +119,12 @@ def test_every_file_and_every_name_of_ours_that_is_named_exists():
 def test_what_docs_sharding_says_is_refused_is_refused():
   with pytest.raises(UserError, match="rules map both 'batch' and 'vocab' to mesh axis 'expert'"):
     override(lookup.find_experiment("quick_small_8e"), ["--rules.vocab", "model", "expert", "--rules.embed", "data"])
+
+
+def test_every_fault_names_a_test_that_exists():
+  rows = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")][1:]
+  assert len(rows) >= 12
+  for row in rows:
+    file, *names = re.findall(r"`([^`]+)`", row.rpartition(" | ")[2])
+    content = (ROOT / file).read_text()
+    assert file.startswith("tests/") and all(f"def {name}(" in content for name in names), row
