@@ -19,7 +19,7 @@ def explain(record: Record, experiment: Experiment, saved: int | None) -> str:
   if not broken:
     return (
       f"The loss, {record['loss']:.4g} at step {record['step']}, is a spike by training.anomalies.spike="
-      f"{experiment.training.anomalies.spike:g}. {_what_is_left(saved)} Raise training.anomalies.max_skipped, or set "
+      f"{experiment.training.anomalies.spike}. {_what_is_left(saved)} Raise training.anomalies.max_skipped, or set "
       "training.anomalies.then to rewind."
     )
   what = f"{broken[0]} is {record[broken[0]]} at step {record['step']}"
