@@ -11,7 +11,6 @@ from moejax.config.experiment import Experiment, Suite
 from moejax.config.kinds import KIND, kinds
 from moejax.config.plain import from_plain
 from moejax.config.router import Router
-from moejax.config.training import Anomalies
 from moejax.errors import UserError
 
 EARLIER = "earlier_schedules"
@@ -72,8 +71,6 @@ def current(plain: Any) -> Any:
     return plain
   if "free" in plain and "model" in plain:
     plain = {"matchable" if name == "free" else name: value for name, value in plain.items()}
-  if "losses" in plain and "checkpoints" in plain:
-    plain = {**plain, "anomalies": plain.get("anomalies", dataclasses.asdict(Anomalies()))}
   plain = {name: _router(value) if name == "router" else current(value) for name, value in plain.items()}
   if isinstance(plain.get("dispatch"), str):
     own = {name: plain.pop(name) for name in ("priority", "exchange", "receive_factor") if name in plain}
