@@ -95,7 +95,7 @@ def test_json_has_null_for_nan_and_infinity_however_deep(tmp_path):
 
 
 def test_every_file_is_written_by_these_functions():
-  """Apart from streams that are appended to, folders that appear whole, probes, and what another process writes."""
+  """Apart from streams that are appended to, folders and files that are renamed as a whole, and probes."""
   writes = re.compile(r"\.write_(text|bytes)\(|os\.(replace|rename)\(|\.rename\(|json\.dump\(|\bpart\w*\.replace\(")
   found = {
     str(path.relative_to(ROOT)): lines
@@ -105,5 +105,7 @@ def test_every_file_is_written_by_these_functions():
   }
   assert found == {
     "moejax/data/appearing.py": ["part.rename(folder)"],
+    "moejax/lock.py": ["path.rename(aside)"],
+    "moejax/training/checkpoint.py": ["return folder.rename(aside).name"],
     "moejax/training/run_directory.py": ["probe.write_bytes(bytes(4096))"],
   }

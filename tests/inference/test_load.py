@@ -49,7 +49,7 @@ def test_a_run_is_read_with_its_data_axis_open(saved):
 def test_another_model_is_refused_by_the_field_in_which_it_differs(saved):
   directory, experiment, _ = saved
   other = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, d_ff=64))
-  with pytest.raises(UserError, match=r"model\.d_ff is 32 there and 64 here.*can are model\.remat, .*mesh, rules"):
+  with pytest.raises(UserError, match=r"model\.d_ff is 32 there and 64 here.*can are .*model\.remat, .*mesh, rules"):
     load_run(directory, other)
 
 
