@@ -151,7 +151,7 @@ def test_a_program_that_leaves_its_iterator_open_ends():
     "kept = train_batches(mixture, Data(sequence_length=8, prefetch=64), 64)\n"
     "print(next(kept)['tokens'].sum())\n"
   )
-  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2])}
+  environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parents[2]), "TF_CPP_MIN_LOG_LEVEL": "3"}
   result = subprocess.run(
     [sys.executable, "-c", program], capture_output=True, text=True, env=environment, timeout=60, check=True
   )
