@@ -91,10 +91,13 @@ SMOKE = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-  """Gives the tests of SMOKE their marker, but for slow ones."""
+  """Gives the fast tests of SMOKE their marker. A test cannot be both slow and nightly: `-m slow` would run it."""
   begins = tuple(f"tests/{name}" for name in SMOKE)
   for item in items:
-    if item.nodeid.startswith(begins) and not any(item.get_closest_marker(name) for name in ("slow", "nightly")):
+    markers = {name for name in ("slow", "nightly") if item.get_closest_marker(name)}
+    if len(markers) > 1:
+      raise pytest.UsageError(f"{item.nodeid} is marked both slow and nightly; keep one")
+    if item.nodeid.startswith(begins) and not markers:
       item.add_marker("smoke")
 
 
