@@ -26,14 +26,27 @@ class OfSeveralKinds:
     super().__init_subclass__(**others)
     if OfSeveralKinds in cls.__bases__:
       cls.default_kind = default
-    name, base = kind or cls.__name__, base_of(cls)
+    name, base = cls.__name__ if kind is None else kind, base_of(cls)
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w-]*", name):
+      raise UserError(f"kind={name!r} of {cls.__name__} is not a name; use letters, digits, _ and -, as in 'top_k'")
+    if KIND in cls.__dict__.get("__annotations__", {}):
+      raise UserError(f"{cls.__name__} cannot have a field {KIND}, which names the class itself; rename the field")
     built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
     if name in built_in and not _is_built_in(cls):
       raise UserError(f"{name!r} is the name of a built-in {path_of(base)}; give {cls.__name__} another kind")
     cls.kind = name
 
   def __new__(cls, **fields: object) -> Any:
-    """An instance of the default kind, where `cls` is a base that has one."""
+    """An instance of the default kind, where `cls` is a base that has one.
+
+    Raises:
+      UserError: the class has fields, but is not a dataclass, which would ignore them.
+    """
+    if cls.__dict__.get("__annotations__") and "__dataclass_fields__" not in cls.__dict__:
+      raise UserError(
+        f"{cls.__name__} has fields but is not a dataclass; write @dataclasses.dataclass(frozen=True, kw_only=True) "
+        "above it"
+      )
     return object.__new__(kinds(cls)[cls.default_kind] if OfSeveralKinds in cls.__bases__ and cls.default_kind else cls)
 
 
