@@ -1,5 +1,6 @@
 """Configuration classes that come in several kinds: optimizers, schedules and routers, and a user's own."""
 
+import inspect
 import re
 from typing import Any, TypeVar
 
@@ -29,7 +30,7 @@ class OfSeveralKinds:
     name, base = cls.__name__ if kind is None else kind, base_of(cls)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w-]*", name):
       raise UserError(f"kind={name!r} of {cls.__name__} is not a name; use letters, digits, _ and -, as in 'top_k'")
-    if KIND in cls.__dict__.get("__annotations__", {}):
+    if KIND in inspect.get_annotations(cls):
       raise UserError(f"{cls.__name__} cannot have a field {KIND}, which names the class itself; rename the field")
     built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
     if name in built_in and not _is_built_in(cls):
@@ -42,7 +43,7 @@ class OfSeveralKinds:
     Raises:
       UserError: the class has fields, but is not a dataclass, which would ignore them.
     """
-    if cls.__dict__.get("__annotations__") and "__dataclass_fields__" not in cls.__dict__:
+    if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
       raise UserError(
         f"{cls.__name__} has fields but is not a dataclass; write @dataclasses.dataclass(frozen=True, kw_only=True) "
         "above it"
