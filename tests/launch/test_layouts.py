@@ -33,9 +33,8 @@ def of_one_process(text, tmp_path_factory):
   return trained(1, text, tmp_path_factory.mktemp("one"))
 
 
-@pytest.mark.parametrize(
-  "processes", [pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly  # minutes for each
+@pytest.mark.parametrize("processes", [2, 4])
 def test_losses_and_parameters_are_those_of_one_process_and_batches_have_the_same_bits(
   text, tmp_path, of_one_process, processes
 ):
