@@ -167,7 +167,7 @@ class _Group:
       running = [child for child in self._children if child.poll() is None]
       failed = [(i, child.returncode) for i, child in enumerate(self._children) if child.returncode]
       if failed and first is None:
-        index, first = failed[0]
+        index, first = min(failed, key=lambda failure: failure[1] >= 0)  # a process that was killed is the cause
         failed_at = time.monotonic()
         if first < 0:
           _say(f"process {index} was killed by {signal.Signals(-first).name}")
