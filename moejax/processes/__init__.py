@@ -27,6 +27,7 @@ def joined(channel: Channel) -> None:
   """This process is one of several from here on."""
   _Program.channel = channel
   interrupts.at_the_end(lambda: channel.leave(interrupts.exit_code()))
+  channel.start()
 
 
 def index() -> int:

@@ -46,7 +46,7 @@ class Peer:
 
 
 class Channel:
-  """The connections of this process, and the thread that listens to them."""
+  """The connections of this process, and from `start` on the thread that listens to them."""
 
   def __init__(self, place: Place, met: Met, silence_s: float):
     self.place = place
@@ -63,6 +63,9 @@ class Channel:
     self._ends = False
     self.failed: int | None = None
     """The exit code with which this process has ended the others."""
+
+  def start(self) -> None:
+    """Begins to listen. From here on another process may end this one, which must know by then how it leaves."""
     threading.Thread(target=self._listen, name="processes", daemon=True).start()
 
   def at(self, step: int | None) -> None:

@@ -22,7 +22,9 @@ interrupts.block()
 interrupts.watch()
 def run():
   place = given_place()
-  processes.joined(Channel(place, meet(place, seconds(CONNECT_TIMEOUT_S)), seconds(HANG_TIMEOUT_S)))
+  channel = Channel(place, meet(place, seconds(CONNECT_TIMEOUT_S)), seconds(HANG_TIMEOUT_S))
+  time.sleep(float(os.environ.get("LATE_S", 0)) if place.index == 0 else 0)
+  processes.joined(channel)
   me = processes.index()
 """
 END = """
@@ -158,6 +160,16 @@ def test_a_signal_to_one_process_is_one_to_all(name, code, told):
   body = f"if me == {told}: os.kill(os.getpid(), signal.{name})\ntime.sleep(60)"
   codes, outputs = end_of(body, 3, within_s=30)
   assert codes == [code] * 3 and all(f"moejax: stopped by {name}" in text for text in outputs)
+
+
+def test_a_signal_from_another_process_waits_until_this_one_can_tell_the_others_that_it_leaves():
+  """Process 2, which saves for a while, would otherwise take the end of process 0 for its death."""
+  body = (
+    "if me == 1: os.kill(os.getpid(), signal.SIGTERM)\n"
+    "with interrupts.deferral() as section:\n  if me == 2:\n    section.hold()\n    time.sleep(4)\ntime.sleep(60)"
+  )
+  codes, outputs = end_of(body, 3, within_s=30, LATE_S="1")
+  assert codes == [143] * 3 and all("moejax: stopped by SIGTERM" in text for text in outputs)
 
 
 def test_missing_processes_are_named_after_the_deadline():
