@@ -169,8 +169,9 @@ has no fused attention yet, and a plan includes the unfused attention, a third o
 MaxText's GPU runs, which use fused attention, are not listed.
 
 For GPU, the compiler writes its own estimate of the time of each operation, as it writes cycles for TPU. cuBLAS
-products are computed from the peak rate of their type, and collectives over NVLink and the network as for TPU.
-Autotuning is not available without a GPU. A plan for CPU is a roofline.
+products and grouped products are computed from the rates that they reach, other kernels from their bytes, and
+collectives over NVLink and the network as for TPU. Autotuning is not available without a GPU. A plan for CPU is a
+roofline.
 """
 
 

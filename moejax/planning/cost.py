@@ -11,7 +11,7 @@ import re
 
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
-from moejax.planning.kernels import CUBLAS, price, product_rate
+from moejax.planning.kernels import CUBLAS, GPU_CALLS, gpu_call, price, product_rate
 from moejax.planning.links import Links
 from moejax.planning.program import Computation, Instruction, Program, trip_count
 
@@ -202,18 +202,26 @@ class _Reader:
     if instruction.opcode == "custom-call" and instruction.target.startswith(CUBLAS):
       return self._gpu_product(computation, instruction, times)
     if instruction.opcode == "custom-call":
-      if instruction.target != "tpu_custom_call":
-        return 0.0  # markers and allocations
-      priced = price(instruction)
-      seconds = priced.seconds(self.chip)
-      name = re.sub(r"(_segmented|_no_residuals|_residuals|[.\d]+$)", "", instruction.name)
-      self._work(instruction, f"kernel {name}", seconds, priced.flops, times)
-      self.kernel_s += seconds * times
-      return seconds
+      return self._kernel(instruction, times)
     flops = matrix_flops(self.program, computation, instruction)
     seconds = self._seconds(computation, instruction, flops)
     kind = "matrix" if flops else "memory" if self._only_moves(instruction) else "vector"
     self._work(instruction, kind, seconds, flops, times)
+    return seconds
+
+  def _kernel(self, instruction: Instruction, times: int) -> float:
+    """A kernel or a call of a library; markers and allocations take no time."""
+    if instruction.target == "tpu_custom_call":
+      priced = price(instruction)
+      name, flops, seconds = instruction.name, priced.flops, priced.seconds(self.chip)
+      name = re.sub(r"(_segmented|_no_residuals|_residuals|[.\d]+$)", "", name)
+    elif self.chip.platform == "gpu" and instruction.target.startswith(GPU_CALLS):
+      name, flops, seconds = gpu_call(instruction, self.chip)
+      seconds = seconds if flops or instruction.estimated_s is None else instruction.estimated_s
+    else:
+      return 0.0
+    self._work(instruction, f"kernel {name}", seconds, flops, times)
+    self.kernel_s += seconds * times
     return seconds
 
   def _gpu_product(self, computation: Computation, instruction: Instruction, times: int) -> float:

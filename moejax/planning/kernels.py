@@ -1,6 +1,8 @@
-"""Prices of Mosaic kernels, for which the compiler has no estimate, from the FLOPs and bytes that their operands imply.
+"""Prices of kernels and library calls that the compiler has no estimate for, from the FLOPs and bytes that their
+operands imply.
 
 B batch  N query heads  T query position  S key position  H head dim
+R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
 """
 
 import dataclasses
@@ -19,6 +21,14 @@ PRODUCT_SHARE = 0.79
 RELATIVE_RATE = {"f32": 0.5, "bf16": 1.0, "f16": 1.0, "s8": 2.0}
 """Rate of the tensor cores by type of the operands, to that of bfloat16 (float32 as TF32); 8-bit floats are twice as
 fast. NVIDIA's data sheets of A100 and H100."""
+
+GPU_CALLS = ("__", "mosaic_gpu", "triton")
+"""Prefixes of the targets of custom calls that run on a GPU: kernels in Triton or Mosaic, and calls of libraries. Other
+targets are markers, which take no time."""
+
+TRITON_SHARE = {"gmm": 0.42, "tgmm": 0.60}
+"""Fraction of peak that Triton kernels of grouped products reach on H100, by their name in `moejax/kernels`: 414 and
+591 of 989 TFLOP/s, the best times that tokamax 0.0.12 has for its kernels of the same names."""
 
 SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 """Matrix products over the scores: forward q k and p v; dq again q k, and dp, dq; dkv again q k, and dv, dp, dk."""
@@ -53,6 +63,32 @@ def product_rate(chip: Chip, dtype: str) -> float:
   """FLOP/s of a large product of cuBLAS with operands of this type."""
   relative = RELATIVE_RATE.get(dtype, 2.0 if dtype.startswith("f8") else 0.5)
   return PRODUCT_SHARE * relative * (chip.bfloat16_flops or chip.vector_flops)
+
+
+def gpu_call(call: Instruction, chip: Chip) -> tuple[str, float, float]:
+  """Name, FLOPs and seconds of a custom call on GPU other than a product of cuBLAS.
+
+  Grouped products take the longer of their FLOPs and their bytes, with all rows that their buffers hold. For the others
+  the bytes count, a lower bound.
+  """
+  operands = _operand_shapes(call.attributes)
+  seconds = (call.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)) / chip.hbm_bandwidth
+  name = (
+    call.op_name.split("/")[-2] if call.op_name.endswith("/pallas_call") else call.target.strip("_$").split("$")[-1]
+  )
+  matrices = [dims for dtype, dims in operands if dtype in ("bf16", "f16", "f32") and len(dims) >= 2]
+  if name not in TRITON_SHARE or not matrices:
+    return name, 0.0, seconds
+  # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF. Each row meets one matrix.
+  rows, columns = matrices[0]
+  flops = 2.0 * rows * columns * call.shapes[0].dims[-1]
+  assert chip.bfloat16_flops
+  return name, flops, max(flops / (TRITON_SHARE[name] * _relative(operands) * chip.bfloat16_flops), seconds)
+
+
+def _relative(operands: list[tuple[str, tuple[int, ...]]]) -> float:
+  """Rate of the widest type among the operands of a product, to that of bfloat16."""
+  return min(RELATIVE_RATE[dtype] for dtype, dims in operands if dtype in ("bf16", "f16", "f32") and len(dims) >= 2)
 
 
 def price(kernel: Instruction) -> Price:
