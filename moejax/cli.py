@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     failure = isinstance(error, Failure | FloatingPointError)
     mistake = None if failure else users_mistake(error)
     if mistake is None and not failure:
-      processes.await_verdict()
+      processes.await_failure_report()
       processes.fail(1, f"{type(error).__name__}: {reason(error)}")
       raise
     print(f"moejax: {mistake or error}", file=sys.stderr)

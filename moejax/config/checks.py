@@ -18,7 +18,7 @@ def positive(owner: object, *names: str) -> None:
 
 
 def not_negative(owner: object, *names: str) -> None:
-  """Raises where a named field is below zero or infinite."""
+  """Raises if any named field is negative or infinite."""
   for name in names:
     value = getattr(owner, name)
     if not value >= 0:
@@ -49,18 +49,18 @@ def one_of(owner: object, name: str, allowed: Iterable[str]) -> None:
 
 
 def file_name(owner: object, name: str) -> None:
-  """Raises where the field cannot be the name of a directory, or is the path of another one."""
+  """Raises if the field is not a valid name for a directory."""
   value = getattr(owner, name)
   size = len(value.encode(errors="replace"))
   if not 0 < size <= 200 or value in (".", "..") or re.search(r"[/\\\x00-\x1f\x7f]", value):
     raise UserError(
-      f"{_path(owner, name)}={value!r} cannot be the name of a directory; use 1 to 200 bytes, without slashes, "
-      "backslashes and control characters"
+      f"{_path(owner, name)}={value!r} cannot be the name of a directory; use 1 to 200 bytes without slashes, "
+      "backslashes or control characters"
     )
 
 
 def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> None:
-  """Raises unless `divisor` divides `value`; the message names the two nearest values that it divides."""
+  """Raises unless `value` is divisible by `divisor`. The message gives the two nearest multiples."""
   if value % divisor:
     below, above = value // divisor * divisor, (value // divisor + 1) * divisor
     nearest = f"{below} or {above}" if below else f"{above}"
@@ -68,12 +68,12 @@ def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> Non
 
 
 def _finite(owner: object, name: str) -> None:
-  """Raises where the field is infinite: a run's experiment.json could not hold it, as JSON has no infinity."""
+  """Raises if the field is infinite, which JSON, and so experiment.json, cannot represent."""
   value = getattr(owner, name)
   if value == math.inf:
     raise UserError(f"{_path(owner, name)}={value} must be finite; use a large number such as 1e9")
 
 
 def _path(owner: object, name: str) -> str:
-  """`optimizer.learning_rate`: of classes of several kinds the name is that of what they are kinds of."""
+  """The dotted path of a field, such as `optimizer.learning_rate` for a field of `Lion`."""
   return f"{path_of(type(owner))}.{name}"

@@ -1,11 +1,13 @@
-"""Accelerators: the peak FLOP/s of a device by its exact name, and what planning needs to know of a chip.
+"""Accelerators: peak FLOP/s of each device, and the properties of chips that planning uses.
 
-Sources: TPU: cloud.google.com/tpu/docs (system architecture pages of v2 to v6e and tpu7x), and for v4 lite table 1 of
-"Ten Lessons From Three Generations Shaped Google's TPUv4i" (ISCA 2021). `hbm_bytes` of TPU is what libtpu's compiler
-grants a program, which it names when one does not fit. ICI: one-way rate of a link as measured in
-jax-ml.github.io/scaling-book/tpus; DCN: egress of one chip, same page. NVIDIA: the data sheet of each product, which
-doubles its figures for sparsity, and of GeForce cards the architecture white paper (float32 accumulation); names as the
-driver's list of supported products has them. NVLink one way, network of one 400 Gb/s adapter a GPU (A100: 200).
+Sources for TPUs: cloud.google.com/tpu/docs (system architecture pages of v2 to v6e and tpu7x) and, for v4 lite, table 1
+of "Ten Lessons From Three Generations Shaped Google's TPUv4i" (ISCA 2021). `hbm_bytes` is the memory that libtpu's
+compiler allows a program to use, as reported in its out-of-memory errors. The bandwidths of ICI links (one way) and of
+the data-center network (per chip) are from jax-ml.github.io/scaling-book/tpus.
+
+Sources for NVIDIA GPUs: the data sheet of each product, halved where it assumes sparsity; for GeForce cards, the
+architecture white paper (float32 accumulation). Device names are those of the driver's list of supported products.
+NVLink bandwidth is one way. The network is one 400 Gb/s adapter per GPU (200 Gb/s for A100).
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ Platform = Literal["tpu", "gpu", "cpu"]
 GIB = 2**30
 
 BFLOAT16_FLOPS = {
-  # Of TPU v2, v3 and tpu7x JAX counts each of a chip's two cores as a device.
+  # On TPU v2, v3 and tpu7x, JAX counts each of the two cores of a chip as a device.
   "TPU v2": 22.5e12,
   "TPU v3": 61.5e12,
   "TPU v4": 275e12,
@@ -62,48 +64,48 @@ BFLOAT16_FLOPS = {
 }
 """Peak FLOP/s of dense bfloat16 matrix products with float32 accumulation, by `jax.Device.device_kind`.
 
-Names are compared whole: an H100 PCIe has three quarters of the peak of an H100 SXM, and the name of a MIG slice begins
-with that of its GPU.
+The whole name must match: an H100 PCIe has three quarters of the peak of an H100 SXM, and the name of a MIG slice
+starts with the name of its GPU.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-  """One device as JAX sees it: a chip, or on tpu7x one of its two cores."""
+  """One JAX device: a chip or, on tpu7x, one of its two cores."""
 
   name: str
   platform: Platform
   device_kinds: tuple[str, ...]
-  """What `jax.Device.device_kind` may be."""
+  """Values of `jax.Device.device_kind`."""
   vector_flops: float
   """Peak float32 FLOP/s of the vector units."""
   clock_hz: float | None = None
-  """Cycles a second of the compiler's estimates: TPU only. Peak FLOP/s over the FLOPs of a cycle, which are 2 x 128 x
-  128 or 256 x 256 multipliers x matrix units."""
+  """Clock rate that converts the compiler's cycle estimates to seconds (TPU only). It is the peak FLOP/s divided by the
+  FLOPs per cycle: 2 x (128 x 128 or 256 x 256 multipliers) x number of matrix units."""
   hbm_bytes: int
-  """Memory that a program may use."""
+  """Bytes of memory that a program can use."""
   hbm_bandwidth: float
-  """Bytes a second."""
+  """Bytes per second."""
   torus: int
-  """Dimensions of the torus that links make; 0 where a switch joins the chips of a domain."""
+  """Number of dimensions of the torus of chips. 0 if a switch connects the chips of a domain."""
   wrap: int = 1
-  """An axis of the torus closes to a ring where its length is a multiple of this."""
+  """A dimension of the torus wraps around if its length is a multiple of this."""
   link_bandwidth: float
-  """Bytes a second, one way, of one link; behind a switch, of one chip."""
+  """Bytes per second in one direction, of one link of a torus or of one chip behind a switch."""
   domain: int | None = None
-  """Chips that one switch joins."""
+  """Number of chips that are connected by one switch."""
   dcn_bandwidth: float
-  """Bytes a second of one chip out of its slice or domain."""
+  """Bytes per second that one chip can send out of its slice or domain."""
   efficiency: float = 1.0
   """Predicted divided by measured time of a step without exposed collectives, for the published runs in
   `docs/step-time.md` on the chips of `runs_are_of`."""
   runs_are_of: str | None = None
-  """The chip whose published runs give the efficiency: this one, or where it has none, "other TPUs" for their mean, or
-  a similar GPU. None: no runs."""
+  """The chip whose published runs give the efficiency: this one or, if it has no published runs, a similar GPU or the
+  mean of "other TPUs". None if there are no such runs."""
 
   @property
   def bfloat16_flops(self) -> float | None:
-    """Peak FLOP/s of the matrix units; None where unknown."""
+    """Peak FLOP/s of the matrix units, or None if unknown."""
     return peak_flops(self.device_kinds[0]) if self.device_kinds else None
 
 
@@ -155,30 +157,30 @@ CHIPS = {
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
       efficiency=0.672, runs_are_of="h100",
     ),
-    Chip(  # one core of a server, by order of magnitude: no vendor's figure covers them all, so it has no MFU
+    Chip(  # one core of a server, by order of magnitude: peaks differ between CPUs, so MFU is not reported
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,
       hbm_bandwidth=1e10, torus=0, link_bandwidth=1e10, dcn_bandwidth=1e9,
     ),
   )
 }  # fmt: skip
-"""By the name that `--topology` uses."""
+"""The chips, by the name that `--topology` uses."""
 
 
 def chip_of(device_kind: str) -> Chip | None:
-  """The chip of a `jax.Device.device_kind`, None where planning knows none of exactly this name."""
+  """The chip with this `jax.Device.device_kind`, or None if it is not listed."""
   return next((chip for chip in CHIPS.values() if device_kind in chip.device_kinds), None)
 
 
 def peak_flops(device_kind: str) -> float | None:
-  """bfloat16 FLOP/s of the matrix units of one device, None where no device of exactly this name is listed."""
+  """Peak bfloat16 FLOP/s of one device with this `jax.Device.device_kind`, or None if it is not listed."""
   return BFLOAT16_FLOPS.get(device_kind)
 
 
 def without_mfu(device_kind: str) -> str | None:
-  """Why a run on such devices has no MFU, and what to do about it; None where it has one."""
+  """The reason why MFU is not reported on such devices, and the remedy. None if MFU is reported."""
   if device_kind in BFLOAT16_FLOPS:
     return None
   return (
-    f"MFU is not reported: the peak FLOP/s of device_kind={device_kind!r} is not known; "
-    "to have it, add the device to BFLOAT16_FLOPS in moejax/config/chips.py"
+    f"MFU is not reported because the peak FLOP/s of device_kind={device_kind!r} is not known; "
+    "add the device to BFLOAT16_FLOPS in moejax/config/chips.py"
   )

@@ -1,4 +1,4 @@
-"""What text a model reads, and how it becomes tokens."""
+"""Text sources, tokenizer and packing."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -10,17 +10,17 @@ from moejax.errors import UserError
 Packing = Literal["concatenate", "best_fit"]
 
 STANDARD_LIBRARY = "python-standard-library"
-"""The embedded corpus: the Python source files that every Python installation has."""
+"""The built-in corpus: the Python source files of the standard library, which every Python installation has."""
 
 BYTES, SEQIO, TFDS = "bytes", "seqio:", "tfds:"
-"""The tokenizer without a file, and the prefixes of seqio tasks and of TensorFlow datasets."""
+"""The tokenizer that needs no file, and the prefixes of seqio tasks and of TensorFlow datasets."""
 
 TOKENIZER_SUFFIXES = (".model", ".json", ".tiktoken")
 """Suffixes of SentencePiece, Hugging Face and tiktoken files."""
 
 
 def seqio_module(name: str) -> str:
-  """MODULE of `seqio:MODULE/TASK@SPLIT`, empty if none is named."""
+  """MODULE of `seqio:MODULE/TASK@SPLIT`, or an empty string if it has none."""
   return name.removeprefix(SEQIO).partition("@")[0].rpartition("/")[0]
 
 
@@ -39,20 +39,20 @@ class Data:
 
   train: tuple[str, ...] = (STANDARD_LIBRARY,)
   """Training text: files, folders, globs or URLs of .txt, .md, .rst, .py, .jsonl, .json, .csv, .tsv (each also .gz
-  or .zst), .parquet or .arrow, the embedded corpus python-standard-library, tfds:NAME@SPLIT, seqio:MODULE/TASK@SPLIT,
+  or .zst), .parquet or .arrow, the built-in corpus python-standard-library, tfds:NAME@SPLIT, seqio:MODULE/TASK@SPLIT,
   or a folder written by `moejax data pack`."""
   weights: tuple[float, ...] = ()
-  """Share of each source of train in the sequences of a batch, in any unit. If empty, sources are mixed in proportion
-  to their tokens. The rates of a seqio mixture count examples, as in seqio."""
+  """Relative weight of each source of train in the sequences of a batch. If empty, sources are mixed in proportion to
+  their numbers of tokens. The rates of a seqio mixture apply to examples, as in seqio."""
   validation: tuple[str, ...] = ()
-  """Held-out text, given like train. If empty, documents of train are held out by a hash of their text."""
+  """Held-out text, in the same formats as train. If empty, documents of train are held out by a hash of their text."""
   validation_fraction: float = 0.05
   """Fraction of the training documents that is held out if validation is empty."""
   deduplicate: bool = False
-  """Whether to drop documents with exactly the text of an earlier one, and training documents that are in
+  """Whether to drop documents whose text equals that of an earlier document, and training documents that also occur in
   validation."""
   text_field: str = "text"
-  """Field or column with the text, for formats with several; a.b is the field b of a."""
+  """Field or column that holds the text, in formats with several. A dot selects a nested field, as in meta.text."""
   document_length: int | None = None
   """Maximum length of a document in characters. Longer texts are split into several documents at blank lines, line ends
   or spaces. None does not split texts."""
@@ -63,7 +63,7 @@ class Data:
   """concatenate: cut sequences from one stream of documents; a sequence may start within a document. best_fit: keep
   documents whole if they fit in a sequence, and pad the rest of each sequence."""
   sequence_length: int
-  """Tokens in a training sequence (T)."""
+  """Number of tokens in a training sequence (T)."""
   seed: int = 0
   """Seed for shuffling."""
   prefetch: int = dataclasses.field(default=8, metadata=MAY_CHANGE)
@@ -78,7 +78,9 @@ class Data:
     if not self.train:
       raise UserError('data.train is empty; give a file, a folder, a glob or "python-standard-library"')
     if not self.validation and not self.validation_fraction:
-      raise UserError("data.validation is empty and data.validation_fraction=0 holds nothing out; set one of them")
+      raise UserError(
+        "data.validation is empty and data.validation_fraction=0, so no document is held out; set one of them"
+      )
     self._check_weights()
     if self.tokenizer != BYTES and not self.tokenizer.startswith(SEQIO):
       self._check_tokenizer_file()
@@ -93,8 +95,10 @@ class Data:
     if len(self.weights) != len(self.train):
       raise UserError(
         f"data.weights has {len(self.weights)} numbers for the {len(self.train)} entries of data.train; "
-        "give one number for each, or none"
+        "give one number per entry, or none"
       )
     for weight in self.weights:
       if not 0 < weight < float("inf"):
-        raise UserError(f"data.weights={weight} must be above 0 and finite; leave the source out of data.train instead")
+        raise UserError(
+          f"data.weights={weight} must be above 0 and finite; to leave a source out, remove it from data.train"
+        )

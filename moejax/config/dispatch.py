@@ -1,4 +1,4 @@
-"""Dispatches, which bring tokens to their experts and back. `moejax/models/moe/dispatch.py` has their functions."""
+"""Dispatches, which move tokens to their experts and back. `moejax/models/moe/dispatch.py` implements them."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -16,55 +16,57 @@ Exchange = Literal["all_to_all", "all_gather"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatch(OfSeveralKinds, default="einsum"):
-  """Facts of every dispatch. `Dispatch(...)` returns `EinsumDispatch(...)`, the default.
+  """Base class of dispatches. `Dispatch(...)` returns `EinsumDispatch(...)`, the default.
 
-  To add a dispatch, subclass this, override the facts that differ, and add its function to
+  To add a dispatch, subclass this, override the properties that differ, and add its function to
   `moejax.models.moe.dispatch.DISPATCHES`.
   """
 
-  # Facts, which a kind overrides by `has_capacity = True`.
+  # Properties, which a subclass overrides, as in `has_capacity = True`.
 
   has_capacity = False
-  """Whether an expert takes at most its capacity of the tokens of a group."""
+  """Whether an expert processes at most `capacity` tokens of a group."""
   looks_ahead = False
   """Whether a later token can displace the choice of an earlier one, so that predictions are not strictly causal."""
   has_masks = False
-  """Whether it multiplies by masks of the size tokens x capacity, whose FLOPs a plan counts."""
+  """Whether it multiplies by dispatch masks of size tokens x capacity, whose FLOPs a plan counts."""
 
   def check_effect(self, has_order: bool) -> None:
     """Checks that each field has an effect in the sparse layer. An experiment checks this for its model.
 
     Args:
-      has_order: whether a token has first and second choices.
+      has_order: whether the choices of a token are ranked.
 
     Raises:
-      UserError: a field would have no effect.
+      UserError: If a field would have no effect.
     """
 
   def without_drops(self) -> "Dispatch":
-    """The dispatch with which a model generates and scores text: what a token gets depends on no other token."""
+    """The dispatch for generating and scoring text, in which the output of a token does not depend on other tokens."""
     return GroupedDispatch() if self.has_capacity else self
 
   @property
   def exchange_fields(self) -> Mapping[str, Any]:
-    """Fields that are set and have an effect only on a mesh on which rows are exchanged between devices."""
+    """Fields that are set but have an effect only if rows are exchanged between devices."""
     return {}
 
   def check_rules(self, rules: Rules, mesh: Mesh) -> None:
-    """Checks that the dispatch computes what the sharding rules ask for.
+    """Checks that the dispatch supports the sharding rules.
 
     Raises:
-      UserError: it does not.
+      UserError: If it does not support them.
     """
 
   def activations(self, *, O: int, U: int, M: int, C: int, E: int, D: int, F: int) -> Iterator[dict[str, int]]:
-    """Sizes of the dimensions of each array that it places, by logical axis, so that rules are checked early.
+    """Sizes of the dimensions of each array whose sharding the dispatch constrains, by logical axis.
+
+    They are used to check sharding rules before anything is compiled.
 
     Args:
       O: outer batches.
-      U: routing groups in each.
-      M: tokens in a group.
-      C: capacity of an expert in a group.
+      U: routing groups per outer batch.
+      M: tokens per group.
+      C: capacity of an expert per group.
       E: experts.
       D: width of the residual stream.
       F: hidden dimension of an expert.
@@ -77,9 +79,9 @@ class EinsumDispatch(Dispatch, kind="einsum"):
   """Dispatch masks, sharded as in Table 1 of arXiv 2405.15052. Tokens beyond an expert's capacity are dropped."""
 
   priority: Priority = "choice"
-  """Which tokens an expert at capacity takes. choice: all first choices before any second choice (GShard); a later
-  token may displace an earlier one, so predictions are not strictly causal. token: earlier tokens first; predictions
-  are causal."""
+  """Which tokens an expert keeps if more choose it than its capacity. choice: all first choices before any second
+  choice (GShard); a later token may displace an earlier one, so predictions are not strictly causal. token: earlier
+  tokens first; predictions are causal."""
 
   has_capacity = has_masks = True
 
@@ -93,8 +95,8 @@ class EinsumDispatch(Dispatch, kind="einsum"):
   def check_effect(self, has_order: bool) -> None:
     if self.priority == "token" and not has_order:
       raise UserError(
-        "dispatch.priority=token would have no effect: only a router that ranks more than one choice of a token has "
-        "second choices; set it to choice"
+        "dispatch.priority=token would have no effect because the router does not rank several choices per token; "
+        "set it to choice"
       )
 
   def activations(self, *, O: int, U: int, M: int, C: int, E: int, D: int, F: int) -> Iterator[dict[str, int]]:
@@ -107,10 +109,10 @@ class EinsumDispatch(Dispatch, kind="einsum"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GroupedDispatch(Dispatch, kind="grouped"):
-  """Rows sorted by expert and grouped matrix products. Nothing is dropped, except by a receive_factor."""
+  """Sorts rows by expert and uses grouped matrix products. No tokens are dropped unless receive_factor is set."""
 
   exchange: Exchange = dataclasses.field(default="all_to_all", metadata=RUN_MAY_CHANGE)
-  """How rows are exchanged over the expert axis. all_to_all: each row is sent to the device of its expert. all_gather:
+  """How rows are exchanged along the expert axis. all_to_all: each row is sent to the device of its expert. all_gather:
   all tokens are sent to all devices, which moves less data if experts_per_token is close to the size of the axis."""
   receive_factor: float | None = None
   """For all_to_all: maximum number of rows that a device can receive, as a multiple of the balanced load (the choices
@@ -125,7 +127,7 @@ class GroupedDispatch(Dispatch, kind="grouped"):
     if self.exchange != "all_to_all":
       raise UserError(
         f"dispatch.receive_factor={self.receive_factor} would have no effect with dispatch.exchange={self.exchange}, "
-        "which receives all rows; set it to None"
+        "in which every device receives all rows; set it to None"
       )
 
   def without_drops(self) -> Dispatch:
@@ -142,19 +144,19 @@ class GroupedDispatch(Dispatch, kind="grouped"):
     )
     if embed not in ((), hidden):
       raise UserError(
-        f"dispatch grouped adds up parts of expert_mlp (on {' x '.join(hidden) or 'no axis'}) into shards of act_embed "
-        f"(on {' x '.join(embed)}); let both rules name the same mesh axes, or act_embed none"
+        f"dispatch grouped cannot sum expert_mlp (on {' x '.join(hidden) or 'no axis'}) into shards of act_embed "
+        f"(on {' x '.join(embed)}); use the same mesh axes in both rules, or () for act_embed"
       )
 
   def activations(self, *, O: int, U: int, M: int, C: int, E: int, D: int, F: int) -> Iterator[dict[str, int]]:
     yield {"experts": E, "expert_embed": D, "expert_mlp": F}
-    yield {"outer": O, "groups": U, "group_tokens": M, "expert_mlp": F}  # within one device's own computation
+    yield {"outer": O, "groups": U, "group_tokens": M, "expert_mlp": F}  # within the computation of one device
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseDispatch(Dispatch, kind="dense"):
-  """Every expert on every token, which is num_experts / experts_per_token times the work. DS-MoE is trained in this way
-  (arXiv 2404.05567)."""
+  """Applies every expert to every token, which costs num_experts / experts_per_token times as many FLOPs. DS-MoE is
+  trained in this way (arXiv 2404.05567)."""
 
   def activations(self, *, O: int, U: int, M: int, C: int, E: int, D: int, F: int) -> Iterator[dict[str, int]]:
     yield {"outer": O, "groups": U, "group_tokens": M, "expert_mlp": F}

@@ -16,7 +16,7 @@ from moejax.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
-  """Evaluation: bits per byte and next-token accuracy on held-out text, and benchmarks."""
+  """Evaluation on held-out text (bits per byte and next-token accuracy) and on benchmarks."""
 
   batch_size: int = 16
   """Number of sequences per evaluation step, over all devices."""
@@ -25,7 +25,7 @@ class Evaluation:
   every: int | None = None
   """Number of training steps between evaluations. None evaluates only after the last step."""
   tasks: tuple[str, ...] = ()
-  """Benchmarks of lm-evaluation-harness to run as well, or suites of them such as core_en."""
+  """lm-evaluation-harness benchmarks to run as well, or suites of them such as core_en."""
   task_limit: int | None = None
   """Number of examples per benchmark, counted from the first. None uses all."""
   task_data: str | None = None
@@ -45,12 +45,12 @@ MATCHABLE_FIELDS = (
   "model.moe.d_ff", "model.d_ff", "model.moe.num_experts", "model.moe.every", "model.moe.capacity_factor",
   "model.num_layers",
 )  # fmt: skip
-"""Fields in which step time is monotonic, so that one value has a given step time."""
+"""Fields that `moejax match` can vary. Step time increases with each of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """One run: the model, the text, and how the model is trained, evaluated and sharded."""
+  """The configuration of one run: model, text, training, evaluation and sharding."""
 
   name: str
   """Name in `moejax list`, in reports and on disk."""
@@ -85,11 +85,10 @@ class Experiment:
     self._check_sharding()
 
   def _check_matchable(self) -> None:
-    """A field of layers that the model lacks has no step time to vary; the default is for experiments of both kinds."""
+    """Checks that the matchable fields affect the model. The default, model.moe.d_ff, is also valid for dense
+    models."""
     if "model.d_ff" in self.matchable and self.model.num_sparse_layers == self.model.num_layers:
-      raise UserError(
-        "matchable='model.d_ff' and every layer is sparse, so that it would vary nothing; use model.moe.d_ff"
-      )
+      raise UserError("matchable='model.d_ff' would have no effect because every layer is sparse; use model.moe.d_ff")
 
   def _check_losses(self) -> None:
     for name, coefficient in dataclasses.asdict(self.training.losses).items():
@@ -100,12 +99,12 @@ class Experiment:
       elif self.model.moe is None:
         why, remedy = "no layer is sparse", "set model.moe"
       else:
-        why = f"router.kind={self.model.moe.router.kind!r} loads all experts equally"
+        why = f"router.kind={self.model.moe.router.kind!r} always balances the load"
         remedy = "use another router"
       raise UserError(f"training.losses.{name}={coefficient} would have no effect: {why}; set it to 0 or {remedy}")
 
   def _check_sharding(self) -> None:
-    """Checks that the rules can shard every tensor. A data axis of None counts as 1."""
+    """Checks that the rules can shard every tensor. If mesh.data is None, it counts as 1."""
     table(self.rules)
     batches = {
       "training.batch_size / gradient_accumulation": self.micro_batch_size,
@@ -124,12 +123,12 @@ class Experiment:
     parts, of_whole_batch = self.training.gradient_accumulation, self.training.losses.of_whole_batch
     if parts > 1 and of_whole_batch:
       found.append(
-        f"training.gradient_accumulation={parts} with training.losses.{of_whole_batch[0]} takes one more forward pass "
-        "of each microbatch, about a third of the work of a step, because the loss is computed over the whole batch"
+        f"training.gradient_accumulation={parts} with training.losses.{of_whole_batch[0]} needs an additional forward "
+        "pass of each microbatch, which makes a step about a third slower, because the loss depends on the whole batch"
       )
     if self.model.moe and shards(self.rules, self.mesh, "experts") == 1:
       found += [
-        f"dispatch.{name}={value} has no effect with mesh ({self.mesh}), on which no rows are exchanged"
+        f"dispatch.{name}={value} has no effect with mesh ({self.mesh}), because no rows are exchanged between devices"
         for name, value in self.model.moe.dispatch.exchange_fields.items()
       ]
     return tuple(found)
@@ -142,7 +141,7 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-  """How step times are measured. Members take turns, so that drift of the machine affects all of them equally."""
+  """How step times are measured. Members take turns, so that changes in machine speed affect all of them equally."""
 
   warmup_steps: int = 3
   """Number of steps per member before timing starts."""
@@ -157,7 +156,7 @@ class Measurement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pair:
-  """A dense experiment and MoE candidates for a model with the same step time."""
+  """A dense experiment, and MoE candidates that may have the same step time."""
 
   dense: Experiment
   """The dense experiment. Its compute-optimal training time is the budget of the pair."""
@@ -188,7 +187,7 @@ OF_THE_TEXT = (
 """Fields that must be equal in all members of a suite."""
 
 OF_SEQIO_TEXT = (("data", "sequence_length"),)
-"""Further ones where the text comes from seqio, whose preprocessors may read them."""
+"""Fields that must also be equal if the text comes from seqio, whose preprocessors may read them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -200,7 +199,7 @@ class Suite:
   pairs: tuple[Pair, ...]
   """Dense experiments of different sizes, each with its MoE candidates."""
   tolerance: float = 0.05
-  """Maximum relative difference between two step times that count as equal."""
+  """Maximum relative difference between two step times that are considered equal."""
   train: Train = "all"
   """all: train every candidate for the time budget of its pair. matched: train only the match of each pair."""
   measurement: Measurement = Measurement()
@@ -218,7 +217,7 @@ class Suite:
     self._check_text()
 
   def _check_text(self) -> None:
-    """Checks that all members read the same text, which a comparison prepares once."""
+    """Checks that all members have the same text, which a comparison prepares once."""
     first = self.members[0]
     from_seqio = any(source.startswith(SEQIO) for source in first.data.train + first.data.validation)
     for experiment in self.members[1:]:
@@ -226,11 +225,11 @@ class Suite:
         there, here = (getattr(getattr(member, group), name) for member in (first, experiment))
         if there != here:
           raise UserError(
-            f"suite {self.name!r}: {group}.{name} is {there!r} in {first.name!r} and {here!r} in {experiment.name!r}; "
+            f"suite {self.name!r}: {group}.{name} is {there!r} in {first.name!r} but {here!r} in {experiment.name!r}; "
             "all members must have the same text"
           )
 
   @property
   def members(self) -> tuple[Experiment, ...]:
-    """All experiments, each dense one before its candidates."""
+    """All experiments. Each dense experiment is followed by its candidates."""
     return tuple(experiment for pair in self.pairs for experiment in (pair.dense, *pair.candidates))

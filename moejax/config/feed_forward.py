@@ -1,4 +1,4 @@
-"""Feed-forward layers of dense layers. `moejax/models/feed_forward.py` has their modules."""
+"""Feed-forward layers of dense layers. `moejax/models/feed_forward.py` implements them."""
 
 import dataclasses
 import math
@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from moejax.config.kinds import OfSeveralKinds
 
 Shape = Mapping[str | None, int]
-"""Size of each dimension of an array by its logical axis, None for one that no rule shards."""
+"""Size of each dimension of an array by its logical axis. The axis None is not sharded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FeedForward(OfSeveralKinds, default="mlp"):
-  """Facts of every feed-forward layer. `FeedForward()` returns `MLP()`, the default. The output of a token depends on
-  that token alone.
+  """Base class of feed-forward layers. `FeedForward()` returns `MLP()`, the default. The output of a token must depend
+  only on that token.
 
   To add a layer, subclass this, define `shapes`, and add its module to `moejax.models.feed_forward.FEED_FORWARDS`.
   """
@@ -33,7 +33,7 @@ class FeedForward(OfSeveralKinds, default="mlp"):
     return sum(math.prod(shape.values()) for shape in self.shapes(d_model, d_ff, gated).values())
 
   def flops_per_token(self, d_model: int, d_ff: int, gated: bool) -> int:
-    """FLOPs of one layer to train on one token: 6 for each parameter, unless a kind overrides this."""
+    """FLOPs of one layer to train on one token. The default is 6 per parameter."""
     return 6 * self.parameters(d_model, d_ff, gated)
 
 

@@ -14,16 +14,16 @@ Configuration = TypeVar("Configuration")
 
 
 OF_SPARSE_MEMBERS = ("model.moe.", *(f"training.losses.{name}" for name in LOSSES_OF_SPARSE_LAYERS))
-"""How the paths of fields begin that only experiments with sparse layers have."""
+"""Prefixes of the paths of fields that only experiments with sparse layers have."""
 
 
 def with_members(
   suite: Suite, dense: Callable[[Experiment], Experiment], candidate: Callable[[Experiment], Experiment]
 ) -> Suite:
-  """The suite with each dense member and each candidate replaced, and checked, together.
+  """Replaces each dense member and each candidate of a suite. All are replaced before the suite is checked.
 
   Raises:
-    UserError: the members are no longer a comparison.
+    UserError: If the members cannot be compared.
   """
   pairs = tuple(
     dataclasses.replace(pair, dense=dense(pair.dense), candidates=tuple(map(candidate, pair.candidates)))
@@ -40,11 +40,13 @@ def get_field(configuration: Any, path: str) -> Any:
 
 
 def with_fields(configuration: Configuration, values: Mapping[str, Any], path: str = "") -> Configuration:
-  """The configuration, itself at `path`, with the fields at these paths replaced. Each class is made, and so checked,
-  once. A scalar of NumPy is taken as the number that it is.
+  """Returns a copy of a configuration with the fields at these dotted paths replaced.
+
+  Each class is constructed, and therefore checked, once. NumPy scalars are converted to Python numbers. `path` is the
+  path of the configuration itself.
 
   Raises:
-    UserError: a path without a field, a value of another type, or a configuration that is not valid.
+    UserError: If a field does not exist, a value has the wrong type, or the configuration is not valid.
   """
   own: dict[str, Any] = {}
   inside: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Configuration classes that come in several kinds: optimizers, schedules and routers, and a user's own."""
+"""Configuration classes with several kinds, such as optimizers, schedules and routers. Users can add kinds."""
 
 import inspect
 import re
@@ -7,17 +7,19 @@ from typing import Any, TypeVar
 from moejax.errors import UserError
 
 KIND = "kind"
-"""Name of the class among the fields of a configuration that comes in several kinds."""
+"""Name of the field that selects the kind on the command line and in JSON."""
 
 Base = TypeVar("Base", bound="OfSeveralKinds")
 
 
 class OfSeveralKinds:
-  """Base of such classes. A kind is a subclass. Importing its file is enough; there is no registration.
+  """Base class of configuration classes with several kinds.
 
-  A base may name its default kind, which is made where none is named, as `Optimizer(...)` makes `AdamW(...)`.
-  On the command line and in JSON the field `kind` names the subclass, as in `--optimizer.kind Lion`. The name is that
-  of the class, or the one that it gives itself: `class TopKRouter(Router, kind="top_k")`.
+  Each kind is a subclass. It is available as soon as its file is imported; no registration is needed.
+
+  A base class may have a default kind, which its constructor returns: `Optimizer(...)` returns `AdamW(...)`. On the
+  command line and in JSON, the field `kind` selects the subclass, as in `--optimizer.kind Lion`. Its value is the name
+  of the class or the `kind` argument of its definition, as in `class TopKRouter(Router, kind="top_k")`.
   """
 
   kind = ""
@@ -29,24 +31,26 @@ class OfSeveralKinds:
       cls.default_kind = default
     name, base = cls.__name__ if kind is None else kind, base_of(cls)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w-]*", name):
-      raise UserError(f"kind={name!r} of {cls.__name__} is not a name; use letters, digits, _ and -, as in 'top_k'")
+      raise UserError(
+        f"kind={name!r} of {cls.__name__} is not a valid name; use letters, digits, _ and -, as in 'top_k'"
+      )
     if KIND in inspect.get_annotations(cls):
-      raise UserError(f"{cls.__name__} cannot have a field {KIND}, which names the class itself; rename the field")
+      raise UserError(f"{cls.__name__} cannot have a field named {KIND}, which selects the class; rename the field")
     built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
     if name in built_in and not _is_built_in(cls):
-      raise UserError(f"{name!r} is the name of a built-in {path_of(base)}; give {cls.__name__} another kind")
+      raise UserError(f"{name!r} is the kind of a built-in {path_of(base)}; use another kind for {cls.__name__}")
     cls.kind = name
 
   def __new__(cls, **fields: object) -> Any:
-    """An instance of the default kind, where `cls` is a base that has one.
+    """Returns an instance of the default kind if `cls` is a base class with a default kind, else of `cls`.
 
     Raises:
-      UserError: the class has fields, but is not a dataclass, which would ignore them.
+      UserError: If the class has fields but is not a dataclass, so that they would be ignored.
     """
     if inspect.get_annotations(cls) and "__dataclass_fields__" not in cls.__dict__:
       raise UserError(
-        f"{cls.__name__} has fields but is not a dataclass; write @dataclasses.dataclass(frozen=True, kw_only=True) "
-        "above it"
+        f"{cls.__name__} has fields but is not a dataclass; decorate it with "
+        "@dataclasses.dataclass(frozen=True, kw_only=True)"
       )
     return object.__new__(kinds(cls)[cls.default_kind] if OfSeveralKinds in cls.__bases__ and cls.default_kind else cls)
 
@@ -62,12 +66,12 @@ def all_subclasses(base: type[Any]) -> list[type[Any]]:
 
 
 def base_of(kind: type) -> type:
-  """The base of a kind: `Optimizer` for `Lion` and for itself. Other classes are returned unchanged."""
+  """The base class of a kind, such as `Optimizer` for `Lion`. Other classes are returned unchanged."""
   return next((parent for parent in kind.__mro__ if OfSeveralKinds in parent.__bases__), kind)
 
 
 def path_of(kind: type) -> str:
-  """How the fields of a class are named in errors: `optimizer` for `Lion`, `feed_forward` for `MLP`."""
+  """The path of a class in error messages, such as `optimizer` for `Lion` and `feed_forward` for `MLP`."""
   return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", base_of(kind).__name__).lower()
 
 

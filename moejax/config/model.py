@@ -1,4 +1,4 @@
-"""The transformer's shape and precision."""
+"""Shape and precision of the transformer."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -49,7 +49,8 @@ class Model:
   """Activation of feed-forward layers and experts. swiglu has three matrices (arXiv 2002.05202), gelu has two."""
   attention_experts: int | None = None
   """Mixture of attention heads (MoA, arXiv 2404.05567, equations 7 and 8): the query heads form this number of experts
-  with num_kv_heads heads each. They share keys and values, and a softmax router weights them. None: plain attention."""
+  with num_kv_heads heads each. They share keys and values, and are weighted by a softmax router. None: standard
+  attention."""
   logit_cap: float | None = None
   """Softcap of the output logits: cap x tanh(logits / cap). None does not cap them."""
   moe: MoE | None = None
@@ -57,13 +58,14 @@ class Model:
   compute_dtype: Dtype = "auto"
   """Dtype of activations and matrix products. auto: float32 on CPU, bfloat16 elsewhere. Parameters are float32."""
   gradient_dtype: GradientDtype = "float32"
-  """Dtype in which each device computes its part of the gradients of matrices, and in which devices sum them. compute:
-  the dtype of activations; with bfloat16, half the bytes are communicated, and each part is rounded to 8 bits."""
+  """Dtype in which each device computes its part of the gradients of matrices, and in which these parts are summed over
+  devices. compute: the dtype of activations. With bfloat16, half as many bytes are communicated, and each part is
+  rounded to 8 bits of precision."""
   remat: Remat = dataclasses.field(default="none", metadata=RUN_MAY_CHANGE)
-  """What is saved of each layer for the backward pass; the rest is recomputed. none: save everything. products: save
-  attention, matrix products, and the inputs and outputs of experts. dots: save matrix products without a batch
-  dimension (not those of experts). attention: save queries, keys, values and the output of attention. layer_inputs:
-  save only the inputs of layers."""
+  """Which values of each layer are saved for the backward pass; the others are recomputed. none: save everything.
+  products: save attention, matrix products, and the inputs and outputs of experts. dots: save matrix products without a
+  batch dimension (not those of experts). attention: save queries, keys, values and the output of attention.
+  layer_inputs: save only the inputs of layers."""
   layers: Layers = "scanned"
   """scanned: stack the weights of all layers and compile one layer (`jax.lax.scan`). unrolled: compile every layer
   separately, which is faster for small models on CPU, where slicing stacked weights copies them."""
@@ -102,7 +104,7 @@ class Model:
     object.__setattr__(self, "feed_forward", typed(FeedForward, self.feed_forward, "model.feed_forward"))
     if self.feed_forward != FeedForward() and self.num_sparse_layers == self.num_layers:
       raise UserError(
-        f"model.feed_forward={self.feed_forward.kind} would have no effect: every layer is sparse; set it to "
+        f"model.feed_forward={self.feed_forward.kind} would have no effect because every layer is sparse; set it to "
         f"{FeedForward().kind} or raise moe.every"
       )
 

@@ -29,11 +29,11 @@ class MoE:
   num_shared_experts: int = 0
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   router: Router = Router()
-  """The router, which decides the experts of a token and their weights. A name, such as "dense", stands for the router
-  of this kind with its defaults."""
+  """The router, which selects the experts of each token and their weights. In Python, the kind alone, such as "dense",
+  selects a router with default fields."""
   dispatch: Dispatch = Dispatch()
-  """The dispatch, which brings tokens to their experts and back. A name, such as "grouped", stands for the dispatch of
-  this kind with its defaults."""
+  """The dispatch, which moves tokens to their experts and back. In Python, the kind alone, such as "grouped", selects a
+  dispatch with default fields."""
   capacity_factor: float = 1.0
   """Capacity of an expert per group, as a multiple of the balanced load A x M / E. GShard and arXiv 2405.15052 multiply
   M / E instead: their 2.0 with top-2 is 1.0 here. Used by dispatch einsum and by router expert_choice."""
@@ -64,12 +64,12 @@ class MoE:
 
   @property
   def has_order(self) -> bool:
-    """Whether a token has first and second choices."""
+    """Whether the choices of a token are ranked, and it has several."""
     return self.experts_per_token > 1 and not self.router.every_expert
 
   @property
   def has_groups(self) -> bool:
-    """Whether routing groups limit or average anything."""
+    """Whether routing groups have an effect."""
     return self.has_capacity or "load_balance" in self.losses
 
   def _check_effect(self, name: str, counts: bool, where: str) -> None:
@@ -78,17 +78,17 @@ class MoE:
       raise UserError(f"moe.{name}={getattr(self, name)} would have no effect: only {where}; set it to {default}")
 
   def check_combinations(self) -> None:
-    """Checks that each field that is set has an effect given the others. An experiment checks this for its model.
+    """Checks that every field has an effect. An experiment checks this for its model.
 
     Raises:
-      UserError: a field would have no effect.
+      UserError: If a field would have no effect.
     """
     router, E, A = self.router, self.num_experts, self.experts_per_token
     self._check_effect("group_size", self.has_groups, "a capacity and the load_balance loss use groups")
     self.dispatch.check_effect(self.has_order)
     router.check_effect(E, A)
     takes_all = router.takes_all(E, A, self.capacity_factor)
-    # Even then noise decides whose choice comes first in a queue of first choices.
+    # With a capacity, noise still affects which choice comes first.
     in_order = self.dispatch.looks_ahead and self.has_order
     for name, counts in (("bias_rate", False), ("gumbel", in_order)):
       if takes_all and not counts and getattr(router, name):
@@ -98,12 +98,12 @@ class MoE:
         )
 
   def group_tokens(self, sequence_length: int) -> int:
-    """Number of tokens in a group (M): group_size, or else the divisor of the sequence length closest to the formula
-    below.
+    """Number of tokens in a group (M): group_size or, if it is None, the divisor of the sequence length that is closest
+    to the formula below.
 
-    The two products with dispatch masks cost 2/3 x capacity_factor x M / F of the products of the experts, so M should
-    be small compared with the hidden dimension F. An expert needs at least 8 rows of a group for its load to be even.
-    Therefore M = max(F / 8, 8 E / A).
+    The two products with dispatch masks cost 2/3 x capacity_factor x M / F times the FLOPs of the experts, so M should
+    be small compared with the hidden dimension F. Loads are uneven if an expert gets fewer than about 8 rows of a
+    group. Therefore M = max(F / 8, 8 E / A).
     """
     if self.group_size is not None:
       return self.group_size
@@ -117,17 +117,17 @@ class MoE:
     return min(group_tokens, max(1, math.ceil(self.capacity_factor * balanced - 1e-9)))
 
   def choices_per_token(self, group_tokens: int) -> float:
-    """Mean number of experts per token; for a router that may choose fewer, such as top_p, the maximum."""
+    """Mean number of experts per token or, for routers that may choose fewer (top_p), the maximum."""
     if self.router.has_capacity:
       return self.num_experts * self.capacity(group_tokens) / group_tokens
     return self.experts_per_token
 
   def fine_grained(self, granularity: int) -> "MoE":
-    """The same parameters and FLOPs in finer experts (arXiv 2402.07871, with G = `granularity`): experts of 1/G of the
-    width, G times as many of them, and G times as many per token.
+    """Returns a layer with finer experts and the same parameters and FLOPs (arXiv 2402.07871, with G = `granularity`):
+    experts of 1/G of the width, G times as many experts, and G times as many per token.
 
     Raises:
-      UserError: granularity does not divide the width.
+      UserError: If the width is not divisible by granularity.
     """
     checks.divides(granularity, "granularity", self.d_ff, "moe.d_ff")
     return dataclasses.replace(
@@ -140,8 +140,8 @@ class MoE:
 
   @property
   def losses(self) -> tuple[str, ...]:
-    """The members of LOSSES_OF_SPARSE_LAYERS that the layer returns. A router that loads all experts equally by
-    construction has no balance losses."""
+    """The members of LOSSES_OF_SPARSE_LAYERS that the layer returns. A router that always balances the load has no
+    load-balancing losses."""
     balanced = self.router.balanced
     return tuple(name for name in LOSSES_OF_SPARSE_LAYERS if not (balanced and name in BALANCE_LOSSES))
 
@@ -150,9 +150,9 @@ class MoE:
     """Warnings to show before training a decoder, one line each."""
     if self.router.looks_ahead:
       return (
-        f"router.kind={self.router.kind} is not causal: whether a token is chosen depends on later tokens of its "
-        "group, so the held-out scores of a decoder are too good and generation differs from training; use it for "
-        "encoders",
+        f"router.kind={self.router.kind} is not causal: whether an expert chooses a token depends on later tokens of "
+        "its group, so the held-out scores of a decoder are too good and generation differs from training; use it only "
+        "for encoders",
       )
     if self.dispatch.looks_ahead and self.has_order:
       return (

@@ -1,6 +1,6 @@
-"""Parameters, FLOPs and token budgets, by formula: what `moejax show` prints without importing JAX.
+"""Formulas for parameters, FLOPs and token budgets, which `moejax show` uses without importing JAX.
 
-A test holds the counts equal to the arrays that the model really makes.
+A test compares the counts with the arrays of the model.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ class ParameterCounts:
   """Parameter counts of one model."""
 
   total: int
-  """All of them."""
+  """Total number of parameters."""
   active: int
-  """Those that one token uses: all but the experts that it is not sent to."""
+  """Parameters that one token uses, without the experts that it is not sent to."""
   embedding: int
-  """Embedding, and output projection where it is not tied."""
+  """Parameters of the embedding and, if it is not tied, of the output projection."""
 
   @property
   def non_embedding(self) -> int:
@@ -32,7 +32,7 @@ class ParameterCounts:
     return self.active - self.embedding
 
   def counted(self, kind: str) -> int:
-    """The count that `Budget.parameters` names."""
+    """The count that `Budget.parameters` selects."""
     return getattr(self, kind)
 
 
@@ -56,7 +56,7 @@ def parameter_counts(model: Model) -> ParameterCounts:
 
 
 def _attention(model: Model) -> int:
-  """Matrices of one attention layer: queries, keys, values, output, and the router of its experts."""
+  """Parameters of the matrices of one attention layer: queries, keys, values, output, and the router of its experts."""
   heads = model.d_model * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
   return heads + model.d_model * (model.attention_experts or 0)
 
@@ -70,7 +70,7 @@ def _expert(model: Model, width: int) -> int:
 
 
 def _vectors(model: Model) -> int:
-  """Scales of norms and biases of routers: what is multiplied with no matrix."""
+  """Number of parameters that are not in matrices: scales of norms and biases of routers."""
   norms = model.d_model * (2 * model.num_layers + 1) + (2 * model.head_dim * model.num_layers if model.qk_norm else 0)
   biased = model.moe is not None and model.moe.router.bias_rate > 0
   return norms + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
@@ -79,21 +79,22 @@ def _vectors(model: Model) -> int:
 def flops_per_token(model: Model, sequence_length: int) -> int:
   """FLOPs to train on one token: 6 per active matrix parameter and 12 x L x N x H x T for attention scores and values.
 
-  PaLM's convention (arXiv 2204.02311, appendix B): the causal half is not taken off, and neither recomputation nor the
-  dispatch of sparse layers counts.
+  Follows PaLM (arXiv 2204.02311, appendix B): causal masking is not deducted, and neither recomputation nor the
+  dispatch of sparse layers is counted.
   """
   matrices = parameter_counts(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
   attention = 12 * model.num_layers * model.num_heads * model.head_dim * sequence_length
-  # A feed-forward layer of the user's may use a parameter more or less than once for each token.
+  # A custom feed-forward layer may use a parameter more or less than once per token.
   feed_forward = model.feed_forward.flops_per_token(model.d_model, model.d_ff, model.is_gated)
   others = (model.num_layers - model.num_sparse_layers) * (feed_forward - 6 * _dense_feed_forward(model))
   return 6 * matrices + attention + others
 
 
 def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: float | None) -> float:
-  """The same where a sparse layer accepts `choices_per_token` choices of a token in the mean, None where there is none.
+  """`flops_per_token` if experts process `choices_per_token` choices per token on average (None without sparse layers).
 
-  These are fewer than experts_per_token where a capacity drops some or top_p takes fewer. What is dropped is no work.
+  This is less than experts_per_token if choices are dropped at capacity or if top_p selects fewer experts. Dropped
+  choices need no FLOPs.
   """
   flops = flops_per_token(model, sequence_length)
   if model.moe is None or choices_per_token is None:
@@ -103,9 +104,9 @@ def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: fl
 
 
 def accepted_choices(experiment: Experiment) -> float | None:
-  """Choices of a token that a sparse layer accepts where every expert has the same load; None without sparse layers.
+  """Mean number of choices per token that are not dropped if the load is balanced, or None without sparse layers.
 
-  A capacity below the balanced load drops the rest, and so does a receive buffer that is smaller.
+  Choices are dropped if the capacity or the receive buffer is smaller than the balanced load.
   """
   model, mesh = experiment.model, experiment.mesh
   if model.moe is None:
@@ -119,19 +120,19 @@ def accepted_choices(experiment: Experiment) -> float | None:
 
 
 def tokens_per_step(experiment: Experiment) -> int:
-  """Tokens that one optimizer step computes: those of full sequences. Fewer train where packing pads."""
+  """Number of tokens in the batch of one optimizer step, including padding."""
   return experiment.training.batch_size * experiment.data.sequence_length
 
 
 def budget_tokens(model: Model, budget: Budget) -> int:
-  """Tokens that the compute-optimal rule gives `model`."""
+  """Number of training tokens of `model` in this budget."""
   return math.ceil(budget.tokens_per_parameter * parameter_counts(model).counted(budget.parameters))
 
 
 def full_sequence_steps(experiment: Experiment) -> int:
-  """Optimizer steps of the run: as set, or as many as the budget needs where no token of a step is padding.
+  """Number of optimizer steps: training.steps or, if it is None, the steps of the budget without any padding.
 
-  `TargetCounter.steps` has how many it takes on a corpus.
+  `TargetCounter.steps` takes the padding of a corpus into account.
   """
   training = experiment.training
   return training.steps or math.ceil(budget_tokens(experiment.model, training.budget) / tokens_per_step(experiment))

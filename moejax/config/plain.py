@@ -1,4 +1,4 @@
-"""Configuration as plain data, as JSON holds it, and back."""
+"""Converts configurations to plain data for JSON, and back."""
 
 import dataclasses
 import types
@@ -12,12 +12,12 @@ from moejax.errors import UserError
 Configuration = TypeVar("Configuration")
 
 
-IF_YOUR_OWN = "if it is your own, name its file by --import FILE.py, or import it in Python first"
-"""What to do about a kind that is not known."""
+IF_YOUR_OWN = "for a custom kind, pass its file with --import FILE.py, or import it in Python first"
+"""The remedy if a kind is unknown."""
 
 
 def to_plain(value: Any) -> Any:
-  """Dictionaries, lists and scalars; what comes in several kinds has its class's name as `kind`."""
+  """Converts a configuration to dictionaries, lists and scalars. The field `kind` stores the kind of a class."""
   if dataclasses.is_dataclass(value):
     fields = {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     return {KIND: value.kind, **fields} if isinstance(value, OfSeveralKinds) else fields
@@ -25,13 +25,13 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(kind: type[Configuration], value: Any, path: str = "") -> Configuration:
-  """A configuration of class `kind`, checked as any other.
+  """Creates and checks a configuration of class `kind` from plain data.
 
-  A field that is absent takes its default: an older file says nothing of what did not exist yet.
+  Missing fields have their default values, so that files of earlier versions can be read.
 
   Raises:
-    UserError: a field that there is not, an absent one without a default, a value of another type, or one that the
-      class refuses; the message names the field.
+    UserError: If a field is unknown, a field without a default is missing, or a value is not valid. The message names
+      the field.
   """
   if not isinstance(value, dict):
     raise UserError(f"{path or kind.__name__} is {value!r}, not an object")
@@ -58,10 +58,10 @@ def _named(base: type[OfSeveralKinds], value: dict[str, Any], path: str) -> tupl
 
 
 def typed(kind: Any, value: Any, path: str) -> Any:
-  """The value of the field `path`, of type `kind`, from plain data or from a configuration.
+  """Converts plain data, or a configuration, to the value of the field `path` of type `kind`.
 
   Raises:
-    UserError: it is of another type.
+    UserError: If it has another type.
   """
   origin, parts = typing.get_origin(kind), typing.get_args(kind)
   if origin in (typing.Union, types.UnionType):
@@ -85,7 +85,7 @@ def typed(kind: Any, value: Any, path: str) -> Any:
 
 
 def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
-  """The value as the first of these types that it fits; of several dataclasses the one with these very fields."""
+  """Converts to the first of these types that fits or, of several dataclasses, to the one with exactly these fields."""
   if value is None and type(None) in kinds:
     return None
   kinds = tuple(kind for kind in kinds if kind is not type(None))

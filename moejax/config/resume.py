@@ -1,4 +1,4 @@
-"""Which fields may change when a run resumes. They are marked in the metadata of the field.
+"""Which fields may change when a run resumes, as marked in their metadata.
 
 A comparison allows fewer changes than a run, because step times and scores are among its results.
 """
@@ -16,13 +16,14 @@ Of = Literal["run", "comparison"]
 RUN_MAY_CHANGE: dict[str, tuple[Of, ...]] = {"may_change": ("run",)}
 """Metadata of a field that affects the speed or the evaluation of a run, but not the trained parameters."""
 MAY_CHANGE: dict[str, tuple[Of, ...]] = {"may_change": ("run", "comparison")}
-"""Metadata of a field that affects neither the trained parameters nor step times nor scores."""
+"""Metadata of a field that does not affect the trained parameters, step times or scores."""
 
 
 def changeable(kind: type, of: Of) -> tuple[str, ...]:
-  """Dotted paths of the fields of configuration class `kind` that may change; * stands for an index of a list.
+  """Dotted paths of the fields of configuration class `kind` that may change. * stands for the index of a list.
 
-  Fields of all kinds that are known now are among them, also of a user's own."""
+  Includes the fields of all kinds that have been imported, built-in or custom.
+  """
   return tuple(dict.fromkeys(_marked(kind, of, "")))
 
 
@@ -38,7 +39,7 @@ def _marked(kind: type, of: Of, path: str) -> Iterator[str]:
 
 
 def _parts(kind: Any) -> list[tuple[Any, str]]:
-  """The types that a field of type `kind` may hold, each with the part of the path that leads to it."""
+  """The possible types of a field of type `kind`, each with the corresponding part of the path."""
   if typing.get_origin(kind) in (typing.Union, types.UnionType):
     return [(part, "") for part in typing.get_args(kind)]
   if typing.get_origin(kind) is tuple:

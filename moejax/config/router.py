@@ -1,4 +1,4 @@
-"""Routers, which decide the experts of a token and their weights. `moejax/models/moe/router.py` has their functions."""
+"""Routers, which select the experts of each token and their weights. `moejax/models/moe/router.py` implements them."""
 
 import dataclasses
 from typing import Literal, get_args
@@ -12,39 +12,39 @@ Scores = Literal["softmax", "sigmoid"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Router(OfSeveralKinds, default="top_k"):
-  """Fields and facts of every router. `Router(...)` returns `TopKRouter(...)`, the default. Logits, scores and losses
-  are float32 for every compute type.
+  """Base class of routers. `Router(...)` returns `TopKRouter(...)`, the default. Logits, scores and losses are float32
+  for every compute dtype.
 
-  To add a router, subclass this, override the facts that differ, and add its function to
+  To add a router, subclass this, override the properties that differ, and add its function to
   `moejax.models.moe.router.ROUTERS`.
   """
 
   scale: float = 1.0
-  """Factor of every weight, applied after renormalize (DeepSeek-V3: 2.5)."""
+  """Factor by which all weights are multiplied, after renormalization (DeepSeek-V3: 2.5)."""
   jitter: float = 0.0
   """In training, the router's input is multiplied by uniform noise in [1 - jitter, 1 + jitter] (Switch, arXiv
   2101.03961)."""
 
-  # Facts, which a kind overrides by `balanced = True`.
+  # Properties, which a subclass overrides, as in `balanced = True`.
 
   balanced = False
-  """Whether all experts have equal loads by construction, so that there are no balance losses."""
+  """Whether all experts always have the same load, so that there are no load-balancing losses."""
   looks_ahead = False
   """Whether the experts of a token depend on later tokens, so that the model cannot generate text."""
   every_expert = False
-  """Whether the routing lists all experts for each token, in their order, and marks those that it chooses. Otherwise it
-  lists at most experts_per_token experts, the best first."""
+  """Whether the routing of a token lists all experts, in order, and marks the chosen ones. Otherwise it lists at most
+  experts_per_token experts, the best first."""
   has_capacity = False
-  """Whether each expert takes as many tokens as its capacity, whatever the dispatch."""
+  """Whether each expert chooses as many tokens as its capacity, independently of the dispatch."""
 
-  # Fields of some kinds. The others have these values.
+  # Fields of some kinds, with their values in the other kinds.
 
   scores = "softmax"
-  """How logits become the probabilities of losses and statistics."""
+  """How logits are converted to probabilities, for losses and metrics."""
   renormalize = False
   """Whether the weights of the chosen experts are normalized to sum to 1."""
   gumbel = 0.0
-  """Gumbel noise that is added to logits in training."""
+  """Scale of the Gumbel noise that is added to logits in training."""
   bias_rate = 0.0
   """Update rate of the bias of each expert."""
 
@@ -53,17 +53,17 @@ class Router(OfSeveralKinds, default="top_k"):
     checks.below_one(self, "jitter")
 
   def check_layer(self, num_experts: int, experts_per_token: int) -> None:
-    """Checks the fields against those of the sparse layer.
+    """Checks that the fields are compatible with those of the sparse layer.
 
     Raises:
-      UserError: they do not fit.
+      UserError: If they are not.
     """
 
   def check_effect(self, num_experts: int, experts_per_token: int) -> None:
     """Checks that each field has an effect in the sparse layer. An experiment checks this for its model.
 
     Raises:
-      UserError: a field would have no effect.
+      UserError: If a field would have no effect.
     """
 
   def takes_all(self, num_experts: int, experts_per_token: int, capacity_factor: float) -> bool:
@@ -76,7 +76,7 @@ class Router(OfSeveralKinds, default="top_k"):
     return self.without_noise() != self
 
   def without_noise(self) -> "Router":
-    """The router as it is outside training."""
+    """The router without noise, as used outside training."""
     own = {field.name for field in dataclasses.fields(self)}
     return dataclasses.replace(self, **dict.fromkeys(own & {"jitter", "gumbel"}, 0.0))
 
@@ -106,8 +106,8 @@ class TopKRouter(Scoring, Router, kind="top_k"):
   """Whether the weights of the chosen experts are normalized to sum to 1 (GShard), or equal the scores (Switch)."""
   bias_rate: float = 0.0
   """Bias update rate of auxiliary-loss-free load balancing (arXiv 2408.15664; DeepSeek-V3: 0.001). After each step, the
-  bias of an expert rises by it if its load is below the mean and falls by it if its load is above. The bias affects
-  which experts are chosen, not their weights. 0: no bias."""
+  bias of an expert is increased by this value if its load is below the mean, and decreased if it is above. The bias
+  affects which experts are chosen, not their weights. 0: no bias."""
   expert_groups: int = 1
   """Number of equal groups of experts. A token chooses its experts from its best groups_per_token groups (DeepSeek-V3,
   arXiv 2412.19437, section 2.1.2)."""
@@ -132,22 +132,22 @@ class TopKRouter(Scoring, Router, kind="top_k"):
   def check_layer(self, num_experts: int, experts_per_token: int) -> None:
     if self.renormalize and experts_per_token == 1:
       raise UserError(
-        "router.renormalize=True with moe.experts_per_token=1 makes every weight 1, so the router would get no "
+        "router.renormalize=True with moe.experts_per_token=1 makes every weight 1, so the router would receive no "
         "gradient from the cross-entropy; set it to False"
       )
     checks.divides(self.expert_groups, "router.expert_groups", num_experts, "moe.num_experts")
     reachable = num_experts // self.expert_groups * self.groups_per_token
     if self.expert_groups > 1 and reachable < experts_per_token:
       raise UserError(
-        f"moe.experts_per_token={experts_per_token} is more than the {reachable} experts of router.groups_per_token="
+        f"moe.experts_per_token={experts_per_token} is more than the {reachable} experts in router.groups_per_token="
         f"{self.groups_per_token} groups; raise groups_per_token or lower expert_groups"
       )
 
   def check_effect(self, num_experts: int, experts_per_token: int) -> None:
     if self.expert_groups == num_experts > 1:
       raise UserError(
-        f"router.expert_groups={num_experts} would have no effect with moe.num_experts={num_experts}: each group is "
-        "one expert; lower expert_groups"
+        f"router.expert_groups={num_experts} would have no effect with moe.num_experts={num_experts} because each "
+        "group has one expert; lower expert_groups"
       )
 
   def takes_all(self, num_experts: int, experts_per_token: int, capacity_factor: float) -> bool:
@@ -156,8 +156,8 @@ class TopKRouter(Scoring, Router, kind="top_k"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopPRouter(Scoring, Router, kind="top_p"):
-  """Each token chooses its best experts until their probabilities reach the threshold, at most experts_per_token (XMoE,
-  arXiv 2403.18926)."""
+  """Each token chooses its best experts until the sum of their probabilities reaches the threshold, but at most
+  experts_per_token (XMoE, arXiv 2403.18926)."""
 
   threshold: float
   """Experts are chosen until their probabilities sum to this value."""
@@ -172,14 +172,14 @@ class TopPRouter(Scoring, Router, kind="top_p"):
   def check_effect(self, num_experts: int, experts_per_token: int) -> None:
     if experts_per_token == 1:
       raise UserError(
-        f"router.threshold={self.threshold} would have no effect with moe.experts_per_token=1, which chooses "
+        f"router.threshold={self.threshold} would have no effect with moe.experts_per_token=1, which selects "
         "only the best expert; raise experts_per_token or use router.kind top_k"
       )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExpertChoiceRouter(Scoring, Router, kind="expert_choice"):
-  """Each expert chooses its best tokens, as many as its capacity; not causal (arXiv 2202.09368). Weights equal the
+  """Each expert chooses its best tokens, up to its capacity (arXiv 2202.09368). Not causal. Weights equal the
   scores."""
 
   balanced = looks_ahead = every_expert = has_capacity = True

@@ -14,7 +14,7 @@ MESH_AXES = ("replica", "data", "expert", "model")
 LOGICAL_AXES = (
   # of parameters
   "layers", "vocab", "embed", "heads", "kv_heads", "head_dim", "mlp", "experts", "expert_embed", "expert_mlp",
-  # of activations; those of heads, mlp, vocab and experts share the parameter's name
+  # of activations; heads, mlp, vocab and experts have the same names as in parameters
   "batch", "sequence", "act_embed", "outer", "groups", "group_tokens", "capacity",
 )  # fmt: skip
 
@@ -37,14 +37,14 @@ DATA_EXPERT_MODEL: Rules = (
   ("batch", ("replica", "data", "expert")),
   ("sequence", ()),
   ("act_embed", ("model",)),
-  # Table 1 of arXiv 2405.15052: the expert axis shards the groups outside the experts and the experts inside, which
-  # makes each re-shard an all-to-all that never crosses data.
+  # Table 1 of arXiv 2405.15052: the expert axis shards groups outside the experts and experts inside them, so that
+  # each resharding is an all-to-all along the expert axis alone.
   ("outer", ("replica", "data")),
   ("groups", ("expert",)),
   ("group_tokens", ()),
   ("capacity", ()),
 )
-"""Data-expert-model 3D sharding (arXiv 2405.15052, Table 1), parameters sharded over data as well."""
+"""Data-expert-model 3D sharding (arXiv 2405.15052, Table 1), with parameters also sharded over data."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,9 +52,9 @@ class Mesh:
   """Number of devices along each mesh axis."""
 
   replica: int = 1
-  """Number of replicas: slices connected by the data-center network. Each holds all parameters."""
+  """Number of replicas of the parameters, such as slices connected by the data-center network."""
   data: int | None = None
-  """Number of shards of the batch and of the parameters (FSDP). If None, the devices that the other axes leave."""
+  """Number of shards of the batch and of the parameters (FSDP). If None, all devices are used."""
   expert: int = 1
   """Number of shards of the experts and, outside expert layers, of the batch (expert parallelism)."""
   model: int = 1
@@ -76,10 +76,10 @@ class Mesh:
     return math.prod(self.shape.values())
 
   def resolve(self, device_count: int) -> "Mesh":
-    """This mesh with data filled in for `device_count` devices.
+    """Returns this mesh with a number instead of None for data, for `device_count` devices.
 
     Raises:
-      UserError: there are not enough devices, or a data axis of None cannot use all of them.
+      UserError: If there are too few devices, or data is None and the mesh cannot use all of them.
     """
     if self.size > device_count:
       raise UserError(f"mesh {self} needs {self.size} devices, but there are {device_count}; lower an axis")
@@ -95,10 +95,10 @@ class Mesh:
 
 @functools.lru_cache
 def table(rules: Rules) -> Mapping[str, tuple[str, ...]]:
-  """The rules as a look-up table, checked.
+  """Checks the rules and returns them as a dictionary.
 
   Raises:
-    UserError: a logical axis that no tensor has, a mesh axis that does not exist, or a logical axis without a rule.
+    UserError: If a logical axis or a mesh axis does not exist, or a logical axis has no rule.
   """
   for name, axes in rules:
     if name not in LOGICAL_AXES:
@@ -117,14 +117,14 @@ def table(rules: Rules) -> Mapping[str, tuple[str, ...]]:
 
 
 def axes_of(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> tuple[str, ...]:
-  """The mesh axes that shard a dimension of this logical name.
+  """The mesh axes that shard a dimension with this logical axis.
 
   Args:
     rules: the rules.
     mesh: the mesh.
     name: the logical axis.
-    size: size of the dimension. KV heads are sharded over as many of the rule's mesh axes, from the first, as divide
-      them, and replicated over the others, so that a model may have fewer KV heads than the size of the model axis.
+    size: size of the dimension. KV heads are sharded over the first mesh axes of the rule whose product divides their
+      number, and replicated over the others, so that a model can have fewer KV heads than the size of the model axis.
   """
   axes = table(rules)[name]
   while name == "kv_heads" and size is not None and size % _devices(mesh, axes):
@@ -133,7 +133,7 @@ def axes_of(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> tup
 
 
 def shards(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> int:
-  """Number of shards of a dimension with this logical name. The arguments are those of `axes_of`."""
+  """Number of shards of a dimension with this logical axis. The arguments are those of `axes_of`."""
   return _devices(mesh, axes_of(rules, mesh, name, size))
 
 
@@ -141,7 +141,7 @@ def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mes
   """Checks one tensor, given its size by logical axis.
 
   Raises:
-    UserError: two dimensions are mapped to one mesh axis, or a dimension is not divisible by its mesh axes.
+    UserError: If two dimensions are mapped to one mesh axis, or a dimension is not divisible by its mesh axes.
   """
   owner: dict[str, str] = {}
   for name, size in dimensions.items():

@@ -1,4 +1,4 @@
-"""An experiment or a suite from the JSON file that a run or a comparison wrote."""
+"""Reads an experiment or a suite from the JSON file that a run or a comparison wrote."""
 
 import dataclasses
 import json
@@ -14,18 +14,18 @@ from moejax.config.router import Router
 from moejax.errors import UserError
 
 EARLIER = "earlier_schedules"
-"""Key of experiment.json: the lengths that a run was begun with, where it was later trained for another one."""
+"""Key of experiment.json with the earlier training lengths of a run that was extended."""
 
 NAMED_BY_FILES: dict[str, str] = {}
-"""Modules of seqio tasks that configuration files name, and the file. Somebody else may have written it, so that only
-the user imports them."""
+"""Modules of seqio tasks that are named in configuration files, with the file. They are not imported automatically,
+because the file may come from somebody else."""
 
 
 def read_configuration(path: pathlib.Path) -> Experiment | Suite:
-  """The content of an experiment.json or a suite.json; an experiment has as many training.steps as the run had.
+  """Reads an experiment.json or a suite.json. training.steps of an experiment is the number of steps of the run.
 
   Raises:
-    UserError: the file cannot be read or is no configuration.
+    UserError: If the file cannot be read or is not a configuration.
   """
   plain = _read(path)
   if "pairs" in plain:
@@ -37,10 +37,10 @@ def read_configuration(path: pathlib.Path) -> Experiment | Suite:
 
 
 def read_experiment_file(path: pathlib.Path) -> Experiment:
-  """The content of an experiment.json, its data axis open again for the devices at hand.
+  """Reads an experiment.json. mesh.data is None, so that all available devices are used.
 
   Raises:
-    UserError: as `read_configuration`.
+    UserError: If the file cannot be read or is not an experiment.
   """
   return _experiment(_read(path), path)
 
@@ -63,8 +63,8 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 
 def current(plain: Any) -> Any:
-  """The content of a file as this version writes it. Files of earlier versions list the fields of all routers and
-  dispatches, and have `free` for `matchable`."""
+  """Converts plain data of earlier versions, which had the fields of all routers and dispatches, and `free` for
+  `matchable`."""
   if isinstance(plain, list):
     return [current(item) for item in plain]
   if not isinstance(plain, dict):
@@ -83,7 +83,7 @@ OF_OTHER_ROUTERS = {
   "scores": ("softmax",), "renormalize": (True, False), "threshold": (None,), "bias_rate": (0.0,),
   "expert_groups": (1,), "groups_per_token": (1,), "gumbel": (0.0,),
 }  # fmt: skip
-"""Values that fields had where a router did not use them."""
+"""Values, in earlier versions, of fields that a router did not use."""
 
 
 def _router(plain: Any) -> Any:

@@ -1,6 +1,6 @@
 """Every tensor of a model whose dimensions have logical axes, so that rules are checked before JAX is imported.
 
-A test holds these lists equal to the tensors that the traced train step really places.
+A test compares these lists with the tensors that the traced train step constrains.
 """
 
 import math
@@ -12,11 +12,11 @@ from moejax.config.sharding import Mesh, Rules, axes_of, check_dimensions, shard
 from moejax.errors import UserError
 
 Dimensions = dict[str, int]
-"""Size of each dimension that has a logical axis, by its name."""
+"""Size of each dimension by its logical axis."""
 
 
 def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
-  """The parameters: the field that a user would change, and the dimensions."""
+  """Yields the dimensions of each parameter, with the field that determines its size."""
   D, H = model.d_model, model.head_dim
   yield "model.d_model", {"embed": D}
   yield "model.vocab_size", {"vocab": model.vocab_size, "embed": D}
@@ -36,14 +36,14 @@ def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
 
 
 def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> Iterator[Dimensions]:
-  """The activations of `batch` sequences of `length` tokens."""
+  """Yields the dimensions of each activation for `batch` sequences of `length` tokens."""
   tokens = {"batch": batch, "sequence": length}
   yield tokens
   yield tokens | {"act_embed": model.d_model}
   yield tokens | {"heads": model.num_heads}
   yield tokens | {"kv_heads": model.num_kv_heads}
   if model.attention_experts:
-    yield {"batch": batch}  # what their router counts
+    yield {"batch": batch}  # metrics of their router
   yield {"batch": batch * length, "vocab": model.vocab_size}
   for width in dict.fromkeys(shape["mlp"] for _, shape in _of_feed_forward(model) if "mlp" in shape):
     yield {"batch": batch * length, "mlp": width}
@@ -58,14 +58,14 @@ def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Ite
   groups = {"outer": O, "groups": U, "group_tokens": M}
   yield groups
   yield groups | {"act_embed": D}
-  yield {"outer": O, "groups": U * M // math.gcd(M, length)}  # what routers count, in sets of tokens
+  yield {"outer": O, "groups": U * M // math.gcd(M, length)}  # router metrics, by set of tokens
   if moe.router.has_capacity:
     yield {"outer": O, "groups": U}
   yield from moe.dispatch.activations(O=O, U=U, M=M, C=C, E=E, D=D, F=F)
 
 
 def _of_feed_forward(model: Model) -> Iterator[tuple[str, Dimensions]]:
-  """Parameters of the feed-forward layers that every token passes."""
+  """Parameters of the feed-forward layers that process every token."""
   if model.num_sparse_layers < model.num_layers:
     shapes = model.feed_forward.shapes(model.d_model, model.d_ff, model.is_gated).values()
     yield from (("model.d_ff", {name: size for name, size in shape.items() if name}) for shape in shapes)
@@ -75,33 +75,33 @@ def _of_feed_forward(model: Model) -> Iterator[tuple[str, Dimensions]]:
 
 
 def check_parameters(model: Model, rules: Rules, mesh: Mesh) -> None:
-  """Checks that the rules place every parameter.
+  """Checks that the rules can shard every parameter.
 
   Raises:
-    UserError: two dimensions of one claim one mesh axis, or its mesh axes do not divide a dimension.
+    UserError: If two dimensions of a parameter use one mesh axis, or a dimension is not divisible by its mesh axes.
   """
   for field, dimensions in parameters(model):
     check_dimensions(field, dimensions, rules, mesh)
 
 
 def check_activations(field: str, model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> None:
-  """Checks that the rules place every activation of a batch.
+  """Checks that the rules can shard every activation of a batch.
 
   Args:
-    field: what a user would change to have another batch.
+    field: the field that determines the batch size, for messages.
     model: the model.
-    batch: sequences.
-    length: tokens of each.
+    batch: number of sequences.
+    length: number of tokens per sequence.
     rules: the rules.
     mesh: the mesh.
 
   Raises:
-    UserError: as `check_parameters`, or the rules ask for what sparse layers or attention do not do.
+    UserError: If they cannot, or if attention or a sparse layer does not support them.
   """
   if shards(rules, mesh, "sequence") > 1:
     raise UserError(
-      f"rules: 'sequence' is on {' x '.join(axes_of(rules, mesh, 'sequence'))}, and attention needs whole sequences; "
-      "use () for sequence, and 'batch' or 'heads' to divide attention"
+      f"rules: 'sequence' is sharded over {' x '.join(axes_of(rules, mesh, 'sequence'))}, but attention needs whole "
+      "sequences; use () for sequence, and shard 'batch' or 'heads' instead"
     )
   if model.moe:
     _check_sparse_layers(field, model.moe, batch, length, rules, mesh)
@@ -121,7 +121,7 @@ def _check_sparse_layers(field: str, moe: MoE, batch: int, length: int, rules: R
   parts = shards(rules, mesh, "outer") * shards(rules, mesh, "groups")
   if groups % parts:
     raise UserError(
-      f"{field}: {batch} sequences have {groups} routing groups of moe.group_size={group}, which the {parts} shards "
-      f"of mesh ({mesh}) do not divide; lower moe.group_size or raise the batch"
+      f"{field}: {batch} sequences have {groups} routing groups of moe.group_size={group}, which are not divisible by "
+      f"the {parts} shards of mesh ({mesh}); lower moe.group_size or raise the batch size"
     )
   moe.dispatch.check_rules(rules, mesh)

@@ -38,7 +38,7 @@ class Losses:
 
   @property
   def of_whole_batch(self) -> tuple[str, ...]:
-    """Those with a coefficient that are no sum over tokens, so that their slope depends on the whole batch."""
+    """Losses with a coefficient that are not sums over tokens, so that their gradients depend on the whole batch."""
     names = ("global_balance", "mutual_information", "attention_mutual_information")
     return tuple(name for name in names if getattr(self, name))
 
@@ -64,7 +64,7 @@ class Checkpoints:
   every: int = 1000
   """Number of steps between checkpoints."""
   every_minutes: float | None = None
-  """Number of minutes between checkpoints, in addition to `every`. None saves by steps alone."""
+  """Number of minutes between checkpoints, in addition to `every`. None: only `every` applies."""
   keep_last: int = 2
   """Number of latest checkpoints to keep."""
   keep_every: int | None = None
@@ -111,8 +111,8 @@ class Training:
   """Training length if steps is None."""
   gradient_accumulation: int = 1
   """Number of microbatches that a batch is split into, to save memory. It does not change losses, gradients or router
-  metrics. With global_balance or a mutual-information loss, whose gradients need sums over the whole batch, there is
-  one more forward pass of each microbatch, about a third of the work of a step."""
+  metrics. With global_balance or a mutual-information loss, whose gradients need sums over the whole batch, each
+  microbatch needs an additional forward pass, which makes a step about a third slower."""
   seed: int = 0
   """Seed for initializing the parameters."""
   losses: Losses = Losses()
@@ -120,9 +120,9 @@ class Training:
   checkpoints: Checkpoints = dataclasses.field(default=Checkpoints(), metadata=MAY_CHANGE)
   """When checkpoints are saved and how many are kept."""
   anomalies: Anomalies = Anomalies()
-  """What happens at a step whose loss or gradient is not finite, or whose loss is a spike."""
+  """How steps are handled whose loss or gradient is not finite, or whose loss is a spike."""
   log_every: int = dataclasses.field(default=10, metadata=MAY_CHANGE)
-  """Number of steps between lines of metrics."""
+  """Number of steps between logged metrics."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "batch_size", "gradient_accumulation", "log_every")

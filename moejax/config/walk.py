@@ -1,4 +1,4 @@
-"""The way through a configuration: its parts by their dotted paths, as the command line names them."""
+"""Traverses a configuration and yields its parts with their dotted paths."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -8,14 +8,14 @@ from moejax.config.kinds import KIND, OfSeveralKinds
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-  """Yields the dotted path and the value of a configuration and of all its parts, each before what is inside it.
+  """Yields the dotted path and the value of a configuration and of all its parts, in depth-first order.
 
-  The kind of what comes in several kinds is its part `kind`. The configurations of a tuple are named by their index,
-  and sharding rules by their logical axis. A field that has no value yet is None.
+  A class with several kinds also has the part `kind`. Configurations in a tuple are named by their index, and sharding
+  rules by their logical axis. A field without a value is None.
 
   Args:
     value: the configuration.
-    path: where it is itself.
+    path: its own path.
   """
   yield path, value
   for name, part in _parts(value, path):
@@ -23,7 +23,7 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-  """Yields the parts of a configuration that can be set, as `walk`: those that have no parts themselves."""
+  """Yields the parts that have no parts themselves, which are those that can be set."""
   return ((inner, part) for inner, part in walk(value, path) if not _parts(part, inner))
 
 
@@ -33,7 +33,7 @@ def holds_configurations(value: Any) -> bool:
 
 
 def join(path: str, name: str) -> str:
-  """The dotted path of what is named `name` at `path`."""
+  """The dotted path of the field `name` of the configuration at `path`."""
   return f"{path}.{name}" if path else name
 
 

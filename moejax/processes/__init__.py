@@ -1,7 +1,7 @@
-"""The processes of one program: which of them this is, and what only the first one does. One process needs none of it.
+"""Coordinates the processes of a multi-process program.
 
-Process 0 decides and writes files; the others are told. Errors need no exchange: where one process fails, all end with
-its message.
+Process 0 makes decisions and writes files, and sends the decisions to the other processes. If a process fails, all
+processes exit with its error message. In a program with a single process, these functions do not communicate.
 """
 
 import time
@@ -13,25 +13,25 @@ from moejax.processes.channel import Channel
 
 Result = TypeVar("Result")
 
-VERDICT_S = 5.0
-"""Seconds in which the end of another process becomes known after a collective operation has failed."""
+FAILURE_REPORT_S = 5.0
+"""Seconds to wait, after a collective operation has failed, for the report that another process has failed."""
 
 
 class _Program:
-  """This process's connection to the others; None where it is alone."""
+  """The connection to the other processes, or None in a program with a single process."""
 
   channel: Channel | None = None
 
 
 def joined(channel: Channel) -> None:
-  """This process is one of several from here on."""
+  """Makes this process part of a program with several processes."""
   _Program.channel = channel
   interrupts.at_the_end(lambda: channel.leave(interrupts.exit_code()))
   channel.start()
 
 
 def index() -> int:
-  """This process's number, from 0."""
+  """Index of this process, starting at 0."""
   return _Program.channel.place.index if _Program.channel else 0
 
 
@@ -41,17 +41,17 @@ def count() -> int:
 
 
 def name(index: int) -> str:
-  """How messages name a process: with its host and process ID."""
+  """Name of a process in messages, with its host and process ID."""
   return _Program.channel.names[index] if _Program.channel else "this process"
 
 
 def is_first() -> bool:
-  """Whether this is the process that decides, draws and writes files."""
+  """Whether this is process 0, which makes decisions, shows progress and writes files."""
   return index() == 0
 
 
 def first(function: Callable[[], Result]) -> Result:
-  """What `function` returns on process 0, which alone calls it: plain data, as for JSON. The others wait for it."""
+  """Calls `function` on process 0 only and returns its result, which must be valid JSON, on all processes."""
   channel = _Program.channel
   if channel is None:
     return function()
@@ -59,41 +59,45 @@ def first(function: Callable[[], Result]) -> Result:
 
 
 def gather(value: Result) -> list[Result]:
-  """What every process gives, by process, on all of them: plain data, as for JSON."""
+  """Returns the values of all processes, by index, on all processes. Values must be valid JSON."""
   return _Program.channel.gather(value) if _Program.channel else [value]
 
 
 def first_then_all(function: Callable[[], Result]) -> Result:
-  """Calls `function` on process 0 and then on all others, which so find the files that it has left."""
+  """Calls `function` on process 0 and then on all others, which can use the files that process 0 has written."""
   result = function() if is_first() else None
   first(lambda: None)
   return function() if result is None else result
 
 
-def at(step: int | None) -> None:
-  """Says which training step this process begins. Within training, a process that falls behind ends the program."""
+def report_step(step: int | None) -> None:
+  """Reports that this process starts a training step (None: is not training). If a process falls behind while all
+  processes are training, the program fails."""
   if _Program.channel:
-    _Program.channel.at(step)
+    _Program.channel.report_step(step)
 
 
 def fail(code: int, message: str) -> None:
-  """Ends the other processes with this exit code and message; the caller ends this one."""
+  """Makes the other processes exit with this code and message. The caller must end this process."""
   if _Program.channel:
     _Program.channel.fail(code, message)
 
 
 def failed() -> int | None:
-  """The exit code with which this process has ended the others; None where it has not."""
+  """The exit code that this process has passed to `fail`, or None."""
   return _Program.channel.failed if _Program.channel else None
 
 
-def await_verdict() -> None:
-  """After an error that the end of another process may have caused: it then ends this one too, and is named."""
+def await_failure_report() -> None:
+  """Waits for the report of another process's failure, which may be the cause of an error in this process.
+
+  If there is one, this process exits with a message that names the failed process.
+  """
   if _Program.channel:
-    time.sleep(VERDICT_S)
+    time.sleep(FAILURE_REPORT_S)
 
 
 def leave(code: int) -> None:
-  """This process is done."""
+  """Tells the other processes that this process exits."""
   if _Program.channel:
     _Program.channel.leave(code)

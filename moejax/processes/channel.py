@@ -1,8 +1,9 @@
-"""What the processes of one program tell each other beside their computations, and what ends all of them.
+"""Channel between the processes of a program: heartbeats, shared values, signals and failures.
 
-Every process has a connection to process 0. On it go a sign of life every second, the values that process 0 decides for
-all, a signal that one of them received, and why one failed. Where a connection closes, or a process is silent or behind
-for too long, every process ends with a message that names it, so that none waits forever in a collective operation.
+Every process has a connection to process 0. It carries a heartbeat every second, the values that process 0 shares with
+all processes, signals that a process received, and the reason why a process failed. If a connection closes, or a
+process does not respond or falls behind for too long, all processes exit with a message that names this process, so
+that no process waits forever in a collective operation.
 """
 
 import collections
@@ -15,106 +16,107 @@ from typing import Any
 
 from moejax import interrupts
 from moejax.processes.link import Link
-from moejax.processes.rendezvous import Met, Place
+from moejax.processes.rendezvous import Connections, Place
 
-BEAT_S = 1.0
-"""Seconds between two signs of life."""
+HEARTBEAT_S = 1.0
+"""Seconds between two heartbeats."""
 
-LEAVE_S = 20.0
-"""Seconds that the others have to end by themselves once one process has stopped."""
+EXIT_GRACE_S = 20.0
+"""Seconds within which the other processes must exit after one process has exited."""
 
-NO_STEP = 10
-"""How many times the bound on silence a step may take where no process is ahead of another."""
+STALL_FACTOR = 10
+"""Maximum duration of a step in which all processes are equally far, as a multiple of the hang timeout."""
 
 
 @dataclasses.dataclass
 class Peer:
-  """Another process, as seen from here."""
+  """The state of another process, as known to this one."""
 
   index: int
   link: Link
-  heard: float = dataclasses.field(default_factory=time.monotonic)
+  last_message: float = dataclasses.field(default_factory=time.monotonic)
   step: int | None = None
-  """The training step that it has begun; None outside training."""
+  """The training step that it has started, or None outside training."""
   since: float = dataclasses.field(default_factory=time.monotonic)
-  """When it began that."""
+  """Time at which it started the step."""
   left: int | None = None
-  """The exit code with which it said that it ends."""
+  """Its exit code, after it has reported that it exits."""
   ends: bool = False
-  """Whether it knows that the program ends."""
+  """Whether it knows that the program has failed."""
   gone: bool = False
 
 
 class Channel:
-  """The connections of this process, and from `start` on the thread that listens to them."""
+  """The connections of this process and, after `start`, the thread that reads from them."""
 
-  def __init__(self, place: Place, met: Met, silence_s: float):
+  def __init__(self, place: Place, connections: Connections, silence_s: float):
     self.place = place
-    self.names, self._silence_s = met.names, silence_s
-    self._peers = {index: Peer(index, link) for index, link in met.links.items()}
-    self._early = met.early
+    self.names, self._silence_s = connections.names, silence_s
+    self._peers = {index: Peer(index, link) for index, link in connections.links.items()}
+    self._early = connections.early
     self._step: int | None = None
     self._since = time.monotonic()
     self._values: dict[int, Any] = {}
-    self._said: dict[int, dict[int, Any]] = collections.defaultdict(dict)
-    self._shared = 0
+    self._gathered: dict[int, dict[int, Any]] = collections.defaultdict(dict)
+    self._exchange = 0
     self._arrived = threading.Condition()
-    self._passed_on = False
+    self._forwarded = False
     self._ends = False
     self.failed: int | None = None
-    """The exit code with which this process has ended the others."""
+    """The exit code that this process has passed to `fail`."""
 
   def start(self) -> None:
-    """Begins to listen. From here on another process may end this one, which must know by then how it leaves."""
+    """Starts to read messages. After this call, another process can end this one, so exit handlers must be registered
+    before it."""
     threading.Thread(target=self._listen, name="processes", daemon=True).start()
 
-  def at(self, step: int | None) -> None:
-    """Says which training step this process begins; None outside training, where it may take as long as it wants."""
+  def report_step(self, step: int | None) -> None:
+    """Reports that this process starts a training step, or None outside training, where no time limit applies."""
     self._step, self._since = step, time.monotonic()
 
   def share(self, value: Any = None) -> Any:
-    """The value that process 0 gives, on every process. All of them call it, in the same order."""
-    self._shared += 1
+    """Returns the value of process 0 on every process. All processes must make the same calls in the same order."""
+    self._exchange += 1
     if self.place.index == 0:
-      self._tell({"share": [self._shared, value]})
+      self._send({"share": [self._exchange, value]})
       return json.loads(json.dumps(value))
     return self._await_value()
 
   def gather(self, value: Any) -> list[Any]:
-    """The values of all processes, on every process. All of them call it, in the same order as `share`."""
-    self._shared += 1
+    """Returns the values of all processes on every process. The calls must be in the same order on all processes."""
+    self._exchange += 1
     if self.place.index != 0:
-      self._tell({"say": [self._shared, value]})
+      self._send({"say": [self._exchange, value]})
       return self._await_value()
     with self._arrived:
-      while len(said := self._said[self._shared]) < self.place.count - 1:
+      while len(received := self._gathered[self._exchange]) < self.place.count - 1:
         self._arrived.wait(0.25)
-    values = [value, *(said[index] for index in range(1, self.place.count))]
-    self._tell({"share": [self._shared, values]})
+    values = [value, *(received[index] for index in range(1, self.place.count))]
+    self._send({"share": [self._exchange, values]})
     return values
 
   def _await_value(self) -> Any:
     with self._arrived:
-      while self._shared not in self._values:
-        self._arrived.wait(0.25)  # a signal is handled in between
-      return self._values.pop(self._shared)
+      while self._exchange not in self._values:
+        self._arrived.wait(0.25)  # signals are handled between two waits
+      return self._values.pop(self._exchange)
 
   def fail(self, code: int, message: str) -> None:
-    """Ends all other processes with this exit code and message; the caller ends this one."""
+    """Makes all other processes exit with this code and message. The caller must end this process."""
     self.failed = code
     if not self._ends:
       self._ends = True
-      self._tell({"fail": [code, message, self.place.index]})
-      self._await_end(LEAVE_S / 4)
+      self._send({"fail": [code, message, self.place.index]})
+      self._await_end(EXIT_GRACE_S / 4)
 
   def leave(self, code: int) -> None:
-    """Says that this process ends now, after which the others expect nothing more of it."""
+    """Tells the other processes that this process exits with this code, and that no more messages follow."""
     if not self._ends:
       self._ends = True
-      self._tell_signal()
-      self._tell({"left": code})
-      if self.place.index == 0:  # the others need its services to the end
-        self._await_end(LEAVE_S)
+      self._send_signal()
+      self._send({"left": code})
+      if self.place.index == 0:  # the others need its coordination service until they exit
+        self._await_end(EXIT_GRACE_S)
 
   def _await_end(self, seconds: float) -> None:
     deadline = time.monotonic() + seconds
@@ -122,59 +124,61 @@ class Channel:
       if threading.current_thread().name == "processes":
         self._receive()
       else:
-        time.sleep(BEAT_S / 50)
+        time.sleep(HEARTBEAT_S / 50)
 
-  def _tell(self, message: dict[str, Any]) -> None:
+  def _send(self, message: dict[str, Any]) -> None:
     for peer in self._peers.values():
       if not peer.gone:
         peer.link.send(message)
 
   def _listen(self) -> None:
-    beaten = 0.0
+    last_beat = 0.0
     if self._early:
       self._handle(self._peers[0], self._early)
     awake = time.monotonic()
     while True:
       self._receive()
-      if time.monotonic() - awake > 5 * BEAT_S:  # this process was stopped, perhaps with all others: they begin anew
+      if (
+        time.monotonic() - awake > 5 * HEARTBEAT_S
+      ):  # this process was suspended, perhaps with all others: reset timers
         for peer in self._peers.values():
-          peer.heard = peer.since = time.monotonic()
+          peer.last_message = peer.since = time.monotonic()
         self._since = time.monotonic()
       awake = time.monotonic()
-      if time.monotonic() - beaten >= BEAT_S:
-        beaten = time.monotonic()
-        self._tell({"at": self._step})
+      if time.monotonic() - last_beat >= HEARTBEAT_S:
+        last_beat = time.monotonic()
+        self._send({"at": self._step})
       if not self._ends:
-        self._tell_signal()
-        self._judge()
+        self._send_signal()
+        self._check_peers()
 
-  def _tell_signal(self) -> None:
-    """Tells the others of a signal that this process has received."""
+  def _send_signal(self) -> None:
+    """Reports a signal that this process has received."""
     number = interrupts.first_signal()
-    if number is not None and not self._passed_on:
-      self._passed_on = True
-      self._tell({"signal": number})
+    if number is not None and not self._forwarded:
+      self._forwarded = True
+      self._send({"signal": number})
 
   def _receive(self) -> None:
-    """Reads what has arrived, for a quarter of a second at most."""
+    """Waits for messages for at most a quarter of a second, and handles them."""
     peers = [peer for peer in self._peers.values() if not peer.gone]
     links = [peer.link for peer in peers]
-    ready = select.select(links, [], [], BEAT_S / 4)[0]
+    ready = select.select(links, [], [], HEARTBEAT_S / 4)[0]
     for peer in peers:
       if peer.link in ready:
-        self._hear(peer)
+        self._read(peer)
 
-  def _hear(self, peer: Peer) -> None:
+  def _read(self, peer: Peer) -> None:
     messages, peer.gone = peer.link.receive()
-    peer.heard = time.monotonic()
+    peer.last_message = time.monotonic()
     self._handle(peer, messages)
     if peer.gone and peer.left is None:
-      self._end(1, "it ended without a message: it was killed, or its host is gone", peer.index)
+      self._end(1, "it ended without a message; it was killed, or its host failed", peer.index)
 
   def _handle(self, peer: Peer, messages: list[dict[str, Any]]) -> None:
     for message in messages:
       if "at" in message and message["at"] != peer.step:
-        peer.step, peer.since = message["at"], peer.heard
+        peer.step, peer.since = message["at"], peer.last_message
       if "share" in message:
         number, value = message["share"]
         with self._arrived:
@@ -183,55 +187,58 @@ class Channel:
       if "say" in message:
         number, value = message["say"]
         with self._arrived:
-          self._said[number][peer.index] = value
+          self._gathered[number][peer.index] = value
           self._arrived.notify_all()
       if "left" in message:
         peer.left = int(message["left"])
       if "signal" in message:
-        self._pass_signal_on(int(message["signal"]))
+        self._forward_signal(int(message["signal"]))
       if "fail" in message:
         peer.ends = True
         code, text, index = message["fail"]
         self._end(int(code), str(text), int(index))
 
-  def _pass_signal_on(self, number: int) -> None:
-    """Process 0 tells all others; this process acts as if it had received the signal itself."""
-    if not self._passed_on and self.place.index == 0:
-      self._tell({"signal": number})
-    self._passed_on = True
+  def _forward_signal(self, number: int) -> None:
+    """Handles a signal that another process received as if this process had received it. Process 0 forwards it."""
+    if not self._forwarded and self.place.index == 0:
+      self._send({"signal": number})
+    self._forwarded = True
     interrupts.deliver(number)
 
-  def _judge(self) -> None:
-    """Ends the program if a process is silent or behind for too long. Process 0 judges all, the others process 0."""
+  def _check_peers(self) -> None:
+    """Ends the program if a process does not respond or falls behind. Process 0 checks all processes; the others check
+    process 0."""
     now = time.monotonic()
     for peer in self._peers.values():
-      if peer.left is None and now - peer.heard > self._silence_s:
-        self._end(1, f"it has not responded for {self._silence_s:g} s: it is stopped, or its host is gone", peer.index)
-      if peer.left and now - peer.heard > LEAVE_S:
-        self._end(peer.left, f"it has ended, and this process had to end within {LEAVE_S:g} s", peer.index)
+      if peer.left is None and now - peer.last_message > self._silence_s:
+        self._end(1, f"it has not responded for {self._silence_s:g} s; it hangs, or its host failed", peer.index)
+      if peer.left and now - peer.last_message > EXIT_GRACE_S:
+        self._end(
+          peer.left, f"it has exited, and this process did not exit within {EXIT_GRACE_S:g} s after it", peer.index
+        )
     steps = {peer.index: (peer.step, peer.since) for peer in self._peers.values()}
     steps[self.place.index] = (self._step, self._since)
     training = {index: (step, since) for index, (step, since) in steps.items() if step is not None}
     if self.place.index == 0 and len(training) == self.place.count:
-      self._judge_steps(training, now)
+      self._check_steps(training, now)
 
-  def _judge_steps(self, training: dict[int, tuple[int, float]], now: float) -> None:
-    """The same, of processes that are all training: each step needs all of them."""
+  def _check_steps(self, training: dict[int, tuple[int, float]], now: float) -> None:
+    """Ends the program if, while all processes are training, one of them does not start the next step, or none does."""
     first, (top, _) = max(training.items(), key=lambda item: item[1][0])
     last, (step, _) = min(training.items(), key=lambda item: item[1][0])
     idle_s = now - max(since for _, since in training.values())
     if step < top and idle_s > self._silence_s:
-      text = f"it has not begun step {step + 1} for {idle_s:.0f} s, and the others wait for it: it hangs"
+      text = f"it has not started step {step + 1} for {idle_s:.0f} s while other processes wait for it; it hangs"
       self._end(1, text, last)
-    elif idle_s > NO_STEP * self._silence_s:
-      self._end(1, f"no process has finished step {step} for {idle_s:.0f} s: a collective operation hangs", first)
+    elif idle_s > STALL_FACTOR * self._silence_s:
+      self._end(1, f"no process has finished step {step} for {idle_s:.0f} s; a collective operation hangs", first)
 
   def _end(self, code: int, message: str, index: int) -> None:
-    """Ends this process because of that one and, on process 0, all others."""
+    """Ends this process because of the failure of process `index`. On process 0, also ends all others."""
     if self.place.index == 0:
-      self._tell({"fail": [code, message, index]})
+      self._send({"fail": [code, message, index]})
     if not self._ends:
       self._ends = True
       if self.place.index == 0:
-        self._await_end(LEAVE_S / 4)
+        self._await_end(EXIT_GRACE_S / 4)
       interrupts.end(code, f"moejax: {self.names[index]}: {message}")

@@ -1,9 +1,9 @@
-"""What the environment says about the processes of a program, read without JAX.
+"""Reads the environment variables that describe the processes of a program, without importing JAX.
 
-A launcher sets JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID and, where
-process 0 is to listen on one address only, JAX_COORDINATOR_BIND_ADDRESS. Without these, JAX's own detection decides:
-SLURM, Open MPI, TPU pods. MOEJAX_CLUSTER=auto asks for it where the environment alone does not show that there are
-several processes, as on a TPU VM and in Kubernetes.
+A launcher sets JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID. It can also set
+JAX_COORDINATOR_BIND_ADDRESS, the only address on which process 0 then listens. Without these variables, JAX detects
+SLURM, Open MPI and TPU pods. MOEJAX_CLUSTER=auto enables this detection where environment variables do not show that
+there are several processes, as on a TPU VM and in Kubernetes.
 """
 
 import os
@@ -15,20 +15,20 @@ ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PRO
 BIND = "JAX_COORDINATOR_BIND_ADDRESS"
 CLUSTER = "MOEJAX_CLUSTER"
 JOB = ("MOEJAX_JOB", "SLURM_JOB_ID")
-"""What tells one program from another at the same address."""
+"""Variables that distinguish two programs with the same address."""
 
 CONNECT_TIMEOUT_S, HANG_TIMEOUT_S = "MOEJAX_CONNECT_TIMEOUT_S", "MOEJAX_HANG_TIMEOUT_S"
-"""Seconds in which all processes must have reached process 0, and after which a process that does not respond, or is
-behind the others in training, ends the program."""
+"""Timeouts in seconds: for all processes to connect to process 0, and for a process that does not respond or falls
+behind the others in training."""
 
 DEFAULTS = {CONNECT_TIMEOUT_S: 300.0, HANG_TIMEOUT_S: 60.0}
 
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
-"""What `srun` sets. In a batch script some of them are not set: it is one process."""
+"""Variables that `srun` sets. In a batch script, which is a single process, some of them are not set."""
 
 
 def is_one_of_several() -> bool:
-  """Whether this process is, or by JAX's detection may be, one of several of a program."""
+  """Whether this process is one of several processes of a program, or JAX has to detect whether it is."""
   e = os.environ
   if COUNT in e or INDEX in e:
     return _number(COUNT) > 1
@@ -42,29 +42,29 @@ def is_one_of_several() -> bool:
 
 
 def given_place() -> Place | None:
-  """This process's place as its launcher gives it; None where that is left to JAX's detection.
+  """The place of this process as set by the launcher, or None if JAX has to detect it.
 
   Raises:
-    UserError: a variable is missing or is no number in its range.
+    UserError: If a variable is missing or out of range.
   """
   if COUNT not in os.environ and INDEX not in os.environ:
     return None
   count, index = _number(COUNT), _number(INDEX)
   if not 0 <= index < count:
-    raise UserError(f"{INDEX}={index} is not a process of {COUNT}={count}; processes are numbered from 0")
+    raise UserError(f"{INDEX}={index} must be between 0 and {count - 1}, because {COUNT}={count}")
   return make_place(index, count, _value(ADDRESS))
 
 
 def make_place(index: int, count: int, address: str) -> Place:
-  """A place, with what the environment says of where process 0 listens.
+  """Makes a place, with the address on which process 0 listens.
 
   Raises:
-    UserError: the address is not HOST:PORT.
+    UserError: If an address is not HOST:PORT.
   """
   for name, value in ((ADDRESS, address), (BIND, os.environ.get(BIND, address))):
     host, _, port = value.rpartition(":")
     if not host or not port.isdigit() or not 0 < int(port) < 2**16:
-      raise UserError(f"{name}={value!r} is not HOST:PORT, such as 10.0.0.1:8476")
+      raise UserError(f"{name}={value!r} is not HOST:PORT; set it to an address such as 10.0.0.1:8476")
   host = address.rpartition(":")[0]
   is_loopback = host == "localhost" or host.startswith("127.") or host == "[::1]"
   bind = os.environ[BIND].rpartition(":")[0] if BIND in os.environ else host if is_loopback else ""
@@ -73,10 +73,10 @@ def make_place(index: int, count: int, address: str) -> Place:
 
 
 def seconds(name: str) -> float:
-  """One of the settings above.
+  """The value of one of the timeouts above.
 
   Raises:
-    UserError: it is no positive number.
+    UserError: If it is not a positive number.
   """
   text = os.environ.get(name, str(DEFAULTS[name]))
   try:

@@ -1,5 +1,7 @@
-"""How this process joins the others of its program: first contact, then JAX's own service. Comes before all else that
-uses JAX."""
+"""Connects this process with the others of its program and initializes `jax.distributed`.
+
+This must happen before anything else uses JAX.
+"""
 
 import atexit
 import contextlib
@@ -16,50 +18,51 @@ from moejax import processes
 from moejax.errors import UserError, reason
 from moejax.processes.channel import Channel
 from moejax.processes.environment import CONNECT_TIMEOUT_S, HANG_TIMEOUT_S, given_place, make_place, seconds
-from moejax.processes.rendezvous import Place, meet
+from moejax.processes.rendezvous import Place, connect
 
 NO_LIMIT_S = 10**6
-"""Where JAX wants a bound and the channel has a better one."""
+"""Value of timeouts of JAX that the channel replaces."""
 
 
 def join() -> None:
-  """Makes this process one of its program's. Does nothing the second time, or where it is alone after all.
+  """Connects this process with the others. Does nothing if they are connected already or there are none.
 
   Raises:
-    UserError: the environment describes no program.
-    Failure: other processes are missing.
+    UserError: If no cluster is detected, or jax.distributed is initialized already.
+    Failure: If other processes are missing.
   """
   if processes.count() > 1:
     return
   if jax.distributed.is_initialized():
     raise UserError(
-      "jax.distributed is initialized already; leave that to moejax, which also watches the other processes"
+      "jax.distributed is already initialized; remove that call, because moejax initializes it and monitors the "
+      "processes"
     )
   connect_s, silence_s = seconds(CONNECT_TIMEOUT_S), seconds(HANG_TIMEOUT_S)
   place, devices = _place(connect_s)
   if place is None:
     return
-  met = meet(place, connect_s)
-  processes.joined(Channel(place, met, silence_s))
+  connections = connect(place, connect_s)
+  processes.joined(Channel(place, connections, silence_s))
   atexit.register(_leave)
-  _await_verdict_at_abort()
-  # Its handler would take SIGTERM from moejax.interrupts, of which the channel tells the other processes.
+  _await_failure_report_at_abort()
+  # JAX's handler of SIGTERM would replace that of moejax.interrupts, whose signals the channel forwards.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
-    met.coordinator,
+    connections.coordinator,
     place.count,
     place.index,
     local_device_ids=devices,
     cluster_detection_method="deactivate",
     initialization_timeout=int(connect_s) + 1,
-    coordinator_bind_address=f"{_bracketed(place.bind) or '[::]'}:{met.coordinator.rpartition(':')[2]}",
-    heartbeat_timeout_seconds=int(2 * silence_s) + 60,  # the channel ends the program before, and says why
+    coordinator_bind_address=f"{_bracketed(place.bind) or '[::]'}:{connections.coordinator.rpartition(':')[2]}",
+    heartbeat_timeout_seconds=int(2 * silence_s) + 60,  # the channel detects failures earlier and reports the reason
     shutdown_timeout_seconds=NO_LIMIT_S,
   )
 
 
 def _place(connect_s: float) -> tuple[Place | None, Sequence[int] | None]:
-  """This process's place, None where it is alone, and which of its host's GPUs are its own, None for all."""
+  """The place of this process (None if it is the only one), and the indices of its GPUs on its host (None: all)."""
   if (place := given_place()) is not None:
     return place, None  # JAX reads JAX_LOCAL_DEVICE_IDS itself
   address, count, index, devices = clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -78,12 +81,12 @@ def _bracketed(host: str) -> str:
 
 
 def _leave() -> None:
-  """At the end of the interpreter: waits for the others after success, and ends them after a failure."""
+  """Runs when the interpreter exits. Waits for the other processes after success, and ends them after a failure."""
   error = getattr(sys, "last_value", None)
   if error is not None:
     processes.fail(1, reason(error))
   code = processes.failed()
-  if code is not None:  # the others are gone: JAX would wait for them
+  if code is not None:  # the others have exited: jax.distributed.shutdown would wait for them
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()
@@ -92,9 +95,9 @@ def _leave() -> None:
   processes.leave(0)
 
 
-def _await_verdict_at_abort() -> None:
-  """JAX aborts this process where process 0 is gone, which the channel is about to say better."""
+def _await_failure_report_at_abort() -> None:
+  """JAX aborts this process if process 0 is gone. Waits before the abort, so that the channel can report the reason."""
   ctypes.CDLL(None).signal(signal.SIGABRT, _ON_ABORT)
 
 
-_ON_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: processes.await_verdict())
+_ON_ABORT = ctypes.CFUNCTYPE(None, ctypes.c_int)(lambda number: processes.await_failure_report())

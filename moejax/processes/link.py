@@ -1,4 +1,4 @@
-"""A connection between two processes of a program: messages as lines of JSON."""
+"""A connection between two processes, with one JSON message per line."""
 
 import json
 import socket
@@ -6,10 +6,10 @@ import threading
 from typing import Any
 
 MAX_LINE = 2**26
-"""Bytes of one message."""
+"""Maximum number of bytes of a message."""
 
 SEND_S = 10.0
-"""Seconds that a message may wait for a receiver that does not read."""
+"""Timeout in seconds for sending a message."""
 
 
 class Link:
@@ -27,7 +27,7 @@ class Link:
     return self._socket.fileno()
 
   def send(self, message: dict[str, Any]) -> None:
-    """Sends a message. A receiver that is gone is noticed by `receive`."""
+    """Sends a message. Errors are ignored, because `receive` detects a closed connection."""
     try:
       with self._lock:
         self._socket.sendall(json.dumps(message).encode() + b"\n")
@@ -35,9 +35,9 @@ class Link:
       pass
 
   def receive(self) -> tuple[list[dict[str, Any]], bool]:
-    """The messages that have arrived, and whether the other end is gone. Call it when `select` says so.
+    """Returns the messages that have arrived, and whether the connection is closed. Call it if `select` reports data.
 
-    Whoever sends anything else than such messages counts as gone.
+    Data that is not a valid message counts as a closed connection.
     """
     try:
       received = self._socket.recv(2**16)

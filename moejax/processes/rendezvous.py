@@ -1,4 +1,4 @@
-"""First contact of the processes of a program: process 0 awaits the others at an address that all know."""
+"""Connects the processes of a program: process 0 listens at an address that all processes know."""
 
 import contextlib
 import dataclasses
@@ -15,76 +15,76 @@ RETRY_S = 0.25
 """Seconds between two attempts to reach process 0."""
 
 ANSWER_S = 15.0
-"""Seconds beyond the deadline in which process 0 can still say which processes are missing."""
+"""Seconds after the deadline in which process 0 can still report which processes are missing."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-  """Where a process stands in its program."""
+  """The index of a process in its program, and the address of process 0."""
 
   index: int
   count: int
   """Number of processes."""
   address: str
-  """HOST:PORT at which process 0 awaits the others."""
+  """HOST:PORT at which the other processes reach process 0."""
   bind: str
-  """The address of its host on which process 0 listens."""
+  """The address on which process 0 listens. Empty for all addresses of its host."""
   job: str = ""
-  """Equal for the processes of one program: others that come to the same port are turned away."""
+  """Identifies the program. Connections of processes with another value are refused."""
 
   @property
   def host(self) -> str:
-    """Of the address."""
+    """Host of the address."""
     return self.address.rpartition(":")[0]
 
   @property
   def port(self) -> int:
-    """Of the address."""
+    """Port of the address."""
     return int(self.address.rpartition(":")[2])
 
 
 @dataclasses.dataclass(frozen=True)
-class Met:
-  """What first contact gives."""
+class Connections:
+  """The connections of a process, and what it has received while connecting."""
 
   links: dict[int, Link]
-  """Process 0 has one to each of the others, each of the others one to process 0."""
+  """By index of the other process. Process 0 is connected to all others, and each of them to process 0."""
   names: list[str]
-  """Of every process."""
+  """Names of all processes, by index."""
   coordinator: str
-  """HOST:PORT at which process 0 runs JAX's coordination service."""
+  """HOST:PORT for JAX's coordination service on process 0."""
   early: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  """What process 0 has already sent beside that."""
+  """Further messages of process 0 that have already arrived."""
 
 
-def meet(place: Place, deadline_s: float) -> Met:
-  """Waits until all processes of the program are there.
+def connect(place: Place, deadline_s: float) -> Connections:
+  """Waits until all processes of the program are connected.
 
   Raises:
-    Failure: some are not there within the deadline; the message names them.
+    Failure: If some are not connected before the deadline. The message names them.
   """
   return _await_others(place, deadline_s) if place.index == 0 else _reach_first(place, deadline_s)
 
 
 def name_of_this(index: int) -> str:
-  """How messages name this process."""
+  """Name of this process in messages."""
   return f"process {index} (host {socket.gethostname()}, pid {os.getpid()})"
 
 
 def free_port(host: str) -> int:
-  """A port of this host that nothing listens on."""
+  """Returns a port on which no program listens."""
   with contextlib.closing(_listen(host, 0)) as server:
     return server.getsockname()[1]
 
 
 def _listen(host: str, port: int) -> socket.socket:
-  """On one address, or on all for an empty host."""
+  """Listens on one address or, if `host` is empty, on all addresses."""
   if host or not socket.has_dualstack_ipv6():
     return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=1024)
   return socket.create_server((host, port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
 
 
-def _await_others(place: Place, deadline_s: float) -> Met:
+def _await_others(place: Place, deadline_s: float) -> Connections:
   try:
     server = _listen(place.bind, place.port)
   except OSError as error:
@@ -115,14 +115,16 @@ def _await_others(place: Place, deadline_s: float) -> Met:
           links[hello["index"]], names[hello["index"]] = ready, str(hello["name"])
   for stranger in strangers:
     stranger.close()
-  met = Met(links, [names[index] for index in range(place.count)], f"{place.host}:{free_port(place.bind)}")
+  connections = Connections(
+    links, [names[index] for index in range(place.count)], f"{place.host}:{free_port(place.bind)}"
+  )
   for link in links.values():
-    link.send({"names": met.names, "coordinator": met.coordinator})
-  return met
+    link.send({"names": connections.names, "coordinator": connections.coordinator})
+  return connections
 
 
 def _hello(link: Link, place: Place) -> dict[str, Any] | None:
-  """The first message of a process of this program; None from any other."""
+  """The first message of a process of this program, or None if it is from another program."""
   messages, _ = link.receive()
   hello = messages[0] if messages else {}
   expected = {"count": place.count, "job": place.job}
@@ -135,17 +137,17 @@ def _missing(missing: list[int], place: Place, deadline_s: float) -> str:
   shown = ", ".join(map(str, missing[:20])) + (f" and {len(missing) - 20} more" if len(missing) > 20 else "")
   return (
     f"{'process' if len(missing) == 1 else 'processes'} {shown} of {place.count} did not reach process 0 at "
-    f"{place.address} within {deadline_s:g} s; look at their logs, or raise MOEJAX_CONNECT_TIMEOUT_S"
+    f"{place.address} within {deadline_s:g} s; see their logs, or raise MOEJAX_CONNECT_TIMEOUT_S"
   )
 
 
-def _reach_first(place: Place, deadline_s: float) -> Met:
+def _reach_first(place: Place, deadline_s: float) -> Connections:
   end = time.monotonic() + deadline_s
   hello = {"index": place.index, "count": place.count, "job": place.job, "name": name_of_this(place.index)}
   while time.monotonic() < end:
     try:
       link = Link(socket.create_connection((place.host.strip("[]"), place.port), timeout=RETRY_S * 8))
-    except OSError:  # it does not listen yet, or its name is not yet known
+    except OSError:  # process 0 does not listen yet, or its host name cannot be resolved yet
       time.sleep(RETRY_S)
       continue
     link.send(hello)
@@ -157,12 +159,12 @@ def _reach_first(place: Place, deadline_s: float) -> Met:
         raise Failure(str(messages[0]["fail"][1]))
       if messages and "coordinator" in messages[0]:
         welcome, *early = messages
-        return Met({0: link}, list(welcome["names"]), str(welcome["coordinator"]), early)
-      if gone:  # it belongs to another program, or has been stopped
+        return Connections({0: link}, list(welcome["names"]), str(welcome["coordinator"]), early)
+      if gone:  # process 0 of another program, or it was stopped
         break
     link.close()
     time.sleep(RETRY_S)
   raise Failure(
-    f"process 0 of {place.count} did not answer process {place.index} at {place.address} within {deadline_s:g} s; look "
-    "at its log, check the address, or raise MOEJAX_CONNECT_TIMEOUT_S"
+    f"process 0 of {place.count} did not answer process {place.index} at {place.address} within {deadline_s:g} s; see "
+    "its log, check the address, or raise MOEJAX_CONNECT_TIMEOUT_S"
   )

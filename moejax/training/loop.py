@@ -155,7 +155,7 @@ class _Training:
         self._report_waiting()
         if self._rewound():
           continue
-        processes.at(None)
+        processes.report_step(None)
         self._save()
         if stopping or evaluate:
           self.stop.release()
@@ -182,7 +182,7 @@ class _Training:
 
   def _train_step(self) -> None:
     """Dispatches the next step and reports the one before it, which by now has ended on the device or soon will."""
-    processes.at(self.step + 1)
+    processes.report_step(self.step + 1)
     self.sync.send(self.stop)
     batch = to_devices(next(self.batches), self.run.spec.partitioner.batch, self.rows)
     self.sync.input_ready()

@@ -32,7 +32,7 @@ from moejax.errors import UserError
     (lambda: sparse(dispatch="dense", router=DenseRouter(), experts_per_token=8), r"group_size=32 would have"),
     (
       lambda: replace(sparse(every=1), matchable=("model.d_ff",)),
-      r"matchable='model\.d_ff' and every layer is sparse",
+      r"matchable='model\.d_ff' would have no effect because every layer is sparse",
     ),
   ],
 )  # fmt: skip

@@ -49,7 +49,7 @@ def test_weights_are_one_for_each_source_and_above_0():
   with pytest.raises(UserError, match=r"^data\.weights has 1 numbers for the 2 entries of data\.train; give one"):
     data(train=("a", "b"), weights=(1.0,))
   for weight in (0.0, -1.0, float("nan"), float("inf")):
-    with pytest.raises(UserError, match=rf"^data\.weights={weight} must be above 0 and finite; leave the source out"):
+    with pytest.raises(UserError, match=rf"^data\.weights={weight} must be above 0 and finite; to leave a source out"):
       data(train=("a", "b"), weights=(1.0, weight))
 
 
@@ -75,7 +75,7 @@ def test_no_text_to_train_on_is_refused_with_what_could_be_named():
 def test_no_text_to_validate_on_is_refused_but_its_own_text_needs_no_fraction():
   with pytest.raises(
     UserError,
-    match=r"^data\.validation is empty and data\.validation_fraction=0 holds nothing out; set one of them$",
+    match=r"^data\.validation is empty and data\.validation_fraction=0, so no document is held out; set one of them$",
   ):
     data(validation_fraction=0.0)
   assert data(validation=("held_out.txt",), validation_fraction=0.0).validation == ("held_out.txt",)

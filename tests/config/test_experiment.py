@@ -146,12 +146,12 @@ def test_a_dimension_that_the_mesh_does_not_divide_is_refused_with_its_field(tin
     (
       lambda e: on(with_moe(e, group_size=128), data=4),
       r"training\.batch_size / gradient_accumulation: 8 sequences have 2 routing groups of moe\.group_size=128, which "
-      r"the 4 shards of mesh \(replica 1 x data 4 x expert 1 x model 1\) do not divide; lower moe\.group_size or "
-      r"raise the batch",
+      r"are not divisible by the 4 shards of mesh \(replica 1 x data 4 x expert 1 x model 1\); lower moe\.group_size "
+      r"or raise the batch size",
     ),
     (
       lambda e: on(with_moe(with_training(e, batch_size=16), group_size=128), data=2, expert=2),
-      r"evaluation\.batch_size: 8 sequences have 2 routing groups of moe\.group_size=128, which the 4 shards of .*",
+      r"evaluation\.batch_size: 8 sequences have 2 routing groups of moe\.group_size=128, which are not divisible.*",
     ),
   ],
   ids=["experts", "their hidden width", "training groups", "evaluation groups"],
@@ -241,15 +241,15 @@ def test_members_of_a_suite_have_names_of_their_own(tiny_dense, tiny_moe):
   [
     (
       lambda e: with_data(e, train=("other.txt",)),
-      r"data\.train is \('python-standard-library',\) in 'dense' and \('other\.txt',\) in 'b_dense'",
+      r"data\.train is \('python-standard-library',\) in 'dense' but \('other\.txt',\) in 'b_dense'",
     ),
-    (lambda e: with_data(e, validation=("v.txt",)), r"data\.validation is \(\) in 'dense' and \('v\.txt',\) in .*"),
-    (lambda e: with_data(e, document_length=9), r"data\.document_length is None in 'dense' and 9 in 'b_dense'"),
-    (lambda e: with_data(e, deduplicate=True), r"data\.deduplicate is False in 'dense' and True in 'b_dense'"),
-    (lambda e: with_data(e, validation_fraction=0.1), r"data\.validation_fraction is 0\.05 in 'dense' and 0\.1 in .*"),
+    (lambda e: with_data(e, validation=("v.txt",)), r"data\.validation is \(\) in 'dense' but \('v\.txt',\) in .*"),
+    (lambda e: with_data(e, document_length=9), r"data\.document_length is None in 'dense' but 9 in 'b_dense'"),
+    (lambda e: with_data(e, deduplicate=True), r"data\.deduplicate is False in 'dense' but True in 'b_dense'"),
+    (lambda e: with_data(e, validation_fraction=0.1), r"data\.validation_fraction is 0\.05 in 'dense' but 0\.1 in .*"),
     (
       lambda e: replace(e, evaluation=replace(e.evaluation, max_tokens=9)),
-      r"evaluation\.max_tokens is 1000000 in 'dense' and 9 in 'b_dense'",
+      r"evaluation\.max_tokens is 1000000 in 'dense' but 9 in 'b_dense'",
     ),
   ],
 )
@@ -282,13 +282,13 @@ def test_pairs_of_other_sequence_lengths_cannot_share_a_seqio_task_that_may_read
     return Suite(name="s", pairs=tuple(pairs))
 
   assert len(suite("a.txt").members) == 4
-  with pytest.raises(UserError, match=r"data\.sequence_length is 32 in 'dense_32' and 64 in 'dense_64'; all members"):
+  with pytest.raises(UserError, match=r"data\.sequence_length is 32 in 'dense_32' but 64 in 'dense_64'; all members"):
     suite("seqio:tasks/lm")
 
 
 def test_candidates_are_scored_on_what_the_dense_member_is_scored_on(tiny_dense, tiny_moe):
   scored = replace(tiny_moe, evaluation=replace(tiny_moe.evaluation, max_tokens=None))
-  with pytest.raises(UserError, match=r"^suite 's': evaluation\.max_tokens is 1000000 in 'dense' and None in 'sparse'"):
+  with pytest.raises(UserError, match=r"^suite 's': evaluation\.max_tokens is 1000000 in 'dense' but None in 'sparse'"):
     Suite(name="s", pairs=(Pair(dense=tiny_dense, candidates=(scored,)),))
 
 

@@ -20,12 +20,12 @@ def only_our_own_kinds():
 
 @pytest.mark.parametrize("kind", [3, "", "a b", "a.b", "1st"])
 def test_a_kind_that_is_not_a_name_is_refused(kind):
-  with pytest.raises(UserError, match="is not a name; use letters"):
+  with pytest.raises(UserError, match="is not a valid name; use letters"):
     type("Mine", (TopKRouter,), {}, kind=kind)
 
 
 def test_a_field_named_kind_is_refused():
-  with pytest.raises(UserError, match="Mine cannot have a field kind, which names the class itself"):
+  with pytest.raises(UserError, match="Mine cannot have a field named kind, which selects the class"):
     type("Mine", (TopKRouter,), {"__annotations__": {"kind": str}, "kind": "x"})
 
 

@@ -84,7 +84,7 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
       r"moe\.experts_per_token=2, but router\.kind='dense' uses all experts; set it to 8",
     ),
     ({"router": Router(expert_groups=3)}, r"moe\.num_experts=8 is not divisible by router\.expert_groups=3"),
-    ({"router": Router(expert_groups=8)}, r"moe\.experts_per_token=2 is more than the 1 experts of router\.groups_per"),
+    ({"router": Router(expert_groups=8)}, r"moe\.experts_per_token=2 is more than the 1 experts in router\.groups_per"),
     ({"num_shared_experts": -1}, r"moe\.num_shared_experts=-1 must be 0 or above"),
     ({"dispatch": "random"}, r"moe\.dispatch\.kind is 'random', not one of einsum, grouped, dense"),
   ],

@@ -48,7 +48,7 @@ def test_facts_of_each_kind():
 
 
 def test_a_kind_of_ones_own_cannot_take_the_name_of_a_built_in_one():
-  with pytest.raises(UserError, match=r"^'top_k' is the name of a built-in router; give Mine another kind$"):
+  with pytest.raises(UserError, match=r"^'top_k' is the kind of a built-in router; use another kind for Mine$"):
 
     class Mine(Router, kind="top_k"):
       pass

@@ -17,12 +17,12 @@ import os, signal, sys, time
 from moejax import interrupts, processes
 from moejax.processes.channel import Channel
 from moejax.processes.environment import CONNECT_TIMEOUT_S, HANG_TIMEOUT_S, given_place, seconds
-from moejax.processes.rendezvous import meet
+from moejax.processes.rendezvous import connect
 interrupts.block()
 interrupts.watch()
 def run():
   place = given_place()
-  channel = Channel(place, meet(place, seconds(CONNECT_TIMEOUT_S)), seconds(HANG_TIMEOUT_S))
+  channel = Channel(place, connect(place, seconds(CONNECT_TIMEOUT_S)), seconds(HANG_TIMEOUT_S))
   time.sleep(float(os.environ.get("LATE_S", 0)) if place.index == 0 else 0)
   processes.joined(channel)
   me = processes.index()
@@ -131,10 +131,10 @@ def test_a_process_that_is_stopped_ends_the_others_within_the_bound_and_is_named
 
 
 def test_a_process_that_is_behind_in_training_ends_all_and_is_named():
-  body = "processes.at(7 if me == 1 else 8)\ntime.sleep(60)"
+  body = "processes.report_step(7 if me == 1 else 8)\ntime.sleep(60)"
   codes, outputs = end_of(body, 3, within_s=30, MOEJAX_HANG_TIMEOUT_S="2")
   assert codes == [1, 1, 1]
-  assert all("process 1 (host " in text and "it has not begun step 8 for" in text for text in outputs)
+  assert all("process 1 (host " in text and "it has not started step 8 for" in text for text in outputs)
 
 
 def test_a_program_that_is_stopped_as_a_whole_goes_on_when_it_is_continued():
@@ -150,7 +150,7 @@ def test_a_program_that_is_stopped_as_a_whole_goes_on_when_it_is_continued():
 
 
 def test_outside_training_a_process_may_be_behind():
-  body = "processes.at(8 if me else None)\ntime.sleep(5)"
+  body = "processes.report_step(8 if me else None)\ntime.sleep(5)"
   assert end_of(body, 2, MOEJAX_HANG_TIMEOUT_S="2")[0] == [0, 0]
 
 

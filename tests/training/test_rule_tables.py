@@ -94,7 +94,7 @@ def test_the_list_of_tensors_is_what_tracing_places(base, changes, monkeypatch):
   ("sparse", "rules", "message"),
   [
     (False, {"sequence": ("model",), "act_embed": (), "heads": (), "kv_heads": (), "mlp": (), "vocab": ()},
-     r"rules: 'sequence' is on model, and attention needs whole sequences; use \(\) for sequence"),
+     r"rules: 'sequence' is sharded over model, but attention needs whole sequences; use \(\) for sequence"),
     (False, {"vocab": ("model", "expert"), "embed": ("data",)},
      r"activation batch x vocab: rules map both 'batch' and 'vocab' to mesh axis 'expert'"),
     (False, {"mlp": ("expert",), "embed": ()},
