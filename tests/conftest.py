@@ -1,7 +1,9 @@
 """Eight simulated devices for every test, strict ranks, three tiny experiments, and which tests are smoke tests."""
 
+import gc
 import os
 import pathlib
+import re
 import tempfile
 from dataclasses import replace
 from importlib import metadata
@@ -32,6 +34,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
   os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+# Compiled programs and traces stay in caches: millions of objects, through which no garbage collection should go again.
+gc.set_threshold(200_000, 20, 20)
 
 SMOKE = (
   "config/",
@@ -89,6 +94,18 @@ SMOKE = (
 """What `pytest -m smoke` runs below a minute: the beginnings of the names of fast tests, at least one of each part."""
 
 
+def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
+  """Files of which a run takes no test are not imported: their libraries would take longer than the smoke tests."""
+  if not re.fullmatch(r"test_\w+\.py", collection_path.name):
+    return None
+  name, wanted = collection_path.relative_to(pathlib.Path(__file__).parent).as_posix(), config.option.markexpr
+  if wanted == "smoke":
+    return not any(begin.startswith(name) or name.startswith(begin) for begin in SMOKE) or None
+  if wanted == "not slow and not nightly":
+    return bool(re.search(r"^pytestmark = pytest\.mark\.(slow|nightly)", collection_path.read_text(), re.M)) or None
+  return None
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Gives the fast tests of SMOKE their marker. A test cannot be both slow and nightly: `-m slow` would run it."""
@@ -99,6 +116,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
       raise pytest.UsageError(f"{item.nodeid} is marked both slow and nightly; keep one")
     if item.nodeid.startswith(begins) and not markers:
       item.add_marker("smoke")
+  gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collected():
+  """Garbage of a file is collected after its last test; what is left is never looked through again."""
+  yield
+  gc.collect()
+  gc.freeze()
 
 
 def dense() -> Experiment:
