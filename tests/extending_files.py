@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Iterator
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "extending.md"
@@ -13,7 +12,7 @@ FILES = dict(re.findall(r"^`(\w+\.py)`:\n\n```python\n(.*?)^```", PAGE.read_text
 
 @contextlib.contextmanager
 def written(folder: pathlib.Path) -> Iterator[None]:
-  """Writes the files to a folder, which is the current one; what they import of each other is forgotten afterwards."""
+  """Writes the files to a folder, which is the current one."""
   for name, text in FILES.items():
     (folder / name).write_text(text)
   before = os.getcwd()
@@ -22,5 +21,3 @@ def written(folder: pathlib.Path) -> Iterator[None]:
     yield
   finally:
     os.chdir(before)
-    for name in FILES:
-      sys.modules.pop(name.removesuffix(".py"), None)

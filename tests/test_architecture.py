@@ -38,6 +38,7 @@ FLOORS = (
     "moejax.partitioning",
     "moejax.torus",
     "moejax.overrides",
+    "moejax.user_files",
     "moejax.lookup",
     "moejax.describe",
     "moejax.interop.configs",

@@ -117,7 +117,7 @@ def test_a_file_that_gives_no_experiment_is_told_what_it_has(write, text, functi
 def test_a_file_that_is_not_there(write):
   with pytest.raises(
     UserError,
-    match=r"^other\.py does not exist; name a file and a function in it, as in path/to/mine\.py:my_experiment$",
+    match=r"^other\.py does not exist; give the path of a Python file$",
   ):
     find("other.py:mine")
 
@@ -152,7 +152,6 @@ def test_an_exception_of_the_users_file_is_one_line_with_the_place_where_it_was_
     find(f"{write(text)}:mine")
   assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
   assert sys.path == before
-  sys.modules.pop("neighbor", None)
 
 
 def test_a_users_file_imports_its_neighbors_from_any_folder(write, tmp_path, monkeypatch):
@@ -161,7 +160,6 @@ def test_a_users_file_imports_its_neighbors_from_any_folder(write, tmp_path, mon
   (tmp_path / "elsewhere").mkdir()
   monkeypatch.chdir(tmp_path / "elsewhere")
   assert find("../own.py:mine") == quick_small()
-  sys.modules.pop("basis", None)
 
 
 def test_a_file_that_a_run_or_a_comparison_wrote_is_a_name(tiny_moe, tiny_suite, tmp_path):
@@ -213,12 +211,3 @@ def test_what_a_run_wrote_is_read_once_the_file_of_its_kinds_is_imported_and_not
     find("experiment.json")
   lookup.import_file("own.py")
   assert find("experiment.json").optimizer.schedule.at == 0.25
-
-
-def test_a_file_to_import_that_is_missing_or_fails_is_an_error_of_one_line(write):
-  with pytest.raises(UserError, match=r"^none\.py does not exist; name a Python file"):
-    lookup.import_file("none.py")
-  with pytest.raises(UserError, match=r"^own\.py:1: ZeroDivisionError"):
-    lookup.import_file(write("1 / 0"))
-  with pytest.raises(UserError, match=r"^own\.txt is not a Python file"):
-    lookup.import_file(write("", "own.txt"))

@@ -1,0 +1,161 @@
+"""Executes Python files of the user's, which import the modules in their folder as a script does.
+
+Files in two folders may import different modules of the same name, at the top or later inside a function. Each folder
+is therefore a package of its own. `import sizes` in one of its files imports the module `sizes` of that package, and
+neither `sys.path` nor the names of other modules change.
+"""
+
+import builtins
+import contextlib
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from types import CodeType, ModuleType
+from typing import Any
+
+from moejax.errors import UserError
+
+FOLDERS: dict[pathlib.Path, "_Folder"] = {}  # those of which a file was executed
+
+
+def import_file(path: str) -> ModuleType:
+  """Executes a file of the user's, whose routers, optimizers and other kinds of configuration are then known by name.
+
+  A file is executed again only after it, or a module that it imported from its folder, was changed.
+
+  Raises:
+    UserError: there is no such file, or it raises an exception.
+  """
+  file = pathlib.Path(path)
+  if file.is_dir():
+    raise UserError(f"{path} is a folder; give the path of a Python file in it, as in {file / 'mine.py'}")
+  if not file.is_file():
+    raise UserError(f"{path} does not exist; give the path of a Python file")
+  if file.suffix != ".py":
+    raise UserError(f"{path} is not a Python file; its name must end in .py")
+  folder = file.parent.resolve()
+  if folder not in FOLDERS:
+    FOLDERS[folder] = _Folder(folder, f"moejax_folder_{len(FOLDERS)}")
+  with one_line_errors(path):
+    return FOLDERS[folder].execute(file.name)
+
+
+@contextlib.contextmanager
+def one_line_errors(path: str) -> Iterator[None]:
+  """Makes any exception of a user's file a UserError with the line where that file, or one beside it, raised it."""
+  try:
+    yield
+  except (Exception, SystemExit) as error:
+    text = " ".join(str(error).split())
+    where = _user_line(path, error)
+    if isinstance(error, UserError):
+      raise UserError(f"{where}: {text}" if where else text) from error
+    kind = type(error).__name__
+    raise UserError(f"{where or path}: {kind}: {text}" if text else f"{where or path}: {kind}") from error
+
+
+class _Folder:
+  """A folder as a package, and the finder that Python asks for the modules in it."""
+
+  def __init__(self, path: pathlib.Path, package: str):
+    self.path, self.package = path, package
+    self.builtins = vars(builtins) | {"__import__": self._import}
+    self.texts: dict[str, bytes] = {}  # what was executed, by path
+    self._forget()
+    sys.meta_path.insert(0, self)
+
+  def execute(self, name: str) -> ModuleType:
+    """The module of a file, which has run."""
+    if any(not os.path.isfile(path) or pathlib.Path(path).read_bytes() != text for path, text in self.texts.items()):
+      self._forget()
+    importlib.invalidate_caches()  # a file may have been written since the folder was last read
+    module_name, path = f"{self.package}.{name.removesuffix('.py')}", str(self.path / name)
+    if module_name not in sys.modules:
+      loader = _Loader(self, module_name, path)
+      spec = importlib.util.spec_from_file_location(module_name, path, loader=loader)
+      assert spec
+      sys.modules[module_name] = module = importlib.util.module_from_spec(spec)
+      try:
+        loader.exec_module(module)
+      except BaseException:
+        del sys.modules[module_name]
+        raise
+    return sys.modules[module_name]
+
+  def find_spec(
+    self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+  ) -> ModuleSpec | None:
+    """Where a module of the package is; None for any other module."""
+    if not name.startswith(f"{self.package}."):
+      return None
+    spec = PathFinder.find_spec(name, path, target)
+    if spec and isinstance(spec.loader, SourceFileLoader):
+      spec.loader = _Loader(self, name, spec.loader.path)
+    return spec
+
+  def _import(
+    self,
+    name: str,
+    globals: Mapping[str, Any] | None = None,
+    locals: Mapping[str, Any] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+  ) -> ModuleType:
+    """What `import` does in a file of the folder."""
+    top = f"{self.package}.{name.partition('.')[0]}"
+    # A file named optax.py that imports optax does not mean itself.
+    if level or not self._has(name.partition(".")[0]) or (globals and globals.get("__name__") == top):
+      return builtins.__import__(name, globals, locals, fromlist or (), level)
+    found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist or ())
+    return found if fromlist else sys.modules[top]
+
+  def _has(self, name: str) -> bool:
+    """Whether a top-level module of this name is one of the folder."""
+    spec = PathFinder.find_spec(f"{self.package}.{name}", [str(self.path)])
+    if spec is None or name == "moejax":  # a copy of moejax beside the file is not the one that runs
+      return False
+    if spec.loader is None:  # a folder without __init__.py comes after any module, as in Python
+      return name not in sys.modules and importlib.util.find_spec(name) is None
+    return spec.origin != getattr(sys.modules.get(name), "__file__", None)  # a notebook may have imported it itself
+
+  def _forget(self) -> None:
+    self.texts.clear()
+    for name in [name for name in sys.modules if name.startswith(f"{self.package}.")]:
+      del sys.modules[name]
+    sys.modules[self.package] = package = ModuleType(self.package)
+    package.__path__ = [str(self.path)]
+
+
+class _Loader(SourceFileLoader):
+  """Executes a file with the `import` of its folder. It compiles the text of now: the time stamps of Python's own cache
+  are too coarse for a file that was changed within a second."""
+
+  def __init__(self, folder: _Folder, name: str, path: str):
+    super().__init__(name, path)
+    self.folder = folder
+
+  def get_code(self, fullname: str) -> CodeType:
+    text = self.folder.texts[self.path] = self.get_data(self.path)
+    return self.source_to_code(text, self.path)
+
+  def exec_module(self, module: ModuleType) -> None:
+    vars(module)["__builtins__"] = self.folder.builtins
+    super().exec_module(module)
+
+
+def _user_line(path: str, error: BaseException) -> str | None:
+  """FILE:LINE of the innermost code of the user's folder in a traceback; None where it was not reached."""
+  folder, ours = pathlib.Path(path).parent.resolve(), pathlib.Path(__file__).parent
+  lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+  if isinstance(error, SyntaxError) and error.filename:
+    lines.append((error.filename, error.lineno or 1))
+  for name, line in reversed(lines):
+    file = pathlib.Path(name).resolve()
+    if file.is_relative_to(folder) and not file.is_relative_to(ours) and file.is_file():
+      return f"{path if file == pathlib.Path(path).resolve() else os.path.relpath(file)}:{line}"
+  return None
