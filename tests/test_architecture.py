@@ -75,9 +75,9 @@ MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 145
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper."""
-MAX_OF_TRAINING = (157, 16_600)
+MAX_OF_TRAINING = (157, 16_800)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (119, 12_400)
+MAX_OF_TRAINING_WITHOUT_INPUT = (119, 12_700)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

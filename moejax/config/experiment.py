@@ -7,6 +7,7 @@ from moejax.config import checks
 from moejax.config.data import SEQIO, Data
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
+from moejax.config.plain import check_storable
 from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
 from moejax.config.tensors import check_activations, check_parameters
@@ -72,6 +73,7 @@ class Experiment:
   """Fields of an MoE experiment that `moejax match` varies, in this order, to match the step time of a dense model."""
 
   def __post_init__(self) -> None:
+    check_storable(self)
     checks.file_name(self, "name")
     for field in self.matchable:
       if field not in MATCHABLE_FIELDS:

@@ -1,7 +1,9 @@
 """Configuration classes with several kinds, such as optimizers, schedules and routers. Users can add kinds."""
 
 import inspect
+import os
 import re
+import sys
 from typing import Any, TypeVar
 
 from moejax.errors import UserError
@@ -36,8 +38,8 @@ class OfSeveralKinds:
       )
     if KIND in inspect.get_annotations(cls):
       raise UserError(f"{cls.__name__} cannot have a field named {KIND}, which selects the class; rename the field")
-    built_in = {found.kind for found in all_subclasses(base) if _is_built_in(found) and found is not cls}
-    if name in built_in and not _is_built_in(cls):
+    built_in = {found.kind for found in all_subclasses(base) if is_built_in(found) and found is not cls}
+    if name in built_in and not is_built_in(cls):
       raise UserError(f"{name!r} is the kind of a built-in {path_of(base)}; use another kind for {cls.__name__}")
     cls.kind = name
 
@@ -75,5 +77,13 @@ def path_of(kind: type) -> str:
   return re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", base_of(kind).__name__).lower()
 
 
-def _is_built_in(kind: type) -> bool:
+def is_built_in(kind: type) -> bool:
+  """Whether a class is moejax's own."""
   return kind.__module__.startswith("moejax.")
+
+
+def described(kind: type) -> str:
+  """How errors name a class of a user: `router ReluRouter of mine.py`."""
+  file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+  what = path_of(kind) if base_of(kind) is not kind else "class"
+  return f"{what} {kind.__name__} of {os.path.relpath(file) if file else kind.__module__}"

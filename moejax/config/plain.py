@@ -1,11 +1,14 @@
 """Converts configurations to plain data for JSON, and back."""
 
 import dataclasses
+import functools
+import inspect
+import math
 import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from moejax.config.kinds import KIND, OfSeveralKinds, kinds
+from moejax.config.kinds import KIND, OfSeveralKinds, described, is_built_in, kinds
 from moejax.config.walk import join
 from moejax.errors import UserError
 
@@ -14,6 +17,49 @@ Configuration = TypeVar("Configuration")
 
 IF_YOUR_OWN = "for a custom kind, pass its file with --import FILE.py, or import it in Python first"
 """The remedy if a kind is unknown."""
+
+SCALARS = (bool, int, float, str, types.NoneType)
+STORABLE = "JSON can hold bool, int, finite float, str, None, Literal, tuples of these, and dataclasses of these"
+
+
+def check_storable(configuration: Any, path: str = "") -> None:
+  """Checks that JSON can hold every field of a configuration, and that reading it returns the same configuration.
+
+  Raises:
+    UserError: If a value or the type of a field cannot be stored, or the constructor does not take exactly the fields.
+  """
+  kind = type(configuration)
+  try:
+    hints = _checked_hints(kind)
+    for name, hint in hints.items():
+      typed(hint, getattr(configuration, name), join(path, name))
+  except UserError as error:
+    where = "" if is_built_in(kind) else f" ({described(kind)})"
+    raise UserError(f"{error}{where}; {STORABLE}") from error
+  for name in hints:
+    value = getattr(configuration, name)
+    for i, item in enumerate(value if isinstance(value, tuple) else (value,)):
+      if dataclasses.is_dataclass(item):
+        check_storable(item, join(path, f"{name}.{i}" if isinstance(value, tuple) else name))
+
+
+@functools.cache
+def _checked_hints(kind: type) -> dict[str, Any]:
+  """The types of the fields of a class; raises UserError if its constructor does not take exactly these."""
+  try:
+    hints = typing.get_type_hints(kind)
+  except NameError as error:
+    raise UserError(
+      f"the types of {kind.__name__} are not known: {error}; import them outside TYPE_CHECKING"
+    ) from error
+  names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
+  taken = [*inspect.signature(kind.__init__).parameters][1:]
+  for name in {*names} ^ {*taken}:
+    raise UserError(
+      f"the constructor of {kind.__name__} {'does not take' if name in names else 'takes'} {name!r}, which is "
+      f"{'a' if name in names else 'no'} field; use a plain field, or a property for what follows from other fields"
+    )
+  return {name: hints[name] for name in names}
 
 
 def to_plain(value: Any) -> Any:
@@ -67,7 +113,9 @@ def typed(kind: Any, value: Any, path: str) -> Any:
   if origin in (typing.Union, types.UnionType):
     return _one_of(parts, value, path)
   if origin is Literal:
-    return _checked(value in parts, value, path, f"one of {', '.join(map(str, parts))}")
+    return _checked(
+      type(value) in map(type, parts) and value in parts, value, path, f"one of {', '.join(map(str, parts))}"
+    )
   if origin is tuple:
     _checked(isinstance(value, list | tuple), value, path, "a list")
     each = parts[:1] * len(value) if parts[-1] is Ellipsis else parts
@@ -79,8 +127,12 @@ def typed(kind: Any, value: Any, path: str) -> Any:
     if isinstance(value, str) and issubclass(typing.cast(type, kind), OfSeveralKinds):
       value = {KIND: value}  # with its defaults
     return from_plain(typing.cast(type, kind), value, path)
+  if kind not in SCALARS:
+    raise UserError(f"{path} has the type {getattr(kind, '__name__', kind)}, which JSON cannot hold")
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
+  if kind is float and isinstance(value, float):
+    _checked(math.isfinite(value), value, path, "a finite number")
   return _checked(type(value) is kind, value, path, getattr(kind, "__name__", str(kind)))
 
 
@@ -102,7 +154,7 @@ def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 
 def _checked(fits: bool, value: Any, path: str, wanted: str) -> Any:
   if not fits:
-    raise UserError(f"{path} is {value!r}, not {wanted}")
+    raise UserError(f"{path} is {' '.join(repr(value).split())[:60]}, not {wanted}")
   return value
 
 
