@@ -2,17 +2,18 @@
 
 `python docs/ledger.py ROWS.jsonl` reads one run a line (shape, chip, topology, sharding, remat and precision), plans it
 and adds a line. It resumes. `--formula` predicts by formula alone, in seconds; without it, each program is compiled,
-those of GPUs and of small models first. `--errors` compares predictions with the rows that have `published_s` or
-`published_teraflops` and prints half-widths for `moejax/planning/interval.py`.
+those of GPUs and of small models first. `--fit` fits the constants of the formula to the rows that have `published_s`
+or `published_teraflops`, prints them, and adds to the lines of these rows their time as published and as predicted by
+constants that are fitted to the others (`left_out_s`), from which `python docs/half_widths.py` computes intervals.
 """
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 import re
-import statistics
 import sys
 from importlib import metadata
 from typing import Any
@@ -24,7 +25,7 @@ from moejax.config.model import Remat
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
 from moejax.files import write_whole
-from moejax.planning.estimate import estimate
+from moejax.planning.estimate import Constants, estimate
 from moejax.planning.interval import interval
 from moejax.planning.meshes import on_topology
 from moejax.planning.topology import Topology, parse_topology, prepare_environment
@@ -50,10 +51,10 @@ REMAT: tuple[tuple[str, Remat], ...] = (
 )
 
 
-COVERAGE = 0.8
-
-FEW = 1.25
-"""Factor of the largest error if there are too few for a quantile."""
+UTILISATIONS = [n / 40 for n in range(14, 40)]
+PARTS = [n / 10 for n in range(10)]
+"""Values of the formula's constants that `--fit` tries. Collectives are never hidden as a whole: of two layouts whose
+products take the same time, the one that moves less should be estimated faster."""
 
 
 class InexpressibleError(Exception):
@@ -241,42 +242,21 @@ def write(lines: dict[str, dict[str, Any]]) -> None:
   write_whole(LEDGER, "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines)))
 
 
-def half_width(errors: list[float]) -> float:
-  """Half-width of an 80 % interval: of n absolute errors the k-th smallest, k = ceil(0.8 (n + 1)); if that is more than
-  n, the largest, times FEW."""
-  ordered = sorted(map(abs, errors))
-  k = math.ceil(COVERAGE * (len(ordered) + 1))
-  return ordered[k - 1] if k <= len(ordered) else FEW * ordered[-1]
-
-
-def errors(lines: dict[str, dict[str, Any]], rows: list[Row]) -> None:
-  """Prints the errors of rows whose time is given, and half-widths of intervals.
-
-  The efficiency of a chip is calibrated: a compiled program is compared with that of the other rows of its chip.
-  """
-  found: dict[tuple[str, str], list[float]] = {}
-  for row in rows:
-    line = lines.get(row.id)
-    if row.published_s is None or line is None or line["predicted_s"] is None:
-      continue
-    error = math.log(line["predicted_s"] / row.published_s)
-    others = [
-      math.log(lines[other.id]["predicted_s"] / other.published_s)
-      for other in rows
-      if other is not row and other.published_s and other.topology.chip == row.topology.chip
-      and lines.get(other.id, {}).get("source") == line["source"]
-    ]  # fmt: skip
-    alone = error - statistics.fmean(others) if others and line["source"] == "program" else error
-    found.setdefault((line["source"], line["model"]), []).append(alone)
-    print(
-      f"{row.id}: predicted {line['predicted_s']:.3f} s, published {row.published_s:.3f} s, {math.expm1(error):+.0%}, "
-      f"leave-one-out {math.expm1(alone):+.0%} ({line['source']})"
-    )
-  for (source, model), values in sorted(found.items()):
-    print(f"{source}, {model}: {len(values)} rows, half-width {half_width(values):.2f}")
-  pooled = {source: [e for (of, _), values in found.items() if of == source for e in values] for source, _ in found}
-  for source, values in pooled.items():
-    print(f"{source}, all: median {math.expm1(statistics.median(map(abs, values))):.0%}, {half_width(values):.2f}")
+def fit(rows: list[Row]) -> tuple[Constants, dict[str, float]]:
+  """The constants of the formula that have the smallest mean error on the rows whose time is given, and the predictions
+  of each of these rows, by id, by constants that are fitted to the others."""
+  given = [row for row in rows if row.published_s]
+  errors = {
+    constants: [
+      abs(math.log(estimate(row.experiment, row.topology, constants).step_time_s / row.published_s)) for row in given
+    ]
+    for constants in map(Constants, *zip(*itertools.product(UTILISATIONS, PARTS, PARTS), strict=True))
+  }
+  left_out = {}
+  for i, row in enumerate(given):
+    of_others = min(errors, key=lambda constants: sum(errors[constants]) - errors[constants][i])
+    left_out[row.id] = estimate(row.experiment, row.topology, of_others).step_time_s
+  return min(errors, key=lambda constants: sum(errors[constants])), left_out
 
 
 def main() -> None:
@@ -284,7 +264,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("rows", type=pathlib.Path)
   parser.add_argument("--formula", action="store_true")
-  parser.add_argument("--errors", action="store_true")
+  parser.add_argument("--fit", action="store_true")
   parser.add_argument("--chips", nargs="+", default=list(CHIPS), help="only rows of these chips")
   known = parser.parse_args()
   lines = {line["id"]: line for line in map(json.loads, LEDGER.read_text().splitlines())} if LEDGER.exists() else {}
@@ -295,16 +275,21 @@ def main() -> None:
     except InexpressibleError as error:
       lines[values["id"]] = {"id": values["id"], "predicted_s": None, "interval_s": None, "fits": None,
                              "hbm_bytes_per_device": None, "missing": list(error.args), **_versions()}  # fmt: skip
-  if known.errors:
-    errors(lines, rows)
+  if known.fit:
+    fitted, left_out = fit(rows)
+    print(fitted)
+    for row in (row for row in rows if row.id in left_out and row.published_s):
+      lines[row.id] |= {"published_s": round(row.published_s, 4), "left_out_s": round(left_out[row.id], 4)}
+    write(lines)
     return
   for row in sorted(rows, key=_cheap_first):
     done = lines.get(row.id, {}).get("source")
-    if row.topology.chip.name not in known.chips or done == "program" or (known.formula and done):
+    if row.topology.chip.name not in known.chips or done == "program":
       continue
     prepare_environment(row.topology)
     try:
-      lines[row.id] = predicted(row, known.formula)
+      kept = {key: lines[row.id][key] for key in ("published_s", "left_out_s") if key in lines.get(row.id, {})}
+      lines[row.id] = predicted(row, known.formula) | kept
     except UserError as error:  # the line by formula stays
       print(f"{row.id}: {error}", file=sys.stderr)
     write(lines)

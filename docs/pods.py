@@ -1,23 +1,27 @@
 """Writes docs/pods.md: large models on their topologies, as `moejax plan` predicts them.
 
-`python docs/pods.py` needs `pip install moejax[tpu]` and minutes for each program that is not cached.
+`python docs/pods.py` needs `pip install moejax[tpu]` and minutes for each program that is not cached. `python
+docs/pods.py --mfu` compiles nothing: it computes the MFU from the step times that the page has.
 """
 
+import argparse
 import dataclasses
 import pathlib
 from typing import Any
 
 from moejax import lookup
-from moejax.config.parameters import parameter_counts
+from moejax.config.model import Model
+from moejax.config.parameters import flops_per_token, parameter_counts
 from moejax.display import Display
 from moejax.overrides import override
+from moejax.planning.meshes import on_topology
 from moejax.planning.topology import parse_topology, prepare_environment
 
 V5P, V5P_512, V6E = (parse_topology(name) for name in ("v5p:4x8x8", "v5p:8x8x8", "v6e:16x16"))
 prepare_environment(V5P)  # JAX reads it when it is imported
 
 # ruff: noqa: E402
-from moejax.planning.plan import Plan, plan
+from moejax.planning.plan import Plan, model_flops_per_step, plan
 
 PAGE = pathlib.Path(__file__).parent / "pods.md"
 
@@ -71,38 +75,73 @@ SCALES = (
   ),
 )
 
+SEQUENCE = 4096
+
+LLAMA2_7B = Model(
+  num_layers=32, d_model=4096, num_heads=32, num_kv_heads=32, head_dim=128, d_ff=11008, vocab_size=32_000
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+  """A program of MaxText beside one of moejax."""
+
+  what: str
+  model: Model
+  """Its FLOPs count as those of moejax; the 143B model is close to that of `moe_6b4_64e`."""
+  tokens: int
+  """Of one chip."""
+  compute_s: float
+  collectives_s: float
+  """All of them, as if nothing hid them."""
+  row: Row
+
+  @property
+  def mfu(self) -> str:
+    """In per cent, from all collectives exposed to all hidden."""
+    peak = self.row.topology.chip.bfloat16_flops
+    least_s = self.tokens * flops_per_token(self.model, SEQUENCE) / peak
+    return f"{least_s / (self.compute_s + self.collectives_s) * 100:.0f} to {least_s / self.compute_s * 100:.0f}"
+
+
+MIXTRAL, SPARSE = (lookup.find_experiment(name).model for name in ("mixtral_8x7b", "moe_6b4_64e"))
+
 MAXTEXT = (
-  # What MaxText was, its milliseconds of compute and of collectives if all are exposed, its MFU in per cent, and ours.
-  (
-    "llama2-7b, flash attention, fsdp 256, 16384 tokens per chip", "2930", "73", "51 to 52",
+  Peer(
+    "llama2-7b, flash attention, fsdp 256, 16384 tokens per chip", LLAMA2_7B, 16_384, 2.930, 0.073,
     Row("dense_6b4", V5P),
   ),
-  (
-    "mixtral-8x7b, dropless, fsdp 32 x expert 8, 4096 tokens per chip", "2016", "70", "34 to 35",
+  Peer(
+    "mixtral-8x7b, dropless, fsdp 32 x expert 8, 4096 tokens per chip", MIXTRAL, 4096, 2.016, 0.070,
     Row("mixtral_8x7b", V5P),
   ),
-  (
-    "mixtral-8x7b, twice the balanced capacity, fsdp 32 x expert 8, 4096 tokens per chip", "2847", "411", "22 to 25",
+  Peer(
+    "mixtral-8x7b, twice the balanced capacity, fsdp 32 x expert 8, 4096 tokens per chip", MIXTRAL, 4096, 2.847, 0.411,
     Row("mixtral_8x7b", V5P, "--model.moe.capacity-factor 2"),
   ),
-  (
-    "143B (6.6B base, 64 experts), balanced capacity, 8 x 8 x 4, 1024 tokens per chip", "523", "311", "15 to 24",
+  Peer(
+    "143B (6.6B base, 64 experts), balanced capacity, 8 x 8 x 4, 1024 tokens per chip", SPARSE, 1024, 0.523, 0.311,
     Row("moe_6b4_64e", V5P, "--training.batch-size 64 --evaluation.batch-size 64 --model.moe.capacity-factor 1 "
         "--mesh.data 8 --mesh.expert 8 --mesh.model 4 --rules.embed data expert"),
   ),
-  (
-    "llama2-7b, plain attention, fsdp 64 x tensor 4, 1024 tokens per chip", "290", "33", "30 to 33",
+  Peer(
+    "llama2-7b, plain attention, fsdp 64 x tensor 4, 1024 tokens per chip", LLAMA2_7B, 1024, 0.290, 0.033,
     Row("dense_6b4", V5P, "--training.batch-size 64 --evaluation.batch-size 64 --mesh.replica 1 --mesh.data 64 "
         "--mesh.model 4"),
   ),
 )  # fmt: skip
 
 # v6e last: its programs take longest to compile.
-ROWS = dict.fromkeys(sorted((*SCALES, *(row for *_, row in MAXTEXT)), key=lambda row: row.topology is V6E))
+ROWS = dict.fromkeys(sorted((*SCALES, *(peer.row for peer in MAXTEXT)), key=lambda row: row.topology is V6E))
 
 
 def main() -> None:
   """Plans every row and rewrites the page after each; cached plans take no time."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--mfu", action="store_true", help="only compute the MFU from the step times on the page")
+  if parser.parse_args().mfu:
+    PAGE.write_text(with_mfu(PAGE.read_text()))
+    return
   plans: dict[Row, Plan] = {}
   with Display("pods") as display:
     for row in ROWS:
@@ -111,19 +150,46 @@ def main() -> None:
       PAGE.write_text(_page(plans))
 
 
+def with_mfu(page: str) -> str:
+  """The page with its text and its MFU as this file has them, and its step times, memory and executed FLOPs as they
+  are."""
+  cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+  scales, peers = [], []
+  for row in SCALES:
+    (found,) = [line for line in cells if line[:2] == [row.name, _where(row)]]
+    if found[4] != "does not fit":
+      found[6] = f"{_mfu(row, float(found[4])):.1%}"
+    scales.append(f"| {' | '.join(found)} |")
+  for peer in MAXTEXT:
+    (found,) = [line for line in cells if line[0] == peer.what]
+    seconds = (float(found[5]) + float(found[6])) / 1e3
+    peers.append(_peer_line(peer, [*found[5:7], f"{_mfu(peer.row, seconds) * 100:.0f}"]))
+  return _page_of(scales, peers, missing=0)
+
+
+def _mfu(row: Row, step_s: float) -> float:
+  experiment = on_topology(_experiment(row), row.topology)
+  return model_flops_per_step(experiment) / (step_s * row.topology.devices * row.topology.chip.bfloat16_flops)
+
+
+def _experiment(row: Row) -> Any:
+  return override(lookup.find_experiment(row.name), ["--model.gradient-dtype", "compute", *row.fields.split()])
+
+
 def _plan(row: Row, display: Display) -> Plan:
-  experiment = override(lookup.find_experiment(row.name), ["--model.gradient-dtype", "compute", *row.fields.split()])
-  return plan(experiment, row.topology, display)
+  return plan(_experiment(row), row.topology, display)
 
 
 HEAD = """# Large models on their topologies
 
 `python docs/pods.py` writes this page. Each row is what `moejax plan NAME --topology TOPOLOGY` predicts with the given
 options, including exposed collectives. Nothing here is measured; `step-time.md` shows how accurate the predictions are.
-MFU counts the FLOPs of active parameters for all choices of a token, including those that a capacity below the balanced
-load drops (a capacity factor of 0.625, which is 1.25 in the definition of GShard and the paper). "Executed" counts what
-the matrix units compute, including recomputation and dispatch masks. Gradients are computed and summed in bfloat16:
-every row has `--model.gradient-dtype compute` in addition to the given options.
+MFU counts the FLOPs of the choices that experts accept at the balanced load: not those that a capacity below it drops
+(a capacity factor of 0.625, which is 1.25 in the definition of GShard and the paper, accepts five of eight choices),
+nor padding or recomputation. Attention counts in full, without taking the causal half off. "Executed" counts what the
+matrix units compute, including recomputation and dispatch masks. Gradients are computed and summed in bfloat16: every
+row has `--model.gradient-dtype compute` in addition to the given options. `python docs/pods.py --mfu` computes the MFU
+from the step times on this page, without compiling.
 
 """
 
@@ -192,8 +258,11 @@ default on v5p, because the published runs that calibrate that chip did not use 
 ## Comparison with MaxText, by the same method
 
 MaxText 0.2.5 on 256 v5p chips, with sequence length 4096 and full rematerialization. Its compute time is the sum of the
-cycles of its compiled programs, not divided by an efficiency, and all its collectives count as exposed; the same holds
-for moejax in this table. The models differ in size by a few per cent, so MFU is what to compare.
+cycles of its compiled programs, not divided by an efficiency, and all its collectives count as exposed. The compute
+time of moejax is not divided by an efficiency either, and its collectives are those that computation does not hide. The
+models differ in size by a few per cent, so MFU is what to compare. It is defined as above for both; of MaxText it is a
+range, from all collectives exposed to all hidden. `mixtral_8x7b` has the balanced capacity, where MaxText's first
+Mixtral is dropless.
 
 | work | MaxText compute, ms | collectives, ms | MFU, % | moejax | compute, ms | exposed, ms | MFU, % |
 |---|---|---|---|---|---|---|---|
@@ -202,17 +271,24 @@ for moejax in this table. The models differ in size by a few per cent, so MFU is
 
 def _page(plans: dict[Row, Plan]) -> str:
   scales = [_scale_line(row, plans) for row in SCALES if row in plans]
-  peers = [_peer_line(*line, plans) for line in MAXTEXT if line[-1] in plans]
-  missing = len(ROWS) - len(plans)
+  peers = [_peer_line(peer, _peer_cells(plans[peer.row])) for peer in MAXTEXT if peer.row in plans]
+  return _page_of(scales, peers, missing=len(ROWS) - len(plans))
+
+
+def _page_of(scales: list[str], peers: list[str], missing: int) -> str:
   note = f"\n{missing} of the rows that the command plans are not compiled yet and are left out.\n" if missing else ""
   parts = [HEAD, note, SCALES_HEAD, "\n".join(scales), SCALES_FOOT]
   parts += [PEERS_HEAD, "\n".join(peers), "\n"] if peers else []
   return "".join(parts)
 
 
+def _where(row: Row) -> str:
+  return f"{row.topology.name} {f'`{row.fields}`' if row.fields else ''}".strip()
+
+
 def _scale_line(row: Row, plans: dict[Row, Plan]) -> str:
   found = plans[row]
-  where = f"{found.topology.name} {f'`{row.fields}`' if row.fields else ''}".strip()
+  where = _where(row)
   counted = parameter_counts(found.experiment.model)
   sizes = f"{counted.total / 1e9:.1f}B / {counted.active / 1e9:.1f}B"
   mesh = " x ".join(f"{axis} {size}" for axis, size in found.experiment.mesh.shape.items() if size > 1)
@@ -231,13 +307,20 @@ def _scale_line(row: Row, plans: dict[Row, Plan]) -> str:
   )
 
 
-def _peer_line(what: str, compute: str, moved: str, mfu: str, row: Row, plans: dict[Row, Plan]) -> str:
-  found, options = plans[row], f"`{row.name} {row.fields}`".replace(" `", "`")
+def _peer_cells(found: Plan) -> list[str]:
+  """Milliseconds of compute and of exposed collectives, and MFU in per cent."""
   if not found.fits:
-    return f"| {what} | {compute} | {moved} | {mfu} | {options} | does not fit | | |"
-  exposed = found.breakdown_s["collective_exposed"]
-  own = f"{(found.step_time_s - exposed) * 1e3:.0f} | {exposed * 1e3:.0f} | {found.mfu * 100:.0f}"
-  return f"| {what} | {compute} | {moved} | {mfu} | {options} | {own} |"
+    return ["does not fit", "", ""]
+  exposed_s = found.breakdown_s["collective_exposed"]
+  compute_s = (found.step_time_s - exposed_s) * found.topology.chip.efficiency
+  mfu = found.mfu * found.step_time_s / (compute_s + exposed_s)
+  return [f"{compute_s * 1e3:.0f}", f"{exposed_s * 1e3:.0f}", f"{mfu * 100:.0f}"]
+
+
+def _peer_line(peer: Peer, own: list[str]) -> str:
+  options = f"`{peer.row.name} {peer.row.fields}`".replace(" `", "`")
+  theirs = f"{peer.compute_s * 1e3:.0f} | {peer.collectives_s * 1e3:.0f} | {peer.mfu}"
+  return f"| {peer.what} | {theirs} | {options} | {' | '.join(own)} |"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """moejax: dense or mixture-of-experts, decided in step time.
 
-The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `evaluate`
-and `generate` (`moejax/api.py`). Importing it imports nothing else, and JAX only where a function needs it.
+The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `calibrate`,
+`evaluate` and `generate` (`moejax/api.py`). Importing it imports nothing else, and JAX only where a function needs it.
 """
 
 import importlib
@@ -9,7 +9,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-FUNCTIONS = ("compare", "evaluate", "find", "generate", "match", "plan", "replace", "train")
+FUNCTIONS = ("calibrate", "compare", "evaluate", "find", "generate", "match", "plan", "replace", "train")
 
 
 def __getattr__(name: str) -> Any:

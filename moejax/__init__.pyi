@@ -1,3 +1,5 @@
+import pathlib
+
 from moejax.api import compare as compare
 from moejax.api import evaluate as evaluate
 from moejax.api import find as find
@@ -6,13 +8,22 @@ from moejax.api import replace as replace
 from moejax.api import train as train
 from moejax.comparison.pod_match import PodMatch
 from moejax.config.experiment import Experiment
+from moejax.planning.calibration import Calibrated
 from moejax.planning.plan import Plan
 from moejax.progress import Progress
 
 __version__: str
 FUNCTIONS: tuple[str, ...]
 
-def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Progress = ...) -> Plan: ...
+def plan(
+  experiment: Experiment,
+  topology: str,
+  *,
+  slices: int = 1,
+  calibration: str | pathlib.Path | None = None,
+  progress: Progress = ...,
+) -> Plan: ...
+def calibrate(file: str | pathlib.Path, *, progress: Progress = ...) -> Calibrated: ...
 def match(
   dense: Experiment,
   moe: Experiment,
@@ -20,5 +31,6 @@ def match(
   *,
   slices: int = 1,
   tolerance: float = 0.05,
+  calibration: str | pathlib.Path | None = None,
   progress: Progress = ...,
 ) -> PodMatch: ...

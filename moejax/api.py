@@ -106,16 +106,24 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
   return Compared(directory, run_comparison(suite, text, directory, make_evaluators, progress))
 
 
-def plan(experiment: Experiment, topology: str, *, slices: int = 1, progress: Progress = SILENT) -> Any:
+def plan(
+  experiment: Experiment,
+  topology: str,
+  *,
+  slices: int = 1,
+  calibration: Directory | None = None,
+  progress: Progress = SILENT,
+) -> Any:
   """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`: a `moejax.planning.plan.Plan`.
 
   Call it before anything else uses JAX, or with JAX_PLATFORMS=cpu, since it compiles for devices that are not present.
+  `calibration` is a file of your own measurements (`calibrate`).
 
   Raises:
     UserError: no such topology, a mesh that does not tile it, or a compiler that is not installed.
   """
   _check_kind(Experiment, experiment, "plan")
-  described = described_topology(topology, slices)
+  described = described_topology(topology, slices, calibration)
   from moejax.planning.plan import plan as predict
 
   return predict(experiment, described, progress)
@@ -128,6 +136,7 @@ def match(
   *,
   slices: int = 1,
   tolerance: float = 0.05,
+  calibration: Directory | None = None,
   progress: Progress = SILENT,
 ) -> Any:
   """Varies the `matchable` fields of an MoE until its predicted step time is the dense model's: a
@@ -138,10 +147,26 @@ def match(
   """
   for experiment in (dense, moe):
     _check_kind(Experiment, experiment, "match")
-  pair, described = Pair(dense=dense, candidates=(moe,)), described_topology(topology, slices)
+  pair, described = Pair(dense=dense, candidates=(moe,)), described_topology(topology, slices, calibration)
   from moejax.comparison.pod_match import match_on_pod
 
   return match_on_pod(pair, described, tolerance, progress)
+
+
+def calibrate(file: Directory, *, progress: Progress = SILENT) -> Any:
+  """Measures products, copies, attention and grouped products on the first device of this machine, in a few minutes,
+  and writes them to a file that `plan` and `match` take as `calibration`: a `moejax.planning.calibration.Calibrated`.
+
+  The file keeps what it has of other chips, and measured steps.
+
+  Raises:
+    UserError: plans do not know the device, or the file is damaged.
+  """
+  from moejax.planning.calibration import add_operations
+  from moejax.planning.timed_operations import local_chip, time_operations
+
+  chip = local_chip()
+  return add_operations(pathlib.Path(file), chip, *time_operations(chip, progress))
 
 
 def evaluate(
@@ -238,13 +263,17 @@ def import_harness(evaluation: Evaluation) -> ModuleType:
   return harness
 
 
-def described_topology(name: str, slices: int) -> Any:
-  """The topology of this name, and the environment for it, which JAX and libtpu read when they are imported."""
+def described_topology(name: str, slices: int, calibration: Directory | None = None, to_record: bool = False) -> Any:
+  """The topology of this name, and the environment for it, which JAX and libtpu read when they are imported.
+
+  A file of measurements calibrates its chip; it may have none of this chip if some are `to_record`.
+  """
+  from moejax.planning.calibration import calibrated
   from moejax.planning.topology import parse_topology, prepare_environment
 
   topology = parse_topology(name, slices)
   prepare_environment(topology)
-  return topology
+  return calibrated(topology, None if calibration is None else pathlib.Path(calibration), to_record)
 
 
 def _check_kind(kind: type, value: object, function: str) -> None:

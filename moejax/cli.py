@@ -221,7 +221,10 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   name, topology = _required(known, "name", "NAME"), _required(known, "topology", "--topology NAME")
   experiment, missing = _planned(known, name, topology)
-  _prepare_files(known, "json", "html")
+  _prepare_files(known, "json", "html", *(["calibration"] if known.against else []))
+  for option, given in (("--search", known.search), (f"two experiments ({known.other})", known.other)):
+    if known.against and given:
+      raise UserError(f"--against is for the plan of one experiment, not for {option}; leave one of them out")
   if known.tries is not None and not known.search:
     raise UserError("--tries does nothing without --search; add it, or leave --tries out")
   if known.other is not None:
@@ -229,21 +232,27 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(experiment, overrides)
   if known.search:
     return _search(known, experiment, topology)
-  described = api.described_topology(topology, known.slices)
+  described = api.described_topology(topology, known.slices, known.calibration, to_record=known.against is not None)
+  from moejax.planning.against import measured_step_s, record_step
   from moejax.planning.hints import hints
   from moejax.planning.load import load_page, plan_loads
   from moejax.planning.page import as_html, plan_page
+  from moejax.planning.plan import plan
   from moejax.planning.run_cost import run_cost
 
+  measured_s = measured_step_s(known.against, experiment, described) if known.against is not None else None
   with Display(f"plan {experiment.name}") as display:
     loaded = plan_loads(experiment, described, known.load, display) if known.load else []
-    planned = api.plan(experiment, topology, slices=known.slices, progress=display)
+    planned = plan(experiment, described, display)
   whole = run_cost(planned, known.price_per_chip_hour)
   lines = [whole.summary, *(f"planned without {feature}: {what}" for feature, what in missing.items())]
+  against = None if measured_s is None else record_step(planned, measured_s, known.calibration)
+  lines += [] if against is None else [against.summary]
   page = Group(plan_page(planned), *([load_page(loaded)] if loaded else []), *map(Text, lines))
   output().print(page, soft_wrap=True)
   if known.json:
     more = {"hints": hints(planned), "run": whole.to_json(), "planned_without": list(missing)}
+    more |= {"against": None if against is None else against.to_json()}
     write_json(known.json, planned.to_json() | more | {"loads": [one.to_json() for one in loaded]})
   if known.html:
     write_whole(known.html, as_html(f"{experiment.name} on {topology}", page))
@@ -257,7 +266,10 @@ def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrid
   second, _ = _planned(known, known.other, topology)
   first, second = override_pair(first, second, overrides)
   with Display(f"plan {first.name} and {second.name}") as display:
-    plans = [api.plan(each, topology, slices=known.slices, progress=display) for each in (first, second)]
+    plans = [
+      api.plan(each, topology, slices=known.slices, calibration=known.calibration, progress=display)
+      for each in (first, second)
+    ]
   from moejax.planning.beside import beside, beside_page
   from moejax.planning.page import as_html
   from moejax.planning.run_cost import run_cost
@@ -287,7 +299,7 @@ def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Exper
 
 
 def _search(known: argparse.Namespace, experiment: Experiment, topology: str) -> int:
-  described = api.described_topology(topology, known.slices)
+  described = api.described_topology(topology, known.slices, known.calibration)
   from moejax.planning.page import as_html
   from moejax.planning.search import search, search_page
 
@@ -309,13 +321,30 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
   topology = _required(known, "topology", "--topology NAME")
   _prepare_files(known, "out")
   with Display(f"match {dense.name}") as display:
-    found = api.match(dense, moe, topology, slices=known.slices, tolerance=known.tolerance, progress=display)
+    found = api.match(
+      dense, moe, topology, slices=known.slices, tolerance=known.tolerance, calibration=known.calibration,
+      progress=display,
+    )  # fmt: skip
   from moejax.comparison.pod_match import experiment_file, match_page
 
   output().print(match_page(found))
   path = known.out or pathlib.Path(f"{moe.name}_matched.py")
   write_whole(path, experiment_file(found.experiment))
   print(f"{path}: moejax train {path}:matched --workdir DIR")
+  return 0
+
+
+def _calibrate(known: argparse.Namespace, overrides: list[str]) -> int:
+  if _helped(known):
+    return 0
+  _no_overrides(overrides)
+  file = _required(known, "out", "--out FILE")
+  _prepare_files(known, "out")
+  with Display("calibrate") as display:
+    found = api.calibrate(file, progress=display)
+  from moejax.planning.page import calibration_page
+
+  output().print(calibration_page(found), soft_wrap=True)
   return 0
 
 
@@ -372,6 +401,7 @@ VERBS = {
   "tokenizer": _tokenizer,
   "plan": _plan,
   "match": _match,
+  "calibrate": _calibrate,
   "report": _report,
 }
 """What runs each command."""

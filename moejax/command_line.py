@@ -36,7 +36,7 @@ After an interruption (Ctrl-C, or even kill -9), repeat the command: it resumes 
 NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an earlier run"
 
 
-WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "report")
+WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "calibrate", "report")
 """Commands that read no experiment."""
 
 TRIES = 8
@@ -92,6 +92,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
   _add_tokenizer(verb)
   _add_plan(verb)
   _add_match(verb)
+  _add_calibrate(verb)
   _add_report(verb)
   return parser
 
@@ -229,6 +230,11 @@ def _add_plan(verb: Add) -> None:
     help="plan an hf: or maxtext: model without these features, which moejax lacks; an error lists them",
   )  # fmt: skip
   plan.add_argument(
+    "--against", metavar="MEASURED",
+    help="a measured step time, in seconds or as the directory of a run, to show beside the prediction; with "
+    "--calibration, the file records both and calibrates later plans",
+  )  # fmt: skip
+  plan.add_argument(
     "--search", action="store_true", help="search over meshes, remat, gradient accumulation and dispatch. Resumable."
   )
   plan.add_argument(
@@ -263,6 +269,23 @@ def _add_match(verb: Add) -> None:
   )
 
 
+CALIBRATE = """\
+Measures the speed of one accelerator of this machine: matrix products, copies, attention, grouped products, and the
+overhead of a step. Takes a few minutes. Plans for such chips use the result, and measured steps make it more accurate:
+
+  moejax calibrate --out mine.json
+  moejax plan NAME --topology gpu:h100:8 --calibration mine.json
+  moejax plan NAME --topology gpu:h100:8 --calibration mine.json --against 1.84"""
+
+
+def _add_calibrate(verb: Add) -> None:
+  calibrate = verb("calibrate", "Measure the speed of an accelerator of this machine, for plans.")
+  calibrate.epilog = CALIBRATE
+  calibrate.add_argument(
+    "--out", type=_path, metavar="FILE", help="output file; it keeps what it has of other chips, and measured steps"
+  )
+
+
 def _add_report(verb: Add) -> None:
   report = verb("report", "Regenerate the report of a comparison.")
   report.add_argument("workdir", nargs="?", type=_path, metavar="DIR", help="the --workdir of a comparison")
@@ -288,3 +311,7 @@ def _add_topology(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="number of slices, connected by the data-center network (default: 1)",
   )
+  parser.add_argument(
+    "--calibration", type=_path, metavar="FILE",
+    help="measurements of the chip by `moejax calibrate` and --against (default: from published runs)",
+  )  # fmt: skip

@@ -75,7 +75,7 @@ def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkey
 def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
   arguments = [word for word in shlex.split(command) if "=" not in word.partition("-")[0]][1:]
   known, overrides = make_parser(cli.VERBS).parse_known_args(arguments)
-  if known.verb in (cli._data, cli._tokenizer, cli._report, cli._list):
+  if known.verb in (cli._data, cli._tokenizer, cli._report, cli._list, cli._calibrate):
     assert not overrides
   elif known.verb is cli._match:
     override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)

@@ -26,6 +26,8 @@ FILES = {
   "plan --html": ["plan", DENSE, "--topology", "cpu:8", "--html"],
   "plan --search": ["plan", DENSE, "--topology", "cpu:8", "--search", "--json"],
   "plan --search --html": ["plan", DENSE, "--topology", "cpu:8", "--search", "--html"],
+  "plan --calibration": ["plan", DENSE, "--topology", "cpu:8", "--against", "1", "--calibration"],
+  "calibrate": ["calibrate", "--out"],
   "match": ["match", DENSE, SPARSE, "--topology", "cpu:8", "--out"],
 }
 PLACES = {

@@ -31,6 +31,8 @@ def by_scope(plan: Plan) -> dict[str, ScopeCost]:
   for operation in plan.operations:
     before = found.get(operation.scope, ScopeCost())
     found[operation.scope] = dataclasses.replace(before, time_s=before.time_s + operation.time_s)
+  if overhead_s := (plan.breakdown_s or {}).get("overhead"):
+    found["overhead"] = ScopeCost(time_s=overhead_s)
   for moved in plan.collectives:
     before = found.get(moved.scope, ScopeCost())
     found[moved.scope] = ScopeCost(

@@ -12,6 +12,7 @@ from importlib import metadata
 
 import jax
 
+from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
 from moejax.errors import UserError
 from moejax.files import write_json, write_whole
@@ -76,9 +77,7 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   progress.stage(f"lowering {experiment.name}")
   spec = make_train_spec(experiment, partitioner)
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
-  options = compiler_options(partitioner.device)
-  if topology.chip.platform == "gpu":
-    options = options | WITHOUT_GPU | (ESTIMATES if gpu_target.is_priced(topology.chip.name) else {})
+  options = step_options(topology.chip, partitioner.device)
   order = [device.id for device in partitioner.mesh.devices.flat]
   directory = _cache(lowered.as_text(), topology, order, options)
   found = _read(directory)
@@ -95,6 +94,14 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   seconds = time.perf_counter() - begin
   _write(directory, text, memory, seconds)
   return Compiled(experiment, joined, text, memory, seconds, cached=False)
+
+
+def step_options(chip: Chip, device: jax.Device) -> Options:
+  """The options with which a program is compiled that is to be priced."""
+  options = compiler_options(device)
+  if chip.platform == "gpu":
+    options = options | WITHOUT_GPU | (ESTIMATES if gpu_target.is_priced(chip.name) else {})
+  return options
 
 
 def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:

@@ -5,10 +5,10 @@ share links, and copies between memories, which run one at a time, overlap with 
 waits for such a result is exposed.
 """
 
-import collections
 import dataclasses
 import re
 
+from moejax.planning.calibrated_chip import calibration_of, efficiency_of
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
 from moejax.planning.kernels import CUBLAS, GPU_CALLS, gpu_call, price, product_rate
@@ -31,7 +31,7 @@ SCOPES = (
 )  # fmt: skip
 """Names of all scopes of the model and the train step (`jax.named_scope`)."""
 
-BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed")
+BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed", "overhead")
 
 
 @dataclasses.dataclass
@@ -46,6 +46,11 @@ class Operation:
   time_s: float = 0.0
   flops: float = 0.0
   count: int = 0
+
+  @property
+  def resource(self) -> str:
+    """Which part of BREAKDOWN it belongs to."""
+    return "matrix" if self.kind.startswith("kernel") else self.kind
 
 
 @dataclasses.dataclass
@@ -78,22 +83,23 @@ class Cost:
 
 def cost(program: Program, network: Network) -> Cost:
   """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any."""
-  reader = _Reader(program, network)
-  seconds = reader.run(program.computations[program.entry], 1)
-  efficiency = network.chip.efficiency
+  reader, chip = _Reader(program, network), network.chip
+  reader.run(program.computations[program.entry], 1)
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
   collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)
+  seconds = dict.fromkeys(BREAKDOWN, 0.0) | {"collective_exposed": reader.exposed_s}
   for operation in operations:
-    operation.time_s /= efficiency
+    operation.time_s /= efficiency_of(chip, operation.kind)
+    seconds[operation.resource] += operation.time_s
+  calibration = calibration_of(chip)
+  seconds["overhead"] = calibration.overhead_s if calibration else 0.0
   return Cost(
-    step_time_s=reader.exposed_s + (seconds - reader.exposed_s) / efficiency,
-    breakdown_s={
-      name: reader.seconds[name] / (1.0 if name == "collective_exposed" else efficiency) for name in BREAKDOWN
-    },
+    step_time_s=sum(seconds.values()),
+    breakdown_s=seconds,
     flops=sum(operation.flops for operation in operations),
     operations=operations,
     collectives=collectives,
-    kernel_s=reader.kernel_s / efficiency,
+    kernel_s=sum(operation.time_s for operation in operations if operation.resource != operation.kind),
   )
 
 
@@ -102,14 +108,9 @@ class _Reader:
 
   def __init__(self, program: Program, network: Network):
     self.program, self.network, self.chip = program, network, network.chip
-    self.seconds: dict[str, float] = collections.defaultdict(float)
+    self.exposed_s = 0.0
     self.operations: dict[tuple[str, str, str], Operation] = {}
     self.collectives: dict[str, PricedCollective] = {}
-    self.kernel_s = 0.0
-
-  @property
-  def exposed_s(self) -> float:
-    return self.seconds["collective_exposed"]
 
   def run(self, computation: Computation, times: int) -> float:
     """Returns the seconds of a computation, and records its operations as executed `times` times."""
@@ -195,7 +196,7 @@ class _Reader:
   def _expose(self, name: str, seconds: float, times: int) -> None:
     if name in self.collectives:
       self.collectives[name].exposed_s += seconds * times
-    self.seconds["collective_exposed"] += seconds * times
+    self.exposed_s += seconds * times
 
   def _compute(self, computation: Computation, instruction: Instruction, times: int) -> float:
     """Seconds of one execution of an operation without communication."""
@@ -221,7 +222,6 @@ class _Reader:
     else:
       return 0.0
     self._work(instruction, f"kernel {name}", seconds, flops, times)
-    self.kernel_s += seconds * times
     return seconds
 
   def _gpu_product(self, computation: Computation, instruction: Instruction, times: int) -> float:
@@ -256,7 +256,6 @@ class _Reader:
     operation.time_s += seconds * times
     operation.flops += flops * times
     operation.count += times
-    self.seconds["matrix" if kind.startswith("kernel") else kind] += seconds * times
 
 
 def _scope_nearby(computation: Computation, instruction: Instruction, program: Program) -> str:

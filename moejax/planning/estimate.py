@@ -15,15 +15,21 @@ from moejax.config.parameters import flops_per_token, parameter_counts, tokens_p
 from moejax.config.sharding import shards
 from moejax.planning.topology import Topology
 
-UTILISATION = 0.65
-"""Of the matrix units' peak by products on TPU, as the compiled programs of the listed scales have it. GPUs have their
-own efficiency on top."""
 
-HIDDEN = 0.9
-"""At most this part of what collectives take is hidden by products."""
+@dataclasses.dataclass(frozen=True)
+class Constants:
+  """What the formula is fitted with."""
 
-BESIDE = 0.5
-"""Part of the time of products during which collectives run beside them."""
+  utilisation: float
+  """Of the matrix units' peak by products on TPU. GPUs have their own efficiency on top."""
+  hidden: float
+  """At most this part of what collectives take is hidden by products."""
+  beside: float
+  """Part of the time of products during which collectives run beside them."""
+
+
+FITTED = Constants(utilisation=0.7, hidden=0.9, beside=0.6)
+"""Fitted to published runs; `python docs/ledger.py ROWS.jsonl --fit` prints them."""
 
 SMALLEST_SHARD = 64
 """With smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
@@ -42,7 +48,7 @@ class Estimate:
     return sum(self.memory_by_group.values())
 
 
-def estimate(experiment: Experiment, topology: Topology) -> Estimate:
+def estimate(experiment: Experiment, topology: Topology, constants: Constants = FITTED) -> Estimate:
   """Products, gathers of weights, exchanges of tokens, reductions over `model` and sums of gradients over replicas, of
   which products hide a part; and memory.
   """
@@ -58,7 +64,7 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
   dense_parameters = counted.total - expert_parameters
   per_token = flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
   flops = tokens * (per_token + _of_masks(experiment))
-  seconds = flops / (UTILISATION * (chip.bfloat16_flops or chip.vector_flops))
+  seconds = flops / (constants.utilisation * (chip.bfloat16_flops or chip.vector_flops))
   link = chip.link_bandwidth * max(1, chip.torus)
   of_gradient = 4 if model.gradient_dtype == "float32" else 2
 
@@ -84,7 +90,7 @@ def estimate(experiment: Experiment, topology: Topology) -> Estimate:
   moved += 2 * (1 - 1 / near) * of_gradient * own / link
   moved += 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
   memory = _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
-  hidden = min(HIDDEN * moved, BESIDE * seconds)
+  hidden = min(constants.hidden * moved, constants.beside * seconds)
   return Estimate((seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0), memory)
 
 

@@ -1,30 +1,44 @@
-"""How far predictions are from measured step times, as published runs have it.
+"""How far predictions are from measured step times, as published runs have it, or the user's own.
 
 An error is the logarithm of predicted over published time. The half-width of an 80 % interval is a quantile of the
 absolute errors of runs that were predicted without their own time (split conformal prediction, arXiv 1604.04173).
-docs/step-time.md has the errors of compiled programs. `python docs/ledger.py ROWS.jsonl --errors` prints those of the
-formula, and half-widths.
+`python docs/half_widths.py` prints these errors and the constants below.
 """
 
 import math
 import statistics
+from collections.abc import Sequence
 
 from moejax.config.chips import Chip
+from moejax.planning.calibrated_chip import calibration_of
 
 HALF_WIDTH = {
-  "calibrated": {"dense": 0.39, "moe": 0.39},
-  "sister": {"dense": 0.44, "moe": 0.44},
-  "formula": {"dense": 0.35, "moe": 0.54},
+  "calibrated": {"dense": 0.41, "moe": 0.41},
+  "sister": {"dense": 0.41, "moe": 0.41},
+  "formula": {"dense": 0.34, "moe": 0.71},
 }
-"""Of the logarithm of a step time, at 80 %, by kind of model. calibrated: 12 runs of docs/step-time.md on chips with
-runs of their own, each predicted without its own time; only two are of MoE models, so that both kinds have the quantile
-of all. sister: 5 TPUs, each with the mean efficiency of the others. formula: 13 dense and 2 MoE runs, for which a
-formula takes the place of the compiled program."""
+"""Of the logarithm of a step time, at 80 %, by kind of model. calibrated: 11 runs of docs/step-time.md on chips with
+other runs; only one is of an MoE model, so that both kinds have the quantile of all. sister: 7 runs on TPU, each with
+the mean efficiency of the other TPUs, or as calibrated if that is wider. formula: 13 dense and 2 MoE runs of
+docs/ledger.jsonl, for which a formula takes the place of the compiled program."""
 
 RATIO_ERROR = 0.14
-"""Standard deviation of the error of the logarithm of the ratio of two step times on one chip. Errors that both share
-cancel. It is the root mean square of the differences between the errors of two runs of one framework on one chip in
-docs/step-time.md, of which there are five; the one that is of a dense and an MoE model is 0.14."""
+"""Standard deviation of the error of the logarithm of the ratio of two step times on one chip: the root mean square of
+the differences between the errors of two runs of one framework on one chip in docs/step-time.md, of which there are
+six. Errors that both share cancel."""
+
+COVERAGE = 0.8
+
+FEW = 1.25
+"""Factor of the largest error if there are too few for a quantile."""
+
+
+def half_width(errors: Sequence[float]) -> float:
+  """Half-width of an 80 % interval: of n absolute errors the k-th smallest, k = ceil(0.8 (n + 1)); if that is more than
+  n, the largest, times FEW."""
+  ordered = sorted(map(abs, errors))
+  k = math.ceil(COVERAGE * (len(ordered) + 1))
+  return ordered[k - 1] if k <= len(ordered) else FEW * ordered[-1]
 
 
 def interval(step_time_s: float, chip: Chip, sparse: bool, formula: bool) -> tuple[float, float]:
@@ -36,9 +50,21 @@ def interval(step_time_s: float, chip: Chip, sparse: bool, formula: bool) -> tup
     sparse: whether the model has sparse layers.
     formula: whether the prediction is by formula.
   """
-  kind = "formula" if formula or not chip.runs_are_of else "calibrated" if chip.runs_are_of == chip.name else "sister"
-  factor = math.exp(HALF_WIDTH[kind]["moe" if sparse else "dense"])
+  calibration = calibration_of(chip)
+  own = None if formula or not calibration else calibration.half_width
+  factor = math.exp(HALF_WIDTH[basis(chip, formula)]["moe" if sparse else "dense"] if own is None else own)
   return step_time_s / factor, step_time_s * factor
+
+
+def basis(chip: Chip, formula: bool) -> str:
+  """What a prediction rests on, a key of HALF_WIDTH: a file of measurements that has train steps is as good as runs of
+  the chip, one of single operations as runs of a similar chip."""
+  if formula:
+    return "formula"
+  calibration = calibration_of(chip)
+  if calibration is not None:
+    return "calibrated" if calibration.runs else "sister"
+  return "formula" if not chip.runs_are_of else "calibrated" if chip.runs_are_of == chip.name else "sister"
 
 
 def certainty_of_equality(ratio: float, tolerance: float) -> float:

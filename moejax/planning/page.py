@@ -9,6 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.config.parameters import parameter_counts
+from moejax.planning.calibrated_chip import calibration_of
+from moejax.planning.calibration import Calibrated
 from moejax.planning.hints import hints
 from moejax.planning.plan import SHOWN_OPERATIONS, Plan
 from moejax.terminal import Fitting
@@ -27,6 +29,21 @@ def plan_page(plan: Plan) -> RenderableType:
     *([] if plan.refused else [_breakdown(plan), _operations(plan), _collectives(plan)]),
     *(Text(f"try: {hint}", style="yellow") for hint in hints(plan)),
   )
+
+
+def calibration_page(calibrated: Calibrated) -> RenderableType:
+  """The measured operations and steps of a chip, and the constants that follow."""
+  table = _table(f"measured on {calibrated.chip.name}", "operation", "kind", "predicted, ms", "measured, ms", "ratio")
+  for one in calibrated.measurements.operations:
+    row = (one.name, one.kind, one.predicted_s, one.measured_s)
+    table.add_row(*row[:2], *(f"{seconds * 1e3:,.3f}" for seconds in row[2:]), f"{row[2] / row[3]:.3f}")
+  found = calibrated.calibration
+  constants = (
+    f"efficiency of matrix products {found.matrix:.3f}, kernels {found.kernel:.3f}, vector units and memory "
+    f"{found.memory:.3f}; overhead of a step {found.overhead_s * 1e6:,.1f} us; from {_count(found.runs)}"
+  )
+  use = f"{calibrated.file}: moejax plan NAME --topology ... --calibration {calibrated.file}"
+  return Group(Fitting(table), Text(constants), Text(use))
 
 
 def as_html(title: str, page: RenderableType) -> str:
@@ -81,9 +98,17 @@ def _facts(plan: Plan) -> Table:
 def _runs(plan: Plan) -> str:
   """What says how far a prediction may be off."""
   chip = plan.topology.chip
+  calibration = calibration_of(chip)
+  if calibration is not None and not plan.refused:
+    return f"{_count(calibration.runs)} of your own on {chip.name}"
   if plan.refused or chip.runs_are_of is None:
     return "the formula's errors" if plan.refused else f"no run on {chip.name}: the formula's errors"
   return f"runs on {chip.name}" if chip.runs_are_of == chip.name else f"runs on {chip.runs_are_of}, none on {chip.name}"
+
+
+def _count(runs: int) -> str:
+  """What a calibration is fitted to."""
+  return f"{runs} measured step{'s' if runs > 1 else ''}" if runs else "measured operations"
 
 
 def _holders(plan: Plan) -> Fitting:
@@ -105,9 +130,12 @@ def _breakdown(plan: Plan) -> Fitting:
     "vector": "vector units",
     "memory": "memory copies",
     "collective_exposed": "exposed collectives",
+    "overhead": "overhead of a step",
   }
   for name, shown in names.items():
     seconds = plan.breakdown_s[name]
+    if name == "overhead" and not seconds:
+      continue
     of_kernels = f" ({plan.kernel_s * 1e3:,.1f} by kernels, roofline)" if name == "matrix" and plan.kernel_s else ""
     table.add_row(shown + of_kernels, f"{seconds * 1e3:,.1f}", f"{seconds / plan.step_time_s:.1%}")
   return Fitting(table)
@@ -144,7 +172,7 @@ def _collectives(plan: Plan) -> Fitting:
 
 def _table(title: str, *heads: str) -> Table:
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
-  words = ("part", "scope", "pass", "kind", "axis")
+  words = ("part", "scope", "pass", "kind", "axis", "operation")
   for head in heads:
     table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
   return table

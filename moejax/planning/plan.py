@@ -6,6 +6,7 @@ from typing import Any
 from moejax.config.experiment import Experiment
 from moejax.config.parameters import accepted_choices, flops_per_token_at, parameter_counts, tokens_per_step
 from moejax.notebook import html_table
+from moejax.planning.calibrated_chip import calibration_of
 from moejax.planning.compile import Compiled, RefusedError, compile_step
 from moejax.planning.cost import Cost, PricedCollective, cost
 from moejax.planning.estimate import estimate
@@ -85,7 +86,8 @@ class Plan:
   executed_flops_per_device: float | None
   """FLOPs of the matrix units, including recomputation and dispatch masks."""
   breakdown_s: dict[str, float] | None
-  """Seconds by resource: matrix, vector, memory and collective_exposed. They add up to the step time."""
+  """Seconds by resource: matrix, vector, memory, collective_exposed and the overhead of a step that the user measured.
+  They add up to the step time."""
   kernel_s: float | None
   """The part of matrix that is priced by a roofline, because the compiler has no estimate for kernels."""
   operations: tuple[PlannedOperation, ...] = ()
@@ -99,11 +101,8 @@ class Plan:
 
   @property
   def model_flops_per_step(self) -> int:
-    """FLOPs of the model for the choices that are accepted at the balanced load: no recomputation, no dispatch masks,
-    no padding, no dropped choices. Attention counts in full, as in `moejax.config.parameters.flops_per_token`."""
-    experiment = self.experiment
-    choices = accepted_choices(experiment)
-    return round(self.tokens_per_step * flops_per_token_at(experiment.model, experiment.data.sequence_length, choices))
+    """FLOPs of the model for the choices that are accepted at the balanced load."""
+    return model_flops_per_step(self.experiment)
 
   @property
   def hbm_bytes_per_device(self) -> int:
@@ -161,7 +160,7 @@ class Plan:
 
   def to_json(self) -> dict[str, Any]:
     """What `moejax plan NAME --json FILE` writes: plain values with their units in the keys."""
-    parameters = parameter_counts(self.experiment.model)
+    parameters, calibration = parameter_counts(self.experiment.model), calibration_of(self.topology.chip)
     return {
       "experiment": self.experiment.name,
       "topology": self.topology.name,
@@ -188,6 +187,7 @@ class Plan:
       "kernel_s": self.kernel_s,
       "operations": [operation.to_json() for operation in self.operations[:SHOWN_OPERATIONS]],
       "collectives": [collective.to_json() for collective in self.collectives],
+      "calibration": None if calibration is None else dataclasses.asdict(calibration),
       "compile_time_s": self.compile_time_s,
       "cached": self.cached,
     }
@@ -202,6 +202,14 @@ def plan(experiment: Experiment, topology: Topology, progress: Progress = SILENT
   compiled = compile_step(experiment, topology, progress)
   progress.stage("reading the program")
   return plan_of(compiled, topology)
+
+
+def model_flops_per_step(experiment: Experiment) -> int:
+  """FLOPs of the model in one step for the choices that are accepted at the balanced load: no recomputation, no
+  dispatch masks, no padding, no dropped choices. Attention counts in full, as in
+  `moejax.config.parameters.flops_per_token`."""
+  per_token = flops_per_token_at(experiment.model, experiment.data.sequence_length, accepted_choices(experiment))
+  return round(tokens_per_step(experiment) * per_token)
 
 
 def plan_of(compiled: Compiled, topology: Topology) -> Plan:

@@ -1,9 +1,9 @@
 """docs/ledger.py: rows become experiments, half-widths cover, and what is committed is whole."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
-import random
 from typing import Any
 
 import pytest
@@ -54,15 +54,13 @@ def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
     ledger.read_row(DENSE | {"needs": ["fp8"]})
 
 
-def test_the_half_width_of_other_runs_covers_four_fifths(ledger):
-  """Split conformal prediction: whatever the distribution, a new error lies within the half-width at least so often."""
-  draw = random.Random(0)
-  covered = []
-  for _ in range(2000):
-    errors = [draw.gauss(0.1, 0.2) if draw.random() < 0.8 else draw.uniform(-1, 1) for _ in range(13)]
-    covered.append(abs(errors[0]) <= ledger.half_width(errors[1:]))
-  assert 0.79 < sum(covered) / len(covered) < 0.88
-  assert ledger.half_width([0.1, -0.3]) > 0.3
+def test_the_formula_is_fitted_to_all_rows_but_the_one_that_it_predicts(ledger):
+  """A row with another time changes the predictions of the others, and not its own."""
+  rows = [ledger.read_row(DENSE | {"id": str(n), "published_teraflops": 90 + 10 * n}) for n in range(2)]
+  _, before = ledger.fit(rows)
+  fast = dataclasses.replace(rows[0], published_s=0.5 * rows[0].published_s)
+  _, after = ledger.fit([fast, *rows[1:]])
+  assert after["0"] == before["0"] and after["1"] < 0.9 * before["1"]
 
 
 def test_the_committed_ledger_has_every_key_and_an_interval_around_each_prediction():
@@ -74,4 +72,5 @@ def test_the_committed_ledger_has_every_key_and_an_interval_around_each_predicti
       assert line["missing"], line["id"]
     else:
       low, high = line["interval_s"]
+      assert ("left_out_s" in line) == ("published_s" in line)
       assert 0 < low < line["predicted_s"] < high, line["id"]

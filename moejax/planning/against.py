@@ -1,0 +1,135 @@
+"""A measured step time beside its prediction."""
+
+import dataclasses
+import json
+import pathlib
+import statistics
+from typing import Any
+
+from moejax.config.chips import chip_of
+from moejax.config.experiment import Experiment
+from moejax.errors import UserError
+from moejax.files import read_json
+from moejax.planning.calibrated_chip import efficiency_of
+from moejax.planning.calibration import TimedStep, add_step
+from moejax.planning.plan import Plan
+from moejax.planning.topology import Topology
+from moejax.training.run_directory import read_experiment
+
+
+@dataclasses.dataclass(frozen=True)
+class Against:
+  """A plan and the measured time of the step that it predicts."""
+
+  plan: Plan
+  measured_s: float
+  recorded: pathlib.Path | None = None
+  """The file of measurements that the step was added to."""
+
+  @property
+  def ratio(self) -> float:
+    """Predicted over measured time."""
+    return self.plan.step_time_s / self.measured_s
+
+  @property
+  def within_interval(self) -> bool:
+    """Whether the 80 % interval of the prediction holds the measured time."""
+    low, high = self.plan.step_time_interval_s
+    return low <= self.measured_s <= high
+
+  @property
+  def summary(self) -> str:
+    """The measurement in one line."""
+    where = "within" if self.within_interval else "outside"
+    added = f"; added to {self.recorded}, which calibrates later plans" if self.recorded else ""
+    return (
+      f"measured: {self.measured_s:.4g} s; the prediction is {self.ratio:.3f} times that, {where} its 80 % "
+      f"interval{added}"
+    )
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values, under the key `against` of `moejax plan --json`."""
+    return {
+      "measured_s": self.measured_s,
+      "predicted_over_measured": self.ratio,
+      "within_interval": self.within_interval,
+      "recorded": None if self.recorded is None else str(self.recorded),
+    }
+
+
+def measured_step_s(measured: str, experiment: Experiment, topology: Topology) -> float:
+  """The seconds that a text gives: a positive number, or the directory of a run, whose median step time counts.
+
+  Raises:
+    UserError: it is neither, or the run is of another model, batch or kind or number of devices.
+  """
+  try:
+    seconds = float(measured)
+  except ValueError:
+    if not measured.strip() or not pathlib.Path(measured).is_dir():
+      raise UserError(f"--against {measured}: neither a number of seconds nor the directory of a run") from None
+    return _of_run(pathlib.Path(measured), experiment, topology)
+  if not 0 < seconds < float("inf"):
+    raise UserError(f"--against {measured}: a step time is a positive number of seconds")
+  return seconds
+
+
+def record_step(plan: Plan, measured_s: float, path: pathlib.Path | None) -> Against:
+  """Compares a plan with a measured time, and adds both to a file of measurements if there is a path.
+
+  Raises:
+    UserError: the program was refused, so that its parts are unknown, or as `add_step`.
+  """
+  if path is None:
+    return Against(plan, measured_s)
+  if plan.refused:
+    raise UserError(
+      f"{plan.experiment.name} does not fit on {plan.topology.name} according to the compiler, so that its time is by "
+      "formula and calibrates nothing; leave out --calibration"
+    )
+  chip = plan.topology.chip
+  seconds = {"matrix": 0.0, "kernel": 0.0, "memory": 0.0}
+  for operation in plan.operations:
+    part = "kernel" if operation.kind.startswith("kernel") else "matrix" if operation.kind == "matrix" else "memory"
+    seconds[part] += operation.time_s * efficiency_of(chip, operation.kind)
+  assert plan.breakdown_s
+  step = TimedStep(
+    experiment=plan.experiment.name,
+    topology=plan.topology.name,
+    slices=plan.topology.slices,
+    mesh=plan.experiment.mesh.shape,
+    matrix_s=seconds["matrix"],
+    kernel_s=seconds["kernel"],
+    memory_s=seconds["memory"],
+    exposed_s=plan.breakdown_s["collective_exposed"],
+    predicted_s=plan.step_time_s,
+    measured_s=measured_s,
+  )
+  add_step(path, chip, step)
+  return Against(plan, measured_s, path)
+
+
+def _of_run(directory: pathlib.Path, experiment: Experiment, topology: Topology) -> float:
+  """The median step time of a finished run, without its first record, which may include compilation."""
+  there = read_experiment(directory)
+  for what, of in (("model", lambda e: e.model), ("sequence length", lambda e: e.data.sequence_length),
+                   ("batch size", lambda e: e.training.batch_size),
+                   ("gradient accumulation", lambda e: e.training.gradient_accumulation)):  # fmt: skip
+    if of(there) != of(experiment):
+      raise UserError(f"--against {directory}: that run has another {what}; plan {directory}/experiment.json instead")
+  try:
+    ran = read_json(directory / "summary.json")["provenance"]
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    times = [record["step_time_s"] for record in map(json.loads, lines) if record.get("step_time_s")]
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"--against {directory}: the run has not finished, or a file is damaged ({error})") from error
+  chip = chip_of(ran["device_kind"])
+  name = chip.name if chip else ran["device_kind"]
+  if name != topology.chip.name or ran["device_count"] != topology.devices:
+    raise UserError(
+      f"--against {directory}: that run had {ran['device_count']} devices of the kind {name}, and {topology.name} has "
+      f"{topology.devices} of {topology.chip.name}; give the topology that it ran on"
+    )
+  if len(times) < 2:
+    raise UserError(f"--against {directory}: it has fewer than two records with a step time; train longer")
+  return statistics.median(times[1:])

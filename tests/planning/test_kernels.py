@@ -1,0 +1,54 @@
+"""What kernels and library calls on a GPU cost, for which the compiler has no estimate."""
+
+import dataclasses
+
+import pytest
+from planning_programs import network_of
+
+from moejax.config.chips import CHIPS
+from moejax.planning.cost import cost
+from moejax.planning.program import parse
+
+NETWORK = network_of("v5p", (2, 2, 1))
+
+GPU_CALLS = """HloModule m, is_scheduled=true
+
+ENTRY %main (x: bf16[8192,1024], w: bf16[16,1024,512], n: s32[16], y: bf16[8192,512]) -> bf16[8192,512] {{
+  %x = bf16[8192,1024]{{1,0}} parameter(0)
+  %w = bf16[16,1024,512]{{2,1,0}} parameter(1)
+  %n = s32[16]{{0}} parameter(2)
+  %y = bf16[8192,512]{{1,0}} parameter(3)
+  ROOT %call = {result} custom-call({operands}), custom_call_target="{target}", operand_layout_constraints={{{layouts}}}, metadata={{op_name="jit(f)/experts/cond/branch_0_fun/{name}/pallas_call"}}
+}}
+"""  # noqa: E501
+
+X, W, N, Y = "bf16[8192,1024]{1,0}", "bf16[16,1024,512]{2,1,0}", "s32[16]{0}", "bf16[8192,512]{1,0}"
+
+
+@pytest.mark.parametrize(
+  ("name", "target", "result", "operands", "layouts"),
+  [
+    ("gmm", "__gpu$xla.gpu.triton", Y, "%n, %x, %w", [N, X, W]),
+    ("gmm", "__gpu$xla.gpu.triton", X, "%n, %y, %w", [N, Y, W]),  # the transposed matrix
+    ("tgmm", "__gpu$xla.gpu.triton", W, "%n, %x, %y", [N, X, Y]),
+  ],
+)
+def test_a_grouped_product_on_a_gpu_multiplies_each_row_by_one_matrix(name, target, result, operands, layouts):
+  gpu = dataclasses.replace(CHIPS["h100"], efficiency=1.0)
+  text = GPU_CALLS.format(name=name, target=target, result=result, operands=operands, layouts=", ".join(layouts))
+  found = cost(parse(text), dataclasses.replace(NETWORK, chip=gpu))
+  (operation,) = found.operations
+  assert (operation.kind, operation.scope, found.flops) == (f"kernel {name}", "experts", 2 * 8192 * 1024 * 512)
+  assert 1.5 < found.step_time_s * gpu.bfloat16_flops / found.flops < 3
+  assert found.kernel_s == found.breakdown_s["matrix"] == found.step_time_s
+
+
+@pytest.mark.parametrize(
+  "target", ["__gpu$xla.gpu.triton", "__cub$DeviceRadixSort", "__cudnn$fmhaSoftmax", "mosaic_gpu_v2"]
+)
+def test_a_call_on_a_gpu_that_nothing_prices_takes_at_least_its_bytes_and_a_marker_nothing(target):
+  gpu = dataclasses.replace(CHIPS["h100"], efficiency=1.0)
+  on_gpu = dataclasses.replace(NETWORK, chip=gpu)
+  text = GPU_CALLS.format(name="other", target=target, result=X, operands="%x", layouts=X)
+  assert cost(parse(text), on_gpu).step_time_s == pytest.approx(2 * 8192 * 1024 * 2 / gpu.hbm_bandwidth)
+  assert cost(parse(text.replace(target, "AssumeGatherIndicesInBound")), on_gpu).step_time_s == 0
