@@ -60,6 +60,8 @@ class Channel:
     self._gathered: dict[int, dict[int, Any]] = collections.defaultdict(dict)
     self._exchange = 0
     self._arrived = threading.Condition()
+    self._signal_lock = threading.Lock()
+    """Held while the others are told of a signal. This process must not end in between."""
     self._forwarded = False
     self._ends = False
     self.failed: int | None = None
@@ -154,10 +156,11 @@ class Channel:
 
   def _send_signal(self) -> None:
     """Reports a signal that this process has received."""
-    number = interrupts.first_signal()
-    if number is not None and not self._forwarded:
-      self._forwarded = True
-      self._send({"signal": number})
+    with self._signal_lock:
+      number = interrupts.first_signal()
+      if number is not None and not self._forwarded:
+        self._send({"signal": number})
+        self._forwarded = True
 
   def _receive(self) -> None:
     """Waits for messages for at most a quarter of a second, and handles them."""
