@@ -42,6 +42,8 @@ class Estimate:
   step_time_s: float
   memory_by_group: dict[str, float]
   """Bytes of parameters, gradients, moments, activations, gathered_weights, exchange_buffers and logits."""
+  saved_activations: float
+  """Bytes of the activations that the forward pass saves for the backward pass, in one part of the batch."""
 
   @property
   def memory_bytes(self) -> float:
@@ -89,9 +91,14 @@ def estimate(experiment: Experiment, topology: Topology, constants: Constants = 
   near = max(1, mesh.replica // topology.slices)
   moved += 2 * (1 - 1 / near) * of_gradient * own / link
   moved += 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
-  memory = _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
+  of_part = tokens * mesh.model / parts
+  memory = _memory(experiment, of_part, dense_parameters, expert_parameters)
   hidden = min(constants.hidden * moved, constants.beside * seconds)
-  return Estimate((seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0), memory)
+  return Estimate(
+    (seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0),
+    memory,
+    _saved(experiment, of_part),
+  )
 
 
 def _of_masks(experiment: Experiment) -> float:
@@ -130,10 +137,24 @@ def _memory(
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
   own = (dense_parameters / embed + expert_parameters / experts) / mesh.model
   moments = 2 if isinstance(experiment.optimizer, AdamW) else 1
-  heads = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim
-  wide = 2.0 * model.d_ff
+  layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
   if model.moe:
-    wide = (_rows(experiment) * 2 * model.moe.d_ff + (model.period - 1) * wide) / model.period
+    layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
+  return {
+    "parameters": 4 * own,
+    "gradients": 4 * own,
+    "moments": 4 * moments * own,
+    "activations": _saved(experiment, tokens) + 12 * tokens * (model.d_model + _wide(experiment) / mesh.model),
+    "gathered_weights": layer,
+    "exchange_buffers": _exchange_buffers(experiment, tokens),
+    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model,
+  }
+
+
+def _saved(experiment: Experiment, tokens: float) -> float:
+  """Bytes that the forward pass saves on one device for the backward pass."""
+  model, mesh = experiment.model, experiment.mesh
+  heads, wide = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim, _wide(experiment)
   within, residual = {  # what `model` shares among devices, and copies of the residual stream, which it does not
     "none": (2 * (heads + wide), 8),
     "products": (heads + wide, 2),
@@ -142,18 +163,16 @@ def _memory(
     "layer_inputs": (0, 0),
   }[model.remat]
   kept = within / mesh.model + (1 + residual) * model.d_model
-  layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
-  if model.moe:
-    layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
-  return {
-    "parameters": 4 * own,
-    "gradients": 4 * own,
-    "moments": 4 * moments * own,
-    "activations": 2 * tokens * model.num_layers * kept + 12 * tokens * (model.d_model + wide / mesh.model),
-    "gathered_weights": layer,
-    "exchange_buffers": _exchange_buffers(experiment, tokens),
-    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model,
-  }
+  return 2 * tokens * model.num_layers * kept
+
+
+def _wide(experiment: Experiment) -> float:
+  """Numbers of one token inside a feed-forward layer, on average over dense and sparse ones."""
+  model = experiment.model
+  dense = 2.0 * model.d_ff
+  if model.moe is None:
+    return dense
+  return (_rows(experiment) * 2 * model.moe.d_ff + (model.period - 1) * dense) / model.period
 
 
 def _rows(experiment: Experiment) -> float:
