@@ -35,6 +35,11 @@ LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
 LEAVES_TOO_MUCH_OUT = ("MLA", "fp8", "mxfp8", "int8", "context parallelism", "gb200")
 """Features of `needs` without which a prediction would be of something else."""
 
+FUSED = "fused attention on GPU"
+
+PLAIN_ATTENTION = "axlearn"
+"""The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
+
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
 
 REMAT: tuple[tuple[str, Remat], ...] = (
@@ -88,6 +93,8 @@ def read_row(values: dict[str, Any]) -> Row:
   if "fsdp 2 between slices" in values["sharding"]:
     missing.append("FSDP across slices")
   topology = _topology(values)
+  if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
+    missing.append(FUSED)
   remat = as_in(values["remat"]) or next(policy for words, policy in REMAT if words in values["remat"])
   if "sequence" not in values or not values["sequence"]:
     raise InexpressibleError("a stated sequence length")
@@ -288,8 +295,9 @@ def main() -> None:
       continue
     prepare_environment(row.topology)
     try:
+      by_formula = known.formula or FUSED in row.missing  # plain attention would be most of the program's time
       kept = {key: lines[row.id][key] for key in ("published_s", "left_out_s") if key in lines.get(row.id, {})}
-      lines[row.id] = predicted(row, known.formula) | kept
+      lines[row.id] = predicted(row, by_formula) | kept
     except UserError as error:  # the line by formula stays
       print(f"{row.id}: {error}", file=sys.stderr)
     write(lines)
