@@ -227,7 +227,7 @@ def _add_plan(verb: Add) -> None:
   )  # fmt: skip
   plan.add_argument(
     "--precision", nargs="+", default=[], metavar="TYPE",
-    help="also plan the products of projections, feed-forward layers and experts in these types: bfloat16, fp8, int8",
+    help="also plan the products of projections and dense feed-forward layers in these types: bfloat16, fp8, int8",
   )  # fmt: skip
   plan.add_argument(
     "--offload", nargs="+", default=[], metavar="GROUP",

@@ -10,6 +10,7 @@ import math
 
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
+from moejax.config.model import Model
 from moejax.config.optimizer import AdamW
 from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.config.sharding import shards
@@ -50,7 +51,9 @@ class Estimate:
     return sum(self.memory_by_group.values())
 
 
-def estimate(experiment: Experiment, topology: Topology, constants: Constants = FITTED) -> Estimate:
+def estimate(
+  experiment: Experiment, topology: Topology, constants: Constants = FITTED, speedup: float = 1.0
+) -> Estimate:
   """Products, gathers of weights, exchanges of tokens, reductions over `model` and sums of gradients over replicas, of
   which products hide a part; and memory.
   """
@@ -65,7 +68,8 @@ def estimate(experiment: Experiment, topology: Topology, constants: Constants = 
   )
   dense_parameters = counted.total - expert_parameters
   per_token = flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
-  flops = tokens * (per_token + _of_masks(experiment))
+  low = 6 * _projections(model) * (1 + _again(experiment)) * (1 - 1 / speedup)
+  flops = tokens * ((per_token - low) + _of_masks(experiment))
   seconds = flops / (constants.utilisation * (chip.bfloat16_flops or chip.vector_flops))
   link = chip.link_bandwidth * max(1, chip.torus)
   of_gradient = 4 if model.gradient_dtype == "float32" else 2
@@ -99,6 +103,14 @@ def estimate(experiment: Experiment, topology: Topology, constants: Constants = 
     memory,
     _saved(experiment, of_part),
   )
+
+
+def _projections(model: Model) -> int:
+  """Parameters of attention, of dense feed-forward layers and of shared experts: what 8-bit products may take."""
+  routed = (
+    model.moe.experts_per_token * model.feed_forward_matrices * model.d_model * model.moe.d_ff if model.moe else 0
+  )
+  return parameter_counts(model).active_non_embedding - model.num_sparse_layers * routed
 
 
 def _of_masks(experiment: Experiment) -> float:

@@ -1,8 +1,8 @@
 """What fewer bits in matrix products save: the plan of the same program, with its large products at a higher rate.
 
-The products of projections, feed-forward layers and experts are priced at the rate of 8-bit operands, in the forward
-and in both backward products, and what they hide is computed anew. Logits, routers and attention scores stay in
-bfloat16. Scales and casts of the operands are not priced, so that this is what low precision can save at most.
+The products of projections, dense feed-forward layers and shared experts are priced at the rate of 8-bit operands, in
+the forward and in both backward products, and what they hide is computed anew. Routed experts, logits, routers and
+attention scores stay in bfloat16.
 """
 
 import dataclasses
@@ -11,32 +11,16 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
 from moejax.errors import UserError
 from moejax.planning.compile import compile_step
+from moejax.planning.kernels import product_speedup
 from moejax.planning.plan import Plan, plan_of
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 from moejax.terminal import Fitting
 
-BFLOAT16 = "bfloat16"
-
-SPEEDUP: dict[str, dict[str, float]] = {
-  "v4": {"int8": 1.0},
-  "v5e": {"int8": 2.0},
-  "v5p": {"int8": 2.0},
-  "v6e": {"int8": 2.0},
-  "tpu7x": {"fp8": 2.0},
-  "a100": {"int8": 2.0},
-  "h100": {"fp8": 2.0, "int8": 2.0},
-  "h200": {"fp8": 2.0, "int8": 2.0},
-  "b200": {"fp8": 2.0, "int8": 2.0},
-}
-"""Peak rate of products of 8-bit operands over that of bfloat16, by chip and type, where the matrix units have it.
-cloud.google.com/tpu/docs (v4 to tpu7x) and NVIDIA's data sheets."""
-
-SCOPES = frozenset({"qkv", "attention_out", "feed_forward", "experts", "shared_experts"})
+SCOPES = frozenset({"qkv", "attention_out", "feed_forward", "shared_experts"})
 """Where products are of 8-bit operands."""
 
 
@@ -68,8 +52,7 @@ def plan_precisions(
   Raises:
     UserError: the chip has no such products, or the program does not fit and so has no parts.
   """
-  for precision in precisions:
-    _check(precision, topology.chip)
+  factors = [product_speedup(topology.chip, precision) for precision in precisions]
   compiled = compile_step(experiment, topology, progress)
   plain = plan_of(compiled, topology)
   if plain.refused:
@@ -78,8 +61,7 @@ def plan_precisions(
       "are unknown; leave --precision out to see what to change"
     )
   found = []
-  for precision in precisions:
-    factor = SPEEDUP.get(topology.chip.name, {}).get(precision, 1.0)
+  for precision, factor in zip(precisions, factors, strict=True):
     planned = plan_of(compiled, topology, dict.fromkeys(SCOPES, factor))
     found.append(AtPrecision(precision, planned, plain.step_time_s / planned.step_time_s))
   return found
@@ -97,11 +79,3 @@ def precision_page(found: list[AtPrecision]) -> Fitting:
     row = (one.precision, f"{one.plan.step_time_s:.4g}", f"{low:.3g} to {high:.3g}", *(f"{part:.4g}" for part in parts))
     table.add_row(*row, f"{one.speedup:.2f}")
   return Fitting(table)
-
-
-def _check(precision: str, chip: Chip) -> None:
-  known = (BFLOAT16, *SPEEDUP.get(chip.name, ()))
-  if precision not in known:
-    raise UserError(
-      f"--precision {precision}: the matrix units of {chip.name} have {', '.join(known)}; use one of them"
-    )

@@ -51,8 +51,14 @@ def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
 
 
 def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
-  with pytest.raises(ledger.InexpressibleError, match="fp8"):
-    ledger.read_row(DENSE | {"needs": ["fp8"]})
+  for need in ("fp8", "MLA"):  # v5e has int8 alone
+    with pytest.raises(ledger.InexpressibleError, match=need):
+      ledger.read_row(DENSE | {"needs": [need]})
+
+
+def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
+  plain, low = (ledger.predicted(ledger.read_row(DENSE | {"needs": of}), True) for of in ([], ["int8"]))
+  assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == ["int8"]
 
 
 def test_the_formula_is_fitted_to_all_rows_but_the_one_that_it_predicts(ledger):
