@@ -1,7 +1,8 @@
 """moejax: dense or mixture-of-experts, decided in step time.
 
 The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `calibrate`,
-`evaluate` and `generate` (`moejax/api.py`). Importing it imports nothing else, and JAX only where a function needs it.
+`evaluate`, `generate`, `import_model` and `export_model` (`moejax/api.py`). Importing it imports nothing else, and JAX
+only where a function needs it.
 """
 
 import importlib
@@ -9,7 +10,10 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-FUNCTIONS = ("calibrate", "compare", "evaluate", "find", "generate", "match", "plan", "replace", "train")
+FUNCTIONS = (
+  "calibrate", "compare", "evaluate", "export_model", "find", "generate", "import_model", "match", "plan", "replace",
+  "train",
+)  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,10 @@ import pathlib
 
 from moejax.api import compare as compare
 from moejax.api import evaluate as evaluate
+from moejax.api import export_model as export_model
 from moejax.api import find as find
 from moejax.api import generate as generate
+from moejax.api import import_model as import_model
 from moejax.api import replace as replace
 from moejax.api import train as train
 from moejax.comparison.pod_match import PodMatch

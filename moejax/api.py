@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -226,22 +226,71 @@ def generate(
   prompts: Sequence[str],
   *,
   max_tokens: int = 64,
+  stop: Sequence[str] = (),
   temperature: float = 0.0,
   top_k: int | None = None,
   top_p: float | None = None,
+  min_p: float | None = None,
   seed: int = 0,
 ) -> list[str]:
-  """Continues prompts with the latest checkpoint of a run, each to the end of its document or `max_tokens`.
+  """Continues prompts with the latest checkpoint of a run, each to the end of its document, a string of `stop`, or
+  `max_tokens`.
 
   Raises:
     UserError: no run or no checkpoint, or a router that looks ahead and so cannot generate.
   """
   _check_several(prompts, "prompts")
+  _check_several(stop, "stop")
   from moejax.inference.sampling import Sampling
-  from moejax.inference.text import continue_texts
+  from moejax.inference.text import Prompt, continue_texts
 
-  sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-  return continue_texts(pathlib.Path(run), prompts, max_tokens, sampling, seed)
+  sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+  asked = [Prompt(text=text, max_tokens=max_tokens, stop=tuple(stop)) for text in prompts]
+  return [found.text for found in continue_texts(pathlib.Path(run), asked, sampling, seed)]
+
+
+def import_model(
+  folder: Directory,
+  run: Directory,
+  *,
+  load_balance: float | None = None,
+  sequence_length: int | None = None,
+  fields: Mapping[str, Any] | None = None,
+  progress: Progress = SILENT,
+) -> Experiment:
+  """Makes a run of a model in the format of Hugging Face, to be evaluated, continued, or trained further.
+
+  Args:
+    folder: holds config.json, safetensors and the tokenizer.
+    run: directory of the new run.
+    load_balance: coefficient of the load-balancing loss, which sparse models need.
+    sequence_length: tokens of a training sequence (default: the longest that the model was trained to see).
+    fields: other fields of the experiment by their dotted paths, such as `{"data.train": ("books/*.txt",)}`.
+    progress: is told what runs.
+
+  Raises:
+    UserError: moejax cannot express the model, or the files are not whole.
+  """
+  from moejax.interop.huggingface import import_model as import_into
+  from moejax.interop.huggingface import imported_experiment
+
+  folder, run = pathlib.Path(folder), pathlib.Path(run)
+  experiment = with_fields(imported_experiment(folder, run, load_balance, sequence_length), fields or {})
+  import_into(folder, run, experiment, progress)
+  return experiment
+
+
+def export_model(
+  run: Directory, folder: Directory, *, dtype: str = "float32", progress: Progress = SILENT
+) -> dict[str, Any]:
+  """Writes the latest checkpoint of a run in the format of Hugging Face; returns its config.json.
+
+  Raises:
+    UserError: there is no checkpoint, or no family of models expresses the run's; the message has the field.
+  """
+  from moejax.interop.huggingface import export_model as export_from
+
+  return export_from(pathlib.Path(run), pathlib.Path(folder), dtype, progress)
 
 
 def import_harness(evaluation: Evaluation) -> ModuleType:

@@ -6,24 +6,24 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from rich.console import Group
 from rich.text import Text
 
-from moejax import api, interrupts, lookup, processes
+from moejax import api, interrupts, lookup, model_verbs, processes
 from moejax.command_line import TRIES, make_parser
 from moejax.config.experiment import Experiment
 from moejax.display import Display, make_display
 from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.files import finite, write_json, write_whole
-from moejax.overrides import override, override_pair, print_field_help
+from moejax.overrides import override, override_pair
 from moejax.terminal import output
 from moejax.training.run_directory import (
   check_only_operational,
-  prepare_file,
   read_experiment,
 )
+from moejax.verb_arguments import helped, no_overrides, prepare_files, required
 
 USERS_MISTAKE = 2
 DOES_NOT_FIT = 3
@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _list(known: argparse.Namespace, overrides: list[str]) -> int:
-  if not _helped(known):
-    _no_overrides(overrides)
+  if not helped(known):
+    no_overrides(overrides)
     from moejax import describe
 
     output().print(describe.list_page(lookup.listed()), soft_wrap=True)
@@ -71,9 +71,9 @@ def _list(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _show(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  found = override(lookup.find(_required(known, "name", "NAME")), overrides)
+  found = override(lookup.find(required(known, "name", "NAME")), overrides)
   from moejax import describe
 
   if known.json:
@@ -86,10 +86,10 @@ def _show(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _train(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  experiment = override(lookup.find_experiment(_required(known, "name", "NAME")), overrides)
-  directory = _required(known, "workdir", "--workdir DIR")
+  experiment = override(lookup.find_experiment(required(known, "name", "NAME")), overrides)
+  directory = required(known, "workdir", "--workdir DIR")
   api.join()
   with make_display(f"train {experiment.name}") as progress:
     trained = api.train(experiment, directory, progress=progress)
@@ -99,10 +99,10 @@ def _train(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  suite = override(lookup.find_suite(_required(known, "name", "SUITE")), overrides)
-  directory = _required(known, "workdir", "--workdir DIR")
+  suite = override(lookup.find_suite(required(known, "name", "SUITE")), overrides)
+  directory = required(known, "workdir", "--workdir DIR")
   api.join()
   with make_display(f"compare {suite.name}") as progress:
     compared = api.compare(suite, directory, progress=progress)
@@ -117,9 +117,9 @@ def _compare(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  directory = _required(known, "run", "RUN")
+  directory = required(known, "run", "RUN")
   there = read_experiment(directory)
   # The limit is for evaluation during training, which should be short. The command uses all examples.
   there = dataclasses.replace(there, evaluation=dataclasses.replace(there.evaluation, task_limit=None))
@@ -147,11 +147,11 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _data(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  _no_overrides(overrides)
-  _required(known, "action", "pack")
-  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out DIR")
+  no_overrides(overrides)
+  required(known, "action", "pack")
+  sources, out = required(known, "source", "--source SOURCE"), required(known, "out", "--out DIR")
   if known.validation_fraction is not None and known.keep == "all":
     raise UserError("--validation-fraction does nothing with --keep all; add --keep train or --keep validation")
   from moejax.config.data import Data
@@ -195,12 +195,12 @@ def _stage(display: Display, name: str) -> Callable[[str, float], None]:
 
 
 def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  _no_overrides(overrides)
-  _required(known, "action", "train")
-  sources, out = _required(known, "source", "--source SOURCE"), _required(known, "out", "--out FILE")
-  _prepare_files(known, "out")
+  no_overrides(overrides)
+  required(known, "action", "train")
+  sources, out = required(known, "source", "--source SOURCE"), required(known, "out", "--out FILE")
+  prepare_files(known, "out")
   from moejax.data.tokenizer_training import train_tokenizer
   from moejax.data.tokenizers import padded_vocab_size
 
@@ -217,11 +217,11 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  name, topology = _required(known, "name", "NAME"), _required(known, "topology", "--topology NAME")
+  name, topology = required(known, "name", "NAME"), required(known, "topology", "--topology NAME")
   experiment, missing = _planned(known, name, topology)
-  _prepare_files(known, "json", "html", *(["calibration"] if known.against else []))
+  prepare_files(known, "json", "html", *(["calibration"] if known.against else []))
   for option, given in (("--search", known.search), (f"two experiments ({known.other})", known.other)):
     if known.against and given:
       raise UserError(f"--against is for the plan of one experiment, not for {option}; leave one of them out")
@@ -236,43 +236,31 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.planning.against import measured_step_s, record_step
   from moejax.planning.hints import hints
   from moejax.planning.load import load_page, plan_loads
-  from moejax.planning.offload import check_offload, offloaded
   from moejax.planning.page import as_html, plan_page
   from moejax.planning.plan import plan
-  from moejax.planning.precision import plan_precisions, precision_page
   from moejax.planning.run_cost import run_cost
 
   measured_s = measured_step_s(known.against, experiment, described) if known.against is not None else None
-  check_offload(known.offload, described.chip)
   with Display(f"plan {experiment.name}") as display:
     loaded = plan_loads(experiment, described, known.load, display) if known.load else []
     planned = plan(experiment, described, display)
-    precise = plan_precisions(experiment, described, known.precision, display) if known.precision else []
   whole = run_cost(planned, known.price_per_chip_hour)
   lines = [whole.summary, *(f"planned without {feature}: {what}" for feature, what in missing.items())]
   against = None if measured_s is None else record_step(planned, measured_s, known.calibration)
-  moved = offloaded(planned, known.offload) if known.offload else None
-  lines += [one.summary for one in (moved, against) if one is not None]
-  tables = [*([load_page(loaded)] if loaded else []), *([precision_page(precise)] if precise else [])]
-  page = Group(plan_page(planned), *tables, *map(Text, lines))
+  lines += [] if against is None else [against.summary]
+  page = Group(plan_page(planned), *([load_page(loaded)] if loaded else []), *map(Text, lines))
   output().print(page, soft_wrap=True)
   if known.json:
     more = {"hints": hints(planned), "run": whole.to_json(), "planned_without": list(missing)}
-    more |= {key: one and one.to_json() for key, one in (("against", against), ("offload", moved))}
-    more |= {"loads": [one.to_json() for one in loaded], "precisions": [one.to_json() for one in precise]}
-    write_json(known.json, planned.to_json() | more)
+    more |= {"against": None if against is None else against.to_json()}
+    write_json(known.json, planned.to_json() | more | {"loads": [one.to_json() for one in loaded]})
   if known.html:
     write_whole(known.html, as_html(f"{experiment.name} on {topology}", page))
   return 0 if planned.fits else DOES_NOT_FIT
 
 
 def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrides: list[str]) -> int:
-  for option, given in (
-    ("--search", known.search),
-    ("--load", known.load),
-    ("--precision", known.precision),
-    ("--offload", known.offload),
-  ):
+  for option, given in (("--search", known.search), ("--load", known.load)):
     if given:
       raise UserError(f"{option} is for one experiment; leave out {known.other}")
   second, _ = _planned(known, known.other, topology)
@@ -326,12 +314,12 @@ def _search(known: argparse.Namespace, experiment: Experiment, topology: str) ->
 
 
 def _match(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  dense = lookup.find_experiment(_required(known, "dense", "DENSE"))
-  dense, moe = override_pair(dense, lookup.find_experiment(_required(known, "name", "MOE")), overrides)
-  topology = _required(known, "topology", "--topology NAME")
-  _prepare_files(known, "out")
+  dense = lookup.find_experiment(required(known, "dense", "DENSE"))
+  dense, moe = override_pair(dense, lookup.find_experiment(required(known, "name", "MOE")), overrides)
+  topology = required(known, "topology", "--topology NAME")
+  prepare_files(known, "out")
   with Display(f"match {dense.name}") as display:
     found = api.match(
       dense, moe, topology, slices=known.slices, tolerance=known.tolerance, calibration=known.calibration,
@@ -347,11 +335,11 @@ def _match(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _calibrate(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  _no_overrides(overrides)
-  file = _required(known, "out", "--out FILE")
-  _prepare_files(known, "out")
+  no_overrides(overrides)
+  file = required(known, "out", "--out FILE")
+  prepare_files(known, "out")
   with Display("calibrate") as display:
     found = api.calibrate(file, progress=display)
   from moejax.planning.page import calibration_page
@@ -361,46 +349,14 @@ def _calibrate(known: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _report(known: argparse.Namespace, overrides: list[str]) -> int:
-  if _helped(known):
+  if helped(known):
     return 0
-  _no_overrides(overrides)
-  directory = _required(known, "workdir", "DIR")
+  no_overrides(overrides)
+  directory = required(known, "workdir", "DIR")
   from moejax.comparison.report import write_report
 
   print(write_report(directory))
   return 0
-
-
-def _prepare_files(known: argparse.Namespace, *options: str) -> None:
-  """Raises UserError where a file of these options cannot be written, before the work that it is for."""
-  for option in options:
-    if (path := getattr(known, option)) is not None:
-      prepare_file(path, f"--{option}")
-
-
-def _helped(known: argparse.Namespace) -> bool:
-  """Prints the help of a command if requested, and all fields if an experiment is named."""
-  if not known.help:
-    return False
-  print(known.parser.format_help())
-  name = getattr(known, "name", None)
-  if name is not None:
-    print_field_help(lookup.find(name), f"{known.parser.prog} {name}")
-  elif hasattr(known, "name"):
-    print("Add NAME to list all its fields with their meaning; `moejax list` shows the names.")
-  return True
-
-
-def _required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
-  value = getattr(known, attribute)
-  if value is None:
-    raise UserError(f"{known.parser.prog.removeprefix('moejax ')} needs {shown}; `{known.parser.prog} --help` explains")
-  return value
-
-
-def _no_overrides(overrides: list[str]) -> None:
-  if overrides:
-    raise UserError(f"unexpected {' '.join(overrides)}; this command takes no fields")
 
 
 VERBS = {
@@ -409,6 +365,10 @@ VERBS = {
   "train": _train,
   "compare": _compare,
   "evaluate": _evaluate,
+  "generate": model_verbs.generate,
+  "import": model_verbs.import_run,
+  "export": model_verbs.export_run,
+  "upcycle": model_verbs.upcycle_run,
   "data": _data,
   "tokenizer": _tokenizer,
   "plan": _plan,

@@ -27,6 +27,7 @@ examples:
   moejax train mine.py:my_experiment --workdir /tmp/mine train an experiment of your own
   moejax train /tmp/small/experiment.json --workdir /tmp/small --training.steps 400    train a finished run for longer
   moejax evaluate /tmp/small --tasks core_en --limit 100 run lm-evaluation-harness benchmarks
+  moejax generate /tmp/small --prompt 'def main('         continue text
   moejax plan dense_6b4 --topology v5p:4x8x8             predict step time and memory on 256 chips
 
 Set any field by its dotted path; `moejax train NAME --help` lists all fields with their meaning.
@@ -88,6 +89,10 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
   _add_train(verb)
   _add_compare(verb)
   _add_evaluate(verb)
+  _add_generate(verb)
+  _add_import(verb)
+  _add_export(verb)
+  _add_upcycle(verb)
   _add_data(verb)
   _add_tokenizer(verb)
   _add_plan(verb)
@@ -156,12 +161,137 @@ def _add_evaluate(verb: Add) -> None:
   )  # fmt: skip
   evaluate.add_argument(
     "--gen-kwargs", metavar="KEY=VALUE,...",
-    help="override generation options of the tasks: max_gen_toks, until, do_sample, temperature, top_k, top_p",
+    help="override generation options of the tasks: max_gen_toks, until, do_sample, temperature, top_k, top_p, min_p",
   )  # fmt: skip
   evaluate.add_argument(
     "--log-samples", action="store_true",
     help="write every example with its prompts and the model's answers to RUN/evaluation/samples/TASK.jsonl",
   )  # fmt: skip
+
+
+GENERATE = """\
+RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint continues the text,
+greedily unless --temperature is above 0, to the end of the document, a stop string, or --max-tokens. Options such as
+--mesh.model 4 may follow.
+
+Each line of a batch file is an object such as {"prompt": "...", "max_tokens": 64, "stop": ["\\n"]}. The output has the
+same lines in the same order, with the fields text, tokens, finish_reason (stop or length) and prompt_cut added.
+
+examples:
+  moejax generate /tmp/small --prompt 'def main(' --max-tokens 100
+  moejax generate /tmp/small --prompt 'import ' --temperature 0.8 --min-p 0.05 --stop $'\\n\\n' --seed 1
+  moejax generate /tmp/small --batch-file prompts.jsonl --out answers.jsonl"""
+
+
+def _add_generate(verb: Add) -> None:
+  generate = verb("generate", "Continue text with a trained model.")
+  generate.epilog = GENERATE
+  generate.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of a trained run")
+  generate.add_argument(
+    "--prompt", nargs="+", metavar="TEXT",
+    help="text to continue; the continuation of a single prompt is printed as it is generated",
+  )  # fmt: skip
+  generate.add_argument("--batch-file", type=_path, metavar="FILE", help="JSONL file with the prompts")
+  generate.add_argument(
+    "--out", type=_path, metavar="FILE", help="JSONL file for the answers to --batch-file (default: standard output)"
+  )
+  generate.add_argument(
+    "--max-tokens", type=int, default=64, metavar="N", help="maximum number of tokens to generate (default: 64)"
+  )
+  generate.add_argument(
+    "--stop", nargs="+", default=(), metavar="TEXT", help="strings that end a continuation, which does not include them"
+  )
+  generate.add_argument(
+    "--temperature",
+    type=float,
+    default=0.0,
+    metavar="X",
+    help="sampling temperature; 0 is greedy (default: 0)",
+  )
+  generate.add_argument("--top-k", type=int, metavar="N", help="sample from the N most probable tokens")
+  generate.add_argument(
+    "--top-p", type=float, metavar="P", help="sample from the most probable tokens with a total probability of P"
+  )
+  generate.add_argument(
+    "--min-p", type=float, metavar="P", help="sample from tokens with at least P times the probability of the best one"
+  )
+  generate.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling (default: 0)")
+
+
+IMPORT = """\
+HF_DIR holds config.json, *.safetensors and the tokenizer, as `hf download MODEL` prints its path. The families are
+Llama, Mistral, Qwen, Mixtral, OLMoE and DeepSeekMoE; a configuration that moejax cannot express is refused with its
+field. RUN becomes a run at step 0, which `moejax generate`, `evaluate` and `train` read. To train it further, give its
+data, training and optimizer here:
+
+examples:
+  moejax import Qwen3-0.6B /tmp/qwen
+  moejax import Mixtral-8x7B /tmp/mixtral --load-balance 0.01 --mesh.expert 8 --model.compute-dtype bfloat16
+  moejax import Llama-2-7b /tmp/llama --sequence-length 2048 --data.train books/*.txt --optimizer.learning-rate 1e-5
+  moejax train /tmp/llama/experiment.json --workdir /tmp/llama"""
+
+
+def _add_import(verb: Add) -> None:
+  parser = verb("import", "Make a run of a model in the format of Hugging Face.")
+  parser.epilog = IMPORT
+  parser.add_argument("folder", nargs="?", type=_path, metavar="HF_DIR", help="folder of the model")
+  parser.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of the new run")
+  parser.add_argument(
+    "--load-balance", type=float, metavar="X",
+    help="training.losses.load_balance of a sparse model, 1 if experts are balanced; transformers' own coefficient "
+    "multiplies experts_per_token times as much",
+  )  # fmt: skip
+  parser.add_argument(
+    "--sequence-length", type=int, metavar="N",
+    help="tokens of a training sequence, as data.sequence_length (default: max_position_embeddings of config.json)",
+  )  # fmt: skip
+
+
+def _add_export(verb: Add) -> None:
+  export = verb("export", "Write a trained model in the format of Hugging Face.")
+  export.epilog = """\
+HF_DIR gets config.json, safetensors and the tokenizer, which transformers, vLLM and SGLang read. A model that no family
+of Hugging Face expresses is refused with its field.
+
+example:
+  moejax export /tmp/small /tmp/small-hf --dtype bfloat16"""
+  export.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of a trained run")
+  export.add_argument("folder", nargs="?", type=_path, metavar="HF_DIR", help="new folder for the model")
+  export.add_argument(
+    "--dtype",
+    choices=("float32", "bfloat16", "float16"),
+    default="float32",
+    help="type of the weights (default: float32)",
+  )
+
+
+UPCYCLE = """\
+RUN is a dense run. NEW becomes a run at step 0 whose sparse layers compute what the dense layers of RUN do: each expert
+is a copy of a dense layer or, with --granularity G, one of G slices of a copy. Its data, training and optimizer are
+those of RUN; options such as --training.steps 2000 and --mesh.expert 8 change them.
+
+example:
+  moejax upcycle /tmp/small /tmp/sparse --experts 8 --load-balance 0.01 --training.steps 500
+  moejax train /tmp/sparse/experiment.json --workdir /tmp/sparse"""
+
+
+def _add_upcycle(verb: Add) -> None:
+  parser = verb("upcycle", "Make a sparse run of a dense one, which computes the same at the start.")
+  parser.epilog = UPCYCLE
+  parser.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of a dense run")
+  parser.add_argument("new", nargs="?", type=_path, metavar="NEW", help="directory of the new run")
+  parser.add_argument("--experts", type=int, metavar="N", help="copies of each dense feed-forward layer")
+  parser.add_argument("--active", type=int, default=2, metavar="N", help="copies per token (default: 2)")
+  parser.add_argument(
+    "--granularity", type=int, default=1, metavar="G", help="experts that a copy is divided into (default: 1)"
+  )
+  parser.add_argument("--every", type=int, default=1, metavar="N", help="make every n-th layer sparse (default: 1)")
+  parser.add_argument(
+    "--noise", type=float, default=0.0, metavar="X",
+    help="add noise to the experts, with X times the standard deviation of a matrix (default: 0, none)",
+  )  # fmt: skip
+  parser.add_argument("--load-balance", type=float, metavar="X", help="training.losses.load_balance of the new run")
+  parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the router and the noise (default: 0)")
 
 
 def _add_data(verb: Add) -> None:
@@ -224,14 +354,6 @@ def _add_plan(verb: Add) -> None:
   plan.add_argument(
     "--load", nargs="+", default=[], metavar="LOAD",
     help="also plan these router loads, each that of the busiest device or expert over the mean, or worst",
-  )  # fmt: skip
-  plan.add_argument(
-    "--precision", nargs="+", default=[], metavar="TYPE",
-    help="also plan the products of projections and dense feed-forward layers in these types: bfloat16, fp8, int8",
-  )  # fmt: skip
-  plan.add_argument(
-    "--offload", nargs="+", default=[], metavar="GROUP",
-    help="also estimate what moving activations or moments (or both) to the memory of the host frees and costs",
   )  # fmt: skip
   plan.add_argument(
     "--without", nargs="+", default=[], metavar="FEATURE",

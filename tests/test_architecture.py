@@ -49,12 +49,14 @@ FLOORS = (
   ),
   ("moejax.kernels",),
   ("moejax.models",),
-  ("moejax.data", "moejax.interop"),
+  ("moejax.data",),
   ("moejax.training",),
-  ("moejax.inference",),
+  ("moejax.inference", "moejax.interop"),
   ("moejax.evaluation", "moejax.planning"),
   ("moejax.comparison",),
   ("moejax.api",),
+  ("moejax.verb_arguments",),
+  ("moejax.model_verbs",),
   ("moejax.cli", "moejax.launch"),
   ("moejax.__main__",),
 )
@@ -73,11 +75,12 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
-MAX_CONFIG_FIELDS = 145
-"""A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper."""
-MAX_OF_TRAINING = (157, 16_800)
+MAX_CONFIG_FIELDS = 148
+"""A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
+some are what published families of models differ in, each named with its family."""
+MAX_OF_TRAINING = (157, 17_000)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (119, 12_700)
+MAX_OF_TRAINING_WITHOUT_INPUT = (119, 13_000)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 
@@ -243,7 +246,8 @@ def test_a_launcher_answers_without_jax():
 
 
 def test_only_the_commands_import_inside_functions():
-  others = [path for path in OURS if module(path) not in ("moejax.api", "moejax.cli", "moejax.__main__")]
+  commands = ("moejax.api", "moejax.cli", "moejax.model_verbs", "moejax.__main__")
+  others = [path for path in OURS if module(path) not in commands]
   local = offenders(others, lambda path: imported(path) - imported(path, also_local=False))
   assert not local, "import at the top, or move what is shared down a floor"
 

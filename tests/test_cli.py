@@ -296,7 +296,7 @@ def test_the_version(run):
 def test_help_names_every_command_and_gives_examples(run):
   code, out, err = run("--help")
   assert (code, err) == (0, "")
-  for command in ("list", "show", "train", "compare", "evaluate", "data", "tokenizer", "report"):
+  for command in cli.VERBS:
     assert command in [line.split()[0] for line in out.splitlines() if line.startswith("    ") and line[4] != " "]
   examples = [line.split() for line in out.splitlines() if line.startswith("  moejax ")]
   assert {words[1] for words in examples} >= {"compare", "show", "train"}
@@ -307,14 +307,14 @@ def test_the_examples_of_the_help_are_valid(run):
   """Every example names something that exists and fields that it has."""
   _, out, _ = run("--help")
   for line in out.splitlines():
-    if line.startswith("  moejax ") and not any(word in line for word in (".py:", ".json", "evaluate")):
+    if line.startswith("  moejax ") and not any(word in line for word in (".py:", ".json", "evaluate", "generate")):
       words = line.partition("    ")[0].split()[1:]
       places = {"--workdir", "--topology"}
       without_directory = [word for i, word in enumerate(words) if not places & {*words[max(0, i - 1) : i + 1]}]
       assert run("show", *without_directory[1:])[0] == 0, line
 
 
-@pytest.mark.parametrize("command", ["list", "show", "train", "compare", "evaluate", "data", "tokenizer", "report"])
+@pytest.mark.parametrize("command", cli.VERBS)
 def test_the_help_of_a_command_says_what_it_does_and_takes(run, command):
   code, out, err = run(command, "--help")
   assert (code, err) == (0, "")

@@ -13,6 +13,7 @@ from moejax.errors import UserError
 Activation = Literal["swiglu", "gelu"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["scanned", "unrolled"]
+QkNormOver = Literal["head", "all_heads"]
 GradientDtype = Literal["float32", "compute"]
 Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
 
@@ -40,7 +41,11 @@ class Model:
   tie_embeddings: bool = True
   """Whether the output projection is the transposed embedding."""
   qk_norm: bool = False
-  """Whether to apply RMSNorm to the queries and keys of each head, before the rotary embedding."""
+  """Whether to apply RMSNorm to queries and keys, before the rotary embedding."""
+  qk_norm_over: QkNormOver = "head"
+  """What QK-norm takes the mean square over. head: each head (Qwen3). all_heads: all heads of a token (OLMoE)."""
+  attention_bias: bool = False
+  """Whether queries, keys and values have a bias (Qwen2)."""
   rope_theta: float = 10_000.0
   """Base of the wavelengths of the rotary embedding (arXiv 2104.09864)."""
   norm_epsilon: float = 1e-5
@@ -87,6 +92,12 @@ class Model:
       )
     checks.one_of(self, "remat", get_args(Remat))
     checks.one_of(self, "layers", get_args(Layers))
+    checks.one_of(self, "qk_norm_over", get_args(QkNormOver))
+    if self.qk_norm_over != "head" and not self.qk_norm:
+      raise UserError(
+        f"model.qk_norm_over={self.qk_norm_over!r} would have no effect with model.qk_norm=False; set it to 'head' or "
+        "qk_norm to True"
+      )
     checks.divides(self.num_kv_heads, "model.num_kv_heads", self.num_heads, "model.num_heads")
     checks.divides(2, "rotary pair", self.head_dim, "model.head_dim")
     if self.attention_experts is not None and self.attention_experts * self.num_kv_heads != self.num_heads:
@@ -107,6 +118,15 @@ class Model:
         f"model.feed_forward={self.feed_forward.kind} would have no effect because every layer is sparse; set it to "
         f"{FeedForward().kind} or raise moe.every"
       )
+
+  @property
+  def qk_norm_widths(self) -> tuple[int, int]:
+    """Scales of the norms of queries and of keys in a layer; 0 without QK-norm."""
+    if not self.qk_norm:
+      return 0, 0
+    if self.qk_norm_over == "head":
+      return self.head_dim, self.head_dim
+    return self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
 
   @property
   def period(self) -> int:

@@ -28,6 +28,8 @@ class MoE:
   """Every n-th layer is sparse. 1: all layers; 2: the second, fourth, ... layer."""
   num_shared_experts: int = 0
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
+  shared_gate: bool = False
+  """Whether a sigmoid of the token weights what the shared experts add (Qwen2-MoE)."""
   router: Router = Router()
   """The router, which selects the experts of each token and their weights. In Python, the kind alone, such as "dense",
   selects a router with default fields."""
@@ -47,6 +49,7 @@ class MoE:
     object.__setattr__(self, "dispatch", typed(Dispatch, self.dispatch, "moe.dispatch"))
     checks.positive(self, "num_experts", "experts_per_token", "d_ff", "every", "capacity_factor")
     checks.not_negative(self, "num_shared_experts")
+    self._check_effect("shared_gate", self.num_shared_experts > 0, "num_shared_experts above 0 makes shared experts")
     if self.group_size is not None:
       checks.positive(self, "group_size")
     if self.experts_per_token > self.num_experts:
@@ -108,8 +111,7 @@ class MoE:
     if self.group_size is not None:
       return self.group_size
     wanted = max(self.d_ff / 8, 8 * self.num_experts / self.experts_per_token)
-    below = [m for m in range(1, math.isqrt(sequence_length) + 1) if sequence_length % m == 0]
-    divisors = (*below, *(sequence_length // m for m in below))
+    divisors = [m for m in range(1, sequence_length + 1) if sequence_length % m == 0]
     return min(divisors, key=lambda m: (abs(math.log(m / wanted)), m))
 
   def capacity(self, group_tokens: int) -> int:

@@ -44,7 +44,7 @@ def parameter_counts(model: Model) -> ParameterCounts:
   if model.moe is None:
     return ParameterCounts(total=shared + embedding, active=shared + embedding, embedding=embedding)
   moe = model.moe
-  router = model.d_model * moe.num_experts
+  router = model.d_model * (moe.num_experts + moe.shared_gate)
 
   def with_experts(experts: int) -> int:
     layer = router + (experts + moe.num_shared_experts) * _expert(model, moe.d_ff)
@@ -70,10 +70,12 @@ def _expert(model: Model, width: int) -> int:
 
 
 def _vectors(model: Model) -> int:
-  """Number of parameters that are not in matrices: scales of norms and biases of routers."""
-  norms = model.d_model * (2 * model.num_layers + 1) + (2 * model.head_dim * model.num_layers if model.qk_norm else 0)
+  """Number of parameters that are not in matrices: scales of norms, and biases of attention and routers."""
+  vectors = model.d_model * (2 * model.num_layers + 1) + model.num_layers * sum(model.qk_norm_widths)
+  if model.attention_bias:
+    vectors += model.num_layers * model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
   biased = model.moe is not None and model.moe.router.bias_rate > 0
-  return norms + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
+  return vectors + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
 
 
 def flops_per_token(model: Model, sequence_length: int) -> int:

@@ -26,6 +26,9 @@ def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
     ("model.num_kv_heads", {"embed": D, "kv_heads": model.num_kv_heads, "head_dim": H}),
     *_of_feed_forward(model),
   ]
+  if model.attention_bias:
+    of_layers.append(("model.num_heads", {"heads": model.num_heads, "head_dim": H}))
+    of_layers.append(("model.num_kv_heads", {"kv_heads": model.num_kv_heads, "head_dim": H}))
   if model.moe:
     E, F = model.moe.num_experts, model.moe.d_ff
     of_layers.append(("moe.num_experts", {"experts": E, "expert_embed": D, "expert_mlp": F}))

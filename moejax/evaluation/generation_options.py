@@ -11,7 +11,7 @@ NEUTRAL: dict[str, float] = {
   "num_beams": 1, "num_beam_groups": 1, "num_return_sequences": 1, "n": 1, "best_of": 1, "repetition_penalty": 1,
   "encoder_repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0, "diversity_penalty": 0,
   "no_repeat_ngram_size": 0, "encoder_no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0, "min_tokens": 0,
-  "typical_p": 1, "min_p": 0, "epsilon_cutoff": 0, "eta_cutoff": 0, "guidance_scale": 1,
+  "typical_p": 1, "epsilon_cutoff": 0, "eta_cutoff": 0, "guidance_scale": 1,
 }  # fmt: skip
 """Options for other models, each with the value that has no effect. None has no effect either."""
 OF_BEAMS = ("length_penalty", "early_stopping")
@@ -43,7 +43,8 @@ def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
   """
   left = {name: value for name, value in normalized.items() if value is not None}
   until, max_new, sampled = left.pop("until"), left.pop("max_gen_toks"), left.pop("do_sample", False)
-  temperature, top_k, top_p = left.pop("temperature", 0.0), left.pop("top_k", None), left.pop("top_p", None)
+  temperature, top_k = left.pop("temperature", 0.0), left.pop("top_k", None)
+  top_p, min_p = left.pop("top_p", None), left.pop("min_p", None)
   refused = {name: value for name, value in left.items() if not _changes_nothing(name, value)}
   if refused:
     options = ", ".join(f"{name}={value!r}" for name, value in refused.items())
@@ -63,7 +64,7 @@ def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
     return Generation(Sampling(), tuple(until), max_new)
   # Other libraries use values up to zero for all tokens.
   top_k = None if top_k is None or top_k <= 0 else int(top_k)
-  return Generation(Sampling(temperature=temperature, top_k=top_k, top_p=top_p), tuple(until), max_new)
+  return Generation(Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p), tuple(until), max_new)
 
 
 def _changes_nothing(name: str, value: Any) -> bool:

@@ -1,8 +1,9 @@
-"""Generates continuations: prefill of a batch, then one compiled step per token until all stop conditions are met.
+"""Generates continuations: prefill of a batch in chunks, then one step per token until all stop conditions are met.
 
 B batch  T query position  D embed
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 
@@ -22,8 +23,23 @@ Stop = Callable[[list[int]], bool]
 """Returns whether a continuation is complete; called after each of its tokens."""
 
 
+CHUNK = 512
+"""Tokens of a prompt that are computed at once: what is between layers grows with them, and not with the prompt."""
+
+Observe = Callable[[int, list[int]], None]
+"""Called with the index of a prompt and its continuation so far, after each of its tokens."""
+
+
+def _unobserved(index: int, continuation: list[int]) -> None:
+  pass
+
+
 class Generator:
-  """Programs that continue prompts. They are compiled once for each bucket of lengths and take any parameters."""
+  """Compiled programs that continue prompts; they serve any parameters of the model.
+
+  There is a program for each length of a chunk and of the cache, which are rounded up to a few, and none for each
+  length of a prompt.
+  """
 
   def __init__(self, model: AbstractModel, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
     self._model, self._batch_size = model, batch_size
@@ -33,78 +49,110 @@ class Generator:
     self._rows = rows
     everywhere = model.partitioner.replicated
 
-    def prefill(
-      parameters: Parameters, tokens_BT: jax.Array, counts_B: jax.Array, key: jax.Array, slots: int
+    def step(
+      parameters: Parameters, cache: Cache, tokens_BT: jax.Array, counts_B: jax.Array, last_B: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Cache]:
+      """The token that follows in each row; a row without new tokens keeps the last one."""
       transformer = model.module(parameters)
-      x_BTD, cache = extend(transformer, tokens_BT, counts_B, empty_cache(model, batch_size, slots))
-      last_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
-      return choose(_logits(transformer, last_BD), key), cache
+      x_BTD, cache = extend(transformer, tokens_BT, counts_B, cache)
+      x_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
+      return jnp.where(counts_B > 0, choose(_logits(transformer, x_BD), key), last_B), cache
 
-    def decode(
-      parameters: Parameters, cache: Cache, token_B: jax.Array, active_B: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, Cache]:
-      transformer = model.module(parameters)
-      x_BTD, cache = extend(transformer, token_B[:, None], active_B, cache)
-      return choose(_logits(transformer, x_BTD[:, 0]), key), cache
-
-    self._prefill = jax.jit(
-      prefill,
-      static_argnums=4,
-      in_shardings=(model.shardings, model.partitioner.batch, rows, everywhere),
-      out_shardings=(everywhere, cache),
-    )
-    self._decode = jax.jit(
-      decode,
-      in_shardings=(model.shardings, cache, rows, rows, everywhere),
+    self._empty = jax.jit(functools.partial(empty_cache, model, batch_size), static_argnums=0, out_shardings=cache)
+    self._step = jax.jit(
+      step,
+      in_shardings=(model.shardings, cache, model.partitioner.batch, rows, rows, everywhere),
       out_shardings=(everywhere, cache),
       donate_argnums=1,
     )
 
   def generate(
-    self, parameters: Parameters, prompts: Sequence[Sequence[int]], stops: Sequence[Stop], max_new: int, seed: int = 0
+    self,
+    parameters: Parameters,
+    prompts: Sequence[Sequence[int]],
+    stops: Sequence[Stop],
+    max_new: int | Sequence[int],
+    seed: int = 0,
+    observe: Observe = _unobserved,
   ) -> Iterator[tuple[int, list[int]]]:
     """Yields (index of a prompt, its continuation) as batches are done. Prompts of similar length share a batch.
 
     Args:
       parameters: of the model.
       prompts: token ids, at least one each.
-      stops: the stop condition of each prompt. The token that meets it is part of the continuation.
-      max_new: maximum number of new tokens.
-      seed: seed of the sampling.
+      stops: the stop condition of each prompt; the token that meets it belongs to the continuation.
+      max_new: tokens after which a continuation ends in any case, for all prompts or for each.
+      seed: of the sampling.
+      observe: sees each token as it comes.
     """
+    limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     for number, indices in enumerate(batches_by_length([len(prompt) for prompt in prompts], self._batch_size)):
       key = jax.random.fold_in(jax.random.key(seed), number)
-      batch = [prompts[i] for i in indices]
-      yield from zip(indices, self._batch(parameters, batch, [stops[i] for i in indices], max_new, key), strict=True)
+      rows = [_Row(i, prompts[i], stops[i], limits[i], observe, []) for i in indices]
+      yield from self._batch(parameters, rows, key)
 
-  def _batch(
-    self, parameters: Parameters, prompts: list[Sequence[int]], stops: list[Stop], max_new: int, key: jax.Array
-  ) -> list[list[int]]:
-    counts_B = np.zeros(self._batch_size, np.int32)
-    counts_B[: len(prompts)] = [len(prompt) for prompt in prompts]
-    tokens_BT = np.zeros((self._batch_size, bucket(int(counts_B.max()))), np.int32)
-    for row, prompt in enumerate(prompts):
-      tokens_BT[row, : len(prompt)] = prompt
-    put = functools.partial(to_devices)
-    slots = bucket(tokens_BT.shape[1] + max_new)
-    continuations: list[list[int]] = [[] for _ in prompts]
-    active_B = (counts_B > 0).astype(np.int32)
-    token_B, cache = self._prefill(
-      parameters, put(tokens_BT, self._model.partitioner.batch), put(counts_B, self._rows), key, slots
-    )
-    for step in range(1, max_new + 1):
-      for row, token in enumerate(np.asarray(token_B)[: len(prompts)].tolist()):
-        if active_B[row]:
-          continuations[row].append(token)
-          active_B[row] = not stops[row](continuations[row])
-      if step == max_new or not active_B.any():
+  def _batch(self, parameters: Parameters, rows: list["_Row"], key: jax.Array) -> Iterator[tuple[int, list[int]]]:
+    longest, most = max(len(row.prompt) for row in rows), max(row.limit for row in rows)
+    chunks = _chunks(longest)
+    cache = self._empty(bucket(sum(chunks) + most))
+    token_B, begin = np.zeros(self._batch_size, np.int32), 0
+    for length in chunks:
+      tokens_BT = np.zeros((self._batch_size, length), np.int32)
+      counts_B = np.zeros(self._batch_size, np.int32)
+      for b, row in enumerate(rows):
+        part = row.prompt[begin : begin + length]
+        tokens_BT[b, : len(part)], counts_B[b] = part, len(part)
+      token_B, cache = self._next(parameters, cache, tokens_BT, counts_B, token_B, key)
+      begin += length
+    active_B = np.zeros(self._batch_size, np.int32)
+    active_B[: len(rows)] = [row.take(int(token)) for row, token in zip(rows, token_B, strict=False)]
+    for step in range(1, most):
+      if not active_B.any():
         break
-      token_B, cache = self._decode(
-        parameters, cache, put(np.asarray(token_B), self._rows), put(active_B, self._rows),
-        jax.random.fold_in(key, step),
-      )  # fmt: skip
-    return continuations
+      of_step = jax.random.fold_in(key, step)
+      token_B, cache = self._next(parameters, cache, token_B[:, None], active_B, token_B, of_step)
+      for b, row in enumerate(rows):
+        if active_B[b]:
+          active_B[b] = row.take(int(token_B[b]))
+    yield from ((row.index, row.continuation) for row in rows)
+
+  def _next(
+    self,
+    parameters: Parameters,
+    cache: Cache,
+    tokens_BT: np.ndarray,
+    counts_B: np.ndarray,
+    last_B: np.ndarray,
+    key: jax.Array,
+  ) -> tuple[np.ndarray, Cache]:
+    batch, rows = self._model.partitioner.batch, self._rows
+    arrays = [to_devices(x, place) for x, place in ((tokens_BT, batch), (counts_B, rows), (last_B, rows))]
+    token_B, cache = self._step(parameters, cache, *arrays, key)
+    return np.asarray(token_B), cache
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """One prompt of a batch, and its continuation so far."""
+
+  index: int
+  prompt: Sequence[int]
+  stop: Stop
+  limit: int
+  observe: Observe
+  continuation: list[int]
+
+  def take(self, token: int) -> bool:
+    """Adds a token; returns whether the continuation goes on."""
+    self.continuation.append(token)
+    self.observe(self.index, self.continuation)
+    return len(self.continuation) < self.limit and not self.stop(self.continuation)
+
+
+def _chunks(longest: int) -> list[int]:
+  """Lengths of the parts in which the longest prompt of a batch is computed."""
+  whole, rest = divmod(longest, CHUNK)
+  return [CHUNK] * whole + ([bucket(rest)] if rest else [])
 
 
 def _logits(transformer: Transformer, x_BD: jax.Array) -> jax.Array:

@@ -21,6 +21,8 @@ class Sampling:
   """Number of most probable tokens that may be drawn. None means all."""
   top_p: float | None = None
   """The smallest set of most probable tokens with at least this total probability may be drawn (arXiv 1904.09751)."""
+  min_p: float | None = None
+  """Tokens with at least this share of the probability of the best one may be drawn (arXiv 2407.01082)."""
 
   def __post_init__(self) -> None:
     if not 0 <= self.temperature < math.inf:
@@ -29,6 +31,14 @@ class Sampling:
       raise UserError(f"top_k={self.top_k} must be 1 or above")
     if self.top_p is not None and not 0 < self.top_p <= 1:
       raise UserError(f"top_p={self.top_p} must be above 0 and at most 1")
+    if self.min_p is not None and not 0 <= self.min_p <= 1:
+      raise UserError(f"min_p={self.min_p} must be 0 or above and at most 1")
+    for name in ("top_k", "top_p", "min_p"):
+      if self.temperature == 0 and getattr(self, name) is not None:
+        raise UserError(
+          f"{name}={getattr(self, name)} has no effect at temperature=0, which always takes the most probable token; "
+          "set temperature above 0, such as 1"
+        )
 
 
 GREEDY = Sampling()
@@ -56,5 +66,8 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, vocab_size:
     # Tokens before the one at which the sum reaches top_p, and that one.
     kept_B1 = jnp.sum(jnp.cumsum(probs_BV, axis=-1) - probs_BV < sampling.top_p, axis=-1, keepdims=True)
     least_B1 = jnp.take_along_axis(descending_BV, kept_B1 - 1, axis=-1)
+    logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+  if sampling.min_p:
+    least_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + math.log(sampling.min_p)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)

@@ -1,46 +1,159 @@
 """Continues texts with a trained run."""
 
+import dataclasses
 import math
 import pathlib
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 import numpy as np
 
+from moejax.config.experiment import Experiment
 from moejax.data.records import encodable
-from moejax.data.tokenizers import make_tokenizer
+from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.errors import UserError
 from moejax.inference.generate import Generator
 from moejax.inference.load import load_run
-from moejax.inference.sampling import Sampling
+from moejax.inference.sampling import GREEDY, Sampling
+from moejax.training.run_directory import read_experiment
 
 LARGEST_BATCH = 16
 """Largest number of prompts in a batch, before it is rounded up to a multiple of the data shards."""
 
+INCOMPLETE = "\ufffd"
+"""What the bytes at the end of a text decode to that are not yet a whole character."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+  """A text to continue."""
+
+  text: str
+  max_tokens: int = 64
+  """Tokens after which the continuation ends."""
+  stop: tuple[str, ...] = ()
+  """Strings that end the continuation and do not belong to it."""
+
+  def __post_init__(self) -> None:
+    if "" in self.stop:
+      raise UserError("stop='' would end every continuation at once; leave it out")
+
+
+@dataclasses.dataclass(frozen=True)
+class Continuation:
+  """What follows a prompt."""
+
+  text: str
+  tokens: int
+  """Tokens that were generated, that which ends the document among them."""
+  finish_reason: Literal["stop", "length"]
+  """Why it ended: a stop string or the end of the document, or max_tokens."""
+  prompt_cut: bool
+  """Whether only the end of the prompt was seen, because all of it did not fit the training length."""
+
+
+Observe = Callable[[int, str], None]
+"""Called with the index of a prompt and the text of its continuation so far, after each token and at the end."""
+
 
 def continue_texts(
-  directory: pathlib.Path, prompts: Sequence[str], max_tokens: int, sampling: Sampling, seed: int
-) -> list[str]:
-  """The continuation of each prompt, up to the end of its document or `max_tokens`.
+  directory: pathlib.Path,
+  prompts: Sequence[Prompt],
+  sampling: Sampling = GREEDY,
+  seed: int = 0,
+  experiment: Experiment | None = None,
+  observe: Observe | None = None,
+  warn: Callable[[str], None] = warnings.warn,
+) -> list[Continuation]:
+  """The continuation of each prompt, up to the end of its document, a stop string, or its max_tokens.
 
   A prompt starts with the begin-of-document token, as documents do in training. A prompt that does not fit in the
   training length together with the new tokens is truncated on the left.
 
+  Args:
+    directory: of the run.
+    prompts: what is continued.
+    sampling: how tokens are chosen.
+    seed: of the sampling.
+    experiment: the run's, with another mesh or other rules; None takes it as it was.
+    observe: sees every text as it grows: whole characters, and nothing that a stop string may begin with.
+    warn: called with a line for each damaged checkpoint.
+
   Raises:
     UserError: as `load_run`, or max_tokens is not between 1 and the training length.
   """
-  loaded = load_run(directory)
-  length = loaded.experiment.data.sequence_length
-  if not 1 <= max_tokens < length:
-    raise UserError(f"max_tokens={max_tokens} must lie between 1 and {length - 1}, one less than the training length")
-  tokenizer = make_tokenizer(loaded.experiment.data.tokenizer)
-  ids = [[tokenizer.begin, *tokenizer.encode(encodable(prompt)).tolist()][max_tokens - length :] for prompt in prompts]
-  ends = (tokenizer.begin, tokenizer.end)
+  if not prompts:
+    return []
+  experiment = experiment or read_experiment(directory)
+  length = experiment.data.sequence_length
+  for prompt in prompts:
+    if not 1 <= prompt.max_tokens < length:
+      raise UserError(
+        f"max_tokens={prompt.max_tokens} must lie between 1 and {length - 1}, one less than the training length"
+      )
+  tokenizer = make_tokenizer(experiment.data.tokenizer)
+  loaded = load_run(directory, experiment, warn)
+  writers = [_Writer(tokenizer, prompt, i, observe) for i, prompt in enumerate(prompts)]
+  whole = [[tokenizer.begin, *tokenizer.encode(encodable(prompt.text)).tolist()] for prompt in prompts]
+  ids = [tokens[prompt.max_tokens - length :] for tokens, prompt in zip(whole, prompts, strict=True)]
   shards = loaded.model.partitioner.shards("batch")
   batch = shards * max(1, math.ceil(min(len(ids), LARGEST_BATCH) / shards))
   generator = Generator(loaded.model, batch, tokenizer.vocab_size, sampling)
-  texts = [""] * len(ids)
-  stops = [lambda continuation: continuation[-1] in ends] * len(ids)
-  for i, continuation in generator.generate(loaded.parameters, ids, stops, max_tokens, seed):
-    kept = [token for token in continuation if token not in ends]
-    texts[i] = tokenizer.decode(np.array(kept, np.int64))
-  return texts
+  found: dict[int, Continuation] = {}
+  stops, limits = [writer.is_complete for writer in writers], [prompt.max_tokens for prompt in prompts]
+  for i, tokens in generator.generate(loaded.parameters, ids, stops, limits, seed):
+    text, finished = writers[i].finish(tokens)
+    cut = len(ids[i]) < len(whole[i])
+    found[i] = Continuation(text, len(tokens), "stop" if finished else "length", cut)
+  return [found[i] for i in range(len(prompts))]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Writer:
+  """The text of one continuation as its tokens come."""
+
+  tokenizer: Tokenizer
+  prompt: Prompt
+  index: int
+  observe: Observe | None
+
+  def is_complete(self, tokens: list[int]) -> bool:
+    """Whether a continuation has come to the end of its document or to a stop string; shows its text."""
+    if tokens[-1] in (self.tokenizer.begin, self.tokenizer.end):
+      return True
+    if not self.prompt.stop and self.observe is None:
+      return False
+    text = self._text(tokens)
+    if self.observe is not None:
+      self.observe(self.index, visible(text, self.prompt.stop))
+    return any(stop in text for stop in self.prompt.stop)
+
+  def finish(self, tokens: list[int]) -> tuple[str, bool]:
+    """The whole text, and whether it is complete."""
+    ended = tokens[-1] in (self.tokenizer.begin, self.tokenizer.end)
+    text = self._text(tokens)
+    cut = until(text, self.prompt.stop)
+    if self.observe is not None:
+      self.observe(self.index, cut)
+    return cut, ended or cut != text
+
+  def _text(self, tokens: list[int]) -> str:
+    ends = (self.tokenizer.begin, self.tokenizer.end)
+    return self.tokenizer.decode(np.array([token for token in tokens if token not in ends], np.int64))
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+  """The text before the first of these strings."""
+  return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+def visible(text: str, stops: Sequence[str]) -> str:
+  """What of a growing text will stay: the part before a stop string, before what may become one, and before bytes that
+  are not yet a character."""
+  cut = until(text, stops)
+  if cut != text:
+    return cut
+  text = text.rstrip(INCOMPLETE)
+  held = max((n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+  return text[: len(text) - held]

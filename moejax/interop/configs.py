@@ -120,6 +120,16 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
   return from_plain(Model, plain, "config.json: model")
 
 
+def check_model(config: Config, model: Model, length: int) -> None:
+  """Checks that a model is the one of a config.json, computed in whatever way, for texts of this length.
+
+  Raises:
+    UserError: it is another one; the message has the field.
+  """
+  for path, ours, theirs in _differences(_computed(model), _computed(model_of(config, length))):
+    raise UserError(f"model.{path}={ours!r} is another model than config.json, which has {theirs!r}; leave it so")
+
+
 def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, Any]:
   """The config.json of the first family that expresses a model.
 
@@ -132,7 +142,9 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
     UserError: no family expresses the model; the message has the field of the model and its value.
   """
   of_its_kind = [family for family in FAMILIES.values() if bool(family.moe) == (model.moe is not None)]
-  found = [(family, list(_inexpressible(family, model))) for family in of_its_kind]
+  found = [(family, there) for family in of_its_kind if (there := _inexpressible(family, model)) is not None]
+  if not found:
+    raise UserError(f"no family of {', '.join(FAMILIES)} has a model like model.moe={model.moe!r}")
   family, differences = min(found, key=lambda pair: len(pair[1]))
   if differences:
     path, ours, theirs = differences[0]
@@ -147,10 +159,14 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
 
 def _config_in(family: Family, model: Model) -> dict[str, Any]:
   """The fields of config.json that say what a model of this family computes."""
+  fields = {theirs: get_field(model, ours) for ours, theirs in {**COMMON, **family.moe}.items()}
+  if "shared_expert_intermediate_size" in fields:
+    fields["shared_expert_intermediate_size"] *= fields["moe_intermediate_size"]
   return {
     "architectures": [family.architecture],
     "model_type": family.model_type,
-    **{theirs: get_field(model, ours) for ours, theirs in {**COMMON, **family.moe}.items()},
+    **fields,
+    **family.same,
     "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},  # where transformers 5 looks for it
     "hidden_act": "silu",
     "attention_bias": False,
@@ -158,9 +174,14 @@ def _config_in(family: Family, model: Model) -> dict[str, Any]:
   }
 
 
-def _inexpressible(family: Family, model: Model) -> Iterator[tuple[str, Any, Any]]:
-  """Fields of a model that come back otherwise from this family's config.json, with both values."""
-  yield from _differences(_computed(model), _computed(model_of(_config_in(family, model), 1)))
+def _inexpressible(family: Family, model: Model) -> list[tuple[str, Any, Any]] | None:
+  """Fields of a model that come back otherwise from this family's config.json, with both values; None where the family
+  has no model like it at all."""
+  try:
+    back = model_of(_config_in(family, model), 1)
+  except UserError:
+    return None
+  return list(_differences(_computed(model), _computed(back)))
 
 
 def _computed(model: Model) -> Model:
@@ -197,12 +218,13 @@ def _check_same(config: Config, family: Family) -> None:
   """Raises UserError for a field that would change what is computed, or of which moejax does not know."""
   used = {*COMMON.values(), *family.moe.values()}
   used |= {ALSO[name] for name in used if name in ALSO}
+  same = {**SAME, **family.same}
   for name, value in config.items():
     if name in used or name in WITHOUT_EFFECT or value is None:
       continue
-    if name in SAME:
-      if value != SAME[name]:
-        raise UserError(f"config.json: {name}={value!r} is not supported; moejax has only {SAME[name]!r}")
+    if name in same:
+      if value != same[name]:
+        raise UserError(f"config.json: {name}={value!r} is not supported; moejax has only {same[name]!r}")
     elif value not in (False, "", [], {}):
       raise UserError(
         f"config.json: {name}={value!r} of model_type={family.model_type!r} is not known to moejax, so what it changes "
@@ -227,6 +249,10 @@ def _value(config: Config, family: Family, theirs: str) -> Any:
   """A field of config.json, or what it stands for where it is absent."""
   if theirs == "rope_theta":
     return _rope_theta(config, family)
+  if theirs == "shared_expert_intermediate_size":
+    width, each = config.get(theirs) or 0, _value(config, family, "moe_intermediate_size")
+    checks.divides(each, "moe_intermediate_size", width, f"config.json: {theirs}")
+    return width // each
   for name in (theirs, ALSO.get(theirs, theirs)):
     if (value := config.get(name)) is not None:
       return value

@@ -30,6 +30,51 @@ EXPERTS = {
 }
 QWEN_EXPERTS = EXPERTS | {"moe.every": "decoder_sparse_step"}
 
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+OF_MODEL = {"embedding_VD": EMBEDDING, "final_norm.scale_D": "model.norm.weight", "w_logits_DV": OUTPUT}
+"""Our parameters outside of the layers, and Hugging Face's tensors."""
+
+LAYER = "model.layers.{layer}."
+"""How the names of a layer's tensors begin."""
+
+OF_ATTENTION = {
+  "attention_norm.scale_D": "input_layernorm.weight",
+  "attention.w_q_DNH": "self_attn.q_proj.weight",
+  "attention.w_k_DKH": "self_attn.k_proj.weight",
+  "attention.w_v_DKH": "self_attn.v_proj.weight",
+  "attention.w_out_NHD": "self_attn.o_proj.weight",
+  "attention.b_q_NH": "self_attn.q_proj.bias",
+  "attention.b_k_KH": "self_attn.k_proj.bias",
+  "attention.b_v_KH": "self_attn.v_proj.bias",
+  "attention.q_norm.scale_D": "self_attn.q_norm.weight",
+  "attention.k_norm.scale_D": "self_attn.k_norm.weight",
+  "feed_forward_norm.scale_D": "post_attention_layernorm.weight",
+}
+
+
+def _of_feed_forward(ours: str, theirs: str) -> dict[str, str]:
+  return {
+    f"{ours}.w_gate_DF": f"{theirs}.gate_proj.weight",
+    f"{ours}.w_up_DF": f"{theirs}.up_proj.weight",
+    f"{ours}.w_down_FD": f"{theirs}.down_proj.weight",
+  }
+
+
+DENSE = OF_ATTENTION | _of_feed_forward("feed_forward", "mlp")
+SPARSE = DENSE | {
+  "feed_forward.w_router_DE": "mlp.gate.weight",
+  "feed_forward.experts.w_gate_EDF": "mlp.experts.{expert}.gate_proj.weight",
+  "feed_forward.experts.w_up_EDF": "mlp.experts.{expert}.up_proj.weight",
+  "feed_forward.experts.w_down_EFD": "mlp.experts.{expert}.down_proj.weight",
+}
+OF_MIXTRAL = OF_ATTENTION | {
+  "feed_forward.w_router_DE": "block_sparse_moe.gate.weight",
+  "feed_forward.experts.w_gate_EDF": "block_sparse_moe.experts.{expert}.w1.weight",
+  "feed_forward.experts.w_up_EDF": "block_sparse_moe.experts.{expert}.w3.weight",
+  "feed_forward.experts.w_down_EFD": "block_sparse_moe.experts.{expert}.w2.weight",
+}
+"""Our parameters of a layer, and Hugging Face's tensors, of a stack of experts one for each. A family may lack some."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
@@ -38,10 +83,14 @@ class Family:
   model_type: str
   architecture: str
   """The class of its causal language model."""
+  tensors: Mapping[str, str] = dataclasses.field(default_factory=lambda: DENSE)
+  """Our parameters of a layer and the names of its tensors."""
   moe: Mapping[str, str] = dataclasses.field(default_factory=dict)
   """Fields of sparse layers, by their dotted path in Model, and those of config.json that say the same."""
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Fields of Model that the family has at one value, where that is not the default."""
+  same: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Fields of config.json that moejax has at one value only, where that differs from other families."""
   balance_loss: str | None = None
   """The field of config.json with the coefficient of the load-balancing loss."""
   rope_theta: float = 10_000.0
@@ -54,9 +103,11 @@ FAMILIES = {
     Family(model_type="llama", architecture="LlamaForCausalLM"),
     Family(model_type="mistral", architecture="MistralForCausalLM"),
     Family(model_type="qwen3", architecture="Qwen3ForCausalLM", only={"qk_norm": True}),
+    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", only={"attention_bias": True}),
     Family(
       model_type="mixtral",
       architecture="MixtralForCausalLM",
+      tensors=OF_MIXTRAL,
       moe={
         "moe.num_experts": "num_local_experts",
         "moe.experts_per_token": "num_experts_per_tok",
@@ -68,13 +119,34 @@ FAMILIES = {
     Family(
       model_type="qwen3_moe",
       architecture="Qwen3MoeForCausalLM",
+      tensors=SPARSE,
       moe=QWEN_EXPERTS,
       only={"qk_norm": True},
       balance_loss="router_aux_loss_coef",
     ),
     Family(
+      model_type="qwen2_moe",
+      architecture="Qwen2MoeForCausalLM",
+      tensors=SPARSE
+      | _of_feed_forward("feed_forward.shared", "mlp.shared_expert")
+      | {"feed_forward.w_shared_gate_D1": "mlp.shared_expert_gate.weight"},
+      moe=QWEN_EXPERTS | {"moe.num_shared_experts": "shared_expert_intermediate_size"},
+      only={"attention_bias": True, "moe.shared_gate": True},
+      same={"qkv_bias": True},
+      balance_loss="router_aux_loss_coef",
+    ),
+    Family(
+      model_type="olmoe",
+      architecture="OlmoeForCausalLM",
+      tensors=SPARSE,
+      moe=EXPERTS | {"moe.d_ff": "intermediate_size"},
+      only={"qk_norm": True, "qk_norm_over": "all_heads"},
+      balance_loss="router_aux_loss_coef",
+    ),
+    Family(
       model_type="deepseek",
       architecture="DeepseekForCausalLM",
+      tensors=SPARSE | _of_feed_forward("feed_forward.shared", "mlp.shared_experts"),
       moe=EXPERTS | {"moe.num_experts": "n_routed_experts", "moe.num_shared_experts": "n_shared_experts"},
       balance_loss="aux_loss_alpha",
     ),

@@ -1,211 +1,154 @@
-"""A dense model as Hugging Face's Llama, and back: the same numbers under other names.
+"""Models in the format of Hugging Face as runs, and runs in that format."""
 
-D embed  F hidden  V vocab  N query heads  K key/value heads  H head dim
+import json
+import pathlib
+import shutil
 
-Every field of Model is one of three: EXPRESSED by a field of LlamaConfig or by the weights, of the PROGRAM and without
-an effect on what the model computes, or held by Llama at one value (ONLY; of a field that is in no table, its default).
-"""
-
-import dataclasses
-import math
-from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-
-from moejax.config import checks
-from moejax.config.model import Model
+from moejax.config.data import BYTES, Data
+from moejax.config.experiment import Experiment
+from moejax.config.optimizer import AdamW
+from moejax.config.training import Losses, Training
+from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.errors import UserError
+from moejax.files import write_json
+from moejax.inference.load import load_run
+from moejax.interop.configs import check_model, config_of, family_of, max_length, model_of, read_config
+from moejax.interop.families import FAMILIES
+from moejax.interop.first_checkpoint import check_new_run, save_first
+from moejax.interop.safetensors import open_folder, write_folder
+from moejax.interop.weights import arrays_of, layout, read_parameters
+from moejax.progress import SILENT, Progress
+from moejax.training.prepare import on_devices
+from moejax.training.run_directory import prepare_directory
+from moejax.training.state import make_train_spec
 
-Weights = dict[str, np.ndarray]
-"""A state dict: float32 arrays by Llama's names."""
+TOKENIZER = "tokenizer"
+"""Folder of a run with the files of its tokenizer."""
 
-OF_LAYER = {
-  ("attention_norm", "scale_D"): "input_layernorm",
-  ("attention", "w_q_DNH"): "self_attn.q_proj",
-  ("attention", "w_k_DKH"): "self_attn.k_proj",
-  ("attention", "w_v_DKH"): "self_attn.v_proj",
-  ("attention", "w_out_NHD"): "self_attn.o_proj",
-  ("feed_forward_norm", "scale_D"): "post_attention_layernorm",
-  ("feed_forward", "w_gate_DF"): "mlp.gate_proj",
-  ("feed_forward", "w_up_DF"): "mlp.up_proj",
-  ("feed_forward", "w_down_FD"): "mlp.down_proj",
-}
+TOKENIZER_FILES = (
+  "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+  "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+"""Files that say how a model of Hugging Face reads and writes text."""
 
-
-EXPRESSED = {
-  "vocab_size": "vocab_size",
-  "d_model": "hidden_size",
-  "d_ff": "intermediate_size",
-  "num_layers": "num_hidden_layers",
-  "num_heads": "num_attention_heads",
-  "num_kv_heads": "num_key_value_heads",
-  "head_dim": "head_dim",
-  "norm_epsilon": "rms_norm_eps",
-  "tie_embeddings": "tie_word_embeddings",
-  "rope_theta": "rope_parameters",
-}
-"""Fields of Model and those of LlamaConfig that say the same."""
-PROGRAM = ("compute_dtype", "gradient_dtype", "remat", "layers")
-"""Fields of Model that say how it is computed, and not what."""
-ONLY: dict[str, Any] = {
-  "activation": "swiglu",
-  "qk_norm": False,
-  "attention_experts": None,
-  "logit_cap": None,
-  "moe": None,
-}
-"""Fields of Model that Llama has at one value only."""
+DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+"""Types of exported weights, as PyTorch and as safetensors call them."""
 
 
-def llama_config(model: Model, max_length: int) -> dict[str, Any]:
-  """The fields of a LlamaConfig.
+def imported_experiment(
+  folder: pathlib.Path, directory: pathlib.Path, load_balance: float | None, sequence_length: int | None
+) -> Experiment:
+  """The experiment of a run that begins with a model of Hugging Face. Its data, training and optimizer may be changed.
 
   Args:
-    model: a dense one.
-    max_length: tokens that it was trained to see.
+    folder: of the model.
+    directory: of the run.
+    load_balance: training.losses.load_balance of a sparse model; None where there are no sparse layers.
+    sequence_length: tokens of a training sequence; None is the longest that the model was trained to see.
 
   Raises:
-    UserError: Llama cannot express a field of the model, which the message names.
+    UserError: the model cannot be expressed, or `load_balance` is missing or has no effect.
   """
-  _check(model)
-  expressed = {theirs: getattr(model, ours) for ours, theirs in EXPRESSED.items()}
-  return {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    **expressed,
-    "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},
-    "rope_theta": model.rope_theta,  # where transformers 4 and other readers of its files look for it
-    "max_position_embeddings": max_length,
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-  }
-
-
-def to_llama(model: Model, parameters: Mapping[str, Any]) -> Weights:
-  """Our parameters under Llama's names.
-
-  Raises:
-    UserError: as `llama_config`, or the parameters are of another model: one is missing or would be left out.
-  """
-  _check(model)
-  left = _flat(parameters)
-
-  def take(*path: str | int, layers: tuple[int, ...] = ()) -> np.ndarray:
-    if path not in left:
-      raise UserError(f"the parameters are of another model: they have no {_dotted(path)}")
-    array, shape = left.pop(path), (*layers, *_shape(str(path[-1]), model))
-    if array.shape != shape:
-      raise UserError(f"the parameters are of another model: {_dotted(path)} is {array.shape} and not {shape}")
-    return array
-
-  weights = {
-    "model.embed_tokens.weight": take("embedding_VD"),
-    "model.norm.weight": take("final_norm", "scale_D"),
-  }
-  if not model.tie_embeddings:
-    weights["lm_head.weight"] = take("w_logits_DV").T
-  stacked = model.layers == "scanned"
-  for (part, name), theirs in OF_LAYER.items():
-    if stacked:
-      of_layers = list(take("layers", "blocks", 0, part, name, layers=(model.num_layers,)))
-    else:
-      of_layers = [take("layers", number, "blocks", 0, part, name) for number in range(model.num_layers)]
-    outputs = _outputs(name, model)
-    for number, array in enumerate(of_layers):
-      weights[f"model.layers.{number}.{theirs}.weight"] = array.reshape(-1, outputs).T if outputs else array
-  if left:
+  config = read_config(folder)
+  family, model = family_of(config), model_of(config, sequence_length)
+  if model.moe and load_balance is None:
+    theirs = config.get(family.balance_loss) if family.balance_loss else None
     raise UserError(
-      f"Llama has no place for the parameter {', '.join(map(_dotted, left))}; the parameters are of another model"
+      f"{folder} has sparse layers, and training them needs the coefficient of the load-balancing loss; give "
+      f"--load-balance X, or 0 to train without"
+      + (f" (config.json has {family.balance_loss}={theirs})" if theirs is not None else "")
     )
-  return weights
+  if not model.moe and load_balance is not None:
+    raise UserError(f"--load-balance {load_balance:g} has no effect: {folder} has no sparse layers; leave it out")
+  files = [name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file()]
+  return Experiment(
+    name=directory.absolute().name,
+    model=model,
+    data=Data(
+      sequence_length=sequence_length or max_length(config),
+      tokenizer=str(directory.absolute() / TOKENIZER / files[0]) if files else BYTES,
+    ),
+    training=Training(batch_size=16, steps=1000, losses=Losses(load_balance=load_balance or 0.0)),
+    optimizer=AdamW(learning_rate=1e-5),
+  )
 
 
-def _flat(tree: Mapping[Any, Any], path: tuple[str | int, ...] = ()) -> dict[tuple[str | int, ...], np.ndarray]:
-  """Every array of nested mappings by its path."""
-  flat: dict[tuple[str | int, ...], np.ndarray] = {}
-  for key, value in tree.items():
-    flat |= _flat(value, (*path, key)) if isinstance(value, Mapping) else {(*path, key): np.asarray(value)}
-  return flat
+def import_model(
+  folder: pathlib.Path, directory: pathlib.Path, experiment: Experiment, progress: Progress = SILENT
+) -> None:
+  """Makes `directory` a run of this experiment at step 0 with the weights of a model of Hugging Face.
 
-
-def _dotted(path: tuple[str | int, ...]) -> str:
-  return ".".join(map(str, path))
-
-
-def from_llama(model: Model, weights: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """Llama's weights as parameters of `model`.
+  Each shard of a parameter is read from the files to the device where it belongs.
 
   Raises:
-    UserError: as `llama_config`, or the weights are of another model.
+    UserError: the directory holds a run, or weights and experiment do not fit each other.
   """
-  expected = {f"model.layers.{i}.{theirs}.weight" for i in range(model.num_layers) for theirs in OF_LAYER.values()}
-  expected |= {"model.embed_tokens.weight", "model.norm.weight"}
-  expected |= set() if model.tie_embeddings else {"lm_head.weight"}
-  _check(model)
-  if set(weights) != expected:
-    raise UserError(f"the weights are of another model: {', '.join(sorted(set(weights) ^ expected)[:3])} do not fit")
-
-  def layer(number: int) -> dict[str, Any]:
-    block: dict[str, dict[str, np.ndarray]] = {}
-    for (part, name), theirs in OF_LAYER.items():
-      key = f"model.layers.{number}.{theirs}.weight"
-      block.setdefault(part, {})[name] = _ours(key, weights[key], name, model)
-    return block
-
-  layers = [layer(number) for number in range(model.num_layers)]
-  apart: Any = {number: {"blocks": {0: of_layer}} for number, of_layer in enumerate(layers)}
-  stacked = {
-    part: {name: np.stack([of_layer[part][name] for of_layer in layers]) for name in layers[0][part]}
-    for part in layers[0]
-  }
-  parameters = {
-    "embedding_VD": _ours("model.embed_tokens.weight", weights["model.embed_tokens.weight"], "embedding_VD", model),
-    "layers": {"blocks": {0: stacked}} if model.layers == "scanned" else apart,
-    "final_norm": {"scale_D": _ours("model.norm.weight", weights["model.norm.weight"], "scale_D", model)},
-  }
-  if not model.tie_embeddings:
-    parameters["w_logits_DV"] = _ours("lm_head.weight", weights["lm_head.weight"], "w_logits_DV", model)
-  return parameters
+  config = read_config(folder)
+  check_model(config, experiment.model, experiment.data.sequence_length)
+  files = open_folder(folder)
+  check_new_run(directory)
+  copied = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
+  for name in copied:
+    (directory / TOKENIZER).mkdir(exist_ok=True)
+    shutil.copyfile(folder / name, directory / TOKENIZER / name)
+  (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
+  spec = make_train_spec(placed.experiment, placed.partitioner)
+  progress.stage(f"read {folder}")
+  parameters = read_parameters(files, spec.model, family_of(config))
+  progress.stage(f"write {directory}")
+  save_first(spec, parameters, directory)
 
 
-def _ours(key: str, array: np.ndarray, name: str, model: Model) -> np.ndarray:
-  """Llama's array, [outputs, inputs] where it multiplies, as our array of that name."""
-  shape, outputs = _shape(name, model), _outputs(name, model)
-  theirs = (outputs, math.prod(shape) // outputs) if outputs else shape
-  if array.shape != theirs:
-    raise UserError(f"{key} has the shape {array.shape} and the model needs {theirs}")
-  array = np.asarray(array, np.float32)
-  return array.T.reshape(shape) if outputs else array
+def export_model(
+  directory: pathlib.Path, folder: pathlib.Path, dtype: str = "float32", progress: Progress = SILENT
+) -> dict[str, object]:
+  """Writes the latest checkpoint of a run as a model of Hugging Face; returns its config.json.
+
+  Args:
+    directory: of the run.
+    folder: where to write.
+    dtype: type of the weights, a key of DTYPES.
+    progress: is told of a tokenizer that Hugging Face does not have.
+
+  Raises:
+    UserError: no family expresses the model, or the folder holds one already.
+  """
+  if dtype not in DTYPES:
+    raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
+  loaded = load_run(directory, warn=progress.note)
+  experiment = loaded.experiment
+  config = config_of(experiment.model, experiment.data.sequence_length, dtype)
+  prepare_directory(folder, "HF_DIR")
+  if present := sorted(path.name for path in folder.glob("*.safetensors*")):
+    raise UserError(f"{folder} holds {present[0]}; choose another folder")
+  places = layout(experiment.model, loaded.parameters, FAMILIES[str(config["model_type"])])
+  tensors = [(part.theirs, part.their_shape) for parts in places.values() for part in parts]
+  progress.stage(f"write {folder}")
+  write_folder(folder, tensors, (array for _, array in arrays_of(places, loaded.parameters)), DTYPES[dtype])
+  tokenizer = make_tokenizer(experiment.data.tokenizer)
+  config |= {"bos_token_id": tokenizer.begin, "eos_token_id": tokenizer.end}
+  _write_tokenizer(directory, folder, experiment.data.tokenizer, tokenizer, progress)
+  write_json(folder / "config.json", config)
+  return config
 
 
-def _outputs(name: str, model: Model) -> int:
-  """What a product with this matrix leaves: the dimensions that it does not sum over; 0 for what multiplies nothing."""
-  shape = _shape(name, model)
-  if name in ("scale_D", "embedding_VD"):
-    return 0
-  return shape[-1] if name == "w_out_NHD" else math.prod(shape[1:])
-
-
-def _shape(name: str, model: Model) -> tuple[int, ...]:
-  """Sizes of the dimensions that the suffix of a name spells."""
-  sizes = {
-    "D": model.d_model, "F": model.d_ff, "V": model.vocab_size, "N": model.num_heads, "K": model.num_kv_heads,
-    "H": model.head_dim,
-  }  # fmt: skip
-  return tuple(sizes[letter] for letter in name.rpartition("_")[2])
-
-
-def _check(model: Model) -> None:
-  """Raises UserError where a model is no Llama."""
-  for field in dataclasses.fields(model):
-    if field.name in EXPRESSED or field.name in PROGRAM:
-      continue
-    value, only = getattr(model, field.name), ONLY.get(field.name, field.default)
-    if value != only:
-      raise UserError(
-        f"model.{field.name}={value!r} cannot be expressed as Llama, which has only model.{field.name}={only!r}; a "
-        "model trained with that can be exported"
-      )
-  checks.divides(model.num_heads, "model.num_heads", model.d_model, "model.d_model")  # LlamaConfig refuses it
+def _write_tokenizer(
+  directory: pathlib.Path, folder: pathlib.Path, name: str, tokenizer: Tokenizer, progress: Progress
+) -> None:
+  """Copies the files of a run's tokenizer, or makes those that transformers needs beside a tokenizer.json."""
+  own = directory / TOKENIZER
+  path = pathlib.Path(name)
+  if own.is_dir():
+    for file in sorted(own.iterdir()):
+      shutil.copyfile(file, folder / file.name)
+  elif path.suffix == ".json":
+    shutil.copyfile(path, folder / "tokenizer.json")
+    content = json.loads(path.read_text())
+    ids = {token["id"]: token["content"] for token in content.get("added_tokens", ())}
+    specials = {"bos_token": tokenizer.begin, "eos_token": tokenizer.end, "pad_token": tokenizer.padding}
+    named = {key: ids[i] for key, i in specials.items() if i in ids}
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **named})
+  elif path.suffix == ".model":
+    shutil.copyfile(path, folder / "tokenizer.model")
+  else:
+    progress.note(f"data.tokenizer={name!r} has no files of Hugging Face; {folder} is without a tokenizer")

@@ -57,8 +57,13 @@ class Attention(nnx.Module):
     self.w_out_NHD = weight(
       rngs, (N, H, D), ("heads", "head_dim", "embed"), fan_in=N * H, gain=residual_gain(model.num_layers)
     )
-    self.q_norm = RMSNorm(H, model.norm_epsilon, None) if model.qk_norm else None
-    self.k_norm = RMSNorm(H, model.norm_epsilon, None) if model.qk_norm else None
+    biased = model.attention_bias
+    self.b_q_NH = nnx.Param(jnp.zeros((N, H)), names=("heads", "head_dim")) if biased else None
+    self.b_k_KH = nnx.Param(jnp.zeros((K, H)), names=("kv_heads", "head_dim")) if biased else None
+    self.b_v_KH = nnx.Param(jnp.zeros((K, H)), names=("kv_heads", "head_dim")) if biased else None
+    of_queries, of_keys = model.qk_norm_widths
+    self.q_norm = RMSNorm(of_queries, model.norm_epsilon, None) if model.qk_norm else None
+    self.k_norm = RMSNorm(of_keys, model.norm_epsilon, None) if model.qk_norm else None
     E = model.attention_experts
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
     self.gradients = model.gradient_dtype
@@ -78,11 +83,12 @@ class Attention(nnx.Module):
     constrain = self.partitioner.constrain
     on_tpu = self.partitioner.platform == "tpu"
     with jax.named_scope("qkv"):
-      q_BTNH = _project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu)
-      k_BTKH = _project(x_BTD, self._operand(self.w_k_DKH, x_BTD), on_tpu)
-      v_BTKH = checkpoint_name(_project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), ATTENTION)
+      q_BTNH = _biased(_project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu), self.b_q_NH)
+      k_BTKH = _biased(_project(x_BTD, self._operand(self.w_k_DKH, x_BTD), on_tpu), self.b_k_KH)
+      v_BTKH = _biased(_project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), self.b_v_KH)
+      v_BTKH = checkpoint_name(v_BTKH, ATTENTION)
       if self.q_norm and self.k_norm:
-        q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+        q_BTNH, k_BTKH = _normed(q_BTNH, self.q_norm), _normed(k_BTKH, self.k_norm)
       q_BTNH = constrain(rotate(q_BTNH, context.angles, by_product=on_tpu), *QUERIES)
       k_BTKH = constrain(rotate(k_BTKH, context.angles, by_product=on_tpu), *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
@@ -171,6 +177,17 @@ def _project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
   (B, T, D), (_, N, H) = x_BTD.shape, w_DNH.shape
   w_DX = jax.tree.map(lambda w: w.reshape(D, N * H), w_DNH)
   return product("MD,DX->MX", x_BTD.reshape(B * T, D), w_DX).reshape(B, T, N, H)
+
+
+def _biased(x_BTNH: jax.Array, bias_NH: nnx.Param | None) -> jax.Array:
+  return x_BTNH if bias_NH is None else x_BTNH + bias_NH[...].astype(x_BTNH.dtype)[None, None]
+
+
+def _normed(x_BTNH: jax.Array, norm: RMSNorm) -> jax.Array:
+  """Queries or keys, normalized over each head, or over all heads of a token where the scale is that long."""
+  if norm.scale_D.shape == x_BTNH.shape[-1:]:
+    return norm(x_BTNH)
+  return norm(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)
 
 
 def _join(x_BTNH: jax.Array, w_NHD: Operand, on_tpu: bool) -> jax.Array:

@@ -84,8 +84,9 @@ def train(run: Run) -> dict[str, Any]:
   batches, done, progress = run.batches(), 0, dict[str, Any]()
   if found:
     done, state, progress = found
-    # 3. The input stands where it stood.
-    batches.set_state(progress["data"])
+    # 3. The input stands where it stood; at step 0, of an imported model, at its beginning.
+    if done:
+      batches.set_state(progress["data"])
     if earlier and earlier[-1]["last_step"] == done < run.steps:
       run.warn(_new_schedule(experiment.optimizer, done, earlier[-1]["steps"], run.steps))
   else:

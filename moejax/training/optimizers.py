@@ -70,8 +70,8 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
 
 
 def decay_mask(parameters: nnx.State) -> dict:
-  """True for parameters with weight decay: matrices but not the scales of norms, stacked or not."""
-  return _by_variable(lambda names: len(_unstacked(names)) > 1, parameters)
+  """True for parameters that decay: matrices, not the scales of norms and biases, however many layers are stacked."""
+  return _by_variable(_is_matrix, parameters)
 
 
 def learning_rate(config: Optimizer, step: int, steps: int) -> float:
@@ -92,6 +92,12 @@ def _matrix_axes(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNu
     return None
   into, out_of = (embed, inner) if embed[0] < inner[0] else (inner, embed)
   return optax.contrib.MuonDimensionNumbers(tuple(into), tuple(out_of))
+
+
+def _is_matrix(names: tuple[str | None, ...]) -> bool:
+  own = _unstacked(names)
+  of_bias = set(own) <= {"heads", "kv_heads", "head_dim"}  # one for each output of a product
+  return len(own) > 1 and not of_bias
 
 
 def _unstacked(names: tuple[str | None, ...]) -> list[str | None]:

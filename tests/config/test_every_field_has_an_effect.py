@@ -78,6 +78,8 @@ BASES = {
   "groups": sparse(router=GROUPS, num_experts=16),
   "grouped": GROUPED,
   "heads": replace(DENSE, model=replace(DENSE.model, attention_experts=2)),
+  "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True)),
+  "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
   "lion": replace(DENSE, optimizer=Lion(learning_rate=1e-3)),
   "muon": replace(DENSE, optimizer=Muon(learning_rate=1e-3)),
@@ -86,6 +88,7 @@ PROGRAM = {
   "dense": {
     "model.num_layers": 4, "model.d_model": 32, "model.num_heads": 8, "model.num_kv_heads": 4, "model.head_dim": 8,
     "model.d_ff": 32, "model.vocab_size": 272, "model.tie_embeddings": False, "model.qk_norm": True,
+    "model.attention_bias": True,
     "model.rope_theta": 500.0, "model.norm_epsilon": 1e-6, "model.activation": "gelu", "model.attention_experts": 2,
     "model.logit_cap": 5.0, "model.compute_dtype": "bfloat16", "model.remat": "products", "model.layers": "unrolled",
     "training.batch_size": 16, "training.gradient_accumulation": 2, "training.losses.z": 0.1,
@@ -112,6 +115,8 @@ PROGRAM = {
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
   "grouped": {"model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].receive_factor": 1.0},
   "heads": {"training.losses.attention_mutual_information": 0.1},
+  "normed": {"model.qk_norm_over": "all_heads"},
+  "shared": {"model.moe.shared_gate": True},
   "meshed": {
     "mesh.data": 2, "mesh.expert": 1, "mesh.model": 1, "mesh.replica": 2,
     "rules": tuple((name, () if name == "expert_mlp" else axes) for name, axes in DENSE.rules),

@@ -18,6 +18,7 @@ from moejax.config.parameters import (
   parameter_counts,
   tokens_per_step,
 )
+from moejax.errors import UserError
 
 ATTENTION = 16 * 16 + 16 * 8 + 16 * 8 + 16 * 16  # w_q, w_k, w_v, w_o
 NORMS = 2 * 16  # before attention and before the feed-forward
@@ -60,6 +61,22 @@ def test_normalized_queries_and_keys_have_a_scale_each_per_layer(tiny_dense):
   assert parameter_counts(replace(tiny_dense.model, qk_norm=True)).total == 8144 + 2 * 2 * 4
 
 
+def test_norms_over_all_heads_have_a_scale_for_each_of_their_dimensions(tiny_dense):
+  model = replace(tiny_dense.model, qk_norm=True, qk_norm_over="all_heads")
+  assert parameter_counts(model).total == 8144 + 2 * (4 + 2) * 4
+
+
+def test_queries_keys_and_values_may_have_biases_and_shared_experts_a_gate(tiny_dense, tiny_moe):
+  assert parameter_counts(replace(tiny_dense.model, attention_bias=True)).total == 8144 + 2 * (4 + 2 + 2) * 4
+  shared = replace(tiny_moe.model, moe=replace(tiny_moe.model.moe, num_shared_experts=1))
+  gated = replace(shared, moe=replace(shared.moe, shared_gate=True))
+  assert parameter_counts(gated).active == parameter_counts(shared).active + 16
+  with pytest.raises(UserError, match=r"moe\.shared_gate=True would have no effect"):
+    replace(tiny_moe.model.moe, shared_gate=True)
+  with pytest.raises(UserError, match=r"model\.qk_norm_over='all_heads' would have no effect"):
+    replace(tiny_dense.model, qk_norm_over="all_heads")
+
+
 def test_each_kind_of_count_is_what_its_name_says(tiny_moe):
   parameters = parameter_counts(tiny_moe.model)
   assert {kind: parameters.counted(kind) for kind in ("total", "active", "non_embedding", "active_non_embedding")} == {
@@ -83,7 +100,9 @@ def test_flops_of_attention_grow_with_the_sequence(tiny_dense):
   assert difference == 12 * 2 * 4 * 4
 
 
-@pytest.mark.parametrize("change", [{"tie_embeddings": False}, {"qk_norm": True}, {"remat": "dots"}])
+@pytest.mark.parametrize(
+  "change", [{"tie_embeddings": False}, {"qk_norm": True}, {"attention_bias": True}, {"remat": "dots"}]
+)
 def test_flops_count_neither_the_look_up_nor_norms_nor_recomputation(tiny_dense, change):
   assert flops_per_token(replace(tiny_dense.model, **change), 32) == 60_672
 

@@ -27,7 +27,9 @@ from moejax.display import Display
 from moejax.evaluation.answers import Answers
 from moejax.evaluation.harness import HarnessModel
 from moejax.evaluation.task_lookup import TaskFinder
-from moejax.interop.huggingface import llama_config, to_llama
+from moejax.interop.configs import config_of
+from moejax.interop.families import FAMILIES
+from moejax.interop.weights import arrays_of, layout
 
 pytestmark = pytest.mark.nightly  # PyTorch alone is a large download
 
@@ -72,11 +74,12 @@ def theirs(ours):
   _, parameters = ours
   ids = ByteTokenizer()
   config = transformers.LlamaConfig(
-    **llama_config(DENSE.model, DENSE.data.sequence_length),
+    **config_of(DENSE.model, DENSE.data.sequence_length),
     bos_token_id=ids.begin, eos_token_id=ids.end, pad_token_id=ids.padding,
   )  # fmt: skip
   llama = transformers.LlamaForCausalLM(config).eval()
-  weights = {name: torch.tensor(np.asarray(array)) for name, array in to_llama(DENSE.model, parameters).items()}
+  tensors = arrays_of(layout(DENSE.model, parameters, FAMILIES["llama"]), parameters)
+  weights = {part.theirs: torch.tensor(array) for part, array in tensors}
   missing, unexpected = llama.load_state_dict(weights, strict=False)
   assert not unexpected and set(missing) <= {"lm_head.weight"}  # tied
 

@@ -5,16 +5,16 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
 
+import moejax.inference.generate
 from moejax.config import EinsumDispatch, Mesh
 from moejax.inference.cache import cache_shardings, empty_cache, extend
-from moejax.inference.generate import Generator
+from moejax.inference.generate import Generator, _chunks
 from moejax.inference.sampling import Sampling
 
 MODELS = {
@@ -105,16 +105,37 @@ def test_each_prompt_stops_by_its_own_condition_and_the_others_go_on():
   assert stopped == {i: ids[:n] for (i, ids), n in zip(sorted(free.items()), (1, 8, 3, 8), strict=True)}
 
 
-def test_the_cache_is_donated_and_a_step_compiles_once():
-  abstract, parameters = make(DENSE)
-  generator = Generator(abstract, 4, 40)
-  list(generator.generate(parameters, PROMPTS, [never] * 4, max_new=8))
-  assert generator._decode._cache_size() == 1
-  list(generator.generate(parameters, [prompt[:3] for prompt in PROMPTS], [never] * 4, max_new=8))
-  assert generator._decode._cache_size() == 1
-  token_B, cache = generator._prefill(parameters, jnp.ones((4, 16), int), jnp.ones(4, int), jax.random.key(0), 24)
-  generator._decode(parameters, cache, token_B, jnp.ones(4, int), jax.random.key(0))
+def test_the_cache_is_donated_and_no_length_of_a_prompt_compiles_another_program():
+  model, parameters = make(DENSE)
+  generator = Generator(model, 4, 40)
+  for length in range(1, 25):
+    list(generator.generate(parameters, [[3] * length, [1]], [never] * 2, max_new=2))
+  assert generator._step._cache_size() == 2 * 2  # 16 tokens or 1 with 24 slots, 24 tokens or 1 with 32 slots
+  cache = generator._empty(24)
+  arrays = (np.ones((4, 1), np.int32), np.ones(4, np.int32), np.ones(4, np.int32))
+  generator._step(parameters, cache, *arrays, jax.random.key(0))
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.layers))
+
+
+def test_a_prompt_in_chunks_has_the_continuation_of_one_that_is_computed_at_once(monkeypatch):
+  model, parameters = make(SPARSE)
+  prompts = [(PROMPTS[1] * 4)[:length] for length in (48, 33, 17, 5)]
+  whole = dict(Generator(model, 4, 40).generate(parameters, prompts, [never] * 4, max_new=5))
+  monkeypatch.setattr(moejax.inference.generate, "CHUNK", 16)
+  assert _chunks(48) == [16, 16, 16] and _chunks(33) == [16, 16, 16] and _chunks(17) == [16, 16]
+  assert dict(Generator(model, 4, 40).generate(parameters, prompts, [never] * 4, max_new=5)) == whole
+
+
+def test_every_token_is_seen_as_it_comes_and_each_prompt_has_a_limit_of_its_own():
+  model, parameters = make(DENSE)
+  seen = []
+  generated = dict(
+    Generator(model, 2, 40).generate(
+      parameters, PROMPTS, [never] * 4, [1, 2, 3, 4], observe=lambda i, ids: seen.append((i, len(ids), ids[-1]))
+    )
+  )
+  assert {i: len(ids) for i, ids in generated.items()} == {0: 1, 1: 2, 2: 3, 3: 4}
+  assert sorted(seen) == [(i, n + 1, ids[n]) for i, ids in sorted(generated.items()) for n in range(len(ids))]
 
 
 def test_sampled_continuations_depend_on_the_seed_alone():

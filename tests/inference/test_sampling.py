@@ -26,6 +26,9 @@ def drawn(sampling, vocab_size=5, rows=4000):
     (Sampling(temperature=1.0, top_p=0.69), [1, 3]),  # 0.4 + 0.3 reaches it
     (Sampling(temperature=1.0, top_p=0.71), [1, 3, 4]),
     (Sampling(temperature=1.0, top_k=3, top_p=0.9), [1, 3, 4]),  # 0.4 + 0.3 of 0.85 is 0.82
+    (Sampling(temperature=1.0, min_p=0.3), [1, 3, 4]),  # 0.3 x 0.4 is 0.12
+    (Sampling(temperature=1.0, min_p=1.0), [1]),
+    (Sampling(temperature=1.0, min_p=0.3, top_k=2), [1, 3]),
     (GREEDY, [1]),
   ],
 )
@@ -44,7 +47,14 @@ def test_an_id_beyond_the_tokenizers_is_never_chosen():
   assert drawn(GREEDY, vocab_size=1)[0] == 1
 
 
-@pytest.mark.parametrize("fields", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}], ids=str)
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.5},
+    {"min_p": float("nan")}, {"top_k": 5, "temperature": 0.0}, {"min_p": 0.1, "temperature": 0.0},
+  ],
+  ids=str,
+)  # fmt: skip
 def test_a_value_out_of_range_is_refused(fields):
   with pytest.raises(UserError, match=next(iter(fields))):
-    Sampling(**fields)
+    Sampling(**{"temperature": 1.0, **fields})

@@ -51,11 +51,30 @@ DEEPSEEK_MOE_16B = {
   "seq_aux": True, "rms_norm_eps": 1e-6, "rope_theta": 10000, "tie_word_embeddings": False, "hidden_act": "silu",
   "max_position_embeddings": 4096, "auto_map": {"AutoConfig": "configuration_deepseek.DeepseekConfig"},
 }  # fmt: skip
+QWEN2_7B = QWEN3_8B | {
+  "model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "intermediate_size": 18944, "head_dim": None,
+  "num_hidden_layers": 28, "num_attention_heads": 28, "num_key_value_heads": 4, "sliding_window": 131072,
+}  # fmt: skip
+QWEN15_MOE_A27B = QWEN2_7B | {
+  "model_type": "qwen2_moe", "vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 5632,
+  "num_hidden_layers": 24, "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 60,
+  "num_experts_per_tok": 4, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
+  "norm_topk_prob": False, "decoder_sparse_step": 1, "router_aux_loss_coef": 0.001,
+}  # fmt: skip
+OLMOE_1B_7B = {
+  "model_type": "olmoe", "vocab_size": 50304, "hidden_size": 2048, "intermediate_size": 1024, "num_hidden_layers": 16,
+  "num_attention_heads": 16, "num_key_value_heads": 16, "num_experts": 64, "num_experts_per_tok": 8,
+  "norm_topk_prob": False, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "clip_qkv": None, "attention_bias": False,
+  "max_position_embeddings": 4096, "tie_word_embeddings": False, "router_aux_loss_coef": 0.01,
+}  # fmt: skip
 PUBLISHED = {
   "Llama 2 7B": (LLAMA_2_7B, 6_738_415_616, 6_738_415_616),
   "Llama 3 8B": (LLAMA_3_8B, 8_030_261_248, 8_030_261_248),
   "Mistral 7B v0.3": (MISTRAL_7B, 7_248_023_552, 7_248_023_552),
   "Qwen3 8B": (QWEN3_8B, 8_190_735_360, 8_190_735_360),
+  "Qwen2 7B": (QWEN2_7B, 7_615_616_512, 7_615_616_512),
+  "Qwen1.5 MoE A2.7B": (QWEN15_MOE_A27B, 14_315_784_192, 2.7e9),
+  "OLMoE 1B-7B": (OLMOE_1B_7B, 6_919_161_856, 1.3e9),
   "Mixtral 8x7B": (MIXTRAL_8X7B, 46_702_792_704, 12.9e9),
   "Qwen3 30B-A3B": (QWEN3_30B_A3B, 30_532_122_624, 3.3e9),
 }

@@ -47,13 +47,16 @@ def draw_experiment(random: Random, kind: str) -> Experiment:
   heads = int(random.choice([4, 6, 8, 12]))
   kv_heads = int(random.choice([k for k in range(1, heads + 1) if heads % k == 0]))
   moe = draw_moe(random) if kind == "moe" else None
+  qk_norm = bool(random.integers(2))
   base = tiny(False)
   model = dataclasses.replace(
     base.model, num_layers=int(random.choice([2, 4])), num_heads=heads, num_kv_heads=kv_heads, moe=moe,
     attention_experts=heads // kv_heads if kind == "mixture of attention" else None,
     layers=str(random.choice(["scanned", "unrolled"])),
     remat=str(random.choice(["none", "products", "attention", "layer_inputs"])),
-    tie_embeddings=bool(random.integers(2)), qk_norm=bool(random.integers(2)),
+    tie_embeddings=bool(random.integers(2)), qk_norm=qk_norm,
+    qk_norm_over=str(random.choice(["head", "all_heads"])) if qk_norm else "head",
+    attention_bias=bool(random.integers(2)),
   )  # fmt: skip
   coefficients = {name: 0.1 for name in model.auxiliary_losses}
   training = dataclasses.replace(base.training, batch_size=8, losses=Losses(z=1e-3, **coefficients))

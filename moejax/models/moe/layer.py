@@ -17,7 +17,7 @@ from moejax.models.moe.router import route
 from moejax.models.moe.router_counts import RouterCounts, count_choices, count_probabilities
 from moejax.models.moe.routers.scores import probabilities
 from moejax.models.moe.routing import TOKENS, RouterContext
-from moejax.models.products import exact_product
+from moejax.models.products import exact_product, operand, product
 from moejax.models.remat import keep
 from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
@@ -37,6 +37,8 @@ class MoELayer(nnx.Module):
     self.bias_E = nnx.Param(jnp.zeros((E,)), names=(None,)) if model.moe.router.bias_rate else None
     self.experts = Experts(model, partitioner, rngs)
     self.shared = MLPLayer(model, shared * model.moe.d_ff, partitioner, rngs) if shared else None
+    self.w_shared_gate_D1 = weight(rngs, (D, 1), ("embed", None), fan_in=D) if model.moe.shared_gate else None
+    self.gradients = model.gradient_dtype
     self.moe = model.moe
     self.partitioner = partitioner
 
@@ -75,8 +77,15 @@ class MoELayer(nnx.Module):
     out_BTD = constrain(out_OUMD.reshape(x_BTD.shape), "batch", "sequence", "act_embed")
     if self.shared is not None:
       with jax.named_scope("shared_experts"):
-        out_BTD = out_BTD + self.shared(x_BTD)
+        out_BTD = out_BTD + self._gate(x_BTD) * self.shared(x_BTD)
     return out_BTD, counted
+
+  def _gate(self, x_BTD: jax.Array) -> jax.Array | float:
+    """Weight of the shared experts in the output of each token."""
+    if self.w_shared_gate_D1 is None:
+      return 1.0
+    held = operand(self.w_shared_gate_D1[...], x_BTD.dtype, self.gradients)
+    return jax.nn.sigmoid(product("BTD,DX->BTX", x_BTD, held))
 
   def _logits(self, x_OUMD: jax.Array, keys_B: jax.Array | None) -> jax.Array:
     """Logits in float32. In bfloat16 there would be ties, which decide which tokens are dropped."""

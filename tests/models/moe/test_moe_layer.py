@@ -190,6 +190,17 @@ def test_shared_experts_see_every_token_beside_its_own_experts():
   )
 
 
+def test_a_gate_weights_what_the_shared_experts_add_to_each_token():
+  alone, gated = make_layer(), make_layer(num_shared_experts=2, shared_gate=True)
+  _, of_alone = split(alone)
+  nnx.update(gated, nnx.State(of_alone))
+  x_BTD, valid_BT = inputs()
+  weight_BT1 = jax.nn.sigmoid(jnp.einsum("BTD,DX->BTX", x_BTD, gated.w_shared_gate_D1[...]))
+  assert np.ptp(weight_BT1) > 0.1
+  expected = run(alone, x_BTD, valid_BT)[0] + weight_BT1 * gated.shared(x_BTD)
+  np.testing.assert_allclose(run(gated, x_BTD, valid_BT)[0], expected, atol=1e-6)
+
+
 @pytest.mark.parametrize("dispatch", ["einsum", "grouped", "dense"])
 def test_a_router_with_a_planted_preference_is_followed(dispatch):
   layer = make_layer(experts_per_token=1, router=Router(renormalize=False), dispatch=dispatch)

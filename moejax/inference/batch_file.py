@@ -1,0 +1,61 @@
+"""Prompts from a JSONL file, and their continuations as one."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from moejax.data.records import encodable
+from moejax.errors import UserError
+from moejax.inference.text import Continuation, Prompt
+
+FIELDS = '{"prompt": "...", "max_tokens": 64, "stop": ["\\n"]}'
+"""A line of a batch file; other fields are copied to the output."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """One line of a batch file."""
+
+  line: dict[str, Any]
+  prompt: Prompt
+
+
+def read_requests(path: pathlib.Path, max_tokens: int, stop: Sequence[str]) -> list[Request]:
+  """The requests of a batch file; a line without max_tokens or stop has those that are passed.
+
+  Raises:
+    UserError: the file cannot be read, or a line is not a request; the message has its number.
+  """
+  try:
+    lines = path.read_text().split("\n")
+  except (OSError, UnicodeDecodeError) as error:
+    reason = error.strerror if isinstance(error, OSError) else error
+    raise UserError(f"--batch-file {path} cannot be read ({reason}); give a JSONL file") from None
+  requests = [_request(line, f"{path}, line {n}", max_tokens, stop) for n, line in enumerate(lines, 1) if line.strip()]
+  if not requests:
+    raise UserError(f"--batch-file {path} has no line; each line is an object such as {FIELDS}")
+  return requests
+
+
+def _request(text: str, where: str, max_tokens: int, stop: Sequence[str]) -> Request:
+  try:
+    line = json.loads(text)
+  except ValueError as error:
+    raise UserError(f"{where} is not JSON ({error}); each line is an object such as {FIELDS}") from None
+  if not isinstance(line, dict) or not isinstance(line.get("prompt"), str):
+    raise UserError(f'{where} has no string "prompt"; each line is an object such as {FIELDS}')
+  limit, stops = line.get("max_tokens", max_tokens), line.get("stop", list(stop))
+  if type(limit) is not int or limit < 1:
+    raise UserError(f"{where}: max_tokens={limit!r} must be an integer above 0")
+  stops = [stops] if isinstance(stops, str) else stops
+  if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
+    raise UserError(f"{where}: stop={stops!r} must be a string or a list of strings")
+  return Request(line, Prompt(text=line["prompt"], max_tokens=limit, stop=tuple(stops)))
+
+
+def answers(requests: Sequence[Request], continuations: Sequence[Continuation]) -> Iterator[str]:
+  """The lines of the output: each request with what follows its prompt."""
+  for request, found in zip(requests, continuations, strict=True):
+    yield encodable(json.dumps({**request.line, **dataclasses.asdict(found)}, ensure_ascii=False)) + "\n"

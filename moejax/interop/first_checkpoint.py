@@ -1,0 +1,34 @@
+"""The checkpoint of step 0: parameters that do not come from the seed, from which a run trains."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from moejax.errors import UserError
+from moejax.models.abstract import Parameters
+from moejax.training.checkpoint import Checkpointer
+from moejax.training.run_directory import RUN, claim, prepare_directory
+from moejax.training.state import State, TrainSpec
+
+
+def check_new_run(directory: pathlib.Path) -> None:
+  """Makes a directory for a run.
+
+  Raises:
+    UserError: it holds one, or cannot be written.
+  """
+  for name in (RUN, "checkpoints"):
+    if (directory / name).exists():
+      raise UserError(f"{directory} holds a run; choose another directory, or delete {directory / name}")
+  prepare_directory(directory, "RUN")
+
+
+def save_first(spec: TrainSpec, parameters: Parameters, directory: pathlib.Path) -> None:
+  """Saves parameters, and the optimizer's state for them, as step 0 of a run."""
+  moments = jax.jit(spec.optimizer.init, out_shardings=spec.shardings.optimizer)(parameters)
+  step = jax.device_put(jnp.zeros((), jnp.int32), spec.partitioner.replicated)
+  checkpointer = Checkpointer(directory / "checkpoints", spec.experiment.training.checkpoints)
+  checkpointer.save(State(step, parameters, moments), 0, {"data": None, "train_time_s": 0.0, "tokens": 0})
+  checkpointer.close()
+  claim(directory, spec.experiment, spec.experiment.training.steps or 0)

@@ -1,0 +1,192 @@
+"""A dense model as the start of a mixture of experts that computes the same (arXiv 2212.05055).
+
+Every expert begins as a copy of the dense feed-forward layer, or as one of `granularity` slices of it. The columns of
+the router are equal for the slices of one copy (arXiv 2410.07524), so that a token is sent to all slices of the copies
+that it chooses, with weights that add up to 1 for each slice: the sum is the output of the dense layer.
+
+P periods  B blocks of a period  D embed  F hidden of the dense layer  E copies  G slices of a copy  f hidden of a slice
+X = E x G experts
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from moejax.config import checks
+from moejax.config.dispatch import GroupedDispatch
+from moejax.config.experiment import Experiment
+from moejax.config.model import Model
+from moejax.config.moe import MoE
+from moejax.config.router import TopKRouter
+from moejax.data.tokenizers import make_tokenizer
+from moejax.errors import UserError
+from moejax.inference.load import load_run
+from moejax.interop.first_checkpoint import check_new_run, save_first
+from moejax.models.abstract import Parameters
+from moejax.progress import SILENT, Progress
+from moejax.training.prepare import on_devices
+from moejax.training.run_directory import read_experiment
+from moejax.training.state import make_train_spec
+
+ROUTER_DEVIATION = 1.0
+"""Standard deviation of the router's logits at the start, for an input of unit variance."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Upcycling:
+  """How a dense model becomes sparse."""
+
+  experts: int
+  """Copies of each dense feed-forward layer."""
+  active: int = 2
+  """Copies that a token is sent to."""
+  granularity: int = 1
+  """Slices of a copy, each of which is an expert."""
+  every: int = 1
+  """Every n-th layer becomes sparse."""
+  noise: float = 0.0
+  """Standard deviation of what is added to each weight of an expert, as a multiple of that of the matrix. With any, the
+  start is only nearly the dense model."""
+  seed: int = 0
+  """Of the router's weights and of the noise."""
+
+  def __post_init__(self) -> None:
+    checks.positive(self, "experts", "active", "granularity", "every")
+    checks.not_negative(self, "noise", "seed")
+    if self.active > self.experts:
+      raise UserError(f"active={self.active} is more than experts={self.experts}; use at most {self.experts}")
+    if self.active * self.granularity == 1:
+      raise UserError(
+        "active=1 with granularity=1 is not supported: one expert with the weight 1 gives its router no gradient, and "
+        "with another weight the model is not the dense one; use active=2 or granularity=2"
+      )
+
+
+def upcycled_model(model: Model, how: Upcycling) -> Model:
+  """The sparse model of a dense one.
+
+  Raises:
+    UserError: the model is sparse already, or has no such slices or layers.
+  """
+  if model.moe is not None:
+    raise UserError(f"the run has sparse layers (moe.num_experts={model.moe.num_experts}); upcycle a dense one")
+  checks.divides(how.granularity, "granularity", model.d_ff, "model.d_ff")
+  moe = MoE(
+    num_experts=how.experts * how.granularity,
+    experts_per_token=how.active * how.granularity,
+    d_ff=model.d_ff // how.granularity,
+    every=how.every,
+    dispatch=GroupedDispatch(),
+    router=TopKRouter(renormalize=True, scale=float(how.granularity)),
+  )
+  return dataclasses.replace(model, moe=moe)
+
+
+def upcycled_experiment(
+  dense: Experiment, directory: pathlib.Path, how: Upcycling, load_balance: float | None
+) -> Experiment:
+  """The experiment of a run that trains the sparse model further: the dense run's with another model and name.
+
+  Raises:
+    UserError: as `upcycled_model`, or `load_balance` is missing.
+  """
+  model = upcycled_model(dense.model, how)
+  if load_balance is None:
+    raise UserError(
+      "training sparse layers needs the coefficient of the load-balancing loss; give --load-balance X, such as 0.01, "
+      "or 0 to train without"
+    )
+  losses = dataclasses.replace(dense.training.losses, load_balance=load_balance)
+  return dataclasses.replace(
+    dense,
+    name=directory.absolute().name,
+    model=model,
+    training=dataclasses.replace(dense.training, losses=losses),
+    matchable=("model.moe.d_ff",),
+  )
+
+
+def upcycle(
+  run: pathlib.Path, directory: pathlib.Path, experiment: Experiment, how: Upcycling, progress: Progress = SILENT
+) -> None:
+  """Makes `directory` a run of this experiment at step 0, from the latest checkpoint of a dense run.
+
+  Raises:
+    UserError: the directory holds a run, or the experiment has another model than `how` makes.
+  """
+  check_new_run(directory)
+  (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
+  spec = make_train_spec(placed.experiment, placed.partitioner)
+  progress.stage(f"read {run}")
+  there = dataclasses.replace(read_experiment(run), mesh=placed.experiment.mesh, rules=placed.experiment.rules)
+  dense = load_run(run, there, progress.note)
+  expected = upcycled_model(dense.experiment.model, how).moe
+  moe = placed.experiment.model.moe
+  for name in ("num_experts", "experts_per_token", "d_ff", "every"):
+    if not moe or not expected or getattr(moe, name) != getattr(expected, name):
+      raise UserError(
+        f"model.moe.{name}={getattr(moe, name, None)} is not what upcycling makes, {getattr(expected, name, None)}; "
+        "change --experts, --active, --granularity or --every"
+      )
+  progress.stage(f"write {directory}")
+
+  def make(parameters: Parameters, key: jax.Array) -> Parameters:
+    return upcycled_parameters(parameters, dense.experiment.model, spec.experiment.model, how, key)
+
+  parameters = jax.jit(make, out_shardings=spec.model.shardings)(dense.parameters, jax.random.key(how.seed))
+  save_first(spec, parameters, directory)
+
+
+def upcycled_parameters(
+  parameters: Parameters, dense: Model, sparse: Model, how: Upcycling, key: jax.Array
+) -> Parameters:
+  """The parameters of the sparse model. To be called under `jax.jit`."""
+  assert sparse.moe
+  every = sparse.moe.every
+
+  def with_experts(block: dict[str, Any], number: int) -> dict[str, Any]:
+    of_layer = jax.random.fold_in(key, number)
+    return block | {"feed_forward": _experts(block["feed_forward"], how, of_layer)}
+
+  layers = parameters["layers"]
+  made: dict[Any, Any]
+  if dense.layers == "scanned":
+    (block,) = layers["blocks"].values()
+    blocks = {i: jax.tree.map(lambda x, i=i: x.reshape(-1, every, *x.shape[1:])[:, i], block) for i in range(every)}
+    blocks[every - 1] = with_experts(blocks[every - 1], 0)
+    made = {"blocks": blocks}
+  else:
+    made = {}
+    for period in range(sparse.num_periods):
+      blocks = {i: layers[period * every + i]["blocks"][0] for i in range(every)}
+      blocks[every - 1] = with_experts(blocks[every - 1], period)
+      made[period] = {"blocks": blocks}
+  return {**parameters, "layers": made}
+
+
+def _experts(feed_forward: dict[str, jax.Array], how: Upcycling, key: jax.Array) -> dict[str, Any]:
+  """The sparse layer of a dense one, both perhaps with a leading dimension of periods."""
+  E, G = how.experts, how.granularity
+
+  def copies(name: str, w: jax.Array, number: int) -> jax.Array:
+    *P, rows, columns = w.shape
+    if name == "w_down_FD":
+      w_PGxy = w.reshape(*P, G, rows // G, columns)
+    else:
+      w_PGxy = jnp.moveaxis(w.reshape(*P, rows, G, columns // G), -2, -3)
+    w_PEGxy = jnp.broadcast_to(jnp.expand_dims(w_PGxy, len(P)), (*P, E, *w_PGxy.shape[len(P) :]))
+    w_PXxy = w_PEGxy.reshape(*P, E * G, *w_PGxy.shape[len(P) + 1 :])
+    if not how.noise:
+      return w_PXxy
+    drawn = jax.random.normal(jax.random.fold_in(key, number), w_PXxy.shape, w.dtype)
+    return w_PXxy + how.noise * jnp.std(w, axis=(-2, -1))[..., None, None, None] * drawn
+
+  names = {"w_gate_DF": "w_gate_EDF", "w_up_DF": "w_up_EDF", "w_down_FD": "w_down_EFD"}
+  experts = {names[name]: copies(name, w, i) for i, (name, w) in enumerate(sorted(feed_forward.items()), 1)}
+  up = feed_forward["w_up_DF"]
+  *P, D, _ = up.shape
+  router = jax.random.normal(jax.random.fold_in(key, 0), (*P, D, E), up.dtype) * ROUTER_DEVIATION * D**-0.5
+  return {"w_router_DE": jnp.repeat(router, G, axis=-1), "experts": experts}

@@ -1,0 +1,187 @@
+"""The tensors of a family of Hugging Face and our parameters: the same numbers under other names, in other shapes.
+
+Theirs are matrices [outputs, inputs], one for each layer and expert. Ours have the inputs first, a dimension for each
+letter of their names, and may be stacks of layers and of experts.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from moejax.config.model import Model
+from moejax.errors import UserError
+from moejax.interop.families import EMBEDDING, LAYER, OF_MODEL, OUTPUT, Family
+from moejax.interop.safetensors import TensorFiles
+from moejax.models.abstract import AbstractModel, Parameters
+
+Path = tuple[str | int, ...]
+
+COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
+"""Tensors of old checkpoints that are no weights: they follow from the configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """The part of one of our parameters that is one tensor of theirs."""
+
+  theirs: str
+  index: tuple[int, ...]
+  """Where in the stacks of layers and experts that lead the parameter."""
+  shape: tuple[int, ...]
+  """Of the part."""
+  inputs: int | None
+  """Leading dimensions of the part that a product sums over, 0 for a bias; None for what is no part of a product."""
+
+  @property
+  def their_shape(self) -> tuple[int, ...]:
+    if self.inputs is None:
+      return self.shape
+    if self.inputs == 0:
+      return (math.prod(self.shape),)
+    return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
+
+  def to_theirs(self, ours: np.ndarray) -> np.ndarray:
+    """Their tensor from our part."""
+    return ours if self.inputs is None else ours.reshape(self.their_shape[::-1]).T
+
+  def to_ours(self, theirs: np.ndarray) -> np.ndarray:
+    """Our part from their tensor, without a copy where that can be."""
+    return theirs if self.inputs is None else theirs.T.reshape(self.shape)
+
+
+Layout = dict[Path, list[Part]]
+"""The parts of each of our parameters, in the order of their index."""
+
+
+def layout(model: Model, parameters: Parameters, family: Family) -> Layout:
+  """Where in a family each of our parameters lies.
+
+  Args:
+    model: what the family expresses.
+    parameters: arrays, or what has their shapes.
+    family: the family.
+
+  Raises:
+    UserError: the family has no tensor for a parameter.
+  """
+  found: Layout = {}
+  left: list[str] = []
+  for path, shape in _shapes(parameters):
+    parts = _parts(model, path, shape, family)
+    if parts is None:
+      left.append(".".join(map(str, path)))
+    else:
+      found[path] = parts
+  if left:
+    raise UserError(f"{family.model_type} has no tensor for the parameter {', '.join(left)}")
+  return found
+
+
+def _shapes(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, tuple[int, ...]]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      yield from _shapes(value, (*path, key))
+    else:
+      yield (*path, key), tuple(value.shape)
+
+
+def _parts(model: Model, path: Path, shape: tuple[int, ...], family: Family) -> list[Part] | None:
+  """The parts of the parameter at `path`, None where the family has none."""
+  name = ".".join(map(str, path))
+  if path[0] != "layers":
+    return [_part(OF_MODEL[name], (), shape, str(path[-1]))] if name in OF_MODEL else None
+  stacked = path[1] == "blocks"
+  block, inner = (int(path[2]), path[3:]) if stacked else (int(path[3]), path[4:])
+  name = ".".join(map(str, inner))
+  if name not in family.tensors:
+    return None
+  theirs = LAYER + family.tensors[name]
+  periods: Sequence[int] = range(model.num_periods) if stacked else [int(path[1])]
+  experts: Sequence[int | None] = range(shape[1 if stacked else 0]) if "{expert}" in theirs else [None]
+  return [
+    _part(
+      theirs.format(layer=period * model.period + block, expert=expert),
+      (*((period,) if stacked else ()), *(() if expert is None else (expert,))),
+      shape[(1 if stacked else 0) + (0 if expert is None else 1) :],
+      str(path[-1]),
+    )
+    for period in periods
+    for expert in experts
+  ]
+
+
+def _part(theirs: str, index: tuple[int, ...], shape: tuple[int, ...], ours: str) -> Part:
+  of_product = {"w": 2 if ours.endswith("_NHD") else 1, "b": 0}
+  return Part(theirs, index, shape, of_product.get(ours.partition("_")[0]))
+
+
+def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool) -> None:
+  """Checks that the files have every tensor of a layout, in its shape, and no other.
+
+  Args:
+    files: what was found.
+    parts: what is needed.
+    tied: whether the output projection is the embedding, so that the files may repeat it.
+
+  Raises:
+    UserError: a tensor is missing, left over, or of another shape; the message lists them.
+  """
+  needed = {part.theirs: part.their_shape for part in parts}
+  missing = [name for name in needed if name not in files.places]
+  if missing:
+    raise UserError(f"the files lack {_some(missing)}; they hold another model than config.json says, or not all of it")
+  left = [name for name in files.places if name not in needed and not COMPUTED.fullmatch(name)]
+  if tied and OUTPUT in left and np.array_equal(files.read(OUTPUT), files.read(EMBEDDING)):
+    left.remove(OUTPUT)
+  if left:
+    raise UserError(f"the files have {_some(left)}, for which config.json has no place; nothing was imported")
+  for name, shape in needed.items():
+    if files.shape(name) != shape:
+      raise UserError(f"{name} has the shape {files.shape(name)} and the model needs {shape}")
+
+
+def read_parameters(files: TensorFiles, model: AbstractModel, family: Family) -> Parameters:
+  """The parameters of a model on its mesh, each shard read from the files where it belongs.
+
+  Raises:
+    UserError: as `layout` and `check_files`.
+  """
+  abstract = model.parameters
+  places = layout(model.config, abstract, family)
+  check_files(files, (part for parts in places.values() for part in parts), model.config.tie_embeddings)
+
+  def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+    parts = {part.index: part for part in places[tuple(key.key for key in path)]}
+
+    def shard(index: Any) -> np.ndarray:
+      ranges = [range(*part.indices(size)) for part, size in zip(index, leaf.shape, strict=True)]
+      out = np.empty([len(each) for each in ranges], leaf.dtype)
+      stacks = len(next(iter(parts)))
+      for at in np.ndindex(*out.shape[:stacks]):
+        part = parts[tuple(ranges[i][n] for i, n in enumerate(at))]
+        out[at] = part.to_ours(files.read(part.theirs))[index[stacks:]]
+      return out
+
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, shard)
+
+  return jax.tree_util.tree_map_with_path(read, abstract)
+
+
+def arrays_of(places: Layout, parameters: Parameters) -> Iterator[tuple[Part, np.ndarray]]:
+  """Their tensors, one after the other, from our parameters on their devices."""
+  take = jax.jit(lambda array, index: array[tuple(index)] if index else array)
+  for path, parts in places.items():
+    array: Any = parameters
+    for key in path:
+      array = array[key]
+    for part in parts:
+      yield part, part.to_theirs(np.asarray(take(array, part.index)))
+
+
+def _some(names: list[str]) -> str:
+  return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
