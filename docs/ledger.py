@@ -27,13 +27,22 @@ from moejax.errors import UserError
 from moejax.files import write_whole
 from moejax.planning.estimate import Constants, estimate
 from moejax.planning.interval import interval
+from moejax.planning.kernels import product_speedup
 from moejax.planning.meshes import on_topology
 from moejax.planning.topology import Topology, parse_topology, prepare_environment
 
 LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
 
-LEAVES_TOO_MUCH_OUT = ("MLA", "fp8", "mxfp8", "int8", "context parallelism", "gb200")
+LEAVES_TOO_MUCH_OUT = ("MLA", "context parallelism", "gb200")
 """Features of `needs` without which a prediction would be of something else."""
+
+EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
+"""Features of `needs` that the formula prices by the rate of their products, where the chip has it."""
+
+FUSED = "fused attention on GPU"
+
+PLAIN_ATTENTION = "axlearn"
+"""The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
 
@@ -70,6 +79,8 @@ class Row:
   topology: Topology
   missing: tuple[str, ...]
   """Features that it is planned without."""
+  speedup: float
+  """Of products that are not in bfloat16."""
   published_s: float | None
 
 
@@ -84,10 +95,17 @@ def read_row(values: dict[str, Any]) -> Row:
   shape = values.get("shape")
   if impossible or shape is None:
     raise InexpressibleError(*needs)
-  missing = list(needs)
+  missing, speedup = list(needs), 1.0
   if "fsdp 2 between slices" in values["sharding"]:
     missing.append("FSDP across slices")
   topology = _topology(values)
+  for need in (need for need in needs if need in EIGHT_BITS):
+    try:
+      speedup = product_speedup(topology.chip, EIGHT_BITS[need])
+    except UserError as error:
+      raise InexpressibleError(*needs) from error
+  if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
+    missing.append(FUSED)
   remat = as_in(values["remat"]) or next(policy for words, policy in REMAT if words in values["remat"])
   if "sequence" not in values or not values["sequence"]:
     raise InexpressibleError("a stated sequence length")
@@ -105,7 +123,7 @@ def read_row(values: dict[str, Any]) -> Row:
     experiment = on_topology(dataclasses.replace(experiment, mesh=mesh), topology)
   except UserError as error:
     raise InexpressibleError(f"mesh: {error}") from error
-  row = Row(values["id"], experiment, topology, tuple(missing), None)
+  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None)
   return dataclasses.replace(row, published_s=_published_s(values, row))
 
 
@@ -196,7 +214,7 @@ def predicted(row: Row, by_formula: bool) -> dict[str, Any]:
   sparse = row.experiment.model.moe is not None
   facts: dict[str, Any] = {"id": row.id, "model": "moe" if sparse else "dense", "chip": row.topology.chip.name}
   if by_formula:
-    estimated = estimate(row.experiment, row.topology)
+    estimated = estimate(row.experiment, row.topology, speedup=row.speedup)
     seconds, size = estimated.step_time_s, estimated.memory_bytes
     fits, source = size <= row.topology.chip.hbm_bytes, "formula"
     low, high = interval(seconds, row.topology.chip, sparse, formula=True)
@@ -288,8 +306,10 @@ def main() -> None:
       continue
     prepare_environment(row.topology)
     try:
+      # Plain attention would be most of a program's time on GPU, and moejax has no 8-bit products.
+      by_formula = known.formula or FUSED in row.missing or row.speedup != 1
       kept = {key: lines[row.id][key] for key in ("published_s", "left_out_s") if key in lines.get(row.id, {})}
-      lines[row.id] = predicted(row, known.formula) | kept
+      lines[row.id] = predicted(row, by_formula) | kept
     except UserError as error:  # the line by formula stays
       print(f"{row.id}: {error}", file=sys.stderr)
     write(lines)

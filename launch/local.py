@@ -165,7 +165,8 @@ class _Group:
     told = False
     while True:
       running = [child for child in self._children if child.poll() is None]
-      failed = [(i, child.returncode) for i, child in enumerate(self._children) if child.returncode]
+      # Asked again: a process may have been killed, and another have ended of that, while the others were asked.
+      failed = [(i, child.returncode) for i, child in enumerate(self._children) if child.poll()]
       if failed and first is None:
         index, first = min(failed, key=lambda failure: failure[1] >= 0)  # a process that was killed is the cause
         failed_at = time.monotonic()

@@ -236,31 +236,43 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.planning.against import measured_step_s, record_step
   from moejax.planning.hints import hints
   from moejax.planning.load import load_page, plan_loads
+  from moejax.planning.offload import check_offload, offloaded
   from moejax.planning.page import as_html, plan_page
   from moejax.planning.plan import plan
+  from moejax.planning.precision import plan_precisions, precision_page
   from moejax.planning.run_cost import run_cost
 
   measured_s = measured_step_s(known.against, experiment, described) if known.against is not None else None
+  check_offload(known.offload, described.chip)
   with Display(f"plan {experiment.name}") as display:
     loaded = plan_loads(experiment, described, known.load, display) if known.load else []
     planned = plan(experiment, described, display)
+    precise = plan_precisions(experiment, described, known.precision, display) if known.precision else []
   whole = run_cost(planned, known.price_per_chip_hour)
   lines = [whole.summary, *(f"planned without {feature}: {what}" for feature, what in missing.items())]
   against = None if measured_s is None else record_step(planned, measured_s, known.calibration)
-  lines += [] if against is None else [against.summary]
-  page = Group(plan_page(planned), *([load_page(loaded)] if loaded else []), *map(Text, lines))
+  moved = offloaded(planned, known.offload) if known.offload else None
+  lines += [one.summary for one in (moved, against) if one is not None]
+  tables = [*([load_page(loaded)] if loaded else []), *([precision_page(precise)] if precise else [])]
+  page = Group(plan_page(planned), *tables, *map(Text, lines))
   output().print(page, soft_wrap=True)
   if known.json:
     more = {"hints": hints(planned), "run": whole.to_json(), "planned_without": list(missing)}
-    more |= {"against": None if against is None else against.to_json()}
-    write_json(known.json, planned.to_json() | more | {"loads": [one.to_json() for one in loaded]})
+    more |= {key: one and one.to_json() for key, one in (("against", against), ("offload", moved))}
+    more |= {"loads": [one.to_json() for one in loaded], "precisions": [one.to_json() for one in precise]}
+    write_json(known.json, planned.to_json() | more)
   if known.html:
     write_whole(known.html, as_html(f"{experiment.name} on {topology}", page))
   return 0 if planned.fits else DOES_NOT_FIT
 
 
 def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrides: list[str]) -> int:
-  for option, given in (("--search", known.search), ("--load", known.load)):
+  for option, given in (
+    ("--search", known.search),
+    ("--load", known.load),
+    ("--precision", known.precision),
+    ("--offload", known.offload),
+  ):
     if given:
       raise UserError(f"{option} is for one experiment; leave out {known.other}")
   second, _ = _planned(known, known.other, topology)

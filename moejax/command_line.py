@@ -356,6 +356,14 @@ def _add_plan(verb: Add) -> None:
     help="also plan these router loads, each that of the busiest device or expert over the mean, or worst",
   )  # fmt: skip
   plan.add_argument(
+    "--precision", nargs="+", default=[], metavar="TYPE",
+    help="also plan the products of projections and dense feed-forward layers in these types: bfloat16, fp8, int8",
+  )  # fmt: skip
+  plan.add_argument(
+    "--offload", nargs="+", default=[], metavar="GROUP",
+    help="also estimate what moving activations or moments (or both) to the memory of the host frees and costs",
+  )  # fmt: skip
+  plan.add_argument(
     "--without", nargs="+", default=[], metavar="FEATURE",
     help="plan an hf: or maxtext: model without these features, which moejax lacks; an error lists them",
   )  # fmt: skip

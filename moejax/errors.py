@@ -25,6 +25,10 @@ class UserError(ValueError):
   """A mistake in the input of the user. The message is one line with the value, the limit and the remedy. Exit code
   2."""
 
+  def __init__(self, message: str):
+    # It may quote what the user gave: a line end in it would make two lines, and a terminal would obey others.
+    super().__init__("".join(c if c == " " or c.isprintable() else ascii(c)[1:-1] for c in message))
+
 
 class Failure(RuntimeError):
   """What the machines did not let the program finish, such as a save to a disk that stays full, or a process that is

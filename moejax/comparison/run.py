@@ -33,7 +33,7 @@ from moejax.training.memory import check_together
 from moejax.training.prepare import Prepared, Workspace, open_workspace, prepare
 from moejax.training.provenance import provenance
 from moejax.training.run import Evaluators, MakeEvaluators, run
-from moejax.training.run_directory import claim_comparison, open_run
+from moejax.training.run_directory import check_run, claim_comparison, open_run
 from moejax.training.state import State
 
 EVALUATION_S = 5.0
@@ -261,8 +261,15 @@ class _Comparison:
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
   def _is_done(self, allotment: Allotment) -> bool:
-    """Whether this member was trained to the end of this allotment."""
+    """Whether this member was trained to the end of this allotment.
+
+    Raises:
+      UserError: its directory holds another experiment, or its experiment.json is damaged.
+    """
     directory = self.directory / "runs" / allotment.name
+    experiment = self.workspace.placed[allotment.name].experiment
+    if not check_run(directory, experiment, allotment.steps):
+      return False  # it has none yet, or has lost it, and then it is evaluated again
     return read_result(directory, allotment.steps, self._note_damage) is not None
 
   def _summary(self, allotment: Allotment) -> pathlib.Path:

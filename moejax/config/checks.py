@@ -1,29 +1,44 @@
 """The checks that every configuration class uses. Each raises UserError with the value, the limit and the remedy."""
 
-import math
 import re
 from collections.abc import Iterable
 
 from moejax.config.kinds import path_of
 from moejax.errors import UserError
 
+LARGEST_INTEGER = 2**53
+"""No count is larger, and a float holds every one up to it."""
+SMALLEST, LARGEST = 1e-37, 1e38
+"""Between them, float32 is neither 0 nor infinite."""
+BELOW_ONE = 1 - 2**-24
+"""The largest number of float32 below 1."""
+SEEDS = 2**32
+"""JAX takes a seed modulo this number."""
+
 
 def positive(owner: object, *names: str) -> None:
-  """Raises unless every named field is above zero and finite."""
+  """Raises unless every named field is above zero, and a number that float32 or a counter holds."""
   for name in names:
     value = getattr(owner, name)
     if not value > 0:
       raise UserError(f"{_path(owner, name)}={value} must be above 0")
-    _finite(owner, name)
+    _in_range(owner, name)
 
 
 def not_negative(owner: object, *names: str) -> None:
-  """Raises if any named field is negative or infinite."""
+  """Raises unless every named field is 0 or above, and a number that float32 or a counter holds."""
   for name in names:
     value = getattr(owner, name)
     if not value >= 0:
       raise UserError(f"{_path(owner, name)}={value} must be 0 or above")
-    _finite(owner, name)
+    _in_range(owner, name)
+
+
+def seed(owner: object, name: str) -> None:
+  """Raises unless the field is a seed that differs from all others."""
+  value = getattr(owner, name)
+  if not 0 <= value < SEEDS:
+    raise UserError(f"{_path(owner, name)}={value} must be 0 or above and below 2^32, the number of seeds of JAX")
 
 
 def between(owner: object, name: str, low: float, high: float) -> None:
@@ -34,11 +49,13 @@ def between(owner: object, name: str, low: float, high: float) -> None:
 
 
 def below_one(owner: object, *names: str) -> None:
-  """Raises unless 0 <= field < 1 for every named field."""
+  """Raises unless 0 <= field < 1 for every named field, also in float32."""
   for name in names:
     value = getattr(owner, name)
     if not 0.0 <= value < 1.0:
       raise UserError(f"{_path(owner, name)}={value} must be 0 or above and below 1")
+    if value > BELOW_ONE:
+      raise UserError(f"{_path(owner, name)}={value} must be at most {BELOW_ONE:.8f}, so that it is below 1 in float32")
 
 
 def one_of(owner: object, name: str, allowed: Iterable[str]) -> None:
@@ -67,11 +84,16 @@ def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> Non
     raise UserError(f"{value_name}={value} is not divisible by {divisor_name}={divisor}; use {nearest}")
 
 
-def _finite(owner: object, name: str) -> None:
-  """Raises if the field is infinite, which JSON, and so experiment.json, cannot represent."""
+def _in_range(owner: object, name: str) -> None:
+  """Raises where the field is a number that would become 0 or infinite where it is used."""
   value = getattr(owner, name)
-  if value == math.inf:
-    raise UserError(f"{_path(owner, name)}={value} must be finite; use a large number such as 1e9")
+  if isinstance(value, int):
+    if value > LARGEST_INTEGER:
+      raise UserError(f"{_path(owner, name)} must be at most 2^53, about 9e15, and has {len(str(value))} digits")
+  elif value > LARGEST:
+    raise UserError(f"{_path(owner, name)}={value} must be at most {LARGEST:g}, so that it is finite in float32")
+  elif 0 < value < SMALLEST:
+    raise UserError(f"{_path(owner, name)}={value} must be at least {SMALLEST:g}, so that it is not 0 in float32")
 
 
 def _path(owner: object, name: str) -> str:

@@ -111,7 +111,8 @@ class MoE:
     if self.group_size is not None:
       return self.group_size
     wanted = max(self.d_ff / 8, 8 * self.num_experts / self.experts_per_token)
-    divisors = [m for m in range(1, sequence_length + 1) if sequence_length % m == 0]
+    below = [m for m in range(1, math.isqrt(sequence_length) + 1) if sequence_length % m == 0]
+    divisors = (*below, *(sequence_length // m for m in below))
     return min(divisors, key=lambda m: (abs(math.log(m / wanted)), m))
 
   def capacity(self, group_tokens: int) -> int:

@@ -126,7 +126,7 @@ class Training:
 
   def __post_init__(self) -> None:
     checks.positive(self, "batch_size", "gradient_accumulation", "log_every")
-    checks.not_negative(self, "seed")
+    checks.seed(self, "seed")
     if self.steps is not None:
       checks.positive(self, "steps")
     checks.divides(self.gradient_accumulation, "training.gradient_accumulation", self.batch_size, "training.batch_size")

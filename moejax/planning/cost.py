@@ -7,6 +7,8 @@ waits for such a result is exposed.
 
 import dataclasses
 import re
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from moejax.planning.calibrated_chip import calibration_of, efficiency_of
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
@@ -81,9 +83,15 @@ class Cost:
   """The part of matrix that is priced by a roofline, because the compiler has no estimate for kernels."""
 
 
-def cost(program: Program, network: Network) -> Cost:
-  """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any."""
-  reader, chip = _Reader(program, network), network.chip
+def cost(program: Program, network: Network, speedups: Mapping[str, float] = MappingProxyType({})) -> Cost:
+  """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any.
+
+  Args:
+    program: what is priced.
+    network: the chips that run it.
+    speedups: what the time of matrix products is divided by, by scope.
+  """
+  reader, chip = _Reader(program, network, speedups), network.chip
   reader.run(program.computations[program.entry], 1)
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
   collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)
@@ -106,8 +114,8 @@ def cost(program: Program, network: Network) -> Cost:
 class _Reader:
   """Walks through a program, each loop body once, and sums the costs."""
 
-  def __init__(self, program: Program, network: Network):
-    self.program, self.network, self.chip = program, network, network.chip
+  def __init__(self, program: Program, network: Network, speedups: Mapping[str, float]):
+    self.program, self.network, self.chip, self.speedups = program, network, network.chip, speedups
     self.exposed_s = 0.0
     self.operations: dict[tuple[str, str, str], Operation] = {}
     self.collectives: dict[str, PricedCollective] = {}
@@ -157,7 +165,7 @@ class _Reader:
     if instruction.opcode == "call":
       return self.run(called[instruction.called("to_apply", "calls")[0]], times)
     branches = instruction.called("branch_computations", "true_computation", "false_computation")
-    slowest = max(branches, key=lambda name: _Reader(self.program, self.network).run(called[name], 1))
+    slowest = max(branches, key=lambda name: _Reader(self.program, self.network, self.speedups).run(called[name], 1))
     return self.run(called[slowest], times)
 
   def _started(self, instruction: Instruction) -> str | None:
@@ -205,7 +213,7 @@ class _Reader:
     if instruction.opcode == "custom-call":
       return self._kernel(instruction, times)
     flops = matrix_flops(self.program, computation, instruction)
-    seconds = self._seconds(computation, instruction, flops)
+    seconds = self._seconds(computation, instruction, flops) / self._speedup(instruction, flops)
     kind = "matrix" if flops else "memory" if self._only_moves(instruction) else "vector"
     self._work(instruction, kind, seconds, flops, times)
     return seconds
@@ -221,6 +229,7 @@ class _Reader:
       seconds = seconds if flops or instruction.estimated_s is None else instruction.estimated_s
     else:
       return 0.0
+    seconds /= self._speedup(instruction, flops)
     self._work(instruction, f"kernel {name}", seconds, flops, times)
     return seconds
 
@@ -231,6 +240,7 @@ class _Reader:
       computation.by_name[name].bytes for name in instruction.operands if name in computation.by_name
     )
     seconds = max(flops / product_rate(self.chip, dtype), moved / self.chip.hbm_bandwidth)
+    seconds /= self._speedup(instruction, flops)
     self._work(instruction, "matrix", seconds, flops, times)
     return seconds
 
@@ -242,6 +252,9 @@ class _Reader:
     moved = memory_bytes(self.program, computation, instruction)
     rate = self.chip.bfloat16_flops or self.chip.vector_flops
     return max(flops / rate, moved / self.chip.hbm_bandwidth)
+
+  def _speedup(self, instruction: Instruction, flops: float) -> float:
+    return self.speedups.get(_scope(instruction, self.program)[0], 1.0) if flops and self.speedups else 1.0
 
   def _only_moves(self, instruction: Instruction) -> bool:
     inner = self.program.inner(instruction) if instruction.opcode == "fusion" else None

@@ -10,6 +10,7 @@ import math
 
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
+from moejax.config.model import Model
 from moejax.config.optimizer import AdamW
 from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.config.sharding import shards
@@ -42,13 +43,17 @@ class Estimate:
   step_time_s: float
   memory_by_group: dict[str, float]
   """Bytes of parameters, gradients, moments, activations, gathered_weights, exchange_buffers and logits."""
+  saved_activations: float
+  """Bytes of the activations that the forward pass saves for the backward pass, in one part of the batch."""
 
   @property
   def memory_bytes(self) -> float:
     return sum(self.memory_by_group.values())
 
 
-def estimate(experiment: Experiment, topology: Topology, constants: Constants = FITTED) -> Estimate:
+def estimate(
+  experiment: Experiment, topology: Topology, constants: Constants = FITTED, speedup: float = 1.0
+) -> Estimate:
   """Products, gathers of weights, exchanges of tokens, reductions over `model` and sums of gradients over replicas, of
   which products hide a part; and memory.
   """
@@ -63,7 +68,8 @@ def estimate(experiment: Experiment, topology: Topology, constants: Constants = 
   )
   dense_parameters = counted.total - expert_parameters
   per_token = flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
-  flops = tokens * (per_token + _of_masks(experiment))
+  low = 6 * _projections(model) * (1 + _again(experiment)) * (1 - 1 / speedup)
+  flops = tokens * ((per_token - low) + _of_masks(experiment))
   seconds = flops / (constants.utilisation * (chip.bfloat16_flops or chip.vector_flops))
   link = chip.link_bandwidth * max(1, chip.torus)
   of_gradient = 4 if model.gradient_dtype == "float32" else 2
@@ -89,9 +95,22 @@ def estimate(experiment: Experiment, topology: Topology, constants: Constants = 
   near = max(1, mesh.replica // topology.slices)
   moved += 2 * (1 - 1 / near) * of_gradient * own / link
   moved += 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
-  memory = _memory(experiment, tokens * mesh.model / parts, dense_parameters, expert_parameters)
+  of_part = tokens * mesh.model / parts
+  memory = _memory(experiment, of_part, dense_parameters, expert_parameters)
   hidden = min(constants.hidden * moved, constants.beside * seconds)
-  return Estimate((seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0), memory)
+  return Estimate(
+    (seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0),
+    memory,
+    _saved(experiment, of_part),
+  )
+
+
+def _projections(model: Model) -> int:
+  """Parameters of attention, of dense feed-forward layers and of shared experts: what 8-bit products may take."""
+  routed = (
+    model.moe.experts_per_token * model.feed_forward_matrices * model.d_model * model.moe.d_ff if model.moe else 0
+  )
+  return parameter_counts(model).active_non_embedding - model.num_sparse_layers * routed
 
 
 def _of_masks(experiment: Experiment) -> float:
@@ -130,10 +149,24 @@ def _memory(
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
   own = (dense_parameters / embed + expert_parameters / experts) / mesh.model
   moments = 2 if isinstance(experiment.optimizer, AdamW) else 1
-  heads = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim
-  wide = 2.0 * model.d_ff
+  layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
   if model.moe:
-    wide = (_rows(experiment) * 2 * model.moe.d_ff + (model.period - 1) * wide) / model.period
+    layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
+  return {
+    "parameters": 4 * own,
+    "gradients": 4 * own,
+    "moments": 4 * moments * own,
+    "activations": _saved(experiment, tokens) + 12 * tokens * (model.d_model + _wide(experiment) / mesh.model),
+    "gathered_weights": layer,
+    "exchange_buffers": _exchange_buffers(experiment, tokens),
+    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model,
+  }
+
+
+def _saved(experiment: Experiment, tokens: float) -> float:
+  """Bytes that the forward pass saves on one device for the backward pass."""
+  model, mesh = experiment.model, experiment.mesh
+  heads, wide = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim, _wide(experiment)
   within, residual = {  # what `model` shares among devices, and copies of the residual stream, which it does not
     "none": (2 * (heads + wide), 8),
     "products": (heads + wide, 2),
@@ -142,18 +175,16 @@ def _memory(
     "layer_inputs": (0, 0),
   }[model.remat]
   kept = within / mesh.model + (1 + residual) * model.d_model
-  layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
-  if model.moe:
-    layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
-  return {
-    "parameters": 4 * own,
-    "gradients": 4 * own,
-    "moments": 4 * moments * own,
-    "activations": 2 * tokens * model.num_layers * kept + 12 * tokens * (model.d_model + wide / mesh.model),
-    "gathered_weights": layer,
-    "exchange_buffers": _exchange_buffers(experiment, tokens),
-    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model,
-  }
+  return 2 * tokens * model.num_layers * kept
+
+
+def _wide(experiment: Experiment) -> float:
+  """Numbers of one token inside a feed-forward layer, on average over dense and sparse ones."""
+  model = experiment.model
+  dense = 2.0 * model.d_ff
+  if model.moe is None:
+    return dense
+  return (_rows(experiment) * 2 * model.moe.d_ff + (model.period - 1) * dense) / model.period
 
 
 def _rows(experiment: Experiment) -> float:

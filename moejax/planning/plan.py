@@ -1,6 +1,8 @@
 """The plan of an experiment on a topology: whether it fits, how long a step takes, and where the time goes."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from moejax.config.experiment import Experiment
@@ -212,14 +214,14 @@ def model_flops_per_step(experiment: Experiment) -> int:
   return round(tokens_per_step(experiment) * per_token)
 
 
-def plan_of(compiled: Compiled, topology: Topology) -> Plan:
-  """The plan of a compiled step.
+def plan_of(compiled: Compiled, topology: Topology, speedups: Mapping[str, float] = MappingProxyType({})) -> Plan:
+  """The plan of a compiled step, with the time of matrix products divided by `speedups`, by scope.
 
   Raises:
     RefusedError: the program has a loop whose length depends on the data.
   """
   try:
-    found = cost(parse(compiled.text), compiled.network) if compiled.text else None
+    found = cost(parse(compiled.text), compiled.network, speedups) if compiled.text else None
   except DataDependentLoopError as error:
     raise RefusedError(
       f"the program of {compiled.experiment.name} for {topology.name} has a loop whose length depends on the data "

@@ -60,6 +60,8 @@ class Channel:
     self._gathered: dict[int, dict[int, Any]] = collections.defaultdict(dict)
     self._exchange = 0
     self._arrived = threading.Condition()
+    self._signal_lock = threading.Lock()
+    """Held while the others are told of a signal. This process must not end in between."""
     self._forwarded = False
     self._ends = False
     self.failed: int | None = None
@@ -135,29 +137,29 @@ class Channel:
     last_beat = 0.0
     if self._early:
       self._handle(self._peers[0], self._early)
-    awake = time.monotonic()
+    pause_s, now = min(5 * HEARTBEAT_S, self._silence_s / 2), time.monotonic()
     while True:
+      begin = time.monotonic()
       self._receive()
-      if (
-        time.monotonic() - awake > 5 * HEARTBEAT_S
-      ):  # this process was suspended, perhaps with all others: reset timers
+      previous, now = now, time.monotonic()
+      if now - previous > pause_s:  # this process was suspended, perhaps with all others: reset timers
         for peer in self._peers.values():
-          peer.last_message = peer.since = time.monotonic()
-        self._since = time.monotonic()
-      awake = time.monotonic()
-      if time.monotonic() - last_beat >= HEARTBEAT_S:
-        last_beat = time.monotonic()
+          peer.last_message = peer.since = now
+        self._since = now
+      if now - last_beat >= HEARTBEAT_S:
+        last_beat = now
         self._send({"at": self._step})
       if not self._ends:
         self._send_signal()
-        self._check_peers()
+        self._check_peers(begin)
 
   def _send_signal(self) -> None:
     """Reports a signal that this process has received."""
-    number = interrupts.first_signal()
-    if number is not None and not self._forwarded:
-      self._forwarded = True
-      self._send({"signal": number})
+    with self._signal_lock:
+      number = interrupts.first_signal()
+      if number is not None and not self._forwarded:
+        self._send({"signal": number})
+        self._forwarded = True
 
   def _receive(self) -> None:
     """Waits for messages for at most a quarter of a second, and handles them."""
@@ -205,10 +207,12 @@ class Channel:
     self._forwarded = True
     interrupts.deliver(number)
 
-  def _check_peers(self) -> None:
+  def _check_peers(self, now: float) -> None:
     """Ends the program if a process does not respond or falls behind. Process 0 checks all processes; the others check
-    process 0."""
-    now = time.monotonic()
+    process 0.
+
+    All messages that had arrived at the time `now` are read, however late this process was scheduled.
+    """
     for peer in self._peers.values():
       if peer.left is None and now - peer.last_message > self._silence_s:
         self._end(1, f"it has not responded for {self._silence_s:g} s; it hangs, or its host failed", peer.index)

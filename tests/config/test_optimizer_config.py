@@ -19,8 +19,14 @@ def test_rate_epsilon_and_clip_must_be_above_0(name, value):
 
 def test_what_json_cannot_hold_is_refused():
   for name in ("learning_rate", "gradient_clip", "weight_decay"):
-    with pytest.raises(UserError, match=rf"^optimizer\.{name}=inf must be finite; use a large number such as 1e9$"):
+    with pytest.raises(UserError, match=rf"^optimizer\.{name}=inf must be at most 1e\+38"):
       AdamW(**{"learning_rate": 1e-3, name: float("inf")})
+
+
+def test_what_float32_would_round_to_0_1_or_infinity_is_refused():
+  for fields in ({"learning_rate": 1e39}, {"learning_rate": 1e-40}, {"epsilon": 1e-46}, {"beta1": 1 - 1e-9}):
+    with pytest.raises(UserError, match=r"^optimizer\.\w+=\S+ must be at (most|least) .* in float32$"):
+      AdamW(**{"learning_rate": 1e-3} | fields)
 
 
 def test_weight_decay_may_be_0_but_not_below():

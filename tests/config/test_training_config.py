@@ -44,10 +44,12 @@ def test_sizes_of_a_run_must_be_above_0(name, value):
     Training(**{"batch_size": 8, name: value})
 
 
-def test_a_seed_is_not_negative():
-  assert Training(batch_size=8, seed=0).seed == 0
-  with pytest.raises(UserError, match=r"^training\.seed=-1 must be 0 or above$"):
+def test_a_seed_is_one_that_differs_from_all_others():
+  assert Training(batch_size=8, seed=2**32 - 1).seed == 2**32 - 1
+  with pytest.raises(UserError, match=r"^training\.seed=-1 must be 0 or above and below 2\^32"):
     Training(batch_size=8, seed=-1)
+  with pytest.raises(UserError, match=r"^training\.seed=4294967296 must"):  # JAX would take it for 0
+    Training(batch_size=8, seed=2**32)
 
 
 @pytest.mark.parametrize(("batch", "nearest"), [(15, "12 or 16"), (3, "4")])

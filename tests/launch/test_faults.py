@@ -1,11 +1,13 @@
 """What happens to the other processes of a program when one is told to stop, dies or hangs. Each fault is real."""
 
+import json
 import pathlib
+import shutil
 import signal
 import time
 
 import pytest
-from started import started, steps_done, train, wait_until
+from started import read_losses, started, steps_done, train, wait_until
 
 BOUND_S = 20.0
 """MOEJAX_HANG_TIMEOUT_S of the processes that `started` starts."""
@@ -17,8 +19,14 @@ def saved(directory: pathlib.Path) -> list[int]:
   return sorted(int(path.name) for path in (directory / "checkpoints").iterdir() if path.name.isdigit())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("told", [[0], [1], [0, 1]], ids=["the first", "the second", "all"])
+@pytest.mark.parametrize(
+  "told",
+  [
+    pytest.param([0], id="the first", marks=pytest.mark.nightly),
+    pytest.param([1], id="the second", marks=pytest.mark.slow),
+    pytest.param([0, 1], id="all", marks=pytest.mark.nightly),
+  ],
+)
 def test_a_preemption_of_any_process_saves_one_step_of_all_and_ends_all_with_75(text, tmp_path, told):
   directory = tmp_path / "run"
   with started(2, 4, train(text, directory, "dense", *ENDLESS), tmp_path) as both:
@@ -35,8 +43,9 @@ def test_a_preemption_of_any_process_saves_one_step_of_all_and_ends_all_with_75(
   assert not (directory / "lock").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+  "victim", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.nightly)]
+)
 def test_the_death_of_a_process_ends_the_other_with_a_message_that_names_it(text, tmp_path, victim):
   directory = tmp_path / "run"
   with started(2, 4, train(text, directory, "dense", *ENDLESS), tmp_path) as both:
@@ -51,8 +60,9 @@ def test_the_death_of_a_process_ends_the_other_with_a_message_that_names_it(text
   assert "it ended without a message" in last
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+  "victim", [pytest.param(0, marks=pytest.mark.nightly), pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_a_process_that_hangs_ends_the_other_within_the_bound_and_is_named(text, tmp_path, victim):
   directory = tmp_path / "run"
   with started(2, 4, train(text, directory, "dense", *ENDLESS), tmp_path, MOEJAX_HANG_TIMEOUT_S="5") as both:
@@ -61,3 +71,29 @@ def test_a_process_that_hangs_ends_the_other_within_the_bound_and_is_named(text,
     other = both[1 - victim]
     assert other.wait(5 + 15) == 1
   assert f"moejax: process {victim} (host " in other.output and "has not responded for 5 s" in other.output
+
+
+def arrays(directory: pathlib.Path, step: int) -> dict[str, str]:
+  """The checksums of a checkpoint's arrays."""
+  return json.loads((directory / "checkpoints" / str(step) / "progress" / "metadata").read_text())["arrays"]
+
+
+@pytest.mark.slow
+def test_damage_that_one_process_finds_makes_all_use_the_checkpoint_before_and_the_end_is_the_same(text, tmp_path):
+  straight, damaged = tmp_path / "straight", tmp_path / "damaged"
+  with started(2, 2, train(text, straight), tmp_path) as both:
+    assert [process.wait() for process in both] == [0, 0], both[0].output + both[1].output
+  shutil.copytree(straight, damaged)
+  (damaged / "summary.json").unlink()
+  newest = damaged / "checkpoints" / "4"
+  written_by_the_second = [path for path in newest.rglob("*") if path.is_file() and "process_1" in str(path)]
+  path = max(written_by_the_second, key=lambda path: path.stat().st_size)
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+  with started(2, 2, train(text, damaged), tmp_path) as both:
+    assert [process.wait() for process in both] == [0, 0], both[0].output + both[1].output
+  said = [f"the checkpoint {newest} is damaged" in process.output for process in both]
+  assert said == [True, False], both[0].output + both[1].output
+  assert newest.with_name("damaged-4").is_dir() and "step 2 is used instead" in both[0].output
+  assert arrays(damaged, 4) == arrays(straight, 4) and read_losses(damaged) == read_losses(straight)

@@ -23,7 +23,8 @@ DENSE = {
   "id": "a", "shape": {"layers": 32, "d_model": 4096, "heads": 32, "kv_heads": 8, "head_dim": 128, "d_ff": 14336,
                        "vocab": 128256, "tied": False},
   "chip": "v5e", "topology": "16x16", "chips": 256, "slices": 2, "sequence": 2048, "global_batch": 1024,
-  "sharding": "fsdp 64 x tensor 4 inside, data 2 between slices", "remat": "full", "precision": "bf16", "given": True,
+  "sharding": "fsdp 64 x tensor 4 inside, data 2 between slices", "remat": "full",
+  "precision": "bf16", "framework": "MaxText", "given": True,
   "published_teraflops": 100,
 }  # fmt: skip
 SPARSE = DENSE | {
@@ -46,12 +47,18 @@ def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
   moe = row.experiment.model.moe
   assert (moe.num_experts, moe.experts_per_token, moe.dispatch.kind) == (128, 8, "grouped")
   assert row.experiment.mesh.expert == 64 and row.experiment.training.gradient_accumulation == 4
-  assert row.missing == ("sliding window",) and row.published_s is None
+  assert row.missing == ("sliding window", "fused attention on GPU") and row.published_s is None
 
 
 def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
-  with pytest.raises(ledger.InexpressibleError, match="fp8"):
-    ledger.read_row(DENSE | {"needs": ["fp8"]})
+  for need in ("fp8", "MLA"):  # v5e has int8 alone
+    with pytest.raises(ledger.InexpressibleError, match=need):
+      ledger.read_row(DENSE | {"needs": [need]})
+
+
+def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
+  plain, low = (ledger.predicted(ledger.read_row(DENSE | {"needs": of}), True) for of in ([], ["int8"]))
+  assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == ["int8"]
 
 
 def test_the_formula_is_fitted_to_all_rows_but_the_one_that_it_predicts(ledger):

@@ -20,6 +20,7 @@ from moejax.display import Display
 from moejax.experiments import EXPERIMENTS
 from moejax.overrides import override
 from moejax.planning.compile import Compiled, _shortage
+from moejax.planning.cost import BREAKDOWN
 from moejax.planning.estimate import estimate
 from moejax.planning.hints import hints
 from moejax.planning.meshes import on_topology
@@ -165,7 +166,7 @@ def test_the_page_breaks_no_name_however_narrow(width, tiny_moe):
   )  # fmt: skip
   planned = replace(
     plan_of(Compiled(tiny_moe, None, "", {"total": 1}, 1.0, False), CPU),
-    breakdown_s=dict.fromkeys(("matrix", "vector", "memory", "collective_exposed"), 3.0),
+    breakdown_s=dict.fromkeys(BREAKDOWN, 3.0),
     executed_flops_per_device=1e15,
     kernel_s=1.0,
     operations=(operation,),

@@ -140,13 +140,14 @@ def test_a_process_that_is_behind_in_training_ends_all_and_is_named():
 def test_a_program_that_is_stopped_as_a_whole_goes_on_when_it_is_continued():
   """As SLURM suspends a job."""
   body = "processes.gather(me)\nprint('met', flush=True)\nfor _ in range(20): time.sleep(0.3)"
-  with begun(body, 2, MOEJAX_HANG_TIMEOUT_S="2") as both:
+  with begun(body, 2, MOEJAX_HANG_TIMEOUT_S="4") as both:
     assert [child.stdout.readline().strip() for child in both] == ["met", "met"]
     for number, wait_s in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
       for child in both:
         child.send_signal(number)
       time.sleep(wait_s)
-    assert [child.wait(60) for child in both] == [0, 0]
+    outputs = [child.communicate(timeout=60)[0] for child in both]
+    assert [child.returncode for child in both] == [0, 0], outputs
 
 
 def test_outside_training_a_process_may_be_behind():

@@ -1,0 +1,81 @@
+"""What fewer bits in matrix products save: the plan of the same program, with its large products at a higher rate.
+
+The products of projections, dense feed-forward layers and shared experts are priced at the rate of 8-bit operands, in
+the forward and in both backward products, and what they hide is computed anew. Routed experts, logits, routers and
+attention scores stay in bfloat16.
+"""
+
+import dataclasses
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from moejax.config.experiment import Experiment
+from moejax.errors import UserError
+from moejax.planning.compile import compile_step
+from moejax.planning.kernels import product_speedup
+from moejax.planning.plan import Plan, plan_of
+from moejax.planning.topology import Topology
+from moejax.progress import SILENT, Progress
+from moejax.terminal import Fitting
+
+SCOPES = frozenset({"qkv", "attention_out", "feed_forward", "shared_experts"})
+"""Where products are of 8-bit operands."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AtPrecision:
+  """The plan with products in one precision."""
+
+  precision: str
+  plan: Plan
+  speedup: float
+  """Step time in bfloat16 over that of this plan."""
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain values, under the key `precisions` of `moejax plan --json`."""
+    return {
+      "precision": self.precision,
+      "step_time_s": self.plan.step_time_s,
+      "step_time_interval_s": list(self.plan.step_time_interval_s),
+      "breakdown_s": self.plan.breakdown_s,
+      "speedup": self.speedup,
+    }
+
+
+def plan_precisions(
+  experiment: Experiment, topology: Topology, precisions: list[str], progress: Progress = SILENT
+) -> list[AtPrecision]:
+  """Plans with products in several precisions, each bfloat16 or one that the chip has.
+
+  Raises:
+    UserError: the chip has no such products, or the program does not fit and so has no parts.
+  """
+  factors = [product_speedup(topology.chip, precision) for precision in precisions]
+  compiled = compile_step(experiment, topology, progress)
+  plain = plan_of(compiled, topology)
+  if plain.refused:
+    raise UserError(
+      f"--precision: {experiment.name} does not fit on {topology.name} according to the compiler, so that its products "
+      "are unknown; leave --precision out to see what to change"
+    )
+  found = []
+  for precision, factor in zip(precisions, factors, strict=True):
+    planned = plan_of(compiled, topology, dict.fromkeys(SCOPES, factor))
+    found.append(AtPrecision(precision, planned, plain.step_time_s / planned.step_time_s))
+  return found
+
+
+def precision_page(found: list[AtPrecision]) -> Fitting:
+  """One row for each precision."""
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="by precision of the large products", title_justify="left")
+  for head in ("precision", "step, s", "80 % interval, s", "matrix, s", "exposed, s", "speedup"):
+    table.add_column(head, justify="right", no_wrap=True)
+  for one in found:
+    low, high = one.plan.step_time_interval_s
+    assert one.plan.breakdown_s
+    parts = (one.plan.breakdown_s[name] for name in ("matrix", "collective_exposed"))
+    row = (one.precision, f"{one.plan.step_time_s:.4g}", f"{low:.3g} to {high:.3g}", *(f"{part:.4g}" for part in parts))
+    table.add_row(*row, f"{one.speedup:.2f}")
+  return Fitting(table)
