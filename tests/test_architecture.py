@@ -78,7 +78,7 @@ MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 148
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 some are what published families of models differ in, each named with its family."""
-MAX_OF_TRAINING = (157, 17_000)
+MAX_OF_TRAINING = (157, 17_100)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
 MAX_OF_TRAINING_WITHOUT_INPUT = (119, 13_000)
 """The same without data/ and experiments/."""
