@@ -257,9 +257,15 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
   page = Group(plan_page(planned), *tables, *map(Text, lines))
   output().print(page, soft_wrap=True)
   if known.json:
-    more = {"hints": hints(planned), "run": whole.to_json(), "planned_without": list(missing)}
-    more |= {key: one and one.to_json() for key, one in (("against", against), ("offload", moved))}
-    more |= {"loads": [one.to_json() for one in loaded], "precisions": [one.to_json() for one in precise]}
+    more: dict[str, Any] = {
+      "hints": hints(planned),
+      "run": whole.to_json(),
+      "planned_without": list(missing),
+      "against": against and against.to_json(),
+      "offload": moved and moved.to_json(),
+      "loads": [one.to_json() for one in loaded],
+      "precisions": [one.to_json() for one in precise],
+    }
     write_json(known.json, planned.to_json() | more)
   if known.html:
     write_whole(known.html, as_html(f"{experiment.name} on {topology}", page))

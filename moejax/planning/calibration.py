@@ -84,14 +84,20 @@ class Measurements:
     }
     other = statistics.geometric_mean(by_kind.values()) if by_kind else chip.efficiency
     operations = Calibration(
-      **{kind: by_kind.get(kind, other) for kind in KINDS}, overhead_s=self.overhead_s if by_kind else 0.0
+      matrix=by_kind.get("matrix", other),
+      kernel=by_kind.get("kernel", other),
+      memory=by_kind.get("memory", other),
+      # At most half of what a measured step has time for: a busy host takes longer to start a step than to wait for it.
+      overhead_s=min([self.overhead_s, *((step.measured_s - step.exposed_s) / 2 for step in self.steps)]),
     )
     if not self.steps:
       return operations
     factors = [math.log(_factor(step, operations)) for step in self.steps]
     factor = math.exp(statistics.fmean(factors))
     return Calibration(
-      **{kind: getattr(operations, kind) * factor for kind in KINDS},
+      matrix=factor * operations.matrix,
+      kernel=factor * operations.kernel,
+      memory=factor * operations.memory,
       overhead_s=operations.overhead_s,
       runs=len(factors),
       half_width=half_width(_left_out(factors)) if len(factors) >= ENOUGH else None,
@@ -175,11 +181,10 @@ def add_step(path: pathlib.Path, chip: Chip, step: TimedStep) -> Calibrated:
   """
   chips = read(path) if path.exists() else {}
   before = chips.get(chip.name, Measurements())
-  fixed_s = step.exposed_s + (before.overhead_s if before.operations else 0.0)
-  if step.measured_s <= fixed_s:
+  if step.measured_s <= step.exposed_s:
     raise UserError(
-      f"--against {step.measured_s:g} s leaves no time for computation: exposed collectives and the overhead of a step "
-      f"alone take {fixed_s:.3g} s in this plan, so that it cannot calibrate {chip.name}; leave out --calibration"
+      f"--against {step.measured_s:g} s leaves no time for computation: exposed collectives alone take "
+      f"{step.exposed_s:.3g} s in this plan, so that it cannot calibrate {chip.name}; leave out --calibration"
     )
   others = tuple(one for one in before.steps if not one.is_of_same_program(step))
   chips[chip.name] = dataclasses.replace(before, steps=(*others, step))
@@ -216,9 +221,10 @@ def _measurements(values: dict[str, Any]) -> Measurements:
     overhead_s=float(values["overhead_s"]),
     steps=tuple(TimedStep(**one) for one in values["steps"]),
   )
-  for one in (*found.operations, *found.steps):
-    if not (one.measured_s > 0 and one.predicted_s > 0):
-      raise ValueError("a time is not positive")
+  times = [(one.predicted_s, one.measured_s) for one in found.operations]
+  times += [(step.predicted_s, step.measured_s - step.exposed_s) for step in found.steps]
+  if not all(predicted_s > 0 and measured_s > 0 for predicted_s, measured_s in times):
+    raise ValueError("a time is not positive")
   if any(one.kind not in KINDS for one in found.operations):
     raise ValueError(f"a kind of operation is none of {', '.join(KINDS)}")
   return found

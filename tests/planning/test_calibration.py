@@ -4,12 +4,14 @@ import dataclasses
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import pytest
 
 from moejax import cli
 from moejax.config.chips import CHIPS
 from moejax.errors import UserError
+from moejax.planning import timed_operations
 from moejax.planning.against import measured_step_s, record_step
 from moejax.planning.calibrated_chip import Calibration, calibration_of, with_calibration
 from moejax.planning.calibration import KINDS, Measurements, TimedOperation, TimedStep, add_operations, calibrated
@@ -18,6 +20,8 @@ from moejax.planning.compile import Compiled
 from moejax.planning.plan import Plan, plan_of
 from moejax.planning.topology import Topology, parse_topology
 from moejax.training.run_directory import run_configuration
+
+OPERATIONS = tuple(TimedOperation(name=kind, kind=kind, predicted_s=1.0, measured_s=2.0) for kind in KINDS)
 
 V5P = parse_topology("v5p:2x2x1")
 
@@ -84,6 +88,19 @@ def test_the_efficiencies_of_operations_are_their_predicted_over_their_measured_
   # What was not measured has the mean of what was.
   matrix = Measurements(operations=tuple(operations[:3])).calibration(V5P.chip)
   assert matrix.kernel == matrix.memory == pytest.approx(true["matrix"])
+
+
+def test_an_overhead_that_leaves_a_measured_step_no_time_counts_in_part():
+  short = step(0.06)
+  found = Measurements(operations=OPERATIONS, overhead_s=1.0, steps=(short,)).calibration(V5P.chip)
+  assert 0 < found.overhead_s < short.measured_s - short.exposed_s and found.matrix > 0
+
+
+def test_a_device_that_plans_do_not_know_is_refused(monkeypatch):
+  device = SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 PCIe")
+  monkeypatch.setattr(timed_operations.jax, "devices", lambda: [device])
+  with pytest.raises(UserError, match="'NVIDIA H100 PCIe' is not one that plans are made for"):
+    timed_operations.local_chip()
 
 
 def step(measured_s: float, **changes) -> TimedStep:
@@ -207,11 +224,9 @@ def test_the_commands_record_and_use_measurements(mine, tmp_path, monkeypatch, c
 
 @pytest.mark.slow
 def test_operations_are_measured_on_this_machine_and_calibrate_its_chip(tmp_path):
-  from moejax.planning.timed_operations import local_chip, time_operations
-
-  chip = local_chip()
+  chip = timed_operations.local_chip()
   assert chip is CHIPS["cpu"]
-  operations, overhead_s = time_operations(chip)
+  operations, overhead_s = timed_operations.time_operations(chip)
   assert {one.name.partition(" ")[0] for one in operations} >= {"product", "copy", "attention"}
   found = add_operations(tmp_path / "mine.json", chip, operations, overhead_s)
   assert calibration_of(calibrated(parse_topology("cpu:1"), tmp_path / "mine.json").chip) == found.calibration
