@@ -6,7 +6,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Group
 from rich.text import Text
