@@ -1,8 +1,8 @@
-"""moejax: dense or mixture-of-experts, decided in step time.
+"""moejax compares dense and mixture-of-experts language models at equal step time.
 
 The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `calibrate`,
-`evaluate`, `generate`, `import_model` and `export_model` (`moejax/api.py`). Importing it imports nothing else, and JAX
-only where a function needs it.
+`evaluate`, `generate`, `import_model` and `export_model` (`moejax/api.py`). Importing this package is fast: JAX is
+imported by the functions that need it.
 """
 
 import importlib

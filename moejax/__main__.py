@@ -1,7 +1,7 @@
 """The console command: `moejax`, or `python -m moejax`.
 
-Only this file changes the process: it handles signals from the start, and restarts once for huge pages. Python code
-calls `moejax.cli.main`, which does neither.
+Only this file changes the state of the process: it installs signal handlers and restarts the process once to enable
+huge pages. To run a command from Python, call `moejax.cli.main`, which does neither.
 """
 
 import os
@@ -13,12 +13,12 @@ from moejax import interrupts
 from moejax.huge_pages import restart_with_huge_pages
 
 IN_LARGE_ARRAYS = ("train", "compare", "evaluate")
-"""Commands that run steps."""
+"""Commands that run training steps."""
 
 
 QUIET = "ignore:resource_tracker:UserWarning"
-"""A filter for processes that a command starts. A signal ends a command without tearing it down; Python's tracker then
-removes the semaphores of its workers, and would warn of them after the command's last line."""
+"""Warning filter for child processes. If a signal ends a command without the usual cleanup, Python's resource tracker
+removes the semaphores of its workers and would print a warning after the last line of the command."""
 
 
 def command() -> NoReturn:
@@ -26,7 +26,7 @@ def command() -> NoReturn:
   interrupts.block()
   os.environ["PYTHONWARNINGS"] = ",".join(filter(None, (os.environ.get("PYTHONWARNINGS"), QUIET)))
   for name in ("stdout", "stderr"):
-    if getattr(sys, name) is None:  # it was closed by who started the process, as by `>&-`
+    if getattr(sys, name) is None:  # it was closed by the parent process, as with `>&-`
       setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
   if sys.argv[1:2] and sys.argv[1] in IN_LARGE_ARRAYS and not {"-h", "--help"} & {*sys.argv}:
     restart_with_huge_pages()
@@ -43,12 +43,12 @@ def command() -> NoReturn:
 
 def _run() -> int | str | None:
   try:
-    from moejax.cli import main  # takes longer than a user's Ctrl-C may wait to be handled
+    from moejax.cli import main  # slow, so signals must be handled before it
 
     main()
   except SystemExit as end:
     return end.code
-  except BrokenPipeError:  # the reader, such as `head`, went away; what is not yet written goes nowhere
+  except BrokenPipeError:  # the reader, such as `head`, has exited; discard the remaining output
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except Exception:

@@ -1,8 +1,9 @@
 """The commands as functions, for notebooks and scripts: `import moejax`, then `moejax.train(...)`.
 
-Nothing here draws, exits, or changes the process, but for environment variables that libraries read. Progress goes to
-the `moejax.progress.Progress` that is passed; `moejax.display.Display` draws bars. JAX is imported by the functions
-that need it, when they are called. A user's mistake raises `moejax.errors.UserError`, with one line.
+These functions print nothing, do not exit, and do not change the process, except for environment variables that
+libraries read. They report progress to the `progress` argument; pass `moejax.display.Display` to show progress bars.
+JAX is imported when a function needs it. A mistake in the input raises `moejax.errors.UserError` with a message of one
+line.
 """
 
 import dataclasses
@@ -29,21 +30,23 @@ Directory = str | pathlib.Path
 
 
 def find(name: Directory) -> Experiment | Suite:
-  """The experiment or suite of a listed name, of `path/to/file.py:function`, or of a run's experiment.json.
+  """Returns an experiment or a suite, given its listed name, `path/to/file.py:function`, or the path of a run's
+  experiment.json.
 
   Raises:
-    UserError: there is none; the message names the nearest.
+    UserError: If it does not exist. The message suggests similar names.
   """
   return lookup.find(str(name))
 
 
 def replace(configuration: Configuration, **fields: Any) -> Configuration:
-  """A copy with other fields, by their dotted paths: `replace(e, name="small", **{"model.num_layers": 4})`.
+  """Returns a copy with some fields replaced, by their dotted paths.
 
-  A field of an experiment, given for a suite, is replaced in every member, one of sparse layers in every sparse member.
+  For example, `replace(e, name="small", **{"model.num_layers": 4})`. For a suite, a field of an experiment is replaced
+  in every member, and a field of sparse layers in every member with sparse layers.
 
   Raises:
-    UserError: a path without a field, or a configuration that is not valid.
+    UserError: If a field does not exist or the new configuration is not valid.
   """
   if isinstance(configuration, Experiment):
     return with_fields(configuration, fields)
@@ -59,13 +62,13 @@ def replace(configuration: Configuration, **fields: Any) -> Configuration:
 
 
 def join() -> None:
-  """Makes this process one of the several that a launcher has started for one program. Alone, it does nothing.
+  """Connects the processes of a multi-process program. In a program with a single process, it does nothing.
 
-  `train`, `compare` and `evaluate` begin with it.
+  `train`, `compare` and `evaluate` call it first.
 
   Raises:
-    UserError: the environment does not say how to find the other processes.
-    Failure: other processes are missing.
+    UserError: If the environment variables that describe the processes are incomplete.
+    Failure: If other processes are missing.
   """
   if is_one_of_several():
     from moejax.processes.join import join
@@ -77,8 +80,8 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
   """Trains an experiment and evaluates it on held-out text. Resumes from the latest checkpoint in `directory`.
 
   Raises:
-    UserError: the directory, the text or the devices do not suit the experiment.
-    FloatingPointError: the loss or the gradient norm became NaN or infinite.
+    UserError: If the directory, the text or the devices are not suitable for the experiment.
+    FloatingPointError: If the loss or the gradient norm becomes NaN or infinite.
   """
   _check_kind(Experiment, experiment, "train")
   join()
@@ -91,10 +94,12 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
 
 
 def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) -> Compared:
-  """Measures step times, matches and trains the members of a suite, evaluates them and writes the report. Resumes.
+  """Measures step times, matches, trains and evaluates the members of a suite, and writes the report. Resumes an
+  interrupted comparison.
 
   Raises:
-    UserError: the directory holds another suite or cannot be written, or the suite does not fit data or devices.
+    UserError: If the directory contains another suite or cannot be written, or the data or the devices are not suitable
+      for the suite.
   """
   _check_kind(Suite, suite, "compare")
   join()
@@ -114,13 +119,16 @@ def plan(
   calibration: Directory | None = None,
   progress: Progress = SILENT,
 ) -> Any:
-  """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`: a `moejax.planning.plan.Plan`.
+  """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`.
 
-  Call it before anything else uses JAX, or with JAX_PLATFORMS=cpu, since it compiles for devices that are not present.
-  `calibration` is a file of your own measurements (`calibrate`).
+  Since it compiles for devices that are not present, call it before anything else uses JAX, or set JAX_PLATFORMS=cpu.
+  `calibration` is a file of measured step times (see `calibrate`).
+
+  Returns:
+    A `moejax.planning.plan.Plan`.
 
   Raises:
-    UserError: no such topology, a mesh that does not tile it, or a compiler that is not installed.
+    UserError: If the topology is unknown, the mesh does not use all its devices, or the compiler is not installed.
   """
   _check_kind(Experiment, experiment, "plan")
   described = described_topology(topology, slices, calibration)
@@ -139,11 +147,13 @@ def match(
   calibration: Directory | None = None,
   progress: Progress = SILENT,
 ) -> Any:
-  """Varies the `matchable` fields of an MoE until its predicted step time is the dense model's: a
-  `moejax.comparison.pod_match.PodMatch`, whose `experiment` is the one to train.
+  """Varies the `matchable` fields of an MoE until its predicted step time equals that of the dense model.
+
+  Returns:
+    A `moejax.comparison.pod_match.PodMatch`. Its field `experiment` is the matched experiment.
 
   Raises:
-    UserError: as `plan`, or no value of a matchable field fits the topology.
+    UserError: If a plan is not possible (see `plan`), or no value of a matchable field fits in memory.
   """
   for experiment in (dense, moe):
     _check_kind(Experiment, experiment, "match")
@@ -182,28 +192,29 @@ def evaluate(
   experiment: Experiment | None = None,
   progress: Progress = SILENT,
 ) -> Evaluated:
-  """Runs benchmarks of lm-evaluation-harness on the latest checkpoint of a run. Answers are cached.
+  """Runs lm-evaluation-harness benchmarks on the latest checkpoint of a run. Answers are cached.
 
   Args:
     run: directory of the run.
-    tasks: suites (core_en), tasks, groups, tags and patterns; empty takes the run's evaluation.tasks.
-    limit: examples of each task, the first; None takes all.
-    few_shot: examples in each prompt; None takes what suite and task say.
-    data: folder of the tasks' data as TASK/SPLIT.jsonl; None reads from the Hugging Face hub or its cache.
-    include_path: folder of your own task YAML files.
+    tasks: suites (core_en), tasks, groups, tags and patterns. If empty, evaluation.tasks of the run.
+    limit: number of examples per task, from the first. None uses all.
+    few_shot: number of examples in each prompt. None uses that of the suite or the task.
+    data: folder with the data of the tasks as TASK/SPLIT.jsonl. If None, it is read from the Hugging Face Hub or its
+      cache.
+    include_path: folder with custom task YAML files.
     gen_kwargs: generation options as KEY=VALUE,...
-    log_samples: whether every example is written to RUN/evaluation/samples.
-    experiment: the run's, with another mesh or evaluation batch; None takes it as it was.
-    progress: receives the progress.
+    log_samples: whether to write every example to RUN/evaluation/samples.
+    experiment: the experiment of the run with another mesh or evaluation batch size. None uses it unchanged.
+    progress: receives progress reports.
 
   Raises:
-    UserError: no run, no checkpoint, no such task, or no data for it.
+    UserError: If there is no run or no checkpoint, or a task or its data is not found.
   """
   _check_several(tasks, "tasks")
   join()
   directory = pathlib.Path(run)
   if experiment is None:
-    # The run's own limit is that of the training loop, which must not wait long.
+    # evaluation.task_limit of the run applies to evaluation during training, which should be short.
     experiment = with_fields(read_experiment(directory), {"evaluation.task_limit": None})
   given = {"tasks": tuple(tasks) or None, "task_limit": limit, "task_data": data and str(data)}
   changed = {name: value for name, value in given.items() if value is not None}
@@ -233,11 +244,11 @@ def generate(
   min_p: float | None = None,
   seed: int = 0,
 ) -> list[str]:
-  """Continues prompts with the latest checkpoint of a run, each to the end of its document, a string of `stop`, or
+  """Generates text after each prompt with the latest checkpoint of a run, until the document ends, a string of `stop`, or
   `max_tokens`.
 
   Raises:
-    UserError: no run or no checkpoint, or a router that looks ahead and so cannot generate.
+    UserError: If there is no run or no checkpoint, or the router is not causal, so that it cannot generate text.
   """
   _check_several(prompts, "prompts")
   _check_several(stop, "stop")
@@ -294,17 +305,17 @@ def export_model(
 
 
 def import_harness(evaluation: Evaluation) -> ModuleType:
-  """moejax.evaluation.harness, told to leave progress to us, and to fetch nothing where the tasks' data is at hand.
+  """Imports moejax.evaluation.harness, without progress bars of libraries and, if `data` is set, without downloads.
 
   Raises:
-    UserError: lm-evaluation-harness is not installed.
+    UserError: If lm-evaluation-harness is not installed.
   """
-  # Read when they are imported, which others do too: so this comes before any other import of a command.
+  # Libraries read these variables when they are imported, so they must be set before any other import.
   os.environ.setdefault("TQDM_DISABLE", "1")
   os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
   if evaluation.task_data is not None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-  # It would fork this process, whose JAX threads a child does not have.
+  # lm-evaluation-harness would fork this process, but the threads of JAX do not survive a fork.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   library("lm_eval", "eval")
   from moejax.evaluation import harness
@@ -313,9 +324,9 @@ def import_harness(evaluation: Evaluation) -> ModuleType:
 
 
 def described_topology(name: str, slices: int, calibration: Directory | None = None, to_record: bool = False) -> Any:
-  """The topology of this name, and the environment for it, which JAX and libtpu read when they are imported.
+  """The topology with this name. Sets the environment variables that JAX and libtpu read when they are imported.
 
-  A file of measurements calibrates its chip; it may have none of this chip if some are `to_record`.
+  If a calibration file is given, it must have measurements of this chip, unless they are still `to_record`.
   """
   from moejax.planning.calibration import calibrated
   from moejax.planning.topology import parse_topology, prepare_environment
@@ -326,34 +337,30 @@ def described_topology(name: str, slices: int, calibration: Directory | None = N
 
 
 def _check_kind(kind: type, value: object, function: str) -> None:
-  """Raises UserError where a name, or the other kind of configuration, is given for an experiment or a suite."""
+  """Raises UserError if `value` is not an experiment or a suite, as `function` requires."""
   if not isinstance(value, kind):
-    remedy = (
-      f"moejax.find({value!r}) gives one" if isinstance(value, str) else "use moejax.find or an object of the class"
-    )
-    raise UserError(
-      f"moejax.{function} takes an object of the class {kind.__name__}, not {type(value).__name__}; {remedy}"
-    )
+    remedy = f"use moejax.find({value!r})" if isinstance(value, str) else "use moejax.find or create one"
+    raise UserError(f"moejax.{function} requires an instance of {kind.__name__}, not {type(value).__name__}; {remedy}")
 
 
 def _check_several(texts: Sequence[str], name: str) -> None:
-  """Raises UserError for one text in place of a list, whose letters would be taken one by one, or for no text."""
+  """Raises UserError if `texts` is not a list of strings. A single string would be treated as a list of letters."""
   if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
     raise UserError(f"{name} must be a list of strings, such as [{str(texts)[:40]!r}]")
 
 
 def _open_text(experiment: Experiment, directory: pathlib.Path) -> Any:
-  """The experiment's text, found and checked without JAX: a `moejax.data.text.Text`."""
+  """Finds and checks the text of an experiment without JAX. Returns a `moejax.data.text.Text`."""
   from moejax.data.text import open_text
 
   return open_text(experiment.data, directory)
 
 
 def _evaluators(evaluation: Evaluation) -> Callable[..., Any]:
-  """What makes the evaluators of a run: of held-out text, and of benchmarks where there are any.
+  """Returns the function that makes the evaluators of a run: held-out text and, if there are any, benchmarks.
 
   Raises:
-    UserError: there are, and lm-evaluation-harness is not installed.
+    UserError: If there are benchmarks and lm-evaluation-harness is not installed.
   """
   tasks = import_harness(evaluation).TaskEvaluators() if evaluation.tasks else None
   from moejax.evaluation.evaluators import make_evaluators

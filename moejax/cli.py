@@ -1,4 +1,4 @@
-"""The commands. Each imports JAX only if it needs it, so that the others are fast."""
+"""Implements the commands. A command imports JAX only if it needs it, so that the others start fast."""
 
 import argparse
 import dataclasses
@@ -30,13 +30,13 @@ DOES_NOT_FIT = 3
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-  """Runs one command and raises SystemExit with its exit code, which the README lists.
+  """Runs one command and raises SystemExit with its exit code. The README lists the exit codes.
 
-  It can be called from Python: it does not replace the process and leaves signal handlers as they were. The console
-  command is `moejax.__main__`.
+  It can be called from Python: unlike the console command (`moejax.__main__`), it does not restart the process, and it
+  restores signal handlers.
 
   Raises:
-    SystemExit: always, unless there is a bug, which is any other exception.
+    SystemExit: When the command is done. Any other exception is a bug.
   """
   interrupts.forget()
   try:
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     code = known.verb(known, overrides)
     sys.stdout.flush()
   except (Exception, KeyboardInterrupt) as error:
-    # A library may have replaced the exception of a signal by another one.
+    # A library may have replaced the exception that a signal raised.
     if interrupts.received() or isinstance(error, KeyboardInterrupt):
       interrupts.leave()
     failure = isinstance(error, Failure | FloatingPointError)
@@ -121,7 +121,7 @@ def _evaluate(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   directory = required(known, "run", "RUN")
   there = read_experiment(directory)
-  # The limit is for evaluation during training, which should be short. The command uses all examples.
+  # evaluation.task_limit applies to evaluation during training, which should be short. The command uses all examples.
   there = dataclasses.replace(there, evaluation=dataclasses.replace(there.evaluation, task_limit=None))
   experiment = override(there, overrides)
   check_only_operational(there, experiment)
@@ -153,7 +153,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
   required(known, "action", "pack")
   sources, out = required(known, "source", "--source SOURCE"), required(known, "out", "--out DIR")
   if known.validation_fraction is not None and known.keep == "all":
-    raise UserError("--validation-fraction does nothing with --keep all; add --keep train or --keep validation")
+    raise UserError("--validation-fraction has no effect with --keep all; add --keep train or --keep validation")
   from moejax.config.data import Data
   from moejax.data.documents import Reading
   from moejax.data.pack import pack
@@ -175,13 +175,13 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
     )
   print(
     f"{out}: {manifest['documents']:,} documents, {manifest['tokens']:,} tokens, {manifest['text_bytes']:,} bytes of "
-    f"text in {len(manifest['shards'])} shards; --model.vocab-size {padded_vocab_size(manifest['vocab_size'])} fits"
+    f"text in {len(manifest['shards'])} shards; use --model.vocab-size {padded_vocab_size(manifest['vocab_size'])}"
   )
   return 0
 
 
 def _stage(display: Display, name: str) -> Callable[[str, float], None]:
-  """Progress within one stage, which begins with its first report."""
+  """Returns a function that reports progress. Its first call starts the stage."""
   begun = False
 
   def show(what: str, done: float) -> None:
@@ -212,7 +212,7 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
       text_field=known.text_field,
       progress=_stage(display, "text: reading"),
     )
-  print(f"{out}: {size:,} ids; --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
+  print(f"{out}: {size:,} tokens; use --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
   return 0
 
 
@@ -226,7 +226,7 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     if known.against and given:
       raise UserError(f"--against is for the plan of one experiment, not for {option}; leave one of them out")
   if known.tries is not None and not known.search:
-    raise UserError("--tries does nothing without --search; add it, or leave --tries out")
+    raise UserError("--tries has no effect without --search; add --search, or remove --tries")
   if known.other is not None:
     return _beside(known, experiment, topology, overrides)
   experiment = override(experiment, overrides)
@@ -280,7 +280,7 @@ def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrid
     ("--offload", known.offload),
   ):
     if given:
-      raise UserError(f"{option} is for one experiment; leave out {known.other}")
+      raise UserError(f"{option} requires a single experiment; remove {known.other}")
   second, _ = _planned(known, known.other, topology)
   first, second = override_pair(first, second, overrides)
   with Display(f"plan {first.name} and {second.name}") as display:
@@ -303,7 +303,7 @@ def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrid
 
 
 def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Experiment, dict[str, str]]:
-  """The experiment of a plan, which may be another project's configuration, and what it is planned without."""
+  """Returns the experiment to plan, which may be a configuration of another project, and the features it lacks."""
   from moejax.interop.foreign import foreign_experiment, is_foreign
 
   if is_foreign(name):
@@ -311,7 +311,7 @@ def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Exper
     return foreign_experiment(name, devices, tuple(known.without))
   if known.without:
     raise UserError(
-      "--without leaves features out of hf: and maxtext: configurations; an experiment has fields for them"
+      "--without applies only to hf: and maxtext: configurations; set the fields of an experiment instead"
     )
   return lookup.find_experiment(name), {}
 
@@ -394,4 +394,4 @@ VERBS = {
   "calibrate": _calibrate,
   "report": _report,
 }
-"""What runs each command."""
+"""The function of each command."""

@@ -1,4 +1,4 @@
-"""The command line: commands, their options and their help."""
+"""Defines the commands, their options and their help."""
 
 import argparse
 import pathlib
@@ -9,10 +9,10 @@ import moejax
 from moejax.errors import UserError
 
 Verb = Callable[[argparse.Namespace, list[str]], int]
-"""Runs a command, given its options and those that set fields; returns the exit code."""
+"""Runs a command, given its own options and the options that set fields. Returns the exit code."""
 
 Add = Callable[[str, str], argparse.ArgumentParser]
-"""Adds a command, given its name and what it does; returns its parser."""
+"""Adds a command with this name and description. Returns its parser."""
 
 DESCRIPTION = """\
 Compare dense and mixture-of-experts language models at equal step time: moejax measures the step time of each model,
@@ -21,45 +21,45 @@ against speed."""
 
 EXAMPLES = """\
 examples:
-  moejax compare quickstart --workdir /tmp/quickstart    a whole comparison on a CPU, in minutes
-  moejax show quick_small_8e                             parameters, FLOPs, budget and all fields
+  moejax compare quickstart --workdir /tmp/quickstart    run a complete comparison on a CPU, in minutes
+  moejax show quick_small_8e                             show parameters, FLOPs, budget and all fields
   moejax train quick_small --workdir /tmp/small --model.num-layers 4 --training.steps 200
-  moejax train mine.py:my_experiment --workdir /tmp/mine train an experiment of your own
+  moejax train mine.py:my_experiment --workdir /tmp/mine train a custom experiment
   moejax train /tmp/small/experiment.json --workdir /tmp/small --training.steps 400    train a finished run for longer
   moejax evaluate /tmp/small --tasks core_en --limit 100 run lm-evaluation-harness benchmarks
   moejax generate /tmp/small --prompt 'def main('         continue text
   moejax plan dense_6b4 --topology v5p:4x8x8             predict step time and memory on 256 chips
 
-Set any field by its dotted path; `moejax train NAME --help` lists all fields with their meaning.
-After an interruption (Ctrl-C, or even kill -9), repeat the command: it resumes from the latest checkpoint."""
+Any field can be set by its dotted path. `moejax train NAME --help` lists and explains all fields.
+After an interruption (Ctrl-C, or even kill -9), run the same command again. It resumes from the latest checkpoint."""
 
 
-NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an earlier run"
+NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an existing run"
 
 
 WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "calibrate", "report")
-"""Commands that read no experiment."""
+"""Commands without an experiment."""
 
 TRIES = 8
-"""Default of --tries, the number of variants that a search compiles."""
+"""Default of --tries, the number of configurations that a search compiles."""
 
 
 class _Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line."""
+  """A parser that raises UserError with a message of one line."""
 
   def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; `{self.prog} --help` explains")
+    raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def _path(text: str) -> pathlib.Path:
-  """A non-empty path. An empty one, as from an unset shell variable, would be the current directory."""
+  """Parses a non-empty path. An empty path, as from an unset shell variable, would mean the current directory."""
   if not text.strip():
     raise argparse.ArgumentTypeError("the path is empty")
   return pathlib.Path(text)
 
 
 def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
-  """The parser of all commands; `verbs` has the function that runs each of them."""
+  """The parser of all commands. `verbs` has the function of each command."""
   formatter = argparse.RawDescriptionHelpFormatter
   parser = _Parser("moejax", description=DESCRIPTION, epilog=EXAMPLES, formatter_class=formatter)
   parser.add_argument("--version", action="version", version=f"moejax {moejax.__version__}")
@@ -80,7 +80,7 @@ def make_parser(verbs: Mapping[str, Verb]) -> argparse.ArgumentParser:
         action="append",
         metavar="FILE.py",
         dest="imports",
-        help="import a file with routers, optimizers or other kinds of your own that an experiment or a run names",
+        help="Python file to import first, with custom routers, optimizers or other kinds that the experiment uses",
       )
     return of_verb
 
@@ -123,14 +123,15 @@ def _add_compare(verb: Add) -> None:
     "name",
     nargs="?",
     metavar="SUITE",
-    help="a listed suite, FILE.py:FUNCTION, or DIR/suite.json of an earlier comparison",
+    help="a listed suite, FILE.py:FUNCTION, or DIR/suite.json of an existing comparison",
   )
   compare.add_argument("--workdir", type=_path, metavar="DIR", help="directory for runs, results and the report")
 
 
 EVALUATE = """\
-RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint is evaluated, and
-the scores are written to RUN/results.json. Options such as --mesh.data 4 and --evaluation.batch-size 32 may follow.
+RUN is the --workdir of `moejax train`, or a directory in runs/ of a comparison. The latest checkpoint is evaluated, and
+scores are written to RUN/results.json. Fields that do not affect the trained model can be set, as in --mesh.data 4 and
+--evaluation.batch-size 32.
 
 examples:
   moejax evaluate /tmp/small --tasks core_en --limit 100
@@ -144,20 +145,23 @@ def _add_evaluate(verb: Add) -> None:
   evaluate.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of a trained run")
   evaluate.add_argument(
     "--tasks", nargs="+", metavar="TASK",
-    help="the suite core_en (14 benchmarks), or tasks, groups, tags and patterns of lm-evaluation-harness, which "
-    "`lm-eval ls tasks` lists; default: the run's evaluation.tasks, and an error where it has none",
+    help="the suite core_en (14 benchmarks), or tasks, groups, tags and patterns of lm-evaluation-harness (see "
+    "`lm-eval ls tasks`); required unless the run has evaluation.tasks, which is the default",
   )  # fmt: skip
   evaluate.add_argument("--limit", type=int, metavar="N", help="use the first N examples of each task (default: all)")
   evaluate.add_argument(
     "--data", type=_path, metavar="DIR",
-    help="read the tasks' data from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face hub or its cache)",
+    help="read the data of the tasks from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face Hub or its cache)",
   )  # fmt: skip
   evaluate.add_argument(
-    "--few-shot", type=int, metavar="N", help="examples in each prompt (default: as the suite or the task says)"
+    "--few-shot",
+    type=int,
+    metavar="N",
+    help="number of examples in each prompt (default: that of the suite or the task)",
   )
   evaluate.add_argument(
     "--include-path", type=_path, metavar="DIR",
-    help="folder with your own task YAML files; one that has the name of a task of the harness replaces it",
+    help="folder with custom task YAML files; a file replaces the task of the harness with the same name",
   )  # fmt: skip
   evaluate.add_argument(
     "--gen-kwargs", metavar="KEY=VALUE,...",
@@ -165,7 +169,7 @@ def _add_evaluate(verb: Add) -> None:
   )  # fmt: skip
   evaluate.add_argument(
     "--log-samples", action="store_true",
-    help="write every example with its prompts and the model's answers to RUN/evaluation/samples/TASK.jsonl",
+    help="write every example, with its prompts and the answers of the model, to RUN/evaluation/samples/TASK.jsonl",
   )  # fmt: skip
 
 
@@ -299,27 +303,36 @@ def _add_data(verb: Add) -> None:
   data.add_argument("action", nargs="?", choices=("pack",), help="pack: write a folder of shards for data.train")
   _add_text(data)
   data.add_argument(
-    "--tokenizer", default="bytes", metavar="NAME", help="tokenizer, as data.tokenizer (default: bytes)"
+    "--tokenizer", default="bytes", metavar="NAME", help="tokenizer, as in data.tokenizer (default: bytes)"
   )
   data.add_argument("--out", type=_path, metavar="DIR", help="output folder")
   data.add_argument(
     "--keep",
     choices=("all", "train", "validation"),
     default="all",
-    help="which side of the train/validation split to keep (default: all)",
+    help="which part of the train/validation split to pack (default: all)",
   )
   data.add_argument(
     "--validation-fraction",
     type=float,
     metavar="F",
-    help="share of documents that the split holds out, as data.validation_fraction (default: 0.05)",
+    help="fraction of the documents in the validation part, as in data.validation_fraction (default: 0.05)",
   )
-  data.add_argument("--deduplicate", action="store_true", help="pack only the first of documents with the same text")
-  data.add_argument("--document-length", type=int, metavar="N", help="longest document, as data.document_length")
+  data.add_argument(
+    "--deduplicate", action="store_true", help="pack only the first of several documents with the same text"
+  )
+  data.add_argument(
+    "--document-length",
+    type=int,
+    metavar="N",
+    help="maximum length of a document in characters, as in data.document_length",
+  )
   data.add_argument(
     "--processes", type=int, metavar="N", help="number of tokenizer processes (default: one per CPU core)"
   )
-  data.add_argument("--shard-tokens", type=int, default=2**25, metavar="N", help="tokens per shard (default: 2**25)")
+  data.add_argument(
+    "--shard-tokens", type=int, default=2**25, metavar="N", help="number of tokens per shard (default: 2**25)"
+  )
 
 
 def _add_tokenizer(verb: Add) -> None:
@@ -340,20 +353,24 @@ def _add_plan(verb: Add) -> None:
   plan = verb("plan", "Predict step time and memory on a TPU or GPU topology. No accelerator is needed.")
   plan.add_argument(
     "name", nargs="?", metavar="NAME",
-    help=f"{NAME}; or another project's: hf:PATH of a Hugging Face config.json, maxtext:PATH.yml,NAME=VALUE,...",
+    help=f"{NAME}; or another project's model: hf:PATH to a Hugging Face config.json, maxtext:PATH.yml,NAME=VALUE,...",
   )  # fmt: skip
   plan.add_argument(
     "other", nargs="?", metavar="OTHER",
-    help="a second experiment, to show beside NAME where the difference of step times is; options set its fields, and "
-    "--dense.PATH those of NAME",
+    help="a second experiment, to compare the two step times by operation; options set the fields of OTHER, and "
+    "--dense.PATH sets a field of NAME",
   )  # fmt: skip
   _add_topology(plan)
   plan.add_argument(
-    "--price-per-chip-hour", type=float, metavar="X", help="price in any currency, for the cost of the whole run"
+    "--price-per-chip-hour",
+    type=float,
+    metavar="X",
+    help="price in any currency, to estimate the cost of the whole run",
   )
   plan.add_argument(
     "--load", nargs="+", default=[], metavar="LOAD",
-    help="also plan these router loads, each that of the busiest device or expert over the mean, or worst",
+    help="also plan these unbalanced router loads: numbers (load of the busiest device or expert divided by the mean) "
+    "or worst",
   )  # fmt: skip
   plan.add_argument(
     "--precision", nargs="+", default=[], metavar="TYPE",
@@ -365,7 +382,8 @@ def _add_plan(verb: Add) -> None:
   )  # fmt: skip
   plan.add_argument(
     "--without", nargs="+", default=[], metavar="FEATURE",
-    help="plan an hf: or maxtext: model without these features, which moejax lacks; an error lists them",
+    help="plan an hf: or maxtext: model without these features, which moejax does not support; the error message for "
+    "such a model lists them",
   )  # fmt: skip
   plan.add_argument(
     "--against", metavar="MEASURED",
@@ -376,7 +394,7 @@ def _add_plan(verb: Add) -> None:
     "--search", action="store_true", help="search over meshes, remat, gradient accumulation and dispatch. Resumable."
   )
   plan.add_argument(
-    "--tries", type=int, metavar="N", help=f"number of variants that --search compiles (default: {TRIES})"
+    "--tries", type=int, metavar="N", help=f"number of configurations that --search compiles (default: {TRIES})"
   )
   plan.add_argument("--json", type=_path, metavar="FILE", help="also write all numbers to FILE")
   plan.add_argument("--html", type=_path, metavar="FILE", help="also write the plan as an HTML page to FILE")
@@ -392,7 +410,8 @@ def _add_match(verb: Add) -> None:
     "name",
     nargs="?",
     metavar="MOE",
-    help="the MoE experiment, whose `matchable` fields are varied; --dense.PATH sets a field of DENSE",
+    help="the MoE experiment, whose `matchable` fields are varied; options set its fields, and --dense.PATH sets a "
+    "field of DENSE",
   )
   _add_topology(match)
   match.add_argument(
@@ -400,7 +419,7 @@ def _add_match(verb: Add) -> None:
     type=float,
     default=0.05,
     metavar="X",
-    help="largest relative difference of step times that counts as equal (default: 0.05)",
+    help="maximum relative difference of step times that are considered equal (default: 0.05)",
   )
   match.add_argument(
     "--out", type=_path, metavar="FILE", help="output file with the matched experiment (default: MOE_matched.py)"
@@ -435,7 +454,7 @@ def _add_text(verb: argparse.ArgumentParser) -> None:
     "--text-field",
     default="text",
     metavar="NAME",
-    help="field or column with the text, as data.text_field (default: text)",
+    help="field or column that holds the text, as in data.text_field (default: text)",
   )
 
 

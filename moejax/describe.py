@@ -1,4 +1,4 @@
-"""The output of `moejax show` and `moejax list`, without importing JAX."""
+"""Formats the output of `moejax show` and `moejax list`, without importing JAX."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,9 +16,9 @@ from moejax.terminal import Fitting
 
 
 def facts(experiment: Experiment) -> dict[str, Any]:
-  """Plain numbers of an experiment and its whole configuration: the content of `moejax show NAME --json`.
+  """The numbers and the configuration of an experiment, as `moejax show NAME --json` prints them.
 
-  Steps and tokens are those of sequences without padding, since the text is not read.
+  Steps and tokens are computed for sequences without padding, since the text is not read.
   """
   parameters, steps = parameter_counts(experiment.model), full_sequence_steps(experiment)
   return {
@@ -40,7 +40,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 
 
 def suite_facts(suite: Suite) -> dict[str, Any]:
-  """The facts of every member, and the settings of the suite."""
+  """`facts` of every member, and the settings of the suite."""
   pairs = [
     {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates]} for pair in suite.pairs
   ]
@@ -48,7 +48,7 @@ def suite_facts(suite: Suite) -> dict[str, Any]:
 
 
 def experiment_page(experiment: Experiment) -> RenderableType:
-  """Counts, budget and every field."""
+  """Formats parameters, FLOPs, budget and every field of an experiment."""
   numbers = facts(experiment)
   table = Table(box=None, show_header=False, pad_edge=False)
   table.add_column(justify="right")
@@ -75,7 +75,7 @@ def experiment_page(experiment: Experiment) -> RenderableType:
 
 
 def suite_page(suite: Suite) -> RenderableType:
-  """A table of the members, and the settings of the suite."""
+  """Formats a table of the members and the settings of a suite."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("member", "pair", "total", "active", "FLOPs per token", "tokens per step"):
     table.add_column(head, justify="left" if head in ("member", "pair") else "right", no_wrap=True)
@@ -95,12 +95,16 @@ def suite_page(suite: Suite) -> RenderableType:
 
 
 def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
-  """The headline of each benchmark, `Score` by name, and what the results say about it: examples,
-  examples in each prompt, and requests whose prompt did not fit and was cut."""
+  """Formats the main score of each benchmark with the numbers of examples, few-shot examples and truncated prompts.
+
+  Args:
+    scores: `Score` by name of the benchmark.
+    results: content of results.json.
+  """
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("benchmark", "metric"):
     table.add_column(head, no_wrap=True)
-  cut = results.get("cut")  # None: a results.json of the harness itself
+  cut = results.get("cut")  # None in a results.json that the harness itself wrote
   for head in ("score", "examples", "shots", *(["cut"] if cut else [])):
     table.add_column(head, justify="right", no_wrap=True)
   for name, score in scores.items():
@@ -117,7 +121,7 @@ def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> Render
 
 
 def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType:
-  """A table with one line for each experiment and suite."""
+  """Formats a table with one line per experiment and suite."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   table.add_column("name", no_wrap=True)
   table.add_column("kind")
@@ -134,13 +138,13 @@ def list_page(rows: list[tuple[str, Experiment | Suite, str]]) -> RenderableType
 
 
 def _subtasks(name: str, groups: Mapping[str, list[str]]) -> list[str]:
-  """The tasks of a group and of the groups in it; a task's own name."""
+  """The tasks of a group, including nested groups. For a task, its own name."""
   children = groups.get(name) or []
   return [task for child in children for task in _subtasks(child, groups)] if children else [name]
 
 
 def _tree(experiment: Experiment) -> Text:
-  """Every field as its command-line option, with its value."""
+  """Formats every field as its command-line option, with its value."""
   text = Text()
   for name, value in _fields(experiment):
     text.append(f"--{name.replace('_', '-')}", style="cyan")
@@ -149,7 +153,7 @@ def _tree(experiment: Experiment) -> Text:
 
 
 def _fields(configuration: Any) -> list[tuple[str, Any]]:
-  """Path and value of every field but the name and the members."""
+  """Path and value of every field except the name and the members."""
   return [
     (path, " ".join(map(str, value)) if isinstance(value, tuple) else value)
     for path, value in leaves(configuration)

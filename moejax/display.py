@@ -1,4 +1,4 @@
-"""The live display of a long command: the current stage, its figures, and the remaining time."""
+"""Shows the progress of a long command: the current stage, its metrics, and the remaining time."""
 
 import contextlib
 import dataclasses
@@ -17,17 +17,18 @@ from moejax.progress import Progress
 from moejax.terminal import output
 
 LINE_EVERY_S = 15.0
-"""Seconds between two lines of a stage if the output is not a terminal."""
+"""Seconds between two log lines of a stage if the output is not a terminal."""
 
 STEP_LINE_EVERY_S = 1.0
-"""Minimum seconds between two lines of a stage with a line every given number of steps."""
+"""Minimum seconds between two log lines of a stage that has `line_every`."""
 
 NARROW = 100
 """Terminal width below which bars are short."""
 
 
 class Display(Progress):
-  """Two bars in a terminal, the whole command and the current stage; elsewhere a log, a line each with the time."""
+  """Shows two progress bars on a terminal, for the whole command and for the current stage. If the output is not a
+  terminal, writes log lines with timestamps."""
 
   def __init__(self, title: str, console: Console | None = None):
     self.console = console or output(stderr=True)
@@ -48,28 +49,28 @@ class Display(Progress):
     self._told = 0.0
 
   def __enter__(self) -> "Display":
-    """Nothing is drawn before the first stage, so that what is refused before it leaves one line."""
+    """Nothing is shown before the first stage, so that an early error leaves only its message."""
     return self
 
   def __exit__(
     self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
   ) -> None:
-    if kind is None:  # what is left on the terminal is whole
+    if kind is None:  # leave complete bars on the terminal
       for task, total in ((self._all, 1.0), (self._now, self._stage.total or 1.0)):
         self._progress.update(task, completed=total, total=total)
     self._progress.stop()
 
   def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:
-    """Begins a stage; `total` in the units of `advance`, None where unknown.
+    """Starts a stage. `total` is in the units of `advance`, or None if it is unknown.
 
-    Outside a terminal it has a line each time it has advanced to a multiple of `line_every`, and where that is None a
-    line now and then.
+    If the output is not a terminal, a line is written for each multiple of `line_every` or, if that is None, every few
+    seconds.
     """
     self._begin(_Stage(name, total, line_every))
     self._line(name)
 
   def advance(self, completed: float, facts: str = "") -> None:
-    """The stage has come this far; `facts` are its latest figures."""
+    """Sets the position of the current stage. `facts` are its latest metrics."""
     self._progress.update(self._now, completed=completed, facts=facts)
     if self._is_due(completed):
       total = self._stage.total or 0.0
@@ -80,7 +81,7 @@ class Display(Progress):
 
   @contextlib.contextmanager
   def aside(self) -> Iterator[None]:
-    """Stages that run within the current one, which is shown again after them."""
+    """A context for nested stages. The current stage is shown again after them."""
     stage, task = self._stage, self._progress.tasks[1]
     completed, facts = task.completed, task.fields["facts"]
     try:
@@ -90,17 +91,17 @@ class Display(Progress):
       self._progress.update(self._now, completed=completed, facts=facts)
 
   def whole(self, done_s: float, left_s: float | None) -> None:
-    """The whole command: seconds of work done and left, None where not yet known."""
+    """Sets the seconds done and left of the whole command, or None while they are unknown."""
     total = None if left_s is None else done_s + left_s
     self._progress.update(self._all, completed=done_s, total=total)
     self._left_s, self._told = left_s, time.monotonic()
 
   def left_s(self) -> float | None:
-    """Seconds left in the whole command, as it last reckoned and less what has passed since; None where unknown."""
+    """Estimated seconds until the whole command is done, or None if unknown."""
     return None if self._left_s is None else max(0.0, self._left_s - (time.monotonic() - self._told))
 
   def note(self, text: str) -> None:
-    """A line that stays above the bars."""
+    """Prints a permanent line above the bars."""
     stamp = "" if self.console.is_terminal else time.strftime("%Y-%m-%d %H:%M:%S ")
     self.console.print(f"{stamp}{text}", highlight=False, markup=False, soft_wrap=True)
 
@@ -125,7 +126,7 @@ class Display(Progress):
 
 
 class StageLog(Progress):
-  """What a process other than the first shows of a program: a line with its number at the beginning of each stage."""
+  """The output of processes other than the first: a line with the process index at the start of each stage."""
 
   def __init__(self, console: Console | None = None):
     self.console = console or output(stderr=True)
@@ -137,7 +138,7 @@ class StageLog(Progress):
 
 
 def make_display(title: str) -> contextlib.AbstractContextManager[Progress]:
-  """What a command shows of its work: process 0 draws it, the others log its stages."""
+  """Returns the progress output of a command: a display on process 0, and log lines on the others."""
   return Display(title) if processes.is_first() else contextlib.nullcontext(StageLog())
 
 
@@ -149,7 +150,7 @@ class _Stage:
 
 
 class _Name(ProgressColumn):
-  """What a bar is of, on one line."""
+  """The name of a bar, on one line."""
 
   def render(self, task: Task) -> Text:
     style = "bold" if task.fields["whole"] else ""
@@ -157,7 +158,7 @@ class _Name(ProgressColumn):
 
 
 class _TimeLeft(ProgressColumn):
-  """The time left in the whole command; only where that is unknown, that of its stage, from the bar's pace."""
+  """The estimated time left: of the whole command or, if that is unknown, of the current stage."""
 
   def __init__(self, whole_left_s: Callable[[], float | None]):
     super().__init__(table_column=Column(no_wrap=True))

@@ -1,4 +1,4 @@
-"""The exceptions that a user can fix."""
+"""Exceptions that are reported as one line without a traceback."""
 
 import errno
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ OF_THE_MACHINE = {
   errno.EIO: "check the disk",
   errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
-"""Advice for errors of the operating system."""
+"""Remedies for errors of the operating system."""
 
 LESS_MEMORY = (
   "lower training.batch_size (or evaluation.batch_size), raise training.gradient_accumulation, set model.remat, "
@@ -22,8 +22,8 @@ LESS_MEMORY = (
 
 
 class UserError(ValueError):
-  """A mistake in the input of the user. The message is one line with the value, the limit and the remedy. Exit code
-  2."""
+  """A mistake in the input of the user. The message is one line with the value, the limit and the remedy. The exit code
+  is 2."""
 
   def __init__(self, message: str):
     # It may quote what the user gave: a line end in it would make two lines, and a terminal would obey others.
@@ -31,15 +31,14 @@ class UserError(ValueError):
 
 
 class Failure(RuntimeError):
-  """What the machines did not let the program finish, such as a save to a disk that stays full, or a process that is
-  missing. Exit code 1."""
+  """A failure of the environment, such as a disk that stays full or a missing process. The exit code is 1."""
 
 
 def users_mistake(error: BaseException) -> str | None:
-  """One line for an exception that the user can mend, or None for a bug of ours.
+  """Returns a message of one line for an exception that the user can fix, or None for a bug.
 
-  Beside UserError these are what the operating system and the devices refuse: a full disk, a path that cannot be
-  written, too little memory, however deep in a library it was raised.
+  In addition to UserError, these are errors of the operating system and of devices, such as a full disk, a path that is
+  not writable and insufficient memory, even if a library has wrapped them in other exceptions.
   """
   for cause in _chain(error):
     if isinstance(cause, UserError):
@@ -49,14 +48,14 @@ def users_mistake(error: BaseException) -> str | None:
       return f"{cause.strerror or cause}{where}; {OF_THE_MACHINE[cause.errno]}"
     text = " ".join(str(cause).split())
     if isinstance(cause, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower()):
-      return f"out of memory: {text[:200] or 'the host has none left'}; {LESS_MEMORY}"
+      return f"out of memory: {text[:200] or 'no host memory is available'}; {LESS_MEMORY}"
     if "No space left on device" in text:
       return f"No space left on device: {text[:200]}; {OF_THE_MACHINE[errno.ENOSPC]}"
   return None
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """An exception and its causes."""
+  """Yields an exception and its causes."""
   while error is not None:
     yield error
     error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,10 +1,10 @@
-"""Suggests the field that a user may have meant: names in other frameworks, missing groups and typos."""
+"""Suggests fields for an unknown name: names in other frameworks, missing groups and typos."""
 
 from collections.abc import Collection, Iterable
 
 from moejax.field_values import option
 
-# Names in other frameworks, by field. They are compared in lower case and with underscores.
+# Names in other frameworks, by field, in lower case and with underscores.
 ALIASES = {
   "optimizer.learning_rate": "lr max_lr peak_lr base_lr learn_rate",
   "optimizer.schedule.final_fraction": "min_lr final_lr end_lr min_lr_ratio lr_final_fraction",
@@ -65,29 +65,29 @@ ALIASES = {
   "checkpoint_dir base_output_directory",
 }  # fmt: skip
 OF_A_COMMAND = ("workdir",)
-"""Names in ALIASES that are options of a command and not fields."""
+"""Names in ALIASES that are options of commands instead of fields."""
 EXPERIMENT = "config config_file config_name config_path cfg experiment model_name preset recipe"
 
 MOST = 4
-"""The largest number of fields in a hint."""
+"""Maximum number of fields in a hint."""
 
 
 def hint(path: str, fields: Collection[str]) -> str:
-  """The hint after the message that there is no field `path`: the fields that may have been meant."""
+  """The end of the error message for an unknown field, which suggests similar fields."""
   if path.lower() in EXPERIMENT.split():
-    return "; the experiment is named without an option: a listed name, FILE.py:FUNCTION or RUN/experiment.json"
+    return "; give the experiment without an option, as a listed name, FILE.py:FUNCTION or RUN/experiment.json"
   near = _near(path.lower(), fields)
   return f"; did you mean {' or '.join(map(option, near))}?" if near else "; `moejax show NAME` lists all fields"
 
 
 def _near(path: str, fields: Collection[str]) -> list[str]:
-  """Candidates, the most likely first: names in other frameworks or the last part of a path, then similar names."""
+  """The fields that may have been meant, the most likely first."""
   last = path.rpartition(".")[2]
   known = [*OF_A_COMMAND, *fields]
   alias = [name for name in known if last in ALIASES.get(name, "").split()]
   same = [name for name in fields if name.rpartition(".")[2] == last]
   alike = _closest(path, known, limit=max(1, len(path) // 4))
-  if "." in path:  # of several with this last part, those whose other parts are most alike
+  if "." in path:  # if several fields have this last part, prefer those whose other parts are most similar
     same = [*(alike if not alias else ()), *_closest(path, same, limit=len(path))]
   found = [*dict.fromkeys(alias + same)] or alike
   if not found:
@@ -98,14 +98,14 @@ def _near(path: str, fields: Collection[str]) -> list[str]:
 
 
 def _in_group(path: str, fields: Iterable[str]) -> list[str]:
-  """The fields of the group that the path names, the most similar first."""
+  """The fields of the group in which the path is, the most similar first."""
   group, _, last = path.rpartition(".")
   inside = [name for name in fields if group and name.startswith(f"{group}.")]
   return sorted(inside, key=lambda name: _edits(last, name.rpartition(".")[2], len(path)))
 
 
 def _closest(text: str, names: Iterable[str], limit: int) -> list[str]:
-  """The names with the fewest edits to `text`, or none if that is more than `limit`."""
+  """The names with the smallest edit distance from `text`, or none if it exceeds `limit`."""
   found: list[str] = []
   for name in names:
     edits = _edits(text, name, limit)
@@ -117,9 +117,9 @@ def _closest(text: str, names: Iterable[str], limit: int) -> list[str]:
 
 
 def _edits(one: str, other: str, limit: int) -> int:
-  """The number of insertions, deletions, substitutions and swaps of neighbors between two names.
+  """The edit distance of two names: insertions, deletions, substitutions and swaps of adjacent letters.
 
-  Returns any number above `limit` if it is larger than that.
+  If it exceeds `limit`, returns any number above `limit`.
   """
   if abs(len(one) - len(other)) > limit:
     return limit + 1

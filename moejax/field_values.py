@@ -14,10 +14,16 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 
 
 def parse_values(texts: Sequence[str], kind: Any, path: str, now: Any) -> Any:
-  """The value of field `path`, of type `kind`, from the texts that follow its option; `now` is what it holds.
+  """Parses the arguments that follow an option.
+
+  Args:
+    texts: the arguments.
+    kind: type of the field.
+    path: dotted path of the field.
+    now: current value of the field, for examples in messages.
 
   Raises:
-    UserError: too few or too many values, or one that is not of that type.
+    UserError: If there are too few or too many arguments, or one has the wrong type.
   """
   if typing.get_origin(kind) is tuple:
     element = typing.get_args(kind)[0]
@@ -25,12 +31,12 @@ def parse_values(texts: Sequence[str], kind: Any, path: str, now: Any) -> Any:
   if not texts:
     raise UserError(f"{option(path)} needs a value: {_described(kind)}, {_example(kind, path, now)}")
   if len(texts) > 1:
-    raise UserError(f"{option(path)} takes one value and got {len(texts)}: {' '.join(texts)}; give one")
+    raise UserError(f"{option(path)} takes one value but got {len(texts)}: {' '.join(texts)}; give one")
   return _parse(texts[0], kind, path, now)
 
 
 def option(path: str) -> str:
-  """How a field is written on the command line: `--model.num-layers`."""
+  """The command-line option of a field, such as `--model.num-layers`."""
   return f"--{path.replace('_', '-')}"
 
 
@@ -46,9 +52,9 @@ def _parse(text: str, kind: Any, path: str, now: Any) -> Any:
 
 
 def _of_type(text: str, kind: Any, whole: Any) -> Any:
-  """`text` as one type; raises ValueError where it is none. `whole` is the field's type, of which this is a part."""
+  """Parses `text` as type `kind`, a member of the union `whole`. Raises ValueError if that is not possible."""
   if kind is type(None):
-    # A file may be named none, so that for fields that also allow text only None is not text.
+    # A file may be named none, so for fields that also accept text, only None means no value.
     if text == "None" or (text.lower() in NONE and str not in _alternatives(whole)):
       return None
     raise ValueError

@@ -1,6 +1,6 @@
-"""Files that are written whole or not at all: a reader, a kill or a full disk finds the old content or the new one.
+"""Writes files atomically: after a kill or with a full disk, a file has either its old or its new content.
 
-Of several processes of one program, only the first writes: the others have the same content, which goes nowhere.
+In a program with several processes, only the first writes, since all have the same content.
 """
 
 import contextlib
@@ -17,10 +17,10 @@ from moejax import processes
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
-  """Writes a file, in UTF-8 if `content` is text, durably and atomically.
+  """Writes a file durably and atomically. Text is encoded as UTF-8.
 
   Raises:
-    OSError: the file cannot be written; the old one is unchanged.
+    OSError: If the file cannot be written. The old file is unchanged.
   """
   with replacing(path) as part:
     part.write_bytes(content.encode() if isinstance(content, str) else content)
@@ -32,20 +32,20 @@ def write_json(path: pathlib.Path, content: Any) -> None:
 
 
 def read_json(path: pathlib.Path) -> Any:
-  """The content of a JSON file.
+  """Reads a JSON file.
 
   Raises:
-    OSError: the file cannot be read.
-    ValueError: it is not JSON.
+    OSError: If the file cannot be read.
+    ValueError: If it is not JSON.
   """
   try:
     return json.loads(path.read_bytes())
   except RecursionError as error:
-    raise ValueError("it nests too deeply") from error
+    raise ValueError("it is nested too deeply") from error
 
 
 def finite(content: Any) -> Any:
-  """The same content with None in place of NaN and infinity, which JSON cannot express."""
+  """Replaces NaN and infinity by None, since JSON cannot represent them."""
   if isinstance(content, dict):
     return {name: finite(value) for name, value in content.items()}
   if isinstance(content, list | tuple):
@@ -57,8 +57,9 @@ def finite(content: Any) -> Any:
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   """Yields the path of a temporary file in the same directory, which replaces `path` when the block ends.
 
-  The content is on the disk before the name is, so that a machine that loses power leaves no empty file. The temporary
-  file is removed if the block raises. A pipe or device, such as /dev/stdout, is written in place.
+  The content is synchronized to disk before the file is renamed, so that a power failure leaves no empty file. The
+  temporary file is removed if the block raises an exception. A pipe or device, such as /dev/stdout, is written
+  directly.
   """
   if not processes.is_first():
     with tempfile.TemporaryDirectory() as unused:
@@ -67,7 +68,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   if path.exists() and not path.is_file():
     yield path
     return
-  path = path.resolve()  # a link keeps pointing to the file that is replaced
+  path = path.resolve()  # replace the target of a symbolic link, not the link
   part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
   try:
     yield part

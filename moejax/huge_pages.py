@@ -1,9 +1,9 @@
-"""Huge pages for the large arrays of a step on CPU.
+"""Enables huge pages for the large arrays of a training step on CPU.
 
-XLA's CPU client allocates temporary memory in every step, and glibc returns it to the system after the step, so that a
-step spends a third of its time on page faults. Transparent huge pages reduce their number by a factor of 512. glibc
-reads the setting when a process starts, so that the process restarts itself once. It does not do so on accelerators,
-where the large arrays are not on the host.
+XLA's CPU client allocates temporary memory in every step, and glibc returns it to the system after the step. As a
+result, page faults take a third of the step time. Transparent huge pages reduce their number by a factor of 512. glibc
+reads the setting when a process starts, so the process has to restart itself once. This is not done on accelerators,
+where the large arrays are not in host memory.
 """
 
 import glob
@@ -18,7 +18,7 @@ ACCELERATORS = ("/dev/nvidia[0-9]*", "/dev/kfd", "/dev/accel*", "/dev/vfio/[0-9]
 
 
 def restart_with_huge_pages() -> None:
-  """Restarts this process with huge pages for malloc, unless they are set already or of no use."""
+  """Restarts this process with huge pages for malloc, unless they are already enabled or would not help."""
   set_already = os.environ.get("GLIBC_TUNABLES", "")
   if "glibc.malloc.hugetlb" in set_already or platform.libc_ver()[0] != "glibc" or not computes_on_cpu():
     return
@@ -28,6 +28,6 @@ def restart_with_huge_pages() -> None:
 
 
 def computes_on_cpu() -> bool:
-  """Whether JAX will compute on the CPU, found without importing it."""
+  """Whether JAX will compute on the CPU, determined without importing JAX."""
   platforms = os.environ.get("JAX_PLATFORMS", "")
   return platforms == "cpu" if platforms else not any(map(glob.glob, ACCELERATORS))

@@ -1,15 +1,15 @@
-"""Stopping on SIGINT and SIGTERM: cleanly, within seconds, at any moment, with an exit code that says what happened.
+"""Handles SIGINT and SIGTERM, so that a command stops cleanly within seconds and exits with the right exit code.
 
-A signal raises `Interrupted` in the main thread, so that `with` and `finally` blocks close what is open. Two cases need
-more than that:
+A signal raises `Interrupted` in the main thread, so that `with` and `finally` blocks release resources. Two cases need
+special handling:
 
-- Between two checkpoints the training loop holds a state that an exception would lose. It is in a `deferral`, where the
-  signal is only noted; the loop stops after the current step and saves.
-- Compilation and long computations run in C++, where no Python exception can be raised, and a library may swallow one.
-  The console command therefore starts a thread (`watch`) that ends the process if it is still running after a grace
-  period. Files on disk are written whole or not at all, so nothing is damaged by that.
+- Between two checkpoints, an exception would lose the training state. Within a `deferral`, a signal is only recorded;
+  the training loop then stops after the current step and saves a checkpoint.
+- Compilation and long computations run in C++, where no Python exception can be raised, and a library may suppress the
+  exception. The console command therefore starts a thread (`watch`) that ends the process if it is still running after
+  a grace period. Since files are written atomically, this does not damage them.
 
-A second SIGINT ends the process at once.
+A second SIGINT ends the process immediately.
 """
 
 import contextlib
@@ -26,26 +26,26 @@ from typing import NoReturn
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 GRACE_S = 3.0
-"""Seconds that the main thread has to stop by itself."""
+"""Seconds after which a process is ended if its main thread has not stopped."""
 
 SAVED_PREEMPTION = 75
 
 
 class Interrupted(KeyboardInterrupt):
-  """SIGINT or SIGTERM was received; what `continuation` names is saved."""
+  """Raised after SIGINT or SIGTERM. `continuation` describes the saved state."""
 
 
 class _Process:
-  """What this process has received, and what it must still do before it ends."""
+  """The signals that this process has received, and the functions to call before it exits."""
 
   def __init__(self) -> None:
     self.received: list[int] = []
     self.seen: list[int] = []
-    """The same, as the watching thread sees them."""
+    """Signals that the thread of `watch` has received."""
     self.held = False
-    """Whether a signal is only noted."""
+    """Whether signals are only recorded."""
     self.wakeup: int | None = None
-    """Where a byte wakes the watching thread; None where there is none."""
+    """File descriptor that wakes the thread of `watch`, or None if there is no such thread."""
     self.places: list[Callable[[], str | None]] = []
     self.cleanups: list[Callable[[], None]] = []
     self.leaving = threading.Lock()
@@ -55,7 +55,7 @@ _PROCESS = _Process()
 
 
 def block() -> None:
-  """Lets SIGINT and SIGTERM wait, also through an `exec`, until `watch`."""
+  """Blocks SIGINT and SIGTERM until `watch` is called, also across an `exec`."""
   signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
@@ -73,31 +73,32 @@ def watch() -> None:
 
 
 def first_signal() -> int | None:
-  """The first signal to stop that this process has received, also where the main thread has not yet noted it."""
+  """The first stop signal that this process has received, even if the main thread has not handled it yet."""
   return next(iter(_PROCESS.received or _PROCESS.seen), None)
 
 
 def deliver(number: int) -> None:
-  """Acts as if this process had received a signal to stop, unless it has received one. For any thread."""
+  """Acts as if this process had received a stop signal, unless it has received one already. Callable from any
+  thread."""
   if first_signal() is None:
     os.kill(os.getpid(), number)
 
 
 def at_the_end(function: Callable[[], None]) -> None:
-  """Calls `function`, after all that is registered later, if the process is ended by a signal."""
+  """Registers a function to call if a signal ends the process, in reverse order of registration."""
   _PROCESS.cleanups.append(function)
 
 
 def received() -> bool:
-  """Whether this process has received a signal to stop."""
+  """Whether this process has received a stop signal."""
   return bool(_PROCESS.received)
 
 
 def leave() -> NoReturn:
-  """Ends a command that received a signal to stop, with one line on stderr and its exit code.
+  """Ends a command that has received a stop signal, with a line on stderr and the exit code of the signal.
 
-  Under `watch` the process ends without tearing the interpreter down, in which XLA's threads, still running, crash.
-  Elsewhere this raises SystemExit.
+  After `watch`, the process exits without finalizing the interpreter, because XLA's running threads would crash.
+  Otherwise, raises SystemExit.
   """
   if _PROCESS.wakeup is None:
     print(f"\n{stop_line()}", file=sys.stderr)
@@ -106,26 +107,26 @@ def leave() -> NoReturn:
 
 
 def end(code: int, line: str) -> NoReturn:
-  """Ends this process at once, from any thread, with a line on stderr and this exit code."""
-  _PROCESS.leaving.acquire()  # never released: whoever comes second waits for the end
+  """Ends this process immediately with a line on stderr and this exit code. Callable from any thread."""
+  _PROCESS.leaving.acquire()  # never released, so that a second caller waits until the process ends
   for function in reversed(_PROCESS.cleanups):
     with contextlib.suppress(Exception):
       function()
   show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while a progress bar is drawn
-  # Not through sys.stderr, whose lock the main thread may hold.
+  # Write to the file descriptor, because the main thread may hold the lock of sys.stderr.
   with contextlib.suppress(OSError):
     os.write(2, f"{show_cursor}\n{line}\n".encode())
   os._exit(code)
 
 
 def stop_line() -> str:
-  """What the user reads after a stop."""
+  """The message that is printed after a stop signal."""
   saved = continuation()
   return f"moejax: stopped by {_first().name}" + (f"; the same command continues from {saved}" if saved else "")
 
 
 def exit_code() -> int:
-  """130 after SIGINT; after SIGTERM 75 if the same command continues from what is saved, else 143."""
+  """130 after SIGINT. After SIGTERM, 75 if a saved state can be resumed, else 143."""
   if _first() == signal.SIGTERM and continuation():
     return SAVED_PREEMPTION
   return 128 + _first()
@@ -133,14 +134,16 @@ def exit_code() -> int:
 
 @contextlib.contextmanager
 def continuing(where: Callable[[], str | None]) -> Iterator[None]:
-  """Within it, and after an exception in it, `where` says from what the same command continues (None: nothing yet)."""
+  """A context in which `where` returns a description of the saved state, or None. It also applies after an
+  exception."""
   _PROCESS.places.append(where)
   yield
   _PROCESS.places.remove(where)
 
 
 def continuation() -> str | None:
-  """From what the same command continues: the innermost `continuing` that has something."""
+  """Description of the saved state from which the same command resumes, from the innermost `continuing` that has
+  one."""
   for where in reversed(_PROCESS.places):
     with contextlib.suppress(OSError):
       if place := where():
@@ -149,9 +152,9 @@ def continuation() -> str | None:
 
 
 def finish() -> None:
-  """The command is done: a signal no longer changes how the process ends.
+  """Ignores signals from now on, because the command is done.
 
-  Ignored, not noted: while the interpreter is torn down, Python gives a signal that has a handler its default effect.
+  Without this, a signal during the finalization of the interpreter would have its default effect.
   """
   _PROCESS.held = True
   for number in SIGNALS:
@@ -159,7 +162,7 @@ def finish() -> None:
 
 
 def forget() -> None:
-  """A new command begins in this process: what an earlier one received and saved is not its own."""
+  """Resets the state at the start of a command, if another command has run in this process."""
   _PROCESS.places.clear()
   if _PROCESS.wakeup is None:
     _PROCESS.received.clear()
@@ -167,7 +170,7 @@ def forget() -> None:
 
 @contextlib.contextmanager
 def cleanup(function: Callable[[], None]) -> Iterator[None]:
-  """Calls `function` at the end of the block, also if the process is ended by a signal within it."""
+  """Calls `function` at the end of the block, even if a signal ends the process."""
   _PROCESS.cleanups.append(function)
   try:
     yield
@@ -177,7 +180,7 @@ def cleanup(function: Callable[[], None]) -> Iterator[None]:
 
 
 class Deferral:
-  """A section in which a signal is only noted while there is something to save."""
+  """A section in which signals are only recorded while there is unsaved state."""
 
   @property
   def requested(self) -> bool:
@@ -186,19 +189,19 @@ class Deferral:
 
   @property
   def signal(self) -> int:
-    """The first signal that was received, 0 for none."""
+    """The first signal that was received, or 0."""
     return _PROCESS.received[0] if _PROCESS.received else 0
 
   def accept(self, number: int) -> None:
-    """Notes a signal that another process of the program has received, unless this one has one too."""
+    """Records a signal of another process of the program, unless this process has received one."""
     _PROCESS.received = _PROCESS.received or [number]
 
   def hold(self) -> None:
-    """From here on a signal is only noted."""
+    """From now on, signals are only recorded."""
     _PROCESS.held = True
 
   def release(self) -> None:
-    """From here on a signal raises Interrupted, as one that was noted does now."""
+    """From now on, signals raise Interrupted. Raises it immediately if a signal has been recorded."""
     _PROCESS.held = False
     if _PROCESS.received:
       raise Interrupted
@@ -206,9 +209,9 @@ class Deferral:
 
 @contextlib.contextmanager
 def deferral() -> Iterator[Deferral]:
-  """A section that can defer signals. Where no `watch` is, their handlers are restored at its end.
+  """A section that can defer signals. Without `watch`, signal handlers are restored at its end.
 
-  Outside the main thread, where Python delivers no signals, nothing is deferred.
+  It has no effect outside the main thread, where Python does not handle signals.
   """
   ours = _PROCESS.wakeup is None and threading.current_thread() is threading.main_thread()
   before = {number: signal.signal(number, _note) for number in SIGNALS} if ours else {}
@@ -226,7 +229,7 @@ def deferral() -> Iterator[Deferral]:
 
 @contextlib.contextmanager
 def blocked() -> Iterator[None]:
-  """Signals wait; a process that is started within it begins with them blocked."""
+  """Blocks signals. Processes that are started within it inherit the blocked signals."""
   before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
   try:
     yield
@@ -235,10 +238,10 @@ def blocked() -> Iterator[None]:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-  """The handler of both signals, run by the main thread between two instructions of Python."""
+  """The Python handler of both signals, which runs in the main thread."""
   first = not _PROCESS.received
   _PROCESS.received.append(number)
-  if _PROCESS.wakeup is not None:  # an event loop may have taken the descriptor that Python writes to
+  if _PROCESS.wakeup is not None:  # an event loop may have replaced Python's wakeup descriptor
     with contextlib.suppress(OSError):
       os.write(_PROCESS.wakeup, b"\0")
   elif not first and number == signal.SIGINT:
@@ -248,15 +251,14 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:
-  """Called with an exception in a finalizer or a callback of a weak reference, from which none is raised: one of a
-  signal would be printed and forgotten."""
+  """Handles exceptions in finalizers and weak reference callbacks, which Python would only print, even for a signal."""
   if isinstance(what.exc_value, Interrupted):
     leave()
   sys.__unraisablehook__(what)
 
 
 def _watch(reading: int) -> None:
-  """Ends the process at a second SIGINT, or when the main thread has not ended it within the grace period."""
+  """Ends the process after a second SIGINT, or if the main thread does not end it within the grace period."""
   seen = _PROCESS.seen
   deadline: float | None = None
   while True:
@@ -270,7 +272,7 @@ def _watch(reading: int) -> None:
       if deadline is None and all_received:
         deadline = time.monotonic() + GRACE_S
         if _PROCESS.held:
-          text = f"moejax: {signal.Signals(all_received[0]).name}: stopping after this step; Ctrl-C stops at once"
+          text = f"moejax: {signal.Signals(all_received[0]).name}: stopping after this step; Ctrl-C stops immediately"
           print(text, file=sys.stderr)
     elif _PROCESS.held:
       deadline = time.monotonic() + GRACE_S
@@ -279,7 +281,7 @@ def _watch(reading: int) -> None:
 
 
 def _leave_with(signals: list[int]) -> NoReturn:
-  """As `leave`, from another thread, where the main thread may not have noted the signals."""
+  """Like `leave`, for another thread, when the main thread may not have handled the signals yet."""
   _PROCESS.received = _PROCESS.received or signals
   leave()
 

@@ -1,8 +1,9 @@
-"""One process at a time in a directory: a lock file that says who holds it, and that a killed process leaves behind.
+"""Ensures that only one process at a time uses a directory, with a lock file that describes its holder.
 
-The operating system's lock on the file (flock) decides wherever it reaches: it is gone with its process. On a shared
-file system it may not reach other hosts. There the file itself is the lock: only one host can create it, its holder
-touches it now and then, and a lock of another host is taken over only when it has not been touched for long.
+The operating system's lock on the file (flock) is released when a process ends, even if it is killed. On a shared file
+system, however, it may not be visible to other hosts. There the existence of the file is the lock: only one host can
+create it, the holder updates its modification time regularly, and a lock of another host is taken over only if it has
+not been updated for a long time.
 """
 
 import contextlib
@@ -21,26 +22,26 @@ from moejax.errors import UserError
 from moejax.interrupts import cleanup
 
 LOCK = "lock"
-"""Name of the file."""
+"""Name of the lock file."""
 TOUCH_S = 30.0
 STALE_S = 300.0
-"""Seconds without a touch after which another host's lock is stale."""
+"""Seconds without an update after which the lock of another host is stale."""
 WRITTEN_S = 5.0
-"""Seconds in which whoever creates a lock file has also written it."""
+"""Maximum seconds between creating a lock file and writing its content."""
 POLL_S = 0.2
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between two checks of a lock that another process holds."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-  """Who holds a directory."""
+  """The process that holds a lock."""
 
   host: str
   pid: int
   started: float
   """Seconds since 1970."""
   what: str
-  """What it does there, such as `train dense`."""
+  """Its command, such as `train dense`."""
 
   def __str__(self) -> str:
     return f"`{self.what}` (host {self.host}, pid {self.pid}, started {_age(time.time() - self.started)} ago)"
@@ -52,7 +53,7 @@ class InUse(UserError):
   def __init__(self, path: pathlib.Path, holder: Holder | None):
     self.holder = holder or "another process"
     self.who = holder and (holder.host, holder.pid, holder.started)
-    """What distinguishes the holder from every other; None where it is not known."""
+    """Identifies the holder uniquely, or None if it is unknown."""
     remote = holder is not None and holder.host != socket.gethostname()
     super().__init__(
       f"{path.parent} is in use by {self.holder}; wait for it, stop it, or choose another directory"
@@ -62,17 +63,17 @@ class InUse(UserError):
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path, what: str, note: Callable[[str], None], wait: bool = False) -> Iterator[None]:
-  """Holds a directory, which is made where it is missing, until the end of the block.
+  """Locks a directory until the end of the block. Creates the directory if necessary.
 
   Args:
-    directory: what is held; the lock file in it goes at the end.
-    what: the work, for whoever is refused.
-    note: called with a line where a stale lock is taken over, or where another process is waited for.
-    wait: until another process has released it.
+    directory: the directory. The lock file in it is removed at the end.
+    what: description of the work, for messages of other processes.
+    note: called with a message when a stale lock is taken over or another process has to be waited for.
+    wait: whether to wait until another process releases the directory.
 
   Raises:
-    InUse: another process holds it, and `wait` is not set.
-    UserError: it cannot be written.
+    InUse: If another process holds the lock and `wait` is False.
+    UserError: If the directory is not writable.
   """
   path = directory / LOCK
   try:
@@ -89,7 +90,7 @@ def locked(directory: pathlib.Path, what: str, note: Callable[[str], None], wait
 
   def release() -> None:
     done.set()
-    path.unlink(missing_ok=True)  # while it is still locked: whoever waits for it then finds another file
+    path.unlink(missing_ok=True)  # while it is locked, so that a waiting process notices it
     os.close(descriptor)
 
   with cleanup(release):
@@ -97,7 +98,7 @@ def locked(directory: pathlib.Path, what: str, note: Callable[[str], None], wait
 
 
 def holder(path: pathlib.Path) -> Holder | None:
-  """Who wrote a lock file; None where there is none, or it is empty or damaged."""
+  """Reads the holder from a lock file. Returns None if the file does not exist, is empty or is damaged."""
   try:
     there = json.loads(path.read_text())
     return Holder(str(there["host"]), int(there["pid"]), float(there["started"]), str(there["what"]))
@@ -106,7 +107,7 @@ def holder(path: pathlib.Path) -> Holder | None:
 
 
 def _wait(path: pathlib.Path, note: Callable[[str], None]) -> int:
-  """As `_take`, once no other process holds it."""
+  """Waits until no other process holds the lock, and takes it."""
   told: object = ()
   while True:
     try:
@@ -119,21 +120,21 @@ def _wait(path: pathlib.Path, note: Callable[[str], None]) -> int:
 
 
 def _take(path: pathlib.Path, note: Callable[[str], None]) -> int:
-  """The descriptor of the lock file, which this process now holds."""
+  """Takes the lock and returns the descriptor of the lock file."""
   left_by: Holder | None = None
   while True:
     descriptor, created = _open(path)
     try:
       reaches = _flock(descriptor, created)
       there, status = holder(path), os.fstat(descriptor)
-      if not _is_file(path, descriptor):  # its holder released it in between
+      if not _is_file(path, descriptor):  # its holder has released it in the meantime
         pass
       elif created or (reaches and there is not None and there.host == socket.gethostname()):
         if left_by := left_by or there:
           note(f"took over the lock of {left_by}, which is no longer running")
         return descriptor
       elif not status.st_size and 0 <= time.time() - status.st_mtime < WRITTEN_S:
-        time.sleep(POLL_S / 10)  # whoever has created it has not written it yet
+        time.sleep(POLL_S / 10)  # its creator has not written its content yet
       elif there is not None and not _is_stale(there, time.time() - status.st_mtime):
         raise InUse(path, there)
       else:
@@ -149,17 +150,17 @@ def _take(path: pathlib.Path, note: Callable[[str], None]) -> int:
 
 
 def _open(path: pathlib.Path) -> tuple[int, bool]:
-  """A descriptor of the file, and whether this process has created it, which of all hosts only one can."""
+  """Opens the lock file. Returns the descriptor and whether this process created it, which only one host can do."""
   flags = os.O_RDWR | os.O_CLOEXEC
   while True:
     with contextlib.suppress(FileExistsError):
       return os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o644), True
-    with contextlib.suppress(FileNotFoundError):  # it went away in between
+    with contextlib.suppress(FileNotFoundError):  # it was removed in the meantime
       return os.open(path, flags), False
 
 
 def _remove(path: pathlib.Path, descriptor: int) -> None:
-  """Removes a stale lock file, unless another host has just done so and made its own, which is put back."""
+  """Removes a stale lock file. If another host has just replaced it by its own, restores that."""
   aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
   with contextlib.suppress(FileNotFoundError):
     path.rename(aside)
@@ -170,7 +171,7 @@ def _remove(path: pathlib.Path, descriptor: int) -> None:
 
 
 def _flock(descriptor: int, wait: bool) -> bool:
-  """Locks a file; False where its file system has no such locks. Raises BlockingIOError if a process has it."""
+  """Locks a file. Returns False if the file system does not support it. Raises BlockingIOError if it is locked."""
   try:
     fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     return True
@@ -181,12 +182,12 @@ def _flock(descriptor: int, wait: bool) -> bool:
 
 
 def _is_stale(there: Holder, age_s: float) -> bool:
-  """Whether a lock that is free as far as flock reaches was left behind."""
+  """Whether a lock file that is not locked by flock was left by a process that has ended."""
   return not _runs(there) if there.host == socket.gethostname() else age_s > STALE_S
 
 
 def _runs(there: Holder) -> bool:
-  """Whether a process of this host with that id lives, and did when the lock was written."""
+  """Whether the process that wrote the lock is still running on this host."""
   try:
     os.kill(there.pid, 0)
   except ProcessLookupError:

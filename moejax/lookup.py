@@ -12,20 +12,20 @@ from moejax.user_files import import_file, one_line_errors
 
 
 def find(name: str) -> Experiment | Suite:
-  """The experiment or suite of this name.
+  """Returns the experiment or suite with this name.
 
-  It is listed, a member of a listed suite, `path/to/file.py:function`, or the experiment.json or suite.json that a run
-  or a comparison wrote.
+  A name is listed, a member of a listed suite, `path/to/file.py:function`, or the path of an experiment.json or
+  suite.json that a run or a comparison wrote.
 
   Raises:
-    UserError: there is none; the message names the nearest.
+    UserError: If it does not exist. The message suggests similar names.
   """
   if ".py:" in name:
     return _from_file(name)
   if name.endswith(".json"):
     return read_configuration(pathlib.Path(name))
   if name.endswith(".py"):
-    raise UserError(f"{name} names no function; add one of that file, as in {name}:my_experiment")
+    raise UserError(f"{name} does not name a function; add a function of the file, as in {name}:my_experiment")
   if name in EXPERIMENTS:
     return EXPERIMENTS[name]()
   members = {member.name: member for suite in _suites() for member in suite.members}
@@ -33,27 +33,27 @@ def find(name: str) -> Experiment | Suite:
     return members[name]
   for file in ("experiment.json", "suite.json"):
     if (pathlib.Path(name) / file).is_file():
-      raise UserError(f"{name} is a directory; to start from its configuration, name {pathlib.Path(name) / file}")
+      raise UserError(f"{name} is a directory; to use its configuration, give {pathlib.Path(name) / file}")
   near = difflib.get_close_matches(name, dict.fromkeys([*EXPERIMENTS, *members]), n=3, cutoff=0.4)
   hint = f"did you mean {' or '.join(near)}?" if near else "`moejax list` shows all"
   raise UserError(f"no experiment is named {name!r}; {hint}")
 
 
 def find_experiment(name: str) -> Experiment:
-  """As `find`; raises UserError for a suite."""
+  """Like `find`, but raises UserError for a suite."""
   found = find(name)
   if isinstance(found, Suite):
     members = ", ".join(member.name for member in found.members)
-    raise UserError(f"{name!r} is a suite: `moejax compare {name}` runs it whole; its members are {members}")
+    raise UserError(f"{name!r} is a suite; use `moejax compare {name}`, or one of its members: {members}")
   return found
 
 
 def find_suite(name: str) -> Suite:
-  """As `find`; raises UserError for a single experiment."""
+  """Like `find`, but raises UserError for a single experiment."""
   found = find(name)
   if isinstance(found, Experiment):
     suites = ", ".join(suite.name for suite in _suites())
-    raise UserError(f"{name!r} is one experiment: `moejax train {name}` runs it; suites are {suites}")
+    raise UserError(f"{name!r} is a single experiment; use `moejax train {name}`, or one of the suites: {suites}")
   return found
 
 

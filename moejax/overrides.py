@@ -1,4 +1,4 @@
-"""Fields of a configuration from the command line: dotted paths, typed by the dataclass, one-line errors."""
+"""Sets fields of a configuration from the command line, by dotted paths."""
 
 import contextlib
 import dataclasses
@@ -21,7 +21,7 @@ from moejax.field_values import option, parse_values
 
 Configuration = TypeVar("Configuration", bound=Experiment | Suite)
 
-# --model.tie-embeddings False rather than a pair of flags; the fields of what an optional field holds, without choice.
+# --model.tie-embeddings False instead of a pair of flags; no subcommands for optional fields.
 STYLE = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
 
 RULES_BY_NAME = ConstructorRegistry()
@@ -29,10 +29,10 @@ RULES_BY_NAME = ConstructorRegistry()
 
 @RULES_BY_NAME.struct_rule
 def _rules_by_name(info: StructTypeInfo) -> StructConstructorSpec | None:
-  """Sharding rules as one option for each logical axis: `--rules.embed data expert`; no axes leave it whole."""
+  """One option per logical axis for sharding rules: `--rules.embed data expert`. Without values, it is not sharded."""
   if info.type != Rules:
     return None
-  meaning = "Mesh axes that shard it."
+  meaning = "Mesh axes that shard this logical axis."
   fields = [StructFieldSpec(name, tuple[str, ...], axes, meaning) for name, axes in dict(info.default).items()]
   return StructConstructorSpec(instantiate=lambda **axes: tuple(axes.items()), fields=tuple(fields))
 
@@ -41,13 +41,13 @@ OF_EVERY_MEMBER = tuple(field.name for field in dataclasses.fields(Experiment) i
 
 
 def override(configuration: Configuration, arguments: Sequence[str]) -> Configuration:
-  """The configuration with fields set, as in `--model.num-layers 4 --data.train a.txt b.jsonl --rules.embed data`.
+  """Sets fields, as in `--model.num-layers 4 --data.train a.txt b.jsonl --rules.embed data`.
 
-  A field of an experiment, given for a suite, is set in every member, one of sparse layers in every sparse member;
-  `--pairs.0.dense.model.d-ff 512` sets it in one.
+  For a suite, a field of an experiment is set in every member, and a field of sparse layers in every member with sparse
+  layers. `--pairs.0.dense.model.d-ff 512` sets the field of one member.
 
   Raises:
-    UserError: an unknown field, a value of the wrong type, or a configuration that is not valid.
+    UserError: If a field is unknown, a value has the wrong type, or the configuration is not valid.
   """
   if isinstance(configuration, Experiment):
     return _parse(configuration, arguments)
@@ -65,10 +65,10 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
 
 
 def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) -> tuple[Experiment, Experiment]:
-  """Both with fields set: `--dense.mesh.data 64` those of the dense experiment, `--mesh.data 64` those of the MoE.
+  """Sets fields of two experiments: `--dense.mesh.data 64` of the dense experiment, `--mesh.data 64` of the MoE.
 
   Raises:
-    UserError: as `override`.
+    UserError: See `override`.
   """
   mark = "--dense."
   of_dense: list[str] = []
@@ -82,9 +82,9 @@ def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) 
 
 
 def print_field_help(configuration: Configuration, command: str) -> None:
-  """Prints every field of a configuration with its type, meaning and value."""
+  """Prints every field of a configuration with its type, description and value."""
   if isinstance(configuration, Suite):
-    print("A field of an experiment, as in --training.steps 200, is set in every member; those of one member follow.\n")
+    print("A field of an experiment, as in --training.steps 200, is set in every member.\n")
   with contextlib.suppress(SystemExit):
     tyro.cli(
       type(configuration),
@@ -104,13 +104,13 @@ def print_field_help(configuration: Configuration, command: str) -> None:
 
 
 def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequence[str] = ()) -> Configuration:
-  """The configuration with fields set; `known` are fields beside its own that a hint may name."""
+  """Sets fields. `known` lists additional fields that messages can suggest."""
   several = [path for path, _ in _several_kinds(configuration)]
   given: dict[str, list[str]] = {}
   for group in _groups(arguments):
     _, equals, value = group[0].partition("=")
     path = _path(group)
-    # --optimizer Lion is --optimizer.kind Lion
+    # --optimizer Lion means --optimizer.kind Lion
     given[join(path, KIND) if path in several else path] = [value, *group[1:]] if equals else group[1:]
   configuration = _of_kinds(configuration, given)
   _check_names(configuration, given, known)
@@ -118,10 +118,10 @@ def _parse(configuration: Configuration, arguments: Sequence[str], known: Sequen
 
 
 def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any:
-  """`owner` with what comes in several kinds, such as its optimizer, of the kind that is given as `--optimizer.kind`.
+  """Replaces parts with several kinds, such as the optimizer, if a kind is given, as in `--optimizer.kind Lion`.
 
-  A new kind keeps the fields that all kinds have, and its other fields have their defaults, or are absent. Nothing is
-  checked before `_with` sets the fields that are given.
+  Fields that all kinds have keep their values. The other fields of the new kind have their defaults, or no value.
+  Nothing is checked before `_with` sets the given fields.
   """
   if holds_configurations(owner):
     return tuple(_of_kinds(item, given, join(path, str(i))) for i, item in enumerate(owner))
@@ -130,7 +130,7 @@ def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any
   kind, fields = type(owner), {field.name: getattr(owner, field.name) for field in dataclasses.fields(owner)}
   if isinstance(owner, OfSeveralKinds) and join(path, KIND) in given:
     base = base_of(kind)
-    choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known when the program runs
+    choice = Literal[tuple(kinds(base))]  # type: ignore[valid-type]  # known only at run time
     with _hint_of_import():
       name = parse_values(given[join(path, KIND)], choice, join(path, KIND), owner.kind)
     kind = kinds(base)[name]
@@ -145,7 +145,7 @@ def _of_kinds(owner: Any, given: Mapping[str, list[str]], path: str = "") -> Any
 
 @contextlib.contextmanager
 def _hint_of_import() -> Iterator[None]:
-  """Adds to an error that is not a slip of the finger what is missing if the kind is the user's own."""
+  """Adds to the error for an unknown kind, unless it looks like a typo, how to use a custom kind."""
   try:
     yield
   except UserError as error:
@@ -154,7 +154,7 @@ def _hint_of_import() -> Iterator[None]:
 
 
 def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") -> Configuration:
-  """`owner`, which lies at `path`, with the given fields below it set. Each class is made, and so checked, once."""
+  """Sets the given fields of `owner`, whose path is `path`. Each class is constructed, and therefore checked, once."""
   hints = get_type_hints(type(owner))
   changes: dict[str, Any] = {}
   for field in dataclasses.fields(cast(Any, owner)):
@@ -177,7 +177,7 @@ def _with(owner: Configuration, given: Mapping[str, list[str]], path: str = "") 
   try:
     return dataclasses.replace(cast(Any, owner), **changes)
   except UserError as error:
-    # A class names its fields by itself alone, as in checkpoints.every; here it is known where it lies.
+    # The message of a class has a path such as checkpoints.every, without the path of the class itself.
     short, text = f"{path_of(type(owner))}.", str(error)
     raise UserError(f"{path}.{text.removeprefix(short)}" if path and text.startswith(short) else text) from error
 
@@ -195,18 +195,18 @@ def _check_names(configuration: Any, given: Iterable[str], others: Sequence[str]
       continue
     if any(name.startswith(f"{path}.") for name in known):
       example = "embed data" if path.rpartition(".")[2] == "rules" else "FIELD VALUE"
-      raise UserError(f"{path} is a group of fields; set one of them, as in {option(path)}.{example}")
+      raise UserError(f"{path} is a group of fields; set a field in it, as in {option(path)}.{example}")
     if remedy := _of_other_kind(configuration, path):
       raise UserError(f"{configuration.name!r} has no field {path!r}, but {remedy}")
     of_moe = "model.moe." in f"{path}." and not any(".moe." in name for name in known)
-    without = "; it has no sparse layers: start from an MoE experiment"
-    # A field is set in all members of a suite, unless its path begins with the place of one.
+    without = "; it has no sparse layers; use an MoE experiment"
+    # In a suite, a field is set in all members unless its path names one member.
     near = known if path.startswith("pairs") else [name for name in (*known, *others) if not name.startswith("pairs")]
     raise UserError(f"{configuration.name!r} has no field {path!r}{without if of_moe else hint(path, near)}")
 
 
 def _of_other_kind(configuration: Any, path: str) -> str:
-  """What to do about a field that another kind of router, dispatch or optimizer has; empty if none has it."""
+  """The remedy for a field that another kind of router, dispatch or optimizer has, or an empty string."""
   for owner_path, owner in _several_kinds(configuration):
     base = base_of(type(owner))
     having = [name for name in kinds(base) if path in [join(owner_path, field) for field in _fields(kinds(base)[name])]]
@@ -219,12 +219,12 @@ def _of_other_kind(configuration: Any, path: str) -> str:
 
 
 def _leaves(configuration: Any) -> list[str]:
-  """Dotted names of all fields that can be set."""
+  """Dotted paths of all fields that can be set."""
   return [path for path, value in leaves(configuration) if value is not None or path.rpartition(".")[2] != "moe"]
 
 
 def _several_kinds(configuration: Any) -> list[tuple[str, Any]]:
-  """Path and value of each field that comes in several kinds."""
+  """Path and value of each field whose class has several kinds."""
   return [(path, value) for path, value in walk(configuration) if isinstance(value, OfSeveralKinds)]
 
 
@@ -233,10 +233,10 @@ def _fields(kind: Any) -> list[str]:
 
 
 def _groups(arguments: Sequence[str]) -> list[list[str]]:
-  """Each option with the values that follow it.
+  """Groups each option with the values that follow it.
 
   Raises:
-    UserError: a value that no option precedes.
+    UserError: If a value does not follow an option.
   """
   groups: list[list[str]] = []
   for argument in arguments:

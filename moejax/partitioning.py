@@ -1,7 +1,7 @@
-"""Maps logical axes to devices: the mesh, PartitionSpecs and constraints. No other file names a mesh axis.
+"""Maps logical axes to devices: the mesh, PartitionSpecs and sharding constraints. Models use only logical axes.
 
-Flax silently replicates a tensor whose logical axis is misspelled, and silently drops a mesh axis that two dimensions
-use. Here both are errors that name the tensor, its shape, the rule and the mesh.
+Flax silently replicates a tensor if its logical axis is misspelled, and silently ignores a mesh axis that is used for
+two dimensions. Here, both are errors that name the tensor, its shape, the rule and the mesh.
 """
 
 import bisect
@@ -20,12 +20,12 @@ from moejax.errors import UserError
 from moejax.torus import arrange, networks
 
 Names = tuple[str | None, ...]
-"""The logical axis of each dimension of a tensor. None for a dimension that is never sharded."""
+"""The logical axis of each dimension of a tensor, or None for a dimension that is never sharded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Partitioner:
-  """A mesh of devices and the rules that place tensors on it."""
+  """A mesh of devices, and the rules that shard tensors over it."""
 
   mesh: jax.sharding.Mesh
   shape: Mesh
@@ -35,7 +35,8 @@ class Partitioner:
     """The PartitionSpec of a tensor of this shape.
 
     Raises:
-      UserError: a logical axis is unknown, a mesh axis shards two dimensions, or its shards do not divide a dimension.
+      UserError: If a logical axis is unknown, a mesh axis is used for two dimensions, or a dimension is not divisible
+        by its number of shards.
     """
     if len(names) != len(shape):
       raise UserError(f"{what}: {len(names)} logical axes {names} for shape {tuple(shape)}")
@@ -54,25 +55,25 @@ class Partitioner:
     return _of_axes(axes_of(self.rules, self.shape, name, size)) if name is not None else None
 
   def sharding(self, names: Names, shape: Sequence[int], what: str) -> NamedSharding:
-    """The sharding of a tensor of this shape. Raises as `spec`."""
+    """The sharding of a tensor of this shape. See `spec` for errors."""
     return NamedSharding(self.mesh, self.spec(names, shape, what))
 
   def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:
-    """Constrains the sharding of `x` by the rules. Raises as `spec`."""
+    """Constrains the sharding of `x` according to the rules. See `spec` for errors."""
     sharding = self.sharding(names, x.shape, "activation " + " x ".join(str(name) for name in names))
     return x if self.mesh.size == 1 else jax.lax.with_sharding_constraint(x, sharding)
 
   def on_each_device(
     self, function: Callable, inputs: tuple[Any, ...], outputs: Any, exchanging: bool = False
   ) -> Callable:
-    """Returns `function` mapped over devices, each of which gets its shard of the arguments (`jax.shard_map`).
+    """Maps a function over devices (`jax.shard_map`). Each device gets its shard of the arguments.
 
     Args:
-      function: arrays to arrays. It communicates between devices only by the methods below.
-      inputs: logical axes of the arguments, in their structure.
-      outputs: logical axes of the results, in their structure.
-      exchanging: whether it communicates. JAX then does not check that results are equal on devices that replicate
-        them, which it cannot do through kernels and ragged exchanges.
+      function: maps arrays to arrays. It must communicate between devices only with the methods below.
+      inputs: logical axes of the arguments, with the same structure as the arguments.
+      outputs: logical axes of the results, with the same structure as the results.
+      exchanging: whether it communicates. If so, JAX does not check that replicated results are equal on all devices,
+        because it cannot verify kernels and ragged exchanges.
     """
     if self.mesh.size == 1:
       return function
@@ -85,7 +86,7 @@ class Partitioner:
       sizes: dict[str | None, int] = {}
 
       def own(name: str | None) -> str | tuple[str, ...] | None:
-        # Without axes of one device, since JAX would treat equal results as different along them.
+        # Omit axes of one device, along which JAX would treat replicated results as sharded.
         return _of_axes(self.axes(name, sizes.get(name))) if name is not None else None
 
       def place(names: Names, x: jax.Array) -> PartitionSpec:
@@ -102,15 +103,15 @@ class Partitioner:
     return sharded
 
   def axes(self, name: str, size: int | None = None) -> tuple[str, ...]:
-    """The mesh axes of more than one device that shard this logical axis (for key/value heads, of this size)."""
+    """The mesh axes with more than one device that shard this logical axis (for KV heads, if it has this size)."""
     return tuple(axis for axis in axes_of(self.rules, self.shape, name, size) if self.shape.shape[axis] > 1)
 
   def index(self, name: str) -> jax.Array:
-    """Within `on_each_device`: the index of the device's shard of this logical axis."""
+    """Within `on_each_device`: the index of this device's shard of the logical axis."""
     return jax.lax.axis_index(self.axes(name)) if self.axes(name) else jnp.zeros((), jnp.int32)
 
   def gather(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
-    """Within `on_each_device`: gathers all shards of `x` along `dimension`, which has this logical axis."""
+    """Within `on_each_device`: all shards of `x`, gathered along `dimension`, which has this logical axis."""
     return jax.lax.all_gather(x, self.axes(name), axis=dimension, tiled=True) if self.axes(name) else x
 
   def sum_over(self, x: jax.Array, *names: str) -> jax.Array:
@@ -119,8 +120,7 @@ class Partitioner:
     return jax.lax.psum(x, axes) if axes else x
 
   def sum_to_shards(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
-    """Within `on_each_device`: the same sum, of which each device keeps its shard along `dimension`
-    (reduce-scatter)."""
+    """Within `on_each_device`: reduce-scatter, which leaves each device with its shard of the sum along `dimension`."""
     axes = self.axes(name)
     return jax.lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True) if axes else x
 
@@ -130,12 +130,12 @@ class Partitioner:
 
   @property
   def device(self) -> jax.Device:
-    """The first device. All devices have the same type."""
+    """The first device of the mesh. All devices have the same type."""
     return self.mesh.devices.flat[0]
 
   @property
   def networks(self) -> str:
-    """Which network each mesh axis uses; empty where all devices are of one process."""
+    """The network that each mesh axis uses, or an empty string if there is a single process."""
     return networks(self.mesh.devices, MESH_AXES)
 
   @property
@@ -161,10 +161,10 @@ class Partitioner:
 
 
 def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | None = None) -> Partitioner:
-  """A partitioner over `devices` (default: all devices of this program). A smaller mesh uses the first of them.
+  """Makes a partitioner over `devices` (default: all devices of this program). A smaller mesh uses the first of them.
 
   Raises:
-    UserError: the mesh needs more devices than there are, the rules are not well formed, or as `present_devices`.
+    UserError: If the mesh needs more devices than are present, or the rules are not valid.
   """
   present = devices is None
   devices = list(devices) if devices is not None else present_devices()
@@ -179,12 +179,13 @@ def make_partitioner(mesh: Mesh, rules: Rules, devices: Sequence[jax.Device] | N
 
 
 def _check_every_process(mesh: Mesh, devices: Sequence[jax.Device]) -> None:
-  """Raises UserError where a process of this program has no device of the mesh."""
+  """Raises UserError if a process of this program has no device in the mesh."""
   idle = {device.process_index for device in devices} - {device.process_index for device in devices[: mesh.size]}
   if idle:
     raise UserError(
-      f"mesh ({mesh}) uses {mesh.size} of {len(devices)} devices, and process {min(idle)} has none of them; use more "
-      "devices, or start fewer processes"
+      f"mesh ({mesh}) uses {mesh.size} of {len(devices)} devices, but none of process {min(idle)}; use more devices, "
+      "or "
+      "start fewer processes"
     )
 
 
@@ -192,11 +193,11 @@ def present_devices() -> list[jax.Device]:
   """All devices of this program.
 
   Raises:
-    UserError: there is no device of the platform in JAX_PLATFORMS.
+    UserError: If no device of the platform in JAX_PLATFORMS is present.
   """
   try:
     return jax.devices()
-  except (AssertionError, RuntimeError) as error:  # JAX asserts that a platform could be initialized
+  except (AssertionError, RuntimeError) as error:  # JAX raises AssertionError if a platform cannot be initialized
     platforms = jax.config.values["jax_platforms"]
     reason = " ".join(str(error).split()) or "its plugin is not installed or finds no device"
     raise UserError(
@@ -207,7 +208,7 @@ def present_devices() -> list[jax.Device]:
 
 @dataclasses.dataclass(frozen=True)
 class LocalRows:
-  """The rows of a batch that the devices of this process need. Other processes may need some of them too."""
+  """The rows of a batch that the devices of this process need. Other processes may need some of them as well."""
 
   rows: Sequence[int]
   """Ascending."""
@@ -216,7 +217,7 @@ class LocalRows:
 
 
 def local_rows(sharding: NamedSharding, shape: tuple[int, int]) -> LocalRows:
-  """The rows of a batch [B, T] that this process must read, however the mesh lies over the processes."""
+  """The rows of a batch [B, T] that this process must read, for any assignment of the mesh to processes."""
   needed: set[int] = set()
   for index in sharding.addressable_devices_indices_map(shape).values():
     if index is not None:
@@ -230,7 +231,7 @@ def to_devices(arrays: Any, sharding: NamedSharding, local: LocalRows | None = N
   Args:
     arrays: pytree of NumPy arrays.
     sharding: sharding of the global arrays.
-    local: the rows of the global arrays that these are; None for all rows, of which each process places those it needs.
+    local: the rows of the global arrays that `arrays` contains. None if it contains all rows.
   """
 
   def place(x: np.ndarray) -> jax.Array:

@@ -17,7 +17,7 @@ class Progress:
     """
 
   def advance(self, completed: float, facts: str = "") -> None:
-    """Sets the position of the current stage. `facts` are its latest figures."""
+    """Sets the position of the current stage. `facts` are its latest metrics."""
 
   def aside(self) -> contextlib.AbstractContextManager[None]:
     """A context for nested stages; the current stage continues after them."""
@@ -37,7 +37,7 @@ SILENT = Progress()
 def training_facts(
   loss: float, tokens_per_s: float | None = None, mfu: float | None = None, dropped: float | None = None
 ) -> str:
-  """The figures of a training stage: loss, speed, and if known MFU and the fraction of dropped choices."""
+  """Formats the metrics of a training stage: loss, speed and, if known, MFU and the fraction of dropped choices."""
   facts = [f"loss {loss:.3f}"]
   if tokens_per_s is not None:
     facts.append(f"{tokens_per_s:,.0f} tokens/s")

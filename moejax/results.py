@@ -1,4 +1,4 @@
-"""The results of the functions of `moejax.api`: the numbers that commands write to disk, and the directory."""
+"""The results that the functions of `moejax.api` return."""
 
 import dataclasses
 import pathlib
@@ -16,13 +16,13 @@ class Trained:
   """A trained run."""
 
   directory: pathlib.Path
-  """Holds the checkpoints, metrics.jsonl and summary.json."""
+  """The run directory, with the checkpoints, metrics.jsonl and summary.json."""
   summary: dict[str, Any] = dataclasses.field(repr=False)
   """The content of summary.json."""
 
   @property
   def bits_per_byte(self) -> float:
-    """On held-out text."""
+    """Bits per byte on held-out text."""
     return self.summary["held_out/bits_per_byte"]
 
   @property
@@ -34,7 +34,7 @@ class Trained:
     return f"Trained({self.summary['name']!r}, {numbers}, directory={str(self.directory)!r})"
 
   def __rich__(self) -> Fitting:
-    """What a terminal shows: the figures of summary.json, a line each."""
+    """The numbers of summary.json, one per line."""
     table = Table(box=None, show_header=False, pad_edge=False, title=Text(self.summary["name"]), title_justify="left")
     table.add_column(justify="right", style="dim")
     table.add_column()
@@ -53,28 +53,29 @@ class Compared:
   """A completed comparison."""
 
   directory: pathlib.Path
-  """Holds comparison.json, the report and one run directory per member."""
+  """The comparison directory, with comparison.json, the report and one run directory per member."""
   comparison: Any = dataclasses.field(repr=False)
-  """Every number of the report, a `moejax.comparison.record.Comparison`; its `to_json` is comparison.json."""
+  """All numbers of the report, as a `moejax.comparison.record.Comparison`. `to_json` returns the content of
+  comparison.json."""
 
   @property
   def finding(self) -> str:
-    """The outcome in one sentence."""
+    """The outcome as one sentence."""
     return self.comparison.finding
 
   @property
   def members(self) -> tuple[Any, ...]:
-    """What each model is, and its results: a `moejax.comparison.record.Member` each."""
+    """Configuration and results of each model, as `moejax.comparison.record.Member`."""
     return self.comparison.members
 
   @property
   def pairs(self) -> tuple[Any, ...]:
-    """The dense members and what matches them: a `moejax.comparison.record.MatchedPair` each."""
+    """The dense members with their matches, as `moejax.comparison.record.MatchedPair`."""
     return self.comparison.pairs
 
   @property
   def report(self) -> pathlib.Path:
-    """The page to open in a browser."""
+    """Path of the HTML report."""
     return self.directory / "report" / "index.html"
 
   def __repr__(self) -> str:
@@ -90,9 +91,9 @@ class Evaluated:
   """Benchmark scores of a trained run."""
 
   directory: pathlib.Path
-  """The run's; holds results.json."""
+  """The run directory, with results.json."""
   scores: dict[str, Any]
-  """The headline of each benchmark, a `moejax.evaluation.tasks.Score`."""
+  """The main score of each benchmark, as a `moejax.evaluation.tasks.Score`."""
   results: dict[str, Any] = dataclasses.field(repr=False)
   """The content of results.json, in the format of lm-evaluation-harness."""
 

@@ -87,7 +87,7 @@ def slice_of(device: jax.Device) -> int:
 
 
 def across_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...] | None:
-  """Into how many parts each axis is cut by the slices, the first axes first; None where slices do not divide them."""
+  """The number of parts into which slices divide each axis, beginning with the first, or None if they cannot."""
   parts = []
   for size in shape:
     parts.append(math.gcd(size, slices))
@@ -96,7 +96,7 @@ def across_slices(shape: tuple[int, ...], slices: int) -> tuple[int, ...] | None
 
 
 def networks(mesh: np.ndarray, axes: Sequence[str]) -> str:
-  """Which network each mesh axis of several devices uses, for the reader of a log; empty for devices of one process."""
+  """Describes the network that each mesh axis uses, for logs. Empty if there is a single process."""
   if len({device.process_index for device in mesh.flat}) == 1 and len({*map(slice_of, mesh.flat)}) == 1:
     return ""
 

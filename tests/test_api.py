@@ -133,9 +133,9 @@ def test_names_in_place_of_experiments_and_one_text_in_place_of_a_list_are_refus
   suite = moejax.find("quickstart")
   assert isinstance(suite, Suite)
   for refused, said in (
-    (lambda: moejax.train("quick_small", "a"), "Experiment, not str; moejax.find('quick_small') gives one"),  # type: ignore[arg-type]
+    (lambda: moejax.train("quick_small", "a"), "Experiment, not str; use moejax.find('quick_small')"),  # type: ignore[arg-type]
     (lambda: moejax.train(suite, "a"), "Experiment, not Suite"),  # type: ignore[arg-type]
-    (lambda: moejax.plan("quick_small", "cpu:1"), "moejax.plan takes"),  # type: ignore[arg-type]
+    (lambda: moejax.plan("quick_small", "cpu:1"), "moejax.plan requires"),  # type: ignore[arg-type]
     (lambda: moejax.compare(suite.members[0], "a"), "Suite, not Experiment"),  # type: ignore[arg-type]
     (lambda: moejax.generate(trained.directory, "text"), "prompts must be a list of strings, such as ['text']"),
     (lambda: moejax.evaluate(trained.directory, "arc_easy"), "tasks must be a list of strings, such as ['arc_easy']"),

@@ -68,7 +68,7 @@ MISTAKES = {
   ),
   "expert field of a dense model": (
     ["train", "{dense}", *RUN, "--model.moe.num-experts", "4"],
-    ["'dense' has no field 'model.moe.num_experts'", "no sparse layers", "start from an MoE experiment"],
+    ["'dense' has no field 'model.moe.num_experts'", "no sparse layers", "use an MoE experiment"],
   ),
   "coefficient without a sparse layer": (
     ["train", "{dense}", *RUN, "--training.losses.load-balance", "0.1"],
@@ -103,14 +103,14 @@ MISTAKES = {
   "work directory without a value": (["train", "{dense}", "--workdir"], ["--workdir: expected one argument"]),
   "empty work directory": (["train", "{dense}", "--workdir", ""], ["argument --workdir: the path is empty"]),
   "tries of no search": (
-    ["plan", "{dense}", "--topology", "cpu:8", "--tries", "3"], ["--tries does nothing without --search"],
+    ["plan", "{dense}", "--topology", "cpu:8", "--tries", "3"], ["--tries has no effect without --search"],
   ),
   "split of all documents": (
     ["data", "pack", "--source", "{tmp}/text.txt", "--out", "{tmp}/a", "--validation-fraction", "0.1"],
-    ["--validation-fraction does nothing with --keep all", "--keep train"],
+    ["--validation-fraction has no effect with --keep all", "--keep train"],
   ),
   "suite to train": (["train", "{suite}", *RUN], ["is a suite", "moejax compare", "dense, sparse, wide"]),
-  "experiment to compare": (["compare", "{dense}", *RUN], ["is one experiment", "moejax train", "quickstart"]),
+  "experiment to compare": (["compare", "{dense}", *RUN], ["is a single experiment", "moejax train", "quickstart"]),
   "word without an option": (["show", "{dense}", "and"], ["unexpected argument 'and'", "--model.num-layers 4"]),
   "field of the list": (["list", "--model.num-layers", "4"], ["unexpected --model.num-layers 4", "no fields"]),
   "tokenizer of no kind": (["train", "{dense}", *RUN, "--data.tokenizer", "gpt2"], ["data.tokenizer='gpt2'", ".json"]),
@@ -276,7 +276,7 @@ def test_tasks_without_the_harness_are_refused_with_what_to_install(run, monkeyp
   monkeypatch.delattr(moejax.evaluation, "harness", raising=False)
   text = ["--data.train", "{tmp}/text.txt", "--evaluation.tasks", "core_en"]
   for words in (["evaluate", "{tmp}/done"], ["train", "{dense}", *RUN, *text], ["compare", "{suite}", *RUN, *text]):
-    assert refused(run(*words)) == "moejax: lm_eval is not installed; `pip install moejax[eval]`\n"
+    assert refused(run(*words)) == "moejax: lm_eval is not installed; run `pip install moejax[eval]`\n"
 
 
 def test_a_trained_model_is_evaluated_as_it_is(run, tmp_path, tiny_dense):
@@ -320,7 +320,7 @@ def test_the_help_of_a_command_says_what_it_does_and_takes(run, command):
   assert (code, err) == (0, "")
   assert out.startswith(f"usage: moejax {command} [-h]")
   if command in ("show", "train", "compare"):
-    assert "Add NAME to list all its fields" in out and "`moejax list`" in out
+    assert "To list all fields of an experiment, add its NAME" in out and "`moejax list`" in out
 
 
 @pytest.mark.parametrize("command", ["show", "train"])
@@ -442,12 +442,12 @@ def test_a_tokenizer_is_trained_text_is_packed_with_it_and_an_experiment_trains_
   monkeypatch.chdir(tmp_path)
   sources = ["{tmp}/text.txt", str(MINE)]
   code, out, _ = run("tokenizer", "train", "--source", *sources, "--vocab-size", "263", "--out", "a.json")
-  assert (code, out) == (0, "a.json: 263 ids; --data.tokenizer a.json --model.vocab-size 384\n")
+  assert (code, out) == (0, "a.json: 263 tokens; use --data.tokenizer a.json --model.vocab-size 384\n")
   for source, packed in zip(sources, ("train", "validation"), strict=True):
     pack = ("data", "pack", "--source", source, "--tokenizer", "a.json", "--out", packed, "--processes", "1")
     code, out, _ = run(*pack)
     assert code == 0 and out.startswith(f"{packed}: 1 documents, "), out
-    assert out.endswith("in 1 shards; --model.vocab-size 384 fits\n")
+    assert out.endswith("in 1 shards; use --model.vocab-size 384\n")
     assert run(*pack)[:2] == (0, out)
   data = ["--data.train", "train", "text.txt", "--data.weights", "3", "1", "--data.validation", "validation"]
   fields = [*data, "--data.tokenizer", "a.json", "--data.packing", "best_fit", "--training.steps", "2"]

@@ -88,7 +88,7 @@ def test_a_section_that_saves_is_left_when_it_has_saved_and_the_line_says_from_w
   found, _, err = stop(HELD.format(meanwhile=""), name)
   assert found == code
   first, last = err.split("\n\n")
-  assert first == f"moejax: {name}: stopping after this step; Ctrl-C stops at once"
+  assert first == f"moejax: {name}: stopping after this step; Ctrl-C stops immediately"
   assert last == f"moejax: stopped by {name}; the same command continues from step 3"
 
 

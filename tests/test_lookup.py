@@ -65,13 +65,15 @@ def test_an_unknown_name_is_told_the_nearest(name, hint):
 def test_a_suite_where_an_experiment_is_needed_names_the_command_and_the_members():
   with pytest.raises(
     UserError,
-    match=r"^'suite' is a suite: `moejax compare suite` runs it whole; its members are dense, sparse, wide$",
+    match=r"^'suite' is a suite; use `moejax compare suite`, or one of its members: dense, sparse, wide$",
   ):
     find_experiment("suite")
 
 
 def test_an_experiment_where_a_suite_is_needed_names_the_command_and_the_suites():
-  with pytest.raises(UserError, match=r"^'dense' is one experiment: `moejax train dense` runs it; suites are suite$"):
+  with pytest.raises(
+    UserError, match=r"^'dense' is a single experiment; use `moejax train dense`, or one of the suites: suite$"
+  ):
     find_suite("dense")
 
 
@@ -124,7 +126,7 @@ def test_a_file_that_is_not_there(write):
 
 def test_a_file_without_a_function(write):
   with pytest.raises(
-    UserError, match=r"^own\.py names no function; add one of that file, as in own\.py:my_experiment$"
+    UserError, match=r"^own\.py does not name a function; add a function of the file, as in own\.py:my_experiment$"
   ):
     find(write("def mine(): ..."))
 
@@ -169,7 +171,7 @@ def test_a_file_that_a_run_or_a_comparison_wrote_is_a_name(tiny_moe, tiny_suite,
   assert find_experiment(str(tmp_path / "run" / "experiment.json")) == longer
   assert find_suite(str(tmp_path / "comparison" / "suite.json")) == tiny_suite
   for name, file in (("run", "experiment.json"), ("comparison", "suite.json")):
-    with pytest.raises(UserError, match=rf"is a directory; to start from its configuration, name .*{name}/{file}$"):
+    with pytest.raises(UserError, match=rf"is a directory; to use its configuration, give .*{name}/{file}$"):
       find(str(tmp_path / name))
 
 

@@ -17,7 +17,7 @@ def test_a_library_that_is_there_is_its_module():
 
 @pytest.mark.parametrize("name", ["no_such_library", "no_such_library.part"])
 def test_a_missing_library_says_what_installs_it(name):
-  with pytest.raises(UserError, match=r"^no_such_library is not installed; `pip install moejax\[data\]`$"):
+  with pytest.raises(UserError, match=r"^no_such_library is not installed; run `pip install moejax\[data\]`$"):
     library(name)
 
 
@@ -47,7 +47,7 @@ def test_what_needs_the_extra_says_so_where_it_is_not_installed(tmp_path, monkey
   monkeypatch.setitem(sys.modules, name, None)  # as if it were not there
   (field, value) = next(iter(fields.items()))
   value = value.format(folder=tmp_path)
-  with pytest.raises(UserError, match=rf"{name} is not installed; `pip install moejax\[data\]`$"):
+  with pytest.raises(UserError, match=rf"{name} is not installed; run `pip install moejax\[data\]`$"):
     if field == "tokenizer":
       make_tokenizer(value)
     else:

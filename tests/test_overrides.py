@@ -204,12 +204,12 @@ def test_every_name_that_stands_for_a_field_stands_for_one_that_there_is(tiny_mo
 
 def test_where_nothing_is_alike_the_list_of_all_fields_is_named(tiny_moe):
   assert complaint(tiny_moe, "--xyzzy", "4") == "'sparse' has no field 'xyzzy'; `moejax show NAME` lists all fields"
-  assert "the experiment is named without an option" in complaint(tiny_moe, "--config", "a.yaml")
+  assert "give the experiment without an option" in complaint(tiny_moe, "--config", "a.yaml")
 
 
 @pytest.mark.parametrize("argument", ["--model.moe.num-experts", "--model.moe"])
 def test_a_field_of_experts_that_are_not_there_is_told_so(tiny_dense, argument):
-  with pytest.raises(UserError, match=r"has no field .*; it has no sparse layers: start from an MoE experiment$"):
+  with pytest.raises(UserError, match=r"has no field .*; it has no sparse layers; use an MoE experiment$"):
     override(tiny_dense, [argument, "4"])
 
 
@@ -221,7 +221,7 @@ def test_a_group_of_fields_takes_no_value(tiny_moe, argument, example):
   path = argument.removeprefix("--")
   with pytest.raises(UserError) as error:
     override(tiny_moe, [argument, "None"])
-  assert str(error.value) == f"{path} is a group of fields; set one of them, as in {example}"
+  assert str(error.value) == f"{path} is a group of fields; set a field in it, as in {example}"
 
 
 BAD_VALUES = [
@@ -231,7 +231,7 @@ BAD_VALUES = [
   (["--model.num-layers", "inf"], "model.num_layers='inf' is not an integer; give one as in --model.num-layers 2"),
   (["--model.num-layers"], "--model.num-layers needs a value: an integer, as in --model.num-layers 2"),
   (["--mesh.data", "two"], "mesh.data='two' is not an integer or None; give one as in --mesh.data 8"),
-  (["--data.prefetch", "1", "2"], "--data.prefetch takes one value and got 2: 1 2; give one"),
+  (["--data.prefetch", "1", "2"], "--data.prefetch takes one value but got 2: 1 2; give one"),
   (
     ["--optimizer.gradient-clip", "inf"],
     "optimizer.gradient_clip='inf' is not a finite number; give one as in --optimizer.gradient-clip 1.0",
@@ -420,7 +420,7 @@ def test_the_help_has_every_field_with_its_meaning_and_value(tiny_moe, capsys):
   options |= {f"--rules.{name.replace('_', '-')}" for name in LOGICAL_AXES}
   assert options <= set(words.split())
   assert "moejax train sparse" in words
-  assert "--rules.embed [STR [STR ...]] Mesh axes that shard it. (default: data expert)" in words
+  assert "--rules.embed [STR [STR ...]] Mesh axes that shard this logical axis. (default: data expert)" in words
   assert "--model.num-layers INT Number of transformer layers (L). (default: 2)" in words
   assert "--model.moe.d-ff INT Hidden dimension of one expert (F). (default: 8)" in words
 

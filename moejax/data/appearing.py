@@ -1,4 +1,4 @@
-"""Folders that are written whole or not at all."""
+"""Writes folders atomically."""
 
 import contextlib
 import pathlib
@@ -32,7 +32,7 @@ def appearing(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 def _remove_abandoned(cache: pathlib.Path) -> None:
   """Removes folders that killed processes left. A process that still writes has modified its files recently."""
   for part in cache.glob(".partial-*"):
-    with contextlib.suppress(FileNotFoundError):  # it was just completed, or another process removes it
+    with contextlib.suppress(FileNotFoundError):  # it was just completed, or removed by another process
       newest = max(path.stat().st_mtime for path in (part, *part.iterdir()))
       if time.time() - newest > _ABANDONED_AFTER_S:
         shutil.rmtree(part, ignore_errors=True)

@@ -18,16 +18,16 @@ _DENSE = 2**24
 def ngram_baselines(corpus: Corpus, max_tokens: int | None = None) -> dict[str, float | None]:
   """Bits per byte and next-token accuracy of a unigram and a bigram model.
 
-  Both count the training streams, whatever their weights, and are scored on exactly the targets that evaluation scores:
-  those of weight 1 among the first `max_tokens` of the validation stream. The unigram adds one to every count. The
-  bigram interpolates with the unigram by Witten-Bell smoothing (Witten and Bell 1991, IEEE Transactions on Information
-  Theory 37(4), method C; in Chen and Goodman 1998, TR-10-98, section 2.4): with n(c) the count of context c and t(c)
-  its distinct followers, p(w | c) = (n(c, w) + t(c) p(w)) / (n(c) + t(c)). The prediction is the most probable token,
-  and of several the one with the lowest id.
+  Both are estimated from the training streams, independently of their weights, and evaluated on exactly the targets
+  that evaluation uses: those of weight 1 among the first `max_tokens` of the validation stream. The unigram adds one to
+  every count. The bigram interpolates with the unigram by Witten-Bell smoothing (Witten and Bell 1991, IEEE
+  Transactions on Information Theory 37(4), method C; in Chen and Goodman 1998, TR-10-98, section 2.4): with n(c) the
+  count of context c and t(c) its distinct followers, p(w | c) = (n(c, w) + t(c) p(w)) / (n(c) + t(c)). The prediction
+  is the most probable token, with the lowest id if there are several.
 
   Returns:
-    MODEL_bits_per_byte, MODEL_accuracy and both with _stderr (over documents, as ratio estimates; None where there is
-    one document) for MODEL in unigram, bigram.
+    MODEL_bits_per_byte and MODEL_accuracy for MODEL in unigram and bigram, and their standard errors with the suffix
+    _stderr (over documents, as ratio estimates; None if there is only one document).
   """
   model = _count(corpus.train, corpus.tokenizer.vocab_size)
   byte_lengths = corpus.tokenizer.byte_lengths

@@ -22,7 +22,7 @@ def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[t
     column: name of the column, or `a.b` for the field b of the column a of structs.
 
   Raises:
-    UserError: the file is damaged, or has no such column of strings.
+    UserError: If the file is damaged or has no such column of strings.
   """
   arrow = library("pyarrow")
   try:
@@ -37,7 +37,7 @@ def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[t
   except (arrow.ArrowException, UnicodeDecodeError, MemoryError, OSError) as error:
     if getattr(error, "errno", None):
       raise
-    raise UserError(f"{place}: damaged {kind} file ({reason(error)}); fetch or write it again") from None
+    raise UserError(f"{place}: damaged {kind} file ({reason(error)}); download or create it again") from None
 
 
 def _parquet(raw: BinaryIO, column: str) -> tuple[Any, int | None, Iterator[Any]]:
@@ -47,7 +47,7 @@ def _parquet(raw: BinaryIO, column: str) -> tuple[Any, int | None, Iterator[Any]
 
 
 def _arrow(raw: BinaryIO) -> tuple[Any, int | None, Iterator[Any]]:
-  """The stream that `datasets` writes, or the random-access file that others do."""
+  """Opens the stream format of `datasets`, or the random-access file format of other programs."""
   ipc = library("pyarrow.ipc")
   magic = raw.read(6)
   raw.seek(0)
@@ -86,7 +86,7 @@ def _check_column(schema: Any, column: str, place: str) -> None:
 def _strings(batch: Any, column: str) -> list[str | None]:
   first, *inner = _path(batch.schema.names, column)
   values = batch.column(first)
-  values.validate(full=True)  # a damaged file would otherwise end the process
+  values.validate(full=True)  # without this, a damaged file would crash the process
   if inner:
     values = library("pyarrow.compute").struct_field(values, inner)  # null where a struct is
   return values.to_pylist()

@@ -19,7 +19,7 @@ def decompressed(raw: BinaryIO, suffix: str) -> BinaryIO:
   """The content of a file whose name ends in `suffix`, one of COMPRESSIONS or empty."""
   match suffix:
     case ".gz":
-      return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # it reads like one
+      return gzip.GzipFile(fileobj=raw)  # type: ignore[return-value]  # it has the same interface
     case ".zst":
       # The reader of pyarrow detects truncated files.
       return io.BufferedReader(library("pyarrow").CompressedInputStream(raw, "zstd"), _BUFFER)

@@ -30,31 +30,31 @@ Progress = Callable[[str, float], None]
 
 SPLITS = ("train", "validation")
 PARTS = "parts.json"
-"""In a corpus's folder: what each file, split or packed folder held."""
-_FORMAT = 3  # goes up when what is written for the same sources changes
+"""Name of the file in a corpus folder that describes each source file, split and packed folder."""
+_FORMAT = 3  # must be increased if the content for the same sources changes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Corpus:
-  """The text of an experiment, both splits."""
+  """The tokenized text of an experiment, with training and validation splits."""
 
   train: tuple[TokenStream, ...]
-  """Streams that are mixed; documents are in the order of the sources. Without weights all text is one stream."""
+  """The training streams, with documents in the order of the sources. Without weights, all text is one stream."""
   weights: tuple[float, ...]
   """Weight of each training stream. If empty, streams are sampled in proportion to their tokens."""
   validation: TokenStream
-  """Documents in the order of a hash of their text, so that any beginning of it is a fair sample of the whole; where it
-  was packed, in that order."""
+  """The validation stream, with documents in the order of a hash of their text, so that any initial part is a random
+  sample. A packed folder keeps its own order."""
   tokenizer: Tokenizer
   """The tokenizer of the tokens."""
   folder: pathlib.Path
   """The folder of the tokenized streams."""
 
   def summary(self) -> dict[str, int | str | None]:
-    """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, None where a seqio task does not say) for
-    train and validation; validation_in_train (validation documents whose tokens are those of a training document);
-    train_duplicates (training documents that repeat an earlier one); nulls (texts that are null, and no documents);
-    duplicates_dropped; tokenizer; sha256, which is equal exactly where all streams are."""
+    """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, or None if unknown, as for some seqio tasks)
+    for train and validation; validation_in_train (validation documents with the tokens of a training document);
+    train_duplicates (training documents that repeat an earlier one); nulls (null texts, which are skipped);
+    duplicates_dropped; tokenizer; sha256 (a hash of all streams)."""
     return {name: value for name, value in _read_summary(self.folder).items() if name not in ("files", "checksum")}
 
 
@@ -64,20 +64,21 @@ def build_corpus(
   progress: Progress = lambda what, done: None,
   warn: Callable[[str], None] = lambda text: None,
 ) -> Corpus:
-  """The corpus of a text, from `cache` where it holds one of the same files, tokenizer and split.
+  """Tokenizes a text, or uses the corpus in `cache` if it has one with the same files, tokenizer and split.
 
-  Tokenizing streams from disk to disk, into a temporary folder that gets its name when all is written: a process that
-  is killed leaves nothing that looks complete, and of two that tokenize at once one result stays.
+  The text is streamed from disk to disk. The corpus is written to a temporary folder, which is renamed when it is
+  complete, so that a killed process leaves no incomplete corpus. If two processes tokenize the same text, one result is
+  kept.
 
   Args:
-    text: sources, split and tokenizer; sequence length and seed make no difference here.
-    cache: folder of all corpora, made where it is missing.
-    progress: called at every per cent of the sources' bytes.
-    warn: called with what is doubtful about the text, whether it was cached or not.
+    text: sources, split and tokenizer. Sequence length and seed have no effect.
+    cache: folder of all corpora, which is created if necessary.
+    progress: called at every percent of the bytes of the sources.
+    warn: called with each warning about the text, even if it was cached.
 
   Raises:
-    UserError: a source is bad (one line with file, line and remedy), a split has no document, or what is packed was
-      packed with another tokenizer.
+    UserError: If a source is not valid (the message gives file, line and remedy), a split has no documents, or a packed
+      folder was packed with another tokenizer.
   """
   data, tokenizer = text.data, text.tokenizer
   train, weights = _train_streams(text, cache)
@@ -86,8 +87,8 @@ def build_corpus(
   folder = cache / _identity(data, streams, tokenizer)
   if not folder.is_dir() and not processes.is_first():
     raise UserError(
-      f"process {processes.index()} finds other text than process 0, which has tokenized its own; give all hosts the "
-      "same files, best on a file system that they share"
+      f"process {processes.index()} finds other text than process 0, which has tokenized it; give all hosts the same "
+      "files, preferably on a shared file system"
     )
   if not folder.is_dir():
     with appearing(folder) as part:
@@ -106,10 +107,10 @@ def build_corpus(
 
 
 def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
-  """The content of a corpus's summary.json.
+  """Reads the summary.json of a corpus.
 
   Raises:
-    UserError: it is damaged.
+    UserError: If it is damaged.
   """
   path = folder / "summary.json"
   try:
@@ -118,18 +119,18 @@ def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
       return summary
   except (OSError, ValueError, TypeError, KeyError):
     pass
-  raise UserError(f"{path} is damaged; delete {folder} and run again, which tokenizes the text again")
+  raise UserError(f"{path} is damaged; delete {folder} and run again to tokenize the text again")
 
 
 def _check_files(folder: pathlib.Path, verified: Verified) -> None:
-  """Raises UserError where a stream of a corpus is not what was written."""
+  """Raises UserError if a stream of a corpus has changed since it was written."""
   for name, expected in _read_summary(folder)["files"].items():
-    remedy = f"delete {folder} and run again, which tokenizes the text again"
+    remedy = f"delete {folder} and run again to tokenize the text again"
     verified.check(folder / name, expected, file_hash, remedy)
 
 
 def split_documents(data: Data) -> Iterator[tuple[str, str]]:
-  """Every document of text with its split, in the order of the sources."""
+  """Yields every document with its split, in the order of the sources."""
   streams = [
     _Stream(split, tuple(part for source in getattr(data, split) for part in source_parts(source))) for split in SPLITS
   ]
@@ -139,11 +140,10 @@ def split_documents(data: Data) -> Iterator[tuple[str, str]]:
 
 def _warnings(data: Data, summary: dict[str, Any]) -> Iterator[str]:
   if both := summary["validation_in_train"]:
-    remedy = (
-      "pack it again without them" if any(map(_is_tokens, data.train)) else "data.deduplicate drops them from train"
-    )
+    remedy = "pack it again without them" if any(map(_is_tokens, data.train)) else "set data.deduplicate to remove them"
     yield (
-      f"{both:,} of {summary['validation_documents']:,} validation documents are training documents too, which makes "
+      f"{both:,} of {summary['validation_documents']:,} validation documents are also in the training text, which "
+      "makes "
       f"held-out scores too good; {remedy}"
     )
   if nulls := summary["nulls"]:
@@ -152,7 +152,7 @@ def _warnings(data: Data, summary: dict[str, Any]) -> Iterator[str]:
 
 @dataclasses.dataclass(frozen=True)
 class _Stream:
-  """What a stream is made of: parts that are tokenized, or a packed folder."""
+  """The content of a stream: parts to tokenize, or a packed folder."""
 
   name: str
   """train, train-0, train-1, ... or validation."""
@@ -161,17 +161,17 @@ class _Stream:
 
 
 def _stream(name: str, text: Text, sources: Sequence[str]) -> _Stream:
-  """A stream of sources of text."""
+  """Makes the stream of some text sources."""
   return _Stream(name, tuple(part for source in sources for part in text.parts[source]))
 
 
 def _train_streams(text: Text, cache: pathlib.Path) -> tuple[list[_Stream], tuple[float, ...]]:
-  """The streams that training mixes, and their weights."""
+  """The training streams and their weights."""
   data = text.data
   if data.deduplicate and (tokens := [source for source in data.train + data.validation if _is_tokens(source)]):
     raise UserError(
-      f"data.deduplicate=True compares texts, and {tokens[0]} is tokens; set it to False, and deduplicate what is "
-      "packed with `moejax data pack --deduplicate`"
+      f"data.deduplicate=True compares texts, but {tokens[0]} contains tokens; set it to False, and use "
+      "`moejax data pack --deduplicate` to deduplicate packed text"
     )
   if not data.weights and not any(map(_is_tokens, data.train)):
     return [_stream("train", text, data.train)], ()
@@ -192,7 +192,7 @@ def _train_streams(text: Text, cache: pathlib.Path) -> tuple[list[_Stream], tupl
   if data.weights:
     return streams, tuple(weights)
   if mixture and len(data.train) > 1:
-    raise UserError("data.train has a seqio mixture and other sources; set data.weights to one number for each")
+    raise UserError("data.train has a seqio mixture and other sources; set data.weights to one number per source")
   texts = [source for source in data.train if not _is_tokens(source)]
   if texts:
     streams.append(_stream("train", text, texts))
@@ -203,7 +203,7 @@ def _validation_stream(text: Text, cache: pathlib.Path) -> _Stream:
   data = text.data
   if not data.validation and all(map(_is_tokens, data.train)):
     raise UserError(
-      "data.validation is empty and data.train has no text to hold out; set data.validation, packed with "
+      "data.validation is empty but data.train has no text to hold out; set data.validation to a folder packed with "
       "`moejax data pack --keep validation`"
     )
   if not any(map(_is_tokens, data.validation)):
@@ -221,10 +221,10 @@ def _is_tokens(source: str) -> bool:
 
 
 def _packed_folders(source: str, text: Text, cache: pathlib.Path) -> list[tuple[pathlib.Path, float]]:
-  """The packed folders of a source and their parts of it, which sum to 1; all text is refused."""
+  """The packed folders of a source and their weights in it, which sum to 1. Raises UserError for text."""
   if source.startswith(SEQIO):
     tasks = materialise(source, cache, text.tokenizer, text.data.sequence_length)
-    # Rates are of examples, as in seqio, and weights are of sequences, which longer examples fill more of.
+    # Rates in seqio apply to examples, but weights apply to sequences, of which longer examples fill more.
     shares = [task.rate * mean_length(task.folder) for task in tasks]
     return [(task.folder, share / sum(shares)) for task, share in zip(tasks, shares, strict=True)]
   if is_packed(source):
@@ -239,7 +239,7 @@ def _open(stream: _Stream, folder: pathlib.Path, tokenizer: Tokenizer) -> TokenS
 
 
 def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
-  """A hash of all that decides the streams, without reading the files."""
+  """A hash of everything that determines the streams, computed without reading the files."""
   facts: dict[str, object] = {"format": _FORMAT, "tokenizer": tokenizer.identity}
   *train, validation = streams
   facts["train"] = [(part.name, part.place, *part.version) for stream in train for part in stream.parts]
@@ -261,7 +261,7 @@ def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
 def _tokenize(
   data: Data, streams: list[_Stream], tokenizer: Tokenizer, folder: pathlib.Path, progress: Progress
 ) -> dict[str, Any]:
-  """Writes the streams of text and parts.json into `folder` and returns the summary of all."""
+  """Writes the streams of text and parts.json to `folder` and returns the summary of all streams."""
   begin = np.array([tokenizer.begin])
   texts = [stream for stream in streams if not stream.packed]
   num_bytes = {stream.name: 0 for stream in texts}
@@ -303,7 +303,7 @@ def _packed_parts(streams: list[_Stream]) -> list[dict[str, Any]]:
 
 
 def _repeated(streams: list[_Stream], keys: dict[str, np.ndarray]) -> dict[str, int]:
-  """How many documents are in both splits, and how often in train, by the keys of their tokens."""
+  """Numbers of validation documents that are in train and of repeated training documents, by the keys of tokens."""
   keys = keys | {stream.name: read_keys(stream.packed) for stream in streams if stream.packed}
   *train, validation = (keys[stream.name] for stream in streams)
   distinct = np.unique(np.concatenate(train))
@@ -314,12 +314,12 @@ def _repeated(streams: list[_Stream], keys: dict[str, np.ndarray]) -> dict[str, 
 
 
 def _unordered(name: str) -> str:
-  """The stream that the documents of `name` are first written to."""
+  """Name of the stream to which the documents of `name` are written first."""
   return "unordered" if name == "validation" else name
 
 
 def _summary(streams: list[_Stream], counts: dict[str, tuple[int, int, int]]) -> dict[str, int | str | None]:
-  """Sums over the streams of each split; bytes are None where a seqio task did not say."""
+  """Sums over the streams of each split. Bytes are None if they are unknown, as for some seqio tasks."""
   summary: dict[str, int | str | None] = {}
   for split in SPLITS:
     rows = []
@@ -335,20 +335,20 @@ def _summary(streams: list[_Stream], counts: dict[str, tuple[int, int, int]]) ->
 
 @dataclasses.dataclass
 class _Counters:
-  """What reading finds beside the documents that it gives."""
+  """Statistics that are collected while documents are read."""
 
   nulls: int = 0
   duplicates_dropped: int = 0
   parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-  """Of each part: stream, name, place, documents, and a hash of their texts in order."""
+  """For each part: stream, name, place, number of documents, and a hash of their texts in order."""
 
 
 def _split_documents(
   data: Data, streams: list[_Stream], progress: Progress, counters: _Counters
 ) -> Iterator[tuple[str, str, int]]:
-  """Every document of text with the name of its stream and its key, in the order of the sources.
+  """Yields every document with the name of its stream and its key, in the order of the sources.
 
-  Where training must not repeat what validation has, validation comes first.
+  Validation comes first if training documents that are in validation must be dropped.
   """
   total = sum(part.size for stream in streams for part in stream.parts)
   before, percent = 0, -1
@@ -394,7 +394,7 @@ def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
   if data.validation or not any(num_documents.values()) or index:
     sources = getattr(data, split)
     named = sources[int(index)] if index else ", ".join(sources)
-    raise UserError(f"data.{split}={named} has no document with text; give other sources")
+    raise UserError(f"data.{split}={named} has no document with text; use other sources")
   raise UserError(
     f"data.validation_fraction={data.validation_fraction} leaves no document of {sum(num_documents.values())} for "
     f"{empty}; set data.validation, split long texts with data.document_length, or train on more documents"
@@ -402,7 +402,7 @@ def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
 
 
 def _reorder(folder: pathlib.Path, order: np.ndarray, tokenizer: Tokenizer) -> None:
-  """Writes the unordered stream's documents as the validation stream, in `order` [d]."""
+  """Writes the documents of the unordered stream to the validation stream, in `order` [d]."""
   unordered = open_stream(folder, "unordered", tokenizer.vocab_size, tokenizer.padding)
   with StreamWriter(folder, "validation", tokenizer.vocab_size) as validation:
     for document in order:
@@ -412,7 +412,7 @@ def _reorder(folder: pathlib.Path, order: np.ndarray, tokenizer: Tokenizer) -> N
 
 
 def _file_hashes(folder: pathlib.Path, streams: list[_Stream]) -> dict[str, str]:
-  """By name of the file, of the streams that are tokenized here."""
+  """Hashes of the files of tokenized streams, by file name."""
   names = [f"{stream.name}.{kind}" for stream in streams if not stream.packed for kind in ("tokens", "starts")]
   return {name: file_hash(folder / name) for name in names}
 

@@ -1,4 +1,4 @@
-"""Documents: how each kind of file is read, and which documents are held out."""
+"""Reads documents from files of each kind, and determines which documents are held out."""
 
 import dataclasses
 import hashlib
@@ -16,7 +16,7 @@ from moejax.data.text_files import decoded, split_text
 from moejax.errors import UserError, reason
 
 TEXT_SUFFIXES = (".txt", ".md", ".py", ".rst")
-"""Suffixes of files that are one document each."""
+"""Suffixes of files that contain one document."""
 SUFFIXES = (
   *TEXT_SUFFIXES,
   *RECORD_SUFFIXES,
@@ -44,7 +44,7 @@ READING = Reading()
 
 
 def reading_of(data: Data) -> Reading:
-  """How an experiment reads its text."""
+  """The reading options of an experiment."""
   return Reading(data.text_field, data.document_length)
 
 
@@ -86,7 +86,7 @@ class SourceFile:
   path: pathlib.Path | RemotePath
   """Its location."""
   errors: Literal["strict", "replace"] = "strict"
-  """What happens to bytes that are invalid in the encoding of the file: raise, or become U+FFFD."""
+  """Whether bytes that are invalid in the encoding of the file raise an error or are replaced by U+FFFD."""
 
   @property
   def kind(self) -> str:
@@ -116,7 +116,9 @@ class SourceFile:
 
   def check(self, reading: Reading) -> None:
     if isinstance(self.path, pathlib.Path) and not os.access(self.path, os.R_OK):
-      raise UserError(f"{str(self.path)!r} cannot be read (no permission); make it readable or leave it out")
+      raise UserError(
+        f"{str(self.path)!r} cannot be read (no permission); make it readable or remove it from the sources"
+      )
     if self.kind not in TEXT_SUFFIXES:
       next(self.documents(reading), None)
 
@@ -130,10 +132,10 @@ class SourceFile:
     except (OSError, *DAMAGE) as error:
       if self.compression and (isinstance(error, DAMAGE) or not error.errno):
         raise UserError(
-          f"{self.path}: damaged {COMPRESSIONS[self.compression]} ({reason(error)}); fetch or write it again"
+          f"{self.path}: damaged {COMPRESSIONS[self.compression]} ({reason(error)}); download or create it again"
         ) from None
       why = getattr(error, "strerror", None) or reason(error)
-      raise UserError(f"{self.path} cannot be read ({why}); make it readable or leave it out") from None
+      raise UserError(f"{self.path} cannot be read ({why}); make it readable or remove it from the sources") from None
 
   def _documents(self, raw: BinaryIO, reading: Reading) -> Iterator[tuple[str | None, int]]:
     place = str(self.path)
@@ -159,7 +161,7 @@ def split_each(texts: Iterator[tuple[str | None, int]], reading: Reading) -> Ite
 
 
 def document_key(text: str) -> int:
-  """A hash below 2**64, the same in every run, on every machine, in every Python."""
+  """A hash below 2**64 that is the same in every run, on every machine and in every Python version."""
   return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 

@@ -1,4 +1,4 @@
-"""Checks tokens on disk against the hashes that were written with them, once for each size and modification time."""
+"""Verifies files by their stored hashes. A file is read again only if its size or modification time has changed."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ VERIFIED = "verified.json"
 
 
 class Verified:
-  """Which files were found to have which hash; remembered in a file of a folder."""
+  """The verified hashes of files, cached in a file of a folder."""
 
   def __init__(self, folder: pathlib.Path):
     self._path = folder / VERIFIED
@@ -24,7 +24,8 @@ class Verified:
       self._known = content if isinstance(content, dict) else {}
 
   def check(self, path: pathlib.Path, expected: str, digest: Callable[[pathlib.Path], str], remedy: str) -> None:
-    """Raises UserError with `remedy` unless `digest` of a file is `expected`; an unchanged file is not read again."""
+    """Raises UserError with `remedy` unless `digest` of a file equals `expected`. Unchanged files are not read
+    again."""
     try:
       status = path.stat()
       facts = [status.st_size, status.st_mtime_ns, expected]
@@ -36,7 +37,7 @@ class Verified:
     if found != expected:
       raise UserError(f"{path} is damaged: its content does not match its hash; {remedy}")
     self._known[str(path.resolve())] = facts
-    with contextlib.suppress(OSError):  # then it is read again the next time
+    with contextlib.suppress(OSError):  # if this fails, the file is read again next time
       write_json(self._path, self._known)
 
 
@@ -47,5 +48,5 @@ def file_hash(path: pathlib.Path) -> str:
 
 
 def content_checksum(content: dict[str, Any]) -> str:
-  """SHA-256 of plain data, whatever the order of its keys."""
+  """SHA-256 of JSON data, independent of the order of its keys."""
   return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A tokenizer.json of the Hugging Face `tokenizers` library as a tokenizer."""
+"""Tokenizers in tokenizer.json files of the Hugging Face `tokenizers` library."""
 
 import functools
 import json
@@ -14,28 +14,30 @@ from moejax.optional import library
 BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>", "</s>")
 ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
 PADDINGS = ("<|padding|>", "<pad>", "[PAD]", "<|pad|>")
-"""Names of special tokens in tokenizer files, the usual ones first."""
+"""Names of special tokens in tokenizer files, the most common first."""
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class JsonTokenizer:
-  """The ids of the file. If it has no begin-of-text token, one is added after its own ids."""
+  """The tokenizer of a file. If it has no begin-of-text token, one is added after its ids."""
 
   def __init__(self, path: pathlib.Path, sha256: str):
     tokenizers = library("tokenizers")
     try:
       self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-      raise UserError(f"data.tokenizer={str(path)!r} is not a tokenizer.json ({error}); give another file") from None
-    self._tokenizer.encode_special_tokens = True  # special tokens that are spelled out in a text are text
+    except Exception as error:  # the library raises no specific exceptions
+      raise UserError(
+        f"data.tokenizer={str(path)!r} is not a valid tokenizer.json ({error}); use another file"
+      ) from None
+    self._tokenizer.encode_special_tokens = True  # treat the names of special tokens in a text as text
     self._tokenizer.no_truncation()
     self._tokenizer.no_padding()
     self._content = json.loads(path.read_text())
     if self._content["model"].get("type") in ("WordPiece", "WordLevel"):
       raise UserError(
-        f"data.tokenizer={str(path)!r} is {self._content['model']['type']}, which loses spaces; use one of bytes or "
-        "subwords (BPE, Unigram)"
+        f"data.tokenizer={str(path)!r} is a {self._content['model']['type']} model, which loses spaces; use a "
+        "tokenizer of bytes or subwords (BPE, Unigram)"
       )
     self.identity = f"tokenizers: {sha256}"
     vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)

@@ -1,4 +1,4 @@
-"""The training data: the windows of each stream of a corpus, and their weights."""
+"""The training examples: windows of each stream of a corpus, and their weights."""
 
 import dataclasses
 import pathlib
@@ -21,10 +21,10 @@ class Mixture:
 
 
 def training_mixture(corpus: Corpus, data: Data) -> Mixture:
-  """The training windows of a corpus, packed as `data` says. A packing plan is computed once and cached next to it.
+  """The training windows of a corpus with the packing of `data`. Packing plans are cached in the folder of the corpus.
 
   Raises:
-    UserError: a stream is shorter than one window.
+    UserError: If a stream is shorter than one window.
   """
   windows = (
     _windows(stream, data, corpus.folder / f"best_fit-{data.sequence_length}-{index}")

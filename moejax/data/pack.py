@@ -1,4 +1,4 @@
-"""Tokenizes text to shards in parallel processes, as `moejax data pack` does."""
+"""Implements `moejax data pack`: tokenizes text to shards in parallel processes."""
 
 import contextlib
 import dataclasses
@@ -28,7 +28,7 @@ Progress = Callable[[str, float], None]
 """Called with a description of the work and the fraction that is done, 0 to 1."""
 
 Keep = Literal["all", "train", "validation"]
-"""Documents to pack: all, or one side of the split by hash that an experiment would make."""
+"""Documents to pack: all, or one part of the split by hash that an experiment would use."""
 
 _BLOCK_BYTES = 2**20
 
@@ -47,29 +47,30 @@ def pack(
   progress: Progress = lambda what, done: None,
   warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-  """Tokenizes sources of text into a packed folder, and returns its manifest. Resumes an interrupted call.
+  """Tokenizes text sources into a packed folder, and returns its manifest. Resumes an interrupted call.
 
-  What is written does not depend on the number of processes. Documents keep the order of their sources, but those that
-  are held out come in the order of their hash, so that any beginning of them is a fair sample; they must fit in memory.
+  The result does not depend on the number of processes. Documents keep the order of their sources. With
+  `keep="validation"`, they are ordered by a hash, so that any initial part is a random sample; these documents must fit
+  in memory.
 
   Args:
     sources: as in data.train.
-    tokenizer: as data.tokenizer.
+    tokenizer: as in data.tokenizer.
     folder: the packed folder, which is created if it is missing.
     reading: text_field and document_length.
     keep: the documents to pack.
-    validation_fraction: as data.validation_fraction. Unused if `keep` is all.
-    deduplicate: whether to pack only the first of documents with exactly the same text.
-    processes: number of tokenizer processes; None: one per CPU core.
-    shard_tokens: tokens in a shard.
-    progress: called regularly with the progress.
+    validation_fraction: as in data.validation_fraction. Not used if `keep` is all.
+    deduplicate: whether to pack only the first of several documents with the same text.
+    processes: number of tokenizer processes. None uses one per CPU core.
+    shard_tokens: number of tokens per shard.
+    progress: called regularly with a description and the completed fraction.
     warn: called with each warning.
 
   Raises:
-    UserError: an option, a source or the tokenizer is bad, or the folder holds something else or is being packed.
+    UserError: If an option, a source or the tokenizer is not valid, or the folder contains something else or is in use.
   """
   if processes is not None and processes < 1:
-    raise UserError(f"{processes} processes: there must be one or more")
+    raise UserError(f"processes={processes} must be at least 1")
   if keep != "all" and not 0.0 < validation_fraction <= 0.5:
     raise UserError(f"validation_fraction={validation_fraction} must be above 0 and at most 0.5 to keep {keep}")
   check_outside(sources, folder, "--out")
@@ -92,7 +93,7 @@ def pack(
     return keep != "train" or not is_held_out(key, validation_fraction)
 
   seen: set[int] | None = set() if deduplicate else None
-  # What is packed already is only read, and may lie where nothing can be written.
+  # A complete folder is only read, so it may be read-only.
   free = contextlib.nullcontext() if is_packed(str(folder)) else locked(folder, "data pack", warn)
   with free, continuing(lambda: str(folder) if is_begun(folder) else None):
     writer = ShardWriter(folder, request, encoder.vocab_size, shard_tokens)
@@ -143,25 +144,26 @@ class _HeldOut:
 class _TextBlock:
   texts: list[str]
   position: dict[str, Any]
-  """The position after the block: rows done of a part, bytes of text so far, and a record of each whole part."""
+  """The position after the block: rows of the current part, bytes of text so far, and a record of each complete
+  part."""
   read: int
-  """Number of source bytes that are read."""
+  """Number of source bytes that have been read."""
 
 
 def _blocks(
   parts: Sequence[Part], reading: Reading, keeps: Callable[[int], bool], seen: set[int] | None, start: dict[str, Any]
 ) -> Iterator[_TextBlock]:
-  """The documents from a position on whose key is kept, about a megabyte at a time.
+  """Yields the documents to keep from a position on, in blocks of about a megabyte.
 
-  `seen`, where there is one, gets the keys of all documents, and only the first of each key is kept.
+  If `seen` is given, the keys of all documents are added to it, and only the first document with each key is kept.
   """
   texts: list[str] = []
   size, text_bytes, nulls, before = 0, start["text_bytes"], start["nulls"], 0
   sources = list(start["sources"])
   for index, part in enumerate(parts):
     whole = index < start["part"]
-    # What is done is read again where that is needed: a part that is half done for its hash, all parts for what `seen`
-    # must hold. Only what follows is tokenized.
+    # When resuming, a partial part is read again to compute its hash, and all parts are read again if `seen` is needed.
+    # Only documents after the position are tokenized.
     if whole and seen is None:
       before += part.size
       continue
@@ -197,19 +199,19 @@ def _blocks(
 def _encoded(
   blocks: Iterator[_TextBlock], name: str, tokenizer: Tokenizer, processes: int | None
 ) -> Iterator[tuple[_TextBlock, TokenBlock]]:
-  """Each block with its tokens, in order; a few blocks are under way in every process."""
+  """Yields each block with its tokens, in order. A few blocks per process are tokenized ahead."""
   processes = processes or os.cpu_count() or 1
   if processes == 1:
     for block in blocks:
       yield block, _packed(block, *_encode_with(tokenizer, block.texts))
     return
-  # Not forked: a process with threads, as of JAX or a tokenizer, must not be.
+  # Do not fork: this is not safe in a process with threads, such as those of JAX or of a tokenizer.
   context = multiprocessing.get_context("spawn")
   with ProcessPoolExecutor(processes, context, _start_process, (name, tokenizer.identity)) as pool:
     waiting: deque[tuple[_TextBlock, Any]] = deque()
     try:
       for block in blocks:
-        with blocked():  # a process that starts now must live until it ignores Ctrl-C
+        with blocked():  # block signals in a new process until it ignores Ctrl-C
           waiting.append((block, pool.submit(_encode, block.texts)))
         if len(waiting) > 3 * processes:
           block, future = waiting.popleft()
@@ -225,30 +227,30 @@ def _packed(block: _TextBlock, tokens: np.ndarray, lengths: np.ndarray) -> Token
 
 
 def _encode_with(tokenizer: Tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-  """All documents' tokens [n], each document after its BEGIN, and their lengths int64 [d]."""
+  """The tokens [n] of all documents, each preceded by BEGIN, and their lengths int64 [d]."""
   documents = [np.concatenate([[np.int32(tokenizer.begin)], *encoded(tokenizer, text)]) for text in texts]
   tokens = np.concatenate(documents) if documents else np.zeros(0, np.int32)
   return tokens, np.array([len(document) for document in documents], np.int64)
 
 
 _PROCESS: dict[str, Tokenizer] = {}
-"""The tokenizer of this process of a pool."""
+"""The tokenizer of a process of the pool."""
 
 
 def _start_process(name: str, identity: str) -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent alone decides what it means
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is sent to all processes, but only the parent handles it
   signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
   parent = multiprocessing.parent_process()
   assert parent
   threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
   tokenizer = make_tokenizer(name)
   if tokenizer.identity != identity:
-    raise UserError(f"data.tokenizer={name!r} changed while it was in use; start again")
+    raise UserError(f"data.tokenizer={name!r} changed while it was in use; run the command again")
   _PROCESS["tokenizer"] = tokenizer
 
 
 def _end_with(parent: Any) -> None:
-  """A parent that is killed cannot end its processes, which would wait for work for ever."""
+  """Ends this process when its parent ends. After a kill, it would otherwise wait for work forever."""
   parent.join()
   os._exit(1)
 

@@ -1,12 +1,12 @@
-"""Windows of a token stream as examples: inputs, targets, and what keeps documents apart.
+"""Makes examples from windows of a token stream: inputs, targets, segments, positions and weights.
 
-An example is a dict of arrays [T], int32 unless said otherwise:
+An example is a dict of arrays [T], which are int32 unless noted otherwise:
   tokens     inputs
   targets    the token after each input
   segments   1, 2, ... by document in this window, 0 on padding: attention stays within a segment
-  positions  from 0 at each document's first token in this window: attention cannot see before the window either
-  weights    float32, 1 where the target belongs to the input's document; 0 where it is the next document's BEGIN, which
-             nothing before it predicts, where it is part of its document's prefix, and on padding
+  positions  position in the segment, starting at 0
+  weights    float32, 1 if the target belongs to the document of the input; 0 if it is the BEGIN of the next document,
+             which cannot be predicted, if it is part of the prefix of its document, and on padding
   documents  (evaluation only) index of the target's document in the stream, -1 on padding
 """
 
@@ -23,22 +23,24 @@ Example = dict[str, np.ndarray]
 
 
 class Windows(Protocol):
-  """All training examples of a stream, by index: what grain calls a random-access data source."""
+  """The training examples of a stream by index: a random-access data source of grain."""
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int, /) -> Example: ...
   def num_predicted(self, indices: np.ndarray) -> np.ndarray:
-    """int64 [n]: the sum of the weights of each of the examples `indices` [n], without reading a token."""
+    """int64 [n]: the sum of the weights of each of the examples `indices` [n], computed without reading tokens."""
     ...
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Concatenated:
-  """Windows of T inputs, one after the other, wherever documents begin: window i from token i * T on. So each token but
-  the first is a target once in an epoch; the rest of the stream, shorter than a window, is not trained on.
+  """Consecutive windows of T inputs, independently of document boundaries. Window i starts at token i * T.
+
+  Each token except the first is a target once per epoch. The last tokens of the stream, which do not fill a window, are
+  not used.
 
   Raises:
-    UserError: the stream is shorter than one window.
+    UserError: If the stream is shorter than one window.
   """
 
   stream: TokenStream
@@ -48,7 +50,7 @@ class Concatenated:
     if not len(self):
       raise UserError(
         f"the training text has {len(self.stream)} tokens, fewer than the data.sequence_length + 1 = "
-        f"{self.sequence_length + 1} of one sequence; train on more text or shorten data.sequence_length"
+        f"{self.sequence_length + 1} of one sequence; use more text or lower data.sequence_length"
       )
 
   def __len__(self) -> int:
@@ -66,9 +68,9 @@ class Concatenated:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BestFit:
-  """Windows of whole documents, or of pieces of T inputs of longer ones, and padding; see best_fit.
+  """Windows of whole documents, or pieces of T inputs of longer ones, and padding (see best_fit).
 
-  No target is a BEGIN here, and each token that is none is a target once in an epoch.
+  Each token except BEGIN is a target once per epoch.
   """
 
   stream: TokenStream
@@ -103,22 +105,22 @@ class BestFit:
 
 
 def num_targets(stream: TokenStream, max_tokens: int | None) -> int:
-  """Targets that evaluation looks at: those of the stream's first tokens, whatever the sequence length.
+  """Number of targets in evaluation: those of the first tokens of the stream, independently of the sequence length.
 
-  Next documents' BEGINs count here, though their weight is 0. The validation stream is in the order of a hash, so the
-  first tokens are a fair sample of all.
+  BEGIN tokens are counted, although their weight is 0. Since the validation stream is ordered by a hash, the first
+  tokens are a random sample.
   """
   available = len(stream) - 1
   return available if max_tokens is None else min(available, max_tokens)
 
 
 def num_evaluation_windows(stream: TokenStream, sequence_length: int, max_tokens: int | None) -> int:
-  """Windows that cover the targets of evaluation; the last may be padded."""
+  """Number of windows that contain the targets of evaluation. The last window may be padded."""
   return -(-num_targets(stream, max_tokens) // sequence_length)
 
 
 def evaluation_window(stream: TokenStream, index: int, sequence_length: int, max_tokens: int | None) -> Example:
-  """Window `index` as in training, with `documents`, padded beyond the last target: all of a window beyond it."""
+  """Window `index` as in training, with `documents`, and with padding after the last target."""
   start = index * sequence_length
   length = min(sequence_length, num_targets(stream, max_tokens) - start)
   if length == sequence_length:
@@ -152,7 +154,7 @@ def _window(stream: TokenStream, start: int, length: int) -> Example:
 
 
 def _weights(stream: TokenStream, start: int, documents: np.ndarray) -> np.ndarray:
-  """Of the inputs from `start` on; documents [length + 1] are theirs and the last target's."""
+  """Weights of the inputs from `start` on. `documents` [length + 1] are those of the inputs and of the last target."""
   same = documents[1:] == documents[:-1]
   if stream.prefixes is not None:
     same &= stream.predicted(start + 1, documents[1:])

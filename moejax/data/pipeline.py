@@ -24,20 +24,20 @@ def train_batches(
   rows: Sequence[int] | None = None,
   start_step: int = 0,
 ) -> grain.DatasetIterator[Example]:
-  """Endless batches of packing's examples, from `start_step` on; threads read data.prefetch batches ahead.
+  """Returns an infinite iterator of training batches. Threads read data.prefetch batches ahead.
 
-  The batch at a step is a function of data.seed and the step alone. Each epoch reshuffles all windows; a batch may
-  straddle two epochs. With weights each stream has epochs of its own, and every stretch of rows has the streams in
-  these proportions, to within a per cent. Whatever `rows` a process asks for, they are those of the same batch.
+  The batch at a step depends only on data.seed and the step. Windows are reshuffled in each epoch, and a batch may
+  contain the end of one epoch and the start of the next. With weights, each stream has its own epochs, and any range of
+  rows has the streams in proportion to the weights, to within one percent. The batch does not depend on `rows`.
 
-  `get_state()` is a small dict for JSON, and `set_state(state)` resumes from it, bit for bit; `close()` frees the
+  `get_state()` returns a small dictionary for JSON, and `set_state(state)` resumes exactly from it. `close()` ends the
   threads, which otherwise end with the iterator or the interpreter.
 
   Args:
-    mixture: what to train on.
+    mixture: windows and weights.
     data: seed and prefetch.
-    batch_size: rows over all processes (B).
-    rows: which of them this process needs, in this order; None takes all.
+    batch_size: number of rows over all processes (B).
+    rows: the rows that this process needs, in this order. None reads all rows.
     start_step: step of the first batch.
   """
   batches = batches_by_step(mixture, data, batch_size, rows)
@@ -50,7 +50,7 @@ def train_batches(
 def batches_by_step(
   mixture: Mixture, data: Data, batch_size: int, rows: Sequence[int] | None = None
 ) -> grain.MapDataset[Example]:
-  """The batch [rows, T] of every step, which `train_batches` yields in order. Indexing it reads that batch alone."""
+  """The batches [rows, T] of `train_batches` by step. Indexing reads only the requested batch."""
   rows = range(batch_size) if rows is None else rows
   place = row_places(mixture, data.seed)
 
@@ -64,11 +64,10 @@ def batches_by_step(
 def evaluation_batches(
   stream: TokenStream, sequence_length: int, batch_size: int, max_tokens: int | None
 ) -> Iterator[Example]:
-  """Batches [B, T] that score the stream's first `max_tokens` targets, or all, once each and in order.
+  """Yields batches [B, T] that contain each of the first `max_tokens` targets of the stream (None: all) once, in order.
 
-  The validation stream is in the order of a hash of its documents, so that its beginning is a fair sample. The last
-  window and the last batch are filled up with padding (segments 0, weights 0, documents -1). Every process reads them
-  whole.
+  Since the validation stream is ordered by a hash of its documents, its first tokens are a random sample. The last
+  window and the last batch are padded (segments 0, weights 0, documents -1). Every process reads all rows.
   """
   for step in range(num_evaluation_batches(stream, sequence_length, batch_size, max_tokens)):
     windows = range(step * batch_size, (step + 1) * batch_size)
@@ -76,19 +75,19 @@ def evaluation_batches(
 
 
 def num_evaluation_batches(stream: TokenStream, sequence_length: int, batch_size: int, max_tokens: int | None) -> int:
-  """How many batches evaluation_batches yields."""
+  """Number of batches that `evaluation_batches` yields."""
   return -(-num_evaluation_windows(stream, sequence_length, max_tokens) // batch_size)
 
 
 def row_places(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
-  """Which example row n of training is, counted over all steps: its stream, and its index among that one's windows."""
+  """Returns a function that maps training row n, counted over all steps, to its stream and the index of its window."""
   return _weighted(mixture, seed) if mixture.weights else _pooled(mixture, seed)
 
 
 def _pooled(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
-  """From one shuffle over the windows of all streams."""
+  """Shuffles the windows of all streams together."""
   ends = list(itertools.accumulate(map(len, mixture.windows)))
-  # Index shuffling is a cipher: no permutation is stored, and any epoch is reached at once.
+  # The shuffle computes indices without storing a permutation, so any epoch can be accessed directly.
   order = grain.MapDataset.range(ends[-1]).shuffle(seed=_shuffle_seed(str(seed))).repeat()
 
   def place(row: int) -> tuple[int, int]:
@@ -100,7 +99,7 @@ def _pooled(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
 
 
 def _weighted(mixture: Mixture, seed: int) -> Callable[[int], tuple[int, int]]:
-  """From the stream whose turn it is, each in a shuffle of its own."""
+  """Interleaves the streams according to their weights. Each stream is shuffled separately."""
   orders = [
     grain.MapDataset.range(len(windows))
     .shuffle(seed=_shuffle_seed(f"{seed} {stream}"))
@@ -116,5 +115,6 @@ def _place(stream: int, index: int) -> tuple[int, int]:
 
 
 def _shuffle_seed(seed: str) -> int:
-  """A hash, because grain shuffles epoch e by seed + e: seeds 0 and 1 would share all epochs but one."""
+  """Hashes the seed, because grain uses seed + e for epoch e, so that seeds 0 and 1 would have most epochs in
+  common."""
   return int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")

@@ -1,18 +1,18 @@
-"""A ratio of sums over documents, and how far it may be off."""
+"""Ratio estimates: a ratio of sums over documents, and its standard error."""
 
 import numpy as np
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> float:
-  """Sum over sum; both by document."""
+  """The ratio of the sums. Both arguments are by document."""
   return float(numerators.sum() / denominators.sum())
 
 
 def ratio_stderr(numerators: np.ndarray, denominators: np.ndarray) -> float:
-  """Standard error of sum over sum, documents being the sample (Cochran, Sampling Techniques, equation 2.46).
+  """Standard error of the ratio, with documents as the sample (Cochran, Sampling Techniques, equation 2.46).
 
-  Documents and not tokens: tokens of a document are correlated, and an error over tokens would be far too small. Not a
-  number where fewer than two documents have a denominator.
+  The sample is documents instead of tokens because the tokens of a document are correlated, so that an error over
+  tokens would be far too small. NaN if fewer than two documents have a nonzero denominator.
   """
   used = denominators > 0
   n = int(used.sum())

@@ -11,22 +11,22 @@ from moejax.data.text_files import CHUNK
 from moejax.errors import UserError
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-"""Files with one document a record: .jsonl and .json have a JSON object a line, or .json one array of objects; .csv and
-.tsv begin with a line of column names."""
+"""Suffixes of files with one document per record. .jsonl and .json have one JSON object per line, or .json has one
+array of objects. .csv and .tsv start with a line of column names."""
 
 _MISSING = object()
 _DECODER = json.JSONDecoder()
 _SEPARATOR = {sign: re.compile(rf"[ \t\r\n]*{re.escape(sign)}[ \t\r\n]*") for sign in "[,"}
-"""What stands before the first element of an array and before each other."""
+"""The separators before the first and before each other element of an array."""
 _CLOSED = {"[": re.compile(r"\s*\[\s*\]\s*"), ",": re.compile(r"\s*\]\s*")}
-_LONGEST_LITERAL = 16  # characters that a number, literal or escape may lack at the end of a chunk
+_LONGEST_LITERAL = 16  # maximum number of missing characters of a number, literal or escape at the end of a chunk
 
 
 def read_records(stream: BinaryIO, kind: str, place: str, field: str) -> Iterator[str | None]:
-  """The texts in order, None where one is null.
+  """Yields the texts in order, or None for null.
 
   Raises:
-    UserError: a record is malformed or has no such field of text; the message names file and line.
+    UserError: If a record is malformed or does not have the field. The message gives file and line.
   """
   if kind in (".csv", ".tsv"):
     return _table(stream, "," if kind == ".csv" else "\t", place, field)
@@ -34,10 +34,10 @@ def read_records(stream: BinaryIO, kind: str, place: str, field: str) -> Iterato
 
 
 def find_field(record: Mapping[str, Any], field: str) -> Any:
-  """The value of a field, or of `a.b` the field b of the mapping a; None where a is null.
+  """The value of a field. `a.b` is the field b of the mapping a, or None if a is null.
 
   Raises:
-    KeyError: there is none.
+    KeyError: If the field does not exist.
   """
   if field in record:
     return record[field]
@@ -92,7 +92,7 @@ def _decoded(head: bytes, stream: BinaryIO) -> Iterator[str]:
 
 
 def _elements(chunks: Iterator[str]) -> Iterator[Any]:
-  """The elements of the one array that the chunks spell, which is never in memory as a whole."""
+  """Yields the elements of an array in JSON chunks, without loading the whole array."""
   text, at, before = "", 0, "["
   for chunk in chunks:
     text, at = text[at:] + chunk, 0
@@ -106,13 +106,13 @@ def _elements(chunks: Iterator[str]) -> Iterator[Any]:
       yield element
       before = ","
   if not _CLOSED[before].fullmatch(text, at):
-    _DECODER.raw_decode(text, match.end() if match else at)  # says what is wrong
+    _DECODER.raw_decode(text, match.end() if match else at)  # raises the error
     raise ValueError(f"the array neither continues nor ends at {text[at : at + 20]!r}")
 
 
 def _table(stream: BinaryIO, delimiter: str, place: str, field: str) -> Iterator[str | None]:
-  csv.field_size_limit(2**31 - 1)  # of this process: 131,072 characters by default
-  # strict: a stray quote would otherwise swallow the lines that follow it.
+  csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
+  # Without strict, a stray quote would include the following lines in the text.
   rows = csv.reader(_lines(stream, place), delimiter=delimiter, strict=True)
   try:
     names = next(rows, None)
@@ -127,14 +127,14 @@ def _table(stream: BinaryIO, delimiter: str, place: str, field: str) -> Iterator
     for row in rows:
       if row and len(row) != len(names):
         raise UserError(
-          f"{place} line {rows.line_num}: {len(row)} cells and not the {len(names)} of line 1; put cells that hold "
-          f"{delimiter!r} in quotes"
+          f"{place} line {rows.line_num}: {len(row)} cells, but line 1 has {len(names)}; put cells that "
+          f"contain {delimiter!r} in quotes"
         )
       if row:
         yield row[column]
   except csv.Error as error:
     raise UserError(
-      f"{place} line {rows.line_num}: {error}; put cells that hold quotes in quotes, and double those"
+      f"{place} line {rows.line_num}: {error}; put cells that contain quotes in quotes, and double the quotes"
     ) from None
 
 
@@ -163,7 +163,7 @@ def _text(record: Any, place: str, field: str, need: str) -> str | None:
 
 
 def encodable(text: str) -> str:
-  """JSON escapes can spell half a surrogate pair, which UTF-8 cannot encode: it becomes U+FFFD."""
+  """Replaces lone surrogates, which JSON escapes can contain but UTF-8 cannot encode, by U+FFFD."""
   try:
     text.encode()
   except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""Files behind URLs (gs://, s3://, https://, memory://, ...), through fsspec."""
+"""Files at URLs (gs://, s3://, https://, memory://, ...), read with fsspec."""
 
 import dataclasses
 import glob
@@ -13,12 +13,12 @@ from moejax.errors import UserError, reason
 from moejax.optional import library
 
 _BUFFER = 2**20
-_VERSIONS = ("ETag", "Content-MD5", "Digest", "Last-Modified")  # what web servers say of a file's content
+_VERSIONS = ("ETag", "Content-MD5", "Digest", "Last-Modified")  # HTTP headers that identify the version of a file
 
 
 @dataclasses.dataclass(frozen=True)
 class RemotePath:
-  """A file at a URL, with as much of pathlib's interface as reading it takes."""
+  """A file at a URL, with the part of the pathlib interface that is needed for reading."""
 
   url: str
 
@@ -30,28 +30,28 @@ class RemotePath:
 
   @property
   def size(self) -> int:
-    """Bytes; 1 where the server does not say."""
+    """Size in bytes, or 1 if the server does not report it."""
     size = self._info().get("size")
     return 1 if size is None else int(size)
 
   @property
   def fingerprint(self) -> str:
-    """Differs where the file has changed, as far as the file system can tell."""
+    """A string that differs if the file has changed, as far as the file system reports it."""
     facts = {name: str(value) for name, value in self._info().items() if name in _VERSIONS}
     return str(_system(self.url).ukey(self.url)) + (json.dumps(facts, sort_keys=True) if facts else "")
 
   def open(self, mode: str) -> BinaryIO:
-    """The file's bytes; seekable."""
+    """Opens the file as a seekable stream of bytes."""
     try:
       system = _system(self.url)
       if _is_web(self.url) and not self._has_ranges(system):
         return _copied(system.open(self.url, mode, block_size=0))
       return io.BufferedReader(_Reported(system.open(self.url, mode), self.url), _BUFFER)
-    except Exception as error:  # each protocol raises its own: no access, no network, no such bucket
+    except Exception as error:  # exceptions differ between protocols
       raise _unreadable(self.url, error) from None
 
   def _has_ranges(self, system: Any) -> bool:
-    """Whether a web server gives parts of a file."""
+    """Whether a web server supports range requests."""
     if self.size < 2:
       return False
     try:
@@ -69,7 +69,7 @@ class RemotePath:
       raise _unreadable(self.url, error) from None
 
   def is_file(self) -> bool:
-    """Whether something is there."""
+    """Whether the file exists."""
     try:
       return bool(_system(self.url).isfile(self.url))
     except Exception as error:
@@ -80,7 +80,7 @@ class RemotePath:
     return RemotePath(_without_query(self.url).rpartition("/")[0] + "/" + name)
 
   def resolve(self) -> "RemotePath":
-    """Itself: a URL is whole."""
+    """Returns itself, because a URL is absolute."""
     return self
 
   def __str__(self) -> str:
@@ -88,7 +88,7 @@ class RemotePath:
 
 
 class _Reported(io.RawIOBase):
-  """A remote file whose errors are a UserError, whatever its protocol raises."""
+  """A remote file that converts the exceptions of its protocol to UserError."""
 
   def __init__(self, file: Any, url: str):
     self._file, self._url = file, url
@@ -119,7 +119,7 @@ class _Reported(io.RawIOBase):
 
 
 def _copied(file: Any) -> BinaryIO:
-  """A copy in a temporary file, which can be sought in."""
+  """Copies a file to a temporary file, which is seekable."""
   copy = tempfile.TemporaryFile()  # noqa: SIM115  # its reader closes it
   with file:
     shutil.copyfileobj(file, copy, _BUFFER)
@@ -128,15 +128,15 @@ def _copied(file: Any) -> BinaryIO:
 
 
 def is_url(source: str) -> bool:
-  """Whether fsspec should read it rather than the local file system."""
+  """Whether the source is a URL, which is read with fsspec."""
   return "://" in source
 
 
 def list_files(url: str) -> list[tuple[str, RemotePath]]:
-  """Files of a URL that is a file, a folder or a glob, named relative to it, in the order of their names.
+  """The files at a URL of a file, a folder or a glob, with names relative to it, sorted by name.
 
   Raises:
-    UserError: nothing is there, or the protocol's library is not installed.
+    UserError: If there are none, or the library of the protocol is not installed.
   """
   system = _system(url)
   plain = _without_query(url)
@@ -152,9 +152,9 @@ def list_files(url: str) -> list[tuple[str, RemotePath]]:
     else:
       found, root = [], url
   except Exception as error:
-    raise UserError(f"{url!r} cannot be listed ({reason(error)}); correct the URL or the access") from None
+    raise UserError(f"{url!r} cannot be listed ({reason(error)}); correct the URL or the access rights") from None
   if not found:
-    raise UserError(f"{url!r} does not exist or holds no file; correct the URL")
+    raise UserError(f"{url!r} does not exist or contains no file; correct the URL")
   start = len(str(system._strip_protocol(root)).rstrip("/")) + 1
   return sorted(
     ((str(path)[start:], RemotePath(system.unstrip_protocol(path))) for path in found), key=lambda at: at[0]
@@ -166,7 +166,7 @@ def _is_web(url: str) -> bool:
 
 
 def _is_web_file(url: str) -> bool:
-  """Whether a web address names a file rather than a page of links, which fsspec takes for a folder."""
+  """Whether a web address is a file instead of a page of links, which fsspec treats as a folder."""
   return _is_web(url) and "." in _without_query(url).rpartition("/")[2]
 
 
@@ -177,7 +177,7 @@ def _without_query(url: str) -> str:
 def _unreadable(url: str, error: Exception) -> UserError:
   if isinstance(error, UserError):
     return error
-  return UserError(f"{url} cannot be read ({reason(error)}); correct the URL or the access")
+  return UserError(f"{url} cannot be read ({reason(error)}); correct the URL or the access rights")
 
 
 def _system(url: str) -> Any:

@@ -1,4 +1,4 @@
-"""Folders that Hugging Face `datasets` wrote: which of their files hold the dataset."""
+"""Selects the files of a dataset in folders that Hugging Face `datasets` wrote."""
 
 import json
 import pathlib
@@ -11,17 +11,17 @@ from moejax.data.remote import RemotePath
 from moejax.errors import UserError
 
 _STATE, _INFO, _DICT = "state.json", "dataset_info.json", "dataset_dict.json"
-"""What save_to_disk writes beside the Arrow files of a Dataset, and beside the folders of a DatasetDict."""
+"""Files that save_to_disk writes in addition to the Arrow files of a Dataset and the folders of a DatasetDict."""
 
 _CACHED = re.compile(r"(cache-|tmp).*\.arrow")
-"""Results of map and filter, which lie beside what they were made of."""
+"""Cached results of map and filter, which are stored in the folder of their input."""
 
 
 def of_datasets(files: Sequence[SourceFile]) -> list[SourceFile]:
-  """The files that are text: of a saved dataset those that its state.json lists, not what `datasets` keeps beside them.
+  """Selects files with text: of a saved dataset, those in its state.json, without cache files of `datasets`.
 
   Raises:
-    UserError: there are several splits, or a state.json is damaged or counts only chosen rows.
+    UserError: If there are several splits, or a state.json is damaged or selects rows.
   """
   for file in files:
     if file.path.name == _DICT:
@@ -49,7 +49,9 @@ def _of_folder(files: list[SourceFile]) -> list[SourceFile]:
   if "_data_files" in content:
     listed = {entry["filename"] for entry in content["_data_files"]}
     if missing := next((name for name in sorted(listed) if not beside(name).is_file()), None):
-      raise UserError(f"{beside(missing)} is missing, which {_STATE} lists; copy it there, or save the dataset again")
+      raise UserError(
+        f"{beside(missing)} is missing, which is listed in {_STATE}; restore it, or save the dataset again"
+      )
     return [file for file in files if file.path.name in listed]
   if beside(_INFO).is_file():  # the cache of load_dataset
     return [file for file in files if not _CACHED.fullmatch(file.path.name) and file.path.name != _INFO]

@@ -1,4 +1,4 @@
-"""A SentencePiece model as a tokenizer."""
+"""Tokenizers in SentencePiece model files."""
 
 import functools
 import pathlib
@@ -9,14 +9,14 @@ import numpy as np
 from moejax.optional import library
 
 SPACE = "\u2581"
-"""How pieces write a space."""
+"""The character that represents a space in pieces."""
 
 
 class SentencePieceTokenizer:
-  """Ids of the model; a model without a beginning or an end of text gets ids behind its own.
+  """The tokenizer of a model. If the model has no begin or end token, they are added after its ids.
 
-  So does a model that has no piece for a space and writes it as the three bytes of SPACE: the space gets an id, and
-  counts as the one byte that it is.
+  If the model has no piece for a space, it would encode a space as the three bytes of SPACE. In this case, a token of
+  one byte is added for the space.
   """
 
   def __init__(self, path: pathlib.Path, sha256: str):
@@ -63,18 +63,18 @@ class SentencePieceTokenizer:
 
 
 def _bytes_of_space(model: Any) -> tuple[int, ...] | None:
-  """The ids that a model writes a space with, where those are of three bytes; None where it has a piece for it."""
+  """The three byte ids with which a model encodes a space, or None if it has a piece for the space."""
   ids = tuple(model.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode())
   has_piece = model.piece_to_id(SPACE) != model.unk_id()
   return ids if not has_piece and all(model.is_byte(i) for i in ids) else None
 
 
 def piece_lengths(model: Any) -> np.ndarray:
-  """int32 [V]: UTF-8 bytes of text that each piece of a SentencePieceProcessor stands for."""
+  """int32 [V]: number of UTF-8 bytes of text of each piece of a SentencePieceProcessor."""
   lengths = np.zeros(model.vocab_size(), np.int32)
   for i in range(len(lengths)):
     if model.is_byte(i) or model.is_unknown(i):
-      lengths[i] = 1  # an unknown character has at least one byte; no more is known
+      lengths[i] = 1  # an unknown character has at least one byte
     elif not (model.is_control(i) or model.is_unused(i)):
       lengths[i] = len(model.id_to_piece(i).replace(SPACE, " ").encode())
   return lengths

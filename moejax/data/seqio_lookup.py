@@ -1,4 +1,4 @@
-"""Registered Tasks and Mixtures of seqio by the names that data.train and data.tokenizer give them."""
+"""Finds seqio Tasks and Mixtures by their names in data.train and data.tokenizer."""
 
 import importlib
 import sys
@@ -13,12 +13,13 @@ from moejax.optional import library
 def find(name: str) -> tuple[Any, str]:
   """The Task or Mixture, and the split, of `seqio:MODULE/TASK@SPLIT`.
 
-  The module, whose import registers the task, is found as `python -m` finds one, the current folder first; without
-  MODULE/ the task must be registered already, as by the user's own file of experiments. @SPLIT is train by default.
-  A module that only an experiment.json or a suite.json names is not imported: its task must be registered already.
+  Importing MODULE must register the task. It is searched for like a module of `python -m`, first in the current folder.
+  Without MODULE/, the task must already be registered, for example by the user's file of experiments. The default split
+  is train. For security, a module is not imported if only an experiment.json or a suite.json names it; its task must
+  already be registered.
 
   Raises:
-    UserError: seqio is not installed, there is no such module or task, or the task has no such split.
+    UserError: If seqio is not installed, or the module, the task or the split does not exist.
   """
   seqio = library("seqio")
   task, _, split = name.removeprefix(SEQIO).partition("@")
@@ -34,17 +35,15 @@ def find(name: str) -> tuple[Any, str]:
   registered = _registered(seqio)
   if task not in registered:
     raise UserError(
-      f"{name!r}: no seqio task or mixture {task!r} is registered (there are: {', '.join(registered[:8]) or 'none'}); "
-      f"name the module that registers it, as in {SEQIO}MODULE/{task}"
+      f"{name!r}: no seqio task or mixture {task!r} is registered (registered: {', '.join(registered[:8]) or 'none'}); "
+      f"add the module that registers it, as in {SEQIO}MODULE/{task}"
     )
   found, split = seqio.get_mixture_or_task(task), split or "train"
   if split not in found.splits:
-    raise UserError(
-      f"{name!r} has no split {split!r} (its splits: {', '.join(sorted(found.splits))}); name one of them"
-    )
+    raise UserError(f"{name!r} has no split {split!r} (its splits: {', '.join(sorted(found.splits))}); use one of them")
   if "targets" not in found.output_features:
     features = ", ".join(found.output_features)
-    raise UserError(f"{name!r} has the features {features} and no targets; name a task that has targets")
+    raise UserError(f"{name!r} has the features {features} but no targets; use a task with targets")
   return found, split
 
 
@@ -53,11 +52,11 @@ def _registered(seqio: Any) -> list[str]:
 
 
 def _import(module: str, name: str) -> None:
-  if "" not in sys.path:  # an installed command does not look into the current folder
+  if "" not in sys.path:  # installed commands do not have the current folder in sys.path
     sys.path.insert(0, "")
   try:
     importlib.import_module(module)
   except ModuleNotFoundError as error:
     if error.name != module.partition(".")[0] and error.name != module:
       raise
-    raise UserError(f"{name!r}: there is no module {module!r}; set PYTHONPATH to the folder that it lies in") from None
+    raise UserError(f"{name!r}: there is no module {module!r}; set PYTHONPATH to the folder that contains it") from None

@@ -1,4 +1,4 @@
-"""moejax's own text as seqio Tasks, for programs that read seqio."""
+"""Provides the text of an experiment as a seqio Task, for programs that read seqio."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,8 +12,11 @@ from moejax.optional import library
 
 
 def register_task(name: str, data: Data) -> Any:
-  """Adds to seqio's registry, and returns, a Task of the text of `data`: its splits train and validation have the same
-  documents as the experiment's, its feature `targets` the same tokens without BEGIN."""
+  """Registers and returns a seqio Task with the text of `data`.
+
+  Its splits train and validation have the same documents as the experiment, and its feature `targets` has the same
+  tokens without BEGIN.
+  """
   seqio, tensorflow = library("seqio"), library("tensorflow")
   vocabulary = _vocabulary(make_tokenizer(data.tokenizer))
 
@@ -35,16 +38,16 @@ def register_task(name: str, data: Data) -> Any:
 
 
 def _vocabulary(tokenizer: Tokenizer) -> Any:
-  """A tokenizer as a seqio Vocabulary."""
+  """Makes a seqio Vocabulary from a tokenizer."""
   tensorflow = library("tensorflow")
   base: Any = library("seqio").Vocabulary
 
   def encode(utf8: Any) -> np.ndarray:
-    """Of bytes as graphs hand them over, or an array of them as eager calls do."""
+    """Encodes bytes, which graphs pass, or an array of bytes, which eager calls pass."""
     return tokenizer.encode((utf8 if isinstance(utf8, bytes) else utf8.item()).decode())
 
   class TokenizerVocabulary(base):
-    """Calls the tokenizer, from graphs too."""
+    """A vocabulary that calls the tokenizer, also in graphs."""
 
     @property
     def eos_id(self) -> int:

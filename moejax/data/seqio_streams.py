@@ -1,4 +1,4 @@
-"""Tasks and Mixtures of seqio, materialised once as token shards: seqio preprocesses, grain shuffles and mixes."""
+"""Writes seqio Tasks and Mixtures to token shards. seqio preprocesses the examples; grain shuffles and mixes them."""
 
 import dataclasses
 import functools
@@ -23,23 +23,24 @@ _BLOCK_EXAMPLES = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Materialised:
-  """One Task of an entry, as a packed folder."""
+  """A Task as a packed folder."""
 
   folder: pathlib.Path
   rate: float
-  """Its part of the Mixture; 1 of a Task that was named itself."""
+  """Its fraction of the Mixture, or 1 for a single Task."""
 
 
 def materialise(name: str, cache: pathlib.Path, tokenizer: Tokenizer, sequence_length: int) -> list[Materialised]:
-  """The Tasks behind `seqio:MODULE/NAME@SPLIT` in `cache`, each written there where it is missing.
+  """The Tasks of `seqio:MODULE/NAME@SPLIT` as packed folders in `cache`, which are written if they are missing.
 
-  A document is BEGIN and an example's targets, or its inputs and then its targets, of which only the targets are
-  predicted. Preprocessors run in the order of the source, with seed 0 where they draw random numbers. Where one of them
-  reads seqio's `sequence_length`, as span corruption does, each feature's is `sequence_length` and longer features are
-  cut to it, as seqio does; elsewhere nothing is cut. A Task whose code has changed is not noticed: delete its folder.
+  A document is BEGIN and the targets of an example, or BEGIN, its inputs and its targets, of which only the targets are
+  predicted. Examples have the order of the source, and random preprocessors use seed 0. If a preprocessor uses seqio's
+  `sequence_length`, as span corruption does, the length of each feature is `sequence_length`, and longer features are
+  truncated, as in seqio. Otherwise, nothing is truncated. Changes of the code of a Task are not detected; delete its
+  folder to preprocess it again.
 
   Raises:
-    UserError: as find, or the vocabulary is not the tokenizer's.
+    UserError: If the Task is not found (see `find`), or its vocabulary differs from that of the tokenizer.
   """
   found, split = find(name)
   tasks = found.tasks if hasattr(found, "tasks") else [found]  # a Mixture has them
@@ -50,7 +51,7 @@ def materialise(name: str, cache: pathlib.Path, tokenizer: Tokenizer, sequence_l
       identity = vocabulary_identity(task.output_features[feature].vocabulary)
       if identity != tokenizer.identity:
         raise UserError(
-          f"the {feature} of seqio task {task.name!r} have the vocabulary {identity!r} and data.tokenizer is "
+          f"the {feature} of seqio task {task.name!r} have the vocabulary {identity!r}, but data.tokenizer is "
           f"{tokenizer.identity!r}; set data.tokenizer to {name.partition('@')[0]!r}"
         )
     lengths = dict.fromkeys(_features(task), sequence_length) if _reads_sequence_length(task) else None
@@ -68,12 +69,12 @@ def materialise(name: str, cache: pathlib.Path, tokenizer: Tokenizer, sequence_l
 
 
 def _features(task: Any) -> list[str]:
-  """The features that documents are made of, in order."""
+  """The features of which documents consist, in order."""
   return [feature for feature in ("inputs", "targets") if feature in task.output_features]
 
 
 def _reads_sequence_length(task: Any) -> bool:
-  """Whether a preprocessor takes a sequence_length that the Task has not bound."""
+  """Whether a preprocessor has an argument sequence_length that the Task does not set."""
 
   def free(preprocessor: Any) -> set[str]:
     if dataclasses.is_dataclass(preprocessor):
@@ -100,7 +101,7 @@ def _examples(task: Any, split: str, lengths: dict[str, int] | None) -> Iterator
   try:
     examples = task.get_dataset(sequence_length=lengths, split=split, shuffle=False, seed=0, num_epochs=1)
     yield from examples.as_numpy_iterator()
-  except Exception as error:  # of the task's own source and preprocessors, as TensorFlow reports it
+  except Exception as error:  # any exception of the source or of a preprocessor of the task
     raise UserError(
       f"seqio task {task.name!r}, split {split!r}, raises {type(error).__name__}: {reason(error)}"
     ) from error

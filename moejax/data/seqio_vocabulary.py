@@ -1,4 +1,4 @@
-"""The vocabulary of a seqio Task or Mixture as a tokenizer."""
+"""Tokenizers from the vocabulary of a seqio Task or Mixture."""
 
 import functools
 import hashlib
@@ -12,7 +12,7 @@ from moejax.optional import library
 
 
 class SeqioTokenizer:
-  """The ids of the targets' vocabulary, and one more for the begin of documents, for which seqio uses padding."""
+  """The vocabulary of the targets, and an additional begin token, for which seqio uses padding."""
 
   def __init__(self, name: str):
     self.vocabulary = find(name)[0].output_features["targets"].vocabulary
@@ -46,7 +46,7 @@ class SeqioTokenizer:
 
 
 def vocabulary_identity(vocabulary: Any) -> str:
-  """A string that differs between vocabularies that could encode a text differently."""
+  """A string that identifies a vocabulary."""
   content = getattr(vocabulary, "sp_model", None) or str(vocabulary).encode()
   kind = type(vocabulary).__name__
   return f"seqio: {kind} {vocabulary.vocab_size} {vocabulary.extra_ids} {hashlib.sha256(content).hexdigest()}"

@@ -1,13 +1,13 @@
 """Token shards: a stream of tokens in ArrayRecord files, written once and read by random access.
 
-A packed folder holds
-  tokens-NNNNN.array_record  records of RECORD_TOKENS tokens each, little-endian, one after the other; every shard but
-                             the last has the same number of records, so that a token's place follows from its index
-  starts                     int64: index of each document's BEGIN, then the number of tokens
-  prefixes                   int64, only where a document has some: tokens after its BEGIN that are not to be predicted
-  keys                       uint64: a hash of each document's tokens, by which equal documents are found
-  manifest.json              what it was made of and with, counts, and a hash of each shard's tokens; written last
-While it is being written, progress.json and carry-NNNNN hold where to resume.
+A packed folder holds tokens-NNNNN.array_record  records of RECORD_TOKENS little-endian tokens each; all shards except
+the last have the same number of records, so that the position of a token can be computed from its index starts
+int64: index of the BEGIN of each document, then the number of tokens prefixes                   int64, optional: number
+of tokens after each BEGIN that are not predicted keys                       uint64: a hash of the tokens of each
+document, to find equal documents manifest.json              sources, options, counts, and a hash of the tokens of each
+shard; written last
+
+While it is being written, progress.json and carry-NNNNN hold the state from which packing resumes.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ from moejax.lock import LOCK
 FORMAT = 2
 RECORD_TOKENS = 1024
 SHARD_TOKENS = 2**25
-"""Default number of tokens in a shard: 64 MB of 16-bit ids."""
+"""Default number of tokens per shard: 64 MB of 16-bit ids."""
 
 MANIFEST, PROGRESS = "manifest.json", "progress.json"
 MANIFEST_TYPES = {
@@ -50,21 +50,23 @@ def is_packed(source: str) -> bool:
 
 
 def is_begun(folder: pathlib.Path) -> bool:
-  """Whether a folder has complete shards from which packing resumes."""
+  """Whether a folder has complete shards from which packing can resume."""
   return (folder / PROGRESS).is_file()
 
 
 def check_shard_tokens(shard_tokens: int) -> None:
   """Raises UserError unless shards of this many tokens consist of whole records."""
   if shard_tokens < 1 or shard_tokens % RECORD_TOKENS:
-    raise UserError(f"shards of {shard_tokens} tokens are not whole records; use a multiple of {RECORD_TOKENS}")
+    raise UserError(
+      f"shard_tokens={shard_tokens} is not a multiple of {RECORD_TOKENS}; use a multiple of {RECORD_TOKENS}"
+    )
 
 
 def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-  """The content of manifest.json.
+  """Reads manifest.json.
 
   Raises:
-    UserError: there is none, it is damaged, or it is of another format.
+    UserError: If it does not exist, is damaged, or has another format.
   """
   try:
     manifest = json.loads((folder / MANIFEST).read_bytes())
@@ -72,14 +74,14 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     raise UserError(f"{folder} is not a packed folder ({error}); write it with `moejax data pack`") from None
   if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
     there = manifest.get("format") if isinstance(manifest, dict) else None
-    raise UserError(f"{folder} has format {there} and not {FORMAT}; pack it again")
+    raise UserError(f"{folder} has format {there} instead of {FORMAT}; pack it again")
   if damage := _damage(manifest):
     raise UserError(f"{folder / MANIFEST} is damaged: {damage}; {AGAIN}")
   return manifest
 
 
 def _damage(manifest: dict[str, Any]) -> str | None:
-  """What is wrong with a manifest, None if nothing is."""
+  """Describes the damage of a manifest, or returns None."""
   content = {name: value for name, value in manifest.items() if name != "checksum"}
   if "checksum" in manifest and manifest["checksum"] != content_checksum(content):
     return "its content does not match its checksum"
@@ -92,45 +94,45 @@ def _damage(manifest: dict[str, Any]) -> str | None:
       return f"a shard is {shard!r}"
   sizes = [shard["tokens"] for shard in manifest["shards"]]
   if sum(sizes) != manifest["tokens"] or any(size != manifest["shard_tokens"] for size in sizes[:-1]):
-    return "the tokens of its shards do not add up"
+    return "the sum of the tokens of its shards does not match"
   if manifest["shard_tokens"] < 1 or manifest["shard_tokens"] % RECORD_TOKENS or manifest["documents"] < 1:
     return f"shard_tokens is {manifest['shard_tokens']} and documents is {manifest['documents']}"
   return None if manifest["dtype"] in DTYPES else f"dtype is {manifest['dtype']!r}"
 
 
 def open_packed(folder: pathlib.Path, tokenizer_identity: str, padding: int) -> TokenStream:
-  """The stream of a packed folder; reads its manifest and nothing of the documents.
+  """Opens the stream of a packed folder. Reads only its manifest.
 
   Raises:
-    UserError: another tokenizer wrote it, or it is incomplete or damaged.
+    UserError: If it was packed with another tokenizer, or is incomplete or damaged.
   """
   manifest = read_manifest(folder)
   if manifest["tokenizer"] != tokenizer_identity:
     raise UserError(
-      f"{folder} was packed with the tokenizer {manifest['tokenizer']!r} and data.tokenizer is "
-      f"{tokenizer_identity!r}; name the same tokenizer, or pack the text again"
+      f"{folder} was packed with the tokenizer {manifest['tokenizer']!r}, but data.tokenizer is "
+      f"{tokenizer_identity!r}; use the same tokenizer, or pack the text again"
     )
   for shard in manifest["shards"]:
     if not (folder / shard["file"]).is_file():
-      raise UserError(f"{folder / shard['file']} is missing; copy it there, or pack the text again")
+      raise UserError(f"{folder / shard['file']} is missing; restore it, or pack the text again")
   starts = _read_index(folder, "starts", manifest["documents"] + 1)
   if starts[-1] != manifest["tokens"]:
-    raise UserError(f"{folder / 'starts'} does not fit {folder / MANIFEST}; {AGAIN}")
+    raise UserError(f"{folder / 'starts'} does not match {folder / MANIFEST}; {AGAIN}")
   prefixes = _read_index(folder, "prefixes", manifest["documents"]) if manifest["prefixes"] else None
   return TokenStream(ShardedTokens(folder, manifest), starts, padding, prefixes)
 
 
 def check_packed(folder: pathlib.Path, vocab_size: int, verified: Verified) -> None:
-  """Reads what of a packed folder was not read before, and compares it with the hashes in its manifest.
+  """Compares the files of a packed folder with the hashes in its manifest. Files that were verified are not read again.
 
   Raises:
-    UserError: a file does not hold what was packed, or ids that are no tokens.
+    UserError: If a file is damaged, or contains ids outside the vocabulary.
   """
   manifest = read_manifest(folder)
   dtype = np.dtype(manifest["dtype"])
 
   def shard_hash(path: pathlib.Path) -> str:
-    """Of the tokens of a shard."""
+    """Hash of the tokens of a shard."""
     digest = hashlib.sha256()
     for tokens in _read_shard(path, dtype):
       if len(tokens) and tokens.max() >= vocab_size:
@@ -145,7 +147,7 @@ def check_packed(folder: pathlib.Path, vocab_size: int, verified: Verified) -> N
 
 
 def _read_shard(path: pathlib.Path, dtype: np.dtype) -> Iterator[np.ndarray]:
-  """The records of a shard, in runs of a few megabytes."""
+  """Yields the records of a shard, a few megabytes at a time."""
   try:
     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
     for start in range(0, reader.num_records(), RECORDS_AT_ONCE):
@@ -157,19 +159,21 @@ def _read_shard(path: pathlib.Path, dtype: np.dtype) -> Iterator[np.ndarray]:
 
 
 def _read_index(folder: pathlib.Path, name: str, length: int) -> np.ndarray:
-  """int64 [length]: one of the files beside the shards."""
+  """int64 [length]: the content of an index file."""
   path = folder / name
   try:
     size = path.stat().st_size
     if size != 8 * length:
-      raise UserError(f"{path} does not fit {folder / MANIFEST}: it has {size} bytes and not {8 * length}; {AGAIN}")
+      raise UserError(
+        f"{path} does not match {folder / MANIFEST}: it has {size} bytes instead of {8 * length}; {AGAIN}"
+      )
     return np.memmap(path, "<u8" if name == "keys" else "<i8", "r")
   except OSError as error:
     raise UserError(f"{path} cannot be read ({error.strerror}); {AGAIN}") from error
 
 
 def _content_hash(folder: pathlib.Path, shards: list[dict[str, Any]]) -> str:
-  """Equal for two folders that hold the same documents as the same tokens, in shards of the same size."""
+  """A hash that is equal for two folders with the same documents, tokens and shard size."""
   whole = hashlib.sha256()
   for name in ("starts", "prefixes"):
     if (folder / name).exists():
@@ -185,13 +189,13 @@ def read_keys(folder: pathlib.Path) -> np.ndarray:
 
 
 def mean_length(folder: pathlib.Path) -> float:
-  """Tokens of a document of a packed folder, on average."""
+  """Mean number of tokens per document in a packed folder."""
   manifest = read_manifest(folder)
   return manifest["tokens"] / manifest["documents"]
 
 
 class ShardedTokens:
-  """The tokens of a packed folder as an array [n] of which slices can be taken, by any number of threads."""
+  """The tokens of a packed folder as an array [n] that supports slices from any number of threads."""
 
   def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
     self._paths = [str(folder / shard["file"]) for shard in manifest["shards"]]
@@ -226,20 +230,20 @@ class ShardedTokens:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenBlock:
-  """Consecutive documents, each BEGIN and its tokens."""
+  """Consecutive documents, each of which starts with BEGIN."""
 
   tokens: np.ndarray
   """Token ids [n]."""
   lengths: np.ndarray
-  """int64 [d]: tokens of each document, BEGIN included."""
+  """int64 [d]: number of tokens of each document, including BEGIN."""
   prefixes: np.ndarray | None
-  """int64 [d] or None: tokens after each BEGIN that are not to be predicted."""
+  """int64 [d] or None: number of tokens after each BEGIN that are not predicted."""
   position: Any
-  """Plain data with which the caller finds what follows this block."""
+  """JSON data with which the caller can continue after this block."""
 
 
 class ShardWriter:
-  """Writes a packed folder, block by block. Resumes after a process was killed.
+  """Writes a packed folder, block by block. Resumes after an interruption.
 
   The content depends only on the documents, not on how they are split into blocks, nor on interruptions.
   """
@@ -248,13 +252,13 @@ class ShardWriter:
     """Opens the folder.
 
     Args:
-      folder: created if it is missing.
-      request: plain data that decides the content. A folder of another request is refused.
-      vocab_size: ids are below it.
-      shard_tokens: tokens in a shard, a multiple of RECORD_TOKENS.
+      folder: the folder, which is created if necessary.
+      request: JSON data that determines the content. It must be equal when packing resumes.
+      vocab_size: all ids are below this number.
+      shard_tokens: number of tokens per shard, a multiple of RECORD_TOKENS.
 
     Raises:
-      UserError: the folder holds something else.
+      UserError: If the folder contains something else.
     """
     check_shard_tokens(shard_tokens)
     self._folder = folder
@@ -262,7 +266,7 @@ class ShardWriter:
     self._shard_tokens = shard_tokens
     self._request = json.loads(json.dumps({"format": FORMAT, **request, "shard_tokens": shard_tokens}))
     self.manifest = self._finished()
-    """The content of manifest.json where all is written."""
+    """The content of manifest.json if the folder is complete."""
     self._state: dict[str, Any] = {"position": None, "shards": [], "documents": 0, "tokens": 0}
     self._pending: list[np.ndarray] = []
     if self.manifest:
@@ -277,7 +281,7 @@ class ShardWriter:
 
   @property
   def position(self) -> Any:
-    """The position of the last block that is stored, None at the beginning."""
+    """The position of the last block that is stored, or None at the start."""
     return self._state["position"]
 
   def add(self, block: TokenBlock) -> None:
@@ -302,15 +306,15 @@ class ShardWriter:
     self._save_progress(pending, block.position)
 
   def finish(self, facts: dict[str, Any]) -> dict[str, Any]:
-    """Writes what is left and manifest.json, which has `facts` too; returns its content.
+    """Writes the remaining tokens and manifest.json, which includes `facts`. Returns the content of manifest.json.
 
     Raises:
-      UserError: there was no document.
+      UserError: If there are no documents.
     """
     if self._num_pending:
       self._write_shard(np.concatenate(self._pending))
     if not self._num_documents:
-      raise UserError(f"{self._folder}: the sources have no document; give others")
+      raise UserError(f"{self._folder}: the sources have no documents; use other sources")
     self._starts.write(np.int64(self._num_tokens).astype("<i8").tobytes())
     for file in self._indices:
       _close_durably(file)
@@ -341,7 +345,7 @@ class ShardWriter:
     return manifest
 
   def _resume(self) -> None:
-    """Continues behind the last whole shard, and removes the shard that a killed process was writing."""
+    """Resumes after the last complete shard. Removes an incomplete shard."""
     for part in self._folder.glob(".tokens-*"):
       part.unlink()
     progress = self._folder / PROGRESS
@@ -351,7 +355,7 @@ class ShardWriter:
       self._state = content["state"]
       self._pending = [np.fromfile(self._carry(), self._dtype)]
     elif strange := sorted(path.name for path in self._folder.iterdir() if not _is_ours(path.name)):
-      raise UserError(f"{self._folder} is not empty (it holds {strange[0]}); choose another folder")
+      raise UserError(f"{self._folder} is not empty (it contains {strange[0]}); choose another folder")
 
   def _check_request(self, there: dict[str, Any]) -> None:
     differs = [name for name, value in self._request.items() if there.get(name) != value]
@@ -366,7 +370,7 @@ class ShardWriter:
   def _write_shard(self, tokens: np.ndarray) -> None:
     name = f"tokens-{len(self._state['shards']):05}.array_record"
     with replacing(self._folder / name) as part:
-      # One record a group and no compression: a window reads few records, and token ids hardly compress.
+      # One record per group and no compression: a window needs few records, and token ids hardly compress.
       writer = ArrayRecordWriter(str(part), "group_size:1,uncompressed")
       for start in range(0, len(tokens), RECORD_TOKENS):
         writer.write(tokens[start : start + RECORD_TOKENS].tobytes())
@@ -399,7 +403,7 @@ def _open_index(path: pathlib.Path, documents: int) -> BinaryIO:
 
 
 def _is_ours(name: str) -> bool:
-  """Whether a killed process may have left this file before its first shard was whole."""
+  """Whether a killed process may have left this file before its first shard was complete."""
   return name in ("starts", "prefixes", "keys", LOCK) or name.startswith(("tokens-", "carry-", "."))
 
 

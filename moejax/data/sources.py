@@ -1,5 +1,5 @@
-"""Sources: the parts behind an entry of data.train or data.validation. Imports neither JAX nor grain, so that a bad
-source is found at once."""
+"""Finds the parts of each entry of data.train or data.validation. Imports neither JAX nor grain, so that errors are
+found immediately."""
 
 import glob
 import os
@@ -22,22 +22,20 @@ _ANY_SUFFIX = (
   f"{', '.join(TEXT_SUFFIXES + RECORD_SUFFIXES)} (each also {' or '.join(COMPRESSIONS)}), "
   f"{' or '.join(COLUMN_SUFFIXES)}"
 )
-_NAME_ONE = f"name a file, a folder, a glob or a URL of {_ANY_SUFFIX}, or {STANDARD_LIBRARY!r}"
+_NAME_ONE = f"give a file, a folder, a glob or a URL of {_ANY_SUFFIX}, or {STANDARD_LIBRARY!r}"
 
 
 def is_text(source: str) -> bool:
-  """Whether the source is text, and not packed tokens or a seqio task."""
+  """Whether the source is text instead of packed tokens or a seqio task."""
   return not source.startswith(SEQIO) and not is_packed(source)
 
 
 def check_sources(data: Data) -> dict[str, tuple[Part, ...]]:
-  """Checks every source of text without reading it: of a file of many documents the first, of others name and size.
-
-  Returns the parts of each source of text.
+  """Checks every text source and returns its parts. Reads only the first document of files with many documents.
 
   Raises:
-    UserError: a source is missing, matches or holds no readable text, or a file is in both splits; one line that names
-      the source and the remedy.
+    UserError: If a source is missing or has no readable text, or a file is in both splits. The message gives the source
+      and the remedy.
   """
   train, validation = (
     {source: _checked_parts(field, source, data) for source in getattr(data, field) if is_text(source)}
@@ -46,59 +44,59 @@ def check_sources(data: Data) -> dict[str, tuple[Part, ...]]:
   places = ({part.place for parts in split.values() for part in parts} for split in (train, validation))
   if both := sorted(set.intersection(*places)):
     raise UserError(
-      f"{both[0]} is in data.train and in data.validation ({len(both)} such files); leave it out of one, "
-      "or validation would measure memorization"
+      f"{both[0]} is in data.train and in data.validation ({len(both)} such files), so that validation would measure "
+      "memorization; remove it from one of them"
     )
   return train | validation
 
 
 def check_outside(sources: Sequence[str], directory: pathlib.Path, option: str) -> None:
-  """Checks that what is written to a directory, which `option` names, is not read as text the next time.
+  """Checks that a directory, which is given by `option`, is not inside a source, since its files would be read as text.
 
   Raises:
-    UserError: the directory is in the folder of a source, or is that folder.
+    UserError: If the directory is the folder of a source or inside it.
   """
   here = directory.resolve()
   for source in filter(is_text, filter(None, sources)):
     folder = pathlib.Path(source).expanduser().resolve()
     if folder.is_dir() and here.is_relative_to(folder) and all(map(_visible, here.relative_to(folder).parts)):
       raise UserError(
-        f"{option} {directory} is in the source {source!r}, which would read what is written there as text; choose a "
-        "directory outside of it"
+        f"{option} {directory} is inside the source {source!r}, so its files would be read as text; choose a directory "
+        "outside the source"
       )
 
 
 def documents(source: str, reading: Reading = READING) -> Iterator[str]:
-  """The documents of a source of text, in the order of its parts.
+  """Yields the documents of a text source, in the order of its parts.
 
   Raises:
-    UserError: as source_parts, and as reading each part.
+    UserError: If a part is not found or cannot be read.
   """
   for part in source_parts(source):
     yield from (text for text, _ in part.documents(reading) if text)
 
 
 def source_parts(source: str) -> list[Part]:
-  """The parts of a source of text: files by name, or one split of a dataset.
+  """The parts of a text source: files sorted by name, or one split of a dataset.
 
   Raises:
-    UserError: as source_files.
+    UserError: If there are none (see `source_files`).
   """
   return [TfdsSplit(source)] if source.startswith(TFDS) else [*source_files(source)]
 
 
 def source_files(source: str) -> list[SourceFile]:
-  """The files of a source, by name.
+  """The files of a source, sorted by name.
 
   A source is a file, a folder (with its subfolders), a glob (** for any depth), a URL of one of these, or
-  python-standard-library. Folders and globs take the files with one of SUFFIXES and skip hidden ones.
+  python-standard-library. Folders and globs include files with one of SUFFIXES, except hidden files.
 
   Raises:
-    UserError: nothing is there, or nothing that can be read as text.
+    UserError: If there are no files, or no files that can be read as text.
   """
   if source == STANDARD_LIBRARY:
     return _standard_library_files()
-  if not source:  # pathlib would take it for the current folder
+  if not source:  # pathlib would interpret it as the current folder
     raise UserError(f"a source is an empty string; {_NAME_ONE}")
   if is_url(source):
     return _remote_files(source)
@@ -141,7 +139,7 @@ def _remote_files(url: str) -> list[SourceFile]:
     ]
   )
   if not files:
-    raise UserError(f"{url!r} holds no {_ANY_SUFFIX} file; correct it")
+    raise UserError(f"{url!r} contains no {_ANY_SUFFIX} file; correct the URL")
   return files
 
 
@@ -150,7 +148,7 @@ def _local_folder(source: str, path: pathlib.Path) -> list[SourceFile]:
     _folder_files(path, keep_folder=_visible, keep_file=lambda name: _visible(name) and name.endswith(SUFFIXES))
   )
   if not files:
-    raise UserError(f"folder {source!r} holds no {_ANY_SUFFIX} file; give one that does")
+    raise UserError(f"folder {source!r} contains no {_ANY_SUFFIX} file; use another folder")
   return files
 
 
@@ -161,7 +159,7 @@ def _visible(name: str) -> bool:
 def _folder_files(
   root: pathlib.Path, *, keep_folder: Callable[[str], bool], keep_file: Callable[[str], bool]
 ) -> list[SourceFile]:
-  """Files below `root` whose own name, and whose folders' names, are kept."""
+  """Files in `root` and its subfolders whose names pass the filters."""
   paths = []
   for folder, folders, names in os.walk(root, onerror=_raise_unreadable):
     folders[:] = filter(keep_folder, folders)
@@ -170,29 +168,31 @@ def _folder_files(
 
 
 def _raise_unreadable(error: OSError) -> None:
-  raise UserError(f"folder {error.filename!r} cannot be read ({error.strerror}); make it readable or leave it out")
+  raise UserError(
+    f"folder {error.filename!r} cannot be read ({error.strerror}); make it readable or remove it from the sources"
+  )
 
 
 def _glob_files(source: str, pattern: pathlib.Path) -> list[SourceFile]:
   matches = [pathlib.Path(match) for match in glob.glob(str(pattern), recursive=True)]
   if not matches:
-    raise UserError(f"glob {source!r} matches no file; correct it")
+    raise UserError(f"glob {source!r} matches no file; correct the pattern")
   plain = next(i for i, part in enumerate(pattern.parts) if glob.has_magic(part))
   named = [match for match in matches if match.name.endswith(SUFFIXES)]
   files = of_datasets(_by_name(pathlib.Path(*pattern.parts[:plain]), named))
   if not files:
-    raise UserError(f"glob {source!r} matches no {_ANY_SUFFIX} file; correct it")
+    raise UserError(f"glob {source!r} matches no {_ANY_SUFFIX} file; correct the pattern")
   return files
 
 
 def _by_name(root: pathlib.Path, paths: list[pathlib.Path]) -> list[SourceFile]:
-  """The paths that are files (no folders, no broken links), named relative to `root`, in the order of their names."""
+  """The paths that are files (no folders or broken links), with names relative to `root`, sorted by name."""
   files = [SourceFile(path.relative_to(root).as_posix(), path) for path in set(paths) if path.is_file()]
   return sorted(files, key=lambda file: file.name)
 
 
-# What not every installation of a Python version has, or has with the same content: tests, packages that distributions
-# split off (Debian: idlelib, tkinter, ensurepip, distutils, lib2to3) and files that describe the installation itself.
+# Files that differ between installations of the same Python version: tests, packages that distributions omit (Debian:
+# idlelib, tkinter, ensurepip, distutils, lib2to3), and files that describe the installation.
 # fmt: off
 _NOT_EVERYWHERE = frozenset((
   "site-packages", "dist-packages", "__pycache__", "lib-dynload", "test", "tests", "idle_test",
@@ -214,5 +214,5 @@ def _standard_library_files() -> list[SourceFile]:
       f"{STANDARD_LIBRARY!r}: this Python has no source files under {str(root)!r}; use a Python that has them, "
       "or give text files"
     )
-  # An installation may hold a file that its declared encoding does not decode; that must not stop a first run.
+  # Replace invalid bytes, since an installation may have files that are invalid in their declared encoding.
   return [SourceFile(file.name, file.path, errors="replace") for file in files]

@@ -1,4 +1,4 @@
-"""Counts the targets with weight in training batches, without reading tokens."""
+"""Counts the targets of weight 1 in training batches, without reading tokens."""
 
 import functools
 
@@ -13,25 +13,25 @@ from moejax.data.pipeline import row_places
 from moejax.errors import UserError
 
 EXACT_ROWS = 2**17
-"""Rows of training that are looked up one by one, about 3 s of work. Those after them count as the mean of all windows,
-from which as many rows differ by less than a tenth of a per cent."""
+"""Number of training rows that are counted exactly, which takes about 3 s. For later rows, the mean over all windows is
+used, which is accurate to 0.1 percent for this number of rows."""
 
 SAMPLE = 2**20
-"""Windows of a stream from which its mean is taken, evenly spaced where there are more."""
+"""Maximum number of windows of a stream for the mean. They are evenly spaced."""
 
 
 class TargetCounter:
-  """Targets with weight in the batches that experiments on a corpus train on. A step's count follows from data.seed."""
+  """Counts the targets of weight 1 in the training batches of experiments on a corpus, which depend on data.seed."""
 
   def __init__(self, corpus: Corpus):
     self._corpus = corpus
     self._rows: dict[tuple[int, str, int], _Rows] = {}
 
   def steps(self, experiment: Experiment) -> int:
-    """Optimizer steps of a run: as set, or the fewest whose batches hold the budget's tokens.
+    """Number of optimizer steps of a run: training.steps or, if it is None, the fewest steps that reach the budget.
 
     Raises:
-      UserError: the text has nothing to predict.
+      UserError: If the text has no tokens to predict.
     """
     training = experiment.training
     if training.steps is not None:
@@ -40,7 +40,7 @@ class TargetCounter:
     return -(-rows // training.batch_size)
 
   def tokens(self, experiment: Experiment, steps: int) -> int:
-    """The number of targets with weight in the first `steps` batches."""
+    """Number of targets of weight 1 in the first `steps` batches."""
     return self._rows_of(experiment.data).targets(steps * experiment.training.batch_size)
 
   def _rows_of(self, data: Data) -> "_Rows":
@@ -51,7 +51,7 @@ class TargetCounter:
 
 
 class _Rows:
-  """The rows of training in their order."""
+  """The training rows, in order."""
 
   def __init__(self, mixture: Mixture, seed: int):
     self._mixture = mixture
@@ -59,13 +59,13 @@ class _Rows:
     self._ends = np.zeros(1, np.int64)  # targets in the first n rows
 
   def targets(self, rows: int) -> int:
-    """Targets in the first `rows` rows."""
+    """Number of targets in the first `rows` rows."""
     self._look_up(rows)
     beyond = rows - (len(self._ends) - 1)
     return int(self._ends[rows]) if beyond <= 0 else int(self._ends[-1] + beyond * self._mean)
 
   def holding(self, targets: int) -> int:
-    """The fewest rows that hold so many targets."""
+    """Smallest number of rows with at least `targets` targets."""
     while self._ends[-1] < targets and len(self._ends) <= EXACT_ROWS:
       self._look_up(2 * len(self._ends))
     if self._ends[-1] >= targets:

@@ -1,4 +1,4 @@
-"""The text of an experiment, opened and checked, but not read yet. A corpus is made from it."""
+"""The sources and the tokenizer of an experiment, opened and checked but not read. A corpus is built from it."""
 
 import dataclasses
 import pathlib
@@ -17,15 +17,15 @@ class Text:
   data: Data
   tokenizer: Tokenizer
   parts: Mapping[str, tuple[Part, ...]]
-  """The files or splits behind each source of text. Sources of tokens have none."""
+  """The files or splits of each text source. Sources of tokens have none."""
 
 
 def open_text(data: Data, directory: pathlib.Path | None = None) -> Text:
-  """Opens the tokenizer and finds the sources of an experiment. Needs no JAX.
+  """Opens the tokenizer and finds the sources of an experiment. Does not need JAX.
 
   Raises:
-    UserError: the tokenizer or a source is missing, empty or of no known kind, or a source holds `directory`, in which
-      a run writes.
+    UserError: If the tokenizer or a source is missing, empty or of unknown kind, or `directory`, to which the run
+      writes, is inside a source.
   """
   if directory is not None:
     check_outside(data.train + data.validation, directory, "--workdir")

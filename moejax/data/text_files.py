@@ -15,16 +15,16 @@ CHUNK = 2**20
 def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "replace"]) -> Iterator[str]:
   """Yields the text of a file in chunks, without a byte order mark and with Unix line endings.
 
-  With Windows line endings the same text would give another corpus and another split.
+  With Windows line endings, the same text would result in another corpus and another split.
 
   Args:
     stream: the bytes of the file.
     place: its name in errors.
     kind: its suffix. A .py file is read in the encoding that it declares, other files as UTF-8.
-    errors: whether invalid bytes raise, or become U+FFFD.
+    errors: whether invalid bytes raise an error or are replaced by U+FFFD.
 
   Raises:
-    UserError: bytes are not text in the encoding; the message names file and line.
+    UserError: If bytes are invalid in the encoding. The message gives file and line.
   """
   chunk = stream.read(CHUNK)
   encoding = _python_encoding(chunk, place, errors) if kind == ".py" else "utf-8-sig"
@@ -50,8 +50,8 @@ def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "
 def split_text(chunks: Iterable[str], length: int | None) -> Iterator[str]:
   """Splits a text into documents of at most `length` characters, or not at all if `length` is None.
 
-  A document ends at the last blank line in its second half, or else at a line end, or else at a space, or else where it
-  is full. The result does not depend on the chunks of the text.
+  A document ends at the last blank line in its second half; if there is none, at the last line end there; then at the
+  last space; otherwise at the maximum length. The result does not depend on the chunks of the text.
   """
   if length is None:
     if text := "".join(chunks):

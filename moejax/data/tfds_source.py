@@ -1,4 +1,4 @@
-"""Splits of TensorFlow datasets as sources: by random access and without TensorFlow where they are in ArrayRecord."""
+"""Splits of TensorFlow datasets as sources. Datasets in ArrayRecord format are read without TensorFlow."""
 
 import dataclasses
 import functools
@@ -15,8 +15,8 @@ from moejax.optional import library
 
 @dataclasses.dataclass(frozen=True)
 class TfdsSplit:
-  """`tfds:NAME@SPLIT`: NAME as tfds.data_source takes it, or the folder of a prepared dataset; SPLIT train by default,
-  or any of TFDS's own, as train[:10%]."""
+  """`tfds:NAME@SPLIT`. NAME is a name for tfds.data_source or the folder of a prepared dataset. SPLIT is any split in
+  the syntax of TFDS, such as train[:10%]. The default is train."""
 
   name: str
 
@@ -62,7 +62,8 @@ class TfdsSplit:
       return splits[self._split]
     except (KeyError, ValueError):
       raise UserError(
-        f"{self.name!r} has no split {self._split!r} (its splits: {', '.join(splits)}); name one, or a part of one"
+        f"{self.name!r} has no split {self._split!r} (its splits: {', '.join(splits)}); use one of them, or a part of "
+        "one"
       ) from None
 
   @functools.cached_property
@@ -75,19 +76,19 @@ class TfdsSplit:
       builder = tfds.builder(name, file_format="array_record")
       builder.download_and_prepare(file_format="array_record")
       return builder
-    except Exception as error:  # TFDS raises many kinds: no such dataset, no network, no space
+    except Exception as error:  # TFDS raises many types of exceptions
       raise UserError(
-        f"{self.name!r} cannot be opened ({reason(error)}); name a dataset that can be prepared here, or the "
-        "folder of one that was prepared elsewhere"
+        f"{self.name!r} cannot be opened ({reason(error)}); use a dataset that can be prepared on this machine, "
+        "or the folder of a prepared dataset"
       ) from None
 
   def _examples(self) -> Iterator[Mapping[str, Any]]:
-    """In the order in which they are stored."""
+    """The examples, in the order in which they are stored."""
     try:
       if self._builder.info.file_format.value == "array_record":
         source = self._builder.as_data_source(split=self._split)
         return (source[i] for i in range(len(source)))
-      library("tensorflow")  # any other format is read by it alone
+      library("tensorflow")  # other formats require TensorFlow
       tfds = library("tensorflow_datasets")
       one_by_one = tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False)
       return iter(tfds.as_numpy(self._builder.as_dataset(split=self._split, read_config=one_by_one)))

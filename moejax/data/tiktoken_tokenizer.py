@@ -1,4 +1,4 @@
-"""A tokenizer from a file of tiktoken ranks (each line: base64 of the bytes, rank)."""
+"""Tokenizers in files of tiktoken ranks (each line: base64 of the bytes, rank)."""
 
 import base64
 import functools
@@ -8,7 +8,7 @@ import numpy as np
 
 from moejax.optional import library
 
-# The pattern of cl100k_base, which most files of ranks are made for; the file holds no pattern of its own.
+# The pattern of cl100k_base, which most files of ranks use. The files do not contain a pattern.
 PATTERN = (
   r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+|"""
   r"""\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
@@ -16,16 +16,17 @@ PATTERN = (
 
 
 class TiktokenTokenizer:
-  """The ranks as ids, then begin and end; NAME.pattern beside NAME.tiktoken replaces the pattern that splits text."""
+  """The ranks as ids, followed by begin and end. A file NAME.pattern next to NAME.tiktoken replaces the pattern that
+  splits text."""
 
   def __init__(self, path: pathlib.Path, sha256: str):
     pattern = path.with_suffix(".pattern")
     split_by = pattern.read_text().rstrip("\n") if pattern.exists() else PATTERN
-    # The reader of tiktoken caches a copy by name, and would miss changes of the file.
+    # The reader of tiktoken caches files by name and would not notice changes.
     lines = [line.split() for line in path.read_bytes().splitlines() if line]
     self._ranks = {base64.b64decode(token): int(rank) for token, rank in lines}
     if not self._ranks:
-      raise ValueError("it holds no ranks")
+      raise ValueError("it contains no ranks")
     self._encoding = library("tiktoken").Encoding(
       path.stem, pat_str=split_by, mergeable_ranks=self._ranks, special_tokens={}
     )

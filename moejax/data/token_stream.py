@@ -1,4 +1,4 @@
-"""A stream of tokens on disk: documents one after the other, each BEGIN and its tokens."""
+"""A stream of tokens on disk: consecutive documents, each of which starts with BEGIN."""
 
 import array
 import dataclasses
@@ -22,16 +22,16 @@ class Tokens(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TokenStream:
-  """n tokens of d documents."""
+  """A stream of n tokens in d documents."""
 
   tokens: Tokens
   """uint16 or uint32 [n], memory-mapped or in shards."""
   starts: np.ndarray
-  """int64 [d + 1]: index of each document's BEGIN, then n."""
+  """int64 [d + 1]: index of the BEGIN of each document, then n."""
   padding: int
   """Id of padding."""
   prefixes: np.ndarray | None = None
-  """int64 [d]: number of tokens after each BEGIN that are given and not predicted. None if there are none."""
+  """int64 [d]: number of tokens after each BEGIN that are not predicted. None if there are none."""
 
   def __len__(self) -> int:
     return len(self.tokens)
@@ -46,24 +46,23 @@ class TokenStream:
     assert 0 <= start < stop <= len(self), (start, stop, len(self))
     first = np.searchsorted(self.starts, start, side="right") - 1
     last = np.searchsorted(self.starts, stop, side="left")
-    # BEGINs inside the slice; only their neighborhood of `starts` is touched, not all d of them.
+    # BEGINs inside the slice. This reads only a part of `starts`.
     documents = np.zeros(stop - start, np.int32)
     documents[self.starts[first + 1 : last] - start] = 1
     documents[0] = first
     return self.tokens[start:stop].astype(np.int32), np.cumsum(documents, dtype=np.int32)
 
   def predicted(self, start: int, documents: np.ndarray) -> np.ndarray:
-    """bool [n]: whether each token from `start` on, of these `documents` [n], comes after the prefix of its
-    document."""
+    """bool [n]: whether each token from `start` on is after the prefix of its document, given the `documents` [n]."""
     assert self.prefixes is not None
     return np.arange(start, start + len(documents)) - self.starts[documents] > self.prefixes[documents]
 
   def num_predicted(self, first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """int64 [n]: how many of the tokens behind `first` [n] up to `last` [n] are predicted: no BEGIN, and no prefix."""
+    """int64 [n]: number of tokens after `first` [n] up to `last` [n] that are predicted, without BEGIN and prefixes."""
     return last - first - (self._num_given(last) - self._num_given(first))
 
   def _num_given(self, last: np.ndarray) -> np.ndarray:
-    """int64 [n]: how many of the tokens up to `last` [n] are given and not predicted."""
+    """int64 [n]: number of tokens up to `last` [n] that are not predicted."""
     document = np.searchsorted(self.starts, last, side="right") - 1
     if self.prefixes is None:
       return document + 1  # the BEGIN of each
@@ -72,14 +71,14 @@ class TokenStream:
 
   @functools.cached_property
   def _given(self) -> tuple[np.ndarray, np.ndarray]:
-    """int64 [d]: of each document the tokens that are not predicted, and the same of all documents before it."""
+    """int64 [d]: number of tokens of each document that are not predicted, and of all documents before it."""
     assert self.prefixes is not None
     given = 1 + np.minimum(self.prefixes, np.diff(self.starts) - 1)
     return given, np.cumsum(given) - given
 
 
 class StreamWriter:
-  """Writes a stream, document by document; a context manager, after which the files are complete and on disk."""
+  """Context manager that writes a stream, document by document. The files are complete when it exits."""
 
   def __init__(self, folder: pathlib.Path, name: str, vocab_size: int):
     self._dtype = token_dtype(vocab_size)
@@ -95,7 +94,7 @@ class StreamWriter:
     return len(self.keys)
 
   def add(self, *tokens: np.ndarray) -> None:
-    """Appends one document, given as the parts [n1], [n2], ... of its tokens."""
+    """Appends a document. Its tokens are given in parts [n1], [n2], ..."""
     self._starts.write(np.int64(self.num_tokens).astype("<i8").tobytes())
     for part in tokens:
       self._tokens.write(part.astype(self._dtype).tobytes())
@@ -109,21 +108,21 @@ class StreamWriter:
     self._starts.write(np.int64(self.num_tokens).astype("<i8").tobytes())
     for file in (self._tokens, self._starts):
       file.flush()
-      # If the machine crashes right after the folder is renamed, its files must not be empty.
+      # Synchronize, so that files are not empty if the machine crashes after the folder is renamed.
       os.fsync(file.fileno())
       file.close()
 
 
 def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) -> TokenStream:
-  """The stream that a StreamWriter wrote, memory-mapped.
+  """Opens a stream that a StreamWriter wrote, memory-mapped.
 
   Raises:
-    UserError: the files do not fit each other.
+    UserError: If the files are inconsistent.
   """
   try:
     tokens = np.memmap(folder / f"{name}.tokens", token_dtype(vocab_size), "r")
     starts = np.memmap(folder / f"{name}.starts", "<i8", "r")
-    damage = None if starts[-1] == len(tokens) else f"it has {len(tokens)} tokens, not {starts[-1]}"
+    damage = None if starts[-1] == len(tokens) else f"it has {len(tokens)} tokens instead of {starts[-1]}"
   except (OSError, ValueError) as error:
     damage = str(error)
   if damage:
@@ -132,7 +131,7 @@ def open_stream(folder: pathlib.Path, name: str, vocab_size: int, padding: int) 
 
 
 def tokens_key(*tokens: np.ndarray) -> int:
-  """A hash below 2**64 of the tokens of a document, given as parts. Equal documents of any source have equal hashes."""
+  """A hash below 2**64 of the tokens of a document, which are given in parts. Equal documents have equal hashes."""
   digest = hashlib.blake2b(digest_size=8)
   for part in tokens:
     digest.update(part.astype("<i4").tobytes())
@@ -140,5 +139,5 @@ def tokens_key(*tokens: np.ndarray) -> int:
 
 
 def token_dtype(vocab_size: int) -> str:
-  """Type of ids on disk: little-endian, so that a cache can move between machines."""
+  """Dtype of ids on disk. It is little-endian, so that a cache can be moved between machines."""
   return "<u2" if vocab_size <= 2**16 else "<u4"

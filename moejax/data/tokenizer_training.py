@@ -1,4 +1,4 @@
-"""Trains a byte-level BPE tokenizer, as `moejax tokenizer train` does."""
+"""Implements `moejax tokenizer train`: trains a byte-level BPE tokenizer."""
 
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -10,11 +10,11 @@ from moejax.files import replacing
 from moejax.optional import library
 
 SPECIALS = ("<|endoftext|>", "<|padding|>")
-"""The specials of what is trained here: what opens and ends a document, and padding."""
+"""The special tokens of trained tokenizers: begin and end of a document, and padding."""
 
 _SMALLEST = 256 + len(SPECIALS)
 _LARGEST = 2**22
-"""Ten times the largest vocabulary in use. The library allocates memory for all ids at once."""
+"""Maximum vocabulary size, ten times the largest in use. The library allocates memory for all ids at once."""
 
 _PIECE = 2**20
 
@@ -27,27 +27,30 @@ def train_tokenizer(
   text_field: str = "text",
   progress: Callable[[str, float], None] = lambda what, done: None,
 ) -> int:
-  """Writes a tokenizer.json with `vocab_size` ids, specials included, and returns how many there are.
+  """Writes a tokenizer.json with at most `vocab_size` tokens, including special tokens, and returns their number.
 
-  Text is split as GPT-2 splits it, then merged by BPE over bytes, so that any text can be encoded and none is lost. The
-  result depends on the text alone.
+  Text is split as in GPT-2 and merged by BPE over bytes, so that any text can be encoded without loss. The result
+  depends only on the text.
 
   Args:
-    sources: of text, as in data.train.
-    vocab_size: ids; fewer result where the text is too small.
-    path: ends in .json.
-    text_field: as data.text_field.
-    progress: called while text is read; merging follows, whose progress the library itself shows.
+    sources: text sources, as in data.train.
+    vocab_size: number of tokens. There are fewer if the text is too short.
+    path: path of the output file, which must end in .json.
+    text_field: as in data.text_field.
+    progress: called while text is read. The library shows the progress of the merges.
 
   Raises:
-    UserError: a source is bad or all are empty, no vocabulary has that size, or the path has another suffix.
+    UserError: If a source is not valid, all sources are empty, the vocabulary size is out of range, or the path has
+      another suffix.
   """
   if path.suffix != ".json":
-    raise UserError(f"{path} does not end in .json; choose a name that does")
+    raise UserError(f"{path} does not end in .json; choose a name that ends in .json")
   if vocab_size < _SMALLEST:
-    raise UserError(f"a vocabulary of {vocab_size} is less than 256 bytes and {len(SPECIALS)} specials; use more")
+    raise UserError(
+      f"vocab_size={vocab_size} must be at least 256 bytes + {len(SPECIALS)} special tokens = {_SMALLEST}"
+    )
   if vocab_size > _LARGEST:
-    raise UserError(f"a vocabulary of {vocab_size:,} is more than {_LARGEST:,}; use less")
+    raise UserError(f"vocab_size={vocab_size:,} must be at most {_LARGEST:,}")
   tokenizers = library("tokenizers")
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -76,4 +79,4 @@ def _texts(sources: Sequence[str], text_field: str, progress: Callable[[str, flo
         empty = False
     before += part.size
   if empty:
-    raise UserError(f"{', '.join(sources)}: no text is in there; name other sources")
+    raise UserError(f"{', '.join(sources)}: the sources contain no text; use other sources")

@@ -1,4 +1,4 @@
-"""Tokenizers: text to token ids and back."""
+"""Tokenizers convert text to token ids and back."""
 
 import hashlib
 import pathlib
@@ -34,19 +34,18 @@ class Tokenizer(Protocol):
 
   @property
   def end(self) -> int:
-    """Id that a user's text may be closed with; streams do not hold it, the next BEGIN ends a document."""
+    """Id of an end-of-text token. Token streams do not contain it, since the next BEGIN ends a document."""
 
   @property
   def identity(self) -> str:
-    """A string that differs between tokenizers that could encode a text differently. Part of the cache key of a
-    corpus."""
+    """A string that identifies the tokenizer. It is part of the cache key of a corpus."""
 
   @property
   def byte_lengths(self) -> np.ndarray:
-    """int32 [V]: UTF-8 bytes of text that each id stands for, 0 for specials.
+    """int32 [V]: number of UTF-8 bytes of text of each id, 0 for special tokens.
 
-    Bits per byte rest on it. Exact where encoding loses nothing; a tokenizer that first normalizes text, or puts a
-    space before it, is taken at its own word.
+    It is used to compute bits per byte, and is exact if encoding is lossless. If a tokenizer normalizes text or adds a
+    space before it, the bytes of the resulting tokens are counted.
     """
 
   def encode(self, text: str) -> np.ndarray:
@@ -80,18 +79,18 @@ class ByteTokenizer:
 
 
 _PIECE = 2**20
-"""Characters that are encoded at once: libraries take up to 70 bytes for each byte of what they encode."""
+"""Number of characters that are encoded at once, because libraries need up to 70 bytes of memory per byte of text."""
 _CONTEXTS = (512, 499)
-"""Characters on each side of a cut that show whether it makes a difference; two, because in a long run of one character
-tokens are of equal length, and a cut that suits one beginning of the run suits no other."""
+"""Numbers of characters on each side of a cut that are used to check that the cut does not change the tokens. There are
+two numbers because a cut in a long run of one character may be valid for one start of the run but not for another."""
 _TRIES = 64
 
 
 def encoded(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
-  """The ids of a text in parts int32 [n1], [n2], ..., which joined are those of the text encoded as a whole.
+  """Encodes a text in parts int32 [n1], [n2], ..., whose concatenation equals the encoding of the whole text.
 
-  A long text is cut where the tokenizer gives the same ids with the cut as without it: before a space, or with a space
-  left out, for tokenizers that put one before every text. Where it gives others everywhere, the text stays whole.
+  A long text is cut at positions where this does not change the ids: before a space, or at a space that is omitted, for
+  tokenizers that add a space before every text. If there is no such position, the text is encoded as a whole.
   """
   start = 0
   while len(text) - start > _PIECE:
@@ -105,7 +104,7 @@ def encoded(tokenizer: Tokenizer, text: str) -> Iterator[np.ndarray]:
 
 
 def _cut(tokenizer: Tokenizer, text: str, full: int) -> tuple[int, int] | None:
-  """Where a piece may end and the next begin, before `full`."""
+  """Returns where a piece can end and where the next can start, before `full`, or None."""
   half = full - _PIECE // 2
   spaces = (half + match.start() for match in re.finditer(r"(?<=\S)\s", text[half:full]))
   for at in [*reversed(deque(spaces, _TRIES)), *range(full - 1, full - _TRIES, -1)]:
@@ -125,18 +124,18 @@ VOCAB_MULTIPLE = 128
 
 
 def padded_vocab_size(needed: int, shards: int = 1) -> int:
-  """The smallest model.vocab_size of at least `needed` ids that has whole tiles on each of `shards` shards.
+  """The smallest model.vocab_size of at least `needed` that has complete tiles on each of `shards` shards.
 
-  Ids beyond the vocabulary of the tokenizer are never a target.
+  Ids beyond the vocabulary of the tokenizer are never targets.
   """
   return -(-needed // (VOCAB_MULTIPLE * shards)) * VOCAB_MULTIPLE * shards
 
 
 def make_tokenizer(name: str) -> Tokenizer:
-  """The tokenizer that data.tokenizer names.
+  """Makes a tokenizer, given a name as in data.tokenizer.
 
   Raises:
-    UserError: no tokenizer has this name, its file is missing or damaged, or its library is not installed.
+    UserError: If there is no such tokenizer, its file is missing or damaged, or its library is not installed.
   """
   if name == BYTES:
     return ByteTokenizer()
@@ -149,15 +148,15 @@ def make_tokenizer(name: str) -> Tokenizer:
     content = path.read_bytes()
   except OSError as error:
     raise UserError(
-      f"data.tokenizer={name!r} cannot be read ({error.strerror}); name a tokenizer's file, such as one that "
-      "`hf download MODEL tokenizer.json` or `moejax tokenizer train` writes"
+      f"data.tokenizer={name!r} cannot be read ({error.strerror}); give a tokenizer file, for example from "
+      "`hf download MODEL tokenizer.json` or `moejax tokenizer train`"
     ) from None
   try:
     return _OF_SUFFIX[path.suffix](path, hashlib.sha256(content).hexdigest())
   except (ValueError, KeyError, RuntimeError) as error:
     if isinstance(error, UserError):
       raise
-    raise UserError(f"data.tokenizer={name!r} is not a {path.suffix} tokenizer ({error}); give another file") from None
+    raise UserError(f"data.tokenizer={name!r} is not a {path.suffix} tokenizer ({error}); use another file") from None
 
 
 _OF_SUFFIX: dict[str, Callable[[pathlib.Path, str], Tokenizer]] = {

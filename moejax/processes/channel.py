@@ -217,9 +217,7 @@ class Channel:
       if peer.left is None and now - peer.last_message > self._silence_s:
         self._end(1, f"it has not responded for {self._silence_s:g} s; it hangs, or its host failed", peer.index)
       if peer.left and now - peer.last_message > EXIT_GRACE_S:
-        self._end(
-          peer.left, f"it has exited, and this process did not exit within {EXIT_GRACE_S:g} s after it", peer.index
-        )
+        self._end(peer.left, f"it has exited, and this process did not exit within {EXIT_GRACE_S:g} s", peer.index)
     steps = {peer.index: (peer.step, peer.since) for peer in self._peers.values()}
     steps[self.place.index] = (self._step, self._since)
     training = {index: (step, since) for index, (step, since) in steps.items() if step is not None}

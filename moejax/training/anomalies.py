@@ -1,6 +1,6 @@
-"""Steps whose update is skipped: the loss or the gradient is NaN or infinite, or the loss is a spike.
+"""Skips the update of a step whose loss or gradient is NaN or infinite, or whose loss is a spike.
 
-Whether a step is one is decided inside the compiled step, so that neither the host nor the next step waits for it.
+The decision is made inside the compiled step, so that neither the host nor the next step waits for it.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +12,13 @@ import optax
 from moejax.config.training import Anomalies
 
 WARMUP_STEPS = 20
-"""Accepted steps before a loss can be a spike."""
+"""Number of accepted steps before spikes are detected."""
 RECENT_STEPS = 50
-"""Over roughly so many accepted steps the mean and the variance of the loss are taken."""
+"""Approximate number of accepted steps over which the mean and the variance of the loss are computed."""
 
 
 class Watched(NamedTuple):
-  """An optimizer's state, and the loss of recent steps."""
+  """The state of an optimizer, and statistics of the recent loss."""
 
   optimizer: optax.OptState
   loss_mean: jax.Array
@@ -28,7 +28,7 @@ class Watched(NamedTuple):
 
 
 def watched(optimizer: optax.GradientTransformation, anomalies: Anomalies) -> optax.GradientTransformation:
-  """The optimizer, whose state also holds the loss of recent steps where spikes are skipped."""
+  """Extends the state of an optimizer by statistics of the recent loss if spikes are skipped."""
   if anomalies.spike is None:
     return optimizer
 
@@ -44,7 +44,7 @@ def watched(optimizer: optax.GradientTransformation, anomalies: Anomalies) -> op
 
 
 def is_accepted(anomalies: Anomalies, optimizer: Any, loss: jax.Array, grad_norm: jax.Array) -> jax.Array:
-  """Whether the update of a step with this loss and gradient is done; `optimizer` is the state before it."""
+  """Whether the update of a step with this loss and gradient is applied. `optimizer` is the state before the step."""
   accepted = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
   if anomalies.spike is not None:
     limit = optimizer.loss_mean + anomalies.spike * jnp.sqrt(optimizer.loss_variance)
@@ -53,12 +53,12 @@ def is_accepted(anomalies: Anomalies, optimizer: Any, loss: jax.Array, grad_norm
 
 
 def keep_unless(accepted: jax.Array, new: Any, old: Any) -> Any:
-  """`new` where the step is accepted, else `old`, element by element, so that the compiler needs no copy of either."""
+  """`new` if the step is accepted, else `old`. Selects element by element, so that the compiler needs no copy."""
   return jax.tree.map(lambda new, old: jnp.where(accepted, new, old), new, old)
 
 
 def with_loss(anomalies: Anomalies, optimizer: Any, loss: jax.Array) -> Any:
-  """The optimizer's state after an accepted step of this loss."""
+  """The state of the optimizer after an accepted step with this loss."""
   if anomalies.spike is None:
     return optimizer
   weight = jnp.maximum(1.0 / (optimizer.accepted + 1.0), 1.0 / RECENT_STEPS)

@@ -1,4 +1,4 @@
-"""Loss-free balancing: the bias of a router moves towards equal loads after each step (arXiv 2408.15664).
+"""Auxiliary-loss-free load balancing: updates the bias of each expert after each step (arXiv 2408.15664).
 
 E experts  L stacked layers
 """
@@ -18,11 +18,11 @@ def update_bias(parameters: Mapping[str, Any], choices_LE: jax.Array, rate: floa
 
   Args:
     parameters: of the whole model.
-    choices_LE: how often each expert was chosen in the step, integers, in the order of the sparse layers.
+    choices_LE: how often each expert was chosen in the step, as integers, in the order of the sparse layers.
     rate: the bias update rate.
   """
   E = choices_LE.shape[-1]
-  # In integers, since a float32 mean of equal loads may differ from them.
+  # Integers, since the float32 mean of equal loads may differ from these loads.
   total_L1 = jnp.sum(choices_LE, axis=-1, keepdims=True)
   whole_L1, rest_L1 = total_L1 // E, total_L1 % E
   above_LE = choices_LE > whole_L1

@@ -1,7 +1,7 @@
-"""Saving and restoring a run with Orbax: arrays, the input's position, and what the run has cost so far.
+"""Saves and restores checkpoints with Orbax: arrays, the position in the data, and the time spent so far.
 
-A checkpoint holds a checksum of each array and of the plain data. One that does not match them, or cannot be read, is
-damaged: it is named in a warning, and the checkpoint before it is used.
+A checkpoint contains checksums of all arrays and of the other data. If a checksum does not match or the checkpoint
+cannot be read, it is damaged. A warning names it, and the previous checkpoint is used.
 """
 
 import errno
@@ -28,16 +28,16 @@ from moejax.training.state import State
 ITEMS = ("state", "progress")
 
 MARKER, METADATA = "commit_success.txt", "_CHECKPOINT_METADATA"
-"""Files of Orbax that are written last."""
+"""Files that Orbax writes last."""
 
 UNCHECKED = {"data", "train_time_s", "tokens"}
-"""What the progress of a checkpoint without checksums holds."""
+"""Keys of the progress in a checkpoint without checksums."""
 
 Warn = Callable[[str], None]
 
 
 class Damaged(Exception):
-  """A checkpoint cannot be read, or holds something else than what was saved."""
+  """A checkpoint cannot be read, or its content differs from what was saved."""
 
 
 def _fail(text: str) -> None:
@@ -45,10 +45,11 @@ def _fail(text: str) -> None:
 
 
 class Checkpointer:
-  """The checkpoints of one run. Saving is asynchronous and atomic: a killed process leaves the last whole one.
+  """The checkpoints of one run. Saving is asynchronous and atomic: a killed process leaves the last complete
+  checkpoint.
 
-  A checkpoint that cannot be written, as on a full disk, is told to `warn` and leaves nothing behind; those before it
-  stay, and the next is tried as if nothing had been.
+  If a checkpoint cannot be written, for example because the disk is full, `warn` is called and the incomplete files are
+  removed. Earlier checkpoints are kept, and later ones are saved as usual.
   """
 
   def __init__(self, directory: pathlib.Path, policy: Checkpoints, warn: Warn = _fail):
@@ -56,7 +57,7 @@ class Checkpointer:
     self._directory = directory
     self._warn = warn
     self._saving: int | None = None
-    # It logs, with a traceback, what its threads raise; the next call raises that here, as on a full disk.
+    # Orbax logs exceptions of its threads with a traceback. The next call raises them here, where they are handled.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     self._manager = ocp.CheckpointManager(
       directory.absolute(),
@@ -71,15 +72,15 @@ class Checkpointer:
     )
 
   def latest(self) -> int | None:
-    """Steps done at the newest checkpoint, None where there is none."""
+    """Step of the latest checkpoint, or None."""
     return self._manager.latest_step()
 
   def whole(self) -> int | None:
-    """Steps done at the newest checkpoint that is written whole: not at one that is being written."""
+    """Step of the latest checkpoint that is completely written, or None."""
     return max(_saved_steps(self._directory), default=None)
 
   def finished(self) -> int | None:
-    """As `latest`, once everything that is being saved is on disk."""
+    """Waits until all checkpoints are saved, and returns `latest`."""
     self._attempt(self._manager.wait_until_finished)
     return processes.first(self.latest)
 
@@ -88,7 +89,8 @@ class Checkpointer:
     return sorted(self._manager.all_steps())
 
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
-    """Begins to save; `progress` is plain data, such as the input's state. A step that is saved is not saved again."""
+    """Starts to save a checkpoint, unless the step is already saved. `progress` is JSON data, such as the state of the
+    input."""
     if self.finished() == step:
       return
     tree = _tree(state)
@@ -98,10 +100,10 @@ class Checkpointer:
     self._attempt(lambda: self._manager.save(step, args=items, force=True))
 
   def restore(self, step: int, abstract: State, warn: Warn = lambda text: None) -> tuple[State, dict[str, Any]]:
-    """The state, placed as `abstract` says whatever mesh saved it, and the progress.
+    """Restores the state, with the shardings of `abstract` independently of the mesh that saved it, and the progress.
 
     Raises:
-      Damaged: the checkpoint is not what was saved, or holds values that are NaN or infinite.
+      Damaged: If the content differs from what was saved, or contains values that are NaN or infinite.
     """
     folder, tree = self._directory / str(step), _tree(abstract)
     restored = _read(folder, state=ocp.args.StandardRestore(tree), progress=ocp.args.JsonRestore())
@@ -109,16 +111,16 @@ class Checkpointer:
     _check_arrays(restored["state"], sums, folder, warn)
     state = State(**restored["state"])
     if not is_finite(state):
-      raise Damaged("it holds values that are NaN or infinite")
+      raise Damaged("it contains values that are NaN or infinite")
     return state, progress
 
   def restore_newest(self, abstract: State, warn: Warn) -> tuple[int, State, dict[str, Any]] | None:
-    """Step, state and progress of the newest checkpoint that is not damaged, None if there is no checkpoint.
+    """Restores step, state and progress from the latest checkpoint that is not damaged. None if there is no checkpoint.
 
-    A damaged one that is newer is set aside under another name, which `warn` is told: its step will be saved again.
+    Later checkpoints, which are damaged, are renamed with a warning, since their steps will be saved again.
 
     Raises:
-      UserError: all checkpoints are damaged.
+      UserError: If all checkpoints are damaged.
     """
     steps = processes.first(lambda: _saved_steps(self._directory))
     if not steps:
@@ -127,20 +129,20 @@ class Checkpointer:
     for other, why in damaged.items():
       folder = self._directory / str(other)
       aside = processes.first(functools.partial(_set_aside, folder))
-      warn(f"{_damage(folder, why)}; it is now {aside}, and step {step} is used instead")
+      warn(f"{_damage(folder, why)}; it is renamed to {aside}, and step {step} is used instead")
     if damaged:
       self._manager.reload()
     return step, state, progress
 
   def close(self) -> None:
-    """Waits for what is being saved."""
+    """Waits until all checkpoints are saved."""
     self._attempt(self._manager.wait_until_finished)
     self._manager.close()
 
   def _attempt(self, function: Callable[[], Any]) -> None:
-    """Calls a function that saves, or waits for what is being saved, and warns of what went wrong with that.
+    """Calls a function that saves, or waits for saving, and warns if saving has failed.
 
-    Several processes save together, and would wait for the one that cannot: then it is an error.
+    With several processes, a failure is an error, because the others would wait for the process that failed.
     """
     try:
       function()
@@ -148,19 +150,26 @@ class Checkpointer:
       if processes.count() > 1:
         raise
       for part in self._directory.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(part, ignore_errors=True)  # of a full disk it would keep what the next one needs
+        shutil.rmtree(part, ignore_errors=True)  # on a full disk, it would take the space of the next one
       self._manager.reload()
       why, kept = users_mistake(error) or reason(error), self.whole()
-      left = "no checkpoint is saved yet" if kept is None else f"the newest is that of step {kept}"
+      left = "no checkpoint is saved yet" if kept is None else f"the latest checkpoint is that of step {kept}"
       self._warn(f"the checkpoint of step {self._saving} could not be saved: {why}; {left}")
 
 
 def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn) -> tuple[Parameters, int]:
-  """Parameters of the newest checkpoint that is not damaged, placed as `abstract` says, and its step; the optimizer's
-  state is not read. `warn` is told of damaged ones.
+  """Restores the parameters, but not the optimizer state, from the latest checkpoint that is not damaged.
+
+  Args:
+    directory: of the checkpoints.
+    abstract: shapes and shardings of the parameters.
+    warn: is called for each damaged checkpoint.
+
+  Returns:
+    The parameters, and the step of the checkpoint.
 
   Raises:
-    UserError: the directory has no checkpoint, or only damaged ones.
+    UserError: If there is no checkpoint, or all checkpoints are damaged.
   """
   steps = processes.first(lambda: _saved_steps(directory) if directory.is_dir() else [])
   if not steps:
@@ -185,7 +194,7 @@ def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn
 def _newest(
   directory: pathlib.Path, steps: list[int], restore: Callable[[int], Any]
 ) -> tuple[int, Any, dict[int, str]]:
-  """Step and content of the newest checkpoint that is not damaged, and what is wrong with those that are newer."""
+  """Step and content of the latest checkpoint that is not damaged, and the damage of the later ones."""
   damaged: dict[int, str] = {}
   for step in sorted(steps, reverse=True):
     try:
@@ -194,13 +203,13 @@ def _newest(
       damaged[step] = str(error)
   listed = "; ".join(_damage(directory / str(step), why) for step, why in damaged.items())
   raise UserError(
-    f"no checkpoint is left to resume from: {listed}. Nothing has been deleted; put a copy in its place, or choose "
-    "another --workdir to train again from step 1"
+    f"all checkpoints are damaged: {listed}. Nothing has been deleted; restore a copy, or choose another --workdir to "
+    "train again from step 1"
   )
 
 
 def _read(folder: pathlib.Path, **items: Any) -> Any:
-  """What Orbax reads; damage that one process of the program finds is damage for all."""
+  """Reads with Orbax. If one process of the program finds damage, all processes raise Damaged."""
   restored, why = None, None
   try:
     restored = _read_here(folder, **items)
@@ -212,13 +221,13 @@ def _read(folder: pathlib.Path, **items: Any) -> Any:
 
 
 def _read_here(folder: pathlib.Path, **items: Any) -> Any:
-  """What Orbax reads, whatever it raises being damage where the machine and the user are not the cause."""
+  """Reads with Orbax. Exceptions count as damage unless they are errors of the machine or the user."""
   markers = [path.exists() for path in (folder / MARKER, *(folder / item / MARKER for item in ITEMS))]
   if not (folder / METADATA).is_file() or (any(markers) and not all(markers)):
     raise Damaged("its commit marker is missing")
   _ignore_abandoned_reads()
   try:
-    # Each process reads for itself: one that finds damage does not keep the others waiting.
+    # Each process reads independently, so that the others do not wait for a process that finds damage.
     alone = ocp.options.MultiprocessingOptions(primary_host=processes.index(), active_processes={processes.index()})
     handler = ocp.CompositeCheckpointHandler(
       *ITEMS, composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
@@ -233,7 +242,7 @@ def _read_here(folder: pathlib.Path, **items: Any) -> Any:
 
 @functools.cache
 def _ignore_abandoned_reads() -> None:
-  """When one read fails, Orbax abandons the others and closes their event loop; each would print a traceback."""
+  """Suppresses tracebacks: if one read fails, Orbax abandons the others and closes their event loop."""
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   before = sys.unraisablehook
 
@@ -246,13 +255,13 @@ def _ignore_abandoned_reads() -> None:
 
 
 def _seal(progress: dict[str, Any], arrays: dict[str, str]) -> dict[str, Any]:
-  """The progress with the checksums of the arrays, and one of itself."""
-  content = json.loads(json.dumps({"progress": progress, "arrays": arrays}))  # a copy, as it is written later
+  """Adds the checksums of the arrays, and a checksum of the whole, to the progress."""
+  content = json.loads(json.dumps({"progress": progress, "arrays": arrays}))  # a copy, because it is written later
   return {**content, "sha256": _digest(content)}
 
 
 def _unseal(sealed: Any) -> tuple[dict[str, Any], dict[str, str] | None]:
-  """The progress, and the checksums of the arrays; None for those of a version that saved none."""
+  """The progress and the checksums of the arrays, or None in a checkpoint of an earlier version without checksums."""
   if isinstance(sealed, dict) and sealed.keys() == {"progress", "arrays", "sha256"}:
     content = {name: sealed[name] for name in ("progress", "arrays")}
     if _digest(content) == sealed["sha256"]:
@@ -269,7 +278,7 @@ def _digest(content: Any) -> str:
 def _check_arrays(tree: Any, expected: dict[str, str] | None, folder: pathlib.Path, warn: Warn) -> None:
   """Compares restored arrays with the checksums that were saved with them."""
   if expected is None:
-    warn(f"{folder} was saved without checksums, and is used unchecked")
+    warn(f"{folder} was saved without checksums, so it cannot be verified")
     return
   wrong = [name for name, found in checksums(tree).items() if expected.get(name) != found]
   if wrong:
@@ -278,7 +287,7 @@ def _check_arrays(tree: Any, expected: dict[str, str] | None, folder: pathlib.Pa
 
 
 def _saved_steps(directory: pathlib.Path) -> list[int]:
-  """Steps of the folders that have the name of a whole checkpoint."""
+  """Steps of the folders whose name is that of a complete checkpoint."""
   return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
 
 
@@ -294,5 +303,5 @@ def _set_aside(folder: pathlib.Path) -> str:
 
 
 def _tree(state: State) -> dict[str, Any]:
-  """The state as nested dictionaries and tuples, which is all that Orbax needs to know of it."""
+  """Converts the state to nested dictionaries and tuples for Orbax."""
   return {"step": state.step, "parameters": state.parameters, "optimizer": state.optimizer}

@@ -1,9 +1,9 @@
-"""Checksums of arrays: computed where the arrays are, equal on every mesh, and different if one bit is.
+"""Checksums of arrays, which are computed on the devices and do not depend on the mesh.
 
-Each element is hashed together with its place in the whole array, and the hashes are added modulo 2^32. An integer sum
-does not depend on its order, so that neither the mesh nor the number of processes makes a difference, and no array is
-gathered or copied. The hash is a bijection of the element for each place: a change of one element is always found, and
-any other damage with probability 1 - 2^-64.
+Each element is hashed together with its position in the global array, and the hashes are summed modulo 2^32. Since an
+integer sum does not depend on the order, the result is the same for every mesh and number of processes, and arrays need
+not be gathered or copied. For each position, the hash is a bijection of the element, so that a change of a single
+element is always detected. Other damage is detected with probability 1 - 2^-64.
 """
 
 import functools
@@ -16,14 +16,14 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 LANES = (0x243F6A88, 0x85A308D3)
-"""Start values of two independent sums, from the digits of pi."""
+"""Seeds of two independent sums, from the digits of pi."""
 
 
 def checksums(tree: Any) -> dict[str, str]:
-  """The checksum of each array of a tree, by its path: 16 hexadecimal digits."""
+  """Checksums (16 hexadecimal digits) of the arrays of a tree, by path."""
 
   def checksum(leaf: jax.Array) -> str:
-    # Waits for each: of many programs at once, each with a collective, simulated devices on few cores may deadlock.
+    # Wait for each: simulated devices on few cores may deadlock if many programs with collectives run at once.
     lanes = jax.device_get(_sum_of_hashes(leaf.sharding)(leaf))
     return np.asarray(lanes, ">u4").tobytes().hex()
 
@@ -37,7 +37,7 @@ def array_name(path: Iterable[Any]) -> str:
 
 @functools.cache
 def _sum_of_hashes(sharding: NamedSharding) -> jax.stages.Wrapped:
-  """The function for arrays placed so; all processes get its result."""
+  """The compiled checksum function for arrays with this sharding. All processes get the result."""
   return jax.jit(_lanes, out_shardings=NamedSharding(sharding.mesh, PartitionSpec()))
 
 
@@ -48,7 +48,7 @@ def _lanes(array: jax.Array) -> jax.Array:
 
 
 def _bits(array: jax.Array) -> jax.Array:
-  """The array as uint32; of elements with 8 bytes each half."""
+  """The bits of an array as uint32. Elements of 8 bytes are split into two halves."""
   if array.dtype == jnp.bool_:
     return array.astype(jnp.uint32)
   width = min(array.dtype.itemsize, 4)
@@ -57,7 +57,7 @@ def _bits(array: jax.Array) -> jax.Array:
 
 
 def _places(shape: tuple[int, ...], seed: int) -> jax.Array:
-  """A number for each place of an array, that no pattern of the data is likely to follow."""
+  """A pseudorandom number for each position of an array."""
   place = jnp.full(shape, seed, jnp.uint32)
   for axis in range(len(shape)):
     place = _mix(place + jax.lax.broadcasted_iota(jnp.uint32, shape, axis))

@@ -14,18 +14,18 @@ TEXT = "text.json"
 
 
 def claim_text(directory: pathlib.Path, corpus: Corpus) -> None:
-  """Makes the corpus the directory's, or checks that it is.
+  """Records the corpus in the directory or, if one is recorded, checks that it is the same.
 
   Raises:
-    UserError: the directory was begun with other text; the message names what has changed. Or the processes of this
-      program find different text.
+    UserError: If the text differs from the recorded text, or between the processes of this program. The message names
+      the first difference.
   """
   here = {"sha256": corpus.summary()["sha256"], "corpus": corpus.folder.name}
   different = [index for index, sha256 in enumerate(processes.gather(here["sha256"])) if sha256 != here["sha256"]]
   if different:
     raise UserError(
-      f"process {different[0]} finds other text than process {processes.index()}; give all hosts the same files, best "
-      "on a file system that they share"
+      f"process {different[0]} finds other text than process {processes.index()}; give all hosts the same files, "
+      "preferably on a shared file system"
     )
   processes.first(lambda: _claim(directory, corpus, here))
 
@@ -37,16 +37,16 @@ def _claim(directory: pathlib.Path, corpus: Corpus, here: dict[str, Any]) -> Non
     write_json(path, here)
   elif there["sha256"] != here["sha256"]:
     raise UserError(
-      f"{directory} was begun with other text: {_changes(corpus.folder.with_name(there['corpus']), corpus.folder)}; "
-      "restore it to continue, or choose another --workdir"
+      f"{directory} was started with other text: {_changes(corpus.folder.with_name(there['corpus']), corpus.folder)}; "
+      "restore it to resume, or choose another --workdir"
     )
 
 
 def _read(path: pathlib.Path) -> dict[str, str] | None:
-  """What a directory was begun with, None if it has none.
+  """Reads the recorded identity of the text, or returns None if there is none.
 
   Raises:
-    UserError: the file is damaged.
+    UserError: If the file is damaged.
   """
   try:
     there = json.loads(path.read_bytes())
@@ -57,19 +57,19 @@ def _read(path: pathlib.Path) -> dict[str, str] | None:
   except (OSError, ValueError, TypeError, KeyError):
     pass
   raise UserError(
-    f"{path} is damaged, which says what text {path.parent} was begun with; put a copy in its place, or, if you are "
-    "sure that the text has not changed, delete it and run again"
+    f"{path} is damaged, which identifies the text of {path.parent}; restore a copy or, if you are sure that the text "
+    "has not changed, delete the file and run again"
   )
 
 
 def _changes(there: pathlib.Path, here: pathlib.Path) -> str:
-  """What differs between two corpora, the first thing by name."""
+  """Describes the difference between two corpora. Names the first changed source."""
   try:
     before, now = _by_place(there), _by_place(here)
   except (OSError, ValueError, TypeError, KeyError):
-    return f"{there} is gone or damaged, which would say what has changed"
+    return f"the changes cannot be listed because {there} is missing or damaged"
   changed = [f"{place} is new" for place in now if place not in before]
-  changed += [f"{place} is gone" for place in before if place not in now]
+  changed += [f"{place} is missing" for place in before if place not in now]
   changed += [f"{place} has changed" for place in now if place in before and now[place] != before[place]]
   more = f" and {len(changed) - 1:,} other differences" if len(changed) > 1 else ""
   return f"{changed[0]}{more}" if changed else "its tokenizer or the order of its documents has changed"

@@ -21,10 +21,10 @@ DROPPED = "router/dropped_fraction"
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """The work of one step on all devices."""
+  """The work of one training step on all devices."""
 
   tokens: int
-  """Targets with a weight, without padding and given tokens."""
+  """Number of targets, without padding and other targets of weight 0."""
   choices_per_token: float | None = None
   """Accepted choices of experts per token, averaged over sparse layers. None without sparse layers."""
   dropped_fraction: float | None = None
@@ -55,10 +55,10 @@ def total_peak_flops(spec: TrainSpec) -> float | None:
 
 
 class Clock:
-  """Times steps from the end of one to the end of the next, excluding evaluation and compilation."""
+  """Measures the time from the end of one step to the end of the next, without evaluation and compilation."""
 
   def __init__(self, spec: TrainSpec, total_s: float = 0.0, tokens: int = 0):
-    """`total_s` and `tokens` are those of earlier steps, if the run resumes."""
+    """`total_s` and `tokens` are those of the steps before the run was resumed."""
     self.total_s, self.tokens = total_s, tokens
     self._model = spec.experiment.model
     self._sequence_length = spec.experiment.data.sequence_length
@@ -71,8 +71,8 @@ class Clock:
     self._last = time.perf_counter()
 
   def lap(self, work: Work) -> Record:
-    """Ends a step. Returns the mean speed since the last call of `mean`. The speed of a single step would be
-    misleading, since the host may learn of its end late and then of the next one immediately."""
+    """Ends a step and returns the mean speed since the last call of `mean`. The speed of a single step would be
+    misleading, because the host may notice the end of a step late."""
     now = time.perf_counter()
     elapsed_s, self._last = now - self._last, now
     self.total_s += elapsed_s

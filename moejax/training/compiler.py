@@ -1,6 +1,6 @@
-"""Options with which XLA compiles the step, for both runs and plans. None of them changes a result.
+"""XLA options for compiling the training step, in runs and in plans. None of them changes results.
 
-The environment variable LIBTPU_INIT_ARGS adds further ones, as in `--xla_tpu_scoped_vmem_limit_kib=32768`.
+The environment variable LIBTPU_INIT_ARGS adds further options, such as `--xla_tpu_scoped_vmem_limit_kib=32768`.
 """
 
 import jax
@@ -30,15 +30,15 @@ EXCHANGE: Options = {
 }
 
 FUSION: Options = {
-  # The matrix units gather weights between the tiles of a product. Right on v5e alone: libtpu from 0.0.46 on refuses
-  # to compile it for any other chip, and warns of wrong results there.
+  # Gather weights between the tiles of a product. For v5e only: libtpu 0.0.46 and later reject the option for other
+  # chips, where it can give wrong results.
   "xla_tpu_enable_async_collective_fusion": True,
   "xla_tpu_enable_async_collective_fusion_fuse_all_gather": True,
   "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
 }
 
 SPARSE_CORES: Options = {
-  # Let the SparseCores gather weights and sum gradients during products, as in public runs on v5p and v6e.
+  # Use the SparseCores to gather weights and sum gradients during products, as in public runs on v5p and v6e.
   "xla_tpu_enable_sparse_core_collective_offload_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": True,
   "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": True,
@@ -47,7 +47,7 @@ SPARSE_CORES: Options = {
   "xla_tpu_use_tc_device_shape_on_sc": True,
 }
 
-# Let products use more VMEM, in larger tiles. The value (KiB) is that of public runs on v6e.
+# Allow products to use more VMEM, for larger tiles. The value (KiB) is that of public runs on v6e.
 TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 
 OF_CHIP = {
@@ -57,7 +57,7 @@ OF_CHIP = {
   "v6e": EXCHANGE | SPARSE_CORES | TILES,
   "tpu7x": EXCHANGE | SPARSE_CORES,
 }
-"""Additional options by name of the chip."""
+"""Additional options, by name of the chip."""
 
 
 def compiler_options(device: jax.Device) -> Options:

@@ -1,4 +1,4 @@
-"""Allows one program at a time in the directory of a run or a comparison, which all its processes share."""
+"""Ensures that only one program at a time uses the directory of a run or a comparison."""
 
 import contextlib
 import pathlib
@@ -11,15 +11,15 @@ from moejax.errors import UserError
 from moejax.lock import LOCK, InUse, locked
 
 APPEARS_S = 60.0
-"""Seconds that a file system may take to show one host what another has written."""
+"""Maximum seconds until a file system shows one host what another host has written."""
 
 
 @contextlib.contextmanager
 def exclusive(directory: pathlib.Path, what: str, note: Callable[[str], None], wait: bool = False) -> Iterator[None]:
-  """`locked` by the first process of a program; its other processes work in the same directory with it.
+  """Locks a directory for all processes of a program. The first process holds the lock.
 
   Raises:
-    UserError: as `locked`, or the directory of this process is not that of the first.
+    UserError: If another program holds the lock (see `locked`), or the processes do not share the directory.
   """
   with locked(directory, what, note, wait) if processes.is_first() else contextlib.nullcontext():
     _check_shared(directory)
@@ -28,7 +28,8 @@ def exclusive(directory: pathlib.Path, what: str, note: Callable[[str], None], w
 
 @contextlib.contextmanager
 def claimed(directory: pathlib.Path, what: str, note: Callable[[str], None]) -> Iterator[str | None]:
-  """As `exclusive`, but if another program holds the directory, yields that program and does not hold it."""
+  """Like `exclusive`, but if another program holds the lock, yields a description of that program instead of
+  raising."""
   with contextlib.ExitStack() as claim:
 
     def enter() -> str | None:
@@ -42,7 +43,7 @@ def claimed(directory: pathlib.Path, what: str, note: Callable[[str], None]) -> 
 
 
 def _check_shared(directory: pathlib.Path) -> None:
-  """Checks that this process finds the lock file of the first."""
+  """Checks that this process can see the lock file of the first process."""
   content = processes.first((directory / LOCK).read_text)
   deadline = time.monotonic() + APPEARS_S
   while not processes.is_first():
@@ -51,7 +52,8 @@ def _check_shared(directory: pathlib.Path) -> None:
         return
     if time.monotonic() > deadline:
       raise UserError(
-        f"process {processes.index()} (host {socket.gethostname()}) does not find in {directory} what process 0 writes "
-        "there; choose a --workdir on a file system that all hosts share"
+        f"process {processes.index()} (host {socket.gethostname()}) does not find the files of process 0 in "
+        f"{directory}; "
+        "choose a --workdir on a file system that all hosts share"
       )
     time.sleep(0.1)

@@ -13,15 +13,15 @@ DEAD_STEPS = 100
 """Number of steps without a token after which an expert counts as dead."""
 
 COLLAPSED = 0.02
-"""Part of log E below which a token's entropy counts as collapsed. Mutual information is trained by lowering it, so
-that with this loss only unused experts are reported."""
+"""Fraction of log E below which the entropy of a token counts as collapsed. It is not checked with a mutual-information
+loss, which minimizes the entropy."""
 
 
 class RouterHealth:
-  """Checks each record that is written. It reports a problem once, and again if it disappears and returns."""
+  """Checks each logged record. A problem is reported once, and again if it disappears and returns."""
 
   def __init__(self, model: Model, losses: frozenset[str], start_step: int):
-    """`losses` are the auxiliary losses that are trained, `start_step` the steps done before."""
+    """`losses` are the auxiliary losses with a coefficient. `start_step` is the step from which the run resumes."""
     self._model = model
     self._losses = losses
     self._seen: dict[str, int] = {}
@@ -29,7 +29,7 @@ class RouterHealth:
     self._told: set[str] = set()
 
   def warnings(self, record: Record) -> list[str]:
-    """One line for each problem that is new in this record, with the name of the layer."""
+    """One line for each new problem in this record, with the name of the layer."""
     found = dict(self._dead_experts(record)) | dict(self._collapsed_routers(record))
     new = [text for key, text in found.items() if key not in self._told]
     self._told = set(found)
@@ -43,7 +43,8 @@ class RouterHealth:
       if dead:
         yield (
           f"dead {layer} {dead}",
-          f"{layer}: expert{'s' if len(dead) > 1 else ''} {_listed(dead)} of {len(load_E)} got no token in any logged "
+          f"{layer}: expert{'s' if len(dead) > 1 else ''} {_listed(dead)} of {len(load_E)} received no token in any "
+          "logged "
           f"step of the last {DEAD_STEPS} (step {step}); raise training.losses.load_balance or router.bias_rate",
         )
 
@@ -65,8 +66,8 @@ class RouterHealth:
         if experts > 1 and entropy < COLLAPSED * math.log(experts):
           yield (
             f"collapsed {name} {layer}",
-            f"{layer}: {name} is {entropy:.3g} nats of {math.log(experts):.3g} (step {record['step']}), so that tokens "
-            "no longer weigh experts against each other; raise training.losses.router_z or lower the learning rate",
+            f"{layer}: {name} is {entropy:.3g} of at most {math.log(experts):.3g} nats (step {record['step']}): the "
+            "router has collapsed; raise training.losses.router_z or lower the learning rate",
           )
 
 

@@ -1,4 +1,4 @@
-"""The training loop: next batch, step, the previous step's metrics, evaluate, save, stop."""
+"""The training loop: next batch, training step, metrics of the previous step, evaluation, checkpoint, stop."""
 
 import dataclasses
 import pathlib
@@ -33,7 +33,7 @@ from moejax.training.step import TrainStep
 
 
 class Batches(Protocol):
-  """An endless input whose position can be saved."""
+  """An infinite iterator of batches whose position can be saved."""
 
   def __next__(self) -> dict[str, np.ndarray]: ...
   def get_state(self) -> dict[str, Any]: ...
@@ -46,45 +46,45 @@ Observer = Callable[[Record], None]
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What the loop needs, made by whoever starts it."""
+  """Everything that the training loop needs."""
 
   spec: TrainSpec
   step: TrainStep
   """The compiled step."""
   batches: Callable[[], Batches]
-  """Opens this process's part of the input at its first batch."""
+  """Opens the input of this process at the first batch."""
   steps: int
-  """Length of the run."""
+  """Number of steps of the run."""
   directory: pathlib.Path
   evaluators: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
-  """What is scored every `evaluation.every` steps and after the last, by the prefix of its metrics."""
+  """Evaluators that run every `evaluation.every` steps and after the last step, by the prefix of their metrics."""
   observe: Observer = lambda record: None
-  """Called with each step's record, for displays."""
+  """Called with the record of each step, to display it."""
   warn: Callable[[str], None] = lambda text: None
-  """Called with what a user should see at once, such as an expert that gets no tokens."""
+  """Called with each warning."""
 
 
 def train(run: Run) -> dict[str, Any]:
-  """Trains to the last step, from the newest checkpoint if there is one, and returns the content of summary.json.
+  """Trains from the latest checkpoint, if there is one, to the last step. Returns the content of summary.json.
 
   Raises:
-    UserError: the directory holds another experiment, a run that is longer, or only damaged checkpoints.
-    FloatingPointError: more steps in a row were skipped than training.anomalies allows, or the parameters became NaN
-      or infinite.
-    Failure: the last step could not be saved.
-    Interrupted: SIGINT or SIGTERM came; every step that was done is saved.
+    UserError: If the directory contains another experiment, a longer run, or only damaged checkpoints.
+    FloatingPointError: If more consecutive steps are skipped than training.anomalies allows, or the parameters become
+      NaN or infinite.
+    Failure: If the last step cannot be saved.
+    Interrupted: After SIGINT or SIGTERM. All completed steps are saved.
   """
   begin, experiment = time.perf_counter(), run.spec.experiment
-  # 1. The directory is ours.
+  # 1. Claim the directory.
   check_run(run.directory, experiment, run.steps)
   checkpointer = Checkpointer(run.directory / "checkpoints", experiment.training.checkpoints, run.warn)
-  # 2. The state: the newest checkpoint that is not damaged, or fresh from the seed.
+  # 2. Restore the latest checkpoint that is not damaged, or initialize the state from the seed.
   found = checkpointer.restore_newest(run.spec.abstract_state, run.warn)
   earlier = processes.first(lambda: claim(run.directory, experiment, run.steps))
   batches, done, progress = run.batches(), 0, dict[str, Any]()
   if found:
     done, state, progress = found
-    # 3. The input stands where it stood; at step 0, of an imported model, at its beginning.
+    # 3. Restore the position of the input. An imported model, at step 0, has none.
     if done:
       batches.set_state(progress["data"])
     if earlier and earlier[-1]["last_step"] == done < run.steps:
@@ -92,13 +92,13 @@ def train(run: Run) -> dict[str, Any]:
   else:
     state = run.spec.init_state(experiment.training.seed)
   with continuing(lambda: _saved(run, checkpointer)), deferral() as stop:
-    # 4. The metrics end where the state does.
+    # 4. Remove the metrics of later steps.
     training = _Training(run, state, batches, done, progress, checkpointer, stop)
     training.goodput.add("restore_s", time.perf_counter() - begin)
     try:
       results = training.finish()
     finally:
-      stop.hold()  # what is being saved is finished
+      stop.hold()  # finish saving
       checkpointer.close()
       training.writer.close()
   results |= {EARLIER: earlier} if earlier else {}
@@ -112,7 +112,7 @@ def _saved(run: Run, checkpointer: Checkpointer) -> str | None:
 
 
 class _Training:
-  """A run under way: the state, where the input stands, and what is known of the steps so far."""
+  """A run in progress: the state, the position of the input, and statistics of the steps so far."""
 
   def __init__(
     self,
@@ -124,7 +124,7 @@ class _Training:
     checkpointer: Checkpointer,
     stop: Deferral,
   ):
-    """`progress` is what the checkpoint of step `done` holds beside its state, empty for none."""
+    """`progress` is the progress in the checkpoint of step `done`, or empty without a checkpoint."""
     self.run, self.state, self.batches, self.step, self.checkpointer, self.stop = (
       run, state, batches, done, checkpointer, stop
     )  # fmt: skip
@@ -133,7 +133,7 @@ class _Training:
     self.skips = Skips(self.experiment.training.anomalies, run.steps, progress.get("skipped_steps", 0))
     self.goodput = Goodput(progress.get("lost_s", {}))
     self.batch = progress.get("batch", done)
-    """Number of the next batch, counted from 0."""
+    """Index of the next batch, starting at 0."""
     self.writer = MetricsWriter(run.directory, done, run.warn)
     self.goodput.add("repeated_s", self.writer.repeated_s)
     self.health = self._new_health()
@@ -143,10 +143,10 @@ class _Training:
     self.rows, self.sync = rows_of_process(run.spec), ProcessSync(run.spec.partitioner.mesh)
 
   def finish(self) -> dict[str, Any]:
-    """Trains from here to the end; returns the content of summary.json."""
+    """Trains to the last step and returns the content of summary.json."""
     run, results = self.run, dict[str, float]()
     self.clock.restart()
-    if _is_evaluated(self.step, run) and not self.writer.evaluated:  # a stop came before its scores
+    if _is_evaluated(self.step, run) and not self.writer.evaluated:  # stopped before its evaluation
       results = self._evaluate()
     while self.step < run.steps:
       self._train_step()
@@ -163,10 +163,10 @@ class _Training:
         if evaluate:
           results = self._evaluate()
         self.clock.restart()
-    if self.checkpointer.finished() != run.steps:  # it could not be saved, and is tried once more
+    if self.checkpointer.finished() != run.steps:  # saving has failed, so try once more
       self._save()
       _check_saved(run, self.checkpointer)
-    if not results:  # an earlier process wrote the last scores and was killed before the summary
+    if not results:  # the process was killed between the last evaluation and the summary
       results = self._evaluate()
     return {
       "name": self.experiment.name,
@@ -182,7 +182,7 @@ class _Training:
     }
 
   def _train_step(self) -> None:
-    """Dispatches the next step and reports the one before it, which by now has ended on the device or soon will."""
+    """Dispatches the next step, and then reports the previous one, so that the device does not wait for the host."""
     processes.report_step(self.step + 1)
     self.sync.send(self.stop)
     batch = to_devices(next(self.batches), self.run.spec.partitioner.batch, self.rows)
@@ -196,15 +196,15 @@ class _Training:
     self._rewound()
 
   def _report_waiting(self) -> None:
-    """Fetches the metrics of the last step and hands them on.
+    """Fetches and reports the metrics of the last step.
 
-    All of them only where they are written: on CPU what the host does is taken from the step.
+    Fetches all metrics only in steps that are logged, since work of the host slows down steps on CPU.
     """
     if self.waiting is None:
       return
     (step, batch, metrics), self.waiting = self.waiting, None
     record = {"step": step, **fetch_essential(metrics), **self.clock.lap(fetch_work(metrics))}
-    self.stop.hold()  # now there is a step that no checkpoint has
+    self.stop.hold()  # this step is in no checkpoint yet
     self.run.observe(record)
     skipped = self.skips.count(record)
     if step % self.experiment.training.log_every == 0 or step in (1, self.run.steps) or skipped or not_finite(record):
@@ -223,13 +223,13 @@ class _Training:
       raise FloatingPointError(explain(self.skips.first, self.experiment, self.checkpointer.finished()))
 
   def _rewound(self) -> bool:
-    """Goes back to the newest checkpoint if too many steps in a row were skipped; the input stays where it is."""
+    """Restores the latest checkpoint if too many consecutive steps were skipped. The position of the input is kept."""
     if not self.skips.exceeded:
       return False
     found = self.checkpointer.restore_newest(self.run.spec.abstract_state, self.run.warn)
     step, state, progress = found or (0, self.run.spec.init_state(self.experiment.training.seed), {"tokens": 0})
     self.run.warn(
-      f"{self.skips.streak} steps in a row were skipped; training continues from step {step} with later data"
+      f"{self.skips.streak} consecutive steps were skipped; training continues from step {step} with later data"
     )
     self.state, self.step, self.waiting, self.clock.tokens = state, step, None, progress["tokens"]
     self.writer.close()
@@ -245,7 +245,7 @@ class _Training:
     if self.step % policy.every == 0 or policy.every_minutes is None:
       return self.step % policy.every == 0
     due = time.monotonic() - self.last_save >= 60 * policy.every_minutes
-    return processes.first(lambda: due)  # clocks of processes differ, and all must save the same steps
+    return processes.first(lambda: due)  # the clocks of processes differ, but all must save the same steps
 
   def _save(self) -> None:
     begin = time.perf_counter()
@@ -262,7 +262,7 @@ class _Training:
     self.goodput.add("save_s", time.perf_counter() - begin)
 
   def _evaluate(self) -> dict[str, float]:
-    """The scores of this step; those that cannot be written while the run goes on are left out, with a warning."""
+    """Evaluates this step. If an evaluation before the last step fails for lack of space, a warning is shown."""
     begin, scores = time.perf_counter(), dict[str, float]()
     try:
       for name, score in self.run.evaluators.items():
@@ -285,29 +285,30 @@ def _check_saved(run: Run, checkpointer: Checkpointer) -> None:
   """Raises Failure if the last step is not saved."""
   if (kept := checkpointer.finished()) != run.steps:
     raise Failure(
-      f"the run is trained, but its last checkpoint, that of step {run.steps}, could not be saved in "
-      f"{run.directory / 'checkpoints'}; when it can be, the same command continues from step {kept or 0}"
+      f"training is complete, but the last checkpoint (step {run.steps}) could not be saved in "
+      f"{run.directory / 'checkpoints'}; correct the cause and run the same command, which resumes from step "
+      f"{kept or 0}"
     )
 
 
 def _new_schedule(optimizer: Optimizer, done: int, before: int, now: int) -> str:
-  """What another length does to the learning rate."""
+  """Describes how a new training length changes the learning rate."""
   last, following = learning_rate(optimizer, done - 1, before), learning_rate(optimizer, done, now)
   return (
-    f"the run was {before} steps long and is now {now}, and its schedule is recomputed: the learning rate jumps from "
-    f"{last:.4g} at step {done} to {following:.4g} at step {done + 1}, so that the result is not that of a run which "
-    f"was {now} steps long from the beginning"
+    f"the length of the run changes from {before} to {now} steps and its schedule is recomputed: the learning rate "
+    f"changes from {last:.4g} at step {done} to {following:.4g} at step {done + 1}, so the result differs from that of "
+    f"a run with {now} steps from the start"
   )
 
 
 def _is_evaluated(step: int, run: Run) -> bool:
-  """Whether the state after this step is scored."""
+  """Whether the state after this step is evaluated."""
   every = run.spec.experiment.evaluation.every
   return step == run.steps or (every is not None and step > 0 and step % every == 0)
 
 
 def fetch_essential(metrics: Metrics) -> Record:
-  """What every step is watched by; waits for the step to end."""
+  """Fetches the metrics that are checked in every step. Waits for the step to end."""
   return {
     name: float(value)
     for name, value in jax.device_get({name: metrics[name] for name in (*ESSENTIAL, SKIPPED)}).items()

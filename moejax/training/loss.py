@@ -1,7 +1,7 @@
 """The training objective: cross-entropy of the next token plus auxiliary losses times their coefficients.
 
-Each loss and statistic is first summed over the batch (`loss_sums`) and then divided (`objective`), so that the sums of
-the microbatches of a batch give the values of the whole batch.
+Each loss and metric is first summed over the batch (`loss_sums`) and then divided (`objective`), so that the sums over
+microbatches give the values of the whole batch.
 
 B batch  T query position  D embed  L stacked layers
 """
@@ -20,18 +20,18 @@ from moejax.models.moe.router_metrics import router_metrics
 from moejax.models.transformer import Transformer
 
 Batch = dict[str, jax.Array]
-"""tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T], 0 where a target does not count."""
+"""tokens, targets, segments, positions: int32 [B, T]; weights: float32 [B, T], 0 for targets that are ignored."""
 
 Metrics = dict[str, jax.Array]
 
 LossSums = dict[str, RouterSums]
-"""The sums of each kind of router, and of TEXT: `loss` and `z`, weighted by target."""
+"""The sums of each kind of router, and of TEXT: `loss` and `z`, weighted by the weights of targets."""
 
 TEXT = "text"
 
 
 class Denominators(NamedTuple):
-  """The denominators of the losses and statistics of a whole batch."""
+  """The denominators of the losses and metrics of a whole batch."""
 
   weight: jax.Array
   """The sum of the weights of the targets."""
@@ -46,12 +46,12 @@ def denominators(batch: Batch, model: Model) -> Denominators:
 
 
 def loss_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> LossSums:
-  """The sums over a batch, or over a part of one, from which losses and statistics follow.
+  """Returns the sums over a batch, or over a part of it, from which losses and metrics are computed.
 
   Args:
     model: the transformer.
     batch: rows that contain whole routing groups.
-    keys_B: random keys of the sequences, for the noise of routers; None has no noise.
+    keys_B: random keys of the sequences, for the noise of routers. None disables noise.
   """
   x_BTD, of_routers = router_sums(model, batch, keys_B)
   scores = model.score(x_BTD, batch["targets"])
@@ -77,15 +77,15 @@ def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) ->
       parts add up to that of the whole batch. For the others (`Losses.of_whole_batch`) a part needs the sums of the
       whole batch.
     by: the denominators of the whole batch.
-    model: says which losses there are.
-    losses: coefficients.
+    model: determines which losses exist.
+    losses: coefficients of the losses.
 
   Returns:
     The objective, and the metrics `loss` (cross-entropy in nats per token), `loss/NAME` for each auxiliary loss
     (averaged over the layers that have it) and `router/NAME` by layer.
 
   Raises:
-    UserError: a loss has a coefficient, but no layer returns it.
+    UserError: If a loss has a coefficient, but no layer returns it.
   """
   auxiliary = router_metrics(sums, by.tokens, model)
   metrics = {"loss": sums[TEXT]["loss"] / by.weight, "loss/z": sums[TEXT]["z"] / by.weight}
@@ -93,7 +93,7 @@ def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) ->
   total = metrics["loss"]
   for name, coefficient in dataclasses.asdict(losses).items():
     if coefficient and f"loss/{name}" not in metrics:
-      raise UserError(f"training.losses.{name}={coefficient} and no layer returns that loss; set it to 0")
+      raise UserError(f"training.losses.{name}={coefficient}, but no layer returns that loss; set it to 0")
     if coefficient:
       total = total + coefficient * metrics[f"loss/{name}"]
   metrics |= {f"router/{name}": value for name, value in auxiliary.statistics.items()}

@@ -1,4 +1,4 @@
-"""Checks whether a program fits in device memory, before it runs."""
+"""Checks that a program fits in device memory before it runs."""
 
 import dataclasses
 import pathlib
@@ -37,10 +37,10 @@ def program_memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def counted_memory(found: Any, platform: str) -> Memory:
-  """What is there at once, given the compiler's statistics (`jax.stages.Compiled.memory_analysis`).
+  """The peak memory, given the statistics of the compiler (`jax.stages.Compiled.memory_analysis`).
 
-  The compiler's own peak counts: it is what libtpu compares with its limit. The temporaries that it reports beside it
-  include gaps between buffers, which it leaves where memory is free. The peak on CPU has no temporaries in it.
+  Uses the peak that the compiler reports, which libtpu compares with its limit. The reported size of temporaries can
+  include gaps between buffers. On CPU, the reported peak does not include temporaries.
   """
   arguments = found.argument_size_in_bytes
   if platform != "cpu" and found.peak_memory_in_bytes >= arguments:

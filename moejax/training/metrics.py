@@ -1,4 +1,4 @@
-"""Metrics of a step, a flat dictionary of plain numbers, which is written to metrics.jsonl and TensorBoard.
+"""Converts metrics of a step to a flat dictionary of numbers, and writes it to metrics.jsonl and TensorBoard.
 
 L stacked layers  E experts
 """
@@ -24,11 +24,10 @@ Record = dict[str, Any]
 
 
 def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
-  """The metrics of a step as plain numbers, with router metrics by layer.
+  """The metrics of a step as numbers, with router metrics by layer.
 
   Scalars keep their names. A sparse layer i has `router/entropy/layer_i` in nats, `router/dropped_fraction/layer_i` and
-  `router/load_max_over_mean/layer_i` (1 when balanced). `router/load` is a list by sparse layer of the share of each
-  expert.
+  `router/load_max_over_mean/layer_i` (1 if balanced). `router/load` has the load of each expert, by sparse layer.
   """
   record: Record = {}
   for name, value in metrics.items():
@@ -59,33 +58,34 @@ def all_layers(model: Model) -> list[str]:
 
 
 class MetricsWriter:
-  """Appends records to metrics.jsonl and tensorboard/ of a run directory; of several processes the first does.
+  """Appends records to metrics.jsonl and tensorboard/ of a run directory. Only the first process writes.
 
-  Every line is valid JSON: a value that is NaN or infinite is null there, and absent in TensorBoard. A full disk does
-  not stop training: `warn` is told, lines of metrics.jsonl wait until they can be written, and TensorBoard's end.
+  Every line is valid JSON: values that are NaN or infinite are null, and missing in TensorBoard. A full disk does not
+  stop training: `warn` is called, lines of metrics.jsonl are kept until they can be written, and TensorBoard logging
+  ends.
   """
 
   def __init__(self, directory: pathlib.Path, start_step: int, warn: Callable[[str], None] = lambda text: None):
-    """Opens the files, dropping what was written after `start_step`, as those steps are about to be done again, and
-    lines that are no records, of which `warn` is told."""
+    """Opens the files. Removes records after `start_step`, since these steps will be repeated, and invalid lines, with
+    a warning."""
     self._path, self._warn = directory / "metrics.jsonl", warn
     writes = processes.is_first()
     records, damaged = _read(self._path) if writes else ([], 0)
     if damaged:
-      warn(f"{self._path} had {damaged} lines that are not records of steps; they have been dropped")
+      warn(f"{self._path} had {damaged} lines that are not valid records; they have been removed")
     kept = [record for record in records if record["step"] <= start_step]
     self.repeated_s = _time_of([record for record in records if record["step"] > start_step], start_step)
-    """Seconds that the steps which are about to be done again took, as far as they are known."""
+    """Seconds that the removed steps took, as far as known."""
     write_whole(self._path, "".join(map(_line, kept)))
     scored = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
     self.evaluated: bool = processes.first(lambda: scored)
-    """Whether the last record is that of an evaluation."""
+    """Whether the last record contains an evaluation."""
     self._file = (self._path if writes else pathlib.Path(os.devnull)).open("ab", buffering=0)
     self._unwritten = b""
     self._board: EventsWriter | None = _open_board(directory / "tensorboard", start_step + 1) if writes else None
 
   def write(self, record: Record) -> None:
-    """Writes one step's record; `step` is its number."""
+    """Writes the record of a step. `step` is its number."""
     self.evaluated = "loss" not in record
     self._unwritten += _line(record).encode()
     try:
@@ -109,11 +109,13 @@ class MetricsWriter:
         function(self._board)
     except OSError as error:
       self._board = None
-      self._warn(f"{self._path.with_name('tensorboard')} cannot be written and ends here: {error.strerror}")
+      self._warn(
+        f"{self._path.with_name('tensorboard')} cannot be written; TensorBoard logging stops: {error.strerror}"
+      )
 
 
 def _time_of(records: list[Record], start_step: int) -> float:
-  """Of the steps after `start_step` up to the last record, by its mean step time."""
+  """Estimated seconds of the steps from `start_step` to the last record."""
   timed = [record for record in records if isinstance(record.get("step_time_s"), float)]
   return sum(
     (record["step"] - before) * record["step_time_s"]
@@ -122,7 +124,7 @@ def _time_of(records: list[Record], start_step: int) -> float:
 
 
 def _open_board(folder: pathlib.Path, first_step: int) -> EventsWriter:
-  """A new file of TensorBoard, which forgets what other files have from `first_step` on."""
+  """Opens a new TensorBoard file, which discards records of earlier files from `first_step` on."""
   folder.mkdir(exist_ok=True)
   board = EventsWriter(str(folder / "events"))
   board.write_event(_event(first_step, session_log=SessionLog(status=SessionLog.START)))
@@ -138,7 +140,7 @@ def _line(record: Record) -> str:
 
 
 def _read(path: pathlib.Path) -> tuple[list[Record], int]:
-  """The records of a metrics.jsonl, and how many lines are none; a last line that a kill cut short does not count."""
+  """The records of a metrics.jsonl, and the number of invalid lines, without a truncated last line."""
   lines = path.read_bytes().split(b"\n") if path.is_file() else [b""]
   records = [_record(line) for line in lines[:-1]]
   return [record for record in records if record is not None], records.count(None)

@@ -1,4 +1,4 @@
-"""Detects values that are NaN or infinite, and says what a user can do about them."""
+"""Detects values that are NaN or infinite, and suggests remedies."""
 
 import math
 
@@ -10,15 +10,15 @@ from moejax.training.metrics import Record
 from moejax.training.state import State
 
 ESSENTIAL = ("loss", "grad_norm", "param_norm")
-"""Metrics that every step is watched by. Where all three are finite, so are parameters and moments after the step."""
+"""Metrics that are checked in every step. If all are finite, so are the parameters and moments after the step."""
 
 
 def explain(record: Record, experiment: Experiment, saved: int | None) -> str:
-  """Why a run stops at one step's metrics, which checkpoint is left, and what helps; `saved` is its step, if any."""
+  """Explains why a run stops, which checkpoint can be used, and the remedy. `saved` is the step of the checkpoint."""
   broken = not_finite(record)
   if not broken:
     return (
-      f"The loss, {record['loss']:.4g} at step {record['step']}, is a spike by training.anomalies.spike="
+      f"The loss, {record['loss']:.4g} at step {record['step']}, is a spike according to training.anomalies.spike="
       f"{experiment.training.anomalies.spike}. {_what_is_left(saved)} Raise training.anomalies.max_skipped, or set "
       "training.anomalies.then to rewind."
     )
@@ -44,22 +44,22 @@ def _all_finite(state: State) -> jax.Array:
 
 def _what_is_left(saved: int | None) -> str:
   if saved is None:
-    return "No checkpoint has been saved, so the same command starts again from step 1 and stops at the same step."
+    return "No checkpoint has been saved, so the same command would start from step 1 and stop at the same step."
   return (
-    f"The newest checkpoint is that of step {saved}, and all its values are finite; the same command resumes from it "
-    "and stops at the same step, unless the hardware was at fault."
+    f"The latest checkpoint is that of step {saved}, and all its values are finite. The same command would resume from "
+    "it and stop at the same step, unless the hardware caused the failure."
   )
 
 
 def _remedy(broken: str, step: int, experiment: Experiment) -> str:
   if step == 1 and broken != "param_norm":
     return (
-      "The parameters were still the initial ones, so the learning rate is not the cause: check the coefficients in "
-      "training.losses and try --model.compute-dtype float32, with a new --workdir."
+      "The parameters had not been updated yet, so the learning rate is not the cause: check the coefficients in "
+      "training.losses and try --model.compute-dtype float32 with a new --workdir."
     )
   optimizer = experiment.optimizer
   return (
-    "Train with a new --workdir (a work directory keeps the fields that decide its result) and a lower "
+    "Train with a new --workdir, because these fields cannot change when a run resumes, and with a lower "
     f"--optimizer.learning-rate (now {optimizer.learning_rate:g}), a higher --optimizer.schedule.warmup-fraction (now "
     f"{optimizer.schedule.warmup_fraction:g}) or a lower --optimizer.gradient-clip (now {optimizer.gradient_clip:g})."
   )

@@ -1,4 +1,4 @@
-"""From the configuration of an optimizer to optax, its decay mask, and the learning rate of a step."""
+"""Builds optax optimizers and weight decay masks from configurations, and computes the learning rate."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
 from moejax.errors import UserError
 
 MakeOptimizer = Callable[[Any, nnx.State], optax.GradientTransformation]
-"""(configuration, parameters with their logical names) to the direction of the update, without the learning rate.
+"""Maps a configuration and the parameters with their logical axes to an optax transformation without learning rate.
 
-The step clips before it, and multiplies by minus the learning rate after it. The learning rate stays outside so that
-the length of a run is no part of the compiled step: the step whose time is measured is then the step that trains,
-however many steps that time turns out to buy.
+The training step clips gradients before it, and multiplies its result by the negative learning rate. Since the learning
+rate is an argument, the compiled step does not depend on the length of the run. A comparison can therefore measure the
+step time first and derive the number of steps from it.
 """
 
 
@@ -47,20 +47,20 @@ def muon(config: Muon, parameters: nnx.State) -> optax.GradientTransformation:
       adam_b2=config.adam_beta2,
       muon_weight_dimension_numbers=_by_variable(_matrix_axes, parameters),
     ),
-    optax.scale(-1.0),  # undoes the sign of optax, since the step applies its own
+    optax.scale(-1.0),  # the sign of optax, which the training step applies itself
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask(parameters)),
   )
 
 
 OPTIMIZERS: dict[type[Optimizer], MakeOptimizer] = {AdamW: adamw, Lion: lion, Muon: muon}
-"""By class of the configuration. A user's own file may add to it."""
+"""Optimizers by class of the configuration. Custom optimizers are added to it."""
 
 
 def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTransformation:
-  """The optimizer of a configuration.
+  """Makes the optimizer of a configuration.
 
   Raises:
-    UserError: OPTIMIZERS has no function for its class.
+    UserError: If OPTIMIZERS has no function for its class.
   """
   make = OPTIMIZERS.get(type(config))
   if make is None:
@@ -70,12 +70,12 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
 
 
 def decay_mask(parameters: nnx.State) -> dict:
-  """True for parameters that decay: matrices, not the scales of norms and biases, however many layers are stacked."""
+  """True for parameters with weight decay: matrices, but not scales of norms and biases, whether stacked or not."""
   return _by_variable(_is_matrix, parameters)
 
 
 def learning_rate(config: Optimizer, step: int, steps: int) -> float:
-  """The learning rate of a step, counted from 0, of a run of `steps`."""
+  """The learning rate at `step` (starting at 0) in a run of `steps` steps."""
   return config.learning_rate * config.schedule.fraction(step, steps)
 
 
@@ -84,7 +84,7 @@ _STACKED = ("layers", "experts")
 
 
 def _matrix_axes(names: tuple[str | None, ...]) -> optax.contrib.MuonDimensionNumbers | None:
-  """The axes that a layer contracts and those that it outputs. None for parameters that are no matrix of a layer."""
+  """The input and output axes of a matrix of a layer, or None for other parameters."""
   own = [axis for axis, name in enumerate(names) if name not in _STACKED]
   embed = [axis for axis in own if names[axis] in _EMBED]
   inner = [axis for axis in own if names[axis] not in _EMBED]

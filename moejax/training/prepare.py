@@ -1,6 +1,6 @@
-"""Prepares runs: a workspace has what runs in one directory share, and `prepare` makes one of them ready to start.
+"""Prepares runs. A workspace holds what the runs in a directory share, and `prepare` compiles one of them.
 
-Everything is opened, made and compiled once, and what is quick to check comes before what is slow to make.
+Everything is opened and compiled once. Fast checks are made first.
 """
 
 import contextlib
@@ -32,20 +32,20 @@ from moejax.training.step import TrainStep, abstract_inputs, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-  """An experiment on the devices present."""
+  """An experiment and its partitioner on the available devices."""
 
   experiment: Experiment
-  """With its mesh filled in."""
+  """The experiment with a complete mesh."""
   partitioner: Partitioner
 
 
 @dataclasses.dataclass(frozen=True)
 class Workspace:
-  """What the runs of one directory share."""
+  """The data that all runs in a directory share."""
 
   directory: pathlib.Path
   placed: Mapping[str, Placed]
-  """The experiments, by name. Those of one mesh and the same rules have the same partitioner."""
+  """The experiments, by name. Experiments with the same mesh and rules share a partitioner."""
   corpus: Corpus
 
 
@@ -55,12 +55,12 @@ class Prepared:
 
   spec: TrainSpec
   step: TrainStep
-  """Compiled for exactly the experiment's batch."""
+  """The training step, compiled for the batch shape of the experiment."""
   batches: Callable[[], Batches]
-  """Opens this process's part of the input at its first batch."""
+  """Opens the input of this process at the first batch."""
   corpus: Corpus
   memory: Memory
-  """Of the step, on each device."""
+  """Memory of the training step on each device."""
   compile_time_s: float
   """Seconds to trace and compile the step."""
 
@@ -74,18 +74,19 @@ def open_workspace(
   progress: Progress = SILENT,
   wait: bool = False,
 ) -> Iterator[Workspace]:
-  """Holds a directory for runs of some experiments on one text, until the end of the block.
+  """Locks a directory for the runs of one or several experiments until the end of the block.
 
   Args:
-    experiments: what will be run.
-    text: of all of them.
-    directory: of the run or the comparison, as `open_run` or `open_comparison` returns it.
-    what: description of the work, for processes that are refused meanwhile.
-    progress: receives the progress, and notes for the user.
-    wait: whether to wait until another process has released the directory, instead of raising UserError.
+    experiments: the experiments.
+    text: their common text.
+    directory: of the run or the comparison, as returned by `open_run` or `open_comparison`.
+    what: description of the work, for messages of other processes.
+    progress: receives progress reports and notes.
+    wait: whether to wait until another process releases the directory, instead of raising UserError.
 
   Raises:
-    UserError: as `on_devices` and `build_corpus`, the directory was begun with other text, or another process holds it.
+    UserError: If another process holds the directory, it was started with other text, or the text or the devices are
+      not suitable.
   """
   placed = {each.experiment.name: each for each in on_devices(experiments, text.tokenizer)}
   with exclusive(directory, what, progress.note, wait):
@@ -108,10 +109,10 @@ def open_workspace(
 
 
 def prepare(workspace: Workspace, name: str, progress: Progress = SILENT) -> Prepared:
-  """Defines and compiles an experiment of a workspace.
+  """Builds and compiles the training step of an experiment.
 
   Raises:
-    UserError: a parameter cannot be placed, or the step does not fit the devices' memory.
+    UserError: If a parameter cannot be sharded, or the step does not fit in device memory.
   """
   progress.stage(f"compile {name}")
   experiment, corpus = workspace.placed[name].experiment, workspace.corpus
@@ -127,10 +128,10 @@ def prepare(workspace: Workspace, name: str, progress: Progress = SILENT) -> Pre
 
 
 def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[Placed]:
-  """The experiments with their meshes filled in for the devices present; reads and compiles nothing.
+  """Completes the meshes of experiments for the available devices. Reads and compiles nothing.
 
   Raises:
-    UserError: a mesh does not fit the devices or the tensors, or a vocabulary is smaller than the tokenizer's.
+    UserError: If a mesh does not fit the devices or the tensors, or a vocabulary is smaller than that of the tokenizer.
   """
   devices = present_devices()
   meshes: dict[tuple[Mesh, Rules], Partitioner] = {}
@@ -141,7 +142,7 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
       meshes[key] = make_partitioner(*key, devices)
     partitioner = meshes[key]
     _check_vocabulary(experiment, tokenizer, partitioner)
-    # Constructing it again checks batch and tensors against the data axis that only the devices decide.
+    # This constructs the experiment again, which checks batch and tensors against the data axis.
     placed.append(Placed(dataclasses.replace(experiment, mesh=partitioner.shape), partitioner))
   return placed
 
@@ -152,12 +153,12 @@ def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer, partitioner:
     padded = padded_vocab_size(needed, partitioner.shards("vocab"))
     raise UserError(
       f"model.vocab_size={there} is less than the {needed} tokens of data.tokenizer={experiment.data.tokenizer!r}; "
-      f"use at least {needed}, best {padded}: a multiple of {VOCAB_MULTIPLE} that the mesh divides"
+      f"use at least {needed}, preferably {padded}, a multiple of {VOCAB_MULTIPLE} that is divisible by the mesh"
     )
 
 
 def _compile_step(spec: TrainSpec) -> tuple[TrainStep, Memory, float]:
-  """The train step, its memory on each device, and the seconds that it took to trace and compile."""
+  """Returns the training step, its memory on each device, and the seconds to trace and compile it."""
   experiment, partitioner = spec.experiment, spec.partitioner
   inputs, what = abstract_inputs(spec), f"the train step of {experiment.name}"
   remedy = _less_memory(experiment)
@@ -173,7 +174,7 @@ def _compile_step(spec: TrainSpec) -> tuple[TrainStep, Memory, float]:
 
 
 def _less_memory(experiment: Experiment) -> str:
-  """What makes a train step smaller."""
+  """The remedy if a training step needs too much memory."""
   training, remat = experiment.training, experiment.model.remat
   smallest = remat == "layer_inputs"
   return (

@@ -1,4 +1,4 @@
-"""Agreement of several processes at each training step: whether one was told to stop, and which is the slowest.
+"""Synchronizes processes at each training step: whether to stop, and which process is the slowest.
 
 Z = processes
 """
@@ -14,15 +14,16 @@ from moejax.interrupts import Deferral
 from moejax.training.metrics import Record
 
 SLOW = 0.1
-"""Part of a step by which the input of one process may take longer than that of the median before it is named."""
+"""A process is reported as slow if its input takes longer than the median by more than this fraction of a step."""
 
 
 class ProcessSync:
-  """A small all-gather between all processes before each step, so that all take the same decision at the same step.
-  A single process exchanges nothing.
+  """A small all-gather before each step, so that all processes make the same decision at the same step.
 
-  Only the time to read and place the input differs between processes: the rest of a step takes equally long on all of
-  them, because each waits for the slowest.
+  It does nothing in a program with a single process.
+
+  Only the time to read and transfer the input differs between processes. The rest of a step takes the same time on all
+  of them, because each waits for the slowest.
   """
 
   def __init__(self, mesh: jax.sharding.Mesh):
@@ -37,8 +38,8 @@ class ProcessSync:
     self._began = 0.0
 
   def send(self, stop: Deferral) -> None:
-    """Sends whether this process was told to stop and how long its last input took. Call it before a step's input is
-    read."""
+    """Sends whether this process has received a stop signal and how long its last input took. Must be called before the
+    input of a step is read."""
     if self._several:
       sent = np.array([[stop.signal, self._input_s]], np.float32)
       shape = (self._everywhere.num_devices, sent.shape[1])
@@ -46,11 +47,11 @@ class ProcessSync:
       self._began = time.perf_counter()
 
   def input_ready(self) -> None:
-    """Call this when the step's input is on the devices."""
+    """Must be called when the input of the step is on the devices."""
     self._input_s = time.perf_counter() - self._began
 
   def should_stop(self, stop: Deferral) -> bool:
-    """Whether any process was told to stop before this step. All processes then stop after it."""
+    """Whether any process had received a stop signal before this step. If so, all processes stop after it."""
     if not self._several:
       return stop.requested
     signals_Z, input_s_Z = np.asarray(self._sent)[self._of_process].T
@@ -60,7 +61,7 @@ class ProcessSync:
     return bool(signals_Z.any())
 
   def record(self) -> Record:
-    """Mean seconds that each process took for its input since the last call, and the index of the slowest process."""
+    """Mean input time of each process in seconds since the last call, and the index of the slowest process."""
     if not self._input_s_Z:
       return {}
     mean_Z = np.mean(self._input_s_Z, axis=0)
@@ -68,7 +69,7 @@ class ProcessSync:
     return {"input_time_s": [round(float(x), 6) for x in mean_Z], "slowest_process": int(mean_Z.argmax())}
 
   def warning(self, record: Record) -> str | None:
-    """A warning that names the process whose input makes each step longer, or None. Each process is named once."""
+    """A warning for a process whose slow input delays each step, or None. Each process is reported once."""
     times_s = record.get("input_time_s", [])
     slowest = record.get("slowest_process")
     if slowest is None or slowest == self._named:
@@ -79,6 +80,6 @@ class ProcessSync:
     self._named = slowest
     return (
       f"{processes.name(slowest)} is the slowest: its input takes {times_s[slowest]:.3g} s of a step of "
-      f"{record['step_time_s']:.3g} s, that of the others {others_s:.3g} s (step {record['step']}); check its disk and "
-      "load, or raise data.prefetch"
+      f"{record['step_time_s']:.3g} s, compared with {others_s:.3g} s on the others (step {record['step']}); check its "
+      "disk and load, or raise data.prefetch"
     )

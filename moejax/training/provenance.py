@@ -15,7 +15,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def provenance() -> dict[str, Any]:
-  """The code and the devices that this program runs on, as plain values."""
+  """Versions, code revision and devices, as JSON values."""
   devices = jax.devices()
   return {
     "moejax": moejax.__version__,
@@ -32,7 +32,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-  """The git revision of moejax, with + if the source tree has changes. None outside a checkout."""
+  """The git revision of moejax, with + if the working tree has changes. None outside a git checkout."""
   folder = pathlib.Path(moejax.__file__).parent
 
   def git(*arguments: str) -> str | None:
@@ -42,7 +42,7 @@ def _git_revision() -> str | None:
       return None
     return done.stdout.strip() if done.returncode == 0 else None
 
-  if git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed below somebody else's repository
+  if git("ls-files", "--error-unmatch", "__init__.py") is None:  # installed inside another repository
     return None
   revision, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
   return f"{revision}+" if revision and changes else revision

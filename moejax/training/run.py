@@ -1,4 +1,4 @@
-"""Trains experiments: `train_experiment` a single one, `run` also each member of a comparison once it is prepared."""
+"""Trains experiments: `train_experiment` prepares and trains one, and `run` trains a prepared one."""
 
 import collections
 import pathlib
@@ -18,10 +18,10 @@ from moejax.training.prepare import Prepared, open_workspace, prepare
 from moejax.training.state import TrainSpec
 
 Evaluators = Mapping[str, Evaluator]
-"""What is scored during training and after it, by the prefix of its metrics."""
+"""Evaluators that run during and after training, by the prefix of their metrics."""
 
 MakeEvaluators = Callable[[Prepared, pathlib.Path, Progress], Evaluators]
-"""Makes the evaluators of a run in its directory. It is an argument because evaluation is built on training."""
+"""Makes the evaluators of a run, given its directory. It is an argument because evaluation imports training."""
 
 
 def train_experiment(
@@ -31,19 +31,19 @@ def train_experiment(
   make_evaluators: MakeEvaluators,
   progress: Progress = SILENT,
 ) -> dict[str, Any]:
-  """Trains and evaluates one experiment from the newest checkpoint in a directory; returns summary.json's content.
+  """Trains and evaluates one experiment from the latest checkpoint in a directory. Returns the content of summary.json.
 
   Args:
-    experiment: what is trained.
-    text: what it reads, as `open_text` returns it.
-    directory: of the run, as `open_run` returns it.
-    make_evaluators: makes what scores it.
-    progress: receives the progress, and notes for the user.
+    experiment: the experiment.
+    text: its text, as returned by `open_text`.
+    directory: of the run, as returned by `open_run`.
+    make_evaluators: makes the evaluators.
+    progress: receives progress reports and notes.
 
   Raises:
-    UserError: the directory, the text or the devices do not suit the experiment, or another process is at work there.
-    FloatingPointError: the loss, the gradient or the parameters became NaN or infinite.
-    Interrupted: SIGINT or SIGTERM came; the same call continues.
+    UserError: If the directory, the text or the devices are not suitable, or another process uses the directory.
+    FloatingPointError: If the loss, the gradient or the parameters become NaN or infinite.
+    Interrupted: After SIGINT or SIGTERM. The same call resumes.
   """
   with open_workspace([experiment], text, directory, f"train {experiment.name}", progress) as workspace:
     prepared = prepare(workspace, experiment.name, progress)
@@ -54,7 +54,7 @@ def train_experiment(
     def observe(record: Record) -> None:
       times_s.append(record["step_time_s"])
       done, step_time_s = record["step"], statistics.mean(times_s)
-      # The duration of the last evaluation is unknown until it begins, when it has a bar of its own.
+      # The duration of the last evaluation is unknown until it starts, when it has its own bar.
       progress.whole(done * step_time_s, (steps - done) * step_time_s if done < steps else None)
 
     def warn(text: str) -> None:
@@ -72,12 +72,12 @@ def run(
   observe: Observer,
   warn: Callable[[str], None],
 ) -> dict[str, Any]:
-  """Trains what is prepared to `steps`, from the newest checkpoint in its directory; returns summary.json's content.
+  """Trains a prepared experiment for `steps` steps, from the latest checkpoint in its directory.
 
-  `observe` is called with the record of each step and `warn` with what a user should see at once.
+  Returns the content of summary.json. Calls `observe` with the record of each step, and `warn` with each warning.
 
   Raises:
-    UserError, FloatingPointError, Interrupted: as `train`.
+    UserError, FloatingPointError, Interrupted: See `moejax.training.loop.train`.
   """
   experiment = prepared.spec.experiment
   progress.stage(f"train {experiment.name}", total=steps, line_every=experiment.training.log_every)

@@ -1,4 +1,4 @@
-"""A run's directory: which experiment it holds, and whether another may be written there."""
+"""The configuration in the directory of a run or a comparison, and whether a new one can resume it."""
 
 import dataclasses
 import json
@@ -16,25 +16,26 @@ from moejax.errors import UserError
 from moejax.files import read_json, write_json
 
 RUN, COMPARISON = "experiment.json", "suite.json"
-"""The files with the configuration of a run and of a comparison."""
+"""Files with the configuration of a run and of a comparison."""
 
 LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
-"""Keys of experiment.json that say how long the run is, which are compared as a whole."""
+"""Fields of the training length, which are compared by their result."""
 
 
 def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[dict[str, int]]:
-  """Makes `directory` this experiment's, or checks that it is.
+  """Writes experiment.json or, if it exists, checks that this experiment can resume the run.
 
-  Returns the lengths that the run had before, where it was or is now trained for another one: the learning rate
-  followed the schedule of `steps` up to `last_step`.
+  Returns:
+    The earlier lengths of a run whose length was changed. The learning rate followed the schedule of `steps` up to
+    `last_step`.
 
   Raises:
-    UserError: another experiment is there, or the run is longer already.
+    UserError: If the directory contains another experiment or a longer run.
   """
   directory.mkdir(parents=True, exist_ok=True)
   there = check_run(directory, experiment, steps)
   done = saved_step(directory)
-  # A checkpoint may have been lost since: the steps after the newest one are done again, with the schedule of now.
+  # If a checkpoint was lost, the steps after the latest one are repeated with the current schedule.
   earlier = [length | {"last_step": min(length["last_step"], done)} for length in there.get(EARLIER, []) if done]
   if there and there["steps"] != steps and done > max((length["last_step"] for length in earlier), default=0):
     earlier = [*earlier, {"steps": there["steps"], "last_step": done}]
@@ -43,12 +44,12 @@ def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[d
 
 
 def open_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> pathlib.Path:
-  """Makes a directory, in which nothing is left, and checks that it may hold this run; returns it.
+  """Creates a directory, if necessary, and checks that this run can use it. Writes no files. Returns the directory.
 
-  `steps` are None before the text is counted for a budget; the length is not compared then.
+  `steps` is None if the budget determines the length and the text has not been read. The length is then not checked.
 
   Raises:
-    UserError: another experiment is there, the run is longer already, or the directory cannot be written.
+    UserError: If the directory contains another experiment or a longer run, or is not writable.
   """
   prepare_directory(directory)
   check_run(directory, experiment, steps)
@@ -56,14 +57,14 @@ def open_run(directory: pathlib.Path, experiment: Experiment, steps: int | None)
 
 
 def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None) -> dict[str, Any]:
-  """What experiment.json holds, empty where there is none; raises as `open_run` where this run may not follow it."""
+  """The content of experiment.json, or empty if there is none. Raises UserError if this run cannot resume it."""
   there = _held(directory, RUN, to_plain(experiment))
   if not there or steps is None or there.get("steps") == steps:
     return there
   if experiment.training.steps != steps:
     raise UserError(
-      f"{directory} holds a run of {there['steps']} steps, and {experiment.name!r} is given {steps} by its budget; "
-      f"resume it with --training.steps {there['steps']}, or train it for another length with --training.steps N"
+      f"{directory} holds a run of {there['steps']} steps, but the budget of {experiment.name!r} is {steps} steps; "
+      f"resume it with --training.steps {there['steps']}, or change its length with --training.steps N"
     )
   done = saved_step(directory)
   if steps < done:
@@ -75,7 +76,7 @@ def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None
 
 
 def saved_step(directory: pathlib.Path) -> int:
-  """Step of the newest checkpoint of a run, 0 where there is none."""
+  """Step of the latest checkpoint of a run, or 0."""
   folders = (directory / "checkpoints").glob("*")
   return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
 
@@ -86,10 +87,10 @@ def run_configuration(experiment: Experiment, steps: int) -> dict[str, Any]:
 
 
 def read_experiment(directory: pathlib.Path) -> Experiment:
-  """The experiment that a run directory holds, its data axis open again for the devices that there are now.
+  """The experiment of a run directory. mesh.data is None, so that all available devices are used.
 
   Raises:
-    UserError: there is no run, or its experiment.json is not an experiment.
+    UserError: If there is no run, or its experiment.json is not valid.
   """
   path = directory / RUN
   if not path.is_file():
@@ -98,7 +99,7 @@ def read_experiment(directory: pathlib.Path) -> Experiment:
 
 
 def check_only_operational(there: Experiment, here: Experiment) -> None:
-  """Raises UserError where two experiments differ in more than how a result is computed."""
+  """Raises UserError if two experiments differ in fields that affect the trained parameters."""
   differences = _differences(to_plain(there), to_plain(here), _may_change(RUN))
   if differences:
     raise UserError(
@@ -108,10 +109,10 @@ def check_only_operational(there: Experiment, here: Experiment) -> None:
 
 
 def claim_comparison(directory: pathlib.Path, suite: Suite) -> None:
-  """Makes `directory` this suite's, or checks that it is.
+  """Writes suite.json or, if it exists, checks that this suite can resume the comparison.
 
   Raises:
-    UserError: another suite is there.
+    UserError: If the directory contains another suite.
   """
   directory.mkdir(parents=True, exist_ok=True)
   content = to_plain(suite)
@@ -120,10 +121,11 @@ def claim_comparison(directory: pathlib.Path, suite: Suite) -> None:
 
 
 def open_comparison(directory: pathlib.Path, suite: Suite) -> pathlib.Path:
-  """Makes a directory, in which nothing is left, and checks that it may hold this comparison; returns it.
+  """Creates a directory, if necessary, and checks that this comparison can use it. Writes no files. Returns the
+  directory.
 
   Raises:
-    UserError: another suite is there, or the directory cannot be written.
+    UserError: If the directory contains another suite or is not writable.
   """
   prepare_directory(directory)
   _held(directory, COMPARISON, to_plain(suite))
@@ -131,7 +133,7 @@ def open_comparison(directory: pathlib.Path, suite: Suite) -> pathlib.Path:
 
 
 def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[str, Any]:
-  """The configuration in `file` of a directory, empty where there is none; raises UserError where it is another."""
+  """The configuration in `file` of a directory, or empty if there is none. Raises UserError if it differs."""
   for kind, other in (("run", RUN), ("comparison", COMPARISON)):
     if other != file and (directory / other).exists():
       raise UserError(f"{directory} holds a {kind}; choose another --workdir")
@@ -147,31 +149,31 @@ def _held(directory: pathlib.Path, file: str, content: dict[str, Any]) -> dict[s
     raise UserError(
       f"{directory} holds another configuration: {'; '.join(differences[:3])}"
       f"{f' and {len(differences) - 3} more' if len(differences) > 3 else ''}; choose another --workdir, "
-      "or change the configuration back to resume what is there"
+      "or restore the configuration to resume"
     )
   return there
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
-  """The content of a configuration; raises UserError where it is damaged."""
+  """Reads a configuration. Raises UserError if it is damaged."""
   try:
     there = current(read_json(path))
     lengths = [there.get("steps", 1), *(x for length in there.get(EARLIER, []) for x in length.values())]
     if all(type(length) is int for length in lengths) and (path.name != RUN or "steps" in there):
       return there
-    why = "is damaged: the length of the run is no number"
+    why = "is damaged: the length of the run is not a number"
   except (OSError, ValueError) as error:
     why = f"is not JSON ({error})"
   except (AttributeError, KeyError, TypeError):
     why = "is damaged: it is not a configuration"
-  raise UserError(f"{path} {why}; choose another --workdir, or put a copy of the file in its place")
+  raise UserError(f"{path} {why}; choose another --workdir, or restore a copy of the file")
 
 
 def prepare_file(path: pathlib.Path, option: str) -> None:
-  """Makes the directory of a file that is written later, and tries to write to it.
+  """Creates the directory of a file that is written later, and checks that it is writable.
 
   Raises:
-    UserError: as `prepare_directory`, or `path` is a directory.
+    UserError: If it is not writable, or `path` is a directory.
   """
   if path.is_dir():
     raise UserError(f"cannot write to {path}: it is a directory; give a file in {option}")
@@ -179,10 +181,10 @@ def prepare_file(path: pathlib.Path, option: str) -> None:
 
 
 def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> None:
-  """Makes a directory, which `option` names, and tries to write to it.
+  """Creates a directory, which is given by `option`, and checks that it is writable.
 
   Raises:
-    UserError: it is a file, is not permitted, or the disk is full.
+    UserError: If it is a file, permission is denied, or the disk is full.
   """
   probe = directory / ".probe"
   try:
@@ -197,12 +199,12 @@ def prepare_directory(directory: pathlib.Path, option: str = "--workdir") -> Non
 
 
 def _with_defaults(there: dict[str, Any], kind: type[Experiment] | type[Suite]) -> dict[str, Any]:
-  """A stored configuration with the defaults of fields that the version that wrote it did not have."""
+  """Adds the defaults of fields that did not exist in the version that wrote a configuration."""
   own = {field.name for field in dataclasses.fields(kind)}
   try:
     whole = to_plain(from_plain(kind, {name: value for name, value in there.items() if name in own}))
   except UserError:
-    return there  # the fields that differ say what is not valid
+    return there  # not valid: the differences are reported
   return there | json.loads(json.dumps(whole))
 
 
@@ -212,7 +214,7 @@ def _may_change(file: str) -> tuple[str, ...]:
 
 
 def _differences(old: Any, new: Any, ignored: Collection[str], path: str = "") -> list[str]:
-  """The dotted fields in which two configurations differ, with both values."""
+  """The fields in which two configurations differ, with both values."""
   if old == new or re.sub(r"\.\d+", ".*", path) in ignored:
     return []
   if isinstance(old, dict) and isinstance(new, dict):

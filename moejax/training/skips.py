@@ -1,4 +1,4 @@
-"""The host's account of skipped steps: how many there were, how many in a row, and whether the run may go on."""
+"""Counts skipped steps on the host and decides whether the run continues."""
 
 import collections
 
@@ -10,21 +10,21 @@ SKIPPED = "skipped"
 """Metric of a step: 1 if its update was skipped, else 0."""
 
 MAX_REWINDS = 3
-"""How often a run goes back to the same checkpoint before it stops."""
+"""Maximum number of times that a run is rewound to the same checkpoint."""
 
 
 class Skips:
   """Counts skipped steps."""
 
   def __init__(self, anomalies: Anomalies, steps: int, total: int):
-    """`steps` is the length of the run, and `total` counts those that earlier processes skipped."""
+    """`steps` is the length of the run, and `total` the number of steps that were skipped before it was resumed."""
     self.total, self.streak = total, 0
     self.exceeded = False
-    """Whether there are more in a row than may be, or the parameters are not finite."""
+    """Whether too many consecutive steps were skipped, or the parameters are not finite."""
     self.first: Record = {}
-    """The record of the first one in a row."""
+    """The record of the first of consecutive skipped steps."""
     self._anomalies = anomalies
-    self._most = min(anomalies.max_skipped, steps - 1)  # a run must do one update at least
+    self._most = min(anomalies.max_skipped, steps - 1)  # a run must apply at least one update
     self._rewinds: collections.Counter[int] = collections.Counter()
 
   def count(self, record: Record) -> bool:
@@ -39,18 +39,19 @@ class Skips:
     return skipped
 
   def may_rewind(self, checkpoint: int) -> bool:
-    """Whether the run goes back to the checkpoint of this step instead of stopping."""
+    """Whether the run is rewound to the checkpoint of this step instead of stopping."""
     return self._anomalies.then == "rewind" and self._rewinds[checkpoint] < MAX_REWINDS
 
   def rewind(self, checkpoint: int) -> None:
-    """The run has gone back."""
+    """Records that the run was rewound."""
     self._rewinds[checkpoint] += 1
     self.streak, self.exceeded = 0, False
 
   def describe(self, record: Record) -> str:
-    """What the user is told of a skipped step."""
+    """The warning for a skipped step."""
     values = ", ".join(f"{name} {record[name]:.4g}" for name in ESSENTIAL[:2])
     return (
-      f"the update of step {record['step']} is skipped ({values}), number {self.streak} in a row and {self.total} in "
-      f"all; its batch has the number {record['batch']}, counted from 0"
+      f"the update of step {record['step']} is skipped ({values}; {self.streak} consecutive, {self.total} in total); "
+      "the "
+      f"index of its batch is {record['batch']}"
     )

@@ -21,16 +21,16 @@ class State:
   """The whole state of training."""
 
   step: jax.Array
-  """Optimizer steps done, int32."""
+  """Number of completed optimizer steps, int32."""
   parameters: Parameters
   """float32."""
   optimizer: optax.OptState
-  """Moments in float32, sharded as the parameters."""
+  """Moments in float32, sharded like the parameters."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-  """An experiment's abstract model, its optimizer and its abstract state: what the train step is compiled from."""
+  """The abstract model, optimizer and abstract state of an experiment, from which the training step is compiled."""
 
   experiment: Experiment
   model: AbstractModel
@@ -44,11 +44,11 @@ class TrainSpec:
 
   @property
   def shardings(self) -> State:
-    """The placement of each array of the state."""
+    """The sharding of each array of the state."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
   def init_state(self, seed: int) -> State:
-    """A fresh state, sharded as it is created. Its values depend on the seed alone, not on the mesh."""
+    """Initializes the state directly on the devices. Its values depend only on the seed, not on the mesh."""
 
     def make(key: jax.Array) -> State:
       parameters = self.model.init(key)
@@ -58,10 +58,10 @@ class TrainSpec:
 
 
 def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSpec:
-  """The spec of an experiment on a mesh; allocates nothing.
+  """Makes the spec of an experiment on a mesh, without allocating memory.
 
   Raises:
-    UserError: the rules cannot place a parameter.
+    UserError: If the rules cannot shard a parameter.
   """
   model = abstract_model(experiment.model, partitioner)
   parameters = model.parameters

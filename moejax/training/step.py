@@ -1,4 +1,4 @@
-"""The train step, a pure function that is jitted once and donates its state.
+"""The training step, a pure function that is jitted once and donates its state.
 
 B batch  T query position  Z = parts of a batch in gradient accumulation
 """
@@ -19,7 +19,7 @@ from moejax.training.loss import Batch, LossSums, Metrics, denominators, loss_su
 from moejax.training.state import State, TrainSpec
 
 TrainStep = Callable[[State, Batch, jax.Array | np.float32], tuple[State, Metrics]]
-"""step(state, batch, learning_rate) to (state, metrics)."""
+"""Maps (state, batch, learning_rate) to (state, metrics)."""
 
 BATCH_TYPES = {
   "tokens": jnp.int32,
@@ -31,7 +31,7 @@ BATCH_TYPES = {
 
 
 def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
-  """The jitted train step of an experiment, with its shardings. The memory of the old state is reused."""
+  """Returns the jitted training step of an experiment, with its shardings. It reuses the memory of the old state."""
 
   anomalies = spec.experiment.training.anomalies
 
@@ -40,7 +40,7 @@ def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
     gradients, metrics = _gradients(spec, state.parameters, batch, key)
     with jax.named_scope("optimizer"):
       grad_norm = optax.tree.norm(gradients)
-      # A scale. The clipping of optax selects between two arrays, which keeps another copy of every gradient.
+      # Multiply by a factor. The clipping of optax selects between two arrays, which needs a copy of every gradient.
       clip = jnp.minimum(1.0, spec.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
       gradients = jax.tree.map(lambda gradient: gradient * clip, gradients)
       updates, optimizer = spec.optimizer.update(gradients, state.optimizer, state.parameters)

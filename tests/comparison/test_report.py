@@ -208,7 +208,7 @@ def of_one_pair(comparison):
 def test_what_training_warned_of_stands_in_the_report(comparison, write_comparison):
   comparison = of_one_pair(comparison)
   directory = write_comparison(comparison)
-  warning = "layer_02: expert 3 of 8 got no token"
+  warning = "layer_02: expert 3 of 8 received no token"
   with (directory / "runs" / "moe_small_8e" / "metrics.jsonl").open("a") as file:
     file.write("\n" + json.dumps({"step": 10**6, "warnings": [warning]}) + "\n")
   write_report(directory)

@@ -263,8 +263,8 @@ def test_documents_of_both_splits_are_counted_and_warned_of_whatever_is_packed(t
   for _ in range(2):  # tokenized, and from the cache
     corpus = build_corpus(open_text(data), tmp_path / "cache", warn=warnings.append)
   assert corpus.summary()["validation_in_train"] == 2 and corpus.summary()["train_duplicates"] == 1
-  assert len(warnings) == 2 and warnings[0].startswith("2 of 4 validation documents are training documents too")
-  assert ("data.deduplicate drops them" in warnings[0]) == (packed in ("neither", "validation"))
+  assert len(warnings) == 2 and warnings[0].startswith("2 of 4 validation documents are also in the training")
+  assert ("set data.deduplicate" in warnings[0]) == (packed in ("neither", "validation"))
 
 
 @pytest.mark.parametrize("validation", [True, False])
@@ -292,5 +292,5 @@ def texts_of_both(corpus):
 def test_deduplication_of_tokens_is_refused_with_the_remedy(data, tmp_path):
   pack(data.train, "bytes", tmp_path / "packed", processes=1)
   packed = Data(train=(*data.train, str(tmp_path / "packed")), deduplicate=True, sequence_length=8)
-  with pytest.raises(UserError, match=r"deduplicate=True compares texts, and .*packed is tokens; .*pack --deduplicate"):
+  with pytest.raises(UserError, match=r"deduplicate=True compares texts, but .*packed contains tokens; .*pack --ded"):
     build_corpus(open_text(packed), tmp_path / "cache")

@@ -114,7 +114,7 @@ def test_a_truncated_file_is_named(tmp_path, suffix, kind):
 def test_a_file_that_is_no_gzip_is_named(tmp_path):
   path = tmp_path / "a.jsonl.gz"
   path.write_text('{"text": "plain"}')
-  with pytest.raises(UserError, match=r"a\.jsonl\.gz: damaged gzip .*fetch or write it again"):
+  with pytest.raises(UserError, match=r"a\.jsonl\.gz: damaged gzip .*download or create it again"):
     read(path)
 
 

@@ -229,7 +229,7 @@ MALFORMED = {
   "latin.jsonl": ('{"text": "größe"}'.encode("latin-1"), "line 1: not JSON"),
   "utf16.txt": ("größe".encode("utf-16"), "byte 0xff is not utf-8"),
   "other.csv": (b"a,b\n1,2\n", r"line 1: no columns 'text' \(its columns: a, b\); set data.text_field"),
-  "wide.csv": (b"a,text\n1,2,3\n", "line 2: 3 cells and not the 2 of line 1; put cells that hold ',' in quotes"),
+  "wide.csv": (b"a,text\n1,2,3\n", "line 2: 3 cells, but line 1 has 2; put cells that contain ',' in quotes"),
   "open.csv": (b'text\n"a\nb\n', "line 3: unexpected end of data"),
   "other.json": (b'[{"a": 1}]', r'element 1: no string "text" \(its fields: a\)'),
   "open.json": (b'[{"text": "a"}', "element 2: not JSON"),
@@ -309,5 +309,5 @@ def test_a_large_file_from_a_web_server_is_whole(tmp_path, server):
 
 
 def test_what_a_web_server_does_not_have_is_one_line(server):
-  with pytest.raises(UserError, match=r"nowhere\.jsonl' does not exist or holds no file; correct the URL"):
+  with pytest.raises(UserError, match=r"nowhere\.jsonl' does not exist or contains no file; correct the URL"):
     list(documents(f"{server}/nowhere.jsonl"))

@@ -119,12 +119,12 @@ def test_pieces_that_write_spaces_and_bytes_out_are_counted_too(tmp_path):
 def test_a_file_that_loses_spaces_or_is_none_is_refused(path, tmp_path):
   tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
   tokenizer.save(str(tmp_path / "words.json"))
-  with pytest.raises(UserError, match=r"words\.json' is WordPiece, which loses spaces; use one of bytes or subwords"):
+  with pytest.raises(UserError, match=r"words\.json' is a WordPiece model, which loses spaces; use a"):
     make_tokenizer(str(tmp_path / "words.json"))
   (tmp_path / "none.json").write_text("{}")
-  with pytest.raises(UserError, match=r"none\.json' is not a tokenizer\.json .*give another file"):
+  with pytest.raises(UserError, match=r"none\.json' is not a valid tokenizer\.json .*use another file"):
     make_tokenizer(str(tmp_path / "none.json"))
   with pytest.raises(
-    UserError, match=r"gone\.json' cannot be read \(No such file or directory\); name a tokenizer's file"
+    UserError, match=r"gone\.json' cannot be read \(No such file or directory\); give a tokenizer file"
   ):
     make_tokenizer(str(tmp_path / "gone.json"))

@@ -152,20 +152,20 @@ def test_weights_do_not_make_another_corpus_but_another_packed_folder_does(folde
 
 
 def test_what_cannot_be_mixed_says_why(folder):
-  with pytest.raises(UserError, match=r"data\.train has no text to hold out; set data\.validation, packed"):
+  with pytest.raises(UserError, match=r"data\.train has no text to hold out; set data\.validation to a folder packed"):
     corpus_of(folder, "packed", validation=())
   with pytest.raises(UserError, match=r"data\.validation mixes text \('.*v\.jsonl'\) and packed tokens; use one"):
     corpus_of(folder, "a.jsonl", validation=(str(folder / "packed"), str(folder / "v.jsonl")))
   with pytest.raises(UserError, match=r"is more than one packed source; pack all of it into one folder"):
     corpus_of(folder, "a.jsonl", validation=(str(folder / "packed"),) * 2)
   (folder / "empty.jsonl").write_text('{"text": ""}\n')
-  with pytest.raises(UserError, match=r"data\.train=.*empty\.jsonl has no document with text; give other sources"):
+  with pytest.raises(UserError, match=r"data\.train=.*empty\.jsonl has no document with text; use other sources"):
     corpus_of(folder, "a.jsonl", "empty.jsonl", weights=(1.0, 1.0))
 
 
 def test_another_tokenizer_than_the_packed_folders_is_refused(folder, monkeypatch):
   monkeypatch.setattr("moejax.data.tokenizers.ByteTokenizer.identity", "other")
-  with pytest.raises(UserError, match=r"was packed with the tokenizer 'bytes: .*' and data\.tokenizer is 'other'"):
+  with pytest.raises(UserError, match=r"was packed with the tokenizer 'bytes: .*', but data\.tokenizer is 'other'"):
     corpus_of(folder, "packed")
 
 

@@ -161,7 +161,7 @@ def test_changed_sources_do_not_continue_what_was_begun_with_others(folder, tmp_
 
 
 def test_what_is_packed_does_not_go_where_the_source_would_read_it(folder):
-  with pytest.raises(UserError, match=r"--out .*packed is in the source .*; choose a directory outside of it"):
+  with pytest.raises(UserError, match=r"--out .*packed is inside the source .*; choose a directory outside the source"):
     pack([str(folder)], "bytes", folder / "packed", processes=1)
   assert not (folder / "packed").exists()
 
@@ -193,7 +193,7 @@ def test_a_bad_source_is_named_and_leaves_nothing_that_looks_whole(folder, tmp_p
 @pytest.mark.parametrize(
   ("options", "said"),
   [
-    ({"processes": 0}, "0 processes: there must be one or more"),
+    ({"processes": 0}, "processes=0 must be at least 1"),
     ({"processes": -1}, "-1 processes"),
     ({"keep": "train", "validation_fraction": 2.0}, "validation_fraction=2.0 must be above 0 and at most 0.5"),
     ({"keep": "validation", "validation_fraction": 0.0}, "to keep validation"),

@@ -110,9 +110,7 @@ def test_a_window_beyond_the_last_is_all_padding(stream):
 
 def test_a_stream_shorter_than_one_sequence_is_refused(stream):
   assert len(Concatenated(stream, 23)) == 1
-  with pytest.raises(
-    ValueError, match=r"24 tokens, fewer than the data\.sequence_length \+ 1 = 25 .*train on more text"
-  ):
+  with pytest.raises(ValueError, match=r"24 tokens, fewer than the data\.sequence_length \+ 1 = 25 .*use more text"):
     Concatenated(stream, 24)
 
 

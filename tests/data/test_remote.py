@@ -68,9 +68,9 @@ def test_changed_content_behind_a_url_is_another_version(url):
 @pytest.mark.parametrize(
   ("source", "message"),
   [
-    ("{}/nowhere", r"data\.train: 'memory://.*nowhere' does not exist or holds no file; correct the URL"),
-    ("{}/*.log", r"data\.train: 'memory://.*\*\.log' does not exist or holds no file"),
-    ("{}/sub/c.tex", r"data\.train: 'memory://.*c\.tex' holds no \.txt, .* file; correct it"),
+    ("{}/nowhere", r"data\.train: 'memory://.*nowhere' does not exist or contains no file; correct the URL"),
+    ("{}/*.log", r"data\.train: 'memory://.*\*\.log' does not exist or contains no file"),
+    ("{}/sub/c.tex", r"data\.train: 'memory://.*c\.tex' contains no \.txt, .* file; correct the URL"),
     ("nosuch://bucket/a.txt", r"data\.train: 'nosuch://bucket/a\.txt': Protocol not known: nosuch"),
   ],
 )

@@ -67,7 +67,7 @@ def test_one_of_several_splits_must_be_named(tmp_path):
   [
     (
       '{"_data_files": [{"filename": "gone.arrow"}]}',
-      r"gone\.arrow is missing, which state\.json lists; copy it there",
+      r"gone\.arrow is missing, which is listed in state\.json; restore it",
     ),
     (
       '{"_indices_files": [{"filename": "i.arrow"}]}',

@@ -87,7 +87,7 @@ def test_another_model_has_another_identity(tokenizer, tmp_path):
 
 def test_a_file_that_is_no_model_is_named(tmp_path):
   (tmp_path / "a.model").write_text("no model")
-  with pytest.raises(UserError, match=r"data\.tokenizer='.*a\.model' is not a \.model tokenizer .*give another file"):
+  with pytest.raises(UserError, match=r"data\.tokenizer='.*a\.model' is not a \.model tokenizer .*use another file"):
     make_tokenizer(str(tmp_path / "a.model"))
 
 

@@ -186,10 +186,10 @@ def test_a_vocabulary_counts_bytes_and_sentinels_are_no_text(module):
   [
     (
       "seqio:tasks_of_this_test/nothing",
-      r"no seqio task or mixture 'nothing' is registered \(there are: bound, broken, bytes_task",
+      r"no seqio task or mixture 'nothing' is registered \(registered: bound, broken, bytes_task",
     ),
     ("seqio:no_such_module/lm_a", r"there is no module 'no_such_module'; set PYTHONPATH"),
-    ("seqio:tasks_of_this_test/lm_a@test", r"has no split 'test' \(its splits: train, validation\); name one"),
+    ("seqio:tasks_of_this_test/lm_a@test", r"has no split 'test' \(its splits: train, validation\); use one"),
   ],
 )
 def test_what_is_not_there_says_what_is(module, tmp_path, name, message):

@@ -113,24 +113,24 @@ def test_what_is_whole_is_not_written_again_and_another_request_is_refused(tmp_p
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
   (tmp_path / "thesis.tex").touch()
-  with pytest.raises(UserError, match=r"is not empty \(it holds thesis\.tex\); choose another folder"):
+  with pytest.raises(UserError, match=r"is not empty \(it contains thesis\.tex\); choose another folder"):
     ShardWriter(tmp_path, REQUEST, 259, SHARD)
   assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
 
 
 def test_bad_sizes_and_empty_sources_are_refused(tmp_path):
-  with pytest.raises(UserError, match=r"shards of 1000 tokens are not whole records; use a multiple of 1024"):
+  with pytest.raises(UserError, match=r"shard_tokens=1000 is not a multiple of 1024"):
     ShardWriter(tmp_path / "a", REQUEST, 259, 1000)
-  with pytest.raises(UserError, match=r"the sources have no document; give others"):
+  with pytest.raises(UserError, match=r"the sources have no documents; use other sources"):
     write(tmp_path / "b", [])
 
 
 @pytest.mark.parametrize(
   ("damage", "message"),
   [
-    ("tokenizer", r"was packed with the tokenizer 'bytes' and data\.tokenizer is 'other'; name the same tokenizer, or"),
-    ("shard", r"tokens-00001\.array_record is missing; copy it there, or pack the text again"),
-    ("starts", r"starts does not fit .*manifest\.json: it has 48 bytes and not 56; copy the folder again"),
+    ("tokenizer", r"was packed with the tokenizer 'bytes', but data\.tokenizer is 'other'; use the same tokenizer, or"),
+    ("shard", r"tokens-00001\.array_record is missing; restore it, or pack the text again"),
+    ("starts", r"starts does not match .*manifest\.json: it has 48 bytes instead of 56; copy the folder again"),
     ("format", r"has format 99 and not 2; pack it again"),
     ("manifest", r"is not a packed folder"),
   ],

@@ -67,15 +67,15 @@ def test_good_sources_pass(folder):
   [
     (
       "nowhere",
-      r"data\.train: '.*nowhere' does not exist; name a file, a folder, a glob or a URL of .*python-standard-library",
+      r"data\.train: '.*nowhere' does not exist; give a file, a folder, a glob or a URL of .*python-standard-library",
     ),
     (
       "e.tex",
       r"data\.train: file '.*e\.tex' is not a supported text file; convert it to \.txt, .*\.arrow",
     ),
-    ("*.log", r"data\.train: glob '.*\*\.log' matches no file; correct it"),
-    ("*.tex", r"data\.train: glob '.*\*\.tex' matches no \.txt, .* file; correct it"),
-    ("pictures", r"data\.train: folder '.*pictures' holds no \.txt, .* file; give one that does"),
+    ("*.log", r"data\.train: glob '.*\*\.log' matches no file; correct the pattern"),
+    ("*.tex", r"data\.train: glob '.*\*\.tex' matches no \.txt, .* file; correct the pattern"),
+    ("pictures", r"data\.train: folder '.*pictures' contains no \.txt, .* file; use another folder"),
     ("empty.txt", r"data\.train: '.*empty\.txt' is empty; give a source with text"),
     ("empties", r"data\.train: '.*empties' is empty \(2 files of 0 bytes\); give a source with text"),
     ("bad.jsonl", r"data\.train: .*bad\.jsonl line 1: not JSON"),
@@ -102,7 +102,7 @@ def test_validation_sources_are_checked_too(folder):
 
 
 def test_an_empty_name_is_not_the_current_folder():
-  with pytest.raises(UserError, match=r"data\.train: a source is an empty string; name a file"):
+  with pytest.raises(UserError, match=r"data\.train: a source is an empty string; give a file"):
     check_sources(data(""))
 
 
@@ -113,10 +113,10 @@ def test_a_file_in_both_splits_is_refused(folder):
 
 def test_what_is_written_in_a_source_is_refused_where_the_source_would_read_it(folder, monkeypatch):
   for inside in (folder, folder / "run", folder / "sub" / "runs" / "a"):
-    with pytest.raises(UserError, match=r"--workdir .* is in the source .*; choose a directory outside of it"):
+    with pytest.raises(UserError, match=r"--workdir .* is inside the source .*; choose a directory outside"):
       check_outside([str(folder)], inside, "--workdir")
   monkeypatch.chdir(folder)
-  with pytest.raises(UserError, match=r"--workdir run is in the source '\.'"):
+  with pytest.raises(UserError, match=r"--workdir run is inside the source '\.'"):
     check_outside(["."], pathlib.Path("run"), "--workdir")
   # Beside it, hidden from it, or of a file that is read alone.
   check_outside([str(folder)], folder.with_name(f"{folder.name}_run"), "--workdir")

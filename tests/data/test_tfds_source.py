@@ -85,13 +85,13 @@ def test_a_corpus_mixes_it_with_other_text_and_is_read_from_the_cache(dataset, t
 @pytest.mark.parametrize(
   ("name", "field", "message"),
   [
-    ("tfds:{}@validation", "text", r"has no split 'validation' \(its splits: .*test.*\); name one"),
+    ("tfds:{}@validation", "text", r"has no split 'validation' \(its splits: .*test.*\); use one"),
     ("tfds:{}", "body", r"has no text 'body' \(its features: .*text.*\); set data\.text_field"),
     ("tfds:{}", "n", r"has no text 'n'"),
     (
       "tfds:no_such_dataset_at_all",
       "text",
-      r"'tfds:no_such_dataset_at_all' cannot be opened \(.*\); name a",
+      r"'tfds:no_such_dataset_at_all' cannot be opened \(.*\); use a",
     ),
   ],
 )

@@ -59,5 +59,5 @@ def test_changed_ranks_are_read_again(tmp_path):
 @pytest.mark.parametrize("content", ["", "no ranks at all\n", "YQ== x\n"])
 def test_a_file_that_holds_no_ranks_is_named(tmp_path, content):
   (tmp_path / "a.tiktoken").write_text(content)
-  with pytest.raises(UserError, match=r"a\.tiktoken' is not a \.tiktoken tokenizer \(.*\); give another file"):
+  with pytest.raises(UserError, match=r"a\.tiktoken' is not a \.tiktoken tokenizer \(.*\); use another file"):
     make_tokenizer(str(tmp_path / "a.tiktoken"))

@@ -38,7 +38,7 @@ def test_a_damaged_stream_is_refused(tmp_path):
   write(tmp_path, [[1, 2], [3]])
   path = tmp_path / "train.tokens"
   path.write_bytes(path.read_bytes()[:-2])
-  with pytest.raises(UserError, match=r"train stream in .* is damaged \(it has 4 tokens, not 5\); delete that folder"):
+  with pytest.raises(UserError, match=r"train stream in .* is damaged \(it has 4 tokens instead of 5\); delete"):
     open_stream(tmp_path, "train", 259, padding=256)
   path.unlink()
   with pytest.raises(UserError, match=r"train stream in .* is damaged .*No such file"):

@@ -43,12 +43,12 @@ def test_a_small_text_gives_fewer_ids(tmp_path):
 def test_what_cannot_be_is_refused(source, tmp_path):
   with pytest.raises(UserError, match=r"a\.model does not end in \.json"):
     train_tokenizer([source], 400, tmp_path / "a.model")
-  with pytest.raises(UserError, match=r"a vocabulary of 257 is less than 256 bytes and 2 specials; use more"):
+  with pytest.raises(UserError, match=r"vocab_size=257 must be at least 256 bytes \+ 2 special tokens"):
     train_tokenizer([source], 257, tmp_path / "a.json")
-  with pytest.raises(UserError, match=r"a vocabulary of 10,000,000 is more than 4,194,304; use less"):
+  with pytest.raises(UserError, match=r"vocab_size=10,000,000 must be at most 4,194,304"):
     train_tokenizer([source], 10_000_000, tmp_path / "a.json")
   (tmp_path / "empty.txt").touch()
-  with pytest.raises(UserError, match=r"empty\.txt: no text is in there"):
+  with pytest.raises(UserError, match=r"empty\.txt: the sources contain no text"):
     train_tokenizer([str(tmp_path / "empty.txt")], 400, tmp_path / "a.json")
   assert not (tmp_path / "a.json").exists()
 

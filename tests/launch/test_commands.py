@@ -103,7 +103,9 @@ def test_a_directory_that_hosts_do_not_share_is_refused(text, tmp_path):
   commands = [[sys.executable, "-c", code, *command[3:]] for command in commands]
   with started(2, 1, commands, tmp_path) as both:
     assert [process.wait(120) for process in both] == [2, 2]
-    assert all("process 1 (host " in process.output and "does not find in" in process.output for process in both)
+    assert all(
+      "process 1 (host " in process.output and "does not find the files of" in process.output for process in both
+    )
 
 
 @pytest.mark.slow

@@ -100,7 +100,7 @@ def test_a_skipped_step_is_counted_and_logged_with_its_batch(start, tmp_path):
   assert summary["skipped_steps"] == 1 and summary["goodput"]["skipped_s"] > 0
   record = read_metrics(tmp_path)[3]
   assert (record["step"], record["skipped"], record["skipped_steps"], record["batch"]) == (4, 1, 1, 3)
-  assert told == record["warnings"] and told[0].startswith("the update of step 4 is skipped (loss nan, grad_norm nan)")
+  assert told == record["warnings"] and told[0].startswith("the update of step 4 is skipped (loss nan, grad_norm nan; ")
   assert [record["skipped"] for record in read_metrics(tmp_path)] == [0, 0, 0, 1, 0, 0]
   assert final_state(run)[1]["skipped_steps"] == 1
 
@@ -109,7 +109,7 @@ def test_a_skipped_step_is_counted_and_logged_with_its_batch(start, tmp_path):
 def test_more_skipped_steps_in_a_row_than_allowed_stop_the_run(start, tmp_path, most):
   numbers = range(2, 3 + most)
   assert train(start(tmp_path / "few", numbers, Anomalies(max_skipped=most + 1)))["skipped_steps"] == most + 1
-  with pytest.raises(FloatingPointError, match=r"^loss is nan at step 3\. The newest checkpoint is that of step \d,"):
+  with pytest.raises(FloatingPointError, match=r"^loss is nan at step 3\. The latest checkpoint is that of step \d,"):
     train(start(tmp_path / "many", numbers, Anomalies(max_skipped=most)))
 
 

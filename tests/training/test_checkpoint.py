@@ -186,7 +186,7 @@ def test_a_checkpoint_without_checksums_is_read_with_a_warning(copy, spec, state
   assert sealed["progress"].keys() == UNCHECKED
   path.write_text(json.dumps(sealed["progress"]))
   found, told = restore(copy, spec)
-  assert found[0] == 4 and told == [f"{copy / '4'} was saved without checksums, and is used unchecked"]
+  assert found[0] == 4 and told == [f"{copy / '4'} was saved without checksums, so it cannot be verified"]
   assert_same(found, states)
 
 

@@ -43,7 +43,7 @@ def test_the_same_text_continues_even_where_its_files_were_touched_or_the_cache_
   [
     (lambda folder: (folder / "text" / "03.txt").write_text("document E"), r"text/03\.txt has changed;"),
     (lambda folder: (folder / "text" / "99.txt").write_text("new"), r"text/99\.txt is new;"),
-    (lambda folder: (folder / "text" / "07.txt").unlink(), r"text/07\.txt is gone;"),
+    (lambda folder: (folder / "text" / "07.txt").unlink(), r"text/07\.txt is missing;"),
     (lambda folder: (folder / "more.jsonl").write_text('{"text": "x"}\n'), r"more\.jsonl has changed;"),
     (
       lambda folder: [path.write_text(path.read_text()[::-1]) for path in (folder / "text").iterdir()],
@@ -55,7 +55,7 @@ def test_changed_text_is_refused_with_the_name_of_what_has_changed(tmp_path, dat
   claim(tmp_path, data)
   change(tmp_path)
   for _ in range(2):
-    with pytest.raises(UserError, match=rf"run was begun with other text: .*{message} restore it to continue, or"):
+    with pytest.raises(UserError, match=rf"run was started with other text: .*{message} restore it to resume, or"):
       claim(tmp_path, data)
 
 

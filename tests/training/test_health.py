@@ -21,7 +21,7 @@ def test_an_expert_without_tokens_is_told_once_with_layer_and_number_after_the_s
   assert health.warnings(record(10)) == []
   assert health.warnings(record(9 + DEAD_STEPS, ONE_DEAD)) == []
   (told,) = health.warnings(record(10 + DEAD_STEPS, ONE_DEAD))
-  assert told.startswith("layer_01: expert 3 of 8 got no token") and "training.losses.load_balance" in told
+  assert told.startswith("layer_01: expert 3 of 8 received no token") and "training.losses.load_balance" in told
   assert health.warnings(record(20 + DEAD_STEPS, ONE_DEAD)) == []
 
 
@@ -49,7 +49,7 @@ def test_routers_over_heads_are_watched_in_every_layer():
   model = dataclasses.replace(MODEL, num_kv_heads=2, attention_experts=4)
   seen = record(10) | {"router/attention_entropy/layer_00": 1e-4, "router/attention_entropy/layer_01": 1.0}
   (told,) = RouterHealth(model, frozenset(), 0).warnings(seen)
-  assert told.startswith("layer_00: router/attention_entropy is 0.0001 nats of 1.39")
+  assert told.startswith("layer_00: router/attention_entropy is 0.0001 of at most 1.39 nats")
 
 
 def test_a_model_without_routers_has_no_trouble_with_them():

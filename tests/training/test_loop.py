@@ -197,7 +197,7 @@ def test_a_finished_run_trained_longer_follows_the_old_schedule_and_then_that_of
   assert summary["steps"] == 6 and summary["earlier_schedules"] == [{"steps": 4, "last_step": 4}]
   (text,) = told
   rates = f"from {learning_rate(optimizer, 3, 4):.4g} at step 4 to {learning_rate(optimizer, 4, 6):.4g} at step 5"
-  assert "was 4 steps long and is now 6" in text and rates in text
+  assert "changes from 4 to 6 steps" in text and rates in text
   # Once more it is the same run, of which there is nothing to tell.
   train(run(6, told))
   assert len(told) == 1
@@ -255,7 +255,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint_before
     return state, metrics | {"loss": metrics["loss"] + (np.nan if int(state.step) == 3 else 0.0)}
 
   run = Run(prepared.spec, poisoned, prepared.batches, 6, tmp_path)
-  with pytest.raises(FloatingPointError, match=r"loss is nan at step 3\. The newest checkpoint is that of step 2,"):
+  with pytest.raises(FloatingPointError, match=r"loss is nan at step 3\. The latest checkpoint is that of step 2,"):
     train(run)
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
 
@@ -298,9 +298,9 @@ def test_a_last_step_that_cannot_be_saved_is_an_error_and_the_older_checkpoint_s
     return real(path, *arguments, **options)
 
   monkeypatch.setattr(os, "mkdir", mkdir)
-  with pytest.raises(Failure, match=r"its last checkpoint, that of step 6, could not be saved .*continues from step 2"):
+  with pytest.raises(Failure, match=r"the last checkpoint \(step 6\) could not be saved .*resumes from step 2"):
     start(tmp_path, corpus_and_data, warn=told.append)
-  assert len(told) == 3 and all("Read-only" in text and "the newest is that of step 2" in text for text in told)
+  assert len(told) == 3 and all("Read-only" in text and "checkpoint is that of step 2" in text for text in told)
   monkeypatch.setattr(os, "mkdir", real)
   run, _ = start(tmp_path, corpus_and_data)
   for mine, other in zip(jax.tree.leaves(final_state(run)[0]), jax.tree.leaves(final_state(straight)[0]), strict=True):

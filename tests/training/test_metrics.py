@@ -58,7 +58,7 @@ def test_lines_that_are_no_records_are_dropped_and_counted(tmp_path):
   writer = MetricsWriter(tmp_path, 2, told.append)
   writer.close()
   assert read_metrics(tmp_path) == [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]
-  assert told == [f"{tmp_path / 'metrics.jsonl'} had 6 lines that are not records of steps; they have been dropped"]
+  assert told == [f"{tmp_path / 'metrics.jsonl'} had 6 lines that are not valid records; they have been removed"]
 
 
 def test_a_full_disk_delays_lines_and_ends_the_file_of_tensorboard(tmp_path):

@@ -89,7 +89,7 @@ def test_a_state_that_is_not_finite_is_never_saved_and_the_newest_checkpoint_is_
   said = failure(run)
   assert said.startswith(f"param_norm is nan at step {step}. ")
   left = (
-    "No checkpoint has been saved" if kept is None else f"The newest checkpoint is that of step {kept}, and all its"
+    "No checkpoint has been saved" if kept is None else f"The latest checkpoint is that of step {kept}, and all its"
   )
   assert left in said
   checkpointer = Checkpointer(tmp_path / "checkpoints", Checkpoints())
@@ -108,7 +108,7 @@ def test_a_gradient_that_is_infinite_before_any_update_is_not_blamed_on_the_lear
   training = dataclasses.replace(tiny(False).training, losses=Losses(z=3e38))
   prepared = prepared_on(tiny(False, data=data, training=training), corpus)
   said = failure(run_of(prepared, tmp_path))
-  assert said.startswith("grad_norm is inf at step 1. The newest checkpoint") and "training.losses" in said
+  assert said.startswith("grad_norm is inf at step 1. The latest checkpoint") and "training.losses" in said
   assert "the learning rate is not the cause" in said and "--optimizer" not in said
 
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_that_is_not_finite_is_passed_over_as_one_that_is_damaged(p
   if whole:
     assert train(run)["steps"] == 6 and read_metrics(tmp_path)[0]["step"] == 3
   else:
-    with pytest.raises(UserError, match=r"checkpoints/4 is damaged \(it holds values that are NaN or infinite\)"):
+    with pytest.raises(UserError, match=r"checkpoints/4 is damaged \(it contains values that are NaN or infinite\)"):
       train(run)
   damaged = ("2", "3", "4") if not whole else ("damaged-3", "damaged-4")
   assert all((tmp_path / "checkpoints" / name).is_dir() for name in damaged)

@@ -17,7 +17,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_names_one_that_fits_and_divide
     on_devices([dataclasses.replace(small, mesh=mesh)], ByteTokenizer())
   assert str(caught.value) == (
     "model.vocab_size=256 is less than the 259 tokens of data.tokenizer='bytes'; use at least 259, "
-    f"best {padded}: a multiple of 128 that the mesh divides"
+    f"preferably {padded}, a multiple of 128 that is divisible by the mesh"
   )
   enough = dataclasses.replace(small, model=dataclasses.replace(small.model, vocab_size=padded))
   (placed,) = on_devices([dataclasses.replace(enough, mesh=mesh)], ByteTokenizer())

@@ -55,7 +55,7 @@ def test_another_experiment_is_refused_with_the_field_and_both_values_and_the_di
   other = replace(tiny_moe, optimizer=replace(tiny_moe.optimizer, learning_rate=0.5))
   message = (
     f"{tmp_path} holds another configuration: optimizer.learning_rate is 0.001 there and 0.5 here; "
-    "choose another --workdir, or change the configuration back to resume what is there"
+    "choose another --workdir, or restore the configuration to resume"
   )
   with pytest.raises(UserError, match=f"^{re.escape(message)}$"):
     claim(tmp_path, other, 7)
@@ -108,7 +108,7 @@ def test_a_run_does_not_become_shorter_than_it_is(tiny_moe, tmp_path):
 
 def test_a_run_does_not_become_longer_by_an_option_that_was_forgotten(tiny_moe, tmp_path):
   claim(tmp_path, of_length(tiny_moe, 7), 7)
-  with pytest.raises(UserError, match=r"holds a run of 7 steps, and 'sparse' is given 672 .* --training\.steps 7, or"):
+  with pytest.raises(UserError, match=r"holds a run of 7 steps, but the budget .* is 672 .* --training\.steps 7, or"):
     claim(tmp_path, tiny_moe, 672)
 
 

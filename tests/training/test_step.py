@@ -246,7 +246,7 @@ def test_a_coefficient_whose_loss_no_layer_returns_is_an_error():
   object.__setattr__(training, "losses", Losses(load_balance=0.5))  # past the experiment's own check
   object.__setattr__(broken, "training", training)
   spec = spec_of(broken)
-  with pytest.raises(ValueError, match=r"load_balance=0\.5 and no layer returns that loss"):
+  with pytest.raises(ValueError, match=r"load_balance=0\.5, but no layer returns that loss"):
     make_train_step(spec).lower(*abstract_inputs(spec))
 
 
