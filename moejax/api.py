@@ -244,8 +244,8 @@ def generate(
   min_p: float | None = None,
   seed: int = 0,
 ) -> list[str]:
-  """Generates text after each prompt with the latest checkpoint of a run, until the document ends, a string of `stop`, or
-  `max_tokens`.
+  """Generates text after each prompt with the latest checkpoint of a run, until the document ends, a string of `stop`
+  occurs, or `max_tokens` is reached.
 
   Raises:
     UserError: If there is no run or no checkpoint, or the router is not causal, so that it cannot generate text.
@@ -269,18 +269,18 @@ def import_model(
   fields: Mapping[str, Any] | None = None,
   progress: Progress = SILENT,
 ) -> Experiment:
-  """Makes a run of a model in the format of Hugging Face, to be evaluated, continued, or trained further.
+  """Converts a model in Hugging Face format to a run, which can be evaluated, used for generation, or trained further.
 
   Args:
-    folder: holds config.json, safetensors and the tokenizer.
+    folder: folder with config.json, safetensors files and the tokenizer.
     run: directory of the new run.
-    load_balance: coefficient of the load-balancing loss, which sparse models need.
-    sequence_length: tokens of a training sequence (default: the longest that the model was trained to see).
+    load_balance: coefficient of the load-balancing loss. Required for sparse models.
+    sequence_length: number of tokens per training sequence (default: the maximum length of the model).
     fields: other fields of the experiment by their dotted paths, such as `{"data.train": ("books/*.txt",)}`.
-    progress: is told what runs.
+    progress: receives progress reports.
 
   Raises:
-    UserError: moejax cannot express the model, or the files are not whole.
+    UserError: If the model is not supported, or files are incomplete.
   """
   from moejax.interop.huggingface import import_model as import_into
   from moejax.interop.huggingface import imported_experiment
@@ -294,10 +294,11 @@ def import_model(
 def export_model(
   run: Directory, folder: Directory, *, dtype: str = "float32", progress: Progress = SILENT
 ) -> dict[str, Any]:
-  """Writes the latest checkpoint of a run in the format of Hugging Face; returns its config.json.
+  """Writes the latest checkpoint of a run in Hugging Face format. Returns the content of config.json.
 
   Raises:
-    UserError: there is no checkpoint, or no family of models expresses the run's; the message has the field.
+    UserError: If there is no checkpoint, or no supported Hugging Face architecture matches the model. The message names
+      the field.
   """
   from moejax.interop.huggingface import export_model as export_from
 

@@ -1,4 +1,4 @@
-"""What several commands do with their arguments."""
+"""Functions for the arguments of several commands."""
 
 import argparse
 from typing import Any
@@ -10,14 +10,14 @@ from moejax.training.run_directory import prepare_file
 
 
 def prepare_files(known: argparse.Namespace, *options: str) -> None:
-  """Raises UserError where a file of these options cannot be written, before the work that it is for."""
+  """Raises UserError if the file of one of these options cannot be written, before any work is done."""
   for option in options:
     if (path := getattr(known, option)) is not None:
       prepare_file(path, f"--{option}")
 
 
 def helped(known: argparse.Namespace) -> bool:
-  """Prints the help of a command if requested, and all fields if an experiment is named."""
+  """Prints the help of a command if it is requested. If an experiment is named, the help lists all fields."""
   if not known.help:
     return False
   print(known.parser.format_help())
@@ -25,17 +25,17 @@ def helped(known: argparse.Namespace) -> bool:
   if name is not None:
     print_field_help(lookup.find(name), f"{known.parser.prog} {name}")
   elif hasattr(known, "name"):
-    print("Add NAME to list all its fields with their meaning; `moejax list` shows the names.")
+    print("To list all fields of an experiment, add its NAME. `moejax list` shows all names.")
   return True
 
 
 def required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
   value = getattr(known, attribute)
   if value is None:
-    raise UserError(f"{known.parser.prog.removeprefix('moejax ')} needs {shown}; `{known.parser.prog} --help` explains")
+    raise UserError(f"{known.parser.prog.removeprefix('moejax ')} needs {shown}; see `{known.parser.prog} --help`")
   return value
 
 
 def no_overrides(overrides: list[str]) -> None:
   if overrides:
-    raise UserError(f"unexpected {' '.join(overrides)}; this command takes no fields")
+    raise UserError(f"unexpected {' '.join(overrides)}; this command has no fields to set")

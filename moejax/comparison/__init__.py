@@ -1,1 +1,1 @@
-"""Dense and mixture-of-experts models at equal step time: measured, matched, trained, and reported."""
+"""Compares dense and mixture-of-experts models at equal step time: measures, matches, trains and reports."""

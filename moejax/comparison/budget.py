@@ -21,29 +21,29 @@ class Allotment:
   steps: int
   """Number of steps that fit into that time at the step time of this member."""
   tokens: int
-  """Number of targets with weight in these steps, without padding."""
+  """Number of targets of weight 1 in these steps, without padding."""
   trained: bool
-  """False for a candidate that the suite does not train, because another one has a nearer step time."""
+  """False for a candidate that the suite does not train because another candidate has a closer step time."""
 
 
 class Counter(Protocol):
-  """Counts the tokens of training, as `TargetCounter` does on a corpus."""
+  """Counts training tokens. `TargetCounter` implements it for a corpus."""
 
   def steps(self, experiment: Experiment) -> int: ...
   def tokens(self, experiment: Experiment, steps: int) -> int: ...
 
 
 def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float], counter: Counter) -> list[Allotment]:
-  """The budget of every member, each dense one before its candidates.
+  """The budgets of all members. Each dense member is followed by its candidates.
 
   Args:
-    suite: the comparison.
-    matches: the nearest candidate of each pair.
-    step_times_s: step time of every member.
+    suite: the suite.
+    matches: the candidate with the closest step time of each pair.
+    step_times_s: step time of each member.
     counter: counts the tokens of the corpus.
 
   Raises:
-    UserError: a candidate's step takes longer than the whole budget.
+    UserError: If a step of a candidate takes longer than the whole budget.
   """
   return [
     _allotment(
@@ -67,12 +67,12 @@ def steps_within(budget_s: float, experiment: Experiment, dense: Experiment, ste
   """The number of steps of an experiment that fit into a time.
 
   Raises:
-    UserError: one step takes longer.
+    UserError: If one step takes longer.
   """
   fitting = int(budget_s / step_times_s[experiment.name])
   if fitting == 0:
     raise UserError(
-      f"one step of {experiment.name} takes {step_times_s[experiment.name]:.3g} s and the budget of {dense.name} is "
+      f"one step of {experiment.name} takes {step_times_s[experiment.name]:.3g} s, but the budget of {dense.name} is "
       f"{budget_s:.3g} s; give the dense model more tokens or the candidate fewer parameters"
     )
   return fitting

@@ -1,4 +1,4 @@
-"""Decides which job trains which member: a job claims a member by holding the lock of the member's directory."""
+"""Distributes members over jobs. A job claims a member by locking its directory."""
 
 import functools
 import pathlib
@@ -9,7 +9,7 @@ from moejax import processes
 from moejax.training.exclusive import claimed
 
 POLL_S = 1.0
-"""Seconds between two looks at members that other jobs train."""
+"""Seconds between two checks of members that other jobs train."""
 
 
 def train_unclaimed(
@@ -19,17 +19,17 @@ def train_unclaimed(
   train: Callable[[str], None],
   note: Callable[[str], None],
 ) -> bool:
-  """Trains each member that no other job has claimed, then waits until the others are done.
+  """Trains each member that no other job has claimed, and waits until the others are done.
 
-  A member whose job was killed is taken over: at once on the same host, else when its lock was not touched for
-  `moejax.lock.STALE_S` seconds. The new job resumes from the member's newest checkpoint.
+  If the job of a member was killed, the member is taken over: immediately on the same host, otherwise after its lock
+  has not been updated for `moejax.lock.STALE_S` seconds. Training resumes from the latest checkpoint.
 
   Args:
-    members: names of what is to be trained.
-    runs: the directory that has a directory of each member.
-    is_done: whether a member is trained to its end.
-    train: trains one member, whose directory is held meanwhile.
-    note: called with a line on each member that another job trains, or that is taken over.
+    members: names of the members to train.
+    runs: the directory with the run directories of the members.
+    is_done: whether a member is completely trained.
+    train: trains a member, whose directory is locked.
+    note: called with a message for each member that another job trains or that is taken over.
 
   Returns:
     Whether other jobs took part.
@@ -44,7 +44,7 @@ def train_unclaimed(
           if who not in told:
             note(f"{name} is trained by {other}")
           told.add(who)
-        elif not processes.first(functools.partial(is_done, name)):  # its job may have finished it in between
+        elif not processes.first(functools.partial(is_done, name)):  # its job may have finished it in the meantime
           train(name)
           trained = True
     if not trained:

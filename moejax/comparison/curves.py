@@ -1,4 +1,4 @@
-"""Series from metrics.jsonl, as plots need them.
+"""Extracts series from metrics.jsonl for plots.
 
 L stacked layers  E experts  Z = points of a curve  Y = columns of a heat map
 """
@@ -15,7 +15,7 @@ Metrics = Sequence[dict[str, Any]]
 
 
 def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:
-  """Steps and values of one metric, where it is a finite number."""
+  """Steps and values of a metric, without values that are not finite."""
   rows = [(row["step"], row[name]) for row in metrics if known(row.get(name))]
   steps_Z, values_Z = np.array(rows, dtype=float).reshape(-1, 2).T
   return steps_Z, values_Z
@@ -25,7 +25,7 @@ def smooth(steps_Z: np.ndarray, values_Z: np.ndarray, width: float = 0.1) -> np.
   """Moving mean over the points from step / (1 + width) to step x (1 + width), a window of constant width on a log
   axis.
 
-  It keeps the shape of the steep beginning and removes the noise of the flat end.
+  It preserves the steep start of a curve and removes the noise of its flat end.
   """
   if not len(steps_Z):
     return values_Z
@@ -48,7 +48,7 @@ def thin(steps_Z: np.ndarray, *values_Z: np.ndarray, points: int = 500) -> tuple
 
 
 def relative_load(metrics: Metrics) -> tuple[np.ndarray, np.ndarray]:
-  """Steps [Z] and each expert's load relative to balance [Z, L, E]: share of choices x experts, 1 when balanced."""
+  """Steps [Z] and relative load of each expert [Z, L, E]: fraction of choices x number of experts, 1 if balanced."""
   rows = [(row["step"], np.array(row["router/load"], dtype=float)) for row in metrics if _is_load(row)]
   rows = [(step, load) for step, load in rows if load.shape == rows[-1][1].shape]
   if not rows:
@@ -85,7 +85,7 @@ def columns(steps_Z: np.ndarray, values_Z: np.ndarray, most: int = 160) -> tuple
   sums = np.add.reduceat(values_Z, starts, axis=0)
   means = sums / counts.reshape(-1, *[1] * (values_Z.ndim - 1))
   between = (steps_Z[starts[1:]] + steps_Z[starts[1:] - 1]) / 2
-  # A single point needs a width too: all steps up to it.
+  # A single point has the width of all steps before it.
   before = max(0.0, steps_Z[0] - (steps_Z[1] - steps_Z[0]) / 2) if size > 1 else 0.0
   return np.concatenate([[before], between, [steps_Z[-1]]]), means
 

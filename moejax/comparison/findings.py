@@ -1,4 +1,4 @@
-"""The findings of a comparison as sentences."""
+"""Formulates the findings of a comparison."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from moejax.comparison.record import MatchedPair
 from moejax.evaluation.held_out import Difference
 
 BEYOND_NOISE = 2.0
-"""Two models differ if their paired difference is larger than this number of standard errors."""
+"""Two models differ significantly if their paired difference exceeds this number of standard errors."""
 
 
 def verdict(match: Match, difference: Difference | None, tolerance: float) -> str:
   """A sentence about a pair. `difference` is MoE minus dense, or None until both members are trained."""
   if not match.within_tolerance:
     equal = (
-      f"nothing matches {match.dense} within {tolerance:.0%}: the nearest is {match.moe} at "
+      f"no candidate matches {match.dense} within {tolerance:.0%}: the closest is {match.moe} at "
       f"{match.step_time_ratio:.2f} times its step time"
     )
   else:
@@ -31,7 +31,7 @@ def finding(pairs: Sequence[MatchedPair]) -> str:
     return f"{len(pairs) - len(trained)} of {len(pairs)} pairs are not trained yet."
   matched = [pair for pair in pairs if pair.within_tolerance]
   if not matched:
-    return "No MoE candidate matches a dense model's step time within the tolerance, so nothing was compared equally."
+    return "No MoE candidate matches the step time of a dense model within the tolerance, so no pair can be compared."
   better = [pair for pair in matched if _sign(pair) < 0]
   worse = [pair for pair in matched if _sign(pair) > 0]
   even = [pair for pair in matched if _sign(pair) == 0]
@@ -41,9 +41,9 @@ def finding(pairs: Sequence[MatchedPair]) -> str:
   if worse:
     parts.append(f"the dense model is better at {_scales(worse)}")
   if even:
-    parts.append(f"there is no difference beyond noise at {_scales(even)}")
+    parts.append(f"there is no significant difference at {_scales(even)}")
   unmatched = [pair.dense for pair in pairs if not pair.within_tolerance]
-  tail = f"; nothing matches the step time of {', '.join(unmatched)}" if unmatched else ""
+  tail = f"; no candidate matches the step time of {', '.join(unmatched)}" if unmatched else ""
   return f"At equal step time and equal training time, {', and '.join(parts)}{tail}."
 
 
@@ -51,7 +51,7 @@ def _difference(match: Match, difference: Difference) -> str:
   bits, stderr = difference.bits_per_byte_difference, difference.bits_per_byte_difference_stderr
   size = f"{abs(bits):.3f} ± {stderr:.3f} bits per byte"
   if not _beyond_noise(bits, stderr):
-    return f"no difference beyond noise ({bits:+.3f} ± {stderr:.3f} bits per byte)"
+    return f"no significant difference ({bits:+.3f} ± {stderr:.3f} bits per byte)"
   better, worse = (match.moe, match.dense) if bits < 0 else (match.dense, match.moe)
   return f"in the same training time {better} is better than {worse} by {size}"
 
@@ -64,7 +64,7 @@ def _sign(pair: MatchedPair) -> int:
 
 
 def _beyond_noise(bits: float, stderr: float) -> bool:
-  """False too where the error is not known (NaN, from a single document)."""
+  """Whether a difference is significant. False if the standard error is unknown (NaN, for a single document)."""
   return abs(bits) > BEYOND_NOISE * stderr
 
 

@@ -1,4 +1,4 @@
-"""Builds HTML from elements. Text is escaped unless it is markup already."""
+"""Builds HTML from elements. Text is escaped unless it is already markup."""
 
 import html
 
@@ -12,7 +12,7 @@ class Markup(str):
 
 
 def element(tag: str, *children: object, **attributes: str | None) -> Markup:
-  """<tag attribute="...">children</tag>; `class_` is class, data_value is data-value, None leaves an attribute out."""
+  """<tag attribute="...">children</tag>. `class_` means class, data_value means data-value, and None is omitted."""
   named = "".join(
     f' {name.rstrip("_").replace("_", "-")}="{html.escape(value)}"'
     for name, value in attributes.items()
@@ -22,7 +22,7 @@ def element(tag: str, *children: object, **attributes: str | None) -> Markup:
 
 
 def join(*children: object) -> Markup:
-  """The children one after the other, text escaped, None left out."""
+  """Concatenates the children. Text is escaped, and None is omitted."""
   return Markup(
     "".join(child if isinstance(child, Markup) else html.escape(str(child)) for child in children if child is not None)
   )

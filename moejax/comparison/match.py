@@ -12,17 +12,17 @@ Value = TypeVar("Value")
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-  """A dense experiment and the candidate with the nearest step time."""
+  """A dense experiment and the candidate with the closest step time."""
 
   dense: str
   moe: str
   step_time_ratio: float
-  """Step time of the MoE over that of the dense model."""
+  """Step time of the MoE divided by that of the dense model."""
   within_tolerance: bool
 
 
 def match(suite: Suite, step_times_s: Mapping[str, float]) -> list[Match]:
-  """The nearest candidate of each pair, by the ratio of step times, and whether it is near enough.
+  """The candidate of each pair with the closest step time, and whether it is equal within the tolerance.
 
   Args:
     suite: pairs and tolerance.
@@ -49,9 +49,9 @@ def approach(
   tolerance: float,
   first: int | None = None,
 ) -> tuple[Value, float] | None:
-  """The value with the step time nearest to the target, or the first within the tolerance. None if no value can run.
+  """Searches for the value whose step time is closest to the target, or within the tolerance. None if no value can run.
 
-  The next value is found by linear interpolation between the nearest faster and the nearest slower value, so that few
+  The next value is found by linear interpolation between the closest faster and the closest slower value, so that few
   values need to be timed.
 
   Args:
@@ -59,7 +59,7 @@ def approach(
     ladder: values in order of their step time, the fastest first.
     clock: returns the step time of a value, or None if it cannot run, for example because it does not fit. Larger
       values then cannot run either.
-    tolerance: relative difference that counts as equal.
+    tolerance: relative difference that is considered equal.
     first: position in the ladder to start at, such as one with a known step time. None means the middle.
   """
   low, high = 0, len(ladder) - 1

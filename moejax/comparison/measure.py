@@ -1,4 +1,4 @@
-"""Measures the step times of all members of a suite on the devices present."""
+"""Measures the step times of all members of a suite on the available devices."""
 
 import dataclasses
 import statistics
@@ -23,7 +23,7 @@ class Timing:
   step_time_s: float
   """Median in seconds."""
   step_time_spread: float
-  """Interquartile range over median."""
+  """Interquartile range divided by the median."""
   compile_time_s: float
   """Seconds to trace and compile the step."""
   peak_flops: float | None
@@ -33,7 +33,7 @@ class Timing:
   choices_per_token: float | None = None
   """Accepted choices of experts per token, averaged over the timed steps. None for a dense model."""
   dropped_fraction: float | None = None
-  """Fraction of choices that were dropped, averaged likewise."""
+  """Fraction of choices that were dropped, averaged over the timed steps."""
 
 
 def measure(
@@ -41,15 +41,15 @@ def measure(
   measurement: Measurement,
   observe: Callable[[str, int, dict[str, float]], None],
 ) -> dict[str, Timing]:
-  """Measures the step time of each member. Members take turns of a few steps, so that drift of the machine affects all
-  equally.
+  """Measures the step time of each member. Members take turns of a few steps, so that changes in machine speed affect
+  all of them equally.
 
   Each member trains from its initial parameters on its own input, so that the load of its router is realistic. A step
   lasts from the end of the previous step to its own end, including input, as in axlearn. The trained parameters are
   discarded.
 
   Args:
-    members: prepared members by name, with the programs that also train them.
+    members: prepared members by name. The measured programs are those that train the members.
     measurement: number of rounds and steps.
     observe: called with the name of a member, the total number of steps so far, and the loss of the step.
   """

@@ -1,4 +1,4 @@
-"""The content of comparison.json: every number of the report."""
+"""Computes the content of comparison.json: every number of the report."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,17 +24,17 @@ def outcome(
   baselines: Baselines,
   provenance: Mapping[str, Any],
 ) -> Comparison:
-  """Members, pairs and the finding. Values of members that are missing in `summaries` or `held_out` are None.
+  """Returns members, pairs and the finding. Values of members that are not in `summaries` or `held_out` are None.
 
   Args:
-    suite: what is compared.
-    timings: of every member.
-    matches: the nearest candidate of each pair.
-    allotments: of every member.
+    suite: the suite.
+    timings: timing of each member.
+    matches: the candidate with the closest step time of each pair.
+    allotments: budget of each member.
     summaries: summary.json of each trained member.
-    held_out: scores of each trained member, document by document.
-    baselines: of the text.
-    provenance: of the comparison.
+    held_out: scores of each trained member by document.
+    baselines: n-gram baselines of the text.
+    provenance: provenance of the comparison.
   """
   experiments = {experiment.name: experiment for experiment in suite.members}
   matched = {name for match in matches for name in (match.dense, match.moe)}

@@ -1,4 +1,4 @@
-"""The report as a self-contained HTML page, which includes every style, script and picture."""
+"""Writes the report as a self-contained HTML page with all styles, scripts and figures."""
 
 from collections.abc import Mapping, Sequence
 from urllib.parse import quote
@@ -26,7 +26,7 @@ def page(
   benchmarks: Sequence[Plot],
 ) -> str:
   """The whole document."""
-  title = f"{comparison.suite}: dense against mixture-of-experts at equal step time"
+  title = f"{comparison.suite}: dense versus mixture-of-experts at equal step time"
   head = join(
     element("meta", charset="utf-8"),
     element("meta", name="viewport", content="width=device-width, initial-scale=1"),
@@ -46,7 +46,7 @@ def page(
     _section("Training loss", _figures(losses, "No member has logged a loss and a step time yet.")),
     _section("Expert load", _loads(comparison, metrics, loads)),
     _section("Routing", _routing(metrics, routers)),
-    _section("How it was done", _method(comparison)),
+    _section("Method", _method(comparison)),
     _section("Provenance", _provenance(comparison, metrics)),
   )
   body = element("body", main, element("script", Markup(SORT)))
@@ -67,7 +67,7 @@ def _opening(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> M
     notice = element("div", "This comparison is not complete. Still missing:", items, class_="notice", role="note")
   return element(
     "header",
-    element("p", "moejax: dense against mixture-of-experts at equal step time", class_="eyebrow"),
+    element("p", "moejax: dense versus mixture-of-experts at equal step time", class_="eyebrow"),
     element("h1", comparison.suite),
     element("p", finding, class_="finding"),
     notice,
@@ -82,7 +82,7 @@ def _pairs(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
     element("div", *cards, class_="cards"),
     element(
       "p",
-      "Differences are MoE minus dense, paired over documents, ± their standard error; fewer bits per byte are better.",
+      "Differences are MoE minus dense, paired by document, ± standard error. Fewer bits per byte are better.",
       class_="note",
     ),
   )
@@ -125,7 +125,7 @@ def _side(difference: float | None, stderr: float | None, better: int) -> str | 
     return None
   assert difference is not None and stderr is not None
   if abs(difference) <= CLEAR * stderr:
-    return f"no clear difference: within {CLEAR:g} standard errors"
+    return f"no significant difference: within {CLEAR:g} standard errors"
   return f"{'MoE' if difference * better > 0 else 'dense'} is better, by more than {CLEAR:g} standard errors"
 
 
@@ -143,10 +143,11 @@ def _figure(plot: Plot, below: Markup | None = None) -> Markup:
 
 def _members(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
   note = (
-    "± is the standard error over held-out documents; at step times, the interquartile range over the median. Budget "
-    "is the training time of the pair. Tokens are those that are trained on: padding is none. MFU is the part of the "
-    "devices' peak that their model FLOPs are; choices of experts that were dropped are no work. It needs the peak of "
-    "exactly this device, which is not known for every one."
+    "± is the standard error over held-out documents or, for step times, the interquartile range divided by the "
+    "median. "
+    "Budget is the training time of the pair. Tokens are training tokens without padding. MFU is the model FLOPs per "
+    "second divided by the peak FLOP/s of the devices; dropped choices of experts are not counted. It is shown if the "
+    "peak of the device is known."
   )
   untrained = [member.name for member in comparison.members if member.bits_per_byte is None]
   if untrained and comparison.complete:
@@ -161,8 +162,8 @@ def _members(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
 def _benchmarks(comparison: Comparison, colors: Mapping[str, str], plots: Sequence[Plot]) -> Markup:
   measures = task_measures(comparison)
   note = (
-    "Scores of lm-evaluation-harness ± its standard error. The average is over accuracies, with equal weights. "
-    "The results.json of a run has the options of each benchmark."
+    "Scores and standard errors of lm-evaluation-harness. The average is the unweighted mean of the accuracies. The "
+    "options of each benchmark are in the results.json of a run."
   )
   return join(
     page_tables.benchmarks_table(comparison, colors, measures),
@@ -177,13 +178,14 @@ def _loads(comparison: Comparison, metrics: Mapping[str, curves.Metrics], loads:
   figures: list[Markup | None] = []
   for name, plot in loads.items():
     table = page_tables.router_table(name, metrics[name])
-    # The table of a single member is next to its plot. Otherwise each table is below its plot.
+    # The table of a single member is next to its plot. With several members, each table is below its plot.
     figures += [_figure(plot), table] if len(loads) == 1 else [_figure(plot, table)]
   return join(
     element(
       "p",
-      "A load of 1 means that an expert gets its even share of the tokens' choices. Tables: mean over the last tenth "
-      "of training; dropped is the part of choices beyond an expert's capacity.",
+      "A load of 1 means that an expert receives as many choices as in a balanced layer. The tables show means over "
+      "the "
+      "last tenth of training. Dropped is the fraction of choices beyond the capacity of an expert.",
       class_="note",
     ),
     element("div", *figures, class_="plots"),
@@ -193,7 +195,7 @@ def _loads(comparison: Comparison, metrics: Mapping[str, curves.Metrics], loads:
 def _routing(metrics: Mapping[str, curves.Metrics], routers: Mapping[str, Plot]) -> Markup:
   """Entropy, dropped tokens, auxiliary losses, and the warnings of training."""
   if not routers:
-    return element("p", "No member has logged what its routers do yet.", class_="note")
+    return element("p", "No member has logged router metrics yet.", class_="note")
   told = [f"{name}: {text}" for name, rows in metrics.items() for row in rows for text in row.get("warnings", ())]
   notice = element(
     "div", "Training warned:", element("ul", *(element("li", text) for text in told)), class_="notice", role="note"
@@ -204,23 +206,25 @@ def _routing(metrics: Mapping[str, curves.Metrics], routers: Mapping[str, Plot])
 def _method(comparison: Comparison) -> Markup:
   tolerance = quantities.percent(comparison.tolerance, 0)
   seeds = sorted({member.seed for member in comparison.members if member.seed is not None})
-  trained = (
-    f"one training seed ({', '.join(map(str, seeds))})" if len(seeds) == 1 else "one training run of each member"
-  )
+  trained = f"one training seed ({', '.join(map(str, seeds))})" if len(seeds) == 1 else "one training run per member"
   steps = (
-    "Measure: all members take turns on the same devices, so drift affects all equally; step time is the median.",
-    f"Match: each dense model is paired with the MoE candidate nearest in step time, equal if within {tolerance}.",
-    "Budget: the dense model's Chinchilla-optimal tokens, at its step time, give the pair's training time.",
-    "Train: every member trains on the same text for as many steps as fit that time at its own measured step time.",
-    "Evaluate: all score the same held-out documents by bits per byte and by next-token accuracy.",
+    "Measure: all members take turns on the same devices, so that changes in speed affect all of them equally. The "
+    "step "
+    "time is the median.",
+    f"Match: each dense model is paired with the MoE candidate whose step time is closest. They are considered equal "
+    f"within {tolerance}.",
+    "Budget: the training time of a pair is the time that its dense model needs for its compute-optimal number of "
+    "tokens.",
+    "Train: each member trains on the same text for the number of steps that fit into this time at its step time.",
+    "Evaluate: all members are evaluated on the same held-out documents by bits per byte and next-token accuracy.",
   )
   return join(
     element("ol", *(element("li", step) for step in steps)),
     element(
       "p",
-      "The standard error is over held-out documents, paired by document for differences, and all results come from "
-      f"{trained}: it says how far other documents of this kind would move a result, and leaves out what another seed, "
-      "data order or learning rate would change.",
+      "The standard error is over held-out documents, and paired by document for differences. All results are from "
+      f"{trained}, so it includes the variation between documents, but not the variation between seeds, data orders or "
+      "learning rates.",
     ),
   )
 

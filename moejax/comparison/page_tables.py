@@ -1,4 +1,4 @@
-"""The report's tables: members and baselines, router health, provenance, all numbers.
+"""Tables of the report: members and baselines, router metrics, provenance, and all numbers.
 
 L stacked layers  Z = points of a curve
 """
@@ -20,7 +20,7 @@ HEADS = (
 
 
 def members_table(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
-  """A row for each member, in the order of the file, followed by the baselines."""
+  """One row per member, in the order of the file, followed by the baselines."""
   equal = equal_names(comparison)
   rows = [_member_row(member, colors[member.name], role(member, equal)) for member in comparison.members]
   head = element("thead", element("tr", *(element("th", text, scope="col") for text in HEADS)))
@@ -31,7 +31,7 @@ def members_table(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
 
 
 def benchmarks_table(comparison: Comparison, colors: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
-  """A row for each member and a column for each benchmark, followed by their average."""
+  """One row per member and one column per benchmark, followed by their average."""
   equal = equal_names(comparison)
   heads = ("Member", *(measure.label.partition(" (axis")[0] for measure in measures))
   rows = [
@@ -84,7 +84,7 @@ def role(member: Member, equal: set[str]) -> str:
     return "dense"
   if not member.matched:
     return "MoE, other candidate"
-  return "MoE, matched" if member.name in equal else "MoE, nearest but not equal"
+  return "MoE, matched" if member.name in equal else "MoE, closest but not equal"
 
 
 def router_table(name: str, metrics: curves.Metrics) -> Markup | None:

@@ -1,10 +1,10 @@
-"""The color of each member, in plots and on the page."""
+"""Assigns a color to each member, for plots and tables."""
 
 from moejax.comparison.record import Comparison, dense_names, pair_members
 
 FAMILIES = (
-  # Each pair has a hue, in which the dense model is dark, the match bright, and other candidates paler. The hues of
-  # Okabe and Ito are distinguishable with every kind of color vision, and members of a pair differ in lightness.
+  # Each pair has a hue. The dense model is dark, the match bright, and other candidates are pale. The hues of Okabe and
+  # Ito are distinguishable with every kind of color vision, and the members of a pair differ in lightness.
   ("#0b3c6b", "#1f8fd8", "#85bde6", "#6aa3cf"),
   ("#8a3200", "#ee7a1c", "#f2b27c", "#d99a66"),
   ("#004d3b", "#00a37a", "#7fcdb7", "#62b39d"),

@@ -1,4 +1,4 @@
-"""Finds the MoE with the predicted step time of a dense model on a topology."""
+"""Finds the MoE model with the predicted step time of a dense model on a topology."""
 
 import dataclasses
 import inspect
@@ -27,8 +27,8 @@ from moejax.progress import SILENT, Progress
 from moejax.terminal import Fitting
 
 WIDTH_STEP = 256
-"""Widths are multiples of this, whole tiles of the matrix units of every TPU. Smaller widths vary in steps of an eighth
-to a quarter of their value."""
+"""Widths are multiples of this number, so that they fill the tiles of the matrix units of all TPUs. Smaller widths vary
+in steps of an eighth to a quarter of their value."""
 
 CAPACITIES = (0.5, 0.625, 0.75, 1.0, 1.25, 1.5, 2.0)
 
@@ -43,11 +43,11 @@ class PodMatch:
   moe: Plan
   """The plan of the MoE that was found."""
   experiment: Experiment
-  """The MoE with the values that were found. Its steps or tokens take the training time of the dense model."""
+  """The matched MoE. Its steps or its budget of tokens take the training time of the dense model."""
   budget_s: float
-  """The dense model's compute-optimal training time."""
+  """The training time of the dense model in seconds."""
   tolerance: float
-  """Largest relative difference of step times that counts as equal."""
+  """Maximum relative difference of step times that are considered equal."""
 
   @property
   def certainty(self) -> float:
@@ -66,11 +66,12 @@ class PodMatch:
 
 
 def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Progress = SILENT) -> PodMatch:
-  """Varies the candidate's matchable fields, one after the other, until its predicted step time is the dense model's.
+  """Varies the matchable fields of the candidate, one after the other, until its predicted step time equals that of the
+  dense model.
 
   Raises:
-    UserError: the dense model does not fit, no value of a matchable field does, there is nothing to vary, or both have
-      the same name.
+    UserError: If the dense model or every candidate does not fit in memory, no matchable field can be varied, or both
+      have the same name.
   """
   if not 0.0 <= tolerance <= 1.0:
     raise UserError(f"tolerance={tolerance} must lie between 0 and 1")
@@ -81,10 +82,10 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Pro
     what = (
       f"matchable={','.join(moe.matchable)} has no other value that is valid" if moe.matchable else "matchable is empty"
     )
-    raise UserError(f"{moe.name} has nothing to vary: {what}; set matchable to some of {', '.join(MATCHABLE_FIELDS)}")
+    raise UserError(f"{moe.name} has no field to vary: {what}; set matchable to some of {', '.join(MATCHABLE_FIELDS)}")
   of_dense = plan(dense, topology, progress)
   if not of_dense.fits:
-    raise UserError(f"{dense.name} does not fit on {topology.name}; `moejax plan {dense.name}` says what to try")
+    raise UserError(f"{dense.name} does not fit on {topology.name}; see the remedies of `moejax plan {dense.name}`")
   target_s = of_dense.step_time_s
   best = moe, plan(moe, topology, progress)
   for field in moe.matchable:
@@ -101,12 +102,12 @@ def match_on_pod(pair: Pair, topology: Topology, tolerance: float, progress: Pro
 
 
 def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experiment:
-  """The experiment trained for so many steps of full sequences. Where the dense model's length is a budget of tokens it
-  gets one too: how many steps that takes both know when they read their text and what of it is padding."""
+  """The experiment with a length of `steps` steps of full sequences. If the length of the dense model is a budget of
+  tokens, so is this length, because the number of steps then depends on the padding of the text."""
   training = experiment.training
   if dense.training.steps is not None:
     return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=steps))
-  tokens = (steps - 0.5) * tokens_per_step(experiment)  # half a step less, so that rounding up gives `steps`
+  tokens = (steps - 0.5) * tokens_per_step(experiment)  # half a step less, so that rounding up results in `steps`
   counted = parameter_counts(experiment.model).counted(training.budget.parameters)
   budget = dataclasses.replace(training.budget, tokens_per_parameter=tokens / counted)
   return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=None, budget=budget))
@@ -133,12 +134,12 @@ def experiment_file(experiment: Experiment) -> str:
 
 
 def _file(kind: type) -> str:
-  """The file of a class of the user's."""
+  """The file of a custom class."""
   return str(pathlib.Path(inspect.getfile(kind)).resolve())
 
 
 def match_page(found: PodMatch) -> RenderableType:
-  """A table of both models, and the verdict."""
+  """Formats a table of both models and the result."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("", found.dense.experiment.name, found.moe.experiment.name):
     table.add_column(head, justify="right" if head else "left")
@@ -155,15 +156,15 @@ def match_page(found: PodMatch) -> RenderableType:
   )
   for name, value in rows:
     table.add_row(name, *(value(of) for of in both))
-  sign = "equal as predicted" if found.match.within_tolerance else "the nearest found, not equal"
+  sign = "equal as predicted" if found.match.within_tolerance else "the closest found, not equal"
   verdict = (
     f"{found.match.moe} takes {found.match.step_time_ratio:.3f} times the step time of {found.match.dense}: {sign}"
   )
   certainty = (
-    f"certainty that measured times are within {found.tolerance:.0%} of each other: {found.certainty:.0%}. Errors that "
-    "both predictions share cancel; measure both before a long run"
+    f"probability that the measured step times are within {found.tolerance:.0%} of each other: {found.certainty:.0%}; "
+    "measure both before a long run"
   )
-  budget = f"budget: {found.budget_s / 3600:,.1f} hours of full sequences, Chinchilla-optimal for the dense model"
+  budget = f"budget: {found.budget_s / 3600:,.1f} hours of full sequences, the training time of the dense model"
   return Group(Fitting(table), Text(budget), Text(verdict, style="bold"), Text(certainty))
 
 
@@ -171,7 +172,7 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
   """The values of a field to try, the fastest first.
 
   Raises:
-    UserError: the field cannot be matched.
+    UserError: If the field cannot be matched.
   """
   model, moe = experiment.model, experiment.model.moe
   assert moe
@@ -187,11 +188,11 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
     return list(CAPACITIES)
   if field == "model.num_layers":
     return list(range(moe.every, 2 * now + 1, moe.every))
-  raise UserError(f"matchable names {field!r}; match varies {', '.join(MATCHABLE_FIELDS)}")
+  raise UserError(f"matchable={field!r} cannot be varied; use one of {', '.join(MATCHABLE_FIELDS)}")
 
 
 def _valid(experiment: Experiment, field: str) -> list[Any]:
-  """The values of the ladder that make a valid experiment."""
+  """The values of the ladder for which the experiment is valid."""
   return [value for value in ladder(experiment, field) if _changed(experiment, field, value) is not None]
 
 
@@ -209,7 +210,7 @@ def _along(
   tolerance: float,
   progress: Progress,
 ) -> tuple[Experiment, Plan]:
-  """The best value of one field, or the current one if no other is nearer."""
+  """The best value of one field, or the current value if no other is closer."""
   experiment, of_best = best
   values = _valid(experiment, field)
   plans: dict[Any, Plan] = {get_field(experiment, field): of_best}
@@ -217,7 +218,7 @@ def _along(
   def clock(value: Any) -> float | None:
     if value not in plans:
       plans[value] = plan(_changed(experiment, field, value) or experiment, topology, progress)
-    progress.note(f"{field} = {value}: {_shown(plans[value])}, wanted {target_s:.4g} s")
+    progress.note(f"{field} = {value}: {_shown(plans[value])}, target {target_s:.4g} s")
     return plans[value].step_time_s if plans[value].fits else None
 
   now = get_field(experiment, field)
@@ -232,7 +233,7 @@ def _along(
 
 
 def _changed(experiment: Experiment, field: str, value: Any) -> Experiment | None:
-  """The experiment with one field set, None where that is no valid experiment."""
+  """The experiment with one field changed, or None if it is not valid."""
   try:
     return with_fields(experiment, {field: value})
   except UserError:

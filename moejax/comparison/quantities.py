@@ -6,7 +6,7 @@ MISSING = "\N{EN DASH}"
 """The text for a missing number."""
 
 Number = float | None
-"""None where it is not known."""
+"""A number, or None if it is unknown."""
 
 
 def count(value: Number) -> str:
@@ -64,7 +64,8 @@ def ratio(value: Number) -> str:
 
 
 def with_stderr(value: Number, stderr: Number, *, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
-  """value ± standard error, two digits of the error but four decimals of the unscaled value at most: 2.213 ± 0.012."""
+  """Value ± standard error, with two digits of the error but at most four decimals of the unscaled value: 2.213 ±
+  0.012."""
   if (text := _no_number(value)) is not None:
     return text
   assert value is not None

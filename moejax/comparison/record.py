@@ -13,22 +13,22 @@ from moejax.errors import UserError
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
 TASKS = "tasks/"
-"""What the keys of benchmark scores begin with."""
+"""Prefix of the keys of benchmark scores."""
 
 Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
-  """One model of a comparison: what it is, its step time, its budget and its results, as comparison.json has them."""
+  """One model of a comparison, as in comparison.json: its shape, step time, budget and results."""
 
   name: str
   kind: str
   """dense or moe."""
   pair: str
-  """Name of the pair's dense member."""
+  """Name of the dense member of the pair."""
   matched: bool
-  """Whether it is the dense member of its pair or the candidate with the nearest step time."""
+  """Whether it is the dense member of its pair or the candidate with the closest step time."""
   parameters_total: Number = None
   parameters_active: Number = None
   parameters_embedding: Number = None
@@ -47,7 +47,7 @@ class Member:
   accuracy: Number = None
   accuracy_stderr: Number = None
   tasks: Mapping[str, Number] = dataclasses.field(default_factory=dict)
-  """Benchmark scores, by keys such as tasks/arc_easy/acc."""
+  """Benchmark scores by key, such as tasks/arc_easy/acc."""
   seed: Number = None
   train_time_s: Number = None
   compile_time_s: Number = None
@@ -62,26 +62,26 @@ class Member:
   optimizer: str | None = None
   sparse_every: Number = None
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  """Further keys of a file, such as one of a later version."""
+  """Other keys of the file, such as those of a later version."""
 
   def number(self, key: str) -> Number:
-    """The field or the benchmark score of this name; None where there is none."""
+    """The field or the benchmark score with this name, or None."""
     return self.tasks.get(key) if key.startswith(TASKS) else getattr(self, key, None)
 
   def to_json(self) -> dict[str, Any]:
-    """The member's object in comparison.json."""
+    """The object of the member in comparison.json."""
     return _flat(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MatchedPair:
-  """A dense member and the candidate with the nearest step time. Differences are MoE minus dense."""
+  """A dense member and the candidate with the closest step time. Differences are MoE minus dense."""
 
   dense: str
   moe: str | None
-  """None while nothing is matched."""
+  """Name of the candidate, or None before it is matched."""
   step_time_ratio: Number = None
-  """MoE over dense."""
+  """Step time of the MoE divided by that of the dense model."""
   within_tolerance: bool | None = None
   verdict: str | None = None
   bits_per_byte_difference: Number = None
@@ -92,13 +92,13 @@ class MatchedPair:
   """Further keys of a file."""
 
   def to_json(self) -> dict[str, Any]:
-    """The pair's object in comparison.json."""
+    """The object of the pair in comparison.json."""
     return _flat(self)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baselines:
-  """What counting tokens of the training text predicts of the held-out text."""
+  """Scores of n-gram models of the training text on the held-out text."""
 
   unigram_bits_per_byte: Number = None
   unigram_bits_per_byte_stderr: Number = None
@@ -112,7 +112,7 @@ class Baselines:
   """Further keys of a file."""
 
   def to_json(self) -> dict[str, Any]:
-    """Their object in comparison.json."""
+    """The object of the baselines in comparison.json."""
     return _flat(self)
 
 
@@ -123,19 +123,19 @@ class Comparison:
   suite: str
   tolerance: float = 0.05
   complete: bool = False
-  """Whether every member that the suite trains is trained."""
+  """Whether all members that the suite trains have been trained."""
   members: tuple[Member, ...]
-  """Each dense one before its candidates."""
+  """All members. Each dense member is followed by its candidates."""
   pairs: tuple[MatchedPair, ...]
   finding: str | None = None
-  """The outcome in one sentence."""
+  """The outcome as one sentence."""
   baselines: Baselines = Baselines()
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Further keys of a file."""
 
   def to_json(self) -> dict[str, Any]:
-    """The content of the file, in plain values."""
+    """The content of the file as JSON values."""
     return _flat(self) | {
       "members": [member.to_json() for member in self.members],
       "pairs": [pair.to_json() for pair in self.pairs],
@@ -145,10 +145,10 @@ class Comparison:
 
 
 def read_comparison(directory: Path) -> Comparison:
-  """The content of DIR/comparison.json.
+  """Reads DIR/comparison.json.
 
   Raises:
-    UserError: the file is missing, is not JSON, or lacks what a report needs.
+    UserError: If the file is missing, is not JSON, or lacks values that a report needs.
   """
   path = Path(directory) / "comparison.json"
   if not path.is_file():
@@ -161,10 +161,10 @@ def read_comparison(directory: Path) -> Comparison:
 
 
 def from_json(content: Any, source: str = "the comparison") -> Comparison:
-  """The comparison that `to_json` gave.
+  """Converts the result of `to_json` to a comparison.
 
   Raises:
-    UserError: a value that identifies members or pairs is missing, or a value is not a number.
+    UserError: If a value that identifies members or pairs is missing, or a value is not a number.
   """
   content = _object(content, source, ("suite", "members", "pairs"))
   members = tuple(_member(member, f"{source}: members[{i}]") for i, member in _listed(content, "members", source))
@@ -182,11 +182,11 @@ def from_json(content: Any, source: str = "the comparison") -> Comparison:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """The lines of a metrics.jsonl in order of step; none where there is no file.
+  """Reads the records of a metrics.jsonl, sorted by step. Returns an empty list if the file does not exist.
 
-  A line that is no object with a step is passed over: a process that is killed leaves half of one. Lines of one step
-  are one record, in which the later line counts: an evaluation has a line of its own, and a run that resumes from a
-  checkpoint writes the steps after it again.
+  Invalid lines are ignored, since a killed process can leave an incomplete line. Lines of the same step are merged, and
+  later values replace earlier ones: an evaluation is a separate line, and a run that resumes from a checkpoint writes
+  the later steps again.
   """
   if not path.is_file():
     return []
@@ -207,7 +207,7 @@ def known(value: Any) -> TypeGuard[float]:
 
 
 def missing(comparison: Comparison, metrics: Mapping[str, Sequence]) -> list[str]:
-  """What a whole comparison has and this one has not, a phrase each."""
+  """Describes the parts that are missing in an incomplete comparison."""
   members, pairs = comparison.members, comparison.pairs
   lacking = {
     "step time of": [member.name for member in members if member.step_time_s is None],
@@ -226,23 +226,23 @@ def missing(comparison: Comparison, metrics: Mapping[str, Sequence]) -> list[str
 
 
 def pair_members(comparison: Comparison, dense: str) -> list[Member]:
-  """The members of one pair: the dense one, the match, then the other candidates."""
+  """The members of a pair: the dense member, the match, and the other candidates."""
   members = [member for member in comparison.members if member.pair == dense]
   return sorted(members, key=lambda member: (member.kind != "dense", not member.matched))
 
 
 def equal_names(comparison: Comparison) -> set[str]:
-  """The matches whose step time is equal to their dense model's, within the tolerance."""
+  """The matches whose step time equals that of their dense model within the tolerance."""
   return {pair.moe for pair in comparison.pairs if pair.within_tolerance and pair.moe is not None}
 
 
 def dense_names(comparison: Comparison) -> list[str]:
-  """The dense members' names, by which pairs go, in the order of the file."""
+  """Names of the dense members, which identify pairs, in the order of the file."""
   return list(dict.fromkeys(member.pair for member in comparison.members))
 
 
 def task_keys(comparison: Comparison) -> list[str]:
-  """Keys of the members' benchmark scores, as in tasks/arc_easy/acc, in the order of the file."""
+  """Keys of the benchmark scores of the members, such as tasks/arc_easy/acc, in the order of the file."""
   keys = dict.fromkeys(key for member in comparison.members for key in member.tasks)
   return [key for key in keys if not key.endswith("_stderr")]
 
@@ -271,7 +271,7 @@ def _pair(value: Any, source: str) -> MatchedPair:
 
 
 def _record(kind: Callable[..., Record], value: Any, source: str) -> Record:
-  """A record of the keys that are its fields; `more` has the others."""
+  """Makes a record. Keys that are not fields are stored in `more`."""
   value = _object(value, source, ())
   _check_numbers(value, source, numbers(kind))
   fields = {field.name for field in dataclasses.fields(cast(Any, kind))} - {"more"}
@@ -280,7 +280,7 @@ def _record(kind: Callable[..., Record], value: Any, source: str) -> Record:
 
 
 def _flat(record: Any) -> dict[str, Any]:
-  """The fields of a record by name, those of its mappings of keys in their place."""
+  """The fields of a record by name. Mappings are replaced by their items."""
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)

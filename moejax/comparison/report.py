@@ -1,4 +1,4 @@
-"""The report of a comparison directory: report/index.html and its plots as PNG."""
+"""Writes the report of a comparison directory: report/index.html and its figures as PNG."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from moejax.files import write_whole
 
 
 def write_report(directory: Path) -> Path:
-  """Writes DIR/report/ from DIR/comparison.json and DIR/runs/; returns the path of its index.html.
+  """Writes DIR/report/ from DIR/comparison.json and DIR/runs/. Returns the path of its index.html.
 
-  The report of an incomplete comparison shows what there is and names what is missing.
+  The report of an incomplete comparison lists the parts that are missing.
 
   Raises:
-    ValueError: comparison.json is missing, is not JSON, or lacks what a report needs.
+    UserError: If comparison.json is missing, is not JSON, or lacks values that a report needs.
   """
   directory = Path(directory)
   comparison = record.read_comparison(directory)
@@ -31,7 +31,7 @@ def write_report(directory: Path) -> Path:
   report.mkdir(exist_ok=True)
   for plot in (*speed, *benchmarks, *losses, *loads.values(), *routers.values()):
     write_whole(report / f"{plot.name}.png", plot.png)
-  # The page is written last, so that its pictures exist.
+  # The page is written last, so that its figures exist.
   html = page(comparison, metrics, speed, losses, loads, routers, benchmarks)
   write_whole(report / "index.html", html)
   return report / "index.html"

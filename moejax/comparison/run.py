@@ -1,7 +1,7 @@
-"""Runs a comparison: measure, match, budget, train, evaluate and report. Finished stages are not repeated.
+"""Runs a comparison: measure, match, budget, train, evaluate and report. Completed stages are not repeated.
 
-Any number of jobs can run one comparison in one directory that they share. One of them at a time prepares the text and
-measures, and the others find the result. Then each job trains members that no other job has claimed (`claims.py`).
+Any number of jobs can run one comparison in a shared directory. One job prepares the text and measures step times while
+the others wait. Then each job trains members that no other job has claimed (`claims.py`).
 """
 
 import contextlib
@@ -37,7 +37,7 @@ from moejax.training.run_directory import check_run, claim_comparison, open_run
 from moejax.training.state import State
 
 EVALUATION_S = 5.0
-"""First guess of the seconds that compiling and running one evaluation takes; the first one corrects it."""
+"""Initial estimate of the seconds for compiling and running an evaluation, until the first one has been measured."""
 
 
 def compare(
@@ -46,15 +46,15 @@ def compare(
   """Runs a suite up to its report. Resumes from the last finished stage.
 
   Args:
-    suite: what is compared.
-    text: what all members read, as `open_text` returns it.
-    directory: where everything of it lies, as `open_comparison` returns it.
-    make_evaluators: makes what scores a member.
-    progress: receives the progress, and notes for the user.
+    suite: the suite.
+    text: the text of all members, as returned by `open_text`.
+    directory: the directory of the comparison, as returned by `open_comparison`.
+    make_evaluators: makes the evaluators of a member.
+    progress: receives progress reports and notes.
 
   Raises:
-    UserError: the directory holds another suite, or the suite does not fit data or devices.
-    Interrupted: SIGINT or SIGTERM came during training; the same call continues.
+    UserError: If the directory contains another suite, or the data or the devices are not suitable for the suite.
+    Interrupted: After SIGINT or SIGTERM during training. The same call resumes.
   """
   with open_workspace(suite.members, text, directory, f"compare {suite.name}", progress, wait=True) as workspace:
     processes.first(lambda: claim_comparison(directory, suite))
@@ -67,7 +67,7 @@ def compare(
 
 
 class _Comparison:
-  """A comparison in progress. Each stage writes a file, and a stage whose file exists is read instead of run."""
+  """A comparison in progress. Each stage writes a file. If the file exists, it is read instead of running the stage."""
 
   baselines: Baselines
   timings: dict[str, Timing]
@@ -83,7 +83,7 @@ class _Comparison:
     self._begin = time.perf_counter()
 
   def count_ngrams(self) -> None:
-    """The n-gram baselines of the text."""
+    """Computes the n-gram baselines of the text."""
 
     def baselines() -> dict[str, Any]:
       path = self.directory / "baselines.json"
@@ -95,7 +95,7 @@ class _Comparison:
     self.baselines = Baselines(**processes.first(baselines))
 
   def measure(self) -> None:
-    """Step times, and from them matches and budgets."""
+    """Measures step times, and computes matches and budgets from them."""
     path = self.directory / "measurements.json"
     if not processes.first(path.exists):
       write_json(path, {name: dataclasses.asdict(timing) for name, timing in self._measured().items()})
@@ -106,12 +106,12 @@ class _Comparison:
     self.matches = match(self.suite, step_times_s)
     self.allotments = allot(self.suite, self.matches, step_times_s, self.counter)
     for matched in self.matches:
-      sign = "=" if matched.within_tolerance else "no match nearer than"
+      sign = "=" if matched.within_tolerance else "has no match closer than"
       self.progress.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
     self.write()
 
   def train(self) -> bool:
-    """Trains and evaluates the members that no other job trains, until all are done.
+    """Trains and evaluates the members that no other job trains, and waits until all are done.
 
     Returns whether other jobs took part.
     """
@@ -125,14 +125,14 @@ class _Comparison:
     )
 
   def _train(self, allotment: Allotment) -> None:
-    """Trains and evaluates one member, whose directory this job holds."""
+    """Trains and evaluates a member whose directory this job has locked."""
     run_directory = self.directory / "runs" / allotment.name
     self._show_left(allotment, 0)
     prepared = self._prepare(allotment.name)
     open_run(run_directory, prepared.spec.experiment, allotment.steps)
 
     def timed(evaluators: Evaluators) -> Evaluators:
-      """The evaluators, whose time is noted."""
+      """The evaluators, with measurement of their time."""
       evaluation_s = dict.fromkeys(evaluators, 0.0)
 
       def score(name: str, state: State) -> Mapping[str, float]:
@@ -165,11 +165,11 @@ class _Comparison:
     self.progress.note(f"warning: {text}")
 
   def saved(self) -> str | None:
-    """From what the same comparison continues."""
+    """Description of the saved state from which the comparison resumes."""
     return f"the measurements in {self.directory}" if (self.directory / "measurements.json").exists() else None
 
   def report(self, shared: bool) -> Comparison:
-    """The complete comparison, whose report the last job writes.
+    """Returns the complete comparison. The last job writes its report.
 
     Args:
       shared: whether other jobs took part.
@@ -186,7 +186,7 @@ class _Comparison:
     return from_json(processes.first(reported))
 
   def _turn(self) -> contextlib.AbstractContextManager[None]:
-    """Holds the directory once no other job does. For process 0."""
+    """Waits for the lock of the directory. For process 0."""
     return locked(self.directory, f"compare {self.suite.name}", self.progress.note, wait=True)
 
   def _is_reported(self) -> bool:
@@ -196,7 +196,7 @@ class _Comparison:
     return page.exists() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in summaries)
 
   def write(self) -> Comparison:
-    """comparison.json, as complete as the comparison is."""
+    """Writes comparison.json with the results so far."""
     written = self._write() if processes.is_first() else None
     content = processes.first(lambda: written and written.to_json())
     return written or from_json(content)
@@ -243,7 +243,7 @@ class _Comparison:
     return self._prepared[name]
 
   def _show_left(self, current: Allotment, step: int) -> None:
-    """The time left for the whole comparison while `current` trains."""
+    """Reports the estimated time left for the whole comparison while `current` trains."""
     left_s, passed = 0.0, True
     for allotment in self.allotments:
       passed = passed and allotment is not current
@@ -253,7 +253,7 @@ class _Comparison:
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
   def _expect_left(self, step_times_s: Mapping[str, float], steps_to_measure: int) -> None:
-    """The same while step times are being measured, from what they seem to be."""
+    """Reports the estimated time left for the whole comparison while step times are measured."""
     left_s = steps_to_measure * sum(step_times_s.values()) / len(step_times_s)
     for pair in self.suite.pairs:
       trained = 1 + (len(pair.candidates) if self.suite.train == "all" else 1)
@@ -261,10 +261,10 @@ class _Comparison:
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
   def _is_done(self, allotment: Allotment) -> bool:
-    """Whether this member was trained to the end of this allotment.
+    """Whether this member has been trained for its whole budget.
 
     Raises:
-      UserError: its directory holds another experiment, or its experiment.json is damaged.
+      UserError: If its directory contains another experiment, or its experiment.json is damaged.
     """
     directory = self.directory / "runs" / allotment.name
     experiment = self.workspace.placed[allotment.name].experiment

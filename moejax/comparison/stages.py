@@ -1,4 +1,4 @@
-"""The files that the stages of a comparison leave, read and checked: what is damaged is made again where it can be."""
+"""Reads and checks the files of the stages of a comparison. Damaged files are made again if possible."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from moejax.files import finite, read_json
 Warn = Callable[[str], None]
 
 SUMMARY_NUMBERS = ("steps", "tokens", "train_time_s", "tokens_per_s", "seed")
-"""What summary.json has of every run."""
+"""Keys that summary.json has in every run."""
 
 SCORES = ("bits_per_byte", "bits_per_byte_stderr", "accuracy", "accuracy_stderr", "targets", "documents")
 
@@ -24,7 +24,8 @@ BASELINES = {field.name for field in dataclasses.fields(Baselines)} - {"more"}
 
 
 def read_baselines(path: pathlib.Path, warn: Warn) -> Baselines | None:
-  """The n-gram baselines; None where there are none, or where they are damaged, as they are counted in no time."""
+  """Reads the n-gram baselines. Returns None if they are missing or damaged, since they can be computed again
+  quickly."""
   if not path.exists():
     return None
   try:
@@ -33,16 +34,16 @@ def read_baselines(path: pathlib.Path, warn: Warn) -> Baselines | None:
       return Baselines(**found)
   except (OSError, ValueError, AttributeError):
     pass
-  warn(f"{path} is damaged; the baselines are counted again")
+  warn(f"{path} is damaged; the baselines are computed again")
   return None
 
 
 def read_measurements(path: pathlib.Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """The fields of the timings of the members of these names.
+  """Reads the timings of the members with these names.
 
   Raises:
-    UserError: the file is damaged. They are not measured again: other step times would give other budgets to members
-      that are trained already.
+    UserError: If the file is damaged. Step times are not measured again automatically, since other step times would
+      change the budgets of members that have been trained.
   """
   try:
     found = read_json(path)
@@ -51,15 +52,15 @@ def read_measurements(path: pathlib.Path, names: Sequence[str]) -> dict[str, dic
   except (OSError, ValueError, AttributeError, TypeError):
     pass
   raise UserError(
-    f"{path} is damaged; put a copy in its place, or delete it to measure again, which gives members that are not "
-    "trained yet another length"
+    f"{path} is damaged; restore a copy, or delete it to measure again, which changes the length of members that have "
+    "not been trained yet"
   )
 
 
 def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> tuple[dict[str, Any], HeldOut] | None:
-  """summary.json and held_out.npz of a run of so many steps.
+  """Reads summary.json and held_out.npz of a run of `steps` steps.
 
-  None where it is not at its end, or where one of them is damaged: its newest checkpoint is then evaluated again.
+  Returns None if the run is not complete or a file is damaged. The latest checkpoint is then evaluated again.
   """
   path = run_directory / "summary.json"
   if not path.exists():
@@ -68,7 +69,7 @@ def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> tuple[di
     summary = read_json(path)
     numbers = [summary[name] for name in SUMMARY_NUMBERS]
     if not all(map(known, numbers)) or not all(_is_score(summary[f"held_out/{name}"]) for name in SCORES):
-      raise ValueError("its numbers are not those of a run")
+      raise ValueError("its values are not valid")
     return (summary, _scores(run_directory, summary)) if summary["steps"] == steps else None
   except (OSError, ValueError, KeyError, TypeError) as error:
     warn(f"{error if isinstance(error, UserError) else f'{path} is damaged'}; the run is evaluated again")
@@ -76,12 +77,12 @@ def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> tuple[di
 
 
 def _scores(run_directory: pathlib.Path, summary: dict[str, Any]) -> HeldOut:
-  """Raises UserError where the scores are not those that the summary was made of."""
+  """Reads the scores. Raises UserError if they do not match the summary."""
   path = run_directory / "held_out.npz"
   held_out = HeldOut.load(path)
   here = finite(held_out.summary())
   if any(not _are_equal(here[name], summary[f"held_out/{name}"]) for name in SCORES):
-    raise UserError(f"{path} and {run_directory / 'summary.json'} do not belong together")
+    raise UserError(f"{path} does not match {run_directory / 'summary.json'}")
   return held_out
 
 
@@ -94,7 +95,7 @@ def _is_timing(timing: Timing) -> bool:
 
 
 def _is_score(value: Any) -> bool:
-  """Whether it is a number, or null for one that could not be computed."""
+  """Whether a value is a number, or None for a score that could not be computed."""
   return value is None or known(value)
 
 

@@ -1,4 +1,4 @@
-"""The members of a comparison as a table for the terminal."""
+"""Formats the members of a comparison as a table for the terminal."""
 
 from rich import box
 from rich.table import Table
@@ -10,9 +10,9 @@ from moejax.terminal import Fitting
 
 
 def terminal_table(comparison: Comparison) -> Fitting:
-  """One line a member, pair by pair: the dense one, then its candidates, the nearest marked; baselines last.
+  """One line per member: each dense member followed by its candidates, then the baselines.
 
-  = marks a step time that is equal within the tolerance, ~ a nearest one that is not.
+  = marks a match within the tolerance, ~ the closest candidate if it is not within the tolerance.
   """
   title = Text(f"{comparison.suite}: dense and MoE at equal step time")
   table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left", collapse_padding=True, pad_edge=False)
@@ -34,7 +34,7 @@ def terminal_table(comparison: Comparison) -> Fitting:
 
 
 def _row(mark: str, member: Member, dense: Member) -> tuple[Text | str, ...]:
-  # As Text: a name in [brackets] is no markup.
+  # As Text, so that [brackets] in a name are not interpreted as markup.
   name = Text(mark + member.name, style="bold" if member.matched else "")
   ratio = ""
   if member is not dense and known(member.step_time_s) and known(dense.step_time_s):

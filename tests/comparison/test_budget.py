@@ -84,7 +84,7 @@ def test_a_candidate_whose_step_takes_the_whole_budget_gets_one_step(tiny_suite)
 def test_a_candidate_whose_step_takes_longer_is_refused_with_both_times(tiny_suite):
   with pytest.raises(
     UserError,
-    match=r"^one step of sparse takes 1\.5 s and the budget of dense is 1 s; "
+    match=r"^one step of sparse takes 1\.5 s, but the budget of dense is 1 s; "
     "give the dense model more tokens or the candidate fewer parameters$",
   ):
     allotted(with_steps(tiny_suite, 2), TIMES | {"sparse": 1.5})

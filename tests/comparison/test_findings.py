@@ -25,9 +25,9 @@ def of(bits: float, stderr: float) -> Difference:
   [
     (-0.05, 0.01, "in the same training time m is better than d by 0.050 ± 0.010 bits per byte"),
     (0.05, 0.01, "in the same training time d is better than m by 0.050 ± 0.010 bits per byte"),
-    (-0.015, 0.01, "no difference beyond noise (-0.015 ± 0.010 bits per byte)"),
-    (0.015, 0.01, "no difference beyond noise (+0.015 ± 0.010 bits per byte)"),
-    (0.0, 0.0, "no difference beyond noise (+0.000 ± 0.000 bits per byte)"),
+    (-0.015, 0.01, "no significant difference (-0.015 ± 0.010 bits per byte)"),
+    (0.015, 0.01, "no significant difference (+0.015 ± 0.010 bits per byte)"),
+    (0.0, 0.0, "no significant difference (+0.000 ± 0.000 bits per byte)"),
   ],
   ids=["better", "worse", "noise below 0", "noise above 0", "the same"],
 )
@@ -42,13 +42,13 @@ def test_noise_ends_above_two_standard_errors(bits, better):
 
 def test_an_unknown_error_supports_no_difference():
   unknown = of(-0.5, float("nan"))
-  assert verdict(NEAR, unknown, 0.05).endswith("no difference beyond noise (-0.500 ± nan bits per byte)")
-  assert "there is no difference beyond noise at d" in finding([pair("d", -0.5, float("nan"))])
+  assert verdict(NEAR, unknown, 0.05).endswith("no significant difference (-0.500 ± nan bits per byte)")
+  assert "there is no significant difference at d" in finding([pair("d", -0.5, float("nan"))])
 
 
 def test_a_verdict_on_a_pair_that_does_not_match_says_so_first():
   assert verdict(FAR, of(-0.05, 0.01), 0.05) == (
-    "nothing matches d within 5%: the nearest is m at 1.50 times its step time; "
+    "no candidate matches d within 5%: the closest is m at 1.50 times its step time; "
     "in the same training time m is better than d by 0.050 ± 0.010 bits per byte"
   )
 
@@ -56,7 +56,7 @@ def test_a_verdict_on_a_pair_that_does_not_match_says_so_first():
 def test_a_verdict_before_training_says_only_what_was_measured():
   assert verdict(NEAR, None, 0.05) == "m matches d at 1.02 times its step time; not trained yet"
   assert verdict(FAR, None, 0.1) == (
-    "nothing matches d within 10%: the nearest is m at 1.50 times its step time; not trained yet"
+    "no candidate matches d within 10%: the closest is m at 1.50 times its step time; not trained yet"
   )
 
 
@@ -75,7 +75,7 @@ def pair(dense: str, bits: float | None, stderr: float | None = 0.01, within: bo
   [
     ([pair("a", -0.05)], "the MoE is better at a (-0.050 ± 0.010 bits per byte)."),
     ([pair("a", 0.05)], "the dense model is better at a (+0.050 ± 0.010 bits per byte)."),
-    ([pair("a", 0.01)], "there is no difference beyond noise at a (+0.010 ± 0.010 bits per byte)."),
+    ([pair("a", 0.01)], "there is no significant difference at a (+0.010 ± 0.010 bits per byte)."),
     (
       [pair("a", -0.05), pair("b", -0.1)],
       "the MoE is better at a (-0.050 ± 0.010 bits per byte), b (-0.100 ± 0.010 bits per byte).",
@@ -83,11 +83,11 @@ def pair(dense: str, bits: float | None, stderr: float | None = 0.01, within: bo
     (
       [pair("a", 0.01), pair("b", 0.05), pair("c", -0.05)],
       "the MoE is better at c (-0.050 ± 0.010 bits per byte), and the dense model is better at b (+0.050 ± 0.010 bits "
-      "per byte), and there is no difference beyond noise at a (+0.010 ± 0.010 bits per byte).",
+      "per byte), and there is no significant difference at a (+0.010 ± 0.010 bits per byte).",
     ),
     (
       [pair("a", -0.05), pair("b", -0.9, within=False), pair("c", 0.9, within=False)],
-      "the MoE is better at a (-0.050 ± 0.010 bits per byte); nothing matches the step time of b, c.",
+      "the MoE is better at a (-0.050 ± 0.010 bits per byte); no candidate matches the step time of b, c.",
     ),
   ],
   ids=["better", "worse", "noise", "better twice", "all three", "with pairs that do not match"],
@@ -98,7 +98,7 @@ def test_a_finding_sorts_the_scales_that_match(pairs, said):
 
 def test_a_finding_claims_nothing_where_nothing_matches():
   assert finding([pair("a", -0.9, within=False)]) == (
-    "No MoE candidate matches a dense model's step time within the tolerance, so nothing was compared equally."
+    "No MoE candidate matches the step time of a dense model within the tolerance, so no pair can be compared."
   )
 
 

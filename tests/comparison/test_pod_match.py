@@ -63,7 +63,7 @@ def test_the_widths_that_are_tried_reach_from_below_to_four_times_what_there_is(
 @pytest.mark.parametrize(
   ("fields", "said"),
   [
-    ({"matchable": ()}, "sparse has nothing to vary: matchable is empty; set matchable to some of model.moe.d_ff"),
+    ({"matchable": ()}, "sparse has no field to vary: matchable is empty; set matchable to some of model.moe.d_ff"),
     ({"name": "dense"}, "both experiments are named 'dense'"),
   ],
 )

@@ -184,8 +184,8 @@ def test_a_complete_comparison_says_what_was_not_trained(comparison, write_compa
   directory = write_comparison(comparison, ("moe_small_16e",))
   page = Page(write_report(directory).read_text())
   assert "Not trained in this comparison: moe_small_16e." in page.text and "not complete" not in page.text
-  assert "step times not equal within 5 %" in page.text and "MoE, nearest but not equal" in page.text
-  assert "no clear difference: within 2 standard errors" in page.text
+  assert "step times not equal within 5 %" in page.text and "MoE, closest but not equal" in page.text
+  assert "no significant difference: within 2 standard errors" in page.text
 
 
 def test_a_missing_comparison_is_an_error(tmp_path):

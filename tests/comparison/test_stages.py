@@ -25,7 +25,7 @@ def test_measurements_are_those_of_the_members_and_nothing_else(tmp_path):
   wrong += [{"dense": timing | {"step_time_s": value}} for value in (0.0, -1.0, "0.5", None, True, float("nan"))]
   for content in [*BROKEN, *(json.dumps(each).encode() for each in wrong)]:
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"measurements\.json is damaged; put a copy"):
+    with pytest.raises(UserError, match=r"measurements\.json is damaged; restore a copy"):
       read_measurements(path, ["dense"])
 
 
@@ -35,7 +35,7 @@ def test_damaged_baselines_are_counted_again(tmp_path):
   for content in BROKEN:
     path.write_bytes(content)
     assert read_baselines(path, told.append) is None
-  assert told == [f"{path} is damaged; the baselines are counted again"] * len(BROKEN)
+  assert told == [f"{path} is damaged; the baselines are computed again"] * len(BROKEN)
 
 
 @pytest.fixture
@@ -69,4 +69,4 @@ def test_scores_of_another_evaluation_are_not_taken(run):
   summary = json.loads((run / "summary.json").read_text())
   for name in ("bits_per_byte", "accuracy", "accuracy_stderr", "targets"):
     write_json(run / "summary.json", summary | {f"held_out/{name}": summary[f"held_out/{name}"] * 1.01})
-    assert read_result(run, 7, told.append) is None and "do not belong together" in told[-1]
+    assert read_result(run, 7, told.append) is None and "does not match" in told[-1]
