@@ -234,20 +234,24 @@ def _plan(known: argparse.Namespace, overrides: list[str]) -> int:
     return _search(known, experiment, topology)
   described = api.described_topology(topology, known.slices, known.calibration, to_record=known.against is not None)
   from moejax.planning.against import measured_step_s, record_step
+  from moejax.planning.compile import compile_step
   from moejax.planning.hints import hints
   from moejax.planning.load import load_page, plan_loads
   from moejax.planning.offload import check_offload, offloaded
   from moejax.planning.page import as_html, plan_page
-  from moejax.planning.plan import plan
-  from moejax.planning.precision import plan_precisions, precision_page
+  from moejax.planning.plan import plan_of
+  from moejax.planning.precision import check_precisions, plan_precisions, precision_page
   from moejax.planning.run_cost import run_cost
 
   measured_s = measured_step_s(known.against, experiment, described) if known.against is not None else None
   check_offload(known.offload, described.chip)
+  check_precisions(known.precision, described)
   with Display(f"plan {experiment.name}") as display:
     loaded = plan_loads(experiment, described, known.load, display) if known.load else []
-    planned = plan(experiment, described, display)
-    precise = plan_precisions(experiment, described, known.precision, display) if known.precision else []
+    compiled = compile_step(experiment, described, display)
+    display.stage("reading the program")
+    planned = plan_of(compiled, described)
+  precise = plan_precisions(compiled, described, known.precision) if known.precision else []
   whole = run_cost(planned, known.price_per_chip_hour)
   lines = [whole.summary, *(f"planned without {feature}: {what}" for feature, what in missing.items())]
   against = None if measured_s is None else record_step(planned, measured_s, known.calibration)

@@ -42,6 +42,7 @@ class Against:
     """The measurement in one line."""
     where = "within" if self.within_interval else "outside"
     added = f"; added to {self.recorded}, which calibrates later plans" if self.recorded else ""
+    added = "; not recorded, since the prediction is by formula" if self.plan.refused else added
     return (
       f"measured: {self.measured_s:.4g} s; the prediction is {self.ratio:.3f} times that, {where} its 80 % "
       f"interval{added}"
@@ -77,16 +78,13 @@ def measured_step_s(measured: str, experiment: Experiment, topology: Topology) -
 def record_step(plan: Plan, measured_s: float, path: pathlib.Path | None) -> Against:
   """Compares a plan with a measured time, and adds both to a file of measurements if there is a path.
 
+  A plan by formula has no parts to calibrate, and is not added.
+
   Raises:
-    UserError: the program was refused, so that its parts are unknown, or as `add_step`.
+    UserError: as `add_step`.
   """
-  if path is None:
+  if path is None or plan.refused:
     return Against(plan, measured_s)
-  if plan.refused:
-    raise UserError(
-      f"{plan.experiment.name} does not fit on {plan.topology.name} according to the compiler, so that its time is by "
-      "formula and calibrates nothing; leave out --calibration"
-    )
   chip = plan.topology.chip
   seconds = {"matrix": 0.0, "kernel": 0.0, "memory": 0.0}
   for operation in plan.operations:

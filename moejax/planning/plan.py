@@ -217,6 +217,8 @@ def model_flops_per_step(experiment: Experiment) -> int:
 def plan_of(compiled: Compiled, topology: Topology, speedups: Mapping[str, float] = MappingProxyType({})) -> Plan:
   """The plan of a compiled step, with the time of matrix products divided by `speedups`, by scope.
 
+  The formula, which has no scopes, takes the largest.
+
   Raises:
     RefusedError: the program has a loop whose length depends on the data.
   """
@@ -227,13 +229,14 @@ def plan_of(compiled: Compiled, topology: Topology, speedups: Mapping[str, float
       f"the program of {compiled.experiment.name} for {topology.name} has a loop whose length depends on the data "
       f"({error}), which cannot be priced; use model.moe.dispatch einsum, or a TPU or GPU topology"
     ) from error
+  speedup = max(speedups.values(), default=1.0)
   return Plan(
     experiment=compiled.experiment,
     topology=topology,
     memory_bytes=compiled.memory,
     compile_time_s=compiled.compile_time_s,
     cached=compiled.cached,
-    step_time_s=found.step_time_s if found else estimate(compiled.experiment, topology).step_time_s,
+    step_time_s=found.step_time_s if found else estimate(compiled.experiment, topology, speedup=speedup).step_time_s,
     executed_flops_per_device=found.flops if found else None,
     breakdown_s=found.breakdown_s if found else None,
     kernel_s=found.kernel_s if found else None,

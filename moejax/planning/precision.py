@@ -11,13 +11,10 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from moejax.config.experiment import Experiment
-from moejax.errors import UserError
-from moejax.planning.compile import compile_step
+from moejax.planning.compile import Compiled
 from moejax.planning.kernels import product_speedup
 from moejax.planning.plan import Plan, plan_of
 from moejax.planning.topology import Topology
-from moejax.progress import SILENT, Progress
 from moejax.terminal import Fitting
 
 SCOPES = frozenset({"qkv", "attention_out", "feed_forward", "shared_experts"})
@@ -44,27 +41,28 @@ class AtPrecision:
     }
 
 
-def plan_precisions(
-  experiment: Experiment, topology: Topology, precisions: list[str], progress: Progress = SILENT
-) -> list[AtPrecision]:
-  """Plans with products in several precisions, each bfloat16 or one that the chip has.
+def plan_precisions(compiled: Compiled, topology: Topology, precisions: list[str]) -> list[AtPrecision]:
+  """The plans of a compiled step with products in several precisions, each bfloat16 or one that the chip has.
 
   Raises:
-    UserError: the chip has no such products, or the program does not fit and so has no parts.
+    UserError: the chip has no such products.
   """
-  factors = [product_speedup(topology.chip, precision) for precision in precisions]
-  compiled = compile_step(experiment, topology, progress)
-  plain = plan_of(compiled, topology)
-  if plain.refused:
-    raise UserError(
-      f"--precision: {experiment.name} does not fit on {topology.name} according to the compiler, so that its products "
-      "are unknown; leave --precision out to see what to change"
-    )
+  factors = check_precisions(precisions, topology)
+  plain_s = plan_of(compiled, topology).step_time_s
   found = []
   for precision, factor in zip(precisions, factors, strict=True):
     planned = plan_of(compiled, topology, dict.fromkeys(SCOPES, factor))
-    found.append(AtPrecision(precision, planned, plain.step_time_s / planned.step_time_s))
+    found.append(AtPrecision(precision, planned, plain_s / planned.step_time_s))
   return found
+
+
+def check_precisions(precisions: list[str], topology: Topology) -> list[float]:
+  """How much faster the products of each precision are than those of bfloat16.
+
+  Raises:
+    UserError: the chip has no such products.
+  """
+  return [product_speedup(topology.chip, precision) for precision in precisions]
 
 
 def precision_page(found: list[AtPrecision]) -> Fitting:
@@ -74,8 +72,8 @@ def precision_page(found: list[AtPrecision]) -> Fitting:
     table.add_column(head, justify="right", no_wrap=True)
   for one in found:
     low, high = one.plan.step_time_interval_s
-    assert one.plan.breakdown_s
-    parts = (one.plan.breakdown_s[name] for name in ("matrix", "collective_exposed"))
-    row = (one.precision, f"{one.plan.step_time_s:.4g}", f"{low:.3g} to {high:.3g}", *(f"{part:.4g}" for part in parts))
+    breakdown_s = one.plan.breakdown_s
+    parts = (f"{breakdown_s[name]:.4g}" if breakdown_s else "-" for name in ("matrix", "collective_exposed"))
+    row = (one.precision, f"{one.plan.step_time_s:.4g}", f"{low:.3g} to {high:.3g}", *parts)
     table.add_row(*row, f"{one.speedup:.2f}")
   return Fitting(table)

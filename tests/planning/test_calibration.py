@@ -37,12 +37,16 @@ ENTRY %main (p: bf16[1048576], q: bf16[64,64]) -> bf16[4194304] {{
 """  # noqa: E501
 
 
-def planned(experiment, topology: Topology, product: int = 10**9, vector: int = 10**8) -> Plan:
-  """The plan of a step with a product, a vector operation and an exposed collective."""
+def compiled(experiment, topology: Topology, product: int = 10**9, vector: int = 10**8) -> Compiled:
+  """A step with a product, a vector operation and an exposed collective."""
   places = tuple(Place((i % 2, i // 2, 0), 0) for i in range(4))
   network = Network(topology.chip, topology.torus, places, {"data": 4})
   text = STEP.format(product=product, vector=vector)
-  return plan_of(Compiled(experiment, network, text, {"total": 1}, 1.0, False), topology)
+  return Compiled(experiment, network, text, {"total": 1}, 1.0, False)
+
+
+def planned(experiment, topology: Topology, **cycles: int) -> Plan:
+  return plan_of(compiled(experiment, topology, **cycles), topology)
 
 
 def test_a_plan_that_is_calibrated_with_one_measured_step_has_its_time_whatever_the_operations_say(
@@ -139,6 +143,12 @@ def test_what_is_no_step_time_is_refused(measured, tiny_dense):
     measured_step_s(measured, tiny_dense, V5P)
 
 
+def test_a_step_that_was_predicted_by_formula_is_compared_and_not_recorded(tiny_dense, tmp_path):
+  refused = plan_of(dataclasses.replace(compiled(tiny_dense, V5P), text=""), V5P)
+  found = record_step(refused, 1.0, tmp_path / "mine.json")
+  assert found.recorded is None and "not recorded" in found.summary and not list(tmp_path.iterdir())
+
+
 def test_a_time_without_room_for_computation_is_not_recorded(tiny_dense, tmp_path):
   plan = planned(tiny_dense, V5P)
   with pytest.raises(UserError, match="no time for computation"):
@@ -204,19 +214,24 @@ def test_the_commands_record_and_use_measurements(mine, tmp_path, monkeypatch, c
     out, err = capsys.readouterr()
     return stopped.value.code, out + err, json.loads((tmp_path / "plan.json").read_text())
 
-  monkeypatch.setattr("moejax.planning.plan.plan", lambda experiment, topology, progress: planned(experiment, topology))
+  monkeypatch.setattr("moejax.planning.compile.compile_step", lambda of, topology, _: compiled(of, topology))
   file = str(tmp_path / "mine.json")
   code, text, found = run("--calibration", file, "--against", "7.5")
   assert code == 0 and "measured: 7.5 s" in text and found["against"]["recorded"] == file
   code, text, found = run("--calibration", file)
   assert code == 0 and found["step_time_s"] == pytest.approx(7.5) and found["against"] is None
   assert "from 1 measured step of your own on v5p" in text
+  code, text, found = run("--precision", "int8", "bfloat16", "--offload", "moments")
+  assert code == 0 and [one["speedup"] for one in found["precisions"]] == [1.0, 1.0]  # its product is in no scope
+  assert found["offload"]["what"] == ["moments"] and "with moments on the host" in text
   code, text, found = run("--against", "7.5")
   assert code == 0 and found["against"]["recorded"] is None and found["calibration"] is None
   for words, reason in (
     (["--calibration", str(tmp_path / "none.json")], "none.json: No such file"),
     (["--against", "fast"], "--against fast: neither a number of seconds"),
     (["--search", "--against", "1"], "--against is for the plan of one experiment"),
+    (["--precision", "fp8"], "--precision fp8: the matrix units of v5p have bfloat16, int8"),
+    (["--offload", "weights"], "--offload weights: activations and moments can move"),
   ):
     code, text, _ = run(*words)
     assert code == 2 and reason in text and text.count("\n") == 1

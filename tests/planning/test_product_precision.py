@@ -7,12 +7,11 @@ import pytest
 from moejax.config import Mesh, Model, MoE
 from moejax.config.chips import CHIPS
 from moejax.errors import UserError
-from moejax.planning import precision
 from moejax.planning.collectives import Network, Place
 from moejax.planning.compile import Compiled
 from moejax.planning.estimate import estimate
 from moejax.planning.kernels import EIGHT_BITS, REACHED, product_speedup
-from moejax.planning.precision import SCOPES, plan_precisions, precision_page
+from moejax.planning.precision import SCOPES, check_precisions, plan_precisions, precision_page
 from moejax.planning.topology import parse_topology
 
 TPU7X = parse_topology("tpu7x:2x2x1")
@@ -33,15 +32,14 @@ def step(cycles: dict[str, int], gathered: int = 0) -> str:
 
 
 @pytest.fixture
-def planned(tiny_moe, monkeypatch):
+def planned(tiny_moe):
   """Plans a program that is given as text."""
   places = tuple(Place((i // 2 % 2, i // 4, 0), 0) for i in range(8))
   network = Network(TPU7X.chip, TPU7X.torus, places, {"data": 8})
 
   def plan(text: str, *precisions: str):
     compiled = Compiled(tiny_moe, network, text, {"total": 1}, 1.0, False)
-    monkeypatch.setattr(precision, "compile_step", lambda *_: compiled)
-    return plan_precisions(tiny_moe, TPU7X, list(precisions))
+    return plan_precisions(compiled, TPU7X, list(precisions))
 
   return plan
 
@@ -68,14 +66,14 @@ def test_what_shorter_products_hide_no_longer_is_exposed(planned):
 @pytest.mark.parametrize(("topology", "wrong"), [
   ("v5p:2x2x1", "fp8"), ("gpu:a100:8", "fp8"), ("tpu7x:2x2x1", "int8"), ("cpu:8", "int8"), ("gpu:h100:8", "float16"),
 ])  # fmt: skip
-def test_a_type_that_the_chip_lacks_is_refused_with_those_that_it_has(topology, wrong, tiny_dense):
+def test_a_type_that_the_chip_lacks_is_refused_with_those_that_it_has(topology, wrong):
   with pytest.raises(UserError, match=rf"--precision {wrong}: the matrix units of \w+ have bfloat16"):
-    plan_precisions(tiny_dense, parse_topology(topology), ["bfloat16", wrong])
+    check_precisions(["bfloat16", wrong], parse_topology(topology))
 
 
-def test_a_program_that_does_not_fit_has_no_products_to_price(planned):
-  with pytest.raises(UserError, match="does not fit"):
-    planned("", "fp8")
+def test_a_program_that_does_not_fit_is_priced_by_formula(planned):
+  plain, low = planned("", "bfloat16", "fp8")
+  assert plain.plan.refused and low.speedup > 1 == plain.speedup and precision_page([plain, low])
 
 
 SHAPES = {
