@@ -252,8 +252,8 @@ instead of 4.097 s.
 tokens with matrix products. On v5p and v6e, the SparseCores execute the first two.
 
 **Tile size.** `LIBTPU_INIT_ARGS=--xla_tpu_scoped_vmem_limit_kib=32768` enables larger tiles, which reduces the step
-time on v5p and doubles the compilation time. It is the default on v6e, where published runs use it. It is not the
-default on v5p, because the published runs that calibrate that chip did not use it.
+time on v5p and doubles the compilation time. Larger tiles are the default on v6e and tpu7x, where published runs use
+them. They are not the default on v5p, because the published runs that calibrate that chip did not use them.
 
 ## Comparison with MaxText, by the same method
 

@@ -47,7 +47,7 @@ SPARSE_CORES: Options = {
   "xla_tpu_use_tc_device_shape_on_sc": True,
 }
 
-# Allow products to use more VMEM, for larger tiles. The value (KiB) is that of public runs on v6e.
+# Allow products to use more VMEM, for larger tiles. The values (KiB) are those of public runs on v6e and, below, tpu7x.
 TILES: Options = {"xla_tpu_scoped_vmem_limit_kib": "98304"}
 
 OF_CHIP = {
@@ -55,7 +55,7 @@ OF_CHIP = {
   "v5e": FUSION,
   "v5p": EXCHANGE | SPARSE_CORES,
   "v6e": EXCHANGE | SPARSE_CORES | TILES,
-  "tpu7x": EXCHANGE | SPARSE_CORES,
+  "tpu7x": EXCHANGE | SPARSE_CORES | {"xla_tpu_scoped_vmem_limit_kib": "65536"},
 }
 """Additional options, by name of the chip."""
 
