@@ -95,12 +95,7 @@ def suite_page(suite: Suite) -> RenderableType:
 
 
 def scores_page(scores: Mapping[str, Any], results: Mapping[str, Any]) -> RenderableType:
-  """Formats the main score of each benchmark with the numbers of examples, few-shot examples and truncated prompts.
-
-  Args:
-    scores: `Score` by name of the benchmark.
-    results: content of results.json.
-  """
+  """Formats the main score of each benchmark with the numbers of examples, few-shot examples and truncated prompts."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("benchmark", "metric"):
     table.add_column(head, no_wrap=True)

@@ -14,13 +14,7 @@ TRUTH = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0":
 
 
 def parse_values(texts: Sequence[str], kind: Any, path: str, now: Any) -> Any:
-  """Parses the arguments that follow an option.
-
-  Args:
-    texts: the arguments.
-    kind: type of the field.
-    path: dotted path of the field.
-    now: current value of the field, for examples in messages.
+  """Parses the arguments of the option of field `path`, which has type `kind` and currently the value `now`.
 
   Raises:
     UserError: If there are too few or too many arguments, or one has the wrong type.

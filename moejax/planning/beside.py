@@ -1,4 +1,4 @@
-"""Two plans side by side, scope by scope: where the extra time and bytes of an MoE model go."""
+"""Compares two plans scope by scope, to show the causes of a difference in step time."""
 
 import dataclasses
 from typing import Any
@@ -15,18 +15,18 @@ from moejax.terminal import Fitting
 
 @dataclasses.dataclass(frozen=True)
 class ScopeCost:
-  """What one scope of the model costs in a step of one device."""
+  """The cost of one scope of the model, per step and device."""
 
   time_s: float = 0.0
-  """Operations and exposed collectives. All scopes add up to the step time."""
+  """Seconds of operations and exposed collectives. The sum over all scopes is the step time."""
   exposed_s: float = 0.0
-  """The exposed collectives."""
+  """Seconds of exposed collectives."""
   collective_bytes: float = 0.0
   """Bytes of all collectives, exposed or not."""
 
 
 def by_scope(plan: Plan) -> dict[str, ScopeCost]:
-  """The cost of each scope of the model; `-` is what has none."""
+  """The cost of each scope of the model. `-` stands for operations without a scope."""
   found: dict[str, ScopeCost] = {}
   for operation in plan.operations:
     before = found.get(operation.scope, ScopeCost())
@@ -44,16 +44,16 @@ def by_scope(plan: Plan) -> dict[str, ScopeCost]:
 
 
 def beside(first: Plan, second: Plan) -> list[dict[str, Any]]:
-  """One row for each scope, that with the largest difference first: plain values for JSON.
+  """One row per scope, with the largest difference first, as JSON values.
 
   Raises:
-    UserError: the compiler found no room for one of the programs, which then has no operations.
+    UserError: If a program does not fit in memory, so that its operations are unknown.
   """
   for plan in (first, second):
     if plan.refused:
       raise UserError(
-        f"{plan.experiment.name} does not fit on {plan.topology.name}, so that there are no operations to compare; "
-        f"`moejax plan {plan.experiment.name}` says what to try"
+        f"{plan.experiment.name} does not fit on {plan.topology.name}, so its operations are unknown; see the remedies "
+        f"of `moejax plan {plan.experiment.name}`"
       )
   ours, theirs = by_scope(first), by_scope(second)
   rows = []
@@ -69,9 +69,9 @@ def beside(first: Plan, second: Plan) -> list[dict[str, Any]]:
 
 
 def beside_page(first: Plan, second: Plan) -> RenderableType:
-  """The rows as a table, and both step times."""
+  """Formats the rows as a table, with both step times."""
   names = (first.experiment.name, second.experiment.name)
-  table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="where the difference is", title_justify="left")
+  table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="difference by scope", title_justify="left")
   heads = ("scope", f"{names[0]}, ms", f"{names[1]}, ms", "difference, ms", "exposed, ms", "collectives, MiB")
   for head in heads:
     table.add_column(head, justify="left" if head == "scope" else "right", no_wrap=True)

@@ -1,9 +1,9 @@
-"""What a collective moves, over which mesh axis, across which links, and how long that takes.
+"""Determines the bytes, mesh axis, links and time of each collective operation.
 
-A ring of n chips, each sending both ways, gathers V bytes in V (n - 1) / n over twice a link's rate, and rings
-along several torus dimensions work at the same time. A line, which is not closed, has half of that rate. All-to-all is
-bound by the middle of the longest ring: D bytes per chip take n D over eight times a link's one-way rate
-(jax-ml.github.io/scaling-book/sharding).
+A ring of n chips, each of which sends in both directions, gathers V bytes in V (n - 1) / n divided by twice the one-way
+bandwidth of a link. Rings along several torus dimensions work at the same time. A line, which does not wrap around, has
+half the bandwidth. All-to-all is limited by the middle of the longest ring: D bytes per chip take n D divided by eight
+times the one-way bandwidth of a link (jax-ml.github.io/scaling-book/sharding).
 """
 
 import dataclasses
@@ -61,9 +61,9 @@ class Collective:
   bandwidth: float
   """Bytes per second that a chip moves."""
   time_s: float
-  """Seconds if nothing else uses its links."""
+  """Seconds if no other collective uses its links."""
   links: frozenset[str]
-  """Torus dimensions that it uses, or the switch or network that it crosses."""
+  """The torus dimensions that it uses, or the switch or network."""
 
 
 def collective(network: Network, program: Program, instruction: Instruction) -> Collective | None:
@@ -107,7 +107,7 @@ def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tu
   if len(near) > 1:
     seconds, hops, rate = _inside_domain(network, kind, near, size * passes)
   if domains > 1:
-    # Inside a domain each chip first has its own part; that part crosses, from all chips of the domain at once.
+    # Within a domain, each chip first gets its own part. All chips of the domain then send their parts concurrently.
     crossing = passes * size * (domains - 1) / domains
     crossing = crossing if kind in ("all-to-all", "ragged-all-to-all", "collective-permute") else crossing / len(near)
     seconds += crossing / network.chip.dcn_bandwidth

@@ -43,7 +43,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class RefusedError(UserError):
-  """The compiler rejects a program for another reason than memory. It may accept that of another mesh."""
+  """The compiler rejects a program, but not for lack of memory. It may accept the program of another mesh."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Compiled:
   """A compiled train step."""
 
   experiment: Experiment
-  """With its mesh filled in."""
+  """The experiment with a complete mesh."""
   network: Network
   text: str
   """The program as text. Empty if it does not fit in memory."""
@@ -64,11 +64,11 @@ class Compiled:
 
 
 def compile_step(experiment: Experiment, topology: Topology, progress: Progress = SILENT) -> Compiled:
-  """The train step of an experiment, compiled for a topology from shapes alone, or from the cache.
+  """Compiles the training step of an experiment for a topology, or reads it from the cache. Uses only shapes, no data.
 
   Raises:
-    UserError: the mesh does not tile the topology or the tensors, or libtpu is missing.
-    RefusedError: the compiler rejects the program.
+    UserError: If the mesh does not fit the topology or the tensors, or libtpu is not installed.
+    RefusedError: If the compiler rejects the program.
   """
   progress.stage(f"describing {topology.name}")
   experiment = on_topology(experiment, topology)
@@ -117,16 +117,16 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
 
 
 def _shortage(message: str) -> dict[str, int]:
-  """The bytes that a program needs which the compiler rejected for lack of memory.
+  """The bytes that a program needs, if the compiler rejected it for lack of memory.
 
   Raises:
-    RefusedError: it rejected the program for another reason.
+    RefusedError: If it was rejected for another reason.
   """
   needed = re.search(r"Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
   if "RESOURCE_EXHAUSTED" not in message or needed is None:
     reason = " ".join(message.split("\n", 1)[0].split())
     version = f"libtpu {_version('libtpu')} and jax {_version('jax')}"
-    raise RefusedError(f"the compiler refused the program: {reason} ({version}); try other versions or another mesh")
+    raise RefusedError(f"the compiler rejected the program: {reason} ({version}); try other versions or another mesh")
   number, unit = needed[1] or needed[3], needed[2] or needed[4] or ""
   return {"total": int(float(number) * UNITS[unit])}
 

@@ -1,8 +1,8 @@
-"""Adds up the time of a compiled program: every operation, times the trip count of its loops, minus what overlaps.
+"""Computes the time of a compiled program: the sum over all operations, multiplied by the trip counts of loops.
 
-The operations of a computation run in the order in which the compiler scheduled them. Asynchronous collectives, which
-share links, and copies between memories, which run one at a time, overlap with them. Only the time that an operation
-waits for such a result is exposed.
+The operations of a computation run in the order in which the compiler scheduled them. They overlap with asynchronous
+collectives, which share links, and with copies between memories, which run one at a time. Only the time that an
+operation waits for the result of a collective is exposed.
 """
 
 import dataclasses
@@ -25,13 +25,13 @@ MOVES = frozenset({
   "copy", "transpose", "reshape", "broadcast", "concatenate", "pad", "slice", "dynamic-slice", "dynamic-update-slice",
   "gather", "scatter", "reverse", "bitcast", "parameter", "constant", "tuple", "get-tuple-element", "convert", "iota",
 })  # fmt: skip
-"""Operations that compute nothing. A fusion of these alone is priced as memory traffic."""
+"""Operations that compute nothing. A fusion of only these is priced as memory traffic."""
 
 SCOPES = (
   "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
   "shared_experts", "attention_router", "logits", "loss", "optimizer",
 )  # fmt: skip
-"""Names of all scopes of the model and the train step (`jax.named_scope`)."""
+"""Names of all scopes of the model and the training step (`jax.named_scope`)."""
 
 BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed", "overhead")
 
@@ -80,7 +80,7 @@ class Cost:
   operations: list[Operation]
   collectives: list[PricedCollective]
   kernel_s: float
-  """The part of matrix that is priced by a roofline, because the compiler has no estimate for kernels."""
+  """Seconds of kernels, which are included in matrix and priced by a roofline, since the compiler has no estimate."""
 
 
 def cost(program: Program, network: Network, speedups: Mapping[str, float] = MappingProxyType({})) -> Cost:
@@ -112,7 +112,7 @@ def cost(program: Program, network: Network, speedups: Mapping[str, float] = Map
 
 
 class _Reader:
-  """Walks through a program, each loop body once, and sums the costs."""
+  """Traverses a program, each loop body once, and sums the costs."""
 
   def __init__(self, program: Program, network: Network, speedups: Mapping[str, float]):
     self.program, self.network, self.chip, self.speedups = program, network, network.chip, speedups
@@ -272,8 +272,8 @@ class _Reader:
 
 
 def _scope_nearby(computation: Computation, instruction: Instruction, program: Program) -> str:
-  """The scope of an operation; where the compiler gave it none, as those of the SparseCores, that of the nearest
-  operation that uses its result, else of the nearest whose result it uses."""
+  """The scope of an operation. If it has none, as on SparseCores, the scope of the nearest operation that uses its
+  result or, if there is none, of the nearest operation whose result it uses."""
   scope, _ = _scope(instruction, program)
   for downward in (True, False):
     nearest, seen = [instruction], {instruction.name}

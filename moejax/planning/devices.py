@@ -1,4 +1,4 @@
-"""The devices of a topology as the compiler sees them, and the network that joins them."""
+"""The devices of a topology as described to the compiler, and the network that connects them."""
 
 from importlib import metadata
 
@@ -16,14 +16,17 @@ def describe_devices(topology: Topology) -> list[jax.Device]:
   """The devices of a topology: descriptions to compile for, or simulated CPU devices of this machine.
 
   Raises:
-    UserError: the compiler is missing or does not know the shape.
+    UserError: If the compiler is not installed or does not support the shape.
   """
   if topology.chip.platform == "gpu":
     return _describe_gpus(topology)
   if topology.chip.platform == "cpu":
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
-      raise UserError(f"topology {topology.name} needs {topology.devices} simulated devices and JAX has {len(devices)}")
+      raise UserError(
+        f"topology {topology.name} needs {topology.devices} simulated devices, but JAX has {len(devices)}; run it in a "
+        "new process"
+      )
     return devices[: topology.devices]
   shape = "x".join(map(str, topology.torus))
   options: dict = {"num_slices": topology.slices} if topology.slices > 1 else {}
@@ -37,11 +40,12 @@ def describe_devices(topology: Topology) -> list[jax.Device]:
 
 
 def _describe_gpus(topology: Topology) -> list[jax.Device]:
-  """GPUs of nodes that each form one NVLink domain, or of part of one node."""
+  """Describes GPUs in nodes, each of which is an NVLink domain, or in a part of a node."""
   node = min(topology.count, topology.chip.domain or topology.count)
   if topology.count % node:
     raise UserError(
-      f"topology {topology.name} has {topology.count} GPUs, which do not fill nodes of {node}; use a multiple of {node}"
+      f"topology {topology.name} has {topology.count} GPUs, which is not a multiple of the {node} GPUs of a node; use "
+      f"a multiple of {node}"
     )
   shape = f"{topology.slices}x{topology.count // node}x{node}"
   try:

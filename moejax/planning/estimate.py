@@ -1,7 +1,7 @@
-"""Step time and memory by formula, in microseconds: what a search tries first, and the answer where the compiler finds
-no room for a program.
+"""Estimates step time and memory by a formula. A search uses it to rank configurations, and a plan uses it if the
+program does not fit in memory.
 
-Bytes of a float32 parameter, of its gradient and of each moment of the optimizer: 4. Activations and gathered weights:
+Parameters, gradients and each moment of the optimizer have 4 bytes per element. Activations and gathered weights have
 2.
 """
 
@@ -24,16 +24,16 @@ class Constants:
   utilisation: float
   """Of the matrix units' peak by products on TPU. GPUs have their own efficiency on top."""
   hidden: float
-  """At most this part of what collectives take is hidden by products."""
+  """Maximum fraction of the time of collectives that is hidden by products."""
   beside: float
-  """Part of the time of products during which collectives run beside them."""
+  """Fraction of the time of products during which collectives can overlap."""
 
 
 FITTED = Constants(utilisation=0.7, hidden=0.9, beside=0.6)
 """Fitted to published runs; `python docs/ledger.py ROWS.jsonl --fit` prints them."""
 
 SMALLEST_SHARD = 64
-"""With smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
+"""For smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +54,8 @@ class Estimate:
 def estimate(
   experiment: Experiment, topology: Topology, constants: Constants = FITTED, speedup: float = 1.0
 ) -> Estimate:
-  """Products, gathers of weights, exchanges of tokens, reductions over `model` and sums of gradients over replicas, of
-  which products hide a part; and memory.
+  """Estimates memory, and the time of products, gathers of weights, exchanges of tokens, reductions over `model` and
+  sums of gradients over replicas. Products hide a part of the communication.
   """
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
   moe = model.moe
@@ -87,7 +87,7 @@ def estimate(
     ring = math.ceil(mesh.expert ** (1 / max(1, min(2, chip.torus)))) if mesh.expert > 1 else 0
     moved += 6 * model.num_sparse_layers * rows * model.d_model * 2 * ring / (8 * chip.link_bandwidth)
   if mesh.model > 1:
-    # Four reductions a layer forwards and backwards, each of this device's tokens, which `model` devices share.
+    # Four reductions per layer in the forward and backward pass, each of the tokens of this device.
     moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / link
   own = dense_parameters / (embed * mesh.model)
   if moe:
@@ -144,7 +144,7 @@ def _again(experiment: Experiment) -> float:
 def _memory(
   experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float
 ) -> dict[str, float]:
-  """Bytes by group. `tokens`: of one part of the batch, on one device."""
+  """Bytes by group. `tokens` is the number of tokens of a microbatch on one device."""
   model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
   own = (dense_parameters / embed + expert_parameters / experts) / mesh.model
@@ -188,7 +188,7 @@ def _wide(experiment: Experiment) -> float:
 
 
 def _rows(experiment: Experiment) -> float:
-  """Rows that the experts compute for one token, padding included."""
+  """Number of rows per token that the experts compute, including padding."""
   moe = experiment.model.moe
   assert moe
   if isinstance(moe.dispatch, DenseDispatch):
@@ -199,7 +199,8 @@ def _rows(experiment: Experiment) -> float:
 
 
 def buffer_factor(experiment: Experiment) -> float:
-  """Rows of the receive buffer of a dropless layer over the balanced load: the worst case where it is not limited."""
+  """Rows of the receive buffer of a dropless layer divided by the balanced load. The worst case if it is not
+  limited."""
   moe, ways = experiment.model.moe, experiment.mesh.expert
   if moe is None or ways == 1 or not isinstance(moe.dispatch, GroupedDispatch) or moe.dispatch.exchange != "all_to_all":
     return 1.0
@@ -209,7 +210,7 @@ def buffer_factor(experiment: Experiment) -> float:
 
 
 def _exchange_buffers(experiment: Experiment, tokens: float) -> float:
-  """Rows sent and received by one layer, forwards and backwards."""
+  """Bytes of the rows that one layer sends and receives in the forward and backward pass."""
   moe = experiment.model.moe
   if moe is None or experiment.mesh.expert == 1:
     return 0.0

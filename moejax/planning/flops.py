@@ -1,4 +1,4 @@
-"""FLOPs of matrix products, and bytes that an operation reads and writes, from the compiled program."""
+"""Computes the FLOPs of matrix products and the bytes that operations read and write in a compiled program."""
 
 import math
 import re

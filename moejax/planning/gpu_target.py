@@ -22,13 +22,14 @@ class _Gpu:
   """Shared memory of a core; a block may take 1 KiB less."""
   compute_capability: str
   lanes: int
-  """Float32 multiply-adds in a clock of a core."""
+  """Float32 multiply-adds per core and clock cycle."""
   nvlinks: int
   tensor_clock_ghz: float
   tensor_bf16: int
-  """Multiply-adds of bfloat16 in a clock of one of a core's four tensor cores; 8-bit types have twice as many."""
+  """bfloat16 multiply-adds per tensor core and clock cycle. Each core has four tensor cores. 8-bit types have twice as
+  many."""
   is_priced: bool = True
-  """Whether the compiler has the tables for its own estimate of an operation's time."""
+  """Whether the compiler can estimate the time of operations."""
 
 
 S32, U32, F16, F32, F64, BF16 = 4, 8, 10, 11, 12, 16
@@ -36,7 +37,7 @@ EIGHT_BIT = (2, 6, 19, 20, 23, 24, 25, 28, 29, 33)
 """XLA's numbers of types (`PrimitiveType`): those above, then s8, u8 and the kinds of f8."""
 
 CUDA = "12.8.0"
-"""Version whose instructions may be used."""
+"""CUDA version."""
 
 
 _GPUS = {
@@ -52,7 +53,7 @@ _GPUS = {
 
 
 def describe(chip: str) -> str:
-  """The text of the target description of a chip of `moejax.config.chips.CHIPS` that is a GPU."""
+  """The target description of a GPU in `moejax.config.chips.CHIPS`."""
   gpu = _GPUS[chip]
   return f"""gpu_device_info {{
   threads_per_block_limit: 1024

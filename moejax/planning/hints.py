@@ -1,18 +1,18 @@
-"""What to try if a plan does not fit, or if one resource bounds the step time."""
+"""Suggests remedies if a plan does not fit in memory or a resource limits the step time."""
 
 from moejax.planning.estimate import buffer_factor, estimate
 from moejax.planning.plan import Plan
 from moejax.planning.search import candidates, difference
 
 PREVIOUS_REMAT = {"products": "none", "dots": "products", "attention": "dots", "layer_inputs": "attention"}
-"""The policy that keeps more than each policy."""
+"""The remat policy that saves the next larger set of values."""
 
 GROWTH = {"none": 2.0, "products": 1.3, "dots": 1.7, "attention": 3.0}
 """Approximate memory of a remat policy relative to the next one."""
 
 
 MARGIN = 0.97
-"""Share of the memory limit that a change may take by formula: the formula is corrected by the program, but is none."""
+"""Maximum fraction of the memory limit that a suggested change may need according to the corrected formula."""
 
 
 def hints(plan: Plan) -> list[str]:
@@ -26,18 +26,18 @@ def hints(plan: Plan) -> list[str]:
   ]
   if (factor := buffer_factor(plan.experiment)) > 1.5:
     found.append(
-      f"the receive buffer of a dropless layer has {factor:.3g} times the balanced load, all of which is priced; "
-      "--load 1.0 1.5 2.0 plans smaller ones"
+      f"the plan assumes a full receive buffer of the dropless layers, {factor:.3g} times the balanced load; use "
+      "--load 1.0 1.5 2.0 to plan smaller loads"
     )
   if plan.topology.chip.platform == "cpu":
-    found.append("a roofline of the program that XLA makes for CPU: no cycle estimates, fusions of another compiler")
+    found.append("this is a roofline estimate of the program for CPU, whose fusions differ from those for accelerators")
   return found
 
 
 def _smaller(plan: Plan) -> list[str]:
-  """The nearest changes that fit: of mesh, remat and gradient accumulation, the fewest options, then the fastest.
+  """Changes of mesh, remat and gradient accumulation that fit: the one with the fewest options, and the fastest.
 
-  The formula's memory is corrected by what the program needs.
+  The memory according to the formula is corrected by the memory of the program.
   """
   experiment, topology = plan.experiment, plan.topology
   correction = plan.hbm_bytes_per_device / estimate(experiment, topology).memory_bytes
@@ -50,10 +50,10 @@ def _smaller(plan: Plan) -> list[str]:
       fitting.append((len(options), estimated.step_time_s, size, options))
   if not fitting:
     return [
-      f"no mesh, remat and gradient accumulation of {experiment.name} fits on {topology.name} by formula; use more "
-      "chips or a smaller model"
+      f"no combination of mesh, remat and gradient accumulation of {experiment.name} fits on {topology.name} according "
+      "to the formula; use more chips or a smaller model"
     ]
-  # The nearest one, and the fastest one where that is another.
+  # The change with the fewest options and, if it is different, the fastest one.
   nearest, fastest = min(fitting, key=lambda one: one[:2]), min(fitting, key=lambda one: one[1])
   return [
     f"{' '.join(options)}: {size / 2**30:.1f} of {plan.hbm_limit_bytes / 2**30:.1f} GiB and {seconds:.3g} s by formula"
@@ -66,11 +66,11 @@ def _collectives(plan: Plan, step_time_s: float, exposed_s: float) -> list[str]:
     return []
   worst = max(plan.collectives, key=lambda moved: moved.exposed_s)
   what = f"{worst.kind} over {worst.axis} in {worst.scope}"
-  fraction = f"{exposed_s / step_time_s:.0%} of the step waits for other chips, most of it for {what}"
+  fraction = f"{exposed_s / step_time_s:.0%} of the step time is exposed communication, most of it {what}"
   remedy = {
-    "model": "a smaller --mesh.model, or more tokens a chip",
+    "model": "a smaller --mesh.model, or more tokens per chip",
     "expert": "an expert axis that lies within one dimension of the torus, or a lower capacity factor",
-  }.get(worst.axis, "more tokens a chip (a larger batch), or a smaller --mesh.data with --mesh.replica in its place")
+  }.get(worst.axis, "more tokens per chip (a larger batch), or a smaller --mesh.data with a larger --mesh.replica")
   return [f"{fraction}; try {remedy}"]
 
 
@@ -79,12 +79,14 @@ def _recomputed(plan: Plan, step_time_s: float) -> list[str]:
   again_s = sum(operation.time_s for operation in plan.operations if operation.of_pass == "recompute")
   room = plan.hbm_limit_bytes > GROWTH.get(more or "none", 1.0) * plan.hbm_bytes_per_device
   if more and again_s > 0.05 * step_time_s and room:
-    return [f"{again_s / step_time_s:.0%} of the step is recomputed and memory is free; try --model.remat {more}"]
+    return [
+      f"{again_s / step_time_s:.0%} of the step time is recomputation, and memory is free; try --model.remat {more}"
+    ]
   return []
 
 
 def _vector(step_time_s: float, breakdown_s: dict[str, float]) -> list[str]:
   slow_s = breakdown_s["vector"] + breakdown_s["memory"]
   if slow_s > 0.3 * step_time_s:
-    return [f"{slow_s / step_time_s:.0%} of the step is no matrix product: wider layers use the chip better"]
+    return [f"{slow_s / step_time_s:.0%} of the step time is not spent on matrix products; use wider layers"]
   return []

@@ -42,11 +42,11 @@ def half_width(errors: Sequence[float]) -> float:
 
 
 def interval(step_time_s: float, chip: Chip, sparse: bool, formula: bool) -> tuple[float, float]:
-  """Lower and upper end of the step times that a prediction stands for, at 80 %.
+  """The 80 % prediction interval of a step time.
 
   Args:
     step_time_s: the prediction.
-    chip: what runs the step.
+    chip: the chip.
     sparse: whether the model has sparse layers.
     formula: whether the prediction is by formula.
   """

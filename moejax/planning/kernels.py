@@ -50,7 +50,7 @@ sum, correction, cast. They run on the vector units while the matrix units wait 
 
 
 LANES = 128
-"""Columns of the matrix unit. A narrower head takes as long as one of this width."""
+"""Number of columns of the matrix unit. A narrower head takes as long as a head of this width."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Concurrent collectives, and how they share the links.
+"""Models how concurrent collectives share links.
 
-Collectives along one dimension of the torus share its links equally, as packets do, in whatever order they started.
-Those along different dimensions share none. A collective that uses several dimensions runs at its slowest share.
+Collectives along the same dimension of the torus share its links equally, independently of the order in which they
+started. Collectives along different dimensions do not share links. A collective along several dimensions runs at the
+lowest of its shares.
 """
 
 import dataclasses
@@ -13,11 +14,11 @@ from moejax.planning.collectives import Collective
 class _Flow:
   links: frozenset[str]
   left_s: float
-  """Seconds that it would still take if it were alone."""
+  """Seconds that it would still take without other collectives."""
 
 
 class Links:
-  """The links of a chip while a computation runs; times are seconds since it began."""
+  """The links of a chip while a computation runs. Times are in seconds since the start of the computation."""
 
   def __init__(self) -> None:
     self._now = 0.0
@@ -29,7 +30,7 @@ class Links:
     self._flows[key] = _Flow(moved.links, moved.time_s)
 
   def end(self, key: str, now: float) -> float:
-    """The time at which a collective is done, at least the time now."""
+    """The time at which a collective is done, but not before `now`."""
     self._advance(now)
     while key in self._flows:
       self._advance(self._now + self._next())

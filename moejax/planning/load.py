@@ -1,7 +1,7 @@
-"""What an uneven router costs: time and memory of the busiest device, or the share of choices that a capacity drops.
+"""Plans with an unbalanced router: time and memory of the busiest device, or the fraction of dropped choices.
 
-A load is that of the busiest device (dropless layers) or expert (layers with a capacity) over the mean. Training
-records it as `router/load_max_over_mean`.
+A load is that of the busiest device (dropless layers) or expert (layers with a capacity), divided by the mean. Training
+logs it as `router/load_max_over_mean`.
 """
 
 import dataclasses
@@ -24,12 +24,12 @@ WORST = "worst"
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """The plan at one load."""
+  """The plan for one load."""
 
   load: str
   plan: Plan
   dropped_fraction: float
-  """Share of the choices of tokens that are dropped."""
+  """Fraction of the choices of tokens that are dropped."""
 
   def to_json(self) -> dict[str, Any]:
     """Plain values, under the key `loads` of `moejax plan --json`."""
@@ -46,38 +46,40 @@ class Loaded:
 def plan_loads(
   experiment: Experiment, topology: Topology, loads: list[str], progress: Progress = SILENT
 ) -> list[Loaded]:
-  """Plans at several loads, each a number of at least 1 or `worst`.
+  """Plans for several loads, each of which is a number of at least 1 or `worst`.
 
-  A dropless layer is planned with a receive buffer of the load, so that its time and memory are those of the busiest
+  The receive buffer of a dropless layer has the size of the load, so that time and memory are those of the busiest
   device. A layer with a capacity takes the same time and memory at any load, and drops choices.
 
   Raises:
-    UserError: a load is none, or the experiment has no sparse layers or exchanges no rows.
+    UserError: If a load is not valid, or the experiment has no sparse layers or exchanges no rows.
   """
   for load in loads:
     if load != WORST and not _is_load(load):
-      raise UserError(f"--load {load}: a load is a number of at least 1, the balanced load, or {WORST}")
+      raise UserError(f"--load {load}: a load must be a number of at least 1 (the balanced load), or {WORST}")
   moe = experiment.model.moe
   if moe is None:
-    raise UserError(f"--load: {experiment.name} has no sparse layers, so that no router loads its devices")
+    raise UserError(f"--load requires sparse layers, but {experiment.name} has none; remove --load")
   if moe.dispatch.has_capacity:
     planned = plan(experiment, topology, progress)
     return [Loaded(load, planned, dropped_fraction(planned.experiment, load)) for load in loads]
   if not isinstance(moe.dispatch, GroupedDispatch) or moe.dispatch.exchange != "all_to_all":
-    raise UserError(f"--load: {experiment.name} sends no rows to the devices of their experts; its time has no load")
+    raise UserError(
+      f"--load has no effect because {experiment.name} does not send rows to the devices of their experts; remove "
+      "--load"
+    )
   if experiment.mesh.expert == 1:
     raise UserError(
-      f"--load: mesh ({experiment.mesh}) has one device for all experts, so that no device has more rows than another; "
-      "raise mesh.expert"
+      f"--load has no effect with mesh ({experiment.mesh}), on which each device has all experts; raise mesh.expert"
     )
   return [Loaded(load, plan(_with_buffer(experiment, load), topology, progress), 0.0) for load in loads]
 
 
 def dropped_fraction(experiment: Experiment, load: str) -> float:
-  """Share of choices that a capacity drops if the busiest expert has this load.
+  """Fraction of choices that are dropped at capacity if the busiest expert has this load.
 
-  The loads of the other experts are taken to lie evenly between it and its mirror image below the mean; above 2, where
-  that would be negative, between it and 0, with the other experts idle.
+  Assumes that the loads of experts are uniformly distributed, symmetrically around the mean. For loads above 2, where
+  this would give negative loads, they are distributed between 0 and the load, and the remaining experts are idle.
   """
   moe = experiment.model.moe
   assert moe
@@ -97,7 +99,7 @@ def dropped_fraction(experiment: Experiment, load: str) -> float:
 
 
 def load_page(loaded: list[Loaded]) -> Fitting:
-  """One row for each load."""
+  """Formats one row per load."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="by router load", title_justify="left")
   for head in ("load", "step, s", "80 % interval, s", "GiB", "fits", "dropped"):
     table.add_column(head, justify="right", no_wrap=True)

@@ -12,11 +12,11 @@ from moejax.planning.topology import Topology
 
 
 def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
-  """The experiment with the data axis of its mesh filled in for a topology.
+  """Completes the mesh of an experiment for a topology.
 
   Raises:
-    UserError: the mesh does not use every device, its replica axis does not span the slices, or it does not divide the
-      experiment's tensors. The message names the nearest mesh that does, if there is one.
+    UserError: If the mesh does not use every device, its replica axis does not match the slices, or tensors are not
+      divisible by it. The message suggests the nearest valid mesh, if there is one.
   """
   mesh, devices = experiment.mesh, topology.devices
   others = mesh.replica * mesh.expert * mesh.model
@@ -26,7 +26,7 @@ def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
     )
   if mesh.replica % topology.slices:
     raise UserError(
-      f"mesh.replica={mesh.replica} does not span the {topology.slices} slices of {topology.name}; "
+      f"mesh.replica={mesh.replica} does not match the {topology.slices} slices of {topology.name}; "
       f"{_advice(experiment, topology)}"
     )
   try:
@@ -36,7 +36,7 @@ def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
 
 
 def meshes(topology: Topology, num_experts: int, largest_model_axis: int) -> Iterator[Mesh]:
-  """All meshes that use every device of a topology and have a whole number of experts on each."""
+  """All meshes that use every device of a topology and whose expert axis divides the number of experts."""
   for model in _divisors(topology.devices):
     if model > largest_model_axis:
       continue
@@ -56,7 +56,7 @@ def mesh_options(before: Mesh, after: Mesh) -> list[str]:
 
 
 def _advice(experiment: Experiment, topology: Topology) -> str:
-  """The mesh nearest to the experiment's that it accepts: the fewest axes changed, then each by the least factor."""
+  """Suggests the nearest valid mesh: the one with the fewest changed axes, then with the smallest changes."""
   now = experiment.mesh
   num_experts = experiment.model.moe.num_experts if experiment.model.moe else 1
 
@@ -71,9 +71,11 @@ def _advice(experiment: Experiment, topology: Topology) -> str:
       continue
     return f"use {' '.join(mesh_options(now, mesh))}"
   return (
-    f"no mesh of {topology.devices} devices suits a batch of {experiment.training.batch_size} sequences in "
-    f"{experiment.training.gradient_accumulation} parts, an evaluation batch of {experiment.evaluation.batch_size} and "
-    "the model's widths; change the batch sizes or the number of chips"
+    f"no mesh of {topology.devices} devices is valid for a batch of {experiment.training.batch_size} sequences in "
+    f"{experiment.training.gradient_accumulation} microbatches, an evaluation batch of "
+    f"{experiment.evaluation.batch_size} sequences and the widths of the model; change the batch sizes or the number "
+    "of "
+    "chips"
   )
 
 

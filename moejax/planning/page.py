@@ -1,4 +1,4 @@
-"""A plan as text for the terminal, and as an HTML page."""
+"""Formats a plan for the terminal and as an HTML page."""
 
 import html
 import io
@@ -21,7 +21,7 @@ SHOWN_COLLECTIVES = 12
 
 
 def plan_page(plan: Plan) -> RenderableType:
-  """The verdict, time and memory, where the time goes, and hints."""
+  """Formats a plan: whether it fits, time, memory, their breakdown, and hints."""
   return Group(
     Text(f"{plan.experiment.name} on {plan.topology.name}", style="bold"),
     _facts(plan),
@@ -47,7 +47,7 @@ def calibration_page(calibrated: Calibrated) -> RenderableType:
 
 
 def as_html(title: str, page: RenderableType) -> str:
-  """A page of the terminal as an HTML file that needs nothing else."""
+  """Converts terminal output to a self-contained HTML page."""
   console = Console(record=True, width=130, file=io.StringIO(), force_terminal=True)
   console.print(page, soft_wrap=True)
   title = html.escape(title)
@@ -55,7 +55,7 @@ def as_html(title: str, page: RenderableType) -> str:
 
 
 def verdict(plan: Plan) -> str:
-  """Whether it fits, and by how much, in one line."""
+  """One line that states whether the plan fits in memory, and by how much."""
   used, limit = plan.hbm_bytes_per_device, plan.hbm_limit_bytes
   if plan.fits:
     return f"fits: {used / GIB:.1f} of {limit / GIB:.1f} GiB, {(limit - used) / GIB:.1f} GiB free"
@@ -74,7 +74,7 @@ def _facts(plan: Plan) -> Table:
     ("GiB", memory),
     ("devices", f"{plan.topology.devices:,} in a mesh of {mesh}"),
     ("parameters", f"{parameters.total:,}, {parameters.active:,} active"),
-    ("tokens per step", f"{plan.tokens_per_step:,}, {plan.tokens_per_step // plan.topology.devices:,} a device"),
+    ("tokens per step", f"{plan.tokens_per_step:,}, {plan.tokens_per_step // plan.topology.devices:,} per device"),
     ("model FLOPs per step", f"{plan.model_flops_per_step:.4g}"),
   ]
   if not plan.refused:
@@ -113,7 +113,7 @@ def _count(runs: int) -> str:
 
 def _holders(plan: Plan) -> Fitting:
   """What takes the memory, by formula."""
-  table = _table("what takes the memory of a device, by formula", "part", "GiB", "%")
+  table = _table("memory of a device by formula", "part", "GiB", "%")
   groups = sorted(plan.memory_by_group.items(), key=lambda item: -item[1])
   total = sum(size for _, size in groups)
   for name, size in groups:
@@ -124,7 +124,7 @@ def _holders(plan: Plan) -> Fitting:
 
 def _breakdown(plan: Plan) -> Fitting:
   assert plan.breakdown_s
-  table = _table("where the time goes", "part", "ms", "%")
+  table = _table("step time by resource", "part", "ms", "%")
   names = {
     "matrix": "matrix units",
     "vector": "vector units",

@@ -1,4 +1,4 @@
-"""The plan of an experiment on a topology: whether it fits, how long a step takes, and where the time goes."""
+"""The plan of an experiment on a topology: memory, step time, and their breakdown."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 
 SHOWN_OPERATIONS = 10
-"""Number of operations that a plan lists, the most expensive ones."""
+"""Number of the most expensive operations that a plan lists."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class PlannedCollective:
   bandwidth_bytes_per_s: float
   time_s: float
   exposed_s: float
-  """The part of time_s that no computation hides."""
+  """The part of time_s that does not overlap with computation."""
 
   @property
   def overlapped(self) -> bool:
-    """Whether at least half of the time is hidden by computation."""
+    """Whether at least half of the time overlaps with computation."""
     return self.exposed_s < 0.5 * self.time_s
 
   def to_json(self) -> dict[str, Any]:
@@ -71,10 +71,10 @@ class PlannedCollective:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """The predicted cost of one train step, in bytes, FLOPs and seconds. Nothing is measured."""
+  """The predicted cost of one training step, in bytes, FLOPs and seconds. Nothing is measured."""
 
   experiment: Experiment
-  """The experiment with its mesh filled in for the topology."""
+  """The experiment with a complete mesh for the topology."""
   topology: Topology
   memory_bytes: dict[str, int]
   """Bytes on one device: arguments, temporaries, output, code and total. Only the total if the program does not fit."""
@@ -116,20 +116,20 @@ class Plan:
 
   @property
   def refused(self) -> bool:
-    """Whether the compiler found no room for the program."""
+    """Whether the compiler rejected the program for lack of memory."""
     return self.breakdown_s is None
 
   @property
   def fits(self) -> bool:
-    """Whether a device has the memory for the program: on TPU, whether the compiler takes it. Compilers for GPU and CPU
-    take every program; there, whether what it needs at once, by the compiler's count, is at most the limit."""
+    """Whether the program fits in device memory. On TPU, the compiler rejects programs that do not fit. Compilers for
+    GPU and CPU accept every program, so the peak memory that they report is compared with the limit."""
     return not self.refused and (
       self.topology.chip.platform == "tpu" or self.hbm_bytes_per_device <= self.hbm_limit_bytes
     )
 
   @property
   def step_time_interval_s(self) -> tuple[float, float]:
-    """What a measured step time lies between, at 80 %, as published runs have it."""
+    """The 80 % prediction interval of the step time."""
     return interval(self.step_time_s, self.topology.chip, self.experiment.model.moe is not None, self.refused)
 
   @property
@@ -144,7 +144,7 @@ class Plan:
 
   @property
   def mfu(self) -> float | None:
-    """Model FLOPs per second over the peak of all devices. None if either is unknown."""
+    """Model FLOPs per second divided by the peak of all devices. None if either is unknown."""
     peak = self.topology.chip.bfloat16_flops
     if not peak:
       return None
@@ -161,7 +161,7 @@ class Plan:
     return html_table(f"{self.experiment.name} on {self.topology.name}", [(name, values[name]) for name in shown])
 
   def to_json(self) -> dict[str, Any]:
-    """What `moejax plan NAME --json FILE` writes: plain values with their units in the keys."""
+    """The content of `moejax plan NAME --json FILE`. Keys include units."""
     parameters, calibration = parameter_counts(self.experiment.model), calibration_of(self.topology.chip)
     return {
       "experiment": self.experiment.name,
@@ -196,10 +196,10 @@ class Plan:
 
 
 def plan(experiment: Experiment, topology: Topology, progress: Progress = SILENT) -> Plan:
-  """Compiles the train step of an experiment for a topology and adds up what it costs.
+  """Compiles the training step of an experiment for a topology and computes its cost.
 
   Raises:
-    UserError: as `compile_step`.
+    UserError: If the step cannot be compiled (see `compile_step`).
   """
   compiled = compile_step(experiment, topology, progress)
   progress.stage("reading the program")
@@ -220,7 +220,7 @@ def plan_of(compiled: Compiled, topology: Topology, speedups: Mapping[str, float
   The formula, which has no scopes, takes the largest.
 
   Raises:
-    RefusedError: the program has a loop whose length depends on the data.
+    RefusedError: If the program has a loop whose length depends on the data.
   """
   try:
     found = cost(parse(compiled.text), compiled.network, speedups) if compiled.text else None
@@ -261,7 +261,7 @@ def _operations(found: Cost) -> tuple[PlannedOperation, ...]:
 
 
 def _grouped(found: Cost) -> list[list[PricedCollective]]:
-  """Collectives of one scope, kind and axis together, the most expensive group first."""
+  """Groups collectives by scope, kind and axis. The most expensive group is first."""
   groups: dict[tuple[str, str, str], list[PricedCollective]] = {}
   for priced in found.collectives:
     moved = priced.collective

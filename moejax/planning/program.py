@@ -1,4 +1,4 @@
-"""Reads the text of a compiled program (HLO): computations, instructions, shapes, and how often each loop runs."""
+"""Parses the text of a compiled program (HLO): computations, instructions, shapes and trip counts of loops."""
 
 import dataclasses
 import functools
@@ -9,7 +9,7 @@ BYTES = {
   "pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8,
   "u64": 8, "f64": 8, "c64": 8, "c128": 16,
 }  # fmt: skip
-"""Bytes of one element. Types that are not listed take one byte, such as f8e4m3, and s4 and u4, which are stored so."""
+"""Bytes per element. Types that are not listed have one byte, such as f8e4m3, s4 and u4."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Shape:
   dtype: str
   dims: tuple[int, ...]
   space: int
-  """Memory space: 0 is HBM, 1 on TPU the core's own VMEM."""
+  """Memory space: 0 is HBM. On TPU, 1 is VMEM."""
 
   @property
   def elements(self) -> int:
@@ -41,7 +41,7 @@ class Instruction:
   operands: tuple[str, ...]
   """Names of instructions. A constant has its value, and a parameter its number."""
   attributes: str
-  """The text after the operands."""
+  """The attributes, which are the text after the operands."""
   is_root: bool
 
   @property
@@ -63,8 +63,8 @@ class Instruction:
   def estimated_s(self) -> float | None:
     """The GPU compiler's estimate in seconds, or None.
 
-    Its two models differ by orders of magnitude on fusions of softmax that Triton writes, which the first takes for
-    scattered accesses; the lower one counts. The speed of light (`sol`), which it writes too, is a bound, no estimate.
+    The lower of its two estimates is used, because one of them is orders of magnitude too high for softmax fusions by
+    Triton, which it treats as scattered accesses. The speed of light (`sol`) is a bound and not used.
     """
     found = re.findall(r'"exec_time_us":([\d.e+\-]+),[^{}]*"name":"(?:|indexing-cost-model)"', self.attributes)
     return min(map(float, found)) * 1e-6 if found else None
@@ -76,11 +76,11 @@ class Instruction:
 
   @functools.cached_property
   def channel(self) -> str | None:
-    """The number that the instructions of one collective share."""
+    """The channel number, which all instructions of a collective have in common."""
     return _first(r"channel_id=(\d+)", self.attributes)
 
   def called(self, *kinds: str) -> tuple[str, ...]:
-    """Computations that it calls as one of `kinds`, such as `body`."""
+    """The computations that it calls, by the kind of call, such as `body`."""
     names: list[str] = []
     for kind in kinds:
       found = re.search(rf"\b{kind}=(?:\{{([^}}]*)\}}|%?([\w.\-]+))", self.attributes)
@@ -102,7 +102,7 @@ class Computation:
 
   @functools.cached_property
   def users(self) -> dict[str, tuple[Instruction, ...]]:
-    """The instructions that have an instruction's result as an operand, by its name."""
+    """The instructions that use the result of an instruction, by its name."""
     found: dict[str, tuple[Instruction, ...]] = {}
     for instruction in self.instructions:
       for name in dict.fromkeys(instruction.operands):
@@ -157,7 +157,7 @@ def trip_count(program: Program, computation: Computation, loop: Instruction) ->
   """The trip count of a `while`, from its annotation, or from its condition, initial value and step.
 
   Raises:
-    DataDependentLoopError: its end is not a constant, as in dropless layers on CPU, whose rows decide it.
+    DataDependentLoopError: If its end is not a constant, as in dropless layers on CPU.
   """
   annotated = _first(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
   if annotated:

@@ -1,4 +1,4 @@
-"""What a whole training run takes, by its plan: tokens, days, chip-hours and money."""
+"""Estimates tokens, days, chip-hours and cost of a whole training run from its plan."""
 
 import dataclasses
 from typing import Any
@@ -12,16 +12,16 @@ DAY_S = 86_400
 
 @dataclasses.dataclass(frozen=True)
 class RunCost:
-  """A run of as many steps as the experiment or its budget sets, without input, checkpoints and interruptions."""
+  """The cost of a run with the steps of the experiment or its budget, without input, checkpoints and interruptions."""
 
   steps: int
   tokens: int
   chips: int
   days: float
   days_interval: tuple[float, float]
-  """At 80 %, as the interval of the step time."""
+  """80 % prediction interval in days, from that of the step time."""
   price_per_chip_hour: float | None
-  """In any currency. None if it is not given."""
+  """Price in any currency, or None if it is not given."""
 
   @property
   def chip_hours(self) -> float:
@@ -29,12 +29,12 @@ class RunCost:
 
   @property
   def cost(self) -> float | None:
-    """In the currency of the price."""
+    """Cost in the currency of the price."""
     return None if self.price_per_chip_hour is None else self.price_per_chip_hour * self.chip_hours
 
   @property
   def summary(self) -> str:
-    """The run in one line."""
+    """One line with the cost of the run."""
     low, high = self.days_interval
     money = "" if self.cost is None else f", {self.cost:,.0f} at {self.price_per_chip_hour:g} per chip-hour"
     return (
@@ -48,13 +48,13 @@ class RunCost:
 
 
 def run_cost(plan: Plan, price_per_chip_hour: float | None = None) -> RunCost:
-  """What the whole run of a plan's experiment takes.
+  """Estimates the cost of the whole run of a planned experiment.
 
   Raises:
-    UserError: the price is negative.
+    UserError: If the price is negative.
   """
   if price_per_chip_hour is not None and not price_per_chip_hour >= 0:
-    raise UserError(f"--price-per-chip-hour {price_per_chip_hour}: a price must not be negative")
+    raise UserError(f"--price-per-chip-hour={price_per_chip_hour} must be 0 or above")
   steps = full_sequence_steps(plan.experiment)
   low, high = (steps * seconds / DAY_S for seconds in plan.step_time_interval_s)
   return RunCost(

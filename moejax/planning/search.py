@@ -1,6 +1,6 @@
-"""The fastest way to run an experiment on a topology: meshes, remat and accumulation, tried by compiling.
+"""Searches for the fastest configuration of an experiment on a topology: mesh, remat and gradient accumulation.
 
-The model stays what it is. Compiled programs are cached (`compile.py`), so a search that was stopped resumes.
+The model does not change. Compiled programs are cached (`compile.py`), so that a search can resume.
 """
 
 import dataclasses
@@ -29,46 +29,46 @@ from moejax.terminal import Fitting
 LARGEST_MODEL_AXIS = 16
 
 ROOM = 1.35
-"""The formula's memory may be this much above the limit and the compiler still find room."""
+"""Configurations are tried if their memory according to the formula is at most this multiple of the limit."""
 
 MARGIN = 1.1
-"""The same once compiled programs have corrected the formula."""
+"""The same multiple, after the formula has been corrected by compiled programs."""
 
 ACCUMULATIONS = (1, 2, 4, 8, 16, 32)
 
 
 Estimated = tuple[Experiment, Estimate]
-"""A candidate, and what the formula says of it."""
+"""A configuration and its estimate by formula."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """One variant that a search compiled."""
+  """A configuration that a search has compiled."""
 
   options: str
-  """The command-line options of the variant. Empty for the experiment itself."""
+  """The command-line options of the configuration. Empty for the experiment itself."""
   plan: Plan
 
   def to_json(self) -> dict[str, Any]:
-    """The plan's values and `options`."""
+    """The values of the plan, and `options`."""
     return self.plan.to_json() | {"options": self.options}
 
 
 def search(experiment: Experiment, topology: Topology, tries: int, progress: Progress = SILENT) -> list[Found]:
-  """Plans of the candidates that a formula ranks first. Those that fit come first, sorted by step time.
+  """Plans the configurations that a formula ranks first. Those that fit come first, sorted by step time.
 
-  Variants that differ in gradient accumulation alone are one candidate: the smallest accumulation that fits by formula,
-  and if the compiler finds no room for it, the next. What compiled programs need corrects the formula's memory. A
-  candidate that the compiler refuses for another reason is noted and left out.
+  Configurations that differ only in gradient accumulation count as one: the smallest accumulation that fits according
+  to the formula is compiled and, if it does not fit, the next. The memory according to the formula is corrected by
+  compiled programs. Configurations that the compiler rejects for other reasons are skipped with a note.
 
   Raises:
-    UserError: fewer than one try, no candidate is valid, or the compiler rejects all of them.
+    UserError: If `tries` is less than 1, no configuration is valid, or the compiler rejects all of them.
   """
   if tries < 1:
-    raise UserError(f"{tries} tries: a search needs one or more")
+    raise UserError(f"--tries={tries} must be at least 1")
   waiting = _by_layout(candidates(experiment, topology), topology)
   if not waiting:
-    raise UserError(f"no mesh of {topology.name} suits {experiment.name}; change its batch or its widths")
+    raise UserError(f"no mesh of {topology.name} is valid for {experiment.name}; change its batch size or its widths")
   tried: list[Found] = []
   refusal = None
   ratios: list[float] = []
@@ -98,7 +98,7 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
 
 
 def _by_layout(found: Iterable[Experiment], topology: Topology) -> list[list[Estimated]]:
-  """Variants that differ in accumulation alone together, the fastest by formula first."""
+  """Groups configurations that differ only in gradient accumulation. The fastest according to the formula is first."""
   groups: dict[tuple, list[Estimated]] = {}
   for candidate in found:
     layout = (candidate.mesh, candidate.rules, candidate.model.remat)
@@ -107,8 +107,9 @@ def _by_layout(found: Iterable[Experiment], topology: Topology) -> list[list[Est
 
 
 def _next(waiting: list[list[Estimated]], limit_bytes: float) -> tuple[list[Estimated], Estimated] | None:
-  """The fastest by formula of the first of each layout that fits in so many bytes; the fastest of all where none fits.
-  Returns what is left of its layout too, with neither it nor what precedes it."""
+  """Selects the next configuration to compile: the fastest according to the formula that fits, or the fastest of all.
+
+  Returns the remaining configurations of its group, and the configuration."""
   fitting = [
     (group, at)
     for group in waiting
@@ -124,7 +125,7 @@ def _next(waiting: list[list[Estimated]], limit_bytes: float) -> tuple[list[Esti
 
 
 def frontier(tried: list[Found]) -> list[Found]:
-  """Of the variants that fit, those that no other beats in both step time and memory."""
+  """The configurations that fit and for which no other is better in both step time and memory."""
   fit = [(found.plan.step_time_s, found.plan.hbm_bytes_per_device, found) for found in tried if found.plan.fits]
   return [
     found
@@ -134,7 +135,7 @@ def frontier(tried: list[Found]) -> list[Found]:
 
 
 def search_page(tried: list[Found]) -> RenderableType:
-  """A table of all variants that marks the Pareto frontier of step time and memory."""
+  """Formats a table of all configurations and marks the Pareto frontier of step time and memory."""
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("", "step, s", "MFU", "exposed", "GiB", "options"):
     table.add_column(head, justify="left" if head in ("", "options") else "right")
@@ -153,13 +154,13 @@ def search_page(tried: list[Found]) -> RenderableType:
       size,
       found.options or "unchanged",
     )
-  return Group(Fitting(table), Text("* no other is both faster and smaller", style="dim"))
+  return Group(Fitting(table), Text("* no other configuration is both faster and smaller", style="dim"))
 
 
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
-  """Every valid variant of the same model: mesh, axes that shard dense weights, remat, parts of the batch."""
+  """Yields all valid configurations of the model: mesh, axes that shard dense weights, remat, gradient accumulation."""
   moe = experiment.model.moe
-  # A model without experts has no product with a batch dimension, so that dots keeps what products keeps.
+  # Without experts, no product has a batch dimension, so that dots is the same as products.
   twin = "products" if experiment.model.remat == "dots" else "dots"
   same = {"none"} if moe or experiment.model.attention_experts else {"none", twin}
   remats = [remat for remat in get_args(Remat) if remat not in same]
@@ -171,7 +172,7 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experimen
 
 
 def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
-  """The options that make a candidate of an experiment."""
+  """The command-line options that change an experiment to a configuration."""
   options = mesh_options(experiment.mesh, candidate.mesh)
   if dict(experiment.rules)["embed"] != dict(candidate.rules)["embed"]:
     options.append(f"--rules.embed {' '.join(dict(candidate.rules)['embed'])}")
@@ -183,7 +184,7 @@ def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
 
 
 def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
-  """The axes that may shard dense weights, of data and expert, so that no shard is smaller than a tile."""
+  """Combinations of data and expert that can shard dense weights without shards smaller than a tile."""
   assert mesh.data
   sizes = {("data", "expert"): mesh.data * mesh.expert, ("data",): mesh.data, ("expert",): mesh.expert}
   thick = {axes: size for axes, size in sizes.items() if size <= SMALLEST_SHARD}

@@ -12,7 +12,7 @@ from moejax.errors import UserError
 EXAMPLES = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
 
 MOST_CHIPS = 2**20
-"""No system has more devices."""
+"""Maximum number of devices."""
 
 ENVIRONMENT = {
   # Compiles for a TPU without looking for one, beside any process that has one open.
@@ -44,7 +44,7 @@ class Topology:
 
   @property
   def devices(self) -> int:
-    """Devices, as JAX counts them, in all slices."""
+    """Number of JAX devices in all slices."""
     return self.count * self.slices * (2 if self.chip.name == "tpu7x" else 1)
 
 
@@ -52,7 +52,7 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   """The topology with this name, without calling the compiler.
 
   Raises:
-    UserError: the chip, the shape or the number of chips is invalid.
+    UserError: If the chip, the shape or the number of chips is not valid.
   """
   kind, _, rest = name.partition(":")
   if kind == "gpu":
@@ -60,13 +60,13 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
   chip = CHIPS.get(kind)
   expected = r"\d+(x\d+)+" if chip is not None and chip.torus else r"\d+"
   if chip is None or not re.fullmatch(expected, rest) or (chip.platform == "gpu") != name.startswith("gpu:"):
-    raise UserError(f"unknown topology {name!r}; examples are {EXAMPLES}")
+    raise UserError(f"unknown topology {name!r}; use, for example, {EXAMPLES}")
   lengths = tuple(int(length) for length in rest.split("x"))
   if slices < 1:
-    raise UserError(f"{slices} slices: there must be one or more")
+    raise UserError(f"--slices={slices} must be at least 1")
   if not 0 < math.prod(lengths) * slices <= MOST_CHIPS:
     chips = f"{name!r} has {math.prod(lengths):,} chips" + (f" in each of {slices:,} slices" if slices > 1 else "")
-    raise UserError(f"topology {chips}; in all there must be 1 to {MOST_CHIPS:,}")
+    raise UserError(f"topology {chips}; the total must be 1 to {MOST_CHIPS:,}")
   if chip.torus:
     if len(lengths) != chip.torus:
       raise UserError(f"topology {name!r} has {len(lengths)} dimensions, but {kind} has {chip.torus}, as in {EXAMPLES}")
@@ -75,11 +75,11 @@ def parse_topology(name: str, slices: int = 1) -> Topology:
 
 
 def prepare_environment(topology: Topology) -> None:
-  """Sets environment variables that JAX and libtpu read at their first use, after which it has no effect."""
+  """Sets environment variables for JAX and libtpu. It has no effect after JAX has been used."""
   for variable, value in ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   os.environ["JAX_PLATFORMS"] = "cpu"
-  if "jax" in sys.modules:  # which read the variable when a user's file imported it
+  if "jax" in sys.modules:  # JAX reads the variable when it is imported, for example by a user's file
     sys.modules["jax"].config.update("jax_platforms", "cpu")
   if topology.chip.platform == "cpu":
     flag = "--xla_force_host_platform_device_count"

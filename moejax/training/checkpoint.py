@@ -158,15 +158,9 @@ class Checkpointer:
 
 
 def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn) -> tuple[Parameters, int]:
-  """Restores the parameters, but not the optimizer state, from the latest checkpoint that is not damaged.
+  """Restores parameters, with the shardings of `abstract`, and the step from the latest checkpoint that is not damaged.
 
-  Args:
-    directory: of the checkpoints.
-    abstract: shapes and shardings of the parameters.
-    warn: is called for each damaged checkpoint.
-
-  Returns:
-    The parameters, and the step of the checkpoint.
+  The optimizer state is not read. Calls `warn` for each damaged checkpoint.
 
   Raises:
     UserError: If there is no checkpoint, or all checkpoints are damaged.

@@ -12,11 +12,7 @@ class Goodput:
     self.lost_s[cause] = self.lost_s.get(cause, 0.0) + seconds
 
   def summary(self, train_time_s: float) -> dict[str, float]:
-    """Goodput, and lost seconds by cause.
-
-    Args:
-      train_time_s: total time of all steps, including skipped ones.
-    """
+    """Goodput, and lost seconds by cause. `train_time_s` is the total time of all steps, including skipped ones."""
     productive_s = train_time_s - self.lost_s.get("skipped_s", 0.0)
     other_s = sum(seconds for cause, seconds in self.lost_s.items() if cause != "skipped_s")
     return {"fraction": productive_s / (train_time_s + other_s), **self.lost_s}

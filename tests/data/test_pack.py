@@ -194,7 +194,7 @@ def test_a_bad_source_is_named_and_leaves_nothing_that_looks_whole(folder, tmp_p
   ("options", "said"),
   [
     ({"processes": 0}, "processes=0 must be at least 1"),
-    ({"processes": -1}, "-1 processes"),
+    ({"processes": -1}, "processes=-1"),
     ({"keep": "train", "validation_fraction": 2.0}, "validation_fraction=2.0 must be above 0 and at most 0.5"),
     ({"keep": "validation", "validation_fraction": 0.0}, "to keep validation"),
     ({"keep": "validation", "validation_fraction": float("nan")}, "validation_fraction=nan"),

@@ -131,7 +131,7 @@ def test_bad_sizes_and_empty_sources_are_refused(tmp_path):
     ("tokenizer", r"was packed with the tokenizer 'bytes', but data\.tokenizer is 'other'; use the same tokenizer, or"),
     ("shard", r"tokens-00001\.array_record is missing; restore it, or pack the text again"),
     ("starts", r"starts does not match .*manifest\.json: it has 48 bytes instead of 56; copy the folder again"),
-    ("format", r"has format 99 and not 2; pack it again"),
+    ("format", r"has format 99 instead of 2; pack it again"),
     ("manifest", r"is not a packed folder"),
   ],
 )

@@ -26,5 +26,5 @@ def test_a_program_without_room_is_a_plan_that_does_not_fit(message, needed):
 
 
 def test_any_other_refusal_is_no_shortage():
-  with pytest.raises(UserError, match="the compiler refused the program: INVALID_ARGUMENT"):
+  with pytest.raises(UserError, match="the compiler rejected the program: INVALID_ARGUMENT"):
     _shortage("INVALID_ARGUMENT: No such compile option")

@@ -43,10 +43,10 @@ def test_without_the_compiler_for_gpus_the_pip_command_is_named(monkeypatch):
 
 
 def test_gpus_that_do_not_fill_their_nodes_are_refused():
-  with pytest.raises(UserError, match=r"gpu:h100:12 has 12 GPUs, which do not fill nodes of 8; use a multiple of 8"):
+  with pytest.raises(UserError, match=r"gpu:h100:12 has 12 GPUs, which is not a multiple of the 8 GPUs of a node"):
     describe_devices(parse_topology("gpu:h100:12"))
 
 
 def test_more_simulated_devices_than_there_are_is_refused():
-  with pytest.raises(UserError, match="needs 4096 simulated devices and JAX has 8"):
+  with pytest.raises(UserError, match="needs 4096 simulated devices, but JAX has 8"):
     describe_devices(parse_topology("cpu:4096"))

@@ -61,5 +61,5 @@ def test_the_mesh_that_is_advised_is_accepted():
 @pytest.mark.parametrize("slices", [2, 3])
 def test_a_replica_axis_that_does_not_span_the_slices_is_refused(slices, tiny_dense):
   topology = parse_topology(f"cpu:{8 // slices}", slices=slices)
-  with pytest.raises(UserError, match=rf"mesh\.replica=1 does not span the {slices} slices"):
+  with pytest.raises(UserError, match=rf"mesh\.replica=1 does not match the {slices} slices"):
     on_topology(replace(tiny_dense, mesh=Mesh()), topology)

@@ -61,5 +61,5 @@ def test_a_load_that_is_none_or_has_no_effect_is_refused(load, mesh, said, tiny_
 
 
 def test_a_dense_model_has_no_load(tiny_dense):
-  with pytest.raises(UserError, match="has no sparse layers"):
+  with pytest.raises(UserError, match="requires sparse layers"):
     plan_loads(tiny_dense, CPU, ["1.5"])

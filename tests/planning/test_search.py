@@ -113,7 +113,7 @@ def test_a_search_compiles_what_the_formula_puts_first_and_goes_on_where_it_was(
 
 @pytest.mark.parametrize("tries", [0, -1])
 def test_a_search_without_a_try_is_refused(tiny_dense, tries):
-  with pytest.raises(UserError, match=f"{tries} tries: a search needs one or more"):
+  with pytest.raises(UserError, match=f"--tries={tries} must be at least 1"):
     search(tiny_dense, CPU, tries)
 
 

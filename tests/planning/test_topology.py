@@ -37,11 +37,11 @@ def test_an_unknown_topology_is_answered_with_the_known(name):
 @pytest.mark.parametrize(
   ("name", "slices", "said"),
   [
-    ("cpu:0", 1, "topology 'cpu:0' has 0 chips; in all there must be 1 to 1,048,576"),
+    ("cpu:0", 1, "topology 'cpu:0' has 0 chips; the total must be 1 to 1,048,576"),
     ("v5p:4x0x8", 1, "topology 'v5p:4x0x8' has 0 chips;"),
     ("v5p:4096x4096x8", 1, "has 134,217,728 chips;"),
     ("v5p:4x8x8", 10_000, "has 256 chips in each of 10,000 slices;"),
-    ("cpu:8", 0, "0 slices: there must be one or more"),
+    ("cpu:8", 0, "--slices=0 must be at least 1"),
     ("cpu:8", -1, "-1 slices"),
   ],
 )
