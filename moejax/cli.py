@@ -164,7 +164,7 @@ def _data(known: argparse.Namespace, overrides: list[str]) -> int:
       sources,
       known.tokenizer,
       out,
-      reading=Reading(known.text_field, known.document_length),
+      reading=Reading(known.text_field, known.document_length, known.on_error),
       keep=known.keep,
       validation_fraction=Data.validation_fraction if known.validation_fraction is None else known.validation_fraction,
       deduplicate=known.deduplicate,
@@ -210,7 +210,9 @@ def _tokenizer(known: argparse.Namespace, overrides: list[str]) -> int:
       known.vocab_size,
       out,
       text_field=known.text_field,
+      on_error=known.on_error,
       progress=_stage(display, "text: reading"),
+      warn=lambda text: display.note(f"warning: {text}"),
     )
   print(f"{out}: {size:,} tokens; use --data.tokenizer {out} --model.vocab-size {padded_vocab_size(size)}")
   return 0

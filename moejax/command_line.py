@@ -456,6 +456,12 @@ def _add_text(verb: argparse.ArgumentParser) -> None:
     metavar="NAME",
     help="field or column that holds the text, as in data.text_field (default: text)",
   )
+  verb.add_argument(
+    "--on-error",
+    choices=("stop", "skip"),
+    default="stop",
+    help="what to do with records and files that cannot be read, as data.on_error (default: stop)",
+  )
 
 
 def _add_topology(parser: argparse.ArgumentParser) -> None:

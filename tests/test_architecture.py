@@ -75,12 +75,12 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
-MAX_CONFIG_FIELDS = 148
+MAX_CONFIG_FIELDS = 150
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 some are what published families of models differ in, each named with its family."""
-MAX_OF_TRAINING = (157, 17_100)
+MAX_OF_TRAINING = (159, 17_500)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (119, 13_000)
+MAX_OF_TRAINING_WITHOUT_INPUT = (120, 13_300)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 
@@ -224,7 +224,8 @@ def test_a_file_imports_only_what_every_installation_has():
   (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
   (required,) = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "install_requires"]
   installed = {re.split(r"[-<>=]", requirement)[0] for requirement in required}
-  allowed = {*installed, *sys.stdlib_module_names, "jaxlib", "yaml"}  # pyyaml's name in imports
+  # PyYAML is imported as yaml, and etils has the paths of Orbax.
+  allowed = {*installed, *sys.stdlib_module_names, "jaxlib", "yaml", "etils"}
 
   def others(path: pathlib.Path) -> set[str]:
     return {name for name in imported(path) if not is_ours(name)} - allowed - BEHIND_A_COMMAND.get(module(path), set())

@@ -8,6 +8,7 @@ from moejax.config.resume import MAY_CHANGE
 from moejax.errors import UserError
 
 Packing = Literal["concatenate", "best_fit"]
+OnError = Literal["stop", "skip"]
 
 STANDARD_LIBRARY = "python-standard-library"
 """The built-in corpus: the Python source files of the standard library, which every Python installation has."""
@@ -53,6 +54,9 @@ class Data:
   validation."""
   text_field: str = "text"
   """Field or column that holds the text, in formats with several. A dot selects a nested field, as in meta.text."""
+  on_error: OnError = "stop"
+  """What happens to a record or file that is damaged, gone or not UTF-8. stop: end with an error that names file and
+  line. skip: leave out the record, or the rest of the file, count it and warn."""
   document_length: int | None = None
   """Maximum length of a document in characters. Longer texts are split into several documents at blank lines, line ends
   or spaces. None does not split texts."""
@@ -72,6 +76,7 @@ class Data:
   def __post_init__(self) -> None:
     checks.positive(self, "sequence_length", "prefetch")
     checks.one_of(self, "packing", get_args(Packing))
+    checks.one_of(self, "on_error", get_args(OnError))
     checks.between(self, "validation_fraction", 0.0, 0.5)
     if self.document_length is not None:
       checks.positive(self, "document_length")

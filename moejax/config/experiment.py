@@ -183,7 +183,8 @@ Train = Literal["all", "matched"]
 
 OF_THE_TEXT = (
   ("data", "train"), ("data", "weights"), ("data", "validation"), ("data", "validation_fraction"),
-  ("data", "text_field"), ("data", "document_length"), ("data", "deduplicate"), ("data", "tokenizer"),
+  ("data", "text_field"), ("data", "on_error"), ("data", "document_length"), ("data", "deduplicate"),
+  ("data", "tokenizer"),
   ("evaluation", "max_tokens"), ("evaluation", "tasks"), ("evaluation", "task_limit"), ("evaluation", "task_data"),
 )  # fmt: skip
 """Fields that must be equal in all members of a suite."""

@@ -14,6 +14,7 @@ import numpy as np
 from moejax import processes
 from moejax.config.data import SEQIO, STANDARD_LIBRARY, Data
 from moejax.data.appearing import appearing
+from moejax.data.damage import Damaged, Skipped
 from moejax.data.documents import Part, document_key, is_held_out, nulls_warning, reading_of
 from moejax.data.integrity import Verified, content_checksum, file_hash
 from moejax.data.seqio_streams import materialise
@@ -31,7 +32,7 @@ Progress = Callable[[str, float], None]
 SPLITS = ("train", "validation")
 PARTS = "parts.json"
 """Name of the file in a corpus folder that describes each source file, split and packed folder."""
-_FORMAT = 3  # must be increased if the content for the same sources changes
+_FORMAT = 4  # must be increased if the content for the same sources changes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,9 +54,10 @@ class Corpus:
   def summary(self) -> dict[str, int | str | None]:
     """SPLIT_documents, SPLIT_tokens and SPLIT_bytes (UTF-8 bytes of text, or None if unknown, as for some seqio tasks)
     for train and validation; validation_in_train (validation documents with the tokens of a training document);
-    train_duplicates (training documents that repeat an earlier one); nulls (null texts, which are skipped);
-    duplicates_dropped; tokenizer; sha256 (a hash of all streams)."""
-    return {name: value for name, value in _read_summary(self.folder).items() if name not in ("files", "checksum")}
+    train_duplicates (training documents that repeat an earlier one); nulls (null texts, which are skipped); skipped
+    (unreadable records and files); duplicates_dropped; tokenizer; sha256 (a hash of all streams)."""
+    summary, internal = _read_summary(self.folder), ("files", "checksum", "skipped_first")
+    return {name: value for name, value in summary.items() if name not in internal}
 
 
 def build_corpus(
@@ -101,7 +103,7 @@ def build_corpus(
       check_packed(stream.packed, tokenizer.vocab_size, verified)
   *opened, validated = (_open(stream, folder, tokenizer) for stream in streams)
   corpus = Corpus(tuple(opened), weights, validated, tokenizer, folder)
-  for warning in _warnings(data, corpus.summary()):
+  for warning in _warnings(data, _read_summary(folder)):
     warn(warning)
   return corpus
 
@@ -148,6 +150,8 @@ def _warnings(data: Data, summary: dict[str, Any]) -> Iterator[str]:
     )
   if nulls := summary["nulls"]:
     yield nulls_warning(nulls, data.text_field)
+  if summary["skipped"]:
+    yield Skipped(summary["skipped"], summary["skipped_first"]).warning()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,7 +252,7 @@ def _identity(data: Data, streams: list[_Stream], tokenizer: Tokenizer) -> str:
     facts["validation_fraction"] = data.validation_fraction
   if STANDARD_LIBRARY in data.train + data.validation:
     facts["python"] = platform.python_version()
-  for name in ("text_field", "document_length", "deduplicate"):
+  for name in ("text_field", "document_length", "deduplicate", "on_error"):
     facts[name] = getattr(data, name)
   if len(train) > 1 or train[0].packed or validation.packed:
     facts["streams"] = [
@@ -277,7 +281,7 @@ def _tokenize(
       num_bytes[name] += len(text.encode())
       if name == "validation":
         order.append(key)
-  _check_splits(data, {name: writer.num_documents for name, writer in writers.items()})
+  _check_splits(data, {name: writer.num_documents for name, writer in writers.items()}, counters.skipped)
   if "validation" in writers:
     _reorder(folder, np.argsort(np.array(order, np.uint64), kind="stable"), tokenizer)
   write_json(folder / PARTS, counters.parts + _packed_parts(streams))
@@ -288,6 +292,8 @@ def _tokenize(
     **_repeated(streams, {name: np.array(writer.keys, np.uint64) for name, writer in writers.items()}),
     "duplicates_dropped": counters.duplicates_dropped,
     "nulls": counters.nulls,
+    "skipped": counters.skipped.count,
+    "skipped_first": counters.skipped.first,
     "tokenizer": tokenizer.identity,
     "sha256": _content_hash(files, streams),
     "files": files,
@@ -339,6 +345,7 @@ class _Counters:
 
   nulls: int = 0
   duplicates_dropped: int = 0
+  skipped: Skipped = dataclasses.field(default_factory=Skipped)
   parts: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   """For each part: stream, name, place, number of documents, and a hash of their texts in order."""
 
@@ -350,7 +357,7 @@ def _split_documents(
 
   Validation comes first if training documents that are in validation must be dropped.
   """
-  total = sum(part.size for stream in streams for part in stream.parts)
+  total = max(1, sum(part.size for stream in streams for part in stream.parts))
   before, percent = 0, -1
   seen: set[int] = set()
   for stream in sorted(streams, key=lambda stream: data.deduplicate and stream.name != "validation"):
@@ -358,7 +365,9 @@ def _split_documents(
       digest, count = hashlib.sha256(), 0
       for text, read in part.documents(reading_of(data)):
         counters.nulls += text is None
-        if not text:
+        if isinstance(text, Damaged):
+          counters.skipped.add(text)
+        if not isinstance(text, str) or not text:
           continue
         key = document_key(text)
         count += 1
@@ -386,7 +395,7 @@ def _split_documents(
   progress("tokenizing", 1.0)
 
 
-def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
+def _check_splits(data: Data, num_documents: dict[str, int], skipped: Skipped) -> None:
   empty = next((name for name in num_documents if not num_documents[name]), None)
   if empty is None:
     return
@@ -394,7 +403,8 @@ def _check_splits(data: Data, num_documents: dict[str, int]) -> None:
   if data.validation or not any(num_documents.values()) or index:
     sources = getattr(data, split)
     named = sources[int(index)] if index else ", ".join(sources)
-    raise UserError(f"data.{split}={named} has no document with text; use other sources")
+    why = f" ({skipped.warning()})" if skipped.count else ""
+    raise UserError(f"data.{split}={named} has no document with text{why}; use other sources")
   raise UserError(
     f"data.validation_fraction={data.validation_fraction} leaves no document of {sum(num_documents.values())} for "
     f"{empty}; set data.validation, split long texts with data.document_length, or train on more documents"

@@ -2,14 +2,14 @@
 
 import dataclasses
 import hashlib
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import BinaryIO, Literal, Protocol
 
-from moejax.config.data import Data
+from moejax.config.data import Data, OnError
 from moejax.data.columns import COLUMN_SUFFIXES, read_column
 from moejax.data.compression import COMPRESSIONS, DAMAGE, decompressed
+from moejax.data.damage import Damaged, unreadable
 from moejax.data.records import RECORD_SUFFIXES, read_records
 from moejax.data.remote import RemotePath
 from moejax.data.text_files import decoded, split_text
@@ -34,6 +34,8 @@ class Reading:
   """As data.text_field."""
   document_length: int | None = None
   """As data.document_length."""
+  on_error: OnError = "stop"
+  """As data.on_error."""
 
   def __post_init__(self) -> None:
     if self.document_length is not None and self.document_length < 1:
@@ -45,7 +47,12 @@ READING = Reading()
 
 def reading_of(data: Data) -> Reading:
   """The reading options of an experiment."""
-  return Reading(data.text_field, data.document_length)
+  return Reading(data.text_field, data.document_length, data.on_error)
+
+
+Document = str | None | Damaged
+"""A text, None for a null text, or the error of an unreadable record. Empty texts are skipped, and so are null texts,
+which are counted. Errors are yielded only if on_error is "skip"; otherwise they are raised."""
 
 
 class Part(Protocol):
@@ -68,13 +75,10 @@ class Part(Protocol):
     """A string that differs if the content has changed, obtained without reading it."""
 
   def check(self, reading: Reading) -> None:
-    """Raises UserError if the beginning of the part cannot be read."""
+    """Raises UserError if the beginning of the part cannot be read; what `reading` skips is no error."""
 
-  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
-    """The texts in order, each with the bytes that were read so far.
-
-    Empty texts are skipped. None stands for a null text, which is skipped too, but counted.
-    """
+  def documents(self, reading: Reading) -> Iterator[tuple[Document, int]]:
+    """The texts in order, each with the bytes that were read so far."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,39 +109,57 @@ class SourceFile:
 
   @property
   def size(self) -> int:
-    return self.path.stat().st_size if isinstance(self.path, pathlib.Path) else self.path.size
+    """0 if the file has been deleted since it was listed. Reading it raises an error."""
+    try:
+      return self.path.stat().st_size if isinstance(self.path, pathlib.Path) else self.path.size
+    except (OSError, Damaged):
+      return 0
 
   @property
   def version(self) -> tuple[int | str, ...]:
-    if isinstance(self.path, RemotePath):
-      return self.path.size, self.path.fingerprint
-    stat = self.path.stat()
+    """Empty if the file has been deleted since it was listed."""
+    try:
+      if isinstance(self.path, RemotePath):
+        return self.path.size, self.path.fingerprint
+      stat = self.path.stat()
+    except (OSError, Damaged):
+      return ()
     return stat.st_size, stat.st_mtime_ns
 
   def check(self, reading: Reading) -> None:
-    if isinstance(self.path, pathlib.Path) and not os.access(self.path, os.R_OK):
-      raise UserError(
-        f"{str(self.path)!r} cannot be read (no permission); make it readable or remove it from the sources"
-      )
     if self.kind not in TEXT_SUFFIXES:
       next(self.documents(reading), None)
+    elif reading.on_error == "stop" and isinstance(self.path, pathlib.Path):
+      try:
+        self.path.open("rb").close()
+      except OSError as error:
+        raise unreadable(repr(str(self.path)), error) from None
 
-  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
-    """Raises UserError with file and line if the file cannot be read or contains no document."""
+  def documents(self, reading: Reading) -> Iterator[tuple[Document, int]]:
+    """The documents. An unreadable file ends with an error that names file and line."""
+    size = self.size
     try:
       with self.path.open("rb") as raw:
-        yield from self._documents(raw, reading)
-    except UserError:
-      raise
+        for text, read in self._documents(raw, reading):
+          if isinstance(text, Damaged) and reading.on_error == "stop":
+            raise text
+          yield text, read
+    except Damaged as error:
+      if reading.on_error == "stop":
+        raise
+      yield error, size
     except (OSError, *DAMAGE) as error:
       if self.compression and (isinstance(error, DAMAGE) or not error.errno):
-        raise UserError(
+        unread: UserError = Damaged(
           f"{self.path}: damaged {COMPRESSIONS[self.compression]} ({reason(error)}); download or create it again"
-        ) from None
-      why = getattr(error, "strerror", None) or reason(error)
-      raise UserError(f"{self.path} cannot be read ({why}); make it readable or remove it from the sources") from None
+        )
+      else:
+        unread = unreadable(str(self.path), error)
+      if reading.on_error == "stop" or not isinstance(unread, Damaged):
+        raise unread from None
+      yield unread, size
 
-  def _documents(self, raw: BinaryIO, reading: Reading) -> Iterator[tuple[str | None, int]]:
+  def _documents(self, raw: BinaryIO, reading: Reading) -> Iterator[tuple[Document, int]]:
     place = str(self.path)
     if self.kind in COLUMN_SUFFIXES:
       yield from split_each(read_column(raw, self.kind, place, reading.text_field), reading)
@@ -151,13 +173,13 @@ class SourceFile:
     yield from split_each(((text, raw.tell()) for text in texts), reading)
 
 
-def split_each(texts: Iterator[tuple[str | None, int]], reading: Reading) -> Iterator[tuple[str | None, int]]:
+def split_each(texts: Iterator[tuple[Document, int]], reading: Reading) -> Iterator[tuple[Document, int]]:
   """Splits texts into documents of the requested length."""
   for text, read in texts:
-    if text is None or reading.document_length is None:
-      yield text, read
-    else:
+    if isinstance(text, str) and reading.document_length is not None:
       yield from ((document, read) for document in split_text([text], reading.document_length))
+    else:
+      yield text, read
 
 
 def document_key(text: str) -> int:

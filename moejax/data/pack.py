@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from moejax.data.documents import READING, Part, Reading, document_key, is_held_out, nulls_warning
+from moejax.data.damage import Damaged, Skipped
+from moejax.data.documents import READING, Document, Part, Reading, document_key, is_held_out, nulls_warning
 from moejax.data.shards import SHARD_TOKENS, ShardWriter, TokenBlock, check_shard_tokens, is_begun, is_packed
 from moejax.data.sources import check_outside, source_parts
 from moejax.data.tokenizers import Tokenizer, encoded, make_tokenizer
@@ -57,7 +58,7 @@ def pack(
     sources: as in data.train.
     tokenizer: as in data.tokenizer.
     folder: the packed folder, which is created if it is missing.
-    reading: text_field and document_length.
+    reading: text_field, document_length and on_error.
     keep: the documents to pack.
     validation_fraction: as in data.validation_fraction. Not used if `keep` is all.
     deduplicate: whether to pack only the first of several documents with the same text.
@@ -85,6 +86,8 @@ def pack(
     "keep": keep if keep == "all" else f"{keep} of validation_fraction={validation_fraction}",
     "sources_sha256": hashlib.sha256(json.dumps(files).encode()).hexdigest(),
   }
+  if reading.on_error != "stop":
+    request["on_error"] = reading.on_error
   check_shard_tokens(shard_tokens)
   if keep == "validation":
     parts = [_HeldOut(parts, validation_fraction)]
@@ -99,17 +102,25 @@ def pack(
     writer = ShardWriter(folder, request, encoder.vocab_size, shard_tokens)
     if writer.manifest:
       return writer.manifest
-    start = writer.position or {"part": 0, "rows": 0, "text_bytes": 0, "nulls": 0, "sources": []}
+    start = writer.position or {"part": 0, "rows": 0, "text_bytes": 0, "nulls": 0, "skipped": [0, []], "sources": []}
     end = start
     total = max(1, sum(part.size for part in parts))
     for text_block, block in _encoded(_blocks(parts, reading, keeps, seen, start), tokenizer, encoder, processes):
       writer.add(block)
       end = text_block.position
       progress(f"{text_block.position['text_bytes']:,} bytes of text", min(1.0, text_block.read / total))
-    if end["nulls"]:
-      warn(nulls_warning(end["nulls"], reading.text_field))
     facts = {"vocab_size": encoder.vocab_size, "tokenizer_name": tokenizer}
-    return writer.finish(facts | {name: end[name] for name in ("text_bytes", "nulls", "sources")})
+    return writer.finish(facts | _told(end, reading, warn))
+
+
+def _told(end: dict[str, Any], reading: Reading, warn: Callable[[str], None]) -> dict[str, Any]:
+  """What the manifest has of the position at the end, and warns of what was left out."""
+  if end["nulls"]:
+    warn(nulls_warning(end["nulls"], reading.text_field))
+  skipped = Skipped(*end.get("skipped", (0, [])))
+  if skipped.count:
+    warn(skipped.warning())
+  return {"skipped": skipped.count} | {name: end[name] for name in ("text_bytes", "nulls", "sources")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +144,15 @@ class _HeldOut:
     for part in self.parts:
       part.check(reading)
 
-  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
-    every = (text for part in self.parts for text, _ in part.documents(reading) if text)
-    held_out = sorted((text for text in every if is_held_out(document_key(text), self.fraction)), key=document_key)
+  def documents(self, reading: Reading) -> Iterator[tuple[Document, int]]:
+    held_out = []
+    for part in self.parts:
+      for text, _ in part.documents(reading):
+        if isinstance(text, Damaged):
+          yield text, 0
+        elif text and is_held_out(document_key(text), self.fraction):
+          held_out.append(text)
+    held_out.sort(key=document_key)
     for i, text in enumerate(held_out, 1):
       yield text, self.size * i // len(held_out)
 
@@ -159,7 +176,12 @@ def _blocks(
   """
   texts: list[str] = []
   size, text_bytes, nulls, before = 0, start["text_bytes"], start["nulls"], 0
-  sources = list(start["sources"])
+  skipped, sources = Skipped(*start.get("skipped", (0, []))), list(start["sources"])
+
+  def position(part: int, row: int) -> dict[str, Any]:
+    counts = {"text_bytes": text_bytes, "nulls": nulls, "skipped": [skipped.count, [*skipped.first]]}
+    return {"part": part, "rows": row, **counts, "sources": [*sources]}
+
   for index, part in enumerate(parts):
     whole = index < start["part"]
     # When resuming, a partial part is read again to compute its hash, and all parts are read again if `seen` is needed.
@@ -172,7 +194,9 @@ def _blocks(
     for row, (text, read) in enumerate(part.documents(reading), 1):
       fresh = row > done and not whole
       nulls += fresh and text is None
-      if not text:
+      if fresh and isinstance(text, Damaged):
+        skipped.add(text)
+      if not isinstance(text, str) or not text:
         continue
       key = document_key(text)
       count += 1
@@ -186,14 +210,13 @@ def _blocks(
       size += len(text.encode())
       if size >= _BLOCK_BYTES:
         text_bytes += size
-        position = {"part": index, "rows": row, "text_bytes": text_bytes, "nulls": nulls, "sources": [*sources]}
-        yield _TextBlock(texts, position, before + read)
+        yield _TextBlock(texts, position(index, row), before + read)
         texts, size = [], 0
     if not whole:
       sources.append({"name": part.name, "place": part.place, "documents": count, "sha256": digest.hexdigest()})
     before += part.size
-  end = {"part": len(parts), "rows": 0, "text_bytes": text_bytes + size, "nulls": nulls, "sources": sources}
-  yield _TextBlock(texts, end, before)
+  text_bytes += size
+  yield _TextBlock(texts, position(len(parts), 0), before)
 
 
 def _encoded(

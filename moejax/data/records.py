@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
+from moejax.data.damage import Damaged
 from moejax.data.text_files import CHUNK
-from moejax.errors import UserError
 
 RECORD_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 """Suffixes of files with one document per record. .jsonl and .json have one JSON object per line, or .json has one
@@ -22,11 +22,10 @@ _CLOSED = {"[": re.compile(r"\s*\[\s*\]\s*"), ",": re.compile(r"\s*\]\s*")}
 _LONGEST_LITERAL = 16  # maximum number of missing characters of a number, literal or escape at the end of a chunk
 
 
-def read_records(stream: BinaryIO, kind: str, place: str, field: str) -> Iterator[str | None]:
+def read_records(stream: BinaryIO, kind: str, place: str, field: str) -> Iterator[str | Damaged | None]:
   """Yields the texts in order, or None for null.
 
-  Raises:
-    UserError: If a record is malformed or does not have the field. The message gives file and line.
+  A record that is malformed or does not have the field is yielded as an error with file and line.
   """
   if kind in (".csv", ".tsv"):
     return _table(stream, "," if kind == ".csv" else "\t", place, field)
@@ -50,7 +49,7 @@ def find_field(record: Mapping[str, Any], field: str) -> Any:
   return find_field(inner, rest)
 
 
-def _json(stream: BinaryIO, may_be_array: bool, place: str, field: str) -> Iterator[str | None]:
+def _json(stream: BinaryIO, may_be_array: bool, place: str, field: str) -> Iterator[str | Damaged | None]:
   need = f'each line must be a JSON object with a string "{field}"'
   number, line = 1, stream.readline(CHUNK)
   while line and not line.removeprefix(codecs.BOM_UTF8).strip():
@@ -65,22 +64,21 @@ def _json(stream: BinaryIO, may_be_array: bool, place: str, field: str) -> Itera
       try:
         record = json.loads(line)
       except (ValueError, RecursionError) as error:
-        raise UserError(f"{place} line {number}: not JSON ({error}); {need}") from None
-      yield _text(record, f"{place} line {number}", field, need)
+        yield Damaged(f"{place} line {number}: not JSON ({error}); {need}")
+      else:
+        yield _text(record, f"{place} line {number}", field, need)
     number, line = number + 1, stream.readline()
 
 
-def _array(head: bytes, stream: BinaryIO, place: str, field: str) -> Iterator[str | None]:
+def _array(head: bytes, stream: BinaryIO, place: str, field: str) -> Iterator[str | Damaged | None]:
   need = f'each element must be an object with a string "{field}"'
   number = 0
   try:
     for record in _elements(_decoded(head, stream)):
       number += 1
       yield _text(record, f"{place} element {number}", field, need)
-  except UserError:
-    raise
   except (ValueError, RecursionError) as error:
-    raise UserError(f"{place} element {number + 1}: not JSON ({error}); {need}") from None
+    yield Damaged(f"{place} element {number + 1}: not JSON ({error}); {need}")
 
 
 def _decoded(head: bytes, stream: BinaryIO) -> Iterator[str]:
@@ -110,47 +108,66 @@ def _elements(chunks: Iterator[str]) -> Iterator[Any]:
     raise ValueError(f"the array neither continues nor ends at {text[at : at + 20]!r}")
 
 
-def _table(stream: BinaryIO, delimiter: str, place: str, field: str) -> Iterator[str | None]:
+def _table(stream: BinaryIO, delimiter: str, place: str, field: str) -> Iterator[str | Damaged | None]:
   csv.field_size_limit(2**31 - 1)  # the default is 131,072 characters
+  lines = _Lines(stream)
   # Without strict, a stray quote would include the following lines in the text.
-  rows = csv.reader(_lines(stream, place), delimiter=delimiter, strict=True)
-  try:
-    names = next(rows, None)
-    if names is None:
-      return
-    if names.count(field) != 1:
-      raise UserError(
-        f"{place} line 1: {names.count(field) or 'no'} columns {field!r} (its columns: {', '.join(names)}); "
-        "set data.text_field to one"
-      )
-    column = names.index(field)
-    for row in rows:
-      if row and len(row) != len(names):
-        raise UserError(
-          f"{place} line {rows.line_num}: {len(row)} cells, but line 1 has {len(names)}; put cells that "
-          f"contain {delimiter!r} in quotes"
-        )
-      if row:
-        yield row[column]
-  except csv.Error as error:
-    raise UserError(
-      f"{place} line {rows.line_num}: {error}; put cells that contain quotes in quotes, and double the quotes"
-    ) from None
-
-
-def _lines(stream: BinaryIO, place: str) -> Iterator[str]:
-  for number, line in enumerate(stream, 1):
+  rows = csv.reader(lines, delimiter=delimiter, strict=True)
+  names: list[str] | None = None
+  while True:
     try:
-      yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+      row = next(rows, None)
+    except csv.Error as error:
+      row, remedy = [], "put cells that contain quotes in quotes, and double the quotes"
+      lines.invalid = f"line {rows.line_num}: {error}; {remedy}"
+    if row is None:
+      return
+    invalid, lines.invalid = lines.invalid, None
+    if names is None and not invalid:
+      names = row
+      if names.count(field) == 1:
+        continue
+      invalid = (
+        f"line 1: {names.count(field) or 'no'} columns {field!r} (its columns: {', '.join(names)}); set "
+        "data.text_field to one"
+      )
+    if names is None or names.count(field) != 1:
+      yield Damaged(f"{place} {invalid}")
+      return
+    if not invalid and row and len(row) != len(names):
+      invalid = (
+        f"line {rows.line_num}: {len(row)} cells, but line 1 has {len(names)}; put cells that contain {delimiter!r} in "
+        "quotes"
+      )
+    if invalid:
+      yield Damaged(f"{place} {invalid}")
+    elif row:
+      yield row[names.index(field)]
+
+
+class _Lines:
+  """Iterates over the lines of a table as text. `invalid` is set if a line is not UTF-8, until the caller resets it."""
+
+  def __init__(self, stream: BinaryIO):
+    self.invalid: str | None = None
+    self._lines = enumerate(stream, 1)
+
+  def __iter__(self) -> Iterator[str]:
+    return self
+
+  def __next__(self) -> str:
+    number, line = next(self._lines)
+    encoding = "utf-8-sig" if number == 1 else "utf-8"
+    try:
+      return line.decode(encoding)
     except UnicodeDecodeError as error:
-      raise UserError(
-        f"{place} line {number}: byte {line[error.start]:#04x} is not utf-8; convert the file to UTF-8"
-      ) from None
+      self.invalid = f"line {number}: byte {line[error.start]:#04x} is not utf-8; convert the file to UTF-8"
+      return line.decode(encoding, "replace")
 
 
-def _text(record: Any, place: str, field: str, need: str) -> str | None:
+def _text(record: Any, place: str, field: str, need: str) -> str | Damaged | None:
   if not isinstance(record, dict):
-    raise UserError(f"{place}: JSON {type(record).__name__}, not an object; {need}")
+    return Damaged(f"{place}: JSON {type(record).__name__}, not an object; {need}")
   try:
     text = find_field(record, field)
   except KeyError:
@@ -158,7 +175,7 @@ def _text(record: Any, place: str, field: str, need: str) -> str | None:
   if text is None:
     return None
   if not isinstance(text, str):
-    raise UserError(f'{place}: no string "{field}" (its fields: {", ".join(record) or "none"}); {need}')
+    return Damaged(f'{place}: no string "{field}" (its fields: {", ".join(record) or "none"}); {need}')
   return encodable(text)
 
 

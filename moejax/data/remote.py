@@ -9,6 +9,7 @@ import tempfile
 import urllib.parse
 from typing import Any, BinaryIO
 
+from moejax.data.damage import Damaged
 from moejax.errors import UserError, reason
 from moejax.optional import library
 
@@ -177,7 +178,8 @@ def _without_query(url: str) -> str:
 def _unreadable(url: str, error: Exception) -> UserError:
   if isinstance(error, UserError):
     return error
-  return UserError(f"{url} cannot be read ({reason(error)}); correct the URL or the access rights")
+  kind = Damaged if isinstance(error, FileNotFoundError) else UserError  # temporary errors are never skipped
+  return kind(f"{url} cannot be read ({reason(error)}); correct the URL or the access rights")
 
 
 def _system(url: str) -> Any:

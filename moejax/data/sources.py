@@ -73,7 +73,7 @@ def documents(source: str, reading: Reading = READING) -> Iterator[str]:
     UserError: If a part is not found or cannot be read.
   """
   for part in source_parts(source):
-    yield from (text for text, _ in part.documents(reading) if text)
+    yield from (text for text, _ in part.documents(reading) if isinstance(text, str) and text)
 
 
 def source_parts(source: str) -> list[Part]:

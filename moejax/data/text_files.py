@@ -6,7 +6,7 @@ import tokenize
 from collections.abc import Iterable, Iterator
 from typing import BinaryIO, Literal
 
-from moejax.errors import UserError
+from moejax.data.damage import Damaged
 
 CHUNK = 2**20
 """Number of bytes that are decoded at a time."""
@@ -24,7 +24,7 @@ def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "
     errors: whether invalid bytes raise an error or are replaced by U+FFFD.
 
   Raises:
-    UserError: If bytes are invalid in the encoding. The message gives file and line.
+    Damaged: If bytes are invalid in the encoding. The message gives file and line.
   """
   chunk = stream.read(CHUNK)
   encoding = _python_encoding(chunk, place, errors) if kind == ".py" else "utf-8-sig"
@@ -35,7 +35,7 @@ def decoded(stream: BinaryIO, place: str, kind: str, errors: Literal["strict", "
       text = decoder.decode(chunk, final=not chunk)
     except UnicodeDecodeError as error:
       line += error.object.count(b"\n", 0, error.start)
-      raise UserError(
+      raise Damaged(
         f"{place} line {line}: byte {error.object[error.start]:#04x} is not {encoding.removesuffix('-sig')}; "
         "convert the file to UTF-8"
       ) from None
@@ -84,4 +84,4 @@ def _python_encoding(head: bytes, place: str, errors: str) -> str:
   except SyntaxError as error:
     if errors == "replace":
       return "utf-8"
-    raise UserError(f"{place} line 1: {error.msg}; convert the file to UTF-8") from None
+    raise Damaged(f"{place} line 1: {error.msg}; convert the file to UTF-8") from None

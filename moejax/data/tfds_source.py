@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moejax.config.data import TFDS
-from moejax.data.documents import Reading, split_each
+from moejax.data.damage import Damaged
+from moejax.data.documents import Document, Reading, split_each
 from moejax.data.records import find_field
 from moejax.errors import UserError, reason
 from moejax.optional import library
@@ -35,10 +36,13 @@ class TfdsSplit:
   def check(self, reading: Reading) -> None:
     next(self.documents(reading), None)
 
-  def documents(self, reading: Reading) -> Iterator[tuple[str | None, int]]:
-    return split_each(self._texts(reading.text_field), reading)
+  def documents(self, reading: Reading) -> Iterator[tuple[Document, int]]:
+    for text, read in split_each(self._texts(reading.text_field), reading):
+      if isinstance(text, Damaged) and reading.on_error == "stop":
+        raise text
+      yield text, read
 
-  def _texts(self, text_field: str) -> Iterator[tuple[str | None, int]]:
+  def _texts(self, text_field: str) -> Iterator[tuple[Document, int]]:
     total = max(1, self._info.num_examples)
     for i, example in enumerate(self._examples(), 1):
       try:
@@ -49,7 +53,15 @@ class TfdsSplit:
         raise UserError(
           f"{self.name!r} has no text {text_field!r} (its features: {', '.join(example)}); set data.text_field"
         )
-      yield text if isinstance(text, str) else text.decode(errors="replace"), self.size * i // total
+      yield text if isinstance(text, str) else self._decoded(text, i), self.size * i // total
+
+  def _decoded(self, text: bytes, number: int) -> str | Damaged:
+    try:
+      return text.decode()
+    except UnicodeDecodeError as error:
+      return Damaged(
+        f"{self.name!r} example {number}: byte {text[error.start]:#04x} is not utf-8; prepare it again in UTF-8"
+      )
 
   @property
   def _split(self) -> str:

@@ -3,6 +3,8 @@
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
+from moejax.config.data import OnError
+from moejax.data.damage import Damaged, Skipped
 from moejax.data.documents import Reading
 from moejax.data.sources import source_parts
 from moejax.errors import UserError
@@ -25,7 +27,9 @@ def train_tokenizer(
   path: pathlib.Path,
   *,
   text_field: str = "text",
+  on_error: OnError = "stop",
   progress: Callable[[str, float], None] = lambda what, done: None,
+  warn: Callable[[str], None] = lambda text: None,
 ) -> int:
   """Writes a tokenizer.json with at most `vocab_size` tokens, including special tokens, and returns their number.
 
@@ -37,7 +41,9 @@ def train_tokenizer(
     vocab_size: number of tokens. There are fewer if the text is too short.
     path: path of the output file, which must end in .json.
     text_field: as in data.text_field.
+    on_error: as in data.on_error.
     progress: called while text is read. The library shows the progress of the merges.
+    warn: called with a warning if records were skipped.
 
   Raises:
     UserError: If a source is not valid, all sources are empty, the vocabulary size is out of range, or the path has
@@ -60,20 +66,28 @@ def train_tokenizer(
     special_tokens=list(SPECIALS),
     initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
   )
-  tokenizer.train_from_iterator(_texts(sources, text_field, progress), trainer)
+  skipped = Skipped()
+  tokenizer.train_from_iterator(_texts(sources, Reading(text_field, on_error=on_error), progress, skipped), trainer)
+  if skipped.count:
+    warn(skipped.warning())
   path.parent.mkdir(parents=True, exist_ok=True)
   with replacing(path) as part:
     tokenizer.save(str(part))
   return tokenizer.get_vocab_size()
 
 
-def _texts(sources: Sequence[str], text_field: str, progress: Callable[[str, float], None]) -> Iterator[str]:
+def _texts(
+  sources: Sequence[str], reading: Reading, progress: Callable[[str, float], None], skipped: Skipped
+) -> Iterator[str]:
   """Yields documents in pieces of at most a million characters."""
   parts = [part for source in sources for part in source_parts(source)]
   total, before, empty = max(1, sum(part.size for part in parts)), 0, True
   for part in parts:
-    for text, read in part.documents(Reading(text_field)):
+    for text, read in part.documents(reading):
       progress("reading text", min(1.0, (before + read) / total))
+      if isinstance(text, Damaged):
+        skipped.add(text)
+        continue
       for start in range(0, len(text or ""), _PIECE):
         yield (text or "")[start : start + _PIECE]
         empty = False

@@ -20,7 +20,8 @@ def claim_text(directory: pathlib.Path, corpus: Corpus) -> None:
     UserError: If the text differs from the recorded text, or between the processes of this program. The message names
       the first difference.
   """
-  here = {"sha256": corpus.summary()["sha256"], "corpus": corpus.folder.name}
+  summary = corpus.summary()
+  here = {"sha256": summary["sha256"], "corpus": corpus.folder.name, "skipped": summary["skipped"]}
   different = [index for index, sha256 in enumerate(processes.gather(here["sha256"])) if sha256 != here["sha256"]]
   if different:
     raise UserError(

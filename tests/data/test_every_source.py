@@ -13,7 +13,8 @@ import pytest
 
 from moejax.config import Data
 from moejax.data.corpus import build_corpus
-from moejax.data.documents import Reading, document_key, is_held_out, reading_of
+from moejax.data.damage import Damaged
+from moejax.data.documents import Reading, SourceFile, document_key, is_held_out, reading_of
 from moejax.data.pack import pack
 from moejax.data.sources import check_sources, documents
 from moejax.data.text import open_text
@@ -211,11 +212,15 @@ def test_whatever_happens_to_a_file_it_is_read_or_refused_in_one_line(tmp_path, 
     for _ in range(60):
       path.write_bytes(damaged(whole, draw))
       data = Data(train=(str(path),), text_field=field, sequence_length=4)
+      reading = Reading(field, on_error="skip")
+      skipped = [str(text) for text, _ in SourceFile(path.name, path).documents(reading) if isinstance(text, Damaged)]
       for read in (check_sources, lambda data: list(documents(*data.train, reading_of(data)))):
         try:
           read(data)
+          assert read is check_sources or not skipped
         except UserError as error:
           refused += 1
+          assert str(error).endswith(skipped[0]) or "is empty" in str(error)
           assert path.name in str(error) and "\n" not in str(error), error
   assert refused > 20
 
