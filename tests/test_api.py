@@ -35,7 +35,7 @@ def trained(texts, tmp_path_factory):
   small = moejax.find("quick_small")
   assert isinstance(small, Experiment)
   text = {"data.train": (str(texts),), "data.validation_fraction": 0.3}
-  experiment = moejax.replace(small, name="small", **TINY, **text)
+  experiment = moejax.replace(small, name="small", **TINY, **text, **{"mesh.data": 1})
   return moejax.train(experiment, tmp_path_factory.mktemp("run") / "small")
 
 

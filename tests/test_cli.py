@@ -450,10 +450,9 @@ def test_a_tokenizer_is_trained_text_is_packed_with_it_and_an_experiment_trains_
     assert out.endswith("in 1 shards; use --model.vocab-size 384\n")
     assert run(*pack)[:2] == (0, out)
   data = ["--data.train", "train", "text.txt", "--data.weights", "3", "1", "--data.validation", "validation"]
-  fields = [*data, "--data.tokenizer", "a.json", "--data.packing", "best_fit", "--training.steps", "2"]
-  command = [sys.executable, "-m", "moejax", "train", NAMES["dense"], "--workdir", "run", *fields]
-  done = subprocess.run(command, capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
+  data += ["--data.tokenizer", "a.json", "--data.packing", "best_fit"]
+  code, _, err = run("train", "{dense}", "--workdir", "run", *data, "--training.steps", "2", "--mesh.data", "1")
+  assert code == 0, err
   records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert [0.5 < record["fill_rate"] <= 1.0 for record in records if "loss" in record] == [True, True]
   assert json.loads((tmp_path / "run" / "summary.json").read_text())["held_out/documents"] == 1
@@ -489,7 +488,7 @@ def test_match_finds_the_width_that_takes_the_dense_step_time_and_writes_what_tr
 def test_train_trains_evaluates_and_leaves_its_files(places, tmp_path):
   """The whole way from the command line: two steps in a process of its own, which starts itself again."""
   text = ["--data.train", f"{tmp_path}/text.txt", "--data.validation", str(MINE)]
-  fields = ["--training.steps", "2", "--training.log-every", "1"]
+  fields = ["--training.steps", "2", "--training.log-every", "1", "--mesh.data", "1"]
   command = ["train", places["sparse"], "--workdir", str(tmp_path / "run"), *text, *fields]
   done = subprocess.run([sys.executable, "-m", "moejax", *command], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

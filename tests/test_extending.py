@@ -41,11 +41,11 @@ def files(tmp_path_factory):
     table.update(content)
 
 
-def found(name: str) -> Experiment:
-  """An experiment of the page, small, on all eight devices."""
+def found(name: str, data: int = 1) -> Experiment:
+  """An experiment of the page, small, on two devices or on twice `data`."""
   made = moejax.find(name)
   assert isinstance(made, Experiment)
-  return moejax.replace(made, **small(2), **{"mesh.data": 4, "mesh.expert": 2})
+  return moejax.replace(made, **small(2), **{"mesh.data": data, "mesh.expert": 2})
 
 
 def small(layers: int) -> dict:
@@ -63,7 +63,7 @@ def run(tmp_path_factory):
   mine = found("mine.py:my_capacity_moe")
   assert moejax.train(moejax.replace(mine, **{"training.steps": 2}), directory).steps == 2
   # What does not decide the result may change when it resumes.
-  mine = moejax.replace(mine, mesh=Mesh(data=2, expert=4), rules=(*mine.rules, ("embed", ())),
+  mine = moejax.replace(mine, mesh=Mesh(data=2, expert=2), rules=(*mine.rules, ("embed", ())),
                         **{"model.remat": "layer_inputs", "data.prefetch": 2, "training.log_every": 2},
                         matchable=("model.num_layers",))  # fmt: skip
   assert moejax.train(mine, directory).steps == 4
@@ -91,13 +91,15 @@ def test_a_run_generates_and_is_scored(run):
 
 def test_it_is_planned_and_a_loop_of_unknown_length_is_refused(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-  assert moejax.plan(found("mine.py:my_capacity_moe"), "cpu:8").fits
+  assert moejax.plan(found("mine.py:my_capacity_moe", data=4), "cpu:8").fits
   with pytest.raises(UserError, match=r"has a loop whose length depends on the data .*dispatch einsum"):
-    moejax.plan(found("relu_router.py:relu_moe"), "cpu:8")
+    moejax.plan(found("relu_router.py:relu_moe", data=4), "cpu:8")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize(
+  "name", [*(pytest.param(name, marks=pytest.mark.nightly) for name in ALONE[:-1]),
+           pytest.param(ALONE[-1], marks=pytest.mark.slow)]
+)  # fmt: skip
 def test_each_file_alone_trains_and_generates(name, tmp_path):
   assert moejax.train(moejax.replace(found(name), **{"training.steps": 2}), tmp_path / "run").steps == 2
   assert len(moejax.generate(tmp_path / "run", ["def "], max_tokens=4)) == 1
@@ -107,7 +109,8 @@ def test_each_file_alone_trains_and_generates(name, tmp_path):
 def test_a_comparison_of_them_names_them_in_its_report(tmp_path):
   suite = moejax.find("mine.py:mine")
   assert isinstance(suite, Suite)
-  suite = moejax.replace(suite, **small(2), measurement=Measurement(warmup_steps=1, rounds=1, steps_per_round=2))
+  measurement = Measurement(warmup_steps=1, rounds=1, steps_per_round=2)
+  suite = moejax.replace(suite, **small(2), measurement=measurement, **{"mesh.data": 2})
   moejax.compare(suite, tmp_path / "comparison")
   page = (tmp_path / "comparison" / "report" / "index.html").read_text()
   for name in ("router relu", "dispatch best_first", "feed-forward low_rank", "optimizer Sgd"):

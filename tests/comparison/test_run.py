@@ -24,6 +24,7 @@ from moejax.config import (
   Experiment,
   Losses,
   Measurement,
+  Mesh,
   Model,
   MoE,
   Pair,
@@ -53,6 +54,7 @@ def tiny_suite(text: Path) -> Suite:
     training=Training(batch_size=8, steps=40, log_every=5),
     optimizer=AdamW(learning_rate=1e-2),
     evaluation=Evaluation(batch_size=8, max_tokens=4000),
+    mesh=Mesh(data=1),
   )
 
   def sparse(num_experts: int) -> Experiment:
@@ -226,7 +228,7 @@ def test_a_directory_of_another_suite_is_refused(text, tmp_path):
     compare(suite, tmp_path, quiet())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp_path):
   """kill -9 of a real process at growing times, until one lives to the end."""
   (tmp_path / "mine.py").write_text(
@@ -296,24 +298,29 @@ def numbers(result: dict) -> dict:
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_made_again_or_named_and_changes_no_number(resumed, text, tmp_path, damage):
-  """Of a whole comparison, each file in turn; corpora and checkpoints have tests of their own."""
-  shutil.copytree(resumed.directory, tmp_path / "copy")
+  """Of a whole comparison: those that may be named each alone, and the rest at once. Corpora and checkpoints have
+  tests of their own."""
   directory = tmp_path / "copy"
+  shutil.copytree(resumed.directory, directory)
 
   def ask(spec, tokenizer, directory, display):
     return lambda state: {"sciq/acc": 0.25, "sciq/acc_stderr": 0.125}
 
-  expected = numbers(compare(tiny_suite(text), directory, quiet(), ask))
-  files = [path for folder in (directory, directory / "runs" / "dense") for path in folder.iterdir() if path.is_file()]
-  named = []
-  for path in sorted(files):
-    before = path.read_bytes()
-    path.write_bytes(DAMAGES[damage](before))
-    try:
-      assert numbers(compare(tiny_suite(text), directory, quiet(), ask)) == expected, path
-    except UserError as error:
-      assert "\n" not in str(error) and str(path) in str(error)
-      named.append(path.name)
-    path.write_bytes(before)
+  folders = (directory, directory / "runs" / "dense")
+  files = sorted(path for folder in folders for path in folder.iterdir() if path.is_file())
+  may_be_named = {"measurements.json", "text.json", "suite.json", "experiment.json"}
+  alone = [path for path in files if path.name in may_be_named]
   assert len(files) >= 9
-  assert set(named) == {"measurements.json", "text.json", "suite.json", "experiment.json"}
+  named = []
+  for paths in (*([path] for path in alone), [path for path in files if path not in alone]):
+    before = [path.read_bytes() for path in paths]
+    for path, content in zip(paths, before, strict=True):
+      path.write_bytes(DAMAGES[damage](content))
+    try:
+      assert numbers(compare(tiny_suite(text), directory, quiet(), ask)) == numbers(resumed.result), paths
+    except UserError as error:
+      assert "\n" not in str(error) and paths == [path for path in alone if str(path) in str(error)]
+      named.append(paths[0].name)
+    for path, content in zip(paths, before, strict=True):
+      path.write_bytes(content)
+  assert set(named) == may_be_named

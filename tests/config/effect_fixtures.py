@@ -16,5 +16,5 @@ DENSE = Experiment(
 
 
 def sparse(mesh: Mesh = DENSE.mesh, **moe) -> Experiment:
-  fields = {"num_experts": 8, "experts_per_token": 2, "d_ff": 8, "every": 2, "group_size": 32} | moe
+  fields = {"num_experts": 8, "experts_per_token": 2, "d_ff": 8, "group_size": 32} | moe
   return replace(DENSE, name="sparse", model=replace(DENSE.model, moe=MoE(**fields)), mesh=mesh)

@@ -288,7 +288,7 @@ def server(tmp_path, request):
   pytest.importorskip("aiohttp", reason="fsspec needs it for https://")
   handler = type("Handler", (_Handler,), {"ranges": request.param})
   with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(tmp_path))) as httpd:
-    thread = threading.Thread(target=httpd.serve_forever)
+    thread = threading.Thread(target=httpd.serve_forever, args=(0.01,))  # seconds between looks for the end
     thread.start()
     yield f"http://127.0.0.1:{httpd.server_port}"
     httpd.shutdown()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_fixtures import random_batch, spec_of, tiny
+from training_fixtures import fresh_state, random_batch, spec_of, tiny
 
 from moejax.config import Mesh
 from moejax.evaluation.held_out import HeldOut, make_scorer, score_documents
@@ -68,7 +68,7 @@ def test_scores_survive_saving(tmp_path):
 def test_documents_are_scored_by_their_own_weighted_targets(mesh):
   experiment = tiny(True, mesh=mesh)
   spec = spec_of(experiment)
-  parameters = spec.init_state(0).parameters
+  parameters = fresh_state(experiment).parameters
   batch = random_batch(experiment)
   batch["documents"] = np.where(batch["segments"] > 0, batch["segments"] - 1, -1)
   byte_lengths = np.arange(264) % 5  # of tokens that follow one another it differs

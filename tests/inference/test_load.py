@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from training_fixtures import spec_of, tiny
+from training_fixtures import initial_state, spec_of, tiny
 
 from moejax.config import Mesh
 from moejax.errors import UserError
@@ -23,7 +23,8 @@ def saved(tmp_path_factory):
   """A run that was saved after step 3 by two devices, and its state."""
   directory = tmp_path_factory.mktemp("run")
   experiment = tiny(True, mesh=Mesh(data=2))
-  state = spec_of(experiment).init_state(5)
+  state = initial_state(experiment.model, experiment.optimizer, 5)
+  state = jax.device_put(state, spec_of(experiment).shardings)
   claim(directory, experiment, 6)
   checkpointer = Checkpointer(directory / "checkpoints", experiment.training.checkpoints)
   checkpointer.save(state, 3, {"data": {}, "train_time_s": 1.0})

@@ -1,6 +1,7 @@
 """Training on several processes is the same training: batches, losses and parameters, whatever the mesh."""
 
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -51,30 +52,35 @@ def test_losses_and_parameters_are_those_of_one_process_and_batches_have_the_sam
     assert np.isfinite(losses).all() and losses[-1] < losses[0], case
 
 
+def cut(of: pathlib.Path, to: pathlib.Path, step: int) -> None:
+  """A copy of a run as it was after a step, but for the lines of later steps, which a resumed run removes."""
+  shutil.copytree(of, to)
+  for path in (to / "checkpoints").iterdir():
+    if int(path.name) > step:
+      shutil.rmtree(path)
+  for name in ("summary.json", "held_out.npz"):
+    (to / name).unlink()
+
+
 @pytest.mark.slow
 def test_a_checkpoint_of_one_layout_resumes_in_another_and_the_loss_goes_on(text, tmp_path):
-  """8 devices of two processes, 4 of one, 8 of four, on other meshes each time."""
-  straight, moved = tmp_path / "straight", tmp_path / "moved"
-  run(
-    *LAUNCH,
-    "--processes",
-    "1",
-    "--devices-per-process",
-    "8",
-    "--",
-    *train(text, straight, "sparse", "--training.steps", "6"),
-  )
-  layouts = [
-    ("2", "4", "--mesh.data 8"),
-    ("1", "4", "--mesh.data 2 --mesh.expert 2"),
-    ("4", "2", "--mesh.data 1 --mesh.model 8"),
-  ]
-  for steps, (processes, devices, mesh) in zip((2, 4, 6), layouts, strict=True):
-    command = train(text, moved, "sparse", "--training.steps", str(steps), *mesh.split())
-    run(*LAUNCH, "--processes", processes, "--devices-per-process", devices, "--", *command)
-  losses, expected = read_losses(moved), read_losses(straight)
+  """8 devices of two processes, 4 of one, 4 of two, on other meshes each time."""
+  straight, second, third = (tmp_path / name for name in ("straight", "second", "third"))
+
+  def train_on(processes: int, devices: int, directory: pathlib.Path, *mesh: str) -> None:
+    options = ("--training.steps", "6", "--training.checkpoints.keep-last", "3", *mesh)
+    launch = (*LAUNCH, "--processes", str(processes), "--devices-per-process", str(devices), "--")
+    run(*launch, *train(text, directory, "sparse", *options))
+
+  train_on(2, 4, straight, "--mesh.data", "8")
+  cut(straight, second, 2)
+  train_on(1, 4, second, "--mesh.data", "2", "--mesh.expert", "2")
+  cut(second, third, 4)
+  train_on(2, 2, third, "--mesh.data", "1", "--mesh.model", "4")
+  losses, expected = read_losses(third), read_losses(straight)
   assert len(losses) == 6 and expected[-1] < expected[0]
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
-  with np.load(moved / "held_out.npz") as mine, np.load(straight / "held_out.npz") as other:
+  assert losses != expected, "the later steps are those of the other run"
+  with np.load(third / "held_out.npz") as mine, np.load(straight / "held_out.npz") as other:
     np.testing.assert_array_equal(mine["targets"], other["targets"])
     np.testing.assert_allclose(mine["nats"], other["nats"], rtol=1e-4)

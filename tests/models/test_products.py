@@ -1,6 +1,7 @@
 """Gradients of weights in float32, whatever the type of activations, up to their sum over devices."""
 
 import dataclasses
+import functools
 import re
 import sys
 from pathlib import Path
@@ -42,11 +43,14 @@ def test_a_weights_gradient_is_rounded_only_where_it_is_asked_for(gradients, low
   def out(x_MD, w_DF):
     return product("MD,DF->MF", x_MD, operand(w_DF, x_MD.dtype, gradients))
 
-  out_MF, back = jax.vjp(out, x_MD, w_DF)
-  of_x_MD, of_w_DF = back(of_out_MF)
-  plain_MF, plain_back = jax.vjp(lambda x, w: x @ w.astype(x.dtype), x_MD, w_DF)
+  def value_and_gradients(function):
+    value, back = jax.vjp(function, x_MD, w_DF)
+    return value, *back(of_out_MF)
+
+  out_MF, of_x_MD, of_w_DF = jax.jit(lambda: value_and_gradients(out))()
+  plain_MF, plain_of_x_MD, _ = jax.jit(lambda: value_and_gradients(lambda x, w: x @ w.astype(x.dtype)))()
   np.testing.assert_array_equal(out_MF, plain_MF)
-  np.testing.assert_array_equal(of_x_MD, plain_back(of_out_MF)[0])
+  np.testing.assert_array_equal(of_x_MD, plain_of_x_MD)
   assert of_w_DF.dtype == jnp.float32
   assert low <= error(of_w_DF, x_MD.astype(jnp.float32).T @ of_out_MF.astype(jnp.float32)) <= high
 
@@ -74,12 +78,13 @@ def test_the_grouped_product_gives_its_gradient_to_the_wide_form():
     value = jax.lax.stop_gradient(w_EDF.astype(jnp.bfloat16))
     return grouped_matmul(x_RD, value, sizes_E, wide_EDF=w_EDF)
 
-  of_w_EDF = jax.vjp(out, w_EDF)[1](of_out_RF)[0]
+  of_w_EDF = jax.jit(lambda: jax.vjp(out, w_EDF)[1](of_out_RF)[0])()
   rows = [slice(0, 10), slice(10, 10), slice(10, 24)]
   expected = jnp.stack([x_RD[part].astype(jnp.float32).T @ of_out_RF[part].astype(jnp.float32) for part in rows])
   assert of_w_EDF.dtype == jnp.float32 and error(of_w_EDF, expected) < 1e-5
 
 
+@functools.cache
 def lowered(case, gradients):
   """The train step with activations in bfloat16, before any compiler, and its spec."""
   sparse, fields = CASES[case]

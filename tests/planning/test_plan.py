@@ -75,6 +75,7 @@ def test_the_flops_of_the_compiled_step_are_those_of_the_model(tiny_dense, displ
   assert found.executed_flops_per_device * 8 == pytest.approx(found.model_flops_per_step, rel=0.02)
 
 
+@pytest.mark.slow
 def test_step_time_and_memory_grow_with_batch_layers_and_experts(tiny_moe, display):
   experiment = replace(tiny_moe, mesh=Mesh(data=2, expert=4))
   small = plan(experiment, CPU, display)
@@ -202,9 +203,11 @@ needs_gpu_compiler = pytest.mark.skipif(
 )
 
 
-@pytest.mark.slow
 @needs_gpu_compiler
-@pytest.mark.parametrize("gpu", ["a100", "h100", "h200", "b200"])
+@pytest.mark.parametrize(
+  "gpu", [*(pytest.param(gpu, marks=pytest.mark.slow) for gpu in ("a100", "h100", "b200")),
+          pytest.param("h200", marks=pytest.mark.nightly)]
+)  # fmt: skip
 def test_a_sparse_step_compiles_for_every_gpu_in_bfloat16(gpu, mine, cache):
   """In another process, as XLA's flags of this one name devices of CPU."""
   path = cache / "plan.json"

@@ -38,7 +38,7 @@ CASES = {
     ROUTED_ALIKE,
   ),
 }
-FAST = ("sums over tokens", "all losses, bias and noise")
+FAST = "all losses, bias and noise"
 
 
 def experiment_of(case, parts=1, mesh=None):
@@ -92,9 +92,9 @@ def check_equal(found, expected):
 @pytest.mark.parametrize(
   ("case", "parts"),
   [
-    pytest.param(case, parts, marks=() if case in FAST and parts == 4 else pytest.mark.slow)
+    pytest.param(case, parts, marks=marks)
     for case in CASES
-    for parts in (2, 4)
+    for parts, marks in ((4, () if case == FAST else pytest.mark.slow), (2, pytest.mark.nightly))
   ],
 )
 def test_a_batch_in_parts_has_the_gradients_losses_and_statistics_of_the_whole(case, parts, padding):
@@ -108,8 +108,7 @@ def test_parts_on_a_mesh_have_the_gradients_losses_and_statistics_of_the_whole_o
   check_equal(found(batch), in_one_part("all losses, bias and noise", "by part"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(4, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.nightly)])
 def test_the_biases_move_by_the_counts_of_the_whole_batch(parts):
   moved = []
   for count in (1, parts):

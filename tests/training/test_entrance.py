@@ -88,7 +88,7 @@ def dense(tmp_path) -> Experiment:
     name="dense",
     model=Model(num_layers=1, d_model=16, num_heads=2, num_kv_heads=1, head_dim=8, d_ff=32, vocab_size=264),
     data=Data(sequence_length=32, train=(str(tmp_path / "text"),), validation_fraction=0.2),
-    training=Training(batch_size=8, steps=30),
+    training=Training(batch_size=8, steps=6),
     optimizer=AdamW(learning_rate=1e-2),
     evaluation=Evaluation(batch_size=8, max_tokens=500),
     mesh=Mesh(data=1),
@@ -118,7 +118,7 @@ def once(*names):
 
 def test_training_opens_makes_and_compiles_everything_once(dense, calls, tmp_path):
   directory, (text,) = tmp_path / "run", dense.data.train
-  assert moejax.train(dense, directory).steps == 30
+  assert moejax.train(dense, directory).steps == 6
   of_experiment = dict.fromkeys(("prepare", "make_train_spec", "make_train_step", "make_scorer", "run"), once("dense"))
   assert calls == of_experiment | {
     "make_tokenizer": once("bytes"),
@@ -194,7 +194,7 @@ def test_a_comparison_opens_its_text_once_and_compiles_each_member_once(dense, c
   suite = suite_of(dense)
   directory, (text,) = tmp_path / "comparison", dense.data.train
   members = moejax.compare(suite, directory).members
-  assert [member.steps for member in members] == [30, 30, 30]
+  assert [member.steps for member in members] == [6, 6, 6]
   names = [member.name for member in members]
   assert names == ["dense", "sparse", "sharded"]
   of_members = dict.fromkeys(("prepare", "make_train_spec", "make_train_step", "make_scorer", "run"), once(*names))

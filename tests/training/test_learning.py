@@ -63,11 +63,13 @@ def test_the_balancing_bias_lowers_the_measured_imbalance_without_a_loss():
 def test_a_planted_preference_is_found(dispatch):
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, group_size=64, dispatch=dispatch)
   model = Model(num_layers=1, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, d_ff=8, vocab_size=16, moe=moe)
-  layer = MoELayer(model, make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1]), nnx.Rngs(params=0))
+  partitioner = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
+  layer = nnx.jit(lambda: MoELayer(model, partitioner, nnx.Rngs(params=0)))()
   graph, state = nnx.split(layer)
   planted = nnx.to_pure_dict(state) | {"w_router_DE": jax.random.normal(jax.random.key(5), (8, 4))}
   x_BTD, valid_BT = jax.random.normal(jax.random.key(1), (8, 64, 8)), jnp.ones((8, 64), bool)
 
+  @jax.jit
   def output(w_router_DE):
     return nnx.merge(graph, planted | {"w_router_DE": w_router_DE})(x_BTD, valid_BT)[0]
 

@@ -140,6 +140,7 @@ def test_a_run_whose_newest_checkpoint_is_damaged_ends_with_the_very_bits_of_one
   assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(straight.directory))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_restored_onto_another_mesh(tmp_path, corpus_and_data, straight):
   with pytest.raises(Interrupted):
     start(tmp_path / "moved", corpus_and_data, observe=stop_at(3))
@@ -205,7 +206,7 @@ def test_a_finished_run_trained_longer_follows_the_old_schedule_and_then_that_of
     train(run(5, told))
 
 
-@pytest.mark.parametrize("remat", ["dots", "layer_inputs"])
+@pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.nightly), "layer_inputs"])
 def test_a_run_resumes_with_other_remat(tmp_path, corpus_and_data, remat):
   """What is recomputed rounds as what is kept, within a few units in the last place."""
   corpus, data = corpus_and_data

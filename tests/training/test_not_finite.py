@@ -82,7 +82,7 @@ def nan_parameters(state):
   return dataclasses.replace(state, parameters=jax.tree.map(lambda x: x * np.nan, state.parameters))
 
 
-@pytest.mark.parametrize(("step", "kept"), [(1, None), (2, None), (3, 2), (4, 2), (6, 4)])
+@pytest.mark.parametrize(("step", "kept"), [(2, None), (3, 2), (6, 4)])
 def test_a_state_that_is_not_finite_is_never_saved_and_the_newest_checkpoint_is_named(prepared, tmp_path, step, kept):
   """Checkpoints are due after steps 2, 4 and 6, and the parameters spoil after `step`, its loss being well."""
   run = run_of(prepared, tmp_path, breaks_at(prepared, step, nan_parameters))

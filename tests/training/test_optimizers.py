@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from training_fixtures import run_steps, spec_of, tiny
+from training_fixtures import initial_state, run_steps, spec_of, tiny
 
 from moejax.config import AdamW, Constant, Cosine, Linear, Lion, Mesh, Muon, Optimizer, Schedule, WarmupStableDecay
 from moejax.errors import UserError
@@ -46,12 +46,17 @@ def test_one_step_is_possible(schedule):
 
 
 @pytest.mark.parametrize(
-  "optimizer", [Lion(learning_rate=3e-3), Muon(learning_rate=3e-3)], ids=lambda config: type(config).__name__
+  ("optimizer", "sparse"),
+  [
+    pytest.param(Lion(learning_rate=3e-3), False, id="Lion", marks=pytest.mark.slow),
+    pytest.param(Muon(learning_rate=3e-3, iterations=2), True, id="Muon"),
+  ],
 )
-def test_every_optimizer_learns_alike_on_one_device_and_on_eight(optimizer):
-  one, losses, _ = run_steps(tiny(True, optimizer=optimizer), steps=4)
+def test_every_optimizer_learns_alike_on_one_device_and_on_eight(optimizer, sparse):
+  """Lion treats every element alike; Muon has matrices of layers and of experts."""
+  one, losses, _ = run_steps(tiny(sparse, optimizer=optimizer), steps=4)
   assert losses[-1] < losses[0]
-  eight, *_ = run_steps(tiny(True, optimizer=optimizer, mesh=Mesh(data=2, expert=2, model=2)), steps=4)
+  eight, *_ = run_steps(tiny(sparse, optimizer=optimizer, mesh=Mesh(data=2, expert=2, model=2)), steps=4)
   for mine, other in zip(jax.tree.leaves(eight.parameters), jax.tree.leaves(one.parameters), strict=True):
     # Lion's sign amplifies rounding where a momentum is nearly 0.
     np.testing.assert_allclose(mine, other, atol=1e-3)
@@ -70,9 +75,10 @@ def test_no_moment_of_a_sharded_parameter_is_replicated(optimizer):
 
 def test_muon_orthogonalizes_the_matrices_of_layers_and_leaves_the_rest_to_adam():
   spec = spec_of(tiny(True, optimizer=Muon(learning_rate=1e-3, weight_decay=0.0)))
-  parameters = spec.init_state(0).parameters
-  gradients = jax.tree.map(lambda leaf: jax.random.normal(jax.random.key(leaf.size), leaf.shape), parameters)
-  updates, _ = spec.optimizer.update(gradients, spec.optimizer.init(parameters), parameters)
+  state = initial_state(spec.experiment.model, spec.experiment.optimizer, 0)
+  drawn = np.random.default_rng(0)
+  gradients = jax.tree.map(lambda leaf: drawn.standard_normal(leaf.shape, np.float32), state.parameters)
+  updates, _ = jax.jit(spec.optimizer.update)(gradients, state.optimizer, state.parameters)
   block = updates["layers"]["blocks"][1]
   query = np.asarray(block["attention"]["w_q_DNH"][0]).reshape(32, 32)
   expert = np.asarray(block["feed_forward"]["experts"]["w_down_EFD"][0, 3])
@@ -82,15 +88,17 @@ def test_muon_orthogonalizes_the_matrices_of_layers_and_leaves_the_rest_to_adam(
     assert np.all(np.abs(singular / (0.2 * np.sqrt(32)) - 1.0) < 0.5)
   embedding, gradient = np.asarray(updates["embedding_VD"]), np.asarray(gradients["embedding_VD"])
   # Adam's first update has one size everywhere, with Nesterov momentum 28 / 19.
-  np.testing.assert_allclose(embedding, np.sign(gradient) * 28 / 19, atol=1e-4)
+  np.testing.assert_allclose(embedding, np.sign(gradient) * 28 / 19, atol=1e-3)
 
 
 def test_weights_decay_on_matrices_alone_with_every_optimizer():
   for optimizer in (AdamW(learning_rate=1.0), Lion(learning_rate=1.0), Muon(learning_rate=1.0)):
     spec = spec_of(tiny(True, optimizer=optimizer))
-    parameters = jax.tree.map(jnp.ones_like, spec.init_state(0).parameters)
-    zeros = jax.tree.map(jnp.zeros_like, parameters)
-    updates, _ = spec.optimizer.update(zeros, spec.optimizer.init(parameters), parameters)
+    ones, zeros = (
+      jax.tree.map(lambda leaf, value=value: jnp.full(leaf.shape, value, leaf.dtype), spec.model.parameters)
+      for value in (1.0, 0.0)
+    )
+    updates = jax.jit(lambda ones, zeros, of=spec.optimizer: of.update(zeros, of.init(ones), ones)[0])(ones, zeros)
     for update, names in zip(jax.tree.leaves(updates), _names(spec), strict=True):
       wanted = optimizer.weight_decay if len([name for name in names if name != "layers"]) > 1 else 0.0
       np.testing.assert_allclose(update, wanted, rtol=1e-6)

@@ -9,16 +9,20 @@ from moejax.config import Mesh
 from moejax.models.abstract import parameter_name, placement_table
 
 
-def test_initial_numbers_do_not_depend_on_the_mesh():
+@pytest.fixture(scope="module")
+def eight():
+  """A state on eight devices."""
+  return spec_of(tiny(True, mesh=Mesh(data=2, expert=2, model=2))).init_state(3)
+
+
+def test_initial_numbers_do_not_depend_on_the_mesh(eight):
   one = spec_of(tiny(True)).init_state(3)
-  eight = spec_of(tiny(True, mesh=Mesh(data=2, expert=2, model=2))).init_state(3)
   for mine, other in zip(jax.tree.leaves(eight), jax.tree.leaves(one), strict=True):
     np.testing.assert_array_equal(mine, other)
 
 
-def test_parameters_and_moments_are_born_where_the_rules_place_them():
-  spec = spec_of(tiny(True, mesh=Mesh(data=2, expert=2, model=2)))
-  state = spec.init_state(0)
+def test_parameters_and_moments_are_born_where_the_rules_place_them(eight):
+  spec, state = spec_of(tiny(True, mesh=Mesh(data=2, expert=2, model=2))), eight
   for made, planned in zip(jax.tree.leaves(state), jax.tree.leaves(spec.abstract_state), strict=True):
     assert made.sharding.is_equivalent_to(planned.sharding, made.ndim)
   experts = state.parameters["layers"]["blocks"][1]["feed_forward"]["experts"]["w_gate_EDF"]

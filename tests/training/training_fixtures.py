@@ -81,11 +81,16 @@ def initial_state(model: Model, optimizer: object, seed: int):
   return jax.device_get(spec_of(experiment).init_state(seed))
 
 
+def fresh_state(experiment: Experiment):
+  """The first state of an experiment on its mesh."""
+  state = initial_state(experiment.model, experiment.optimizer, experiment.training.seed)
+  return jax.device_put(state, spec_of(experiment).shardings)
+
+
 def run_steps(experiment: Experiment, steps: int = 5):
   """Parameters, losses and last metrics after some steps on one batch."""
   spec, step = spec_of(experiment), step_of(experiment)
-  state = initial_state(experiment.model, experiment.optimizer, experiment.training.seed)
-  state, losses = jax.device_put(state, spec.shardings), []
+  state, losses = fresh_state(experiment), []
   for _ in range(steps):
     batch = jax.device_put(random_batch(experiment), spec.partitioner.batch)
     state, metrics = step(state, batch, jnp.float32(3e-3))
