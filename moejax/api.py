@@ -40,10 +40,9 @@ def find(name: Directory) -> Experiment | Suite:
 
 
 def replace(configuration: Configuration, **fields: Any) -> Configuration:
-  """Returns a copy with some fields replaced, by their dotted paths.
+  """Returns a copy with other fields, by their dotted paths: `replace(e, name="small", **{"model.num_layers": 4})`.
 
-  For example, `replace(e, name="small", **{"model.num_layers": 4})`. For a suite, a field of an experiment is replaced
-  in every member, and a field of sparse layers in every member with sparse layers.
+  For a suite, a field is replaced in every member, and a field of sparse layers in every member that has them.
 
   Raises:
     UserError: If a field does not exist or the new configuration is not valid.
@@ -119,13 +118,10 @@ def plan(
   calibration: Directory | None = None,
   progress: Progress = SILENT,
 ) -> Any:
-  """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`.
+  """Predicts step time and memory on a topology such as `v5p:4x8x8` or `gpu:h100:8`. Returns a Plan.
 
   Since it compiles for devices that are not present, call it before anything else uses JAX, or set JAX_PLATFORMS=cpu.
   `calibration` is a file of measured step times (see `calibrate`).
-
-  Returns:
-    A `moejax.planning.plan.Plan`.
 
   Raises:
     UserError: If the topology is unknown, the mesh does not use all its devices, or the compiler is not installed.
@@ -147,10 +143,8 @@ def match(
   calibration: Directory | None = None,
   progress: Progress = SILENT,
 ) -> Any:
-  """Varies the `matchable` fields of an MoE until its predicted step time equals that of the dense model.
-
-  Returns:
-    A `moejax.comparison.pod_match.PodMatch`. Its field `experiment` is the matched experiment.
+  """Varies the `matchable` fields of an MoE until its predicted step time equals that of the dense model. Returns a
+  `moejax.comparison.pod_match.PodMatch`, whose `experiment` is the matched experiment.
 
   Raises:
     UserError: If a plan is not possible (see `plan`), or no value of a matchable field fits in memory.

@@ -120,11 +120,9 @@ def _add_compare(verb: Add) -> None:
     "Compare dense and MoE models at equal step time: measure, match, train, evaluate, report. Resumable.",
   )
   compare.add_argument(
-    "name",
-    nargs="?",
-    metavar="SUITE",
+    "name", nargs="?", metavar="SUITE",
     help="a listed suite, FILE.py:FUNCTION, or DIR/suite.json of an existing comparison",
-  )
+  )  # fmt: skip
   compare.add_argument("--workdir", type=_path, metavar="DIR", help="directory for runs, results and the report")
 
 
@@ -154,11 +152,9 @@ def _add_evaluate(verb: Add) -> None:
     help="read the data of the tasks from DIR/TASK/SPLIT.jsonl (default: from the Hugging Face Hub or its cache)",
   )  # fmt: skip
   evaluate.add_argument(
-    "--few-shot",
-    type=int,
-    metavar="N",
+    "--few-shot", type=int, metavar="N",
     help="number of examples in each prompt (default: that of the suite or the task)",
-  )
+  )  # fmt: skip
   evaluate.add_argument(
     "--include-path", type=_path, metavar="DIR",
     help="folder with custom task YAML files; a file replaces the task of the harness with the same name",
@@ -206,12 +202,9 @@ def _add_generate(verb: Add) -> None:
     "--stop", nargs="+", default=(), metavar="TEXT", help="strings that end a continuation, which does not include them"
   )
   generate.add_argument(
-    "--temperature",
-    type=float,
-    default=0.0,
-    metavar="X",
+    "--temperature", type=float, default=0.0, metavar="X",
     help="sampling temperature; 0 is greedy (default: 0)",
-  )
+  )  # fmt: skip
   generate.add_argument("--top-k", type=int, metavar="N", help="sample from the N most probable tokens")
   generate.add_argument(
     "--top-p", type=float, metavar="P", help="sample from the most probable tokens with a total probability of P"
@@ -262,11 +255,9 @@ example:
   export.add_argument("run", nargs="?", type=_path, metavar="RUN", help="directory of a trained run")
   export.add_argument("folder", nargs="?", type=_path, metavar="HF_DIR", help="new folder for the model")
   export.add_argument(
-    "--dtype",
-    choices=("float32", "bfloat16", "float16"),
-    default="float32",
+    "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
     help="type of the weights (default: float32)",
-  )
+  )  # fmt: skip
 
 
 UPCYCLE = """\
@@ -307,26 +298,20 @@ def _add_data(verb: Add) -> None:
   )
   data.add_argument("--out", type=_path, metavar="DIR", help="output folder")
   data.add_argument(
-    "--keep",
-    choices=("all", "train", "validation"),
-    default="all",
+    "--keep", choices=("all", "train", "validation"), default="all",
     help="which part of the train/validation split to pack (default: all)",
-  )
+  )  # fmt: skip
   data.add_argument(
-    "--validation-fraction",
-    type=float,
-    metavar="F",
+    "--validation-fraction", type=float, metavar="F",
     help="fraction of the documents in the validation part, as in data.validation_fraction (default: 0.05)",
-  )
+  )  # fmt: skip
   data.add_argument(
     "--deduplicate", action="store_true", help="pack only the first of several documents with the same text"
   )
   data.add_argument(
-    "--document-length",
-    type=int,
-    metavar="N",
+    "--document-length", type=int, metavar="N",
     help="maximum length of a document in characters, as in data.document_length",
-  )
+  )  # fmt: skip
   data.add_argument(
     "--processes", type=int, metavar="N", help="number of tokenizer processes (default: one per CPU core)"
   )
@@ -340,12 +325,9 @@ def _add_tokenizer(verb: Add) -> None:
   tokenizer.add_argument("action", nargs="?", choices=("train",), help="train: write a tokenizer.json")
   _add_text(tokenizer)
   tokenizer.add_argument(
-    "--vocab-size",
-    type=int,
-    default=32_768,
-    metavar="N",
+    "--vocab-size", type=int, default=32_768, metavar="N",
     help="vocabulary size, including special tokens (default: 32768)",
-  )
+  )  # fmt: skip
   tokenizer.add_argument("--out", type=_path, metavar="FILE", help="output .json file")
 
 
@@ -362,11 +344,9 @@ def _add_plan(verb: Add) -> None:
   )  # fmt: skip
   _add_topology(plan)
   plan.add_argument(
-    "--price-per-chip-hour",
-    type=float,
-    metavar="X",
+    "--price-per-chip-hour", type=float, metavar="X",
     help="price in any currency, to estimate the cost of the whole run",
-  )
+  )  # fmt: skip
   plan.add_argument(
     "--load", nargs="+", default=[], metavar="LOAD",
     help="also plan these unbalanced router loads: numbers (load of the busiest device or expert divided by the mean) "
@@ -407,20 +387,15 @@ def _add_match(verb: Add) -> None:
   )
   match.add_argument("dense", nargs="?", metavar="DENSE", help=f"the dense experiment: {NAME}")
   match.add_argument(
-    "name",
-    nargs="?",
-    metavar="MOE",
+    "name", nargs="?", metavar="MOE",
     help="the MoE experiment, whose `matchable` fields are varied; options set its fields, and --dense.PATH sets a "
     "field of DENSE",
-  )
+  )  # fmt: skip
   _add_topology(match)
   match.add_argument(
-    "--tolerance",
-    type=float,
-    default=0.05,
-    metavar="X",
+    "--tolerance", type=float, default=0.05, metavar="X",
     help="maximum relative difference of step times that are considered equal (default: 0.05)",
-  )
+  )  # fmt: skip
   match.add_argument(
     "--out", type=_path, metavar="FILE", help="output file with the matched experiment (default: MOE_matched.py)"
   )
@@ -451,29 +426,22 @@ def _add_report(verb: Add) -> None:
 def _add_text(verb: argparse.ArgumentParser) -> None:
   verb.add_argument("--source", nargs="+", action="extend", metavar="SOURCE", help="text sources, as in data.train")
   verb.add_argument(
-    "--text-field",
-    default="text",
-    metavar="NAME",
+    "--text-field", default="text", metavar="NAME",
     help="field or column that holds the text, as in data.text_field (default: text)",
-  )
+  )  # fmt: skip
   verb.add_argument(
-    "--on-error",
-    choices=("stop", "skip"),
-    default="stop",
-    help="what to do with records and files that cannot be read, as data.on_error (default: stop)",
-  )
+    "--on-error", choices=("stop", "skip"), default="stop",
+    help="what to do with records and files that cannot be read, as in data.on_error (default: stop)",
+  )  # fmt: skip
 
 
 def _add_topology(parser: argparse.ArgumentParser) -> None:
   known = "v4:8x8x8, v5e:16x16, v5p:4x8x8, v6e:16x16, tpu7x:4x4x8, gpu:h100:8, cpu:8"
   parser.add_argument("--topology", metavar="NAME", help=f"topology, such as {known}")
   parser.add_argument(
-    "--slices",
-    type=int,
-    default=1,
-    metavar="N",
+    "--slices", type=int, default=1, metavar="N",
     help="number of slices, connected by the data-center network (default: 1)",
-  )
+  )  # fmt: skip
   parser.add_argument(
     "--calibration", type=_path, metavar="FILE",
     help="measurements of the chip by `moejax calibrate` and --against (default: from published runs)",

@@ -58,9 +58,7 @@ class Dispatch(OfSeveralKinds, default="einsum"):
     """
 
   def activations(self, *, O: int, U: int, M: int, C: int, E: int, D: int, F: int) -> Iterator[dict[str, int]]:
-    """Sizes of the dimensions of each array whose sharding the dispatch constrains, by logical axis.
-
-    They are used to check sharding rules before anything is compiled.
+    """Sizes of the dimensions, by logical axis, of each array whose sharding the dispatch constrains.
 
     Args:
       O: outer batches.

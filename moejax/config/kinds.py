@@ -15,9 +15,7 @@ Base = TypeVar("Base", bound="OfSeveralKinds")
 
 
 class OfSeveralKinds:
-  """Base class of configuration classes with several kinds.
-
-  Each kind is a subclass. It is available as soon as its file is imported; no registration is needed.
+  """Base class of configuration classes with several kinds. Each kind is a subclass, which needs no registration.
 
   A base class may have a default kind, which its constructor returns: `Optimizer(...)` returns `AdamW(...)`. On the
   command line and in JSON, the field `kind` selects the subclass, as in `--optimizer.kind Lion`. Its value is the name

@@ -71,8 +71,7 @@ def first_then_all(function: Callable[[], Result]) -> Result:
 
 
 def report_step(step: int | None) -> None:
-  """Reports that this process starts a training step (None: is not training). If a process falls behind while all
-  processes are training, the program fails."""
+  """Reports that this process starts a training step (None: stops training). If a process falls behind, all fail."""
   if _Program.channel:
     _Program.channel.report_step(step)
 
@@ -89,10 +88,8 @@ def failed() -> int | None:
 
 
 def await_failure_report() -> None:
-  """Waits for the report of another process's failure, which may be the cause of an error in this process.
-
-  If there is one, this process exits with a message that names the failed process.
-  """
+  """Waits after an error that the failure of another process may have caused. If so, this process exits and names
+  it."""
   if _Program.channel:
     time.sleep(FAILURE_REPORT_S)
 

@@ -89,8 +89,7 @@ class Checkpointer:
     return sorted(self._manager.all_steps())
 
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
-    """Starts to save a checkpoint, unless the step is already saved. `progress` is JSON data, such as the state of the
-    input."""
+    """Starts to save a checkpoint, unless it exists. `progress` is JSON data, such as the position of the input."""
     if self.finished() == step:
       return
     tree = _tree(state)

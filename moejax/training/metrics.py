@@ -66,8 +66,7 @@ class MetricsWriter:
   """
 
   def __init__(self, directory: pathlib.Path, start_step: int, warn: Callable[[str], None] = lambda text: None):
-    """Opens the files. Removes records after `start_step`, since these steps will be repeated, and invalid lines, with
-    a warning."""
+    """Opens the files. Removes records after `start_step`, which are repeated, and (with a warning) invalid lines."""
     self._path, self._warn = directory / "metrics.jsonl", warn
     writes = processes.is_first()
     records, damaged = _read(self._path) if writes else ([], 0)

@@ -23,11 +23,8 @@ LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
 
 
 def claim(directory: pathlib.Path, experiment: Experiment, steps: int) -> list[dict[str, int]]:
-  """Writes experiment.json or, if it exists, checks that this experiment can resume the run.
-
-  Returns:
-    The earlier lengths of a run whose length was changed. The learning rate followed the schedule of `steps` up to
-    `last_step`.
+  """Writes experiment.json or, if it exists, checks that this experiment can resume the run. Returns the previous
+  lengths of a run whose length was changed: the learning rate followed the schedule of `steps` up to `last_step`.
 
   Raises:
     UserError: If the directory contains another experiment or a longer run.
@@ -121,8 +118,7 @@ def claim_comparison(directory: pathlib.Path, suite: Suite) -> None:
 
 
 def open_comparison(directory: pathlib.Path, suite: Suite) -> pathlib.Path:
-  """Creates a directory, if necessary, and checks that this comparison can use it. Writes no files. Returns the
-  directory.
+  """Creates a directory, if necessary, checks that this comparison can use it, and returns it. Writes no files.
 
   Raises:
     UserError: If the directory contains another suite or is not writable.
