@@ -23,6 +23,7 @@ from moejax.training.run_directory import (
   check_only_operational,
   read_experiment,
 )
+from moejax.user_files import failure_of_users_code
 from moejax.verb_arguments import helped, no_overrides, prepare_files, required
 
 USERS_MISTAKE = 2
@@ -51,6 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
       interrupts.leave()
     failure = isinstance(error, Failure | FloatingPointError)
     mistake = None if failure else users_mistake(error)
+    of_user = None if failure or isinstance(error, UserError) else failure_of_users_code(error)
+    if of_user is not None:
+      frames, line = of_user
+      print(f"{frames}moejax: {line}", file=sys.stderr)
+      processes.fail(1, line)
+      sys.exit(1)
     if mistake is None and not failure:
       processes.await_failure_report()
       processes.fail(1, f"{type(error).__name__}: {reason(error)}")

@@ -40,7 +40,7 @@ def users_mistake(error: BaseException) -> str | None:
   In addition to UserError, these are errors of the operating system and of devices, such as a full disk, a path that is
   not writable and insufficient memory, even if a library has wrapped them in other exceptions.
   """
-  for cause in _chain(error):
+  for cause in chain(error):
     if isinstance(cause, UserError):
       return str(cause)
     if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
@@ -54,13 +54,13 @@ def users_mistake(error: BaseException) -> str | None:
   return None
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def chain(error: BaseException | None) -> Iterator[BaseException]:
   """Yields an exception and its causes."""
   while error is not None:
     yield error
     error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
   """The first line of the message of an exception, or the name of its class if it has none."""
   return (str(error).strip() or type(error).__name__).splitlines()[0]

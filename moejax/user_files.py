@@ -18,7 +18,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
 
-from moejax.errors import UserError
+from moejax.config.kinds import RAISED_BY, short_path
+from moejax.errors import UserError, chain, reason
 
 FOLDERS: dict[pathlib.Path, "_Folder"] = {}  # those of which a file was executed
 
@@ -148,14 +149,37 @@ class _Loader(SourceFileLoader):
     super().exec_module(module)
 
 
-def _user_line(path: str, error: BaseException) -> str | None:
-  """FILE:LINE of the innermost code of the user's folder in a traceback; None where it was not reached."""
-  folder, ours = pathlib.Path(path).parent.resolve(), pathlib.Path(__file__).parent
-  lines = [(frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
-  if isinstance(error, SyntaxError) and error.filename:
-    lines.append((error.filename, error.lineno or 1))
-  for name, line in reversed(lines):
-    file = pathlib.Path(name).resolve()
-    if file.is_relative_to(folder) and not file.is_relative_to(ours) and file.is_file():
-      return f"{path if file == pathlib.Path(path).resolve() else os.path.relpath(file)}:{line}"
+def failure_of_users_code(error: BaseException) -> tuple[str, str] | None:
+  """The user's own part of a traceback, and one line that says what was raised where; None if a user's file was not
+  running."""
+  for cause in chain(error):
+    if frames := _user_frames(cause):
+      last = frames[-1]
+      raised_by = [note for note in getattr(cause, "__notes__", ()) if note.startswith(RAISED_BY)]
+      line = f"{short_path(last.filename)}:{last.lineno}: {type(cause).__name__}: {reason(cause)}"
+      return "".join(traceback.format_list(frames)), f"{line} ({raised_by[0]})" if raised_by else line
   return None
+
+
+def _user_line(path: str, error: BaseException) -> str | None:
+  """FILE:LINE of the innermost code of a user in a traceback; None if it was not reached."""
+  lines = [(frame.filename, frame.lineno) for frame in _user_frames(error)]
+  if isinstance(error, SyntaxError) and any(error.filename in folder.texts for folder in FOLDERS.values()):
+    lines.append((str(error.filename), error.lineno or 1))
+  for file, line in lines[-1:]:
+    return f"{path if pathlib.Path(file) == _absolute(path) else short_path(file)}:{line}"
+  return None
+
+
+def _absolute(path: str) -> pathlib.Path:
+  """The path by which a file is executed."""
+  return pathlib.Path(path).parent.resolve() / pathlib.Path(path).name
+
+
+def _user_frames(error: BaseException) -> traceback.StackSummary:
+  """The frames of a traceback that execute the files of users."""
+  packages = tuple(f"{folder.package}." for folder in FOLDERS.values())
+  walked = traceback.walk_tb(error.__traceback__)
+  found = [(frame, line) for frame, line in walked if str(frame.f_globals.get("__name__")).startswith(packages)]
+  # Without the methods that dataclasses writes.
+  return traceback.StackSummary.extract(pair for pair in found if pair[0].f_code.co_filename != "<string>")

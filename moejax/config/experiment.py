@@ -1,10 +1,12 @@
 """An experiment (one run) and a suite (a comparison of runs)."""
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.data import SEQIO, Data
+from moejax.config.kinds import described, running
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
 from moejax.config.plain import check_storable
@@ -84,6 +86,7 @@ class Experiment:
     if self.model.moe:
       self.model.moe.check_combinations()
     self._check_losses()
+    self._check_schedule()
     self._check_sharding()
 
   def _check_matchable(self) -> None:
@@ -104,6 +107,19 @@ class Experiment:
         why = f"router.kind={self.model.moe.router.kind!r} always balances the load"
         remedy = "use another router"
       raise UserError(f"training.losses.{name}={coefficient} would have no effect: {why}; set it to 0 or {remedy}")
+
+  def _check_schedule(self) -> None:
+    """Checks a few learning rates, which a user's own schedule may compute."""
+    schedule = self.optimizer.schedule
+    for step in (0, 500, 999):
+      with running(schedule):
+        fraction = schedule.fraction(step, 1000)
+        usable = 0.0 <= float(fraction) < math.inf
+      if not usable:
+        raise UserError(
+          f"{described(type(schedule))} returned {fraction} for step {step} of 1000; a fraction of the peak learning "
+          "rate must be finite and 0 or above"
+        )
 
   def _check_sharding(self) -> None:
     """Checks that the rules can shard every tensor. If mesh.data is None, it counts as 1."""

@@ -4,7 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from moejax.config.kinds import OfSeveralKinds
+from moejax.config.kinds import OfSeveralKinds, described
+from moejax.errors import UserError
 
 Shape = Mapping[str | None, int]
 """Size of each dimension of an array by its logical axis. The axis None is not sharded."""
@@ -26,7 +27,7 @@ class FeedForward(OfSeveralKinds, default="mlp"):
       d_ff: hidden dimension.
       gated: whether model.activation multiplies by a gate.
     """
-    raise NotImplementedError(f"{type(self).__name__} must define shapes")
+    raise UserError(f"{described(type(self))} does not define shapes; define it as FeedForward.shapes says")
 
   def parameters(self, d_model: int, d_ff: int, gated: bool) -> int:
     """Number of parameters of one layer."""

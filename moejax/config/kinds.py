@@ -1,12 +1,14 @@
 """Configuration classes with several kinds, such as optimizers, schedules and routers. Users can add kinds."""
 
+import contextlib
 import inspect
 import os
 import re
 import sys
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
-from moejax.errors import UserError
+from moejax.errors import Failure, UserError
 
 KIND = "kind"
 """Name of the field that selects the kind on the command line and in JSON."""
@@ -84,4 +86,39 @@ def described(kind: type) -> str:
   """How errors name a class of a user: `router ReluRouter of mine.py`."""
   file = getattr(sys.modules.get(kind.__module__), "__file__", None)
   what = path_of(kind) if base_of(kind) is not kind else "class"
-  return f"{what} {kind.__name__} of {os.path.relpath(file) if file else kind.__module__}"
+  return f"{what} {kind.__name__} of {short_path(file) if file else kind.__module__}"
+
+
+def short_path(path: str) -> str:
+  """A path, relative to the current folder if it is in there."""
+  relative = os.path.relpath(path)
+  return path if relative.startswith(os.pardir) else relative
+
+
+RAISED_BY = "raised by "
+"""How the note begins that names the kind whose code raised an exception."""
+
+
+def function_of(config: OfSeveralKinds, table: Mapping[type, Any], table_name: str) -> Any:
+  """The function of a configuration in the table of its kinds.
+
+  Raises:
+    UserError: If the table has none.
+  """
+  name = type(config).__name__
+  if type(config) not in table:
+    raise UserError(f"{path_of(type(config))} {name} has no function; add one, as in {table_name}[{name}]")
+  return table[type(config)]
+
+
+@contextlib.contextmanager
+def running(config: OfSeveralKinds) -> Iterator[None]:
+  """Adds a note to an exception of a user's own code that says which kind raised it."""
+  try:
+    yield
+  except (UserError, Failure):
+    raise
+  except Exception as error:
+    if not is_built_in(type(config)):
+      error.add_note(f"{RAISED_BY}{described(type(config))}")
+    raise

@@ -32,7 +32,10 @@ def check_storable(configuration: Any, path: str = "") -> None:
   try:
     hints = _checked_hints(kind)
     for name, hint in hints.items():
-      typed(hint, getattr(configuration, name), join(path, name))
+      value = getattr(configuration, name)
+      back = typed(hint, value, join(path, name))
+      if back != value:
+        raise UserError(f"{join(path, name)} is {_short(value)}, which would come back from JSON as {_short(back)}")
   except UserError as error:
     where = "" if is_built_in(kind) else f" ({described(kind)})"
     raise UserError(f"{error}{where}; {STORABLE}") from error
@@ -154,8 +157,13 @@ def _one_of(kinds: tuple[Any, ...], value: Any, path: str) -> Any:
 
 def _checked(fits: bool, value: Any, path: str, wanted: str) -> Any:
   if not fits:
-    raise UserError(f"{path} is {' '.join(repr(value).split())[:60]}, not {wanted}")
+    raise UserError(f"{path} is {_short(value)}, not {wanted}")
   return value
+
+
+def _short(value: Any) -> str:
+  """A value in one line of at most 60 characters."""
+  return " ".join(repr(value).split())[:60]
 
 
 def _has_no_default(field: dataclasses.Field) -> bool:

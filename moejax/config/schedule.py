@@ -4,7 +4,8 @@ import dataclasses
 import math
 
 from moejax.config import checks
-from moejax.config.kinds import OfSeveralKinds
+from moejax.config.kinds import OfSeveralKinds, described
+from moejax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Schedule(OfSeveralKinds):
 
   def after_warmup(self, progress: float) -> float:
     """Fraction of the peak, with `progress` from 0 at the end of warm-up to 1 at the last step."""
-    raise NotImplementedError(f"{type(self).__name__} must define after_warmup")
+    raise UserError(f"{described(type(self))} does not define after_warmup; define it as Schedule.after_warmup says")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

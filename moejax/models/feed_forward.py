@@ -10,11 +10,13 @@ import jax
 from flax import nnx
 
 from moejax.config.feed_forward import MLP, FeedForward
+from moejax.config.kinds import described, function_of, running
 from moejax.config.model import Model
 from moejax.errors import UserError
 from moejax.models.activations import activate
 from moejax.models.products import operand, product
 from moejax.models.remat import keep
+from moejax.models.returned import check_returned, shown
 from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Partitioner
 
@@ -61,11 +63,29 @@ def feed_forward(model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> Any:
   """The feed-forward layer of a dense layer.
 
   Raises:
-    UserError: FEED_FORWARDS has no module for it.
+    UserError: If FEED_FORWARDS has no function for it, or the parameters of its module are not those it declares.
   """
-  make, name = FEED_FORWARDS.get(type(model.feed_forward)), type(model.feed_forward).__name__
-  if make is None:
-    raise UserError(
-      f"feed-forward layer {name} has no module; add one, as in moejax.models.feed_forward.FEED_FORWARDS[{name}]"
-    )
-  return make(model.feed_forward, model, partitioner, rngs)
+  config = model.feed_forward
+  make = function_of(config, FEED_FORWARDS, "moejax.models.feed_forward.FEED_FORWARDS")
+  with running(config):
+    layer = make(config, model, partitioner, rngs)
+  if not isinstance(layer, nnx.Module):
+    raise UserError(f"{described(type(config))} returned {shown(layer)}, not a flax.nnx.Module")
+  declared = config.shapes(model.d_model, model.d_ff, model.is_gated).values()
+  shapes = sorted(tuple(sorted(shape.values())) for shape in declared)
+  found = sorted(tuple(sorted(leaf.shape)) for leaf in jax.tree.leaves(nnx.state(layer, nnx.Param)))
+  if shapes != found:
+    raise UserError(f"{described(type(config))} declares parameters of shapes {shapes}, but its module has {found}")
+  return layer
+
+
+def apply_feed_forward(config: FeedForward, layer: Callable[[jax.Array], jax.Array], x_BTD: jax.Array) -> jax.Array:
+  """The output of a feed-forward layer, x_BTD.
+
+  Raises:
+    UserError: If the layer returns an array of another shape or dtype than its input has.
+  """
+  with running(config):
+    out_BTD = layer(x_BTD)
+  check_returned(config, "x_BTD", out_BTD, x_BTD.shape, x_BTD.dtype)
+  return out_BTD

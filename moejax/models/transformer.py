@@ -12,7 +12,7 @@ from flax import nnx
 from moejax.config.model import Model
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.attention import Attention, Context, KVCache
-from moejax.models.feed_forward import feed_forward
+from moejax.models.feed_forward import apply_feed_forward, feed_forward
 from moejax.models.moe.layer import MoELayer
 from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterCounts
 from moejax.models.norms import RMSNorm
@@ -50,6 +50,7 @@ class Block(nnx.Module):
     self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
     make = MoELayer if sparse else feed_forward
     self.feed_forward: Any = make(model, partitioner, rngs)
+    self.config = model.feed_forward
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
@@ -62,7 +63,7 @@ class Block(nnx.Module):
       counts[HEADS] = of_heads
     normed_BTD = self.feed_forward_norm(x_BTD)
     if not isinstance(self.feed_forward, MoELayer):
-      return x_BTD + self.feed_forward(normed_BTD), counts, cache
+      return x_BTD + apply_feed_forward(self.config, self.feed_forward, normed_BTD), counts, cache
     x_BTD, counts[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, keys_B, x_BTD)
     return x_BTD, counts, cache
 

@@ -7,8 +7,10 @@ import jax
 import optax
 from flax import nnx
 
+from moejax.config.kinds import described, function_of, running
 from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
 from moejax.errors import UserError
+from moejax.models.returned import check_returned, shown
 
 MakeOptimizer = Callable[[Any, nnx.State], optax.GradientTransformation]
 """Maps a configuration and the parameters with their logical axes to an optax transformation without learning rate.
@@ -62,11 +64,35 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
   Raises:
     UserError: If OPTIMIZERS has no function for its class.
   """
-  make = OPTIMIZERS.get(type(config))
-  if make is None:
-    name = type(config).__name__
-    raise UserError(f"optimizer {name} has no function; add one, as in moejax.training.optimizers.OPTIMIZERS[{name}]")
-  return make(config, parameters)
+  make = function_of(config, OPTIMIZERS, "moejax.training.optimizers.OPTIMIZERS")
+  with running(config):
+    optimizer = make(config, parameters)
+  if not isinstance(optimizer, optax.GradientTransformation):
+    raise UserError(f"{described(type(config))} returned {shown(optimizer)}, not an optax.GradientTransformation")
+
+  def init(parameters: optax.Params) -> optax.OptState:
+    with running(config):
+      return optimizer.init(parameters)
+
+  def update(
+    gradients: optax.Updates, state: optax.OptState, parameters: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
+    with running(config):
+      updates, new_state = optimizer.update(gradients, state, parameters)
+    _check_tree(config, "updates", updates, gradients)
+    _check_tree(config, "a state", new_state, state)
+    return updates, new_state
+
+  return optax.GradientTransformation(init, update)
+
+
+def _check_tree(config: Optimizer, name: str, returned: Any, wanted: Any) -> None:
+  """Raises UserError if a tree has not the structure and the arrays of another one."""
+  if jax.tree.structure(returned) != jax.tree.structure(wanted):
+    raise UserError(f"{described(type(config))} returned {name} of another structure than it was given")
+  of_wanted = jax.tree.leaves(wanted)
+  for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(returned), of_wanted, strict=True):
+    check_returned(config, f"{name} at {jax.tree_util.keystr(path)}", leaf, other.shape, other.dtype)
 
 
 def decay_mask(parameters: nnx.State) -> dict:
@@ -76,7 +102,8 @@ def decay_mask(parameters: nnx.State) -> dict:
 
 def learning_rate(config: Optimizer, step: int, steps: int) -> float:
   """The learning rate at `step` (starting at 0) in a run of `steps` steps."""
-  return config.learning_rate * config.schedule.fraction(step, steps)
+  with running(config.schedule):
+    return config.learning_rate * config.schedule.fraction(step, steps)
 
 
 _EMBED = ("embed", "expert_embed")

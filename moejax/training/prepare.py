@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from moejax import processes
 from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment
+from moejax.config.kinds import OfSeveralKinds, is_built_in
 from moejax.config.sharding import Mesh, Rules
+from moejax.config.walk import walk
 from moejax.data.corpus import Corpus, build_corpus
 from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import train_batches
@@ -89,6 +91,8 @@ def open_workspace(
       not suitable.
   """
   placed = {each.experiment.name: each for each in on_devices(experiments, text.tokenizer)}
+  for each in placed.values():
+    _try_own_kinds(each)
   with exclusive(directory, what, progress.note, wait):
     for experiment in experiments:
       for caution in experiment.cautions:
@@ -145,6 +149,14 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
     # This constructs the experiment again, which checks batch and tensors against the data axis.
     placed.append(Placed(dataclasses.replace(experiment, mesh=partitioner.shape), partitioner))
   return placed
+
+
+def _try_own_kinds(placed: Placed) -> None:
+  """Traces the train step of an experiment with kinds of a user, whose mistakes then show before text is read."""
+  parts = (part for _, part in walk(placed.experiment))
+  if any(isinstance(part, OfSeveralKinds) and not is_built_in(type(part)) for part in parts):
+    spec = make_train_spec(placed.experiment, placed.partitioner)
+    make_train_step(spec).eval_shape(*abstract_inputs(spec))
 
 
 def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer, partitioner: Partitioner) -> None:

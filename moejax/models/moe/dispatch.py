@@ -18,12 +18,14 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch, Priority
+from moejax.config.kinds import described, function_of, running
 from moejax.config.moe import MoE
 from moejax.errors import UserError
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.grouped import grouped_dispatch
 from moejax.models.moe.routing import Routing
 from moejax.models.remat import keep, of_kept
+from moejax.models.returned import check_returned, shown
 from moejax.partitioning import Partitioner
 
 
@@ -87,12 +89,17 @@ def dispatch(
   """out_OUMD, and how many choices of each group were dropped [O, U], by the dispatch of the sparse layer.
 
   Raises:
-    UserError: DISPATCHES has no function for it.
+    UserError: If DISPATCHES has no function for it, or it returns arrays of other shapes or dtypes.
   """
-  run, name = DISPATCHES.get(type(moe.dispatch)), type(moe.dispatch).__name__
-  if run is None:
-    raise UserError(f"dispatch {name} has no function; add one, as in moejax.models.moe.dispatch.DISPATCHES[{name}]")
-  return run(moe.dispatch, x_OUMD, routing, experts, moe, partitioner)
+  config = moe.dispatch
+  run = function_of(config, DISPATCHES, "moejax.models.moe.dispatch.DISPATCHES")
+  with running(config):
+    returned = run(config, x_OUMD, routing, experts, moe, partitioner)
+  if not isinstance(returned, tuple) or len(returned) != 2:
+    raise UserError(f"{described(type(config))} returned {shown(returned)}, not the tuple (out_OUMD, dropped_OU)")
+  check_returned(config, "out_OUMD", returned[0], x_OUMD.shape, x_OUMD.dtype)
+  check_returned(config, "dropped_OU", returned[1], x_OUMD.shape[:2], None)
+  return returned
 
 
 def capacity_rows(routing: Routing, num_experts: int, priority: Priority) -> jax.Array:

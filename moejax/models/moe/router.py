@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from moejax.config.kinds import described, function_of, running
 from moejax.config.router import DenseRouter, ExpertChoiceRouter, Router, TopKRouter, TopPRouter
 from moejax.errors import UserError
 from moejax.models.moe.routers.dense import dense
@@ -15,6 +17,7 @@ from moejax.models.moe.routers.expert_choice import expert_choice
 from moejax.models.moe.routers.top_k import top_k
 from moejax.models.moe.routers.top_p import top_p
 from moejax.models.moe.routing import RouterContext, Routing
+from moejax.models.returned import check_returned, shown
 
 Route = Callable[[Any, jax.Array, RouterContext], Routing]
 """(configuration of the router, logits_OUME, context) to the choices of every token, float32. It is called on the
@@ -33,15 +36,27 @@ def route(router: Router, logits_OUME: jax.Array, context: RouterContext) -> Rou
   """The choices of every token.
 
   Raises:
-    UserError: ROUTERS has no function for the router, or the function does what a fact of the router denies.
+    UserError: If ROUTERS has no function for the router, or it returns something other than the router describes.
   """
-  function, name = ROUTERS.get(type(router)), type(router).__name__
-  if function is None:
-    raise UserError(f"router {name} has no function; add one, as in moejax.models.moe.router.ROUTERS[{name}]")
-  routing = function(router, logits_OUME, context)
+  function = function_of(router, ROUTERS, "moejax.models.moe.router.ROUTERS")
+  with running(router):
+    routing = function(router, logits_OUME, context)
+  _check(router, routing, logits_OUME.shape, context.moe.experts_per_token)
+  return routing
+
+
+def _check(router: Router, routing: Routing, shape_OUME: tuple[int, ...], most: int) -> None:
+  """Raises UserError if a routing has another form than every dispatch expects."""
+  name = described(type(router))
+  if not isinstance(routing, Routing):
+    raise UserError(f"{name} returned {shown(routing)}, not a moejax.models.moe.routing.Routing")
   if routing.every_expert != router.every_expert:
     raise UserError(
-      f"router {name} has every_expert={router.every_expert}, but its routing has every_expert={routing.every_expert}; "
+      f"{name} has every_expert={router.every_expert}, but its routing has every_expert={routing.every_expert}; "
       "make them equal"
     )
-  return routing
+  *tokens, E = shape_OUME
+  listed = next(reversed(getattr(routing.experts_OUMA, "shape", ())), 0)
+  A = E if router.every_expert else listed if 0 < listed <= most else most
+  for field, dtype in (("experts_OUMA", jnp.int32), ("weights_OUMA", jnp.float32), ("chosen_OUMA", jnp.bool_)):
+    check_returned(router, field, getattr(routing, field), (*tokens, A), dtype)
