@@ -18,7 +18,7 @@ FUNCTIONS = (
 
 def __getattr__(name: str) -> Any:
   if name in FUNCTIONS:
-    return getattr(importlib.import_module("moejax.api"), name)
+    return importlib.import_module("moejax.python_calls").function(name)
   raise AttributeError(f"module 'moejax' has no attribute {name!r}")
 
 

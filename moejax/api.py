@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 from moejax import lookup
 from moejax.config.experiment import Evaluation, Experiment, Pair, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_fields, with_members
-from moejax.errors import UserError
+from moejax.config.kinds import check_functions
+from moejax.config.walk import walk
 from moejax.optional import library
 from moejax.processes.environment import is_one_of_several
 from moejax.progress import SILENT, Progress
@@ -49,7 +50,6 @@ def replace(configuration: Configuration, **fields: Any) -> Configuration:
   """
   if isinstance(configuration, Experiment):
     return with_fields(configuration, fields)
-  _check_kind(Suite, configuration, "replace")
   own = {field.name for field in dataclasses.fields(Suite)}
   of_members = {path: value for path, value in fields.items() if path.partition(".")[0] not in own}
   of_dense = {path: value for path, value in of_members.items() if not path.startswith(OF_SPARSE_MEMBERS)}
@@ -82,7 +82,7 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
     UserError: If the directory, the text or the devices are not suitable for the experiment.
     FloatingPointError: If the loss or the gradient norm becomes NaN or infinite.
   """
-  _check_kind(Experiment, experiment, "train")
+  _check_functions(experiment)
   join()
   text = _open_text(experiment, pathlib.Path(directory))
   directory = open_run(pathlib.Path(directory), experiment, experiment.training.steps)
@@ -100,7 +100,7 @@ def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) 
     UserError: If the directory contains another suite or cannot be written, or the data or the devices are not suitable
       for the suite.
   """
-  _check_kind(Suite, suite, "compare")
+  _check_functions(suite)
   join()
   text = _open_text(suite.members[0], pathlib.Path(directory))
   directory = open_comparison(pathlib.Path(directory), suite)
@@ -126,7 +126,7 @@ def plan(
   Raises:
     UserError: If the topology is unknown, the mesh does not use all its devices, or the compiler is not installed.
   """
-  _check_kind(Experiment, experiment, "plan")
+  _check_functions(experiment)
   described = described_topology(topology, slices, calibration)
   from moejax.planning.plan import plan as predict
 
@@ -149,8 +149,8 @@ def match(
   Raises:
     UserError: If a plan is not possible (see `plan`), or no value of a matchable field fits in memory.
   """
-  for experiment in (dense, moe):
-    _check_kind(Experiment, experiment, "match")
+  _check_functions(moe)
+  _check_functions(dense)
   pair, described = Pair(dense=dense, candidates=(moe,)), described_topology(topology, slices, calibration)
   from moejax.comparison.pod_match import match_on_pod
 
@@ -204,7 +204,6 @@ def evaluate(
   Raises:
     UserError: If there is no run or no checkpoint, or a task or its data is not found.
   """
-  _check_several(tasks, "tasks")
   join()
   directory = pathlib.Path(run)
   if experiment is None:
@@ -244,8 +243,6 @@ def generate(
   Raises:
     UserError: If there is no run or no checkpoint, or the router is not causal, so that it cannot generate text.
   """
-  _check_several(prompts, "prompts")
-  _check_several(stop, "stop")
   from moejax.inference.sampling import Sampling
   from moejax.inference.text import Prompt, continue_texts
 
@@ -331,17 +328,9 @@ def described_topology(name: str, slices: int, calibration: Directory | None = N
   return calibrated(topology, None if calibration is None else pathlib.Path(calibration), to_record)
 
 
-def _check_kind(kind: type, value: object, function: str) -> None:
-  """Raises UserError if `value` is not an experiment or a suite, as `function` requires."""
-  if not isinstance(value, kind):
-    remedy = f"use moejax.find({value!r})" if isinstance(value, str) else "use moejax.find or create one"
-    raise UserError(f"moejax.{function} requires an instance of {kind.__name__}, not {type(value).__name__}; {remedy}")
-
-
-def _check_several(texts: Sequence[str], name: str) -> None:
-  """Raises UserError if `texts` is not a list of strings. A single string would be treated as a list of letters."""
-  if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
-    raise UserError(f"{name} must be a list of strings, such as [{str(texts)[:40]!r}]")
+def _check_functions(configuration: Experiment | Suite) -> None:
+  """Raises UserError if a kind of a user has no function yet."""
+  check_functions(part for _, part in walk(configuration))
 
 
 def _open_text(experiment: Experiment, directory: pathlib.Path) -> Any:

@@ -55,6 +55,7 @@ FLOORS = (
   ("moejax.evaluation", "moejax.planning"),
   ("moejax.comparison",),
   ("moejax.api",),
+  ("moejax.python_calls",),
   ("moejax.verb_arguments",),
   ("moejax.model_verbs",),
   ("moejax.cli", "moejax.launch"),

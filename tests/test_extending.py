@@ -153,12 +153,15 @@ def test_a_kind_without_a_function_is_refused(table, name, message, monkeypatch,
     monkeypatch.delitem(table, kind)
   with pytest.raises(UserError, match=message):
     moejax.train(mine, tmp_path / "run")
+  with pytest.raises(UserError, match=message):
+    moejax.plan(mine, "cpu:8")
+  assert not (tmp_path / "run").exists()  # it is refused before the text is read
 
 
 def test_a_router_whose_routing_is_another_than_its_facts_say_is_refused(monkeypatch, tmp_path):
   mine = found("mine.py:my_capacity_moe")
   monkeypatch.setattr(type(mine.model.moe.router), "every_expert", False)
-  with pytest.raises(UserError, match=r"router ReluRouter has every_expert=False, but its routing has .*=True"):
+  with pytest.raises(UserError, match=r"router ReluRouter of .* has every_expert=False, but its routing has .*=True"):
     moejax.train(mine, tmp_path / "run")
 
 

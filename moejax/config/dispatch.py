@@ -15,7 +15,7 @@ Exchange = Literal["all_to_all", "all_gather"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Dispatch(OfSeveralKinds, default="einsum"):
+class Dispatch(OfSeveralKinds, default="einsum", functions="moejax.models.moe.dispatch.DISPATCHES"):
   """Base class of dispatches. `Dispatch(...)` returns `EinsumDispatch(...)`, the default.
 
   To add a dispatch, subclass this, override the properties that differ, and add its function to

@@ -12,7 +12,7 @@ Shape = Mapping[str | None, int]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FeedForward(OfSeveralKinds, default="mlp"):
+class FeedForward(OfSeveralKinds, default="mlp", functions="moejax.models.feed_forward.FEED_FORWARDS"):
   """Base class of feed-forward layers. `FeedForward()` returns `MLP()`, the default. The output of a token must depend
   only on that token.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from moejax.config.experiment import Experiment, Suite
+from moejax.config.kinds import KIND, OfSeveralKinds
 from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
 from moejax.config.plain import typed
 from moejax.errors import UserError
@@ -54,6 +55,8 @@ def with_fields(configuration: Configuration, values: Mapping[str, Any], path: s
   hints = typing.get_type_hints(type(configuration))
   for inner, value in values.items():
     name, dot, rest = inner.partition(".")
+    if name == KIND and isinstance(configuration, OfSeveralKinds):
+      raise UserError(f"{path}{KIND} cannot be replaced alone; give an object of the other class as {path[:-1]}")
     if name not in known:
       raise UserError(f"{type(configuration).__name__} has no field {name!r}; its fields are {', '.join(known)}")
     if dot and not dataclasses.is_dataclass(getattr(configuration, name)):

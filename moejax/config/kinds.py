@@ -5,7 +5,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from moejax.errors import Failure, UserError
@@ -26,11 +26,13 @@ class OfSeveralKinds:
 
   kind = ""
   default_kind = ""
+  functions = ""
+  """The table of the functions that implement the kinds, as `module.TABLE`. Empty if they need none."""
 
-  def __init_subclass__(cls, kind: str | None = None, default: str = "", **others: Any):
+  def __init_subclass__(cls, kind: str | None = None, default: str = "", functions: str = "", **others: Any):
     super().__init_subclass__(**others)
     if OfSeveralKinds in cls.__bases__:
-      cls.default_kind = default
+      cls.default_kind, cls.functions = default, functions
     name, base = cls.__name__ if kind is None else kind, base_of(cls)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][\w-]*", name):
       raise UserError(
@@ -99,16 +101,31 @@ RAISED_BY = "raised by "
 """How the note begins that names the kind whose code raised an exception."""
 
 
-def function_of(config: OfSeveralKinds, table: Mapping[type, Any], table_name: str) -> Any:
+def function_of(config: OfSeveralKinds, table: Mapping[type, Any]) -> Any:
   """The function of a configuration in the table of its kinds.
 
   Raises:
     UserError: If the table has none.
   """
-  name = type(config).__name__
-  if type(config) not in table:
-    raise UserError(f"{path_of(type(config))} {name} has no function; add one, as in {table_name}[{name}]")
-  return table[type(config)]
+  kind = type(config)
+  if kind not in table:
+    raise UserError(
+      f"{path_of(kind)} {kind.__name__} has no function; add one, as in {kind.functions}[{kind.__name__}]"
+    )
+  return table[kind]
+
+
+def check_functions(parts: Iterable[object]) -> None:
+  """Checks that all kinds of a user have a function, without importing JAX.
+
+  Raises:
+    UserError: If one has none.
+  """
+  for part in parts:
+    if isinstance(part, OfSeveralKinds) and part.functions and not is_built_in(type(part)):
+      module, _, table = part.functions.rpartition(".")
+      # A file that adds to a table has imported its module.
+      function_of(part, getattr(sys.modules.get(module), table, {}))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from moejax.config.schedule import Cosine, Schedule
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Optimizer(OfSeveralKinds, default="AdamW"):
+class Optimizer(OfSeveralKinds, default="AdamW", functions="moejax.training.optimizers.OPTIMIZERS"):
   """Fields of every optimizer. `Optimizer(...)` returns `AdamW(...)`, the default. To add an optimizer, subclass this
   and add its function to `moejax.training.optimizers.OPTIMIZERS`."""
 

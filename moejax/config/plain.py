@@ -15,7 +15,7 @@ from moejax.errors import UserError
 Configuration = TypeVar("Configuration")
 
 
-IF_YOUR_OWN = "for a custom kind, pass its file with --import FILE.py, or import it in Python first"
+IF_YOUR_OWN = "for a custom kind, import its file first, in a command with `--import FILE.py`"
 """The remedy if a kind is unknown."""
 
 SCALARS = (bool, int, float, str, types.NoneType)

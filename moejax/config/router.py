@@ -11,7 +11,7 @@ Scores = Literal["softmax", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Router(OfSeveralKinds, default="top_k"):
+class Router(OfSeveralKinds, default="top_k", functions="moejax.models.moe.router.ROUTERS"):
   """Base class of routers. `Router(...)` returns `TopKRouter(...)`, the default. Logits, scores and losses are float32
   for every compute dtype.
 

@@ -66,7 +66,7 @@ def feed_forward(model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> Any:
     UserError: If FEED_FORWARDS has no function for it, or the parameters of its module are not those it declares.
   """
   config = model.feed_forward
-  make = function_of(config, FEED_FORWARDS, "moejax.models.feed_forward.FEED_FORWARDS")
+  make = function_of(config, FEED_FORWARDS)
   with running(config):
     layer = make(config, model, partitioner, rngs)
   if not isinstance(layer, nnx.Module):

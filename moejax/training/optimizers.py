@@ -64,7 +64,7 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
   Raises:
     UserError: If OPTIMIZERS has no function for its class.
   """
-  make = function_of(config, OPTIMIZERS, "moejax.training.optimizers.OPTIMIZERS")
+  make = function_of(config, OPTIMIZERS)
   with running(config):
     optimizer = make(config, parameters)
   if not isinstance(optimizer, optax.GradientTransformation):

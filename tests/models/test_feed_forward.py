@@ -82,13 +82,11 @@ def test_the_rules_are_checked_for_its_parameters():
     check_parameters(model, (*DATA_EXPERT_MODEL, ("heads", ()), ("kv_heads", ()), ("vocab", ())), mesh)
 
 
-def test_what_would_have_no_effect_and_a_layer_without_a_module_are_refused():
+def test_what_would_have_no_effect_and_a_layer_without_a_function_are_refused():
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=8, group_size=8)
   with pytest.raises(UserError, match=r"^model\.feed_forward=test_twice would have no effect because every layer"):
     changed(feed_forward=Twice(), moe=moe)
   with pytest.raises(UserError, match=r"^feed_forward\.factor=0 must be above 0$"):
     Twice(factor=0)
-  with pytest.raises(
-    UserError, match=r"^feed-forward layer Twice has no module; add one, as in .*FEED_FORWARDS\[Twice"
-  ):
+  with pytest.raises(UserError, match=r"^feed_forward Twice has no function; add one, as in .*FEED_FORWARDS\[Twice"):
     features(changed(feed_forward=Twice()))

@@ -92,7 +92,7 @@ def dispatch(
     UserError: If DISPATCHES has no function for it, or it returns arrays of other shapes or dtypes.
   """
   config = moe.dispatch
-  run = function_of(config, DISPATCHES, "moejax.models.moe.dispatch.DISPATCHES")
+  run = function_of(config, DISPATCHES)
   with running(config):
     returned = run(config, x_OUMD, routing, experts, moe, partitioner)
   if not isinstance(returned, tuple) or len(returned) != 2:

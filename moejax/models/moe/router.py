@@ -38,7 +38,7 @@ def route(router: Router, logits_OUME: jax.Array, context: RouterContext) -> Rou
   Raises:
     UserError: If ROUTERS has no function for the router, or it returns something other than the router describes.
   """
-  function = function_of(router, ROUTERS, "moejax.models.moe.router.ROUTERS")
+  function = function_of(router, ROUTERS)
   with running(router):
     routing = function(router, logits_OUME, context)
   _check(router, routing, logits_OUME.shape, context.moe.experts_per_token)
