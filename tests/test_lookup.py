@@ -209,7 +209,7 @@ def test_what_a_run_wrote_is_read_once_the_file_of_its_kinds_is_imported_and_not
   stored = to_plain(quick_small())
   stored["optimizer"]["schedule"] = {"kind": "halved_by_import", "warmup_fraction": 0.02, "at": 0.25}
   (tmp_path / "experiment.json").write_text(json.dumps(stored))
-  with pytest.raises(UserError, match=r"schedule\.kind is 'halved_by_import', not one of .* --import FILE\.py"):
+  with pytest.raises(UserError, match=r"schedule\.kind is 'halved_by_import', not one of .* `--import FILE\.py`"):
     find("experiment.json")
   lookup.import_file("own.py")
   assert find("experiment.json").optimizer.schedule.at == 0.25
