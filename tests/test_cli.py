@@ -489,11 +489,11 @@ def test_train_trains_evaluates_and_leaves_its_files(places, tmp_path):
   """The whole way from the command line: two steps in a process of its own, which starts itself again."""
   text = ["--data.train", f"{tmp_path}/text.txt", "--data.validation", str(MINE)]
   fields = ["--training.steps", "2", "--training.log-every", "1", "--mesh.data", "1"]
-  command = ["train", places["sparse"], "--workdir", str(tmp_path / "run"), *text, *fields]
+  command = ["train", places["dense"], "--workdir", str(tmp_path / "run"), *text, *fields]
   done = subprocess.run([sys.executable, "-m", "moejax", *command], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   assert "held_out/bits_per_byte" in done.stdout
   records = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
   assert [record["step"] for record in records if "loss" in record] == [1, 2]
   summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-  assert (summary["name"], summary["steps"], summary["tokens"]) == ("sparse", 2, 512)
+  assert (summary["name"], summary["steps"], summary["tokens"]) == ("dense", 2, 512)

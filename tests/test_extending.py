@@ -89,6 +89,7 @@ def test_a_run_generates_and_is_scored(run):
   assert json.loads((run / "summary.json").read_text())["held_out/bits_per_byte"] > 0
 
 
+@pytest.mark.slow
 def test_it_is_planned_and_a_loop_of_unknown_length_is_refused(monkeypatch, tmp_path):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   assert moejax.plan(found("mine.py:my_capacity_moe", data=4), "cpu:8").fits

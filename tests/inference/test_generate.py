@@ -55,7 +55,12 @@ FOUR = Mesh(data=2, model=4)
     ("dense, grouped queries, scanned", FOUR, {"heads": (), "kv_heads": (), "head_dim": ("model",)}),
     pytest.param("dense, grouped queries, scanned", EIGHT, {"heads": ()}, marks=pytest.mark.slow),
     pytest.param("experts of heads, untied, capped, unrolled", FOUR, {"kv_heads": ()}, marks=pytest.mark.slow),
-    ("sparse, qk-norm, scanned", EIGHT, {"kv_heads": ("expert", "model"), "embed": ("data",), "batch": ("data",)}),
+    pytest.param(
+      "sparse, qk-norm, scanned",
+      EIGHT,
+      {"kv_heads": ("expert", "model"), "embed": ("data",), "batch": ("data",)},
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=str,
 )
@@ -93,7 +98,10 @@ def _each(abstract, batch, slots):
   return dataclasses.replace(cache, layers=layers, lengths_B=shardings.lengths_B)
 
 
-@pytest.mark.parametrize("name", ["dense, grouped queries, scanned", "sparse, shared expert, unrolled"])
+@pytest.mark.parametrize(
+  "name",
+  [pytest.param("dense, grouped queries, scanned", marks=pytest.mark.slow), "sparse, shared expert, unrolled"],
+)
 def test_every_token_of_a_continuation_is_the_best_after_what_is_before_it(name):
   abstract, parameters = make(MODELS[name], EIGHT)
   new = dict(Generator(abstract, batch_size=4, vocab_size=38).generate(parameters, PROMPTS, [never] * 4, max_new=5))

@@ -114,8 +114,10 @@ FOUR, TWO = Mesh(data=2, model=4), Mesh(data=2, expert=2, model=2)
   [
     *(((8, 2), mesh, tuple(RULES)) for mesh in (FOUR, TWO)),
     ((12, 6), FOUR, tuple(RULES)),  # a device's three query heads have two key/value heads, one of them with others
-    *((heads, FOUR, tuple(RULES)[:2]) for heads in [(8, 8), (8, 4), (4, 1), (12, 4)]),
-    ((12, 3), TWO, tuple(RULES)[:2]),
+    *(
+      pytest.param(heads, mesh, tuple(RULES)[:2], marks=pytest.mark.slow)
+      for heads, mesh in (((8, 8), FOUR), ((8, 4), FOUR), ((4, 1), FOUR), ((12, 4), FOUR), ((12, 3), TWO))
+    ),
   ],
   ids=str,
 )

@@ -120,7 +120,9 @@ def matrices_widened(program, spec):
   return found
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+  "case", [pytest.param(case, marks=[pytest.mark.slow] if case == "dense dispatch" else []) for case in CASES]
+)
 def test_no_matrixs_gradient_is_ever_bfloat16_in_the_train_step(case):
   assert not matrices_widened(*lowered(case, "float32"))
   assert matrices_widened(*lowered(case, "compute"))

@@ -100,6 +100,7 @@ def test_the_frontier_holds_what_nothing_beats():
   assert frontier(plans) == [plans[0], plans[1], plans[4]]
 
 
+@pytest.mark.slow
 def test_a_search_compiles_what_the_formula_puts_first_and_goes_on_where_it_was(tiny_dense, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   with Display("search") as display:

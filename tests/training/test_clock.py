@@ -66,7 +66,9 @@ def test_without_a_known_peak_there_is_no_mfu_and_without_experts_no_dropped_par
   assert set(clock.lap(Work(5))) == {"step_time_s", "tokens_per_s"}
 
 
-@pytest.mark.parametrize("kept", [0.25, 1.0], ids=["dropping", "roomy"])
+@pytest.mark.parametrize(
+  "kept", [pytest.param(0.25, id="dropping"), pytest.param(1.0, id="roomy", marks=pytest.mark.slow)]
+)
 def test_the_work_of_a_step_is_its_weighted_targets_and_the_choices_that_experts_took(kept):
   """16 experts' rows of a group of 16 tokens, of which capacity_factor A x 16 / E are kept an expert at most."""
   experiment = tiny(True)

@@ -155,6 +155,7 @@ def test_the_bias_of_a_router_moves_by_its_rate_and_by_no_gradient():
   assert np.asarray(bias_LE).any()
 
 
+@pytest.mark.slow
 def test_parts_of_a_batch_have_noise_of_their_own():
   experiment = tiny(True)
   moe = dataclasses.replace(experiment.model.moe, dispatch="dense", router=Router(gumbel=1.0))
