@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -226,43 +225,6 @@ def test_a_directory_of_another_suite_is_refused(text, tmp_path):
   (tmp_path / "suite.json").write_text(json.dumps(to_plain(dataclasses.replace(suite, tolerance=0.5))))
   with pytest.raises(ValueError, match=r"tolerance is 0\.5 there and 0\.9 here"):
     compare(suite, tmp_path, quiet())
-
-
-@pytest.mark.nightly
-def test_a_comparison_that_is_killed_again_and_again_ends_as_it_should(text, tmp_path):
-  """kill -9 of a real process at growing times, until one lives to the end."""
-  (tmp_path / "mine.py").write_text(
-    "import pathlib, sys\n"
-    f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-    "from test_run import tiny_suite\n"
-    f"def suite():\n  return tiny_suite(pathlib.Path({str(text)!r}))\n"
-  )
-  command = [
-    sys.executable,
-    "-m",
-    "moejax",
-    "compare",
-    f"{tmp_path / 'mine.py'}:suite",
-    "--workdir",
-    tmp_path / "out",
-  ]
-  for seconds in range(8, 400, 7):
-    process = subprocess.Popen(
-      command, cwd=ROOT, env=USERS, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-      time.sleep(0.1)  # waiting for a process, not for a result
-    if process.poll() is not None:
-      break
-    process.kill()
-    process.wait()
-  assert process.returncode == 0, process.stdout.read()
-  result = json.loads((tmp_path / "out" / "comparison.json").read_text())
-  assert result["complete"]
-  for member in result["members"]:
-    steps = trained_steps(tmp_path / "out" / "runs" / member["name"])
-    assert steps == sorted(set(steps)) and steps[-1] == member["steps"]
 
 
 @pytest.mark.nightly
