@@ -45,6 +45,7 @@ setup(
   extras_require={
     "test": [
       "chex>=0.1.91",
+      "hypothesis>=6.130",
       "pytest>=8.3",
       "pytest-xdist>=3.6",
       "ruff>=0.12",

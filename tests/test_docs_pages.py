@@ -123,7 +123,8 @@ def test_what_docs_sharding_says_is_refused_is_refused():
 
 
 def test_every_fault_names_a_test_that_exists():
-  rows = [line for line in (ROOT / "docs" / "reliability.md").read_text().splitlines() if line.startswith("| ")][1:]
+  lines = (ROOT / "docs" / "reliability.md").read_text().splitlines()
+  rows = [line for line in lines if line.startswith("| ") and not line.startswith("| Fault ")]
   assert len(rows) >= 12
   for row in rows:
     file, *names = re.findall(r"`([^`]+)`", row.rpartition(" | ")[2])

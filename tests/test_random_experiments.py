@@ -1,0 +1,158 @@
+"""Random fields: each experiment is refused in one line before anything compiles, or trains with finite numbers.
+
+All of them are checked and described, those that are accepted are placed on eight devices and traced, and one in
+TRAINED is trained as a whole command. The number of a draw is its seed.
+"""
+
+import json
+import math
+import pathlib
+import random
+
+import conftest
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from random_fields import EDGES, SENSIBLE, draw_fields
+
+from moejax.cli import main
+from moejax.config import Experiment
+from moejax.config.plain import from_plain, to_plain
+from moejax.data.tokenizers import ByteTokenizer
+from moejax.describe import experiment_page, facts
+from moejax.errors import UserError
+from moejax.overrides import override
+from moejax.training.prepare import on_devices
+from moejax.training.state import make_train_spec
+from moejax.training.step import abstract_inputs, make_train_step
+
+TRAINED = 8
+
+Fields = list[list[str]]
+"""Options, each with its values."""
+
+WORDS = ("alpha", "beta", "gamma", "delta", "dense", "router", "expert")
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+  """Documents of many lengths, also with the text in other fields."""
+  folder, chance = tmp_path_factory.mktemp("text"), random.Random(0)
+
+  def words(most: int) -> str:
+    return " ".join(chance.choices(WORDS, k=chance.randint(1, most)))
+
+  for name, body in (("a", lambda: {"inner": words(10)}), ("b", lambda: words(10))):
+    lines = (json.dumps({"text": words(80), "body": body()}) for _ in range(80))
+    (folder / f"{name}.jsonl").write_text("\n".join(lines))
+  for name in ("held_out", "one"):
+    (folder / f"{name}.txt").write_text(words(200))
+  return folder
+
+
+def described(base: Experiment, fields: Fields) -> Experiment:
+  """The experiment with these fields, which JSON and every page can hold; raises UserError as `override`."""
+  experiment = override(base, [word for field in fields for word in field])
+  stored = json.dumps(to_plain(experiment), allow_nan=False)
+  assert from_plain(Experiment, json.loads(stored)) == experiment
+  numbers = {name: value for name, value in facts(experiment).items() if not isinstance(value, str | dict)}
+  assert all(math.isfinite(value) and value >= 0 for value in numbers.values()), numbers
+  experiment_page(experiment)
+  return experiment
+
+
+def check_line(text: str) -> None:
+  assert text.isprintable() and len(text) < 2000, repr(text)
+
+
+OPTIONS = st.lists(
+  st.tuples(st.sampled_from(sorted(SENSIBLE)), st.lists(st.sampled_from(EDGES) | st.text(max_size=20), max_size=2)),
+  max_size=4,
+)
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.booleans(), OPTIONS)
+def test_any_words_give_an_experiment_or_one_line(sparse, options):
+  fields = [[f"--{name}", *values] for name, values in options]
+  try:
+    described(conftest.sparse() if sparse else conftest.dense(), fields)
+  except UserError as error:
+    check_line(str(error))
+
+
+def draw(seed: int, text: pathlib.Path) -> tuple[Experiment, Fields]:
+  """An experiment and fields that are accepted on eight devices: of those that are refused some are taken away."""
+  chance = random.Random(seed)
+  base = conftest.sparse() if chance.random() < 0.75 else conftest.dense()
+  fields = draw_fields(chance, base.model.moe is not None, text)
+  while True:
+    try:
+      experiment = described(base, fields)
+      if is_tiny(experiment):
+        on_devices([experiment], ByteTokenizer())
+        return base, fields
+    except UserError as error:
+      check_line(str(error))
+    fields = [field for field in fields if chance.random() < 0.75]
+
+
+def is_tiny(experiment: Experiment) -> bool:
+  """Whether it is traced and trained in seconds, as it is not where a value beyond a limit is accepted."""
+  tokens = max(experiment.training.batch_size, experiment.evaluation.batch_size) * experiment.data.sequence_length
+  return (
+    facts(experiment)["parameters_total"] < 3_000_000
+    and tokens <= 4096
+    and experiment.model.num_layers <= 8
+    and (experiment.training.steps or 1) <= 8
+  )
+
+
+def check_traces(experiment: Experiment) -> None:
+  (placed,) = on_devices([experiment], ByteTokenizer())
+  spec = make_train_spec(placed.experiment, placed.partitioner)
+  make_train_step(spec).trace(*abstract_inputs(spec))
+
+
+def check_trains(base: Experiment, fields: Fields, text: pathlib.Path, directory: pathlib.Path, capsys) -> None:
+  given = {field[0] for field in fields}
+  more = [["--data.train", str(text / "a.jsonl")], ["--training.steps", "2"]]
+  words = [word for field in [*fields, *(field for field in more if field[0] not in given)] for word in field]
+  capsys.readouterr()
+  with pytest.raises(SystemExit) as end:
+    main(["train", f"{conftest.__file__}:{base.name}", "--workdir", str(directory), *words])
+  said = capsys.readouterr().err
+  if end.value.code == 2:  # the text does not suit the fields
+    assert not (directory / "checkpoints").exists()
+    check_line(said.splitlines()[-1])
+    return
+  assert end.value.code == 0, said
+  records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+  summary = json.loads((directory / "summary.json").read_text())
+  for name, value in [*summary.items(), *(item for record in records for item in record.items())]:
+    assert not isinstance(value, float) or math.isfinite(value), (name, value)
+  assert all(record["skipped"] == 0 for record in records if "loss" in record)
+  assert 4 < records[0]["loss"] < 7  # that of the initial parameters is near log(vocab_size)
+
+
+def check(seeds: range, text: pathlib.Path, tmp_path: pathlib.Path, capsys) -> None:
+  for seed in seeds:
+    base, fields = draw(seed, text)
+    try:
+      check_traces(described(base, fields))
+      if seed % TRAINED == 0:
+        check_trains(base, fields, text, tmp_path / str(seed), capsys)
+    except BaseException as error:
+      error.add_note(f"seed {seed}: {base.name} with {' '.join(word for field in fields for word in field)}")
+      raise
+
+
+@pytest.mark.slow
+def test_some_random_experiments_are_refused_in_one_line_or_train(text, tmp_path, capsys):
+  check(range(24), text, tmp_path, capsys)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("hundred", range(20))
+def test_two_thousand_random_experiments_are_refused_in_one_line_or_train(hundred, text, tmp_path, capsys):
+  check(range(1000 + 100 * hundred, 1100 + 100 * hundred), text, tmp_path, capsys)
