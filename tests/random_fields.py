@@ -1,36 +1,34 @@
 """Random fields of an experiment as words of a command line: most of them sensible, some at or beyond a limit."""
 
+import dataclasses
 import pathlib
 import random
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import conftest
+
+from moejax.config.kinds import KIND, OfSeveralKinds, base_of, kinds
 from moejax.config.sharding import LOGICAL_AXES, MESH_AXES
+from moejax.config.walk import join
+from moejax.field_values import option
 
 COUNTS = ("1", "2", "3", "4", "8")
 SMALL = ("0", "1e-3", "0.1", "1", "1e3")
 FRACTIONS = ("0", "0.1", "0.5", "1")
-TRUTH = ("True", "False")
 DEVICES = ("1", "1", "2", "4")
 
-SENSIBLE = {
+NUMBERS_AND_TEXT = {
   "model.num-layers": ("1", "2", "4", "6"),
   "model.d-model": ("2", "8", "16", "24", "32"),
   "model.num-heads": ("1", "2", "4", "8"),
   "model.num-kv-heads": ("1", "2", "4"),
   "model.head-dim": ("2", "4", "8", "16"),
   "model.d-ff": ("1", "8", "16", "32"),
-  "model.feed-forward.kind": ("mlp",),
   "model.vocab-size": ("264", "272", "259", "512"),
-  "model.tie-embeddings": TRUTH,
-  "model.qk-norm": TRUTH,
   "model.rope-theta": ("1e-37", "1e-3", "1", "500", "1e9"),
   "model.norm-epsilon": ("1e-37", "1e-5", "1"),
-  "model.activation": ("swiglu", "gelu"),
   "model.attention-experts": ("None", "1", "2", "4"),
   "model.logit-cap": ("None", "1e-3", "5", "1e38"),
-  "model.compute-dtype": ("auto", "float32", "bfloat16"),
-  "model.gradient-dtype": ("float32", "compute"),
-  "model.remat": ("none", "products", "dots", "attention", "layer_inputs"),
-  "model.layers": ("scanned", "unrolled"),
   "model.moe.num-experts": ("1", "2", "4", "8", "16"),
   "model.moe.experts-per-token": ("1", "2", "3", "4", "8"),
   "model.moe.d-ff": ("1", "8", "12", "16"),
@@ -38,36 +36,27 @@ SENSIBLE = {
   "model.moe.num-shared-experts": ("0", "1", "2"),
   "model.moe.capacity-factor": ("0.01", "0.5", "1", "1.25", "2", "100"),
   "model.moe.group-size": ("None", "1", "8", "16", "32", "64", "128"),
-  "model.moe.router.kind": ("top_k", "top_p", "expert_choice", "dense"),
   "model.moe.router.scale": ("0.5", "2.5"),
   "model.moe.router.jitter": ("0", "0.1", "0.99"),
-  "model.moe.router.scores": ("softmax", "sigmoid"),
   "model.moe.router.gumbel": ("0", "0.5", "1", "100"),
-  "model.moe.router.renormalize": TRUTH,
   "model.moe.router.bias-rate": ("0", "0.001", "1"),
   "model.moe.router.expert-groups": ("1", "2", "4"),
   "model.moe.router.groups-per-token": ("1", "2"),
   "model.moe.router.threshold": ("1e-3", "0.5", "0.9", "1"),
-  "model.moe.dispatch.kind": ("einsum", "grouped", "dense"),
-  "model.moe.dispatch.priority": ("choice", "token"),
-  "model.moe.dispatch.exchange": ("all_to_all", "all_gather"),
   "model.moe.dispatch.receive-factor": ("None", "0.01", "0.5", "1", "2", "100"),
   "data.train": ("{text}/a.jsonl", "{text}/a.jsonl {text}/b.jsonl", "{text}/b.jsonl", "{text}/one.txt"),
   "data.weights": ("", "1", "1 3", "1e-9 1e9"),
   "data.validation": ("", "{text}/held_out.txt", "{text}/held_out.txt {text}/one.txt"),
   "data.validation-fraction": ("0", "1e-6", "0.05", "0.5"),
-  "data.deduplicate": TRUTH,
   "data.text-field": ("text", "body", "body.inner"),
   "data.document-length": ("None", "1", "7", "100"),
   "data.tokenizer": ("bytes",),
-  "data.packing": ("concatenate", "best_fit"),
   "data.sequence-length": ("1", "2", "8", "16", "24", "32", "64"),
   "data.seed": ("0", "-1", "4294967296"),
   "data.prefetch": ("1", "8"),
   "training.batch-size": ("1", "2", "4", "8", "12", "16"),
   "training.steps": ("1", "2", "3"),
   "training.budget.tokens-per-parameter": ("0.01", "20"),
-  "training.budget.parameters": ("total", "non_embedding", "active", "active_non_embedding"),
   "training.gradient-accumulation": ("1", "2", "4", "8"),
   "training.seed": ("0", "1", "4294967295"),
   "training.losses.z": SMALL,
@@ -82,12 +71,9 @@ SENSIBLE = {
   "training.checkpoints.keep-last": COUNTS,
   "training.checkpoints.keep-every": ("None", *COUNTS),
   "training.anomalies.max-skipped": ("0", "3"),
-  "training.anomalies.then": ("stop", "rewind"),
   "training.anomalies.spike": ("None", "0.1", "5"),
   "training.log-every": COUNTS,
-  "optimizer.kind": ("AdamW", "Lion", "Muon"),
   "optimizer.learning-rate": ("1e-30", "1e-4", "0.1"),
-  "optimizer.schedule.kind": ("Cosine", "Linear", "WarmupStableDecay", "Constant"),
   "optimizer.schedule.warmup-fraction": FRACTIONS,
   "optimizer.schedule.final-fraction": FRACTIONS,
   "optimizer.schedule.decay-fraction": FRACTIONS,
@@ -107,7 +93,6 @@ SENSIBLE = {
   "evaluation.tasks": ("",),
   "evaluation.task-limit": ("None", "3"),
   "evaluation.task-data": ("None",),
-  "evaluation.allow-cut-prompts": TRUTH,
   "mesh.replica": DEVICES,
   "mesh.data": ("None", *DEVICES),
   "mesh.expert": DEVICES,
@@ -116,6 +101,25 @@ SENSIBLE = {
   "name": ("mine", "a b", "名前"),
 }  # fmt: skip
 """Values of each field that give a tiny experiment, alone or with others."""
+
+
+def choices(owner: Any, path: str = "") -> dict[str, tuple[str, ...]]:
+  """The values of all fields of a configuration and of its kinds that are true or false or one of some words."""
+  is_several = isinstance(owner, OfSeveralKinds)
+  own = {name: kind for name, kind in kinds(base_of(type(owner))).items() if kind.__module__.startswith("moejax.")}
+  found = {option(join(path, KIND)): tuple(own)} if is_several else {}
+  for kind in own.values() if is_several else [type(owner)]:
+    for name, hint in get_type_hints(kind).items():
+      value = getattr(owner, name, None)
+      if dataclasses.is_dataclass(value):
+        found |= choices(value, join(path, name))
+      elif hint is bool or get_origin(hint) is Literal:
+        found[option(join(path, name))] = ("True", "False") if hint is bool else get_args(hint)
+  return found
+
+
+SENSIBLE = choices(conftest.sparse()) | {f"--{name}": values for name, values in NUMBERS_AND_TEXT.items()}
+"""The values of each option."""
 
 EDGES = (
   "", "0", "-1", "1", "1.5", "7", "nan", "inf", "-inf", "1e-45", "1e-400", "1e308", "1e400", "1e5", "99999",
@@ -127,10 +131,10 @@ EDGES = (
 
 def draw_fields(chance: random.Random, sparse: bool, text: pathlib.Path) -> list[list[str]]:
   """Options of some random fields, each with its values."""
-  names = [name for name in SENSIBLE if sparse or not name.startswith("model.moe.")]
-  weights = [3 if name.startswith(("model.", "mesh.")) else 1 for name in names]
+  names = [name for name in SENSIBLE if sparse or not name.startswith("--model.moe.")]
+  weights = [3 if name.startswith(("--model.", "--mesh.")) else 1 for name in names]
   chosen = dict.fromkeys(chance.choices(names, weights, k=chance.choice((1, 2, 3, 5, 8, 12))))
-  fields = [[f"--{name}", *_values(chance, name, text)] for name in chosen]
+  fields = [[name, *_values(chance, name, text)] for name in chosen]
   return [*fields, _rule(chance)] if chance.random() < 0.2 else fields
 
 

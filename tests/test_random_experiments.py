@@ -18,9 +18,11 @@ from random_fields import EDGES, SENSIBLE, draw_fields
 from moejax.cli import main
 from moejax.config import Experiment
 from moejax.config.plain import from_plain, to_plain
+from moejax.config.walk import leaves
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.describe import experiment_page, facts
 from moejax.errors import UserError
+from moejax.field_values import option
 from moejax.overrides import override
 from moejax.training.prepare import on_devices
 from moejax.training.state import make_train_spec
@@ -74,11 +76,16 @@ OPTIONS = st.lists(
 @settings(max_examples=200, derandomize=True, deadline=None)
 @given(st.booleans(), OPTIONS)
 def test_any_words_give_an_experiment_or_one_line(sparse, options):
-  fields = [[f"--{name}", *values] for name, values in options]
+  fields = [[name, *values] for name, values in options]
   try:
     described(conftest.sparse() if sparse else conftest.dense(), fields)
   except UserError as error:
     check_line(str(error))
+
+
+def test_every_field_is_drawn():
+  options = {option(path) for path, _ in leaves(conftest.sparse()) if not path.startswith("rules.")}
+  assert options <= SENSIBLE.keys(), "list them in random_fields.py"
 
 
 def draw(seed: int, text: pathlib.Path) -> tuple[Experiment, Fields]:
