@@ -53,7 +53,8 @@ def test_a_place_that_cannot_be_written_is_refused_before_any_work(arguments, re
 
 def test_a_bug_keeps_its_traceback_and_the_last_line_says_what_to_do_with_it():
   broken = (
-    "import sys; sys.argv = ['moejax', 'list']\nfrom moejax import __main__, cli\ncli.VERBS = None\n__main__.command()"
+    "import sys; sys.argv = ['moejax', 'list']\nfrom moejax import __main__, cli\ncli.make_parser = None\n"
+    "__main__.command()"
   )
   done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True, check=False)
   assert done.returncode == 1 and done.stderr.startswith("Traceback") and "TypeError" in done.stderr

@@ -113,5 +113,5 @@ def check_offload(what: list[str], chip: Chip) -> None:
   for group in what:
     if group not in (ACTIVATIONS, MOMENTS):
       raise UserError(f"--offload {group}: {ACTIVATIONS} and {MOMENTS} can move to the host; use one of them or both")
-  if chip.name not in HOST_BANDWIDTH:
+  if what and chip.name not in HOST_BANDWIDTH:
     raise UserError(f"--offload: {chip.name} has no memory other than that of its host; leave --offload out")
