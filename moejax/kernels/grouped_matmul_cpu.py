@@ -21,7 +21,11 @@ def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpos
   R, E = len(x_RI), len(w_EDF)
   ends_E = jnp.cumsum(group_sizes_E)
 
-  def expert(e: jax.Array, out_RJ: jax.Array) -> jax.Array:
+  # Those with rows come first, and only they are visited.
+  experts_E = jnp.argsort(group_sizes_E == 0, stable=True)
+
+  def expert(i: jax.Array, out_RJ: jax.Array) -> jax.Array:
+    e = experts_E[i]
     w = jax.lax.dynamic_index_in_dim(w_EDF, e, keepdims=False).astype(jnp.float32)
 
     def block(start: jax.Array, own_b: jax.Array, out_RJ: jax.Array) -> jax.Array:
@@ -33,7 +37,7 @@ def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpos
 
     return _over_blocks(block, R, _block_sizes(R, E), ends_E[e] - group_sizes_E[e], ends_E[e], out_RJ)
 
-  return jax.lax.fori_loop(0, E, expert, jnp.zeros((R, J), x_RI.dtype))
+  return jax.lax.fori_loop(0, jnp.sum(group_sizes_E > 0), expert, jnp.zeros((R, J), x_RI.dtype))
 
 
 def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
