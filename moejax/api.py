@@ -183,6 +183,7 @@ def evaluate(
   include_path: Directory | None = None,
   gen_kwargs: str | None = None,
   log_samples: bool = False,
+  sparse: str | None = None,
   experiment: Experiment | None = None,
   progress: Progress = SILENT,
 ) -> Evaluated:
@@ -198,6 +199,7 @@ def evaluate(
     include_path: folder with custom task YAML files.
     gen_kwargs: generation options as KEY=VALUE,...
     log_samples: whether to write every example to RUN/evaluation/samples.
+    sparse: which experts a DS-MoE uses, such as "top_k:4". None uses all.
     experiment: the experiment of the run with another mesh or evaluation batch size. None uses it unchanged.
     progress: receives progress reports.
 
@@ -214,12 +216,14 @@ def evaluate(
   evaluation = with_fields(experiment.evaluation, changed)
   harness = import_harness(evaluation)
   from moejax.evaluation.tasks import headlines, requested_benchmarks
+  from moejax.inference.sparse import parse_sparse
 
   request = harness.make_request(
     evaluation,
     few_shot=few_shot,
     include_path=include_path and pathlib.Path(include_path),
     gen_kwargs=harness.parse_gen_kwargs(gen_kwargs) if gen_kwargs else {},
+    sparse=parse_sparse(sparse) if sparse else None,
   )
   results = harness.evaluate_run(directory, experiment, request, progress, log_samples)
   return Evaluated(directory, headlines(results, requested_benchmarks(results)), results)
@@ -236,19 +240,22 @@ def generate(
   top_p: float | None = None,
   min_p: float | None = None,
   seed: int = 0,
+  sparse: str | None = None,
 ) -> list[str]:
   """Generates text after each prompt with the latest checkpoint of a run, until the document ends, a string of `stop`
-  occurs, or `max_tokens` is reached.
+  occurs, or `max_tokens` is reached. A DS-MoE uses all experts, or those that `sparse` selects, such as "top_k:4".
 
   Raises:
     UserError: If there is no run or no checkpoint, or the router is not causal, so that it cannot generate text.
   """
   from moejax.inference.sampling import Sampling
+  from moejax.inference.sparse import parse_sparse
   from moejax.inference.text import Prompt, continue_texts
 
   sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
   asked = [Prompt(text=text, max_tokens=max_tokens, stop=tuple(stop)) for text in prompts]
-  return [found.text for found in continue_texts(pathlib.Path(run), asked, sampling, seed)]
+  chosen = parse_sparse(sparse) if sparse else None
+  return [found.text for found in continue_texts(pathlib.Path(run), asked, sampling, seed, sparse=chosen)]
 
 
 def import_model(

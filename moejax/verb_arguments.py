@@ -39,3 +39,10 @@ def required(known: argparse.Namespace, attribute: str, shown: str) -> Any:
 def no_overrides(overrides: list[str]) -> None:
   if overrides:
     raise UserError(f"unexpected {' '.join(overrides)}; this command has no fields to set")
+
+
+def add_sparse(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--sparse", metavar="MODE[:X]",
+    help="experts that a DS-MoE uses: threshold[:0.48], top_k:K or threshold_top_k[:0.48] (default: all)",
+  )  # fmt: skip

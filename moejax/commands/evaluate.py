@@ -12,12 +12,12 @@ from moejax.training.run_directory import (
   check_only_operational,
   read_experiment,
 )
-from moejax.verb_arguments import helped, required
+from moejax.verb_arguments import add_sparse, helped, required
 
 EVALUATE = """\
 RUN is the --workdir of `moejax train`, or a directory in runs/ of a comparison. The latest checkpoint is evaluated, and
-scores are written to RUN/results.json. Fields that do not affect the trained model can be set, as in --mesh.data 4 and
---evaluation.batch-size 32.
+scores are written to RUN/results.json (with --sparse, to a folder in RUN/sparse). Fields that do not affect the trained
+model can be set, as in --mesh.data 4 and --evaluation.batch-size 32.
 
 examples:
   moejax evaluate /tmp/small --tasks core_en --limit 100
@@ -54,6 +54,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--log-samples", action="store_true",
     help="write every example, with its prompts and the answers of the model, to RUN/evaluation/samples/TASK.jsonl",
   )  # fmt: skip
+  add_sparse(parser)
 
 
 def run(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -76,6 +77,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
       include_path=known.include_path,
       gen_kwargs=known.gen_kwargs,
       log_samples=known.log_samples,
+      sparse=known.sparse,
       experiment=experiment,
       progress=progress,
     )

@@ -11,7 +11,7 @@ from moejax.training.run_directory import (
   check_only_operational,
   read_experiment,
 )
-from moejax.verb_arguments import helped, prepare_files, required
+from moejax.verb_arguments import add_sparse, helped, prepare_files, required
 
 GENERATE = """\
 RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint continues the text,
@@ -55,6 +55,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--min-p", type=float, metavar="P", help="sample from tokens with at least P times the probability of the best one"
   )
+  add_sparse(parser)
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling (default: 0)")
 
 
@@ -72,13 +73,15 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   check_only_operational(there, experiment)
   from moejax.inference.batch_file import answers, read_requests
   from moejax.inference.sampling import Sampling
+  from moejax.inference.sparse import parse_sparse
   from moejax.inference.text import Prompt, continue_texts
 
   sampling = Sampling(temperature=known.temperature, top_k=known.top_k, top_p=known.top_p, min_p=known.min_p)
+  sparse = parse_sparse(known.sparse) if known.sparse else None
   if known.batch_file:
     requests = read_requests(known.batch_file, known.max_tokens, known.stop)
     prompts = [request.prompt for request in requests]
-    found = continue_texts(directory, prompts, sampling, known.seed, experiment, warn=_warn)
+    found = continue_texts(directory, prompts, sampling, known.seed, experiment, warn=_warn, sparse=sparse)
     lines = "".join(answers(requests, found))
     if known.out:
       write_whole(known.out, lines)
@@ -87,7 +90,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   prompts = [Prompt(text=text, max_tokens=known.max_tokens, stop=tuple(known.stop)) for text in known.prompt]
   stream = _Stream() if len(prompts) == 1 else None
-  for each in continue_texts(directory, prompts, sampling, known.seed, experiment, stream, _warn):
+  for each in continue_texts(directory, prompts, sampling, known.seed, experiment, stream, _warn, sparse):
     print("" if stream else each.text)
     if each.prompt_cut:
       _warn("the prompt and --max-tokens do not fit the training length, so only the end of the prompt was seen")

@@ -7,7 +7,15 @@ from moejax.config.feed_forward import MLP, FeedForward
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
-from moejax.config.router import DenseRouter, ExpertChoiceRouter, Router, Scoring, TopKRouter, TopPRouter
+from moejax.config.router import (
+  DenseRouter,
+  ExpertChoiceRouter,
+  Router,
+  Scoring,
+  ThresholdRouter,
+  TopKRouter,
+  TopPRouter,
+)
 from moejax.config.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules
 from moejax.config.training import Anomalies, Budget, Checkpoints, Losses, Training
@@ -46,6 +54,7 @@ __all__ = [
   "Schedule",
   "Scoring",
   "Suite",
+  "ThresholdRouter",
   "TopKRouter",
   "TopPRouter",
   "Training",

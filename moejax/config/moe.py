@@ -154,9 +154,8 @@ class MoE:
     """Warnings to show before training a decoder, one line each."""
     if self.router.looks_ahead:
       return (
-        f"router.kind={self.router.kind} is not causal: whether an expert chooses a token depends on later tokens of "
-        "its group, so the held-out scores of a decoder are too good and generation differs from training; use it only "
-        "for encoders",
+        f"router.kind={self.router.kind} is not causal: the experts of a token depend on later tokens, so the held-out "
+        "scores of a decoder are too good and generation differs from training; use it only for encoders",
       )
     if self.dispatch.looks_ahead and self.has_order:
       return (

@@ -202,3 +202,38 @@ class DenseRouter(Router, kind="dense"):
 
   def takes_all(self, num_experts: int, experts_per_token: int, capacity_factor: float) -> bool:
     return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ThresholdRouter(Router, kind="threshold"):
+  """Each token uses the experts whose softmax probability is more than threshold / num_experts, and always the best
+  one. Weights equal the probabilities. This is the sparse inference of DS-MoE (arXiv 2404.05567, section 3.5)."""
+
+  threshold: float = 0.48
+  """Minimum probability of an expert, as a multiple of 1 / num_experts."""
+  equal_counts: bool = False
+  """Whether every token uses the same number of experts, its best ones: the mean over the tokens of a batch
+  (Threshold-TopK). Predictions then depend on the other sequences of the batch, and on later tokens."""
+
+  every_expert = True
+
+  @property
+  def looks_ahead(self) -> bool:  # type: ignore[override]
+    return self.equal_counts
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    checks.positive(self, "threshold")
+
+  def check_layer(self, num_experts: int, experts_per_token: int) -> None:
+    if experts_per_token != num_experts:
+      raise UserError(
+        f"moe.experts_per_token={experts_per_token}, but router.kind='threshold' limits no token to fewer than all "
+        f"experts; set it to {num_experts}"
+      )
+
+  def check_effect(self, num_experts: int, experts_per_token: int) -> None:
+    if num_experts == 1:
+      raise UserError(
+        f"router.threshold={self.threshold} would have no effect with moe.num_experts=1; raise num_experts"
+      )

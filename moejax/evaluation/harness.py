@@ -25,6 +25,7 @@ from moejax.evaluation.tasks import Benchmark, benchmarks, check_named, flat, he
 from moejax.files import write_json, write_whole
 from moejax.inference.dropless import inference_model
 from moejax.inference.load import load_run
+from moejax.inference.sparse import Sparse
 from moejax.models.abstract import Parameters
 from moejax.progress import SILENT, Progress
 from moejax.training.exclusive import exclusive
@@ -58,6 +59,8 @@ class Request:
   """Generation options, which override those of the tasks."""
   allow_cut_prompts: bool = False
   """Whether to run a benchmark if most of its few-shot prompts do not fit."""
+  sparse: Sparse | None = None
+  """Which experts a model uses that was trained with all of them. None uses all."""
 
   def __post_init__(self) -> None:
     if self.few_shot is not None and self.few_shot < 0:
@@ -222,6 +225,8 @@ def evaluate_run(
 ) -> dict[str, Any]:
   """Evaluates the latest checkpoint of a run, and returns the content of results.json.
 
+  With a sparse mode, results.json and what is beside it lie in a folder of the mode.
+
   Args:
     directory: of the run.
     experiment: the run's, perhaps on another mesh.
@@ -235,10 +240,12 @@ def evaluate_run(
   with exclusive(directory, f"evaluate {experiment.name}", progress.note):
     tokenizer = make_tokenizer(experiment.data.tokenizer)
     tasks = load_tasks(request, directory / WORK / "data", progress)
-    loaded = load_run(directory, experiment, lambda text: progress.note(f"warning: {text}"))
+    loaded = load_run(directory, experiment, lambda text: progress.note(f"warning: {text}"), request.sparse)
     model = HarnessModel(experiment, loaded.model, tokenizer, progress)
     check_prompts(model, tasks, request)
-    return evaluate(model, tasks, request, directory, loaded.parameters, loaded.step, log_samples)
+    place = directory if request.sparse is None else directory / request.sparse.folder
+    place.mkdir(parents=True, exist_ok=True)
+    return evaluate(model, tasks, request, place, loaded.parameters, loaded.step, log_samples)
 
 
 class TaskEvaluators:

@@ -6,17 +6,24 @@ from moejax.config.model import Model
 from moejax.config.sharding import check_dimensions
 from moejax.config.tensors import check_activations
 from moejax.errors import UserError
+from moejax.inference.sparse import Sparse, sparse_model
 from moejax.models.abstract import AbstractModel, abstract_model
 from moejax.partitioning import Partitioner
 
 
-def inference_model(config: Model, partitioner: Partitioner) -> AbstractModel:
+def inference_model(config: Model, partitioner: Partitioner, sparse: Sparse | None = None) -> AbstractModel:
   """The abstract model from which inference compiles. Its parameters have the names and shapes of training.
 
+  Args:
+    config: what was trained.
+    partitioner: places it.
+    sparse: which experts a model uses that was trained with all of them. None uses all.
+
   Raises:
-    UserError: the rules cannot place a parameter, or as `dropless`.
+    UserError: the rules cannot place a parameter, or as `dropless` and `sparse_model`.
   """
-  return abstract_model(dropless(dataclasses.replace(config, remat="none")), partitioner)
+  model = dropless(dataclasses.replace(config, remat="none"))
+  return abstract_model(model if sparse is None else sparse_model(model, sparse), partitioner)
 
 
 def check_batch_size(model: AbstractModel, batch_size: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from moejax.config.experiment import Experiment
 from moejax.inference.dropless import inference_model
+from moejax.inference.sparse import Sparse
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import make_partitioner
 from moejax.training.checkpoint import restore_parameters
@@ -27,7 +28,10 @@ class Loaded:
 
 
 def load_run(
-  directory: pathlib.Path, experiment: Experiment | None = None, warn: Callable[[str], None] = warnings.warn
+  directory: pathlib.Path,
+  experiment: Experiment | None = None,
+  warn: Callable[[str], None] = warnings.warn,
+  sparse: Sparse | None = None,
 ) -> Loaded:
   """The newest checkpoint of a run that is not damaged.
 
@@ -35,6 +39,7 @@ def load_run(
     directory: of the run.
     experiment: the run's, with another mesh, other rules or another evaluation; None takes it as it was.
     warn: called with a line for each damaged checkpoint.
+    sparse: which experts a model uses that was trained with all of them. None uses all.
 
   Raises:
     UserError: there is no run, no checkpoint or only damaged ones, `experiment` is another one, or the mesh does not
@@ -44,7 +49,7 @@ def load_run(
   experiment = experiment or there
   check_only_operational(there, experiment)
   partitioner = make_partitioner(experiment.mesh, experiment.rules)
-  model = inference_model(experiment.model, partitioner)
+  model = inference_model(experiment.model, partitioner, sparse)
   needed = Memory(argument_bytes(model.parameters), 0)
   check_fits(f"the model of {directory}", needed, partitioner, "use more devices (mesh)")
   parameters, step = restore_parameters(directory / "checkpoints", model.parameters, warn)

@@ -16,6 +16,7 @@ from moejax.errors import UserError
 from moejax.inference.generate import Generator
 from moejax.inference.load import load_run
 from moejax.inference.sampling import GREEDY, Sampling
+from moejax.inference.sparse import Sparse
 from moejax.training.run_directory import read_experiment
 
 LARGEST_BATCH = 16
@@ -65,6 +66,7 @@ def continue_texts(
   experiment: Experiment | None = None,
   observe: Observe | None = None,
   warn: Callable[[str], None] = warnings.warn,
+  sparse: Sparse | None = None,
 ) -> list[Continuation]:
   """The continuation of each prompt, up to the end of its document, a stop string, or its max_tokens.
 
@@ -79,6 +81,7 @@ def continue_texts(
     experiment: the run's, with another mesh or other rules; None takes it as it was.
     observe: sees every text as it grows: whole characters, and nothing that a stop string may begin with.
     warn: called with a line for each damaged checkpoint.
+    sparse: as of `load_run`.
 
   Raises:
     UserError: as `load_run`, or max_tokens is not between 1 and the training length.
@@ -93,7 +96,7 @@ def continue_texts(
         f"max_tokens={prompt.max_tokens} must lie between 1 and {length - 1}, one less than the training length"
       )
   tokenizer = make_tokenizer(experiment.data.tokenizer)
-  loaded = load_run(directory, experiment, warn)
+  loaded = load_run(directory, experiment, warn, sparse)
   writers = [_Writer(tokenizer, prompt, i, observe) for i, prompt in enumerate(prompts)]
   whole = [[tokenizer.begin, *tokenizer.encode(encodable(prompt.text)).tolist()] for prompt in prompts]
   ids = [tokens[prompt.max_tokens - length :] for tokens, prompt in zip(whole, prompts, strict=True)]

@@ -36,6 +36,7 @@ from moejax.config import (
   Pair,
   Router,
   Suite,
+  ThresholdRouter,
   TopPRouter,
   Training,
 )  # fmt: skip
@@ -76,6 +77,7 @@ BASES = {
   "top_p": sparse(router=TopPRouter(threshold=0.5)),
   "expert_choice": sparse(router=ExpertChoiceRouter()),
   "groups": sparse(router=GROUPS, num_experts=16),
+  "threshold": sparse(router=ThresholdRouter(), experts_per_token=8),
   "grouped": GROUPED,
   "heads": replace(DENSE, model=replace(DENSE.model, attention_experts=2)),
   "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True)),
@@ -112,6 +114,7 @@ PROGRAM = {
     "model.moe.router[top_p].scores": "sigmoid", "model.moe.router[top_p].gumbel": 0.5,
   },
   "expert_choice": {"model.moe.router[expert_choice].scores": "sigmoid", "model.moe.router[expert_choice].gumbel": 0.5},
+  "threshold": {"model.moe.router[threshold].threshold": 0.9, "model.moe.router[threshold].equal_counts": True},
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
   "grouped": {"model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].receive_factor": 1.0},
   "heads": {"training.losses.attention_mutual_information": 0.1},

@@ -2,7 +2,7 @@
 
 import pytest
 
-from moejax.config import DenseRouter, ExpertChoiceRouter, Router, TopKRouter, TopPRouter
+from moejax.config import DenseRouter, ExpertChoiceRouter, Router, ThresholdRouter, TopKRouter, TopPRouter
 from moejax.config.kinds import kinds
 from moejax.errors import UserError
 
@@ -19,6 +19,7 @@ from moejax.errors import UserError
       r"router\.groups_per_token=2 is more than router\.expert_groups=1; use at most 1$",
     ),
     ("top_k", {"scale": 0.0}, r"router\.scale=0\.0 must be above 0$"),
+    ("threshold", {"threshold": 0.0}, r"router\.threshold=0\.0 must be above 0$"),
     ("dense", {"jitter": 1.0}, r"router\.jitter=1\.0 must be 0 or above and below 1$"),
     ("expert_choice", {"gumbel": -1.0}, r"router\.gumbel=-1\.0 must be 0 or above$"),
     ("top_k", {"bias_rate": -1.0}, r"router\.bias_rate=-1\.0 must be 0 or above$"),
@@ -42,9 +43,16 @@ def test_facts_of_each_kind():
   facts = ("balanced", "looks_ahead", "every_expert", "has_capacity")
   there = {
     router.kind: [fact for fact in facts if getattr(router, fact)]
-    for router in (TopKRouter(), TopPRouter(threshold=0.5), ExpertChoiceRouter(), DenseRouter())
+    for router in (TopKRouter(), TopPRouter(threshold=0.5), ExpertChoiceRouter(), DenseRouter(), ThresholdRouter())
   }
-  assert there == {"top_k": [], "top_p": [], "expert_choice": list(facts), "dense": ["balanced", "every_expert"]}
+  assert there == {
+    "top_k": [],
+    "top_p": [],
+    "expert_choice": list(facts),
+    "dense": ["balanced", "every_expert"],
+    "threshold": ["every_expert"],
+  }
+  assert ThresholdRouter(equal_counts=True).looks_ahead
 
 
 def test_a_kind_of_ones_own_cannot_take_the_name_of_a_built_in_one():

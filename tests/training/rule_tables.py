@@ -19,6 +19,7 @@ from moejax.config import (
   Losses,
   Mesh,
   MoE,
+  ThresholdRouter,
   TopKRouter,
   TopPRouter,
 )  # fmt: skip
@@ -70,6 +71,8 @@ ROUTERS = {
   "top_p": TopPRouter(threshold=0.5, renormalize=False),
   "expert_choice": ExpertChoiceRouter(),
   "dense": DenseRouter(),
+  "threshold": ThresholdRouter(),
+  "threshold, equal counts": ThresholdRouter(equal_counts=True),
 }
 
 
@@ -82,8 +85,8 @@ def draw_moe(random: Random) -> MoE:
   if isinstance(dispatch, GroupedDispatch):
     fields["dispatch"] = GroupedDispatch(exchange=str(random.choice(["all_to_all", "all_gather"])))
   moe = MoE(
-    num_experts=8, experts_per_token=8 if router.kind == "dense" else 2, d_ff=16, every=int(random.choice([1, 2])),
-    group_size=int(random.choice([8, 16, 32])), **fields,
+    num_experts=8, experts_per_token=8 if router.kind in ("dense", "threshold") else 2, d_ff=16,
+    every=int(random.choice([1, 2])), group_size=int(random.choice([8, 16, 32])), **fields,
   )  # fmt: skip
   # What has no effect without groups is not valid.
   return moe if moe.has_groups else dataclasses.replace(moe, group_size=None)

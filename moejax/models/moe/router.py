@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.kinds import described, function_of, running
-from moejax.config.router import DenseRouter, ExpertChoiceRouter, Router, TopKRouter, TopPRouter
+from moejax.config.router import DenseRouter, ExpertChoiceRouter, Router, ThresholdRouter, TopKRouter, TopPRouter
 from moejax.errors import UserError
 from moejax.models.moe.routers.dense import dense
 from moejax.models.moe.routers.expert_choice import expert_choice
+from moejax.models.moe.routers.threshold import threshold
 from moejax.models.moe.routers.top_k import top_k
 from moejax.models.moe.routers.top_p import top_p
 from moejax.models.moe.routing import RouterContext, Routing
@@ -28,6 +29,7 @@ ROUTERS: dict[type[Router], Route] = {
   TopPRouter: top_p,
   ExpertChoiceRouter: expert_choice,
   DenseRouter: dense,
+  ThresholdRouter: threshold,
 }
 """By class of the configuration. A user's own file may add to it."""
 

@@ -38,6 +38,8 @@ def choices_of_token(score_E, ranked_E, moe):
   order = [e for e in sorted(range(E), key=lambda e: (-ranked_E[e], e)) if e in allowed]
   if router.kind == "dense":
     order = list(range(E))
+  if router.kind == "threshold":
+    order = [e for e in order if score_E[e] * E > router.threshold] or order[:1]
   if router.kind == "top_p":
     taken, total = [], 0.0
     for e in order[: moe.experts_per_token]:
@@ -67,7 +69,7 @@ def choices_of_group(score_ME, ranked_ME, valid_M, moe):
 def rows_in_line(choices, moe):
   """(token, expert, weight) in the order in which rows of a full expert are given away."""
   longest = max((len(of_token) for of_token in choices), default=0)
-  if not moe.dispatch.looks_ahead:
+  if not moe.dispatch.looks_ahead or moe.router.every_expert:
     return [(m, *choice) for m, of_token in enumerate(choices) for choice in of_token]
   return [(m, *of_token[a]) for a in range(longest) for m, of_token in enumerate(choices) if a < len(of_token)]
 

@@ -18,6 +18,7 @@ from moejax.config import (
   Model,
   MoE,
   Router,
+  ThresholdRouter,
   TopPRouter,
 )
 from moejax.models.moe.layer import MoELayer
@@ -35,6 +36,7 @@ ROUTERS = {
   "top_p": (4, TopPRouter(threshold=0.55, renormalize=False)),
   "expert_choice": (2, ExpertChoiceRouter()),
   "dense": (8, DenseRouter()),
+  "threshold": (8, ThresholdRouter()),
 }
 DISPATCHES = {
   "einsum, half": {"dispatch": "einsum", "capacity_factor": 0.5},

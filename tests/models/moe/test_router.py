@@ -110,7 +110,25 @@ def test_the_dense_router_takes_all_experts_by_their_probabilities():
   np.testing.assert_allclose(routing.weights_OUMA[0, 0, 0], [0.5, 0.3, 0.2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["top_k", "top_p", "expert_choice", "dense"])
+def test_a_threshold_takes_experts_above_its_multiple_of_a_uniform_probability_and_always_the_best():
+  probs_ME = [[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.34, 0.33, 0.33]]
+  routing = routed(probs_ME, kind="threshold", experts_per_token=3, threshold=0.75)
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0], [[1, 1, 0], [0, 1, 1], [1, 1, 1]])
+  np.testing.assert_allclose(routing.weights_OUMA[0, 0, 1], [0.0, 0.3, 0.6], rtol=1e-6)
+  routing = routed(probs_ME, kind="threshold", experts_per_token=3, threshold=2.0)
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0], [[1, 0, 0], [0, 0, 1], [1, 0, 0]])
+
+
+def test_equal_counts_are_the_rounded_mean_over_real_tokens():
+  probs_ME = [[0.5, 0.3, 0.2], [0.05, 0.15, 0.8], [0.05, 0.8, 0.15], [0.34, 0.33, 0.33]]
+  router = {"kind": "threshold", "experts_per_token": 3, "threshold": 0.75, "equal_counts": True}
+  routing = routed(probs_ME, **router)  # (2 + 1 + 1 + 3) / 4 = 1.75
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0], [[1, 1, 0], [0, 1, 1], [0, 1, 1], [1, 1, 0]])
+  routing = routed(probs_ME, [True, True, True, False], **router)  # 4 / 3
+  np.testing.assert_array_equal(routing.chosen_OUMA[0, 0], [[1, 0, 0], [0, 0, 1], [0, 1, 0], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("kind", ["top_k", "top_p", "expert_choice", "dense", "threshold"])
 def test_the_scale_multiplies_every_routers_weights(kind):
   router = {"kind": kind, "experts_per_token": 3}
   router |= {"renormalize": False} if kind in ("top_k", "top_p") else {}
@@ -142,8 +160,10 @@ def test_top_p_with_noise_ranks_by_noisy_scores_and_adds_up_the_scores_themselve
     {"kind": "top_p", "threshold": 0.9},
     {"kind": "expert_choice"},
     {"kind": "dense", "experts_per_token": 3},
+    {"kind": "threshold", "experts_per_token": 3},
+    {"kind": "threshold", "experts_per_token": 3, "equal_counts": True},
   ],
-  ids=["top_k", "top_p", "expert_choice", "dense"],
+  ids=["top_k", "top_p", "expert_choice", "dense", "threshold", "equal_counts"],
 )
 def test_padding_chooses_nothing_and_is_chosen_by_nothing(router):
   probs_ME = jax.nn.softmax(jax.random.normal(jax.random.key(0), (4, 3)))

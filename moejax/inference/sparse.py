@@ -1,0 +1,89 @@
+"""Sparse inference of models that were trained with all experts (DS-MoE, arXiv 2404.05567, section 3.5).
+
+The router of the model is replaced by one that chooses fewer experts, and the dispatch by one that computes only the
+chosen ones. Parameters stay as they are. Attention experts, of which most are needed, all stay in use.
+"""
+
+import dataclasses
+
+from moejax.config.dispatch import GroupedDispatch
+from moejax.config.model import Model
+from moejax.config.router import ThresholdRouter, TopKRouter
+from moejax.errors import UserError
+
+THRESHOLD = ThresholdRouter().threshold
+
+MODES = ("threshold", "top_k", "threshold_top_k")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sparse:
+  """Which experts inference uses."""
+
+  mode: str
+  """threshold: those whose probability is more than `value` / num_experts. top_k: the best `value`. threshold_top_k:
+  for every token as many as threshold chooses in the mean of the batch, the best ones."""
+  value: float
+
+  def __post_init__(self) -> None:
+    if self.mode not in MODES:
+      raise UserError(f"sparse mode {self.mode!r} is not one of {', '.join(MODES)}")
+    if self.value <= 0:
+      raise UserError(f"the value of sparse mode {self} must be above 0")
+    if self.mode == "top_k" and self.value != int(self.value):
+      raise UserError(f"the value of sparse mode {self} must be an integer, the number of experts")
+
+  @property
+  def folder(self) -> str:
+    """Folder of a run for what was evaluated in this mode."""
+    return f"sparse/{self.mode}_{self.value:g}"
+
+  def __str__(self) -> str:
+    return f"{self.mode}:{self.value:g}"
+
+
+def parse_sparse(text: str) -> Sparse:
+  """A mode and its value, as in top_k:4. The value of the other modes may be left out.
+
+  Raises:
+    UserError: it is no such mode or value.
+  """
+  mode, _, value = text.partition(":")
+  if not value and mode in ("threshold", "threshold_top_k"):
+    return Sparse(mode, THRESHOLD)
+  try:
+    return Sparse(mode, float(value))
+  except ValueError as error:
+    if isinstance(error, UserError):
+      raise
+    raise UserError(
+      f"sparse mode {text!r} has no number after the colon; use threshold:{THRESHOLD}, top_k:4 or "
+      f"threshold_top_k:{THRESHOLD}"
+    ) from None
+
+
+def sparse_model(model: Model, sparse: Sparse) -> Model:
+  """The model that computes only the experts that it chooses.
+
+  Raises:
+    UserError: the model was not trained with all experts, or has fewer experts than top_k.
+  """
+  moe = model.moe
+  if moe is None or moe.router.kind != "dense":
+    has = "no sparse layers" if moe is None else f"router.kind={moe.router.kind!r}"
+    raise UserError(
+      f"sparse mode {sparse} is for models that were trained with router.kind='dense' (DS-MoE), and this one has "
+      f"{has}; leave the mode out"
+    )
+  if sparse.mode == "top_k":
+    if sparse.value > moe.num_experts:
+      raise UserError(f"sparse mode {sparse} is more than moe.num_experts={moe.num_experts}; use at most that")
+    experts, router = int(sparse.value), TopKRouter(renormalize=False, scale=moe.router.scale)
+  else:
+    equal = sparse.mode == "threshold_top_k"
+    experts = moe.num_experts
+    router = ThresholdRouter(threshold=sparse.value, equal_counts=equal, scale=moe.router.scale)
+  dispatch = moe.dispatch if isinstance(moe.dispatch, GroupedDispatch) else GroupedDispatch()
+  return dataclasses.replace(
+    model, moe=dataclasses.replace(moe, experts_per_token=experts, router=router, dispatch=dispatch)
+  )
