@@ -8,10 +8,11 @@ import dataclasses
 
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.model import Model
-from moejax.config.router import ThresholdRouter, TopKRouter
+from moejax.config.router import Router, ThresholdRouter, TopKRouter
 from moejax.errors import UserError
 
 THRESHOLD = ThresholdRouter().threshold
+"""Of Figure 5 of the paper."""
 
 MODES = ("threshold", "top_k", "threshold_top_k")
 
@@ -28,9 +29,9 @@ class Sparse:
   def __post_init__(self) -> None:
     if self.mode not in MODES:
       raise UserError(f"sparse mode {self.mode!r} is not one of {', '.join(MODES)}")
-    if self.value <= 0:
+    if not self.value > 0:
       raise UserError(f"the value of sparse mode {self} must be above 0")
-    if self.mode == "top_k" and self.value != int(self.value):
+    if self.mode == "top_k" and not self.value.is_integer():
       raise UserError(f"the value of sparse mode {self} must be an integer, the number of experts")
 
   @property
@@ -75,6 +76,7 @@ def sparse_model(model: Model, sparse: Sparse) -> Model:
       f"sparse mode {sparse} is for models that were trained with router.kind='dense' (DS-MoE), and this one has "
       f"{has}; leave the mode out"
     )
+  router: Router
   if sparse.mode == "top_k":
     if sparse.value > moe.num_experts:
       raise UserError(f"sparse mode {sparse} is more than moe.num_experts={moe.num_experts}; use at most that")

@@ -13,17 +13,24 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
 
 import moejax.inference.generate
-from moejax.config import EinsumDispatch, Mesh
+from moejax.config import EinsumDispatch, Mesh, ThresholdRouter
 from moejax.inference.cache import cache_shardings, empty_cache, extend
 from moejax.inference.generate import Generator, _chunks
 from moejax.inference.sampling import Sampling
 
+THRESHOLD = "experts above a threshold, scanned"
 MODELS = {
   "dense, grouped queries, scanned": DENSE,
   "experts of heads, untied, capped, unrolled": dataclasses.replace(
     DENSE, tie_embeddings=False, logit_cap=3.0, qk_norm=True, layers="unrolled", attention_experts=2
   ),
   "sparse, qk-norm, scanned": SPARSE,
+  THRESHOLD: dataclasses.replace(
+    SPARSE,
+    attention_experts=2,
+    num_kv_heads=2,
+    moe=dataclasses.replace(SPARSE.moe, router=ThresholdRouter(threshold=0.9), experts_per_token=4),
+  ),
   "sparse, shared expert, unrolled": dataclasses.replace(
     SPARSE,
     layers="unrolled",
@@ -50,7 +57,8 @@ FOUR = Mesh(data=2, model=4)
 @pytest.mark.parametrize(
   ("name", "mesh", "rules"),
   [
-    *((name, ONE if name == "sparse, shared expert, unrolled" else EIGHT, {}) for name in MODELS),
+    *((name, ONE if name == "sparse, shared expert, unrolled" else EIGHT, {}) for name in MODELS if name != THRESHOLD),
+    pytest.param(THRESHOLD, EIGHT, {}, marks=pytest.mark.slow),
     ("dense, grouped queries, scanned", FOUR, {}),
     ("dense, grouped queries, scanned", FOUR, {"heads": (), "kv_heads": (), "head_dim": ("model",)}),
     pytest.param("dense, grouped queries, scanned", EIGHT, {"heads": ()}, marks=pytest.mark.slow),

@@ -43,8 +43,8 @@ def models(request, tmp_path_factory):
   text.write_text("".join(json.dumps({"text": f"Document {i} counts to {i + 1}."}) + "\n" for i in range(400)))
   moejax.import_model(
     tmp / "theirs", tmp / "run", load_balance=0.01 if sparse else None,
-    fields={**EIGHT, "data.train": (str(text),), "training.batch_size": 4, "training.steps": 3,
-            "optimizer.learning_rate": 1e-3, "evaluation.batch_size": 4},
+    fields={**EIGHT, "data.train": (str(text),), "training.batch_size": 4, "training.steps": 20,
+            "optimizer.learning_rate": 3e-3, "evaluation.batch_size": 4},
   )  # fmt: skip
   return model, tmp
 
@@ -99,11 +99,11 @@ def test_an_imported_model_is_trained_further_from_its_weights(models):
   _, tmp = models
   before = load_run(tmp / "run")
   trained = moejax.train(moejax.find(tmp / "run" / "experiment.json"), tmp / "run")
-  assert trained.steps == 3
+  assert trained.steps == 20
   records = [json.loads(line) for line in (tmp / "run" / "metrics.jsonl").read_text().splitlines()]
   losses = [record["loss"] for record in records if "loss" in record]
-  assert losses[-1] < losses[0]
+  assert losses[-1] < losses[0] - 0.5
   after = load_run(tmp / "run")
-  assert after.step == 3
+  assert after.step == 20
   moved = jax.tree.map(lambda x, y: float(abs(x - y).max()), before.parameters, after.parameters)
   assert 0 < max(jax.tree.leaves(moved)) < 0.1  # from where the import left them
