@@ -109,7 +109,7 @@ def test_a_look_ahead_is_cautioned_against():
   (choice,) = moe().cautions
   assert "dispatch.priority=token" in choice
   (expert_choice,) = moe(router=ExpertChoiceRouter()).cautions
-  assert "depends on later tokens" in expert_choice
+  assert "depend on later tokens" in expert_choice
   assert moe(dispatch=EinsumDispatch(priority="token")).cautions == moe(dispatch="grouped").cautions == ()
 
 
