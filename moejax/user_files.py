@@ -66,6 +66,8 @@ class _Folder:
   def __init__(self, path: pathlib.Path, package: str):
     self.path, self.package = path, package
     self.builtins = vars(builtins) | {"__import__": self._import}
+    self.importlib = ModuleType("importlib")
+    vars(self.importlib).update(vars(importlib), import_module=self._import_module)
     self.texts: dict[str, bytes] = {}  # what was executed, by path
     self._forget()
     sys.meta_path.insert(0, self)
@@ -108,12 +110,18 @@ class _Folder:
     level: int = 0,
   ) -> ModuleType:
     """What `import` does in a file of the folder."""
+    if name == "importlib":
+      return self.importlib
     top = f"{self.package}.{name.partition('.')[0]}"
     # A file named optax.py that imports optax does not mean itself.
     if level or not self._has(name.partition(".")[0]) or (globals and globals.get("__name__") == top):
       return builtins.__import__(name, globals, locals, fromlist or (), level)
     found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist or ())
     return found if fromlist else sys.modules[top]
+
+  def _import_module(self, name: str, package: str | None = None) -> ModuleType:
+    """What `importlib.import_module` does in a file of the folder."""
+    return importlib.import_module(f"{self.package}.{name}" if self._has(name.partition(".")[0]) else name, package)
 
   def _has(self, name: str) -> bool:
     """Whether a top-level module of this name is one of the folder."""

@@ -21,6 +21,8 @@ IMPORTS = {
   "beside a package": "import package\nvalue = lambda: package.D_FF",
   "a folder": "from plain_folder import leaf\nvalue = lambda: leaf.D_FF",
   "by text": "def value():\n  scope = {}\n  exec('from sizes import D_FF', globals(), scope)\n  return scope['D_FF']",
+  "by name": "import importlib\nvalue = lambda: importlib.import_module('sizes').D_FF",
+  "by a dotted name": "from importlib import import_module\nvalue = lambda: import_module('package.inner').D_FF",
   "named as a library": "import json\nvalue = lambda: json.D_FF",
 }
 """Ways in which a file gets D_FF from its folder."""

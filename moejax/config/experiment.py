@@ -234,6 +234,7 @@ class Suite:
     if repeated:
       raise UserError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
     self._check_text()
+    check_storable(self)
 
   def _check_text(self) -> None:
     """Checks that all members have the same text, which a comparison prepares once."""

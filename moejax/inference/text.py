@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 
+from moejax.config.checks import SEEDS
 from moejax.config.experiment import Experiment
 from moejax.data.records import encodable
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
@@ -88,6 +89,8 @@ def continue_texts(
   """
   if not prompts:
     return []
+  if not 0 <= seed < SEEDS:
+    raise UserError(f"seed={seed} must be 0 or above and below 2^32, the number of seeds of JAX")
   experiment = experiment or read_experiment(directory)
   length = experiment.data.sequence_length
   for prompt in prompts:

@@ -116,6 +116,14 @@ def test_a_path_among_the_sources_is_refused_when_the_experiment_is_made():
     dataclasses.replace(base, data=dataclasses.replace(base.data, train=(pathlib.Path("texts"),)))
 
 
+@pytest.mark.parametrize(
+  ("field", "value"), [("tolerance", np.float32(0.05)), ("train", np.str_("all")), ("name", None)]
+)
+def test_a_suite_is_checked_as_an_experiment_is(tiny_suite, field, value):
+  with pytest.raises(UserError, match=rf"^{field} is .*; JSON can hold"):
+    dataclasses.replace(tiny_suite, **{field: value})
+
+
 def test_a_constructor_that_does_not_take_exactly_the_fields_is_refused():
   derived = [("derived", int, dataclasses.field(init=False, default=3))]
   argument = [("argument", dataclasses.InitVar[int], 3)]
