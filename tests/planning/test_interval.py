@@ -49,6 +49,9 @@ def test_an_interval_holds_its_prediction_and_is_no_narrower_for_a_chip_without_
     assert low < 2.0 < high
     return high / low
 
+  wide = interval(2.0, CHIPS["cpu"], sparse=True, formula=True)
+  narrow = interval(2.0, CHIPS["cpu"], sparse=False, formula=True)
+  assert wide[0] < narrow[0] < narrow[1] < wide[1]  # fewer runs of MoE models are published
   assert width("v5p") <= width("tpu7x") and width("v5p", formula=True) == width("cpu")
 
 
@@ -64,6 +67,9 @@ def test_equality_is_less_certain_the_further_the_prediction_and_the_narrower_th
   assert certainty_of_equality(1.0, 1.0) == pytest.approx(1.0, abs=1e-3)
   assert certainty_of_equality(math.e, 0.05) < 1e-6
   assert certainty_of_equality(1.0, 0.0) == 0
+  # From 1 - tolerance to 1 + tolerance, whose logarithms are not opposite.
+  middle = math.sqrt(0.9 * 1.1)
+  assert certainty_of_equality(middle * 1.2, 0.1) == pytest.approx(certainty_of_equality(middle / 1.2, 0.1))
 
 
 def test_the_half_width_of_other_runs_covers_four_fifths():
@@ -75,3 +81,4 @@ def test_the_half_width_of_other_runs_covers_four_fifths():
     covered.append(abs(errors[0]) <= half_width(errors[1:]))
   assert 0.79 < sum(covered) / len(covered) < 0.88
   assert half_width([0.1, -0.3]) > 0.3
+  assert half_width([-0.1 * n for n in range(1, 10)]) == pytest.approx(0.8)

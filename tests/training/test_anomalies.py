@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from training_fixtures import initial_state, random_batch, read_metrics, spec_of
 
 from moejax.config import Anomalies
 from moejax.partitioning import to_devices
-from moejax.training.anomalies import WARMUP_STEPS, Watched, is_accepted, with_loss
+from moejax.training.anomalies import RECENT_STEPS, WARMUP_STEPS, Watched, is_accepted, with_loss
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.loop import Run, train
 from moejax.training.optimizers import learning_rate
@@ -144,6 +145,20 @@ def test_a_run_whose_data_stays_bad_stops_after_some_rewinds(start, tmp_path):
   with pytest.raises(FloatingPointError, match=r"loss is nan at step 3"):
     train(start(tmp_path, range(2, 1000), Anomalies(max_skipped=1, then="rewind"), told))
   assert sum("training continues from step 2" in text for text in told) == MAX_REWINDS
+
+
+def test_neither_a_loss_nor_a_gradient_may_be_nan_or_infinite():
+  known = Watched((), jnp.float32(3.0), jnp.float32(0.01), jnp.int32(WARMUP_STEPS))
+  for spike, loss, norm in itertools.product((None, 4.0), (3.0, np.nan, np.inf, -np.inf), (1.0, np.nan, np.inf)):
+    accepted = is_accepted(Anomalies(spike=spike), known, jnp.float32(loss), jnp.float32(norm))
+    assert bool(accepted) == (np.isfinite(loss) and np.isfinite(norm)), (spike, loss, norm)
+
+
+def test_the_statistics_forget_losses_after_some_fifty_steps():
+  state = Watched((), jnp.float32(3.0), jnp.float32(0.0), jnp.int32(1000))
+  state = with_loss(Anomalies(spike=4.0), state, jnp.float32(4.0))
+  np.testing.assert_allclose(state.loss_mean, 3 + 1 / RECENT_STEPS, rtol=1e-6)
+  np.testing.assert_allclose(state.loss_variance, (1 / RECENT_STEPS) * (1 - 1 / RECENT_STEPS), rtol=1e-4)
 
 
 def test_a_spike_is_a_loss_far_above_those_of_recent_steps():

@@ -59,6 +59,8 @@ def test_what_is_moved_within_an_array_changes_the_checksum():
 
 def test_scalars_and_arrays_without_elements_have_checksums():
   assert checksum(np.int32(3)) != checksum(np.int32(4))
+  first, second = checksum(np.int32(3))[:8], checksum(np.int32(3))[8:]
+  assert first != second  # two sums of their own
   assert checksum(np.zeros((0, 4), np.float32))
 
 

@@ -19,6 +19,8 @@ def test_a_vocabulary_smaller_than_the_tokenizers_names_one_that_fits_and_divide
     "model.vocab_size=256 is less than the 259 tokens of data.tokenizer='bytes'; use at least 259, "
     f"preferably {padded}, a multiple of 128 that is divisible by the mesh"
   )
+  just = dataclasses.replace(small, model=dataclasses.replace(small.model, vocab_size=259))
+  assert on_devices([just], ByteTokenizer())
   enough = dataclasses.replace(small, model=dataclasses.replace(small.model, vocab_size=padded))
   (placed,) = on_devices([dataclasses.replace(enough, mesh=mesh)], ByteTokenizer())
   assert placed.experiment.model.vocab_size == padded
