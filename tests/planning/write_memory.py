@@ -23,6 +23,8 @@ from moejax.planning.devices import describe_devices
 FILE = pathlib.Path(__file__).parent / "programs" / "memory.json"
 
 ROWS = 1024
+TILE = 1024
+"""Columns are a multiple of this, so that no layout pads them."""
 KEPT = ("argument", "temp", "output", "alias", "generated_code")
 
 
@@ -56,7 +58,7 @@ def main() -> None:
     fits, refused = quarter * 9 // 10, quarter * 11 // 10
     facts = {}
     while refused - fits > quarter // 100:
-      columns = (fits + refused) // 2
+      columns = (fits + refused) // 2 // TILE * TILE
       facts[columns] = said(mesh, columns)
       print(chip, columns, facts[columns], flush=True)
       fits, refused = (fits, columns) if "refused" in facts[columns] else (columns, refused)
