@@ -1,1 +1,1 @@
-"""How one program becomes many processes: a launcher each, beside the package, so that none is needed on one host."""
+"""Launchers, which start the processes of a program on one machine, GKE, TPU VMs or SLURM."""

@@ -1,4 +1,4 @@
-"""`python -m moejax.launch.gke`: writes the JobSet that trains or compares on GKE. Submits nothing, imports no JAX."""
+"""`python -m moejax.launch.gke`: writes a JobSet that trains or compares on GKE. Submits nothing and imports no JAX."""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ from moejax.launch.jobset_rules import problems
 DESCRIPTION = """\
 Write a Kubernetes JobSet that runs `moejax train` or `moejax compare` on the TPU slices or GPU nodes of a GKE cluster.
 The experiment, its fields and its mesh are checked against the topology first. The manifest goes to stdout and is
-JSON, which kubectl accepts as YAML; a summary and what to run next go to stderr."""
+JSON, which kubectl accepts as YAML. A summary and the next commands are printed to stderr."""
 
 EPILOG = """\
 examples:
@@ -32,27 +32,27 @@ examples:
     kubectl apply -f job.json
 
 The cluster needs JobSet 0.10 or newer, and a PersistentVolumeClaim that all hosts can write to (ReadWriteMany, such as
-Filestore), which is mounted at --mount. docs/launch.md goes through it from an empty project."""
+Filestore), which is mounted at --mount. docs/launch.md has step-by-step instructions."""
 
 
 def make_gke_parser() -> Parser:
-  """The parser of this command; fields of the experiment follow its own options."""
+  """The parser of this command. Fields of the experiment follow its options."""
   parser = make_parser(
-    "moejax.launch.gke", DESCRIPTION, EPILOG, "work directory on the hosts, within --mount; all of them share it"
+    "moejax.launch.gke", DESCRIPTION, EPILOG, "work directory on the hosts, inside the shared volume at --mount"
   )
   parser.add_argument("--image", required=True, metavar="IMAGE", help="container image with moejax (launch/Dockerfile)")
   parser.add_argument("--claim", required=True, metavar="NAME", help="PersistentVolumeClaim, ReadWriteMany")
-  parser.add_argument("--mount", default="/data", metavar="DIR", help="where it is mounted (default: /data)")
+  parser.add_argument("--mount", default="/data", metavar="DIR", help="mount path of the volume (default: /data)")
   parser.add_argument("--name", metavar="NAME", help="name of the JobSet (default: from the experiment)")
   parser.add_argument(
     "--max-restarts", type=int, default=10, metavar="N",
-    help="restarts after failures; a preemption that was saved does not count (default: 10)",
+    help="maximum number of restarts after failures, without preemptions with a saved state (default: 10)",
   )  # fmt: skip
   parser.add_argument("--spot", action="store_true", help="run on Spot nodes")
   parser.add_argument("--queue", metavar="NAME", help="submit to this LocalQueue of Kueue")
   parser.add_argument(
     "--grace-s", type=int, default=120, metavar="N",
-    help="seconds from SIGTERM to SIGKILL, in which a preempted step is saved (default: 120)",
+    help="seconds from SIGTERM to SIGKILL, in which a preempted run saves its state (default: 120)",
   )  # fmt: skip
   return parser
 
@@ -61,15 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
   """Writes the manifest to stdout.
 
   Raises:
-    UserError: a mistake in the arguments, the experiment or the topology.
+    UserError: If the arguments, the experiment or the topology are not valid.
   """
   known, overrides = make_gke_parser().parse_known_args(arguments)
   hosts = hosts_of(known.topology, known.slices)
   job = make_job(known.verb, known.experiment, known.workdir, overrides, hosts.topology)
   if pathlib.PurePosixPath(known.mount) not in pathlib.PurePosixPath(known.workdir).parents:
-    raise UserError(f"--workdir {known.workdir} is not in the shared volume; use {known.mount}/NAME, or set --mount")
+    raise UserError(
+      f"--workdir {known.workdir} is not inside the shared volume; use {known.mount}/NAME, or set --mount"
+    )
   if not known.image.strip() or re.search(r"\s", known.image):
-    raise UserError(f"--image {known.image!r} is no image; give one such as REGION-docker.pkg.dev/PROJECT/REPO/moejax")
+    raise UserError(
+      f"--image {known.image!r} is not an image name; use, for example, REGION-docker.pkg.dev/PROJECT/REPO/moejax"
+    )
   settings = Settings(
     name=known.name or job.label,
     image=known.image,
@@ -82,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   )
   jobset = make_jobset(job, hosts, settings)
   if wrong := problems(jobset):
-    raise UserError(f"the JobSet would not run: {wrong[0]}")
+    raise UserError(f"the JobSet is not valid: {wrong[0]}")
   json.dump(jobset, sys.stdout, indent=2)
   print()
   print(_summary(hosts, settings), file=sys.stderr)

@@ -1,4 +1,4 @@
-"""From a topology to hosts: how many, chips of each, and the names that Google Cloud has for them. Imports no JAX.
+"""The hosts of a topology: their number, their chips, and their names in Google Cloud. Imports no JAX.
 
 Sources: cloud.google.com/kubernetes-engine/docs/concepts/plan-tpus (labels, machine types, topologies),
 cloud.google.com/kubernetes-engine/docs/concepts/gpus and cloud.google.com/compute/docs/gpus (GPUs), and
@@ -15,19 +15,19 @@ from moejax.planning.topology import Topology, parse_topology
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Product:
-  """What Google Cloud calls one kind of chip."""
+  """The names of a chip in Google Cloud."""
 
   label: str
   """Value of the node label that names the accelerator."""
   machine: str
   """Machine type of a host; {n} is its number of chips."""
   sizes: tuple[int, ...]
-  """Chips that a host can have, where it is the only one of its slice or node group; the last are those of a host
-  among several."""
+  """Possible numbers of chips of a host that is the only one of its slice or node group. The last one is the number of
+  chips of each of several hosts."""
   runtime: str | None = None
-  """Software version of a TPU VM; None where there are no TPU VMs."""
+  """Software version of TPU VMs, or None if there are no TPU VMs with this chip."""
   vm_type: str | None = None
-  """What the name of an accelerator type begins with."""
+  """Prefix of the accelerator type."""
 
 
 PRODUCTS = {
@@ -50,7 +50,7 @@ PRODUCTS = {
   "h200": Product(label="nvidia-h200-141gb", machine="a3-ultragpu-{n}g", sizes=(8,)),
   "b200": Product(label="nvidia-b200", machine="a4-highgpu-{n}g", sizes=(8,)),
 }  # fmt: skip
-"""By the names that `--topology` uses."""
+"""Products by the name that `--topology` uses."""
 
 SMALL_TORUS = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 SQUARES = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
@@ -63,23 +63,23 @@ class Hosts:
   topology: Topology
   product: Product
   per_slice: int
-  """Hosts of each slice; of GPUs, hosts in all."""
+  """Number of hosts per slice or, for GPUs, of all hosts."""
   chips: int
-  """Chips of each host."""
+  """Number of chips per host."""
 
   @property
   def is_tpu(self) -> bool:
-    """Whether they hold TPUs, not GPUs."""
+    """Whether the chips are TPUs instead of GPUs."""
     return self.topology.chip.platform == "tpu"
 
   @property
   def slices(self) -> int:
-    """Groups of hosts, each with a torus of its own. GPUs are one group."""
+    """Number of slices. GPUs count as one slice."""
     return self.topology.slices if self.is_tpu else 1
 
   @property
   def count(self) -> int:
-    """Hosts of the job, each of which runs one process."""
+    """Number of hosts. Each host runs one process."""
     return self.per_slice * self.slices
 
   @property
@@ -97,12 +97,12 @@ def hosts_of(name: str, slices: int = 1) -> Hosts:
   """The hosts of a topology such as v5p:4x4x8 or gpu:h100:16.
 
   Raises:
-    UserError: no such topology, or none that Google Cloud rents out.
+    UserError: If the topology is unknown or not available in Google Cloud.
   """
   topology = parse_topology(name, slices)
   product = PRODUCTS.get(topology.chip.name)
   if product is None:
-    raise UserError(f"topology {name!r} cannot be rented; choose one of {', '.join(sorted(PRODUCTS))}, as in v5p:4x4x8")
+    raise UserError(f"topology {name!r} is not available; use one of {', '.join(sorted(PRODUCTS))}, as in v5p:4x4x8")
   if topology.chip.platform == "gpu":
     chips = topology.count * topology.slices
     of_host = _chips_of_host(product, chips)
@@ -130,7 +130,7 @@ def _chips_of_host(product: Product, chips: int) -> int | None:
 
 
 def _check_torus(topology: Topology) -> None:
-  """Raises UserError where Google Cloud has no slice of this shape."""
+  """Raises UserError if Google Cloud has no slice of this shape."""
   torus, name = topology.torus, topology.chip.name
   if topology.chip.torus == 2:
     known = torus in SQUARES
@@ -146,7 +146,7 @@ def _check_torus(topology: Topology) -> None:
 
 
 def _nearest(topology: Topology) -> str:
-  """A shape of as many chips that there is."""
+  """Suggests a valid shape with the same number of chips."""
   known = SQUARES if topology.chip.torus == 2 else SMALL_TORUS
   shapes: list[tuple[int, ...]] = [shape for shape in known if math.prod(shape) == topology.count]
   if not shapes and topology.chip.torus == 3:

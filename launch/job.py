@@ -1,4 +1,4 @@
-"""The moejax command that a job runs, checked on the machine that submits it: its names, fields and mesh. No JAX."""
+"""The moejax command that a job runs. Names, fields and mesh are checked before it is submitted. Imports no JAX."""
 
 import argparse
 import dataclasses
@@ -29,12 +29,12 @@ class Job:
 
   @property
   def experiments(self) -> tuple[Experiment, ...]:
-    """What it trains."""
+    """The experiments that it trains."""
     return self.configuration.members if isinstance(self.configuration, Suite) else (self.configuration,)
 
   @property
   def label(self) -> str:
-    """Its name as a DNS label, which begins with a letter: `moe_6b4_64e` is `moe-6b4-64e`."""
+    """Its name as a DNS label, which starts with a letter: `moe_6b4_64e` becomes `moe-6b4-64e`."""
     text = re.sub(r"[^a-z0-9]+", "-", self.configuration.name.lower()).strip("-")
     return text if re.match("[a-z]", text) else f"job-{text}".rstrip("-")
 
@@ -43,25 +43,25 @@ class Job:
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose errors are one line."""
+  """A parser that raises UserError with a message of one line."""
 
   def error(self, message: str) -> NoReturn:
-    raise UserError(f"{message}; `{self.prog} --help` explains")
+    raise UserError(f"{message}; see `{self.prog} --help`")
 
 
 def make_parser(module: str, description: str, epilog: str, workdir: str) -> Parser:
-  """The parser of a launcher, with what all of them take."""
+  """The parser of a launcher, with the options that all launchers have."""
   parser = Parser(prog=f"python -m {module}", description=description, epilog=epilog, formatter_class=FORMATTER)
   parser.add_argument("verb", choices=("train", "compare"), help="the moejax command that the job runs")
   parser.add_argument(
     "experiment", metavar="NAME",
-    help="experiment or suite: a listed name, FILE.py:FUNCTION, or RUN/experiment.json. A file must have the same path "
+    help="experiment or suite: a listed name, FILE.py:FUNCTION, or RUN/experiment.json; a file must have the same path "
     "on the hosts",
   )  # fmt: skip
   parser.add_argument("--workdir", required=True, metavar="DIR", help=workdir)
   parser.add_argument(
     "--topology", required=True, metavar="NAME",
-    help="chips of one slice, as for `moejax plan`: v4:4x4x4, v5e:4x4, v5p:4x4x8, v6e:16x16, tpu7x:4x4x8",
+    help="topology of one slice, as for `moejax plan`: v4:4x4x4, v5e:4x4, v5p:4x4x8, v6e:16x16, tpu7x:4x4x8",
   )  # fmt: skip
   parser.add_argument("--slices", type=int, default=1, metavar="N", help="number of slices (default: 1)")
   return parser
@@ -71,12 +71,12 @@ def make_job(verb: str, name: str, workdir: str, overrides: Sequence[str], topol
   """The job of a command line.
 
   Raises:
-    UserError: no such experiment or field, or a mesh that does not tile the topology.
+    UserError: If the experiment or a field does not exist, or the mesh does not tile the topology.
   """
   found = lookup.find_experiment(name) if verb == "train" else lookup.find_suite(name)
   configuration = override(found, list(overrides))
   if not pathlib.PurePosixPath(workdir).is_absolute():
-    raise UserError(f"--workdir {workdir!r} is not absolute; give its path on the hosts, as in /data/run1")
+    raise UserError(f"--workdir {workdir!r} is not an absolute path; give its path on the hosts, as in /data/run1")
   job = Job(verb, configuration, ("moejax", verb, name, "--workdir", workdir, *overrides))
   for experiment in job.experiments:
     try:

@@ -1,11 +1,11 @@
-"""A Kubernetes JobSet that runs a job on GKE: one Job for each TPU slice, or one for all GPU nodes.
+"""Makes a Kubernetes JobSet that runs a job on GKE: one Job per TPU slice, or one Job for all GPU nodes.
 
-The API is jobset.x-k8s.io/v1alpha2 of JobSet 0.10 or newer. How it ends and restarts:
+The API is jobset.x-k8s.io/v1alpha2 of JobSet 0.10 or newer. Restarts:
 
-- Exit code 75 (preempted, state saved) and pods that Kubernetes evicts fail their Job by its podFailurePolicy, and the
-  JobSet starts all Jobs again without counting a restart.
-- Exit codes 2 and 3 (a mistake, a model that does not fit) end the JobSet: a restart would not help.
-- Any other failure exceeds the Job's backoffLimit of 0, and the JobSet starts all Jobs again, max_restarts times.
+- After exit code 75 (preempted with a saved state) or the eviction of a pod, the podFailurePolicy fails the Job, and
+  the JobSet restarts all Jobs. This does not count as a restart.
+- Exit codes 2 and 3 (a mistake, or a model that does not fit) end the JobSet, because a restart would not help.
+- Any other failure exceeds the backoffLimit of 0 of the Job, and the JobSet restarts all Jobs up to max_restarts times.
 """
 
 import dataclasses
@@ -24,28 +24,28 @@ COORDINATOR_PORT = 8482
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What a JobSet needs beside the job and its hosts."""
+  """Settings of a JobSet in addition to the job and its hosts."""
 
   name: str
-  """Of the JobSet, a DNS label."""
+  """Name of the JobSet, a DNS label."""
   image: str
   """Container image with moejax."""
   claim: str
   """PersistentVolumeClaim that all hosts can write to."""
   mount: str = "/data"
-  """Where the claim is mounted."""
+  """Mount path of the claim."""
   max_restarts: int = 10
-  """Restarts after failures that are no preemption."""
+  """Maximum number of restarts after failures other than preemptions."""
   spot: bool = False
   """Whether it runs on Spot nodes."""
   queue: str | None = None
-  """Kueue's LocalQueue; None without Kueue."""
+  """LocalQueue of Kueue, or None without Kueue."""
   grace_s: int = 120
   """Seconds between SIGTERM and SIGKILL."""
 
 
 def make_jobset(job: Job, hosts: Hosts, settings: Settings) -> dict[str, Any]:
-  """The JobSet as plain data, for `yaml.safe_dump` or `json.dump`."""
+  """The JobSet as JSON data."""
   metadata: dict[str, Any] = {"name": settings.name}
   if hosts.is_tpu:  # a slice is a node pool of its own, and its hosts must not be those of two slices
     metadata["annotations"] = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
@@ -152,7 +152,7 @@ def _node_labels(hosts: Hosts, settings: Settings) -> dict[str, str]:
 
 
 def _processes(hosts: Hosts, settings: Settings) -> list[dict[str, Any]]:
-  """How the processes of GPU nodes find each other. On TPUs GKE says so itself."""
+  """Environment variables by which the processes of GPU nodes find each other. On TPUs, GKE sets them."""
   first = f"{settings.name}-{_role(hosts)}-0-0.{settings.name}"
   index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
   return [

@@ -1,8 +1,8 @@
-"""What Kubernetes and the JobSet controller demand of a JobSet, for the fields that moejax.launch.jobset writes.
+"""Checks the rules of Kubernetes and the JobSet controller for the fields that moejax.launch.jobset writes.
 
-Three authorities refuse at three moments: the API server a field of the wrong type, the JobSet webhook a name that is
-too long, and the API server once more a Job that the JobSet controller tries to create. The last refusal is silent: the
-JobSet is there, and its Jobs never come. So all rules are checked before anything is submitted.
+A JobSet can be rejected by the API server (a field of the wrong type), by the JobSet webhook (a name that is too long),
+and again by the API server when the JobSet controller creates Jobs. In the last case, there is no error message: the
+JobSet exists, but its Jobs are never created. Therefore, all rules are checked before anything is submitted.
 """
 
 import re
@@ -14,7 +14,7 @@ from moejax.launch.hosts import PRODUCTS
 DNS_LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 LONGEST_NAME = 63
 POD_SUFFIX = "-abcde"
-"""As long as what Kubernetes appends to a pod's name."""
+"""A suffix as long as the one that Kubernetes appends to the names of pods."""
 RULE_NAME = re.compile(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?")
 FAILURE_REASONS = (
   "BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded", "PodFailurePolicy",
@@ -23,7 +23,7 @@ ACTIONS = ("FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts")
 EXIT_CODES = range(1, 256)
 
 TEXTS = {"*": str}
-"""An object with any keys, whose values are texts."""
+"""An object with any keys and string values."""
 REFERENCE = {"fieldRef!": {"fieldPath!": str}}
 CONTAINER = {
   "name!": str, "image!": str, "command!": [str], "ports": [{"containerPort!": int}],
@@ -61,26 +61,26 @@ JOBSET = {
     "replicatedJobs!": [{"name!": str, "replicas": int, "template!": {"spec!": JOB}}],
   },
 }  # fmt: skip
-"""Types of the fields; a field with ! is required."""
+"""Types of the fields. Fields with ! are required."""
 
 
 def problems(jobset: Mapping[str, Any]) -> list[str]:
-  """What would keep this JobSet from running, each with its field, value and limit; none where all rules are kept."""
+  """Lists the violations of rules in a JobSet, each with field, value and limit."""
   wrong = list(_types(jobset, JOBSET, ""))
   return wrong or [problem for rule in (_names, _failure_policy, _jobs) for problem in rule(jobset)]
 
 
 def _types(value: Any, schema: Any, path: str) -> Iterator[str]:
-  """Fields of another type, unknown fields and missing ones."""
+  """Yields fields of the wrong type, unknown fields and missing fields."""
   if isinstance(schema, list):
     if not isinstance(value, list):
-      yield f"{path}={value!r} is no list"
+      yield f"{path}={value!r} is not a list"
       return
     for i, item in enumerate(value):
       yield from _types(item, schema[0], f"{path}[{i}]")
   elif isinstance(schema, dict):
     if not isinstance(value, Mapping):
-      yield f"{path}={value!r} is no object"
+      yield f"{path}={value!r} is not an object"
       return
     of_key = {key.rstrip("!"): of for key, of in schema.items()}
     for key, item in value.items():
@@ -94,14 +94,14 @@ def _types(value: Any, schema: Any, path: str) -> Iterator[str]:
 
 
 def _names(jobset: Mapping[str, Any]) -> Iterator[str]:
-  """Names of pods are host names: DNS labels with all the indices that are appended."""
+  """Checks names. With the appended indices, names of pods must be DNS labels."""
   name = jobset["metadata"]["name"]
   if not DNS_LABEL.fullmatch(name):
-    yield f".metadata.name={name!r} is no DNS label (small letters, digits and '-', a letter first); set --name"
+    yield f".metadata.name={name!r} is not a DNS label (lower-case letters, digits, '-'; first a letter); set --name"
   for job in jobset["spec"]["replicatedJobs"]:
     last = f"-{job['name']}-{job.get('replicas', 1) - 1}-{job['template']['spec']['completions'] - 1}{POD_SUFFIX}"
     if not DNS_LABEL.fullmatch(job["name"]):
-      yield f".spec.replicatedJobs.name={job['name']!r} is no DNS label"
+      yield f".spec.replicatedJobs.name={job['name']!r} is not a DNS label"
     if len(name + last) > LONGEST_NAME:
       limit = LONGEST_NAME - len(last)
       yield f".metadata.name={name!r} has {len(name)} characters; pods' names allow {limit}; set --name"
@@ -120,7 +120,7 @@ def _failure_policy(jobset: Mapping[str, Any]) -> Iterator[str]:
     yield f"{where}.rules: names must differ, but are {', '.join(names)}"
   for rule in policy.get("rules", []):
     if not RULE_NAME.fullmatch(rule["name"]) or len(rule["name"]) > 128:
-      yield f"{where}.rules.name={rule['name']!r} is not 1 to 128 letters, digits and _ , : that begin with a letter"
+      yield f"{where}.rules.name={rule['name']!r} must have 1 to 128 letters, digits and _ , : and start with a letter"
     if rule["action"] not in ACTIONS:
       yield f"{where}.rules.action={rule['action']!r} is not one of {', '.join(ACTIONS)}"
     for given in rule.get("onJobFailureReasons", []):
@@ -188,7 +188,7 @@ def _pod(pod: Mapping[str, Any], where: str) -> Iterator[str]:
       if mount["name"] not in volumes:
         yield f"{where}: the mount {mount['name']!r} is not one of the volumes {', '.join(volumes)}"
       if not mount["mountPath"].startswith("/") or ":" in mount["mountPath"]:
-        yield f"{where}: mountPath={mount['mountPath']!r} is no absolute path without ':'"
+        yield f"{where}: mountPath={mount['mountPath']!r} is not an absolute path without ':'"
     for variable in container.get("env", []):
       if ("value" in variable) == ("valueFrom" in variable):
         yield f"{where}: {variable['name']} has either value or valueFrom"
@@ -197,18 +197,18 @@ def _pod(pod: Mapping[str, Any], where: str) -> Iterator[str]:
 
 
 def _tpu(job: Mapping[str, Any], where: str) -> Iterator[str]:
-  """Chips of the hosts are those of the slice: GKE would never schedule the pods otherwise."""
+  """Checks that the hosts have all chips of the slice. Otherwise, GKE would never schedule the pods."""
   pod = job["template"]["spec"]
   labels = pod.get("nodeSelector", {})
   chips = [container["resources"]["limits"].get("google.com/tpu", 0) for container in pod["containers"]]
   label, shape = (labels.get(f"cloud.google.com/gke-tpu-{key}") for key in ("accelerator", "topology"))
   if bool(sum(chips)) != bool(label) or bool(label) != bool(shape):
-    yield f"{where}: google.com/tpu, gke-tpu-accelerator and gke-tpu-topology go together"
+    yield f"{where}: google.com/tpu, gke-tpu-accelerator and gke-tpu-topology must be set together"
     return
   if label is None or shape is None:
     return
   if label not in [product.label for product in PRODUCTS.values()]:
-    yield f"{where}.nodeSelector: gke-tpu-accelerator={label!r} is no accelerator of GKE"
+    yield f"{where}.nodeSelector: gke-tpu-accelerator={label!r} is not an accelerator of GKE"
   product = 1
   for length in shape.split("x"):
     product *= int(length)

@@ -1,9 +1,10 @@
 """Starts a command as several processes of one program on this machine: `python -m moejax.launch.local --processes 2
 --devices-per-process 4 -- moejax train ...`.
 
-They find each other over the loopback interface, which no other machine reaches. On CPU each has simulated devices, on
-a machine with NVIDIA GPUs each has GPUs of its own. Each line of their output begins with the process's number. Ctrl-C
-and SIGTERM are passed on. When one process fails, the others end too, and its exit code is that of the launcher.
+The processes find each other over the loopback interface, which other machines cannot reach. On CPU, each process has
+simulated devices. On a machine with NVIDIA GPUs, each process has some of the GPUs. Each line of output starts with the
+index of its process. Ctrl-C and SIGTERM are forwarded. If a process fails, the others are ended, and the launcher exits
+with its exit code.
 """
 
 import argparse
@@ -21,28 +22,28 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 FAILED_S = 5.0
-"""Seconds that the other processes have to end by themselves after one has failed, and again after SIGTERM."""
+"""Seconds within which the other processes must exit after one has failed, and again after SIGTERM."""
 
 STOPPED = (75, 130, 143)
 """Exit codes after a signal."""
 NOT_RESTARTED = (0, 2, 3, *STOPPED)
-"""Exit codes after which the same command would end the same way, or which somebody asked for."""
+"""Exit codes after which the command is not restarted: a mistake, or a requested stop."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Launch:
-  """What is started."""
+  """The processes to start."""
 
   command: tuple[str, ...]
   processes: int
   devices_per_process: int
   gpus: bool
-  """Whether a device is a GPU; otherwise it is simulated on the CPU."""
+  """Whether devices are GPUs instead of simulated CPU devices."""
   connect_timeout_s: float
   hang_timeout_s: float
 
   def environment(self, index: int, port: int, job: str) -> dict[str, str]:
-    """Of process `index`."""
+    """Environment variables of process `index`."""
     mine = range(index * self.devices_per_process, (index + 1) * self.devices_per_process)
     of_devices = {
       "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
@@ -62,7 +63,7 @@ class Launch:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Runs the command to its end, again after a failure if there may be restarts, and returns its exit code."""
+  """Runs the command, restarts it after failures if restarts are left, and returns its exit code."""
   known = _parser().parse_args(arguments)
   command = known.command[1:] if known.command[:1] == ["--"] else known.command
   if not command:
@@ -83,47 +84,53 @@ def main(arguments: Sequence[str] | None = None) -> int:
     code = group.run()
     if code in NOT_RESTARTED or group.asked or not restarts_left:
       return code
-    _say(f"exit code {code}; starting again ({restarts_left} restart{'s' if restarts_left > 1 else ''} left)")
+    _say(f"exit code {code}; restarting ({restarts_left} restart{'s' if restarts_left > 1 else ''} left)")
   return code
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(prog="python -m moejax.launch.local", description=__doc__)
   parser.add_argument("--processes", type=_positive, required=True, help="number of processes")
-  parser.add_argument("--devices-per-process", type=_positive, default=1, help="devices of each process (default: 1)")
+  parser.add_argument("--devices-per-process", type=_positive, default=1, help="devices per process (default: 1)")
   parser.add_argument(
     "--gpus",
     action=argparse.BooleanOptionalAction,
-    help="whether a device is an NVIDIA GPU and not simulated (default: if the machine has one and JAX_PLATFORMS does "
-    "not exclude it)",
+    help="use NVIDIA GPUs instead of simulated CPU devices (default: if the machine has any and JAX_PLATFORMS does not "
+    "exclude them)",
   )
   parser.add_argument(
-    "--max-restarts", type=_natural, default=0, help="how often all processes are started again after a failure"
+    "--max-restarts",
+    type=_natural,
+    default=0,
+    help="maximum number of restarts after a failure (default: 0)",
   )
   parser.add_argument(
-    "--connect-timeout", type=float, default=300.0, help="seconds in which all processes must have met (default: 300)"
+    "--connect-timeout",
+    type=float,
+    default=300.0,
+    help="seconds to wait for all processes to connect (default: 300)",
   )
   parser.add_argument(
     "--hang-timeout",
     type=float,
     default=60.0,
-    help="seconds without a sign of life after which a process counts as lost (default: 60)",
+    help="seconds after which a process that does not respond counts as failed (default: 60)",
   )
-  parser.add_argument("command", nargs=argparse.REMAINDER, help="-- and the command of each process")
+  parser.add_argument("command", nargs=argparse.REMAINDER, help="--, followed by the command of each process")
   return parser
 
 
 class _Group:
-  """The processes of one start, and what they are told."""
+  """The running processes."""
 
   def __init__(self, launch: Launch):
     self.launch = launch
     self.asked = False
-    """Whether the launcher was asked to stop."""
+    """Whether the launcher has received a stop signal."""
     self._children: list[subprocess.Popen[bytes]] = []
 
   def run(self) -> int:
-    """Starts all processes, waits for all, and returns the first exit code that is not 0."""
+    """Starts all processes, waits until they exit, and returns the first nonzero exit code, or 0."""
     port, job = _free_port(), secrets.token_hex(8)
     self._children = []
     threads = []
@@ -159,7 +166,7 @@ class _Group:
         child.send_signal(number)
 
   def _wait(self) -> int:
-    """Until all have ended, the others at the latest some seconds after the first failure."""
+    """Waits until all processes have exited. After a failure, ends the others after some seconds."""
     first: int | None = None
     failed_at = 0.0
     told = False
@@ -174,10 +181,11 @@ class _Group:
           _say(f"process {index} was killed by {signal.Signals(-first).name}")
       if not running:
         return _exit_code(first or 0)
-      # After a signal to stop, what is being saved is finished: the processes themselves bound that.
+      # After a stop signal, the processes finish saving, for which they have their own time limit.
       stopped = self.asked or first in STOPPED
       if first is not None and not stopped and time.monotonic() - failed_at > (2 if told else 1) * FAILED_S:
-        _say(f"{len(running)} of {len(self._children)} processes still run and get {'SIGKILL' if told else 'SIGTERM'}")
+        still = f"{len(running)} of {len(self._children)} processes are still running"
+        _say(f"{still}; sending {'SIGKILL' if told else 'SIGTERM'}")
         for child in running:
           child.send_signal(signal.SIGKILL if told else signal.SIGTERM)
         told = True
@@ -191,12 +199,12 @@ class _Group:
 
 
 def _exit_code(returned: int) -> int:
-  """As a shell gives it."""
+  """The exit code as reported by a shell."""
   return returned if returned >= 0 else 128 - returned
 
 
 def _copy(index: int, stream: BinaryIO, out: BinaryIO) -> None:
-  """Copies a process's output, line by line, each with its number."""
+  """Copies the output of a process, with the index of the process before each line."""
   for line in stream:
     with _WHOLE_LINES:
       out.write(f"[{index}] ".encode() + (line if line.endswith(b"\n") else line + b"\n"))
@@ -216,13 +224,13 @@ def _free_port() -> int:
 
 
 def _found(program: str) -> list[str]:
-  """A program; `moejax` and `python` are those of the launcher's own environment."""
+  """Finds a program. `moejax` and `python` are those of the environment of the launcher."""
   if program == "moejax":
     return [sys.executable, "-m", "moejax"]
   if program == "python":
     return [sys.executable]
   if shutil.which(program) is None:
-    _parser().error(f"there is no program {program!r}")
+    _parser().error(f"program {program!r} not found")
   return [program]
 
 
@@ -232,7 +240,7 @@ def _has_gpus() -> bool:
 
 
 def _flags() -> str:
-  """XLA's flags without the number of devices, which the launcher sets."""
+  """XLA_FLAGS without the number of devices, which the launcher sets."""
   flags = os.environ.get("XLA_FLAGS", "").split()
   return " ".join(flag for flag in flags if not flag.startswith("--xla_force_host_platform_device_count"))
 
@@ -247,7 +255,7 @@ def _natural(text: str) -> int:
 
 def _at_least(least: int, text: str) -> int:
   if not text.isdigit() or int(text) < least:
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    raise argparse.ArgumentTypeError(f"{text!r} is not an integer of at least {least}")
   return int(text)
 
 

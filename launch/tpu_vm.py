@@ -1,6 +1,6 @@
-"""`python -m moejax.launch.tpu_vm`: creates TPU VMs by a queued resource, installs moejax, trains, and deletes them.
+"""`python -m moejax.launch.tpu_vm`: creates TPU VMs with a queued resource, installs moejax, trains, and deletes them.
 
-With --dry-run it prints the gcloud commands and runs none. Imports no JAX.
+With --dry-run, it prints the gcloud commands without running them. Imports no JAX.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ from moejax.launch.hosts import Hosts, hosts_of
 from moejax.launch.job import Job, Parser, make_job, make_parser
 
 DESCRIPTION = """\
-Run `moejax train` or `moejax compare` on Cloud TPU VMs: ask for them with a queued resource, wait until they are there,
-copy this checkout to every host and install it, run the command on all hosts at once, and delete the TPU VMs.
+Run `moejax train` or `moejax compare` on Cloud TPU VMs: request them with a queued resource, wait until they are ready,
+copy and install this checkout on every host, run the command on all hosts at once, and delete the TPU VMs.
 The experiment, its fields and its mesh are checked against the topology first."""
 
 EPILOG = """\
@@ -30,8 +30,8 @@ examples:
     python -m moejax.launch.tpu_vm train moe_6b4_64e --topology v5p:4x4x4 --slices 2 --spot --zone us-east5-a \\
       --workdir /mnt/runs/run2 --bucket my-bucket --mesh.replica 2 --mesh.expert 16
 
-A preempted run exits with code 75: the same command creates new TPU VMs and resumes. --workdir must be a directory that
-all hosts share; --bucket mounts a Cloud Storage bucket at its parent on every host."""
+A preempted run exits with code 75. The same command then creates new TPU VMs and resumes. --workdir must be on a file
+system that all hosts share; --bucket mounts a Cloud Storage bucket at its parent directory on every host."""
 
 NAME = re.compile(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?")
 POLL_S = 30
@@ -40,31 +40,31 @@ SOURCES = "~/moejax-source"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-  """What TPU VMs need beside the job and its hosts."""
+  """Settings of TPU VMs in addition to the job and its hosts."""
 
   name: str
   zone: str
   project: str | None = None
   spot: bool = False
   bucket: str | None = None
-  """Mounted at the parent of the work directory; None where that is shared already."""
+  """Bucket to mount at the parent of the work directory, or None if that is already shared."""
   mount: str = ""
   keep: bool = False
-  """Whether the TPU VMs stay after the command has ended."""
+  """Whether to keep the TPU VMs after the command has ended."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Commands:
-  """gcloud's command lines, in the order in which they run."""
+  """The gcloud commands, in the order in which they run."""
 
   create: list[str]
   state: list[str]
   """Prints the state of the queued resource, which must become ACTIVE."""
   copy: list[list[str]]
-  """For each slice."""
+  """One command per slice."""
   install: list[list[str]]
   run: list[list[str]]
-  """For each slice, all at once."""
+  """One command per slice, which run concurrently."""
   delete: list[str]
 
 
@@ -88,14 +88,14 @@ def make_commands(job: Job, hosts: Hosts, settings: Settings) -> Commands:
     state=[*tpus, "queued-resources", "describe", settings.name, *where, "--format=value(state.state)"],
     copy=[[*tpus, "tpu-vm", "scp", "--recurse", ".", f"{node}:{SOURCES}", *where, "--worker=all"] for node in nodes],
     install=[on_all(node, _install(settings)) for node in nodes],
-    # Without it JAX would not look for other hosts; `exec` hands signals on.
+    # Without MOEJAX_CLUSTER, JAX would not look for other hosts. `exec` forwards signals.
     run=[on_all(node, f"MOEJAX_CLUSTER=auto exec ~/moejax/bin/{job}") for node in nodes],
     delete=[*tpus, "queued-resources", "delete", settings.name, *where, "--force", "--quiet"],
   )  # fmt: skip
 
 
 def _accelerator(hosts: Hosts) -> list[str]:
-  """In two dimensions a number of chips has one shape; in three it is named."""
+  """Accelerator options. In three dimensions, the shape must be given; in two, the number of chips determines it."""
   chips = math.prod(hosts.topology.torus)
   if len(hosts.topology.torus) == 2:
     return [f"--accelerator-type={hosts.product.vm_type}-{chips}"]
@@ -115,25 +115,25 @@ def _install(settings: Settings) -> str:
 
 
 def make_tpu_vm_parser() -> Parser:
-  """The parser of this command; fields of the experiment follow its own options."""
+  """The parser of this command. Fields of the experiment follow its options."""
   parser = make_parser(
     "moejax.launch.tpu_vm", DESCRIPTION, EPILOG, "work directory on the hosts, which all of them must share"
   )
   parser.add_argument("--zone", required=True, metavar="ZONE", help="zone with this TPU, such as us-east5-a")
-  parser.add_argument("--project", metavar="ID", help="Google Cloud project (default: gcloud's)")
+  parser.add_argument("--project", metavar="ID", help="Google Cloud project (default: that of gcloud)")
   parser.add_argument("--name", metavar="NAME", help="name of the TPU VMs (default: from the experiment)")
   parser.add_argument("--spot", action="store_true", help="use Spot capacity")
   parser.add_argument("--bucket", metavar="NAME", help="Cloud Storage bucket, mounted at the parent of --workdir")
   parser.add_argument("--keep", action="store_true", help="do not delete the TPU VMs at the end")
-  parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+  parser.add_argument("--dry-run", action="store_true", help="print the commands without running them")
   return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Prints or runs the commands; returns the exit code of the job.
+  """Prints or runs the commands. Returns the exit code of the job.
 
   Raises:
-    UserError: a mistake in the arguments, the experiment or the topology.
+    UserError: If the arguments, the experiment or the topology are not valid.
   """
   known, overrides = make_tpu_vm_parser().parse_known_args(arguments)
   hosts = hosts_of(known.topology, known.slices)
@@ -151,11 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
   )
   if not NAME.fullmatch(settings.name):
     raise UserError(
-      f"--name {settings.name!r} must have 1 to 40 small letters, digits and '-', and begin with a letter"
+      f"--name {settings.name!r} must have 1 to 40 lower-case letters, digits and '-', and start with a letter"
     )
   if settings.bucket and not settings.mount:
     raise UserError(
-      f"--workdir {known.workdir} lies in /, where no bucket can be mounted; use one such as /mnt/runs/run1"
+      f"--workdir {known.workdir} is in /, where no bucket can be mounted; use, for example, /mnt/runs/run1"
     )
   commands = make_commands(job, hosts, settings)
   if known.dry_run:
@@ -166,7 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _script(commands: Commands, settings: Settings) -> list[str]:
   """The commands as a shell script."""
-  lines = ["# 1. ask for the TPU VMs", shlex.join(commands.create)]
+  lines = ["# 1. request the TPU VMs", shlex.join(commands.create)]
   lines += ["# 2. wait until this prints ACTIVE", shlex.join(commands.state)]
   lines += ["# 3. copy this checkout to every host and install it"]
   lines += [shlex.join(command) for command in (*commands.copy, *commands.install)]
@@ -177,7 +177,7 @@ def _script(commands: Commands, settings: Settings) -> list[str]:
 
 
 def _run(commands: Commands, settings: Settings) -> int:
-  """Runs them; the TPU VMs are deleted also after a failure."""
+  """Runs the commands. The TPU VMs are deleted even after a failure."""
   subprocess.run(commands.create, check=True)
   try:
     _await_active(commands)
@@ -188,7 +188,7 @@ def _run(commands: Commands, settings: Settings) -> int:
     return next((code for code in codes if code), 0)
   finally:
     if settings.keep:
-      print(f"the TPU VMs stay; delete them with: {shlex.join(commands.delete)}", file=sys.stderr)
+      print(f"the TPU VMs are kept; delete them with: {shlex.join(commands.delete)}", file=sys.stderr)
     else:
       subprocess.run(commands.delete, check=True)
 
@@ -207,7 +207,7 @@ def _await_active(commands: Commands) -> None:
     if state == "ACTIVE":
       return
     if state in ("FAILED", "SUSPENDED", "SUSPENDING"):
-      raise UserError(f"the queued resource is {state}; `{shlex.join(commands.state[:-1])}` says why")
+      raise UserError(f"the queued resource is {state}; `{shlex.join(commands.state[:-1])}` shows the reason")
     time.sleep(POLL_S)
 
 

@@ -1,6 +1,6 @@
-"""The functions of the package: those of `moejax.api`, with checked arguments and with messages that name them.
+"""The functions of the package: those of `moejax.api`, with checks of argument types and messages for Python.
 
-A command line has only text, which `moejax.command_line` checks. From Python any object may come.
+`moejax.command_line` parses the text of a command line. In Python, arguments can be any object.
 """
 
 import functools
@@ -44,17 +44,17 @@ KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
   ),
   type(None): (lambda value: value is None, "None"),
 }
-"""What arguments of each type must be, and how it is called."""
+"""The check and the description of each argument type."""
 
 ARGUMENTS = {"workdir": "directory", "out": "file"}
-"""The arguments that have other names than the options of commands."""
+"""Arguments whose names differ from those of the command-line options."""
 
 
 @functools.cache
 def function(name: str) -> Callable[..., Any]:
-  """A function of `moejax.api` for calls from Python.
+  """Returns a function of `moejax.api` for calls from Python.
 
-  An argument of another type, or one that is missing or unknown, raises UserError before anything is done.
+  If an argument has the wrong type, is missing or is unknown, it raises UserError before anything is done.
   """
   of_api = getattr(api, name)
   signature, checked = inspect.signature(of_api), types_of_arguments(name)
@@ -76,15 +76,15 @@ def function(name: str) -> Callable[..., Any]:
 
 
 def types_of_arguments(name: str) -> dict[str, Any]:
-  """The types of the arguments of a function of `moejax.api`, without those that it takes by any name."""
+  """The types of the arguments of a function of `moejax.api`, without `**fields`."""
   of_api = getattr(api, name)
   hints, parameters = typing.get_type_hints(of_api), inspect.signature(of_api).parameters.values()
   return {each.name: hints[each.name] for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
 
 
 def in_python(message: str) -> str:
-  """A message with `training.steps=8` for `--training.steps 8`, and likewise for all options of commands. Whole
-  commands, which stand between backquotes, remain."""
+  """Converts command-line options in a message to Python, as in `training.steps=8` for `--training.steps 8`. Commands
+  in backquotes are not changed."""
   parts = message.split("`")
   return "`".join(part if i % 2 else _without_options(part) for i, part in enumerate(parts))
 
@@ -94,7 +94,7 @@ def _without_options(text: str) -> str:
     name, value = match[1].replace("-", "_"), match[2]
     return ARGUMENTS.get(name, name) + (f"={value}" if value else "")
 
-  # A value is a number, a placeholder such as FILE, or a name with a capital; other words go on with the sentence.
+  # A value is a number, a placeholder such as FILE, or a capitalized name. Other words are part of the sentence.
   return re.sub(r"(?<![\w-])--([a-z][\w-]*(?:\.[\w-]+)*)(?: ([A-Z0-9][\w./*-]*[\w/*]|[A-Z0-9]))?", argument, text)
 
 

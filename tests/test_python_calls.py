@@ -72,7 +72,7 @@ def test_right_values_of_each_type_are_taken():
     ("resume it with --training.steps 30, or not", "resume it with training.steps=30, or not"),
     ("try --model.compute-dtype float32, or", "try model.compute_dtype float32, or"),
     ("add it, as in --model.moe.router.threshold VALUE", "add it, as in model.moe.router.threshold=VALUE"),
-    ("lower --few-shot, leave the", "lower few_shot, leave the"),
+    ("lower --few-shot, remove the", "lower few_shot, remove the"),
     ("with --evaluation.allow-cut-prompts True", "with evaluation.allow_cut_prompts=True"),
     ("as files with --data DIR.", "as files with data=DIR."),
     ("a smaller --mesh.data with --mesh.replica in its place", "a smaller mesh.data with mesh.replica in its place"),

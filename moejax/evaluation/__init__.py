@@ -1,1 +1,1 @@
-"""What a trained model is worth: on text that it has not seen, and on benchmarks."""
+"""Evaluates trained models on held-out text and on benchmarks."""

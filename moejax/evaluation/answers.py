@@ -1,4 +1,4 @@
-"""A cache of answers on disk, from which an interrupted evaluation resumes."""
+"""Caches answers on disk, so that an interrupted evaluation can resume."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from moejax.files import write_whole
 
 
 class Answers:
-  """A file of JSON lines, one an answer. Answers of another model or checkpoint belong in another file."""
+  """A file with one JSON line per answer. Each checkpoint needs its own file."""
 
   def __init__(self, path: pathlib.Path | None):
-    """Reads what is there; `path` None keeps answers in memory only."""
+    """Reads the existing answers. If `path` is None, answers are only kept in memory."""
     self._path = path
     self._known: dict[str, Any] = {}
     if path is None:
       return
     path.parent.mkdir(parents=True, exist_ok=True)
     self._known = dict(_read(path)) if path.exists() else {}
-    # A kill leaves half a line at the end, and a damaged disk others that are none: those are asked again.
+    # Invalid lines, such as an incomplete last line after a kill, are ignored and computed again.
     write_whole(path, "".join(map(_line, self._known.items())))
 
   def __contains__(self, request: tuple) -> bool:
@@ -31,7 +31,7 @@ class Answers:
     return self._known[_key(request)]
 
   def add(self, request: tuple, answer: Any) -> None:
-    """Keeps the answer to a request, both plain data."""
+    """Stores the answer to a request. Both must be JSON data."""
     key = _key(request)
     self._known[key] = answer
     if self._path is not None:
@@ -44,12 +44,12 @@ def _line(answered: tuple[str, Any]) -> str:
 
 
 def _check(key: str, answer: Any) -> int:
-  """By which a line is known to be as it was written."""
+  """Checksum of a line."""
   return zlib.crc32(json.dumps([key, answer]).encode())
 
 
 def _read(path: pathlib.Path) -> Iterator[tuple[str, Any]]:
-  """The answers of a file's whole lines."""
+  """The answers in the valid lines of a file."""
   for line in path.read_bytes().splitlines():
     try:
       key, answer, check = json.loads(line)

@@ -19,7 +19,7 @@ MakeTaskEvaluator = Callable[[TrainSpec, Tokenizer, pathlib.Path, Progress], Eva
 def make_evaluators(
   prepared: Prepared, directory: pathlib.Path, progress: Progress, tasks: MakeTaskEvaluator | None = None
 ) -> dict[str, Evaluator]:
-  """The evaluators that score during training and after it: held-out text, and benchmarks if `tasks` is given."""
+  """Makes the evaluators for during and after training: held-out text, and benchmarks if `tasks` is given."""
   spec, corpus = prepared.spec, prepared.corpus
   evaluators = {"held_out": make_evaluator(spec, corpus, directory, progress)}
   if tasks is not None:
@@ -38,11 +38,11 @@ def _aside(evaluator: Evaluator, progress: Progress) -> Evaluator:
 
 
 def make_evaluator(spec: TrainSpec, corpus: Corpus, directory: pathlib.Path, progress: Progress) -> Evaluator:
-  """An evaluator that scores the corpus's held-out text, leaves the sums of each document in held_out.npz of
+  """Makes an evaluator that scores the held-out text of a corpus, writes the sums of each document to held_out.npz of
   `directory`, and returns the summary.
 
   Raises:
-    UserError: its program does not fit the devices' memory.
+    UserError: If its program does not fit in device memory.
   """
   experiment = spec.experiment
   length, evaluation = experiment.data.sequence_length, experiment.evaluation

@@ -32,14 +32,14 @@ class Generation:
 
 
 def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
-  """The generation options in a task's generation_kwargs.
+  """Parses the generation_kwargs of a task.
 
   Args:
-    task: its name, for messages.
-    normalized: as the harness's `normalize_gen_kwargs` returns them.
+    task: name of the task, for messages.
+    normalized: options as returned by `normalize_gen_kwargs` of the harness.
 
   Raises:
-    UserError: an option is not supported; the message names it.
+    UserError: If an option is not supported. The message names it.
   """
   left = {name: value for name, value in normalized.items() if value is not None}
   until, max_new, sampled = left.pop("until"), left.pop("max_gen_toks"), left.pop("do_sample", False)
@@ -50,14 +50,14 @@ def generation(task: str, normalized: Mapping[str, Any]) -> Generation:
     options = ", ".join(f"{name}={value!r}" for name, value in refused.items())
     remedy = ",".join(f"{name}={NEUTRAL[name]:g}" for name in refused if name in NEUTRAL)
     raise UserError(
-      f"the task {task} generates with {options}, which moejax does not support; leave the task out"
+      f"the task {task} generates with {options}, which moejax does not support; remove the task"
       + (f", or set --gen-kwargs {remedy}" if len(refused) == sum(name in NEUTRAL for name in refused) else "")
     )
   if max_new < 1:
-    raise UserError(f"the task {task} has max_gen_toks={max_new}; it must be 1 or above")
+    raise UserError(f"the task {task} has max_gen_toks={max_new}, which must be at least 1")
   if sampled and not temperature:
     raise UserError(
-      f"the task {task} samples (do_sample=True) without a temperature above 0; set --gen-kwargs "
+      f"the task {task} samples (do_sample=True) with a temperature that is not above 0; set --gen-kwargs "
       "do_sample=False, or --gen-kwargs temperature=1"
     )
   if not sampled:

@@ -1,4 +1,4 @@
-"""Runs lm-evaluation-harness on moejax models. Needs the extra `eval`, so that commands import it only if needed."""
+"""Runs lm-evaluation-harness on moejax models. It needs the extra `eval`, so commands import it only if necessary."""
 
 import contextlib
 import dataclasses
@@ -35,8 +35,8 @@ from moejax.training.state import State, TrainSpec
 RESULTS, WORK = "results.json", "evaluation"
 """Names in the run directory: the results, and the folder of answers, samples and data of tasks."""
 BOOTSTRAP_ROUNDS = 1_000
-"""Bootstrap iterations for standard errors without a formula, such as that of F1. They are the first of the 100,000
-iterations that the harness uses by default, and accurate to 2 % in a hundredth of the time."""
+"""Number of bootstrap iterations for standard errors without a formula, such as that of F1. The harness uses 100,000 by
+default. The first 1,000 of them are accurate to 2 % and take a hundredth of the time."""
 TRIED_PROMPTS = 16
 """Number of examples per task whose prompts are checked before the evaluation."""
 
@@ -73,17 +73,17 @@ class Loaded:
 
   finder: TaskFinder
   benchmarks: list[Benchmark]
-  """Each task or group by itself."""
+  """The tasks and groups to report."""
   tasks: dict[str, Any]
-  """The harness's tasks, groups and which are in which, as `TaskFinder.load` returns them."""
+  """Tasks, groups and their nesting, as returned by `TaskFinder.load`."""
 
   @property
   def task_index(self) -> Mapping[str, Any]:
-    """Where each task is declared."""
+    """Index of the declarations of tasks."""
     return self.finder.task_index
 
   def load(self, names: Any) -> dict[str, Any]:
-    """What is loaded: to the harness this is a TaskManager that has loaded already."""
+    """Returns the loaded tasks. For the harness, this object is a TaskManager."""
     return self.tasks
 
   def leaves(self, benchmark: Benchmark) -> list[Task]:
@@ -94,10 +94,10 @@ class Loaded:
 
 
 def make_request(evaluation: Evaluation, **more: Any) -> Request:
-  """The request of an experiment, with `more` fields of Request.
+  """Makes the request of an experiment, with `more` fields of Request.
 
   Raises:
-    UserError: it says nothing.
+    UserError: If no benchmark is named.
   """
   check_named(evaluation.tasks)
   data = None if evaluation.task_data is None else pathlib.Path(evaluation.task_data)
@@ -108,17 +108,17 @@ def make_request(evaluation: Evaluation, **more: Any) -> Request:
 
 
 def load_tasks(request: Request, cache: pathlib.Path, progress: Progress = SILENT) -> Loaded:
-  """The harness's tasks and groups, with their data and the requested number of few-shot examples.
+  """Loads tasks and groups with their data and the requested number of few-shot examples.
 
   Args:
     request: the benchmarks and their options.
     cache: folder for the datasets made from `request.data`.
-    progress: receives each task.
+    progress: receives the name of each task.
 
   Raises:
-    UserError: there is no such task or group, no data for it, or what it needs is not installed.
+    UserError: If a task or group does not exist, its data is missing, or a package that it needs is not installed.
   """
-  # It warns of what its own tasks leave to defaults, and that a task of include_path takes another's place.
+  # The harness warns about defaults of its own tasks, and about tasks that are replaced by those of include_path.
   logging.getLogger("lm_eval").setLevel(logging.ERROR)
   progress.stage("tasks: reading the index")
   loaded = 0
@@ -149,8 +149,8 @@ def check_prompts(model: HarnessModel, loaded: Loaded, request: Request) -> None
   """Checks the first examples of every task before the evaluation.
 
   Raises:
-    UserError: a task uses generation options that are not supported, or most few-shot prompts of a benchmark do not fit
-      and `request.allow_cut_prompts` is not set.
+    UserError: If a task uses generation options that are not supported, or most few-shot prompts of a benchmark do not
+      fit and `request.allow_cut_prompts` is False.
   """
   for benchmark in loaded.benchmarks:
     cut = total = 0
@@ -165,9 +165,9 @@ def check_prompts(model: HarnessModel, loaded: Loaded, request: Request) -> None
     if 2 * cut > total:
       shots = max(task.config.num_fewshot or 0 for task in loaded.leaves(benchmark))
       raise UserError(
-        f"{benchmark.name} uses {shots} examples in the prompt, and {cut} of {total} prompts tried do not fit "
-        f"data.sequence_length={model.max_length}: their examples would be truncated; lower --few-shot, leave the "
-        "benchmark out, or allow truncation with --evaluation.allow-cut-prompts True"
+        f"{benchmark.name} uses {shots} examples in the prompt, but {cut} of the first {total} prompts do not fit in "
+        f"data.sequence_length={model.max_length}, so their examples would be truncated; lower --few-shot, remove the "
+        "benchmark, or allow truncation with --evaluation.allow-cut-prompts True"
       )
 
 
@@ -180,17 +180,16 @@ def evaluate(
   step: int,
   log_samples: bool = False,
 ) -> dict[str, Any]:
-  """Runs tasks, writes results.json of `directory` in the harness's format, and returns it.
+  """Runs tasks, writes results.json of `directory` in the format of the harness, and returns its content.
 
-  Answers of a checkpoint are cached in DIRECTORY/evaluation. The harness's results get two more
-  keys: `benchmarks`, those run, and `cut`, by task the number of requests and how many of them were cut because
-  their prompt did not fit. `log_samples` writes each example with its prompts and answers to
-  DIRECTORY/evaluation/samples/TASK.jsonl.
+  Answers of a checkpoint are cached in DIRECTORY/evaluation. The results have two additional keys: `benchmarks`, and
+  `cut` with the numbers of requests and of truncated requests by task. `log_samples` writes each example with its
+  prompts and answers to DIRECTORY/evaluation/samples/TASK.jsonl.
   """
-  # Processes of one run would each keep other answers, and then no longer compute the same batches together.
+  # Not cached with several processes, which must compute the same batches together.
   path = directory / WORK / f"answers_{step}.jsonl" if jax.process_count() == 1 else None
   model.take(parameters, step, Answers(path))
-  # Progress is shown by ours.
+  # Suppress the progress output of the harness.
   with contextlib.redirect_stdout(io.StringIO()):
     results = _guarded(
       ", ".join(request.tasks),
@@ -225,17 +224,17 @@ def evaluate_run(
 ) -> dict[str, Any]:
   """Evaluates the latest checkpoint of a run, and returns the content of results.json.
 
-  With a sparse mode, results.json and what is beside it lie in a folder of the mode.
+  With a sparse mode, results.json and the answers are written to a folder for the mode.
 
   Args:
-    directory: of the run.
-    experiment: the run's, perhaps on another mesh.
+    directory: directory of the run.
+    experiment: the experiment of the run, possibly with another mesh.
     request: the benchmarks and their options.
-    progress: shows what runs.
-    log_samples: as of `evaluate`.
+    progress: receives progress reports.
+    log_samples: whether to write all examples (see `evaluate`).
 
   Raises:
-    UserError: as `load_run`, `load_tasks` and `check_prompts`, or another process is at work in the directory.
+    UserError: If the run or the tasks cannot be loaded, prompts do not fit, or another process uses the directory.
   """
   with exclusive(directory, f"evaluate {experiment.name}", progress.note):
     tokenizer = make_tokenizer(experiment.data.tokenizer)
@@ -249,16 +248,16 @@ def evaluate_run(
 
 
 class TaskEvaluators:
-  """Makes the evaluators of benchmarks for the runs of a command, which load their tasks once."""
+  """Makes the benchmark evaluators of the runs of a command. Tasks are loaded once."""
 
   def __init__(self) -> None:
     self._loaded: dict[str, Loaded] = {}
 
   def __call__(self, spec: TrainSpec, tokenizer: Tokenizer, directory: pathlib.Path, progress: Progress) -> Evaluator:
-    """An evaluator that runs the experiment's benchmarks and returns their headlines and their average.
+    """Makes an evaluator that runs the benchmarks of an experiment and returns their main scores and their average.
 
     Raises:
-      UserError: as `load_tasks` and `check_prompts`, before any training.
+      UserError: If tasks cannot be loaded or prompts do not fit. This is checked before training.
     """
     experiment = spec.experiment
     model = HarnessModel(experiment, inference_model(experiment.model, spec.partitioner), tokenizer, progress)
@@ -280,10 +279,10 @@ class TaskEvaluators:
 
 
 def parse_gen_kwargs(text: str) -> dict[str, Any]:
-  """Parses KEY=VALUE,... as the harness does.
+  """Parses KEY=VALUE,... like the harness.
 
   Raises:
-    UserError: a part is not KEY=VALUE.
+    UserError: If a part is not KEY=VALUE.
   """
   for part in text.split(","):
     if not all(part.partition("=")[::2]):
@@ -292,7 +291,7 @@ def parse_gen_kwargs(text: str) -> dict[str, Any]:
 
 
 def _resolved(finder: TaskFinder, names: Iterable[str]) -> dict[str, Benchmark]:
-  """Every task and group that the names stand for, as the harness loads it and as a benchmark, each once."""
+  """The tasks and groups that the names stand for, without duplicates."""
   specs: dict[str, Benchmark] = {}
   for benchmark in benchmarks(names):
     for spec in finder.names(benchmark.name):
@@ -309,7 +308,7 @@ def _set_shots(loaded: Loaded, few_shot: int | None) -> None:
 
 
 def _generates(task: Task) -> bool:
-  """Whether a task generates with the options of its configuration; those of Python set theirs in their program."""
+  """Whether a task generates with the options in its configuration. Tasks written in Python set their own options."""
   return isinstance(task, ConfigurableTask) and task.config.output_type == "generate_until"
 
 
@@ -332,7 +331,7 @@ def _show_building(task: Task, progress: Progress, number: int, total: int) -> N
 
 
 def _guarded(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-  """Calls the harness; what a task needs and is not there, which some find out late, is one line."""
+  """Calls a function of the harness. Converts exceptions, such as for missing packages, to UserError."""
   try:
     return function(*arguments, **options)
   except (ImportError, ConnectionError, FileNotFoundError, LookupError) as error:
@@ -348,7 +347,7 @@ def _write_samples(path: pathlib.Path, examples: list[Any]) -> None:
 
 
 def _show_one_choice(task: ConfigurableTask) -> None:
-  """Lets examples in a prompt show the first of several right choices, where harness 0.4.13 stops at the list."""
+  """Uses the first of several correct choices in few-shot examples, for which harness 0.4.13 raises an exception."""
   given = task.fewshot_cfg.doc_to_target
 
   def target(doc: dict) -> Any:

@@ -23,7 +23,7 @@ from moejax.models.abstract import AbstractModel, Parameters
 from moejax.progress import Progress
 
 ANSWERED_AS = 3
-"""Version of the answers. It is increased when the same request gets another answer, so that cached ones are not
+"""Version of the answers. It must be increased if the answers to requests change, so that cached answers are not
 used."""
 MAX_NEW_TOKENS = 256
 """Default number of new tokens, as in the models of the harness."""
@@ -50,7 +50,7 @@ class HarnessModel(LM):
     self._step = 0
 
   def take(self, parameters: Parameters, step: int, answers: Answers) -> None:
-    """Uses these parameters from now on, and the cached `answers` for them."""
+    """Sets the parameters, and their cached `answers`."""
     self._parameters, self._step, self._answers, self.cut = parameters, step, answers, {}
 
   def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
@@ -64,7 +64,7 @@ class HarnessModel(LM):
     return [(score, greedy) for score, greedy, _ in self._answered("loglikelihood", requests, compute)]
 
   def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-    """The log-likelihood of each text. A text that does not fit is scored in windows."""
+    """Log-likelihood of each text. A text that does not fit is scored in windows."""
 
     def compute(args: Sequence[tuple]) -> Iterator[tuple[int, tuple[float, bool]]]:
       pairs = [encode_text(self._tokenizer, text) for (text,) in args]
@@ -88,8 +88,8 @@ class HarnessModel(LM):
     return [text for text, _ in self._answered("generate_until", requests, compute)]
 
   def generation(self, task: str, options: dict[str, Any]) -> Generation:
-    """The generation options of a task, of which at most half of the training length is generated; raises as
-    `generation` of generation_options."""
+    """The generation options of a task, with at most half of the training length as new tokens. See
+    `generation_options.generation` for errors."""
     return generation(task, normalize_gen_kwargs(options, MAX_NEW_TOKENS))
 
   def fits(self, request: Instance) -> bool:
@@ -126,12 +126,12 @@ class HarnessModel(LM):
       text = json.dumps(request.args)
       keys.append(
         (kind, ANSWERED_AS, seen[text], text)
-      )  # a repeated request, as of a task that samples, gets an answer of its own
+      )  # a repeated request, such as that of a task that samples, gets a separate answer
       seen[text] += 1
     missing = [i for i, key in enumerate(keys) if key not in self._answers]
     done = len(requests) - len(missing)
     self.progress.stage(f"{kind} of {len(requests)} requests", total=len(requests))
-    self.progress.advance(done, f"{done} known" if done else "")
+    self.progress.advance(done, f"{done} cached" if done else "")
     for i, answer in compute([requests[i].args for i in missing]):
       self._answers.add(keys[missing[i]], answer)
       done += 1
@@ -155,8 +155,8 @@ class HarnessModel(LM):
     if max_new < requested.max_new:
       # The rest of the training length is for the prompt.
       self.progress.note(
-        f"warning: a prompt and {requested.max_new} new tokens do not fit {self.max_length} tokens; "
-        f"generating {max_new}"
+        f"warning: a prompt and {requested.max_new} new tokens do not fit in {self.max_length} tokens; "
+        f"generating at most {max_new}"
       )
     if requested.sampling not in self._generators:
       self._generators[requested.sampling] = Generator(
@@ -170,7 +170,7 @@ class HarnessModel(LM):
       yield i, (text, prompts[i][1])
 
   def _is_complete(self, ids: list[int], until: Sequence[str]) -> bool:
-    # Streams of training text close a document by the next one's begin.
+    # In training text, the begin token of the next document ends a document.
     if ids[-1] in (self._tokenizer.begin, self._tokenizer.end):
       return True
     text = self._tokenizer.decode(np.array(ids))

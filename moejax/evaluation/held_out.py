@@ -51,15 +51,15 @@ class HeldOut:
     }
 
   def minus(self, other: "HeldOut") -> "Difference":
-    """The difference to another model on the same documents, paired document by document.
+    """The difference from another model on the same documents, paired by document.
 
-    The difficulty of a document affects both models, so that this error is far smaller than that of either model alone.
+    Since the difficulty of a document affects both models, the standard error is much smaller than those of the models.
 
     Raises:
-      ValueError: the two were not scored on the same targets.
+      ValueError: If the models were not scored on the same targets.
     """
     if not np.array_equal(self.targets, other.targets):
-      raise ValueError("the two models were scored on different held-out text; evaluate both on the same")
+      raise ValueError("the two models were scored on different held-out text; evaluate both on the same text")
     nats, correct = self.nats - other.nats, self.correct - other.correct
     return Difference(
       bits_per_byte_difference=ratio(nats, self.text_bytes) / NATS_PER_BIT,
@@ -78,22 +78,22 @@ class HeldOut:
     """Reads what `save` wrote.
 
     Raises:
-      UserError: the file is damaged.
+      UserError: If the file is damaged.
     """
     try:
       with np.load(path, allow_pickle=False) as arrays:
         found = {name: arrays[name] for name in _FIELDS}
     except (OSError, ValueError, KeyError, TypeError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-      raise UserError(f"{path} is damaged ({reason(error)[:100]}); run again to write it anew") from error
+      raise UserError(f"{path} is damaged ({reason(error)[:100]}); run the command again to replace it") from error
     numbers = all(array.ndim == 1 and array.dtype.kind in "fiu" for array in found.values())
     if not numbers or len({len(array) for array in found.values()}) != 1:
-      raise UserError(f"{path} is damaged: its arrays are not those of documents; run again to write it anew")
+      raise UserError(f"{path} is damaged: its arrays are not valid; run the command again to replace it")
     return cls(**found)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-  """One model's results minus another's on the same documents, with standard errors."""
+  """The results of a model minus those of another on the same documents, with standard errors."""
 
   bits_per_byte_difference: float
   bits_per_byte_difference_stderr: float
@@ -126,7 +126,7 @@ def compile_scorer(spec: TrainSpec) -> Callable[[Parameters, Batch], tuple[jax.A
   """`make_scorer`, compiled for the batches of the experiment's evaluation.
 
   Raises:
-    UserError: it does not fit the devices' memory.
+    UserError: If it does not fit in device memory.
   """
   experiment, placement = spec.experiment, spec.partitioner
   shape = (experiment.evaluation.batch_size, experiment.data.sequence_length)
@@ -150,9 +150,9 @@ def score_documents(
   Args:
     spec: the model.
     parameters: its parameters.
-    batches: whole batches; beside the model's input `documents` [B, T], each target's document, -1 for padding.
-    byte_lengths: bytes of text by token id, 0 for specials.
-    scorer: as `make_scorer` returns it, so that it is compiled once for many calls.
+    batches: batches with the inputs of the model and `documents` [B, T], the document of each target (-1 for padding).
+    byte_lengths: bytes of text by token id, 0 for special tokens.
+    scorer: the function that `make_scorer` or `compile_scorer` returns.
   """
   columns: list[tuple[np.ndarray, ...]] = []
   placement = spec.partitioner.batch

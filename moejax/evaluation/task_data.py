@@ -1,4 +1,4 @@
-"""The data of harness tasks from a folder, in place of where each task says that its dataset is.
+"""Reads the data of harness tasks from a folder, instead of the dataset that is named in each task.
 
 DIR/TASK/SPLIT.jsonl            as DIR/arc_easy/test.jsonl
 DIR/GROUP/SUBTASK/SPLIT.jsonl   as DIR/mmlu/anatomy/test.jsonl, for the task mmlu_anatomy
@@ -18,14 +18,14 @@ from moejax.errors import UserError
 
 SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
 Configuration = Callable[[str], Mapping[str, Any] | None]
-"""The YAML of a task, None where there is no such task."""
+"""Returns the YAML of a task, or None if there is no such task."""
 
 
 def task_files(name: str, data: pathlib.Path, configuration: Configuration) -> dict[str, str]:
   """The file of each split of a task.
 
   Raises:
-    UserError: the folder has no data for it.
+    UserError: If the folder has no data for it.
   """
   cuts = [match.start() for match in re.finditer("_", name)][::-1]
   own = [data / name, *(data / name[:cut] / name[cut + 1 :] for cut in cuts)]
@@ -43,16 +43,16 @@ def task_files(name: str, data: pathlib.Path, configuration: Configuration) -> d
 
 
 def absent_splits(configuration: Mapping[str, Any], files: Mapping[str, str]) -> dict[str, None]:
-  """The splits that a task names and that have no file: they count as not there."""
+  """The splits of a task without a file, which are treated as missing."""
   return {split: None for split in SPLITS if configuration.get(split) is not None and configuration[split] not in files}
 
 
 @contextlib.contextmanager
 def reading(files: Mapping[str, str] | None, cache: pathlib.Path) -> Iterator[None]:
-  """Within it, any dataset that a task loads is read from these files, or as the task says where there are None.
+  """A context in which tasks load their datasets from these files or, if `files` is None, as usual.
 
-  Both YAML and Python tasks call `datasets.load_dataset`. A module of tasks may keep the function that it finds
-  when it is imported, so that function looks up what is to be read at each call.
+  Both YAML and Python tasks call `datasets.load_dataset`. Since a module can keep a reference to this function, it is
+  replaced by a function that looks up the current files at each call.
   """
   global _read
   given, before = datasets.load_dataset, _read

@@ -1,4 +1,4 @@
-"""Tasks, groups, tags and patterns of lm-evaluation-harness by name, resolved and loaded by the harness itself."""
+"""Finds and loads tasks, groups, tags and patterns of lm-evaluation-harness by name."""
 
 import hashlib
 import importlib.metadata
@@ -30,19 +30,19 @@ from moejax.files import write_whole
 
 TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
 HUB_WAIT_S = 5.0
-"""Timeout in seconds after which the Hugging Face Hub counts as unreachable."""
+"""Timeout in seconds after which the Hugging Face Hub is considered unreachable."""
 PACKAGES = {
   "antlr4": "antlr4-python3-runtime", "bs4": "beautifulsoup4", "PIL": "pillow", "pkg_resources": "setuptools",
   "sklearn": "scikit-learn",
 }  # fmt: skip
-"""Names of packages that differ from that of their module."""
+"""Names of packages that differ from those of their modules."""
 
 
 class TaskFinder(TaskManager):
-  """The harness's TaskManager with its own tasks, those of a folder, and data from a folder.
+  """A TaskManager of the harness that also finds tasks and data in folders.
 
-  What it adds: the index of the harness's 14,000 YAML files is cached, a task that several names stand for is there
-  once, and what prevents loading is one line.
+  In addition, it caches the index of the 14,000 YAML files of the harness, loads a task with several names only once,
+  and reports errors in one line.
   """
 
   def __init__(
@@ -54,12 +54,12 @@ class TaskFinder(TaskManager):
   ):
     """Args:
     cache: folder for the datasets made from `data`.
-    data: folder of the tasks' data; None leaves to each task where it comes from.
-    include_path: folder of further YAML files, which take the place of the harness's own of the same name.
-    progress: called with each task's name before it is loaded.
+    data: folder with the data of the tasks. If None, tasks load their datasets.
+    include_path: folder with additional YAML files, which replace those of the harness with the same name.
+    progress: called with the name of each task before it is loaded.
 
     Raises:
-      UserError: a folder is not there.
+      UserError: If a folder does not exist.
     """
     for name, folder in (("data", data), ("include_path", include_path)):
       if folder is not None and not folder.is_dir():
@@ -72,11 +72,11 @@ class TaskFinder(TaskManager):
       _go_offline_without_the_hub()
 
   def names(self, name: str) -> list[str]:
-    """The tasks and groups that a name stands for: those of a tag or that match a pattern; a path to a YAML file, and
-    the name of a task or a group, stand for themselves.
+    """The tasks and groups that a name stands for: the members of a tag, the matches of a pattern, or the task, group
+    or YAML file itself.
 
     Raises:
-      UserError: there is none.
+      UserError: If there are none.
     """
     if name in self._index:
       entry = self._index[name]
@@ -89,20 +89,20 @@ class TaskFinder(TaskManager):
       raise UserError(
         f"lm-evaluation-harness has no task, group or tag {name}"
         + (f"; similar names are {', '.join(near)}" if near else "")
-        + "; `lm-eval ls tasks` lists all, and --include-path adds your own"
+        + "; `lm-eval ls tasks` lists all tasks, and --include-path adds custom tasks"
       )
     return list(dict.fromkeys(found for match in matching for found in self.names(match)))
 
   def name_of(self, spec: str) -> str:
-    """The name of a task or a group, which a path to a YAML file holds."""
+    """The name of a task or a group, which is read from the file if `spec` is the path of a YAML file."""
     entry = None if spec in self._index else TaskIndex.entry_from_path(pathlib.Path(spec))
     return entry.name if entry else spec
 
   def load(self, task_list: Any) -> Any:
-    """As the harness's own.
+    """Loads tasks like the TaskManager of the harness.
 
     Raises:
-      UserError: a task cannot be loaded, or is defined in two ways.
+      UserError: If a task cannot be loaded, or has two different definitions.
     """
     try:
       return super().load(task_list)
@@ -136,8 +136,9 @@ class _Factory(TaskFactory):
     self._index, self._cache, self._data, self._progress = index, cache, data, progress
 
   def build(self, entry: Entry, *, overrides: dict[str, Any] | None = None, registry: dict[str, Entry]) -> Any:
-    """As the harness's own, but what a group says of a group in it (`task: mmlu` with `num_fewshot: 5`) gives no task
-    of that group its name: in 0.4.13 all 57 subjects would be called mmlu, and only one of them would run."""
+    """Builds tasks like the factory of the harness, except that options for a nested group (`task: mmlu` with
+    `num_fewshot: 5`) do not rename its tasks. In 0.4.13, all 57 subjects would be named mmlu, and only one would
+      run."""
     if entry.kind == Kind.GROUP and overrides:
       overrides = {key: value for key, value in overrides.items() if key not in ("task", "group")}
     return super().build(entry, overrides=overrides, registry=registry)
@@ -158,12 +159,12 @@ class _Factory(TaskFactory):
       raise UserError(explained(entry.name, error)) from error
     for mark, why in (("UNSAFE_CODE", "runs code that the model writes"), ("MULTIMODAL", "needs more than text")):
       if getattr(task, mark, False):
-        raise UserError(f"the task {entry.name} {why}, which moejax does not do; leave it out")
+        raise UserError(f"the task {entry.name} {why}, which moejax does not support; remove the task")
     return task
 
 
 def harness_index() -> dict[str, Entry]:
-  """The tasks, groups and tags of the harness's own folder; cached, because reading its YAML takes 20 s."""
+  """The tasks, groups and tags of the harness. The index is cached, because reading the YAML files takes 20 s."""
   files = sorted(TASKS.rglob("*.yaml"))
   state = repr([(str(path.relative_to(TASKS)), path.stat().st_mtime_ns) for path in files])
   root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
@@ -181,22 +182,22 @@ def harness_index() -> dict[str, Entry]:
 
 
 def explained(name: str, error: BaseException) -> str:
-  """One line that says why a task failed in the harness, and what to do."""
+  """A message of one line with the reason why a task failed in the harness, and the remedy."""
   causes = [error]
   while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
     causes.append(cause)
   for cause in causes:
     if isinstance(cause, ImportError) and cause.name:
       package = cause.name.partition(".")[0]
-      return f"the task {name} needs {package}, which is not installed; `pip install {_requirement(package)}`"
+      return f"the task {name} needs {package}, which is not installed; run `pip install {_requirement(package)}`"
   if any(_is_offline(cause) for cause in causes):
     named = re.search(r"'([\w.-]+/[\w.-]+)'", str(error))
     what, remedy = (
       (named[1], ", or give the data as files with --data DIR") if named else ("a file, such as a metric,", "")
     )
     return (
-      f"the task {name} needs {what} from {huggingface_hub.constants.ENDPOINT}, which is not in the local cache and "
-      f"out of reach; connect to it{remedy}"
+      f"the task {name} needs {what} from {huggingface_hub.constants.ENDPOINT}, which is not in the local cache "
+      f"and cannot be reached; connect to the network{remedy}"
     )
   first = str(error).strip().partition("\n")[0]
   return f"lm-evaluation-harness fails at {name} with {type(error).__name__}: {first[:300]}"
@@ -206,13 +207,12 @@ def _is_offline(error: BaseException) -> bool:
   """Whether the Hub could not be reached, as opposed to not having the dataset."""
   if isinstance(error, ConnectionError) or re.search("offline|LocalEntryNotFound", f"{type(error)} {error}", re.I):
     return True
-  # What looks for a module (a metric) offline says only that it is not there.
+  # The error for a module (a metric) that is looked up offline only states that it is not found.
   return isinstance(error, FileNotFoundError) and huggingface_hub.constants.HF_HUB_OFFLINE and "Hub" in str(error)
 
 
 def _requirement(package: str) -> str:
-  """What pip installs a missing package of a task by: an extra of the harness, which has all of that task, where one
-  has it."""
+  """The requirement that installs a missing package of a task: the extra of the harness that contains it, if any."""
   wanted, extras = PACKAGES.get(package, package), set()
   for line in importlib.metadata.metadata("lm-eval").get_all("Requires-Dist") or []:
     required = re.split(r"[^\w.-]", line, maxsplit=1)[0]
@@ -239,7 +239,7 @@ def _configuration(index: dict[str, Entry], name: str) -> dict[str, Any] | None:
 
 
 def _go_offline_without_the_hub() -> None:
-  """If the Hub does not respond soon, goes offline: its libraries would retry for a minute."""
+  """Switches to offline mode if the Hub does not respond, because its libraries would retry for a minute."""
   if huggingface_hub.constants.HF_HUB_OFFLINE or _hub_answers():
     return
   huggingface_hub.constants.HF_HUB_OFFLINE = True
@@ -254,7 +254,7 @@ def _hub_answers() -> bool:
       request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
       urllib.request.urlopen(request, timeout=HUB_WAIT_S)
     except urllib.error.HTTPError as error:
-      if error.code in (407, 502, 503, 504):  # of a proxy on the way
+      if error.code in (407, 502, 503, 504):  # errors of a proxy
         return
     except OSError:
       return
@@ -267,7 +267,7 @@ def _hub_answers() -> bool:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-  """Writes a file of the cache, where that is possible."""
+  """Writes a file of the cache, if possible."""
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, text)

@@ -1,4 +1,4 @@
-"""Suites of benchmarks, and the headline metric of each benchmark.
+"""Suites of benchmarks, and the main metric of each benchmark.
 
 `core_en` follows the evaluation of arXiv 2405.15052: nine 0-shot and two 1-shot English tasks, MMLU 5-shot, GSM8K
 8-shot. Its list of the nine 0-shot tasks is not public: BoolQ and OpenBookQA are our choice, the other seven are those
@@ -42,16 +42,16 @@ SUITES: dict[str, tuple[Benchmark, ...]] = {
     Benchmark("wikitext", 0, "word_perplexity,none"),
   ),
 }
-"""acc_norm divides a choice's log-likelihood by its length in characters, as is usual for these three."""
+"""acc_norm divides the log-likelihood of a choice by its length in characters, as is usual for these three."""
 
 
 ACCURACIES = ("acc", "exact_match")
-"""What metrics begin with that are parts of all examples, and so have a mean over benchmarks."""
+"""Prefixes of metrics that are fractions of examples, so that they can be averaged over benchmarks."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-  """The headline metric of a benchmark."""
+  """The main score of a benchmark."""
 
   value: float
   stderr: float | None
@@ -60,38 +60,39 @@ class Score:
 
 
 def check_named(names: Sequence[str]) -> None:
-  """Raises UserError where no benchmark is named."""
+  """Raises UserError if no benchmark is named."""
   if not names:
     raise UserError(
-      f"no benchmark is named, and the run's evaluation.tasks has none; give --tasks with a suite ({', '.join(SUITES)})"
+      "no benchmark is named, and evaluation.tasks of the run is empty; give --tasks with a suite "
+      f"({', '.join(SUITES)})"
       " or with tasks of lm-evaluation-harness, such as --tasks arc_easy hellaswag"
     )
 
 
 def benchmarks(names: Iterable[str]) -> list[Benchmark]:
-  """The benchmarks that these names of suites and of tasks stand for, each once."""
+  """The benchmarks that these names of suites and tasks stand for, without duplicates."""
   found = [benchmark for name in names for benchmark in SUITES.get(name, (Benchmark(name),))]
   known = {benchmark.name: benchmark for suite in SUITES.values() for benchmark in suite}
-  # A task named by itself is scored as it is in its suite.
+  # A task that is named individually is scored as in its suite.
   return list({b.name: known.get(b.name, b) for b in found}.values())
 
 
 def requested_benchmarks(results: Mapping[str, Any]) -> list[Benchmark]:
-  """The benchmarks that were run, from what `evaluate` of harness wrote to results.json."""
+  """The benchmarks in the content of a results.json."""
   return [Benchmark(**benchmark) for benchmark in results["benchmarks"]]
 
 
 def headlines(results: Mapping[str, Any], chosen: Sequence[Benchmark]) -> dict[str, Score]:
-  """The headline of each benchmark in the results, by its name; of a group without a score those of its tasks.
+  """The main score of each benchmark by name. For a group without a score, those of its tasks.
 
   Raises:
-    UserError: a benchmark has no number.
+    UserError: If a benchmark has no score.
   """
   return {b.name: _headline(results["results"], b) for benchmark in chosen for b in _scored(results, benchmark)}
 
 
 def average(scores: Mapping[str, Score]) -> Score | None:
-  """Mean of the accuracies, each benchmark counting once, with its standard error; None where there is none."""
+  """The unweighted mean of the accuracies, with its standard error, or None if there are none."""
   accuracies = [score for score in scores.values() if score.metric.startswith(ACCURACIES)]
   if not accuracies:
     return None
@@ -102,7 +103,7 @@ def average(scores: Mapping[str, Score]) -> Score | None:
 
 
 def flat(scores: Mapping[str, Score]) -> dict[str, float]:
-  """NAME/METRIC and NAME/METRIC_stderr of every benchmark, and of their `average/accuracy`."""
+  """NAME/METRIC and NAME/METRIC_stderr of every benchmark, and `average/accuracy`."""
   mean = average(scores)
   values = {}
   for name, score in {**scores, **({"average": mean} if mean else {})}.items():
@@ -114,7 +115,7 @@ def flat(scores: Mapping[str, Score]) -> dict[str, float]:
 
 
 def _scored(results: Mapping[str, Any], benchmark: Benchmark) -> list[Benchmark]:
-  """The benchmark, or in place of a group that adds up no score what is in it."""
+  """The benchmark or, for a group without a score, its members."""
   children = results["group_subtasks"].get(benchmark.name) or []
   if children and not _metrics(results["results"].get(benchmark.name, {})):
     return [b for child in children for b in _scored(results, Benchmark(child, metric=benchmark.metric))]
@@ -122,7 +123,7 @@ def _scored(results: Mapping[str, Any], benchmark: Benchmark) -> list[Benchmark]
 
 
 def _metrics(numbers: Mapping[str, Any]) -> list[str]:
-  """Metrics that have a value, as the harness names them."""
+  """Metrics that have a value, by their names in the harness."""
   return [name for name, value in numbers.items() if "," in name and "_stderr," not in name and _is_number(value)]
 
 
@@ -130,7 +131,7 @@ def _headline(results: Mapping[str, Any], benchmark: Benchmark) -> Score:
   numbers = results[benchmark.name]
   metrics = _metrics(numbers)
   if not metrics:
-    raise UserError(f"{benchmark.name} has no number in {', '.join(numbers)}")
+    raise UserError(f"{benchmark.name} has no score in {', '.join(numbers)}")
   metric = next((name for name in metrics if name == benchmark.metric), metrics[0])
   stderr = numbers.get(metric.replace(",", "_stderr,", 1))
   return Score(float(numbers[metric]), float(stderr) if _is_number(stderr) else None, metric)

@@ -105,7 +105,7 @@ def test_nothing_is_scored_of_an_empty_continuation_and_of_an_empty_text_alone(t
 
 def test_a_continuation_without_a_token_is_refused(tmp_path):
   path = sentencepiece(tmp_path, remove_extra_whitespaces=True, normalization_rule_name="nmt_nfkc")
-  with pytest.raises(UserError, match=r"encodes the continuation '\\n' as no token"):
+  with pytest.raises(UserError, match=r"encodes the continuation '\\n' to no tokens"):
     encode_pair(make_tokenizer(str(path)), "hello", "\n")
 
 

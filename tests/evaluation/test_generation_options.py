@@ -35,8 +35,8 @@ def test_sampling_is_as_asked_and_without_it_the_best_token_is_taken():
 @pytest.mark.parametrize(
   "options, complaint",
   [
-    ({"do_sample": True}, "samples .* without a temperature"),
-    ({"max_gen_toks": 0}, "max_gen_toks=0; it must be 1 or above"),
+    ({"do_sample": True}, "samples .* with a temperature that is not above 0"),
+    ({"max_gen_toks": 0}, "max_gen_toks=0, which must be at least 1"),
   ],
 )
 def test_options_that_contradict_themselves_are_refused(options, complaint):

@@ -41,7 +41,7 @@ def test_headlines_are_the_suites_metric_or_the_first_with_its_error():
   assert (found["arc_easy"].value, found["arc_easy"].stderr, found["arc_easy"].metric) == (0.5, 0.03, "acc,none")
   assert (found["wikitext"].value, found["wikitext"].stderr) == (30.0, None)
   assert (found["mine"].value, found["mine"].stderr) == (1.0, None)
-  with pytest.raises(UserError, match="empty has no number in alias"):
+  with pytest.raises(UserError, match="empty has no score in alias"):
     scores("empty")
 
 

@@ -57,7 +57,7 @@ def test_the_chips_of_all_hosts_are_those_of_the_topology():
     ("v5e:2x4", 2, "slices=2 of 'v5e:2x4' have one host each.*--slices 1"),
     ("gpu:h100:12", 1, "has 12 GPUs, but hosts have 1 or 2 or 4 or 8.*a multiple of 8"),
     ("gpu:h200:4", 1, "has 4 GPUs, but hosts have 8.*a multiple of 8"),
-    ("cpu:8", 1, "'cpu:8' cannot be rented; choose one of a100, "),
+    ("cpu:8", 1, "'cpu:8' is not available; use one of a100, "),
     ("v9:4x4", 1, "unknown topology 'v9:4x4'"),
   ],
 )

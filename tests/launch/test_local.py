@@ -62,7 +62,7 @@ def test_a_failed_program_is_started_again_as_often_as_allowed(tmp_path, restart
 
 def test_a_users_mistake_is_not_tried_again():
   done = launch("--processes", "2", "--max-restarts", "3", "--", "python", "-c", "import sys; sys.exit(2)")
-  assert done.returncode == 2 and "starting again" not in done.stderr
+  assert done.returncode == 2 and "restarting" not in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -86,10 +86,10 @@ def test_signals_are_passed_on_to_all(number):
 @pytest.mark.parametrize(
   ("options", "text"),
   [
-    (["--processes", "0", "--", "true"], "'0' is not a whole number of at least 1"),
-    (["--processes", "2", "--max-restarts", "-1", "--", "true"], "is not a whole number of at least 0"),
+    (["--processes", "0", "--", "true"], "'0' is not an integer of at least 1"),
+    (["--processes", "2", "--max-restarts", "-1", "--", "true"], "is not an integer of at least 0"),
     (["--processes", "2"], "give the command after --"),
-    (["--processes", "2", "--", "no-such-program"], "there is no program 'no-such-program'"),
+    (["--processes", "2", "--", "no-such-program"], "program 'no-such-program' not found"),
   ],
 )
 def test_a_mistake_is_one_line(options, text):

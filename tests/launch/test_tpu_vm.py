@@ -21,7 +21,7 @@ def test_a_dry_run_prints_every_command_in_order(capsys):
   where = "--zone=us-east5-a --project=my-project"
   ssh = f"gcloud compute tpus tpu-vm ssh dense-6b4 {where} --worker=all"
   assert dry_run(capsys, *SLICE, "--project", "my-project", "--bucket", "my-bucket") == [
-    "# 1. ask for the TPU VMs",
+    "# 1. request the TPU VMs",
     f"gcloud compute tpus queued-resources create dense-6b4 {where} --node-id=dense-6b4 --type=v5p --topology=4x4x4 "
     "--runtime-version=v2-alpha-tpuv5",
     "# 2. wait until this prints ACTIVE",
@@ -64,8 +64,8 @@ def test_slices_are_nodes_that_are_installed_one_by_one_and_run_at_once(capsys):
     ([*JOB, "--topology", "tpu7x:4x4x4"], "no TPU VMs with 'tpu7x:4x4x4'; use python -m moejax.launch.gke"),
     ([*JOB, "--topology", "gpu:h100:8"], "no TPU VMs with 'gpu:h100:8'"),
     ([*JOB, "--topology", "v5p:4x4x4", "--mesh.data", "32"], "does not tile the 64 devices"),
-    ([*SLICE, "--name", "My_run"], "--name 'My_run' must have 1 to 40 small letters"),
-    ([*SLICE, "--workdir", "/one", "--bucket", "b"], "--workdir /one lies in /, where no bucket can be mounted"),
+    ([*SLICE, "--name", "My_run"], "--name 'My_run' must have 1 to 40 lower-case letters"),
+    ([*SLICE, "--workdir", "/one", "--bucket", "b"], "--workdir /one is in /, where no bucket can be mounted"),
     (SLICE[:2], "the following arguments are required: --workdir, --topology, --zone"),
   ],
 )
@@ -118,6 +118,6 @@ def test_what_was_created_is_deleted_after_a_failure(cloud):
     tpu_vm.main(SLICE)
   assert made.verbs == ["create", "describe", "scp False", "delete"]
   refused = cloud(["FAILED"])
-  with pytest.raises(UserError, match=r"the queued resource is FAILED; `gcloud .* describe .*` says why"):
+  with pytest.raises(UserError, match=r"the queued resource is FAILED; `gcloud .* describe .*` shows the reason"):
     tpu_vm.main(SLICE)
   assert refused.verbs[-1] == "delete"

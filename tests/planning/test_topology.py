@@ -42,7 +42,7 @@ def test_an_unknown_topology_is_answered_with_the_known(name):
     ("v5p:4096x4096x8", 1, "has 134,217,728 chips;"),
     ("v5p:4x8x8", 10_000, "has 256 chips in each of 10,000 slices;"),
     ("cpu:8", 0, "--slices=0 must be at least 1"),
-    ("cpu:8", -1, "-1 slices"),
+    ("cpu:8", -1, "--slices=-1"),
   ],
 )
 def test_no_chips_and_more_than_there_can_be_are_refused(name, slices, said):
