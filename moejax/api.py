@@ -184,10 +184,11 @@ def evaluate(
   gen_kwargs: str | None = None,
   log_samples: bool = False,
   sparse: str | None = None,
+  checkpoint: str = "latest",
   experiment: Experiment | None = None,
   progress: Progress = SILENT,
 ) -> Evaluated:
-  """Runs lm-evaluation-harness benchmarks on the latest checkpoint of a run. Answers are cached.
+  """Runs lm-evaluation-harness benchmarks on a checkpoint of a run. Answers are cached.
 
   Args:
     run: directory of the run.
@@ -200,6 +201,7 @@ def evaluate(
     gen_kwargs: generation options as KEY=VALUE,...
     log_samples: whether to write every example to RUN/evaluation/samples.
     sparse: which experts a DS-MoE uses, such as "top_k:4". None uses all.
+    checkpoint: "latest", "best" (the lowest held-out bits per byte of the evaluated steps), or a step.
     experiment: the experiment of the run with another mesh or evaluation batch size. None uses it unchanged.
     progress: receives progress reports.
 
@@ -225,7 +227,7 @@ def evaluate(
     gen_kwargs=harness.parse_gen_kwargs(gen_kwargs) if gen_kwargs else {},
     sparse=parse_sparse(sparse) if sparse else None,
   )
-  results = harness.evaluate_run(directory, experiment, request, progress, log_samples)
+  results = harness.evaluate_run(directory, experiment, request, progress, log_samples, checkpoint)
   return Evaluated(directory, headlines(results, requested_benchmarks(results)), results)
 
 

@@ -1,6 +1,8 @@
 """Exceptions that are reported as one line without a traceback."""
 
 import errno
+import os
+import re
 from collections.abc import Iterator
 
 OF_THE_MACHINE = {
@@ -19,6 +21,10 @@ LESS_MEMORY = (
   "lower training.batch_size (or evaluation.batch_size), raise training.gradient_accumulation, set model.remat, "
   "or use more devices (mesh)"
 )
+
+
+_TENSORSTORE = re.compile(r"os_error_code='(\d+)'")
+"""How TensorStore, with which Orbax reads and writes, reports errors of the operating system."""
 
 
 class UserError(ValueError):
@@ -47,6 +53,9 @@ def users_mistake(error: BaseException) -> str | None:
       where = f" ({cause.filename})" if cause.filename else ""
       return f"{cause.strerror or cause}{where}; {OF_THE_MACHINE[cause.errno]}"
     text = " ".join(str(cause).split())
+    code = _TENSORSTORE.search(text)
+    if code and (number := int(code[1])) in OF_THE_MACHINE and number != errno.EIO:  # which is damage of one file
+      return f"{os.strerror(number)}; {OF_THE_MACHINE[number]}"
     if isinstance(cause, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text.lower()):
       return f"out of memory: {text[:200] or 'no host memory is available'}; {LESS_MEMORY}"
     if "No space left on device" in text:

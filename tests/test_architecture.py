@@ -76,12 +76,12 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
-MAX_CONFIG_FIELDS = 151
+MAX_CONFIG_FIELDS = 152
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 some are what published families of models differ in, each named with its family."""
-MAX_OF_TRAINING = (160, 16_800)
+MAX_OF_TRAINING = (160, 17_100)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (122, 12_600)
+MAX_OF_TRAINING_WITHOUT_INPUT = (123, 12_750)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

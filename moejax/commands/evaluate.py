@@ -55,6 +55,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help="write every example, with its prompts and the answers of the model, to RUN/evaluation/samples/TASK.jsonl",
   )  # fmt: skip
   add_sparse(parser)
+  parser.add_argument(
+    "--checkpoint", default="latest", metavar="WHICH",
+    help="latest, best (the lowest held-out bits per byte of the evaluated steps) or a step (default: latest)",
+  )  # fmt: skip
 
 
 def run(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -78,6 +82,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
       gen_kwargs=known.gen_kwargs,
       log_samples=known.log_samples,
       sparse=known.sparse,
+      checkpoint=known.checkpoint,
       experiment=experiment,
       progress=progress,
     )

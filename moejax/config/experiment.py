@@ -86,6 +86,11 @@ class Experiment:
     if self.model.moe:
       self.model.moe.check_combinations()
     self._check_losses()
+    if (best := self.training.checkpoints.keep_best) and self.evaluation.every is None:
+      raise UserError(
+        f"training.checkpoints.keep_best={best} would have no effect: evaluation.every is None, so that only the last "
+        "step is evaluated; set evaluation.every"
+      )
     self._check_schedule()
     self._check_sharding()
 

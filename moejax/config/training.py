@@ -67,11 +67,15 @@ class Checkpoints:
   """Number of minutes between checkpoints, in addition to `every`. None: only `every` applies."""
   keep_last: int = 2
   """Number of latest checkpoints to keep."""
+  keep_best: int = 0
+  """Number of checkpoints with the lowest held-out bits per byte to keep, in addition to the latest. It needs
+  evaluation.every, since only evaluated steps are compared."""
   keep_every: int | None = None
   """Checkpoints at multiples of this number of steps are never deleted. None keeps only the latest."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "every", "keep_last")
+    checks.not_negative(self, "keep_best")
     if self.every_minutes is not None:
       checks.positive(self, "every_minutes")
     if self.keep_every is not None:

@@ -28,6 +28,7 @@ from moejax.inference.load import load_run
 from moejax.inference.sparse import Sparse
 from moejax.models.abstract import Parameters
 from moejax.progress import SILENT, Progress
+from moejax.training.checkpoint import LATEST
 from moejax.training.exclusive import exclusive
 from moejax.training.loop import Evaluator
 from moejax.training.state import State, TrainSpec
@@ -220,9 +221,14 @@ def evaluate(
 
 
 def evaluate_run(
-  directory: pathlib.Path, experiment: Experiment, request: Request, progress: Progress, log_samples: bool = False
+  directory: pathlib.Path,
+  experiment: Experiment,
+  request: Request,
+  progress: Progress,
+  log_samples: bool = False,
+  checkpoint: str = LATEST,
 ) -> dict[str, Any]:
-  """Evaluates the latest checkpoint of a run, and returns the content of results.json.
+  """Evaluates a checkpoint of a run, and returns the content of results.json.
 
   With a sparse mode, results.json and the answers are written to a folder for the mode.
 
@@ -232,6 +238,7 @@ def evaluate_run(
     request: the benchmarks and their options.
     progress: receives progress reports.
     log_samples: whether to write all examples (see `evaluate`).
+    checkpoint: which checkpoint to load (see `load_run`).
 
   Raises:
     UserError: If the run or the tasks cannot be loaded, prompts do not fit, or another process uses the directory.
@@ -239,7 +246,7 @@ def evaluate_run(
   with exclusive(directory, f"evaluate {experiment.name}", progress.note):
     tokenizer = make_tokenizer(experiment.data.tokenizer)
     tasks = load_tasks(request, directory / WORK / "data", progress)
-    loaded = load_run(directory, experiment, lambda text: progress.note(f"warning: {text}"), request.sparse)
+    loaded = load_run(directory, experiment, lambda text: progress.note(f"warning: {text}"), request.sparse, checkpoint)
     model = HarnessModel(experiment, loaded.model, tokenizer, progress)
     check_prompts(model, tasks, request)
     place = directory if request.sparse is None else directory / request.sparse.folder

@@ -10,7 +10,7 @@ from moejax.inference.dropless import inference_model
 from moejax.inference.sparse import Sparse
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import make_partitioner
-from moejax.training.checkpoint import restore_parameters
+from moejax.training.checkpoint import LATEST, restore_parameters
 from moejax.training.memory import Memory, argument_bytes, check_fits
 from moejax.training.run_directory import check_only_operational, read_experiment
 
@@ -32,14 +32,16 @@ def load_run(
   experiment: Experiment | None = None,
   warn: Callable[[str], None] = warnings.warn,
   sparse: Sparse | None = None,
+  checkpoint: str = LATEST,
 ) -> Loaded:
-  """The newest checkpoint of a run that is not damaged.
+  """Loads the parameters of a checkpoint of a run.
 
   Args:
     directory: of the run.
     experiment: the run's, with another mesh, other rules or another evaluation; None takes it as it was.
     warn: called with a line for each damaged checkpoint.
     sparse: which experts a model uses that was trained with all of them. None uses all.
+    checkpoint: "latest", "best" (the lowest held-out bits per byte), or a step.
 
   Raises:
     UserError: there is no run, no checkpoint or only damaged ones, `experiment` is another one, or the mesh does not
@@ -52,5 +54,5 @@ def load_run(
   model = inference_model(experiment.model, partitioner, sparse)
   needed = Memory(argument_bytes(model.parameters), 0)
   check_fits(f"the model of {directory}", needed, partitioner, "use more devices (mesh)")
-  parameters, step = restore_parameters(directory / "checkpoints", model.parameters, warn)
+  parameters, step = restore_parameters(directory / "checkpoints", model.parameters, warn, checkpoint)
   return Loaded(experiment, model, parameters, step)

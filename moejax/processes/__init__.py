@@ -6,7 +6,7 @@ processes exit with its error message. In a program with a single process, these
 
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moejax import interrupts
 from moejax.processes.channel import Channel
@@ -61,6 +61,17 @@ def first(function: Callable[[], Result]) -> Result:
 def gather(value: Result) -> list[Result]:
   """Returns the values of all processes, by index, on all processes. Values must be valid JSON."""
   return _Program.channel.gather(value) if _Program.channel else [value]
+
+
+def report(key: str, value: object) -> None:
+  """Sends a value, plain data, to process 0 without waiting for it, from any thread. A key is used once."""
+  if _Program.channel and not is_first():
+    _Program.channel.report(key, value)
+
+
+def await_reports(key: str) -> list[Any]:
+  """Waits, on process 0, until all others have reported a value for the key; returns the values by process."""
+  return _Program.channel.await_reports(key) if _Program.channel else []
 
 
 def first_then_all(function: Callable[[], Result]) -> Result:

@@ -57,7 +57,7 @@ class Channel:
     self._step: int | None = None
     self._since = time.monotonic()
     self._values: dict[int, Any] = {}
-    self._gathered: dict[int, dict[int, Any]] = collections.defaultdict(dict)
+    self._reports: dict[int | str, dict[int, Any]] = collections.defaultdict(dict)
     self._exchange = 0
     self._arrived = threading.Condition()
     self._signal_lock = threading.Lock()
@@ -88,14 +88,22 @@ class Channel:
     """Returns the values of all processes on every process. The calls must be in the same order on all processes."""
     self._exchange += 1
     if self.place.index != 0:
-      self._send({"say": [self._exchange, value]})
+      self.report(self._exchange, value)
       return self._await_value()
-    with self._arrived:
-      while len(received := self._gathered[self._exchange]) < self.place.count - 1:
-        self._arrived.wait(0.25)
-    values = [value, *(received[index] for index in range(1, self.place.count))]
+    values = [value, *self.await_reports(self._exchange)]
     self._send({"share": [self._exchange, values]})
     return values
+
+  def report(self, key: int | str, value: Any) -> None:
+    """Sends a value to process 0 from any thread. A key is used once."""
+    self._send({"say": [key, value]})
+
+  def await_reports(self, key: int | str) -> list[Any]:
+    """Waits, on process 0, until all others have reported a value for the key; returns the values by process."""
+    with self._arrived:
+      while len(received := self._reports[key]) < self.place.count - 1:
+        self._arrived.wait(0.25)
+      return [received[index] for index in range(1, self.place.count)]
 
   def _await_value(self) -> Any:
     with self._arrived:
@@ -187,9 +195,9 @@ class Channel:
           self._values[number] = value
           self._arrived.notify_all()
       if "say" in message:
-        number, value = message["say"]
+        key, value = message["say"]
         with self._arrived:
-          self._gathered[number][peer.index] = value
+          self._reports[key][peer.index] = value
           self._arrived.notify_all()
       if "left" in message:
         peer.left = int(message["left"])

@@ -8,11 +8,8 @@ import errno
 import functools
 import hashlib
 import json
-import logging
 import pathlib
-import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import orbax.checkpoint as ocp
@@ -22,10 +19,13 @@ from moejax.config.training import Checkpoints
 from moejax.errors import Failure, UserError, reason, users_mistake
 from moejax.models.abstract import Parameters
 from moejax.training.checksum import checksums
+from moejax.training.metrics import read_scores
 from moejax.training.not_finite import is_finite
+from moejax.training.saver import ITEMS, Saver, ignore_abandoned_files
 from moejax.training.state import State
 
-ITEMS = ("state", "progress")
+LATEST, BEST = "latest", "best"
+"""Which checkpoint of a run to load."""
 
 MARKER, METADATA = "commit_success.txt", "_CHECKPOINT_METADATA"
 """Files that Orbax writes last."""
@@ -57,46 +57,32 @@ class Checkpointer:
     self._directory = directory
     self._warn = warn
     self._saving: int | None = None
-    # Orbax logs exceptions of its threads with a traceback. The next call raises them here, where they are handled.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    self._manager = ocp.CheckpointManager(
-      directory.absolute(),
-      item_names=ITEMS,
-      options=ocp.CheckpointManagerOptions(
-        max_to_keep=policy.keep_last,
-        keep_period=policy.keep_every,
-        create=True,
-        cleanup_tmp_directories=True,
-        enable_async_checkpointing=True,
-      ),
-    )
-
-  def latest(self) -> int | None:
-    """Step of the latest checkpoint, or None."""
-    return self._manager.latest_step()
+    self._saver = Saver(directory, policy)
 
   def whole(self) -> int | None:
     """Step of the latest checkpoint that is completely written, or None."""
     return max(_saved_steps(self._directory), default=None)
 
   def finished(self) -> int | None:
-    """Waits until all checkpoints are saved, and returns `latest`."""
-    self._attempt(self._manager.wait_until_finished)
-    return processes.first(self.latest)
+    """Waits until all checkpoints are saved, and returns the step of the latest, or None."""
+    self._warn_of(self._saver.wait())
+    return processes.first(self._saver.latest)
 
   def steps(self) -> list[int]:
     """Steps of all checkpoints, ascending."""
-    return sorted(self._manager.all_steps())
+    return processes.first(self._saver.steps)
 
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
     """Starts to save a checkpoint, unless it exists. `progress` is JSON data, such as the position of the input."""
     if self.finished() == step:
       return
     tree = _tree(state)
-    sealed = _seal(progress, checksums(tree))
-    items = ocp.args.Composite(state=ocp.args.StandardSave(tree), progress=ocp.args.JsonSave(sealed))
     self._saving = step
-    self._attempt(lambda: self._manager.save(step, args=items, force=True))
+    self._warn_of(self._saver.start(step, tree, _seal(progress, checksums(tree))))
+
+  def compare(self, scores: Mapping[int, float]) -> None:
+    """Sets the held-out bits per byte of the evaluated steps, which decide which checkpoints are the best."""
+    self._saver.scores = scores
 
   def restore(self, step: int, abstract: State, warn: Warn = lambda text: None) -> tuple[State, dict[str, Any]]:
     """Restores the state, with the shardings of `abstract` independently of the mesh that saved it, and the progress.
@@ -124,49 +110,46 @@ class Checkpointer:
     steps = processes.first(lambda: _saved_steps(self._directory))
     if not steps:
       return None
-    step, (state, progress), damaged = _newest(self._directory, steps, lambda step: self.restore(step, abstract, warn))
+    steps = sorted(steps, reverse=True)
+    step, (state, progress), damaged = _first(self._directory, steps, lambda step: self.restore(step, abstract, warn))
     for other, why in damaged.items():
       folder = self._directory / str(other)
       aside = processes.first(functools.partial(_set_aside, folder))
       warn(f"{_damage(folder, why)}; it is renamed to {aside}, and step {step} is used instead")
     if damaged:
-      self._manager.reload()
+      self._saver.reload()
     return step, state, progress
 
   def close(self) -> None:
     """Waits until all checkpoints are saved."""
-    self._attempt(self._manager.wait_until_finished)
-    self._manager.close()
+    self._warn_of(self._saver.close())
 
-  def _attempt(self, function: Callable[[], Any]) -> None:
-    """Calls a function that saves, or waits for saving, and warns if saving has failed.
-
-    With several processes, a failure is an error, because the others would wait for the process that failed.
-    """
-    try:
-      function()
-    except Exception as error:
-      if processes.count() > 1:
-        raise
-      for part in self._directory.glob("*.orbax-checkpoint-tmp*"):
-        shutil.rmtree(part, ignore_errors=True)  # on a full disk, it would take the space of the next one
-      self._manager.reload()
-      why, kept = users_mistake(error) or reason(error), self.whole()
+  def _warn_of(self, why: str | None) -> None:
+    """Warns on process 0 if `why` says that the last checkpoint could not be saved."""
+    if why is not None and processes.is_first():
+      kept = self.whole()
       left = "no checkpoint is saved yet" if kept is None else f"the latest checkpoint is that of step {kept}"
       self._warn(f"the checkpoint of step {self._saving} could not be saved: {why}; {left}")
 
 
-def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn) -> tuple[Parameters, int]:
-  """Restores parameters, with the shardings of `abstract`, and the step from the latest checkpoint that is not damaged.
+def restore_parameters(
+  directory: pathlib.Path, abstract: Parameters, warn: Warn, choice: str = LATEST
+) -> tuple[Parameters, int]:
+  """Restores parameters, with the shardings of `abstract`, and the step of a checkpoint of a run.
 
   The optimizer state is not read. Calls `warn` for each damaged checkpoint.
 
+  Args:
+    directory: with the checkpoints.
+    abstract: the parameters as shapes with shardings.
+    warn: called for each damaged checkpoint.
+    choice: "latest", "best" (the lowest held-out bits per byte), or a step. Instead of a damaged checkpoint, the next
+      latest or best is used.
+
   Raises:
-    UserError: If there is no checkpoint, or all checkpoints are damaged.
+    UserError: If there is no such checkpoint, or all of them are damaged.
   """
-  steps = processes.first(lambda: _saved_steps(directory) if directory.is_dir() else [])
-  if not steps:
-    raise UserError(f"{directory.parent} holds no checkpoint; train the run first")
+  steps = processes.first(lambda: _chosen(directory, choice))
   wanted = {"parameters": abstract}
   arguments = ocp.args.PyTreeRestore(
     item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
@@ -178,18 +161,39 @@ def restore_parameters(directory: pathlib.Path, abstract: Parameters, warn: Warn
     _check_arrays(restored["state"], _unseal(restored["progress"])[1], folder, warn)
     return restored["state"]["parameters"]
 
-  step, parameters, damaged = _newest(directory, steps, restore)
+  step, parameters, damaged = _first(directory, steps, restore)
   for other, why in damaged.items():
     warn(f"{_damage(directory / str(other), why)}; step {step} is used instead")
   return parameters, step
 
 
-def _newest(
-  directory: pathlib.Path, steps: list[int], restore: Callable[[int], Any]
-) -> tuple[int, Any, dict[int, str]]:
-  """Step and content of the latest checkpoint that is not damaged, and the damage of the later ones."""
+def _chosen(directory: pathlib.Path, choice: str) -> list[int]:
+  """The steps of the checkpoints that a choice allows, the first choice first."""
+  steps = sorted(_saved_steps(directory), reverse=True) if directory.is_dir() else []
+  listed = ", ".join(map(str, reversed(steps)))
+  if not steps:
+    raise UserError(f"{directory.parent} holds no checkpoint; train the run first")
+  if choice == LATEST:
+    return steps
+  if choice == BEST:
+    scores = read_scores(directory.parent)
+    if scored := sorted((step for step in steps if step in scores), key=lambda step: (scores[step], step)):
+      return scored
+    raise UserError(
+      f"no checkpoint of {directory.parent} was evaluated (its checkpoints: {listed}); train with evaluation.every, or "
+      f"choose {LATEST} or a step"
+    )
+  if not choice.isdigit():
+    raise UserError(f"checkpoint={choice!r} is not {LATEST}, {BEST} or a step; the checkpoints are {listed}")
+  if int(choice) not in steps:
+    raise UserError(f"{directory.parent} has no checkpoint of step {choice}; its checkpoints are {listed}")
+  return [int(choice)]
+
+
+def _first(directory: pathlib.Path, steps: list[int], restore: Callable[[int], Any]) -> tuple[int, Any, dict[int, str]]:
+  """Step and content of the first checkpoint that is not damaged, and the damage of those before it."""
   damaged: dict[int, str] = {}
-  for step in sorted(steps, reverse=True):
+  for step in steps:
     try:
       return step, restore(step), damaged
     except Damaged as error:
@@ -218,7 +222,7 @@ def _read_here(folder: pathlib.Path, **items: Any) -> Any:
   markers = [path.exists() for path in (folder / MARKER, *(folder / item / MARKER for item in ITEMS))]
   if not (folder / METADATA).is_file() or (any(markers) and not all(markers)):
     raise Damaged("its commit marker is missing")
-  _ignore_abandoned_reads()
+  ignore_abandoned_files()
   try:
     # Each process reads independently, so that the others do not wait for a process that finds damage.
     alone = ocp.options.MultiprocessingOptions(primary_host=processes.index(), active_processes={processes.index()})
@@ -231,20 +235,6 @@ def _read_here(folder: pathlib.Path, **items: Any) -> Any:
     if users_mistake(error) and not (isinstance(error, OSError) and error.errno == errno.EIO):
       raise
     raise Damaged(f"it cannot be read: {reason(error)[:200]}") from error
-
-
-@functools.cache
-def _ignore_abandoned_reads() -> None:
-  """Suppresses tracebacks: if one read fails, Orbax abandons the others and closes their event loop."""
-  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-  before = sys.unraisablehook
-
-  def hook(what: "sys.UnraisableHookArgs") -> None:
-    error = what.exc_value
-    if not (error and (str(error) == "Event loop is closed" or isinstance(error.__cause__, GeneratorExit))):
-      before(what)
-
-  sys.unraisablehook = hook
 
 
 def _seal(progress: dict[str, Any], arrays: dict[str, str]) -> dict[str, Any]:

@@ -135,6 +135,7 @@ class _Training:
     self.batch = progress.get("batch", done)
     """Index of the next batch, starting at 0."""
     self.writer = MetricsWriter(run.directory, done, run.warn)
+    checkpointer.compare(self.writer.scores)
     self.goodput.add("repeated_s", self.writer.repeated_s)
     self.health = self._new_health()
     self.waiting: tuple[int, int, Any] | None = None
@@ -234,6 +235,7 @@ class _Training:
     self.state, self.step, self.waiting, self.clock.tokens = state, step, None, progress["tokens"]
     self.writer.close()
     self.writer = MetricsWriter(self.run.directory, step, self.run.warn)
+    self.checkpointer.compare(self.writer.scores)
     self.goodput.add("repeated_s", self.writer.repeated_s)
     self.health = self._new_health()
     self.skips.rewind(step)

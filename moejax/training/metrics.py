@@ -22,6 +22,9 @@ from moejax.files import finite, write_whole
 
 Record = dict[str, Any]
 
+SCORE = "held_out/bits_per_byte"
+"""The metric of an evaluation by which checkpoints are compared. Lower is better."""
+
 
 def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
   """The metrics of a step as numbers, with router metrics by layer.
@@ -76,6 +79,8 @@ class MetricsWriter:
     self.repeated_s = _time_of([record for record in records if record["step"] > start_step], start_step)
     """Seconds that the removed steps took, as far as known."""
     write_whole(self._path, "".join(map(_line, kept)))
+    self.scores: dict[int, float] = _scores(kept)
+    """Held-out bits per byte of the evaluated steps, on process 0."""
     scored = any(record["step"] == start_step and "loss" not in record for record in kept[-1:])
     self.evaluated: bool = processes.first(lambda: scored)
     """Whether the last record contains an evaluation."""
@@ -86,6 +91,7 @@ class MetricsWriter:
   def write(self, record: Record) -> None:
     """Writes the record of a step. `step` is its number."""
     self.evaluated = "loss" not in record
+    self.scores |= _scores([record])
     self._unwritten += _line(record).encode()
     try:
       while self._unwritten:
@@ -120,6 +126,15 @@ def _time_of(records: list[Record], start_step: int) -> float:
     (record["step"] - before) * record["step_time_s"]
     for before, record in zip([start_step, *(record["step"] for record in timed)], timed, strict=False)
   )
+
+
+def read_scores(directory: pathlib.Path) -> dict[int, float]:
+  """Held-out bits per byte of the evaluated steps of a run."""
+  return _scores(_read(directory / "metrics.jsonl")[0])
+
+
+def _scores(records: list[Record]) -> dict[int, float]:
+  return {record["step"]: record[SCORE] for record in records if isinstance(record.get(SCORE), float)}
 
 
 def _open_board(folder: pathlib.Path, first_step: int) -> EventsWriter:

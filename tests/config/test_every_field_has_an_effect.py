@@ -433,6 +433,7 @@ def test_match_varies_the_free_fields(monkeypatch):
 # ---- that this is all
 
 ELSEWHERE = {
+  "training.checkpoints.keep_best": "needs scores: tests/training/test_loop.py",
   "data.on_error": "needs damaged files: tests/data/test_damage.py",
   "model.feed_forward": "needs a layer of the user's: tests/models/test_feed_forward.py",
   "evaluation.tasks": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",

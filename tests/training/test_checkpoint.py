@@ -1,7 +1,6 @@
 """Damaged checkpoints are named and passed over: what is restored is exactly what was saved, or nothing is."""
 
 import dataclasses
-import hashlib
 import json
 import random
 import shutil
@@ -191,18 +190,6 @@ def test_a_checkpoint_without_checksums_is_read_with_a_warning(copy, spec, state
   assert_same(found, states)
 
 
-def test_an_array_whose_checksum_is_missing_is_not_trusted(copy, spec, states):
-  path = copy / "4" / "progress" / "metadata"
-  content = json.loads(path.read_text())
-  content["arrays"].pop(next(iter(content["arrays"])))
-  sealed = {name: content[name] for name in ("progress", "arrays")}
-  content["sha256"] = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
-  path.write_text(json.dumps(content))
-  found, told = restore(copy, spec)
-  assert found[0] == 2 and "the checksum of " in told[0]
-  assert_same(found, states)
-
-
 def test_checksums_hold_on_another_mesh(copy, states):
   found, told = restore(copy, spec_of(tiny(False, mesh=Mesh(data=2, expert=1, model=4))))
   assert found[0] == 4 and not told
@@ -216,3 +203,41 @@ def test_progress_is_that_of_the_call_even_if_it_changes_while_it_is_written(tmp
   progress["lost_s"]["save_s"] = 2.0
   checkpointer.close()
   assert restore(tmp_path / "checkpoints", spec)[0][2]["lost_s"] == {"save_s": 1.0}
+
+
+def test_the_latest_the_best_and_those_at_multiples_are_kept_as_scores_become_known(tmp_path, spec, states):
+  """Held-out bits per byte come after a step is saved, and at step 5 none come at all."""
+  scores: dict[int, float] = {}
+  checkpointer = Checkpointer(tmp_path / "checkpoints", Checkpoints(every=1, keep_last=1, keep_best=2, keep_every=4))
+  checkpointer.compare(scores)
+  for step, score in enumerate([2.0, 1.0, 3.0, 1.5, None, 1.2, 1.4, 9.0], 1):
+    checkpointer.save(states[2], step, PROGRESS[2])
+    if score is not None:
+      scores[step] = score
+  checkpointer.close()
+  # Of the others, 4 and 8 are multiples of keep_every, and 8 is the latest.
+  assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 6, 8]
+
+
+def test_a_checkpoint_is_chosen_by_its_score_or_its_step(copy, spec, states):
+  lines = [{"step": 2, "held_out/bits_per_byte": 1.5}, {"step": 3, "held_out/bits_per_byte": 1.0}, {"step": 4}]
+  (copy.parent / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  abstract, told = spec.model.parameters, []
+
+  def chosen(choice):
+    return restore_parameters(copy, abstract, told.append, choice)[1]
+
+  # Step 3 is the best, but has no checkpoint.
+  assert [chosen(choice) for choice in ("latest", "best", "2", "4")] == [4, 2, 2, 4]
+  for choice, message in {
+    "3": "has no checkpoint of step 3; its checkpoints are 2, 4",
+    "newest": "checkpoint='newest' is not latest, best or a step; the checkpoints are 2, 4",
+  }.items():
+    with pytest.raises(UserError, match=message):
+      chosen(choice)
+  (copy.parent / "metrics.jsonl").unlink()
+  with pytest.raises(UserError, match=r"no checkpoint of .* was evaluated \(its checkpoints: 2, 4\)"):
+    chosen("best")
+  (copy / "4" / "_CHECKPOINT_METADATA").unlink()
+  with pytest.raises(UserError, match=r"checkpoints/4 is damaged"):
+    chosen("4")

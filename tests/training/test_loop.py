@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from training_fixtures import prepared_on, read_metrics, tiny
 
-from moejax.config import Checkpoints, Mesh, Router
+from moejax.config import Checkpoints, Evaluation, Mesh, Router
 from moejax.data.target_count import TargetCounter
 from moejax.errors import Failure, UserError
 from moejax.interrupts import Interrupted
@@ -269,6 +269,26 @@ def test_old_checkpoints_go_and_those_at_multiples_of_keep_every_stay(tmp_path, 
   prepared = prepared_on(experiment, corpus)
   train(Run(prepared.spec, prepared.step, prepared.batches, 5, tmp_path))
   assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 4, 5]
+
+
+def test_the_best_checkpoint_is_kept_by_what_its_evaluation_gave_also_after_a_stop(tmp_path, corpus_and_data):
+  corpus, data = corpus_and_data
+  policy = Checkpoints(every=1, keep_last=1, keep_best=1)
+  experiment = tiny(False, data=data, evaluation=Evaluation(every=1, batch_size=8))
+  experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, checkpoints=policy))
+  prepared = prepared_for(experiment, corpus)
+
+  def run(**seen):
+    def score(state):
+      return {"bits_per_byte": abs(int(state.step) - 2.1)}  # the best is step 2
+
+    evaluators = {"held_out": score}
+    return Run(prepared.spec, prepared.step, prepared.batches, 6, tmp_path, evaluators=evaluators, **seen)
+
+  with pytest.raises(Interrupted):
+    train(run(observe=stop_at(3)))
+  train(run())
+  assert sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir()) == [2, 6]
 
 
 def test_training_continues_while_the_disk_is_full_and_ends_well_once_it_is_not(tmp_path, corpus_and_data, monkeypatch):
