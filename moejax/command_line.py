@@ -19,6 +19,7 @@ COMMANDS = {
   ),
   "evaluate": ("evaluate", "Run lm-evaluation-harness benchmarks on a trained model. Resumable."),
   "generate": ("generate", "Continue text with a trained model."),
+  "sparsity": ("sparsity", "Measure quality and speed of a DS-MoE with fewer experts."),
   "import": ("import_run", "Make a run of a model in the format of Hugging Face."),
   "export": ("export_run", "Write a trained model in the format of Hugging Face."),
   "upcycle": ("upcycle_run", "Make a sparse run of a dense one, which computes the same at the start."),

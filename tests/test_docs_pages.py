@@ -79,7 +79,7 @@ def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
     assert not overrides
   elif known.command == "match":
     override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
-  elif known.command in ("evaluate", "generate", "import", "upcycle") or known.name.startswith("/tmp/"):
+  elif known.command in ("evaluate", "generate", "sparsity", "import", "upcycle") or known.name.startswith("/tmp/"):
     override(lookup.find_experiment("quick_small_8e"), overrides)
   elif ".py" in known.name or known.name.endswith(".json"):
     override(my_moe, overrides)

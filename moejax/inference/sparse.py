@@ -8,6 +8,7 @@ import dataclasses
 
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.model import Model
+from moejax.config.moe import MoE
 from moejax.config.router import Router, ThresholdRouter, TopKRouter
 from moejax.errors import UserError
 
@@ -63,19 +64,26 @@ def parse_sparse(text: str) -> Sparse:
     ) from None
 
 
+def check_trained_densely(model: Model, what: str) -> MoE:
+  """Returns the sparse layers of a model that was trained with all experts.
+
+  Raises:
+    UserError: it was not; the message begins with `what`.
+  """
+  moe = model.moe
+  if moe is None or moe.router.kind != "dense":
+    has = "no sparse layers" if moe is None else f"router.kind={moe.router.kind!r}"
+    raise UserError(f"{what} is for models that were trained with router.kind='dense' (DS-MoE), and this one has {has}")
+  return moe
+
+
 def sparse_model(model: Model, sparse: Sparse) -> Model:
   """The model that computes only the experts that it chooses.
 
   Raises:
     UserError: the model was not trained with all experts, or has fewer experts than top_k.
   """
-  moe = model.moe
-  if moe is None or moe.router.kind != "dense":
-    has = "no sparse layers" if moe is None else f"router.kind={moe.router.kind!r}"
-    raise UserError(
-      f"sparse mode {sparse} is for models that were trained with router.kind='dense' (DS-MoE), and this one has "
-      f"{has}; leave the mode out"
-    )
+  moe = check_trained_densely(model, f"sparse mode {sparse}")
   router: Router
   if sparse.mode == "top_k":
     if sparse.value > moe.num_experts:

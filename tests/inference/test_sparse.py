@@ -69,5 +69,5 @@ def test_what_is_no_mode_is_refused(text, message):
 @pytest.mark.parametrize(("model", "has"), [(DENSE, "no sparse layers"), (SPARSE, r"router.kind='top_k'")])
 def test_only_a_model_that_was_trained_with_all_experts_has_modes(model, has):
   partitioner = make_partitioner(ONE, DATA_EXPERT_MODEL)
-  with pytest.raises(UserError, match=f"router.kind='dense' .*, and this one has {has}; leave the mode out"):
+  with pytest.raises(UserError, match=f"router.kind='dense' .*, and this one has {has}"):
     inference_model(model, partitioner, Sparse("top_k", 2.0))
