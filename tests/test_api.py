@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.config import Evaluation, Experiment, Suite
+from moejax.config import Evaluation, Experiment, Lion, Suite
 from moejax.errors import UserError
 
 TINY = {
@@ -75,6 +75,10 @@ def test_fields_are_replaced_together_by_their_paths_and_checked():
   assert isinstance(small, Experiment)
   heads = {"model.num_heads": 4, "model.num_kv_heads": 4}  # either alone would not be valid
   assert moejax.replace(small, **heads).model.num_kv_heads == 4
+  lion = {"optimizer.beta1": 0.5, "optimizer": Lion(learning_rate=0.1), "optimizer.weight_decay": 0.2}
+  assert moejax.replace(small, **lion).optimizer == Lion(learning_rate=0.1, beta1=0.5, weight_decay=0.2)
+  with pytest.raises(UserError, match=r"^model\.moe is None, which has no field 'd_ff'$"):
+    moejax.replace(small, **{"model.moe.d_ff": 8})
   with pytest.raises(UserError, match=r"Model has no field 'num_head'; its fields are num_layers"):
     moejax.replace(small, **{"model.num_head": 4})
   with pytest.raises(UserError, match=r"batch_size is 8, which has no field 'size'|batch_size is \d+, which has no"):
@@ -114,12 +118,21 @@ def test_a_plan_is_values_that_show_themselves(monkeypatch, tmp_path):
     ("model.moe", 3, "model.moe is 3, not an object"),
     ("optimizer.learning_rate", "fast", "optimizer.learning_rate is 'fast', not float"),
     ("data.train", "books", "data.train is 'books', not a list"),
+    ("model.num_layers", np.zeros(2), "model.num_layers is array([0., 0.]), not int"),
+    ("model.moe", object, "model.moe is <class 'object'>, not an object"),
     ("mesh.data", -1, "mesh.data=-1 must be above 0"),
   ],
 )
 def test_a_value_of_another_type_is_refused(path, value, said):
   with pytest.raises(UserError, match=re.escape(said)):
     moejax.replace(moejax.find("quick_small"), **{path: value})
+
+
+def test_paths_are_text():
+  texts = {"data.train": [pathlib.Path("a"), "b"], "evaluation.task_data": pathlib.Path("c")}
+  replaced = moejax.replace(moejax.find("quick_small"), **texts)
+  assert isinstance(replaced, Experiment)
+  assert (replaced.data.train, replaced.evaluation.task_data) == (("a", "b"), "c")
 
 
 def test_numbers_of_numpy_are_numbers():

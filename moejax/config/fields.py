@@ -1,6 +1,7 @@
 """Fields of nested configuration classes by their dotted paths."""
 
 import dataclasses
+import pathlib
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -43,7 +44,8 @@ def get_field(configuration: Any, path: str) -> Any:
 def with_fields(configuration: Configuration, values: Mapping[str, Any], path: str = "") -> Configuration:
   """Returns a copy of a configuration with the fields at these dotted paths replaced.
 
-  Each class is constructed, and therefore checked, once. NumPy scalars are converted to Python numbers. `path` is the
+  Each class is constructed, and therefore checked, once. NumPy scalars are converted to Python numbers, and paths
+  to text. `path` is the
   path of the configuration itself.
 
   Raises:
@@ -53,17 +55,28 @@ def with_fields(configuration: Configuration, values: Mapping[str, Any], path: s
   inside: dict[str, dict[str, Any]] = {}
   known = [field.name for field in dataclasses.fields(configuration)]  # type: ignore[arg-type]
   hints = typing.get_type_hints(type(configuration))
-  for inner, value in values.items():
+  # Whole parts first, so that a field inside of one can be replaced with it.
+  for inner, value in sorted(values.items(), key=lambda item: "." in item[0]):
     name, dot, rest = inner.partition(".")
     if name == KIND and isinstance(configuration, OfSeveralKinds):
       raise UserError(f"{path}{KIND} cannot be replaced alone; give an object of the other class as {path[:-1]}")
     if name not in known:
       raise UserError(f"{type(configuration).__name__} has no field {name!r}; its fields are {', '.join(known)}")
-    if dot and not dataclasses.is_dataclass(getattr(configuration, name)):
-      raise UserError(f"{name} is {getattr(configuration, name)!r}, which has no field {rest!r}")
+    if dot and not dataclasses.is_dataclass(now := own.get(name, getattr(configuration, name))):
+      raise UserError(f"{path}{name} is {now!r}, which has no field {rest!r}")
     if dot:
       inside.setdefault(name, {})[rest] = value
     else:
-      own[name] = typed(hints[name], getattr(value, "item", lambda value=value: value)(), f"{path}{name}")
-  changed = {name: with_fields(getattr(configuration, name), below, f"{path}{name}.") for name, below in inside.items()}
-  return dataclasses.replace(configuration, **own, **changed)  # type: ignore[type-var]
+      own[name] = typed(hints[name], _simple(value), f"{path}{name}")
+  for name, below in inside.items():
+    own[name] = with_fields(own.get(name, getattr(configuration, name)), below, f"{path}{name}.")
+  return dataclasses.replace(configuration, **own)  # type: ignore[type-var]
+
+
+def _simple(value: Any) -> Any:
+  """A scalar of NumPy as a number, and a path as text, also in a list."""
+  if isinstance(value, list | tuple):
+    return tuple(map(_simple, value))
+  if isinstance(value, pathlib.PurePath):
+    return str(value)
+  return value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value

@@ -1,5 +1,6 @@
 """Several jobs run one comparison in one directory: who trains what, and that the result is that of one job."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -53,6 +54,18 @@ def test_a_member_that_another_job_gives_up_is_trained(tmp_path, monkeypatch):
   monkeypatch.setattr(claims.time, "sleep", lambda seconds: other.__exit__(None, None, None))
   assert train_unclaimed("ab", tmp_path, done.__contains__, done.add, notes.append)
   assert done == {*"ab"}
+
+
+def test_a_member_that_another_job_finishes_just_before_it_is_claimed_is_not_trained_again(tmp_path, monkeypatch):
+  done = set[str]()
+
+  @contextlib.contextmanager
+  def claimed(directory, what, note):
+    done.add(directory.name)
+    yield None
+
+  monkeypatch.setattr(claims, "claimed", claimed)
+  assert not train_unclaimed("a", tmp_path, done.__contains__, pytest.fail, pytest.fail)
 
 
 def test_one_job_alone_trains_each_member_once_in_order(tmp_path):
