@@ -33,11 +33,14 @@ def read_column(raw: BinaryIO, kind: str, place: str, column: str) -> Iterator[t
     _check_column(schema, column, place)
     number, size = 0, _size(raw)
     for batch in batches:
-      for text in _strings(batch, column):
+      for value in _strings(batch, column):
         number += 1
-        if isinstance(text, UnicodeDecodeError):
-          byte = text.object[text.start]
+        text: str | Damaged | None
+        if isinstance(value, UnicodeDecodeError):
+          byte = value.object[value.start]
           text = Damaged(f"{place} row {number}: byte {byte:#04x} is not utf-8; convert the file to UTF-8")
+        else:
+          text = value
         # If rows are counted, bytes are proportional to them. A stream of batches knows its position.
         yield text, raw.tell() if total is None else size * number // total
   except (arrow.ArrowException, UnicodeDecodeError, MemoryError, OSError) as error:

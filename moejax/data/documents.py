@@ -149,12 +149,11 @@ class SourceFile:
         raise
       yield error, size
     except (OSError, *DAMAGE) as error:
-      if self.compression and (isinstance(error, DAMAGE) or not error.errno):
-        unread: UserError = Damaged(
-          f"{self.path}: damaged {COMPRESSIONS[self.compression]} ({reason(error)}); download or create it again"
-        )
-      else:
+      if isinstance(error, OSError) and error.errno:
         unread = unreadable(str(self.path), error)
+      else:
+        kind = COMPRESSIONS.get(self.compression, "file")
+        unread = Damaged(f"{self.path}: damaged {kind} ({reason(error)}); download or create it again")
       if reading.on_error == "stop" or not isinstance(unread, Damaged):
         raise unread from None
       yield unread, size
