@@ -57,7 +57,8 @@ def one_line_errors(path: str) -> Iterator[None]:
     if isinstance(error, UserError):
       raise UserError(f"{where}: {text}" if where else text) from error
     kind = type(error).__name__
-    raise UserError(f"{where or path}: {kind}: {text}" if text else f"{where or path}: {kind}") from error
+    said = f"{where or path}: {kind}: {text}" if text else f"{where or path}: {kind}"
+    raise UserError(f"{said}{_raised_by(error)}") from error
 
 
 class _Folder:
@@ -163,10 +164,14 @@ def failure_of_users_code(error: BaseException) -> tuple[str, str] | None:
   for cause in chain(error):
     if frames := _user_frames(cause):
       last = frames[-1]
-      raised_by = [note for note in getattr(cause, "__notes__", ()) if note.startswith(RAISED_BY)]
-      line = f"{short_path(last.filename)}:{last.lineno}: {type(cause).__name__}: {reason(cause)}"
-      return "".join(traceback.format_list(frames)), f"{line} ({raised_by[0]})" if raised_by else line
+      line = f"{short_path(last.filename)}:{last.lineno}: {type(cause).__name__}: {reason(cause)}{_raised_by(cause)}"
+      return "".join(traceback.format_list(frames)), line
   return None
+
+
+def _raised_by(error: BaseException) -> str:
+  """The kind whose code raised an exception, in parentheses; empty if it was none."""
+  return next((f" ({note})" for note in getattr(error, "__notes__", ()) if note.startswith(RAISED_BY)), "")
 
 
 def _user_line(path: str, error: BaseException) -> str | None:

@@ -1,7 +1,9 @@
 """Mistakes in routers, dispatches, layers, optimizers and schedules of a user's own file, by where they show."""
 
 import functools
+import pathlib
 import re
+import sys
 from typing import Any
 
 import jax
@@ -214,6 +216,15 @@ def test_an_exception_is_shown_with_the_lines_of_the_user_and_the_kind_alone(mad
     text = RAISING.get(how, "") if how != "late" else RAISING["raise"]
     assert "mine.py" in lines and "site-packages" not in lines and text in line, (how, lines, line)
     assert re.search(rf"mine\.py:\d+: .*\({RAISED_BY}[\w-]+ {kind.title()} of .*mine\.py\)$", line), line
+
+
+def test_a_schedule_that_fails_is_named_when_the_experiment_is_found(made):
+  path = pathlib.Path(sys.modules[made.__module__].__file__)
+  path.write_text(f"{MINE}\ndef failing():\n  return made(schedule='raise')\n")
+  with pytest.raises(
+    UserError, match=rf"mine\.py:\d+: KeyError: 'gone' \({RAISED_BY}schedule Schedule of .*mine\.py\)$"
+  ):
+    lookup.find(f"{path}:failing")
 
 
 def test_the_command_exits_with_1_and_shows_no_line_of_a_library(made, monkeypatch, capsys):

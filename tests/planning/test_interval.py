@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from moejax.config.chips import CHIPS
-from moejax.planning.interval import HALF_WIDTH, RATIO_ERROR, certainty_of_equality, half_width, interval
+from moejax.planning.calibrated_chip import Calibration, with_calibration
+from moejax.planning.interval import HALF_WIDTH, RATIO_ERROR, basis, certainty_of_equality, half_width, interval
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -59,6 +60,22 @@ def test_every_chip_says_whose_runs_calibrate_it():
   for chip in CHIPS.values():
     assert (chip.runs_are_of is None) == (chip.platform == "cpu"), chip.name
     assert chip.runs_are_of in (None, "other TPUs", *CHIPS), chip.name
+
+
+def test_what_a_prediction_rests_on():
+  measured = Calibration(matrix=0.9, kernel=0.9, memory=0.9)
+  for chip, runs, expected in (
+    ("v5p", None, "calibrated"),
+    ("tpu7x", None, "sister"),
+    ("cpu", None, "formula"),
+    ("v5p", 0, "sister"),
+    ("cpu", 0, "sister"),
+    ("cpu", 1, "calibrated"),
+  ):
+    known = CHIPS[chip]
+    if runs is not None:
+      known = with_calibration(known, dataclasses.replace(measured, runs=runs))
+    assert (basis(known, formula=False), basis(known, formula=True)) == (expected, "formula"), (chip, runs)
 
 
 def test_equality_is_less_certain_the_further_the_prediction_and_the_narrower_the_tolerance():
