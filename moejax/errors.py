@@ -48,7 +48,7 @@ def users_mistake(error: BaseException) -> str | None:
   """
   for cause in chain(error):
     if isinstance(cause, UserError):
-      return str(cause)
+      return str(cause).partition("\n")[0]  # Grain appends lines to the messages of exceptions in its threads
     if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
       where = f" ({cause.filename})" if cause.filename else ""
       return f"{cause.strerror or cause}{where}; {OF_THE_MACHINE[cause.errno]}"

@@ -217,7 +217,10 @@ class ShardedTokens:
 
   def _record(self, record: int) -> bytes:
     shard, index = divmod(record, self._records_per_shard)
-    return self._reader(shard).read([index])[0]
+    try:
+      return self._reader(shard).read([index])[0]
+    except (RuntimeError, ValueError, IndexError) as error:  # the file was deleted or changed since it was verified
+      raise UserError(f"{self._paths[shard]} cannot be read ({reason(error)[:100]}); {AGAIN}") from error
 
   def _reader(self, shard: int) -> ArrayRecordReader:
     if shard not in self._readers:

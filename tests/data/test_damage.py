@@ -1,9 +1,11 @@
 """Records and files that cannot be read: named, and skipped and counted where data.on_error says so."""
 
+import dataclasses
 import gzip
 import json
 import pathlib
 import random
+import re
 
 import pytest
 
@@ -11,11 +13,14 @@ from moejax.config import Data
 from moejax.data.corpus import build_corpus
 from moejax.data.damage import Damaged
 from moejax.data.documents import Reading, SourceFile
+from moejax.data.mixture import training_mixture
 from moejax.data.pack import pack
+from moejax.data.pipeline import train_batches
+from moejax.data.shards import open_packed
 from moejax.data.sources import check_sources, source_parts
 from moejax.data.text import open_text
 from moejax.data.tokenizer_training import train_tokenizer
-from moejax.errors import UserError
+from moejax.errors import UserError, users_mistake
 
 GOOD = [f"größer {n} " * (1 + n % 3) for n in range(40)]
 
@@ -188,3 +193,26 @@ def test_a_tokenizer_is_trained_on_what_can_be_read(tmp_path):
   assert size == 300 and "3 unreadable records" in told[0]
   with pytest.raises(UserError, match=r"cut\.jsonl\.gz"):
     train_tokenizer([str(tmp_path / "text")], 300, tmp_path / "tokenizer.json")
+
+
+def test_a_shard_that_is_deleted_or_cut_while_a_run_reads_it_is_named(tmp_path):
+  (tmp_path / "text").mkdir()
+  for n in range(60):
+    (tmp_path / "text" / f"{n}.txt").write_text(f"document {n} " * 300)
+  for keep in ("train", "validation"):
+    folder, options = tmp_path / keep, {"keep": keep, "validation_fraction": 0.2, "shard_tokens": 2**14}
+    pack([str(tmp_path / "text")], "bytes", folder, processes=1, **options)
+  data = Data(train=(str(tmp_path / "train"),), validation=(str(tmp_path / "validation"),), sequence_length=64)
+  corpus = build_corpus(open_text(data), tmp_path / "cache")
+  _, second, *_ = sorted((tmp_path / "train").glob("*.array_record"))
+  content = second.read_bytes()
+  for harm in (lambda: second.write_bytes(content[:100]), second.unlink):
+    second.write_bytes(content)
+    corpus = dataclasses.replace(corpus, train=(open_packed(tmp_path / "train", corpus.tokenizer.identity, 256),))
+    batches = train_batches(training_mixture(corpus, data), data, 4)
+    harm()
+    with pytest.raises(UserError) as caught:
+      for _ in range(100):
+        next(batches)
+    assert re.search(rf"{second.name} cannot be read .*pack the text again$", users_mistake(caught.value) or "")
+    batches.close()
