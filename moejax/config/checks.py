@@ -8,8 +8,8 @@ from moejax.errors import UserError
 
 LARGEST_INTEGER = 2**53
 """No count is larger, and a float holds every one up to it."""
-SMALLEST, LARGEST = 1e-37, 1e38
-"""Between them, float32 is neither 0 nor infinite."""
+SMALLEST, LARGEST = 1e-30, 1e38
+"""Between them, a number of float32 is neither 0 nor infinite."""
 BELOW_ONE = 1 - 2**-24
 """The largest number of float32 below 1."""
 SEEDS = 2**32

@@ -20,6 +20,10 @@ TOKENIZER_SUFFIXES = (".model", ".json", ".tiktoken")
 """Suffixes of SentencePiece, Hugging Face and tiktoken files."""
 
 
+SMALLEST_SHARE = 1e-9
+"""Smallest weight of a source, divided by the largest."""
+
+
 def seqio_module(name: str) -> str:
   """MODULE of `seqio:MODULE/TASK@SPLIT`, or an empty string if it has none."""
   return name.removeprefix(SEQIO).partition("@")[0].rpartition("/")[0]
@@ -107,3 +111,8 @@ class Data:
         raise UserError(
           f"data.weights={weight} must be above 0 and finite; to leave a source out, remove it from data.train"
         )
+    if min(self.weights) < SMALLEST_SHARE * max(self.weights):
+      raise UserError(
+        f"data.weights={min(self.weights)} is less than {SMALLEST_SHARE:g} of {max(self.weights)}, so that its source "
+        "would not be read; remove it from data.train"
+      )

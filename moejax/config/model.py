@@ -82,6 +82,7 @@ class Model:
     )  # fmt: skip
     if self.logit_cap is not None:
       checks.positive(self, "logit_cap")
+      checks.between(self, "logit_cap", 1e-6, 1e6)  # far above, logits / cap would be 0 in float32
     checks.one_of(self, "activation", get_args(Activation))
     checks.one_of(self, "compute_dtype", get_args(Dtype))
     checks.one_of(self, "gradient_dtype", get_args(GradientDtype))

@@ -48,6 +48,8 @@ def test_weights_are_one_for_each_source_and_above_0():
   assert data(train=("a", "b"), weights=(1, 0.5)).weights == (1, 0.5)
   with pytest.raises(UserError, match=r"^data\.weights has 1 numbers for the 2 entries of data\.train; give one"):
     data(train=("a", "b"), weights=(1.0,))
+  with pytest.raises(UserError, match=r"^data\.weights=1e-10 is less than 1e-09 of 1\.0"):
+    data(train=("a", "b"), weights=(1e-10, 1.0))
   for weight in (0.0, -1.0, float("nan"), float("inf")):
     with pytest.raises(UserError, match=rf"^data\.weights={weight} must be above 0 and finite; to leave a source out"):
       data(train=("a", "b"), weights=(1.0, weight))

@@ -34,6 +34,11 @@ def test_sizes_must_be_above_0(tiny_dense, name, value):
     replace(tiny_dense.model, **{name: value})
 
 
+def test_a_logit_cap_that_would_make_logits_0_is_refused(tiny_dense):
+  with pytest.raises(UserError, match=r"^model\.logit_cap=1e\+30 must lie between 1e-06 and 1000000\.0"):
+    replace(tiny_dense.model, logit_cap=1e30)
+
+
 @pytest.mark.parametrize(
   ("name", "allowed"),
   [

@@ -111,7 +111,7 @@ def _by_all_to_all(
   longest = m * min(A, len(weights["up"].value))
   room = devices * longest
   if config.receive_factor is not None:
-    room = min(room, math.ceil(config.receive_factor * m * per_token - 1e-6))
+    room = min(room, max(1, math.ceil(config.receive_factor * m * per_token - 1e-6)))
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
     plan = plan_transfers(order.sizes_E, axis, room)
