@@ -1,8 +1,8 @@
-"""Executes Python files of the user's, which import the modules in their folder as a script does.
+"""Executes Python files of users, which can import modules from their folder like scripts.
 
-Files in two folders may import different modules of the same name, at the top or later inside a function. Each folder
-is therefore a package of its own. `import sizes` in one of its files imports the module `sizes` of that package, and
-neither `sys.path` nor the names of other modules change.
+Files in two folders may import different modules with the same name, also inside functions. Therefore, each folder is a
+separate package. `import sizes` in one of its files imports the module `sizes` of this package. `sys.path` and the
+names of other modules do not change.
 """
 
 import builtins
@@ -21,16 +21,16 @@ from typing import Any
 from moejax.config.kinds import RAISED_BY, short_path
 from moejax.errors import UserError, chain, reason
 
-FOLDERS: dict[pathlib.Path, "_Folder"] = {}  # those of which a file was executed
+FOLDERS: dict[pathlib.Path, "_Folder"] = {}  # folders of executed files
 
 
 def import_file(path: str) -> ModuleType:
-  """Executes a file of the user's, whose routers, optimizers and other kinds of configuration are then known by name.
+  """Imports a Python file, so that its routers, optimizers and other kinds of configurations can be used by name.
 
-  A file is executed again only after it, or a module that it imported from its folder, was changed.
+  A file is executed again only if it, or a module that it imported from its folder, has changed.
 
   Raises:
-    UserError: there is no such file, or it raises an exception.
+    UserError: If the file does not exist or raises an exception.
   """
   file = pathlib.Path(path)
   if file.is_dir():
@@ -48,7 +48,7 @@ def import_file(path: str) -> ModuleType:
 
 @contextlib.contextmanager
 def one_line_errors(path: str) -> Iterator[None]:
-  """Makes any exception of a user's file a UserError with the line where that file, or one beside it, raised it."""
+  """Converts an exception of a user's file to a UserError with the line of that file, or of a file in its folder."""
   try:
     yield
   except (Exception, SystemExit) as error:
@@ -62,19 +62,19 @@ def one_line_errors(path: str) -> Iterator[None]:
 
 
 class _Folder:
-  """A folder as a package, and the finder that Python asks for the modules in it."""
+  """A folder as a package, and the import finder for its modules."""
 
   def __init__(self, path: pathlib.Path, package: str):
     self.path, self.package = path, package
     self.builtins = vars(builtins) | {"__import__": self._import}
     self.importlib = ModuleType("importlib")
     vars(self.importlib).update(vars(importlib), import_module=self._import_module)
-    self.texts: dict[str, bytes] = {}  # what was executed, by path
+    self.texts: dict[str, bytes] = {}  # content of executed files, by path
     self._forget()
     sys.meta_path.insert(0, self)
 
   def execute(self, name: str) -> ModuleType:
-    """The module of a file, which has run."""
+    """Executes a file and returns its module."""
     if any(not os.path.isfile(path) or pathlib.Path(path).read_bytes() != text for path, text in self.texts.items()):
       self._forget()
     importlib.invalidate_caches()  # a file may have been written since the folder was last read
@@ -94,7 +94,7 @@ class _Folder:
   def find_spec(
     self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
   ) -> ModuleSpec | None:
-    """Where a module of the package is; None for any other module."""
+    """Finds a module of the package. Returns None for any other module."""
     if not name.startswith(f"{self.package}."):
       return None
     spec = PathFinder.find_spec(name, path, target)
@@ -110,11 +110,11 @@ class _Folder:
     fromlist: Sequence[str] | None = (),
     level: int = 0,
   ) -> ModuleType:
-    """What `import` does in a file of the folder."""
+    """Implements `import` in the files of the folder."""
     if name == "importlib":
       return self.importlib
     top = f"{self.package}.{name.partition('.')[0]}"
-    # A file named optax.py that imports optax does not mean itself.
+    # A file named optax.py that imports optax does not import itself.
     if level or not self._has(name.partition(".")[0]) or (globals and globals.get("__name__") == top):
       return builtins.__import__(name, globals, locals, fromlist or (), level)
     found = builtins.__import__(f"{self.package}.{name}", globals, locals, fromlist or ())
@@ -125,7 +125,7 @@ class _Folder:
     return importlib.import_module(f"{self.package}.{name}" if self._has(name.partition(".")[0]) else name, package)
 
   def _has(self, name: str) -> bool:
-    """Whether a top-level module of this name is one of the folder."""
+    """Whether a top-level module with this name is in the folder."""
     spec = PathFinder.find_spec(f"{self.package}.{name}", [str(self.path)])
     if spec is None or name == "moejax":  # a copy of moejax beside the file is not the one that runs
       return False
@@ -142,8 +142,8 @@ class _Folder:
 
 
 class _Loader(SourceFileLoader):
-  """Executes a file with the `import` of its folder. It compiles the text of now: the time stamps of Python's own cache
-  are too coarse for a file that was changed within a second."""
+  """Executes a file with the `import` of its folder. It does not use Python's cache of compiled files, whose time
+  stamps do not detect changes within a second."""
 
   def __init__(self, folder: _Folder, name: str, path: str):
     super().__init__(name, path)

@@ -10,7 +10,8 @@ from moejax.verb_arguments import helped, no_overrides, prepare_files, required
 
 CALIBRATE = """\
 Measures the speed of one accelerator of this machine: matrix products, copies, attention, grouped products, and the
-overhead of a step. Takes a few minutes. Plans for such chips use the result, and measured steps make it more accurate:
+overhead of a step. This takes a few minutes. Plans for this type of chip can use the result, and measured steps make
+them more accurate:
 
   moejax calibrate --out mine.json
   moejax plan NAME --topology gpu:h100:8 --calibration mine.json
@@ -20,7 +21,10 @@ overhead of a step. Takes a few minutes. Plans for such chips use the result, an
 def add_options(parser: argparse.ArgumentParser) -> None:
   parser.epilog = CALIBRATE
   parser.add_argument(
-    "--out", type=path, metavar="FILE", help="output file; it keeps what it has of other chips, and measured steps"
+    "--out",
+    type=path,
+    metavar="FILE",
+    help="output file; keeps measurements of other chips and measured steps",
   )
 
 

@@ -1,4 +1,4 @@
-"""`moejax export`: write a trained model in the format of Hugging Face."""
+"""`moejax export`: convert a run to a model in Hugging Face format."""
 
 import argparse
 
@@ -10,8 +10,8 @@ from moejax.verb_arguments import helped, no_overrides, required
 
 def add_options(parser: argparse.ArgumentParser) -> None:
   parser.epilog = """\
-HF_DIR gets config.json, safetensors and the tokenizer, which transformers, vLLM and SGLang read. A model that no family
-of Hugging Face expresses is refused with its field.
+Writes config.json, safetensors files and the tokenizer to HF_DIR, for transformers, vLLM and SGLang. If no Hugging Face
+architecture supports the model, an error names the field.
 
 example:
   moejax export /tmp/small /tmp/small-hf --dtype bfloat16"""
@@ -19,7 +19,7 @@ example:
   parser.add_argument("folder", nargs="?", type=path, metavar="HF_DIR", help="new folder for the model")
   parser.add_argument(
     "--dtype", choices=("float32", "bfloat16", "float16"), default="float32",
-    help="type of the weights (default: float32)",
+    help="dtype of the weights (default: float32)",
   )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""`moejax generate`: continue text with a trained model."""
+"""`moejax generate`: generate text with a trained model."""
 
 import argparse
 import sys
@@ -14,9 +14,9 @@ from moejax.training.run_directory import (
 from moejax.verb_arguments import add_sparse, helped, prepare_files, required
 
 GENERATE = """\
-RUN is the --workdir of `moejax train`, or a member in runs/ of a comparison. Its latest checkpoint continues the text,
-greedily unless --temperature is above 0, to the end of the document, a stop string, or --max-tokens. Options such as
---mesh.model 4 may follow.
+RUN is the --workdir of `moejax train`, or a directory in runs/ of a comparison. Text is generated with the latest
+checkpoint until the document ends, a stop string occurs, or --max-tokens is reached. Decoding is greedy unless
+--temperature is above 0. Fields that do not affect the trained model can be set, as in --mesh.model 4.
 
 Each line of a batch file is an object such as {"prompt": "...", "max_tokens": 64, "stop": ["\\n"]}. The output has the
 same lines in the same order, with the fields text, tokens, finish_reason (stop or length) and prompt_cut added.
@@ -64,9 +64,9 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   directory = required(known, "run", "RUN")
   if (known.prompt is None) == (known.batch_file is None):
-    raise UserError("generate needs either --prompt TEXT or --batch-file FILE; `moejax generate --help` explains")
+    raise UserError("generate needs either --prompt TEXT or --batch-file FILE; see `moejax generate --help`")
   if known.out and not known.batch_file:
-    raise UserError("--out is for the answers to --batch-file; a continuation of --prompt is printed")
+    raise UserError("--out requires --batch-file; remove it, because continuations of --prompt are printed")
   prepare_files(known, "out")
   there = read_experiment(directory)
   experiment = override(there, overrides)
@@ -93,7 +93,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   for each in continue_texts(directory, prompts, sampling, known.seed, experiment, stream, _warn, sparse):
     print("" if stream else each.text)
     if each.prompt_cut:
-      _warn("the prompt and --max-tokens do not fit the training length, so only the end of the prompt was seen")
+      _warn("the prompt and --max-tokens do not fit in the training length, so the prompt was truncated from the left")
   return 0
 
 

@@ -1,4 +1,4 @@
-"""`moejax import`: make a run of a model in the format of Hugging Face."""
+"""`moejax import`: convert a model in Hugging Face format to a run."""
 
 import argparse
 
@@ -8,10 +8,10 @@ from moejax.overrides import override
 from moejax.verb_arguments import helped, required
 
 IMPORT = """\
-HF_DIR holds config.json, *.safetensors and the tokenizer, as `hf download MODEL` prints its path. The families are
-Llama, Mistral, Qwen, Mixtral, OLMoE and DeepSeekMoE; a configuration that moejax cannot express is refused with its
-field. RUN becomes a run at step 0, which `moejax generate`, `evaluate` and `train` read. To train it further, give its
-data, training and optimizer here:
+HF_DIR contains config.json, *.safetensors and the tokenizer. `hf download MODEL` downloads a model and prints this
+folder. The supported families are Llama, Mistral, Qwen, Mixtral, OLMoE and DeepSeekMoE. If a field of config.json is
+not supported, an error names it. RUN is a run at step 0 for `moejax generate`, `evaluate` and `train`. To train it
+further, set its data, training and optimizer when it is imported:
 
 examples:
   moejax import Qwen3-0.6B /tmp/qwen
@@ -26,12 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("run", nargs="?", type=path, metavar="RUN", help="directory of the new run")
   parser.add_argument(
     "--load-balance", type=float, metavar="X",
-    help="training.losses.load_balance of a sparse model, 1 if experts are balanced; transformers' own coefficient "
-    "multiplies experts_per_token times as much",
+    help="training.losses.load_balance of a sparse model; the loss is 1 if experts are balanced, and experts_per_token "
+    "times as large in transformers",
   )  # fmt: skip
   parser.add_argument(
     "--sequence-length", type=int, metavar="N",
-    help="tokens of a training sequence, as data.sequence_length (default: max_position_embeddings of config.json)",
+    help="tokens per training sequence, as in data.sequence_length (default: max_position_embeddings of config.json)",
   )  # fmt: skip
 
 

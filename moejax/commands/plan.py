@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--offload", nargs="+", default=[], metavar="GROUP",
-    help="also estimate what moving activations or moments (or both) to the memory of the host frees and costs",
+    help="also estimate the effect of keeping activations or moments (or both) in host memory",
   )  # fmt: skip
   parser.add_argument(
     "--without", nargs="+", default=[], metavar="FEATURE",
@@ -58,8 +58,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--against", metavar="MEASURED",
-    help="a measured step time, in seconds or as the directory of a run, to show beside the prediction; with "
-    "--calibration, the file records both and calibrates later plans",
+    help="compare the prediction with a measured step time, in seconds or as the directory of a run; with "
+    "--calibration, add both to the file to calibrate later plans",
   )  # fmt: skip
   parser.add_argument(
     "--search", action="store_true", help="search over meshes, remat, gradient accumulation and dispatch. Resumable."
@@ -79,7 +79,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   prepare_files(known, "json", "html", *(["calibration"] if known.against else []))
   for option, given in (("--search", known.search), (f"two experiments ({known.other})", known.other)):
     if known.against and given:
-      raise UserError(f"--against is for the plan of one experiment, not for {option}; leave one of them out")
+      raise UserError(f"--against requires the plan of a single experiment; remove it or {option}")
   if known.tries is not None and not known.search:
     raise UserError("--tries has no effect without --search; add --search, or remove --tries")
   if known.other is not None:
@@ -199,5 +199,5 @@ def add_topology(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--calibration", type=path, metavar="FILE",
-    help="measurements of the chip by `moejax calibrate` and --against (default: from published runs)",
+    help="file with measurements of `moejax calibrate` and --against (default: calibration with published runs)",
   )  # fmt: skip

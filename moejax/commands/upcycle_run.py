@@ -1,4 +1,4 @@
-"""`moejax upcycle`: make a sparse run of a dense one, which computes the same at the start."""
+"""`moejax upcycle`: convert a dense run to a sparse run, which initially computes the same function."""
 
 import argparse
 
@@ -11,9 +11,9 @@ from moejax.training.run_directory import (
 from moejax.verb_arguments import helped, required
 
 UPCYCLE = """\
-RUN is a dense run. NEW becomes a run at step 0 whose sparse layers compute what the dense layers of RUN do: each expert
-is a copy of a dense layer or, with --granularity G, one of G slices of a copy. Its data, training and optimizer are
-those of RUN; options such as --training.steps 2000 and --mesh.expert 8 change them.
+RUN is a dense run. NEW is a run at step 0 whose sparse layers compute the same function as the dense layers of RUN:
+each expert is a copy of a dense layer or, with --granularity G, one of G slices of a copy. NEW has the data, training
+and optimizer of RUN, unless they are set, as in --training.steps 2000 and --mesh.expert 8.
 
 example:
   moejax upcycle /tmp/small /tmp/sparse --experts 8 --load-balance 0.01 --training.steps 500
@@ -24,10 +24,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.epilog = UPCYCLE
   parser.add_argument("run", nargs="?", type=path, metavar="RUN", help="directory of a dense run")
   parser.add_argument("new", nargs="?", type=path, metavar="NEW", help="directory of the new run")
-  parser.add_argument("--experts", type=int, metavar="N", help="copies of each dense feed-forward layer")
-  parser.add_argument("--active", type=int, default=2, metavar="N", help="copies per token (default: 2)")
+  parser.add_argument("--experts", type=int, metavar="N", help="number of copies of each dense feed-forward layer")
+  parser.add_argument("--active", type=int, default=2, metavar="N", help="number of copies per token (default: 2)")
   parser.add_argument(
-    "--granularity", type=int, default=1, metavar="G", help="experts that a copy is divided into (default: 1)"
+    "--granularity",
+    type=int,
+    default=1,
+    metavar="G",
+    help="number of experts per copy (default: 1)",
   )
   parser.add_argument("--every", type=int, default=1, metavar="N", help="make every n-th layer sparse (default: 1)")
   parser.add_argument(

@@ -1,1 +1,1 @@
-"""Generation and log-likelihoods of a trained model."""
+"""Generates and scores text with a trained model."""

@@ -1,4 +1,4 @@
-"""Prompts from a JSONL file, and their continuations as one."""
+"""Reads prompts from a JSONL file, and formats their continuations as JSONL."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ from moejax.errors import UserError
 from moejax.inference.text import Continuation, Prompt
 
 FIELDS = '{"prompt": "...", "max_tokens": 64, "stop": ["\\n"]}'
-"""A line of a batch file; other fields are copied to the output."""
+"""A line of a batch file. Other fields are copied to the output."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Request:
 
 
 def read_requests(path: pathlib.Path, max_tokens: int, stop: Sequence[str]) -> list[Request]:
-  """The requests of a batch file; a line without max_tokens or stop has those that are passed.
+  """Reads the requests of a batch file. `max_tokens` and `stop` are defaults for lines without these fields.
 
   Raises:
-    UserError: the file cannot be read, or a line is not a request; the message has its number.
+    UserError: If the file cannot be read or a line is not valid. The message gives the line number.
   """
   try:
     lines = path.read_text().split("\n")
@@ -35,7 +35,7 @@ def read_requests(path: pathlib.Path, max_tokens: int, stop: Sequence[str]) -> l
     raise UserError(f"--batch-file {path} cannot be read ({reason}); give a JSONL file") from None
   requests = [_request(line, f"{path}, line {n}", max_tokens, stop) for n, line in enumerate(lines, 1) if line.strip()]
   if not requests:
-    raise UserError(f"--batch-file {path} has no line; each line is an object such as {FIELDS}")
+    raise UserError(f"--batch-file {path} is empty; each line must be an object such as {FIELDS}")
   return requests
 
 
@@ -56,6 +56,6 @@ def _request(text: str, where: str, max_tokens: int, stop: Sequence[str]) -> Req
 
 
 def answers(requests: Sequence[Request], continuations: Sequence[Continuation]) -> Iterator[str]:
-  """The lines of the output: each request with what follows its prompt."""
+  """Yields the lines of the output: each request with its continuation."""
   for request, found in zip(requests, continuations, strict=True):
     yield encodable(json.dumps({**request.line, **dataclasses.asdict(found)}, ensure_ascii=False)) + "\n"

@@ -16,7 +16,7 @@ def bucket(length: int) -> int:
 
 
 def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-  """Indices in batches of similar length. The longest come first, so that a lack of memory shows at once."""
+  """Yields indices in batches of similar length. The longest come first, so that a lack of memory is noticed early."""
   order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
   for start in range(0, len(order), batch_size):
     yield order[start : start + batch_size]

@@ -17,12 +17,12 @@ from moejax.models.transformer import KVCaches, Transformer
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-  """The tokens that a batch of sequences has so far."""
+  """The KV cache of a batch of sequences."""
 
   layers: KVCaches
   """The KV cache of every layer, in the dtype of activations."""
   lengths_B: jax.Array
-  """The number of tokens of each sequence, int32, which is also the slot of its next token."""
+  """The number of tokens of each sequence, int32, which is also the position of its next token in the cache."""
 
 
 def empty_cache(model: AbstractModel, batch_size: int, slots: int) -> Cache:
@@ -44,7 +44,7 @@ def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
   """The sharding of a cache, by batch and heads as in attention. One NamedSharding applies to all layers.
 
   Raises:
-    UserError: the mesh does not divide the batch or the heads.
+    UserError: If the batch or the heads are not divisible by the mesh.
   """
   config, partitioner = model.config, model.partitioner
   names: tuple[str | None, ...] = ("batch", None, "kv_heads", None)
@@ -67,10 +67,10 @@ def extend(
   decoding.
 
   Args:
-    transformer: of an `inference_model`, so that it drops no token.
+    transformer: transformer of an `inference_model`, which does not drop tokens.
     tokens_BT: the new tokens of each row, padded at the end.
     counts_B: the number of new tokens of each row. A row without any is unchanged.
-    cache: has at least T free slots in every row.
+    cache: the cache, with at least T free positions in every row.
   """
   steps_T = jnp.arange(tokens_BT.shape[1], dtype=jnp.int32)
   positions_BT = cache.lengths_B[:, None] + steps_T[None, :]

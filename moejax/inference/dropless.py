@@ -1,4 +1,4 @@
-"""The model for inference, whose sparse layers drop no token."""
+"""The model for inference, whose sparse layers do not drop tokens."""
 
 import dataclasses
 
@@ -27,10 +27,10 @@ def inference_model(config: Model, partitioner: Partitioner, sparse: Sparse | No
 
 
 def check_batch_size(model: AbstractModel, batch_size: int) -> None:
-  """Checks that the rules place every activation of `batch_size` sequences of any length.
+  """Checks that the rules can shard the activations of `batch_size` sequences of any length.
 
   Raises:
-    UserError: they do not.
+    UserError: If they cannot.
   """
   rules, mesh = model.partitioner.rules, model.partitioner.shape
   check_dimensions("evaluation.batch_size", {"batch": batch_size}, rules, mesh)
@@ -41,17 +41,17 @@ def dropless(model: Model) -> Model:
   """The model with dropless sparse layers, in which the output of a token does not depend on other sequences.
 
   Raises:
-    UserError: the router is not causal, so that the model cannot predict one token at a time.
+    UserError: If the router is not causal, so that the model cannot predict one token at a time.
   """
   moe = model.moe
   if moe is None:
     return model
   if moe.router.looks_ahead:
     raise UserError(
-      f"router.kind={moe.router.kind!r} lets a prediction depend on later tokens, so the model cannot continue or "
-      "score a text; train with another router for that"
+      f"router.kind={moe.router.kind!r} is not causal, so the model cannot generate or score text; train with another "
+      "router"
     )
-  # Groups of one token divide any batch. Without drops a capacity has no effect.
+  # Groups of one token divide any batch. Without dropped tokens, the capacity has no effect.
   capacity_factor = moe.capacity_factor if moe.router.has_capacity else 1.0
   moe = dataclasses.replace(moe, dispatch=moe.dispatch.without_drops(), group_size=1, capacity_factor=capacity_factor)
   return dataclasses.replace(model, moe=moe)

@@ -20,14 +20,14 @@ from moejax.models.transformer import Transformer
 from moejax.partitioning import to_devices
 
 Stop = Callable[[list[int]], bool]
-"""Returns whether a continuation is complete; called after each of its tokens."""
+"""Returns whether a continuation is complete. It is called after each token."""
 
 
 CHUNK = 512
-"""Tokens of a prompt that are computed at once: what is between layers grows with them, and not with the prompt."""
+"""Number of prompt tokens that are computed at once, which limits the memory for activations."""
 
 Observe = Callable[[int, list[int]], None]
-"""Called with the index of a prompt and its continuation so far, after each of its tokens."""
+"""Called after each token with the index of a prompt and its continuation so far."""
 
 
 def _unobserved(index: int, continuation: list[int]) -> None:
@@ -35,10 +35,10 @@ def _unobserved(index: int, continuation: list[int]) -> None:
 
 
 class Generator:
-  """Compiled programs that continue prompts; they serve any parameters of the model.
+  """Compiled programs that generate text with any parameters of a model.
 
-  There is a program for each length of a chunk and of the cache, which are rounded up to a few, and none for each
-  length of a prompt.
+  There is one program per length of a chunk and of the cache. These lengths are rounded up to a few values, so that
+  programs are not compiled for each prompt length.
   """
 
   def __init__(self, model: AbstractModel, batch_size: int, vocab_size: int, sampling: Sampling = GREEDY):
@@ -52,7 +52,7 @@ class Generator:
     def step(
       parameters: Parameters, cache: Cache, tokens_BT: jax.Array, counts_B: jax.Array, last_B: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Cache]:
-      """The token that follows in each row; a row without new tokens keeps the last one."""
+      """Returns the next token of each row. A row without new tokens keeps its last token."""
       transformer = model.module(parameters)
       x_BTD, cache = extend(transformer, tokens_BT, counts_B, cache)
       x_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
@@ -75,15 +75,15 @@ class Generator:
     seed: int = 0,
     observe: Observe = _unobserved,
   ) -> Iterator[tuple[int, list[int]]]:
-    """Yields (index of a prompt, its continuation) as batches are done. Prompts of similar length share a batch.
+    """Yields (index of a prompt, its continuation) when batches are done. Prompts of similar length share a batch.
 
     Args:
-      parameters: of the model.
-      prompts: token ids, at least one each.
-      stops: the stop condition of each prompt; the token that meets it belongs to the continuation.
-      max_new: tokens after which a continuation ends in any case, for all prompts or for each.
-      seed: of the sampling.
-      observe: sees each token as it comes.
+      parameters: parameters of the model.
+      prompts: token ids, at least one per prompt.
+      stops: the stop condition of each prompt. The token that fulfills it is part of the continuation.
+      max_new: maximum number of new tokens, for all prompts or for each.
+      seed: seed for sampling.
+      observe: called after each token.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
     for number, indices in enumerate(batches_by_length([len(prompt) for prompt in prompts], self._batch_size)):
@@ -143,14 +143,14 @@ class _Row:
   continuation: list[int]
 
   def take(self, token: int) -> bool:
-    """Adds a token; returns whether the continuation goes on."""
+    """Adds a token. Returns whether the continuation is not complete yet."""
     self.continuation.append(token)
     self.observe(self.index, self.continuation)
     return len(self.continuation) < self.limit and not self.stop(self.continuation)
 
 
 def _chunks(longest: int) -> list[int]:
-  """Lengths of the parts in which the longest prompt of a batch is computed."""
+  """Lengths of the chunks of the longest prompt of a batch."""
   whole, rest = divmod(longest, CHUNK)
   return [CHUNK] * whole + ([bucket(rest)] if rest else [])
 

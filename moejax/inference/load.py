@@ -24,7 +24,7 @@ class Loaded:
   parameters: Parameters
   """Parameters in float32, sharded by the rules of the experiment."""
   step: int
-  """Optimizer steps that it was trained for."""
+  """Number of optimizer steps of the checkpoint."""
 
 
 def load_run(
@@ -37,15 +37,15 @@ def load_run(
   """Loads the parameters of a checkpoint of a run.
 
   Args:
-    directory: of the run.
-    experiment: the run's, with another mesh, other rules or another evaluation; None takes it as it was.
-    warn: called with a line for each damaged checkpoint.
+    directory: directory of the run.
+    experiment: the experiment of the run, possibly with another mesh, rules or evaluation. None uses it unchanged.
+    warn: called with a warning for each damaged checkpoint.
     sparse: which experts a model uses that was trained with all of them. None uses all.
     checkpoint: "latest", "best" (the lowest held-out bits per byte), or a step.
 
   Raises:
-    UserError: there is no run, no checkpoint or only damaged ones, `experiment` is another one, or the mesh does not
-      fit the devices.
+    UserError: If there is no run or no undamaged checkpoint, `experiment` has another model, or the mesh does not fit
+      the devices.
   """
   there = read_experiment(directory)
   experiment = experiment or there

@@ -18,11 +18,11 @@ class Sampling:
 
   temperature: float = 0.0
   top_k: int | None = None
-  """Number of most probable tokens that may be drawn. None means all."""
+  """Number of most probable tokens to sample from. None means all."""
   top_p: float | None = None
-  """The smallest set of most probable tokens with at least this total probability may be drawn (arXiv 1904.09751)."""
+  """Sample from the smallest set of most probable tokens with at least this total probability (arXiv 1904.09751)."""
   min_p: float | None = None
-  """Tokens with at least this share of the probability of the best one may be drawn (arXiv 2407.01082)."""
+  """Sample from tokens with at least this fraction of the probability of the best one (arXiv 2407.01082)."""
 
   def __post_init__(self) -> None:
     if not 0 <= self.temperature < math.inf:
@@ -36,8 +36,8 @@ class Sampling:
     for name in ("top_k", "top_p", "min_p"):
       if self.temperature == 0 and getattr(self, name) is not None:
         raise UserError(
-          f"{name}={getattr(self, name)} has no effect at temperature=0, which always takes the most probable token; "
-          "set temperature above 0, such as 1"
+          f"{name}={getattr(self, name)} has no effect with temperature=0 (greedy decoding); set temperature above 0, "
+          "such as 1"
         )
 
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods of continuations, in batches of similar length.
+"""Computes log-likelihoods of continuations, in batches of similar length.
 
 B batch  T query position  W scored position  D embed
 """
@@ -71,10 +71,10 @@ class Scorer:
   def score(
     self, parameters: Parameters, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
   ) -> Iterator[tuple[int, tuple[float, bool]]]:
-    """Yields (index of a pair, (log-likelihood in nats, whether greedy decoding gives it)) as batches are done.
+    """Yields (index of a pair, (log-likelihood in nats, whether greedy decoding gives it)) when batches are done.
 
     Args:
-      parameters: of the model.
+      parameters: parameters of the model.
       pairs: a context of at least one token, and a continuation. An empty continuation has log-likelihood 0.
     """
     of_pair = [windows(context, continuation, self._max_length) for context, continuation in pairs]

@@ -1,4 +1,4 @@
-"""Continues texts with a trained run."""
+"""Generates text with a trained run."""
 
 import dataclasses
 import math
@@ -21,10 +21,10 @@ from moejax.inference.sparse import Sparse
 from moejax.training.run_directory import read_experiment
 
 LARGEST_BATCH = 16
-"""Largest number of prompts in a batch, before it is rounded up to a multiple of the data shards."""
+"""Maximum number of prompts in a batch, before it is rounded up to a multiple of the data shards."""
 
 INCOMPLETE = "\ufffd"
-"""What the bytes at the end of a text decode to that are not yet a whole character."""
+"""The character to which incomplete bytes at the end of a text are decoded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,26 +33,26 @@ class Prompt:
 
   text: str
   max_tokens: int = 64
-  """Tokens after which the continuation ends."""
+  """Maximum number of new tokens."""
   stop: tuple[str, ...] = ()
-  """Strings that end the continuation and do not belong to it."""
+  """Strings that end the continuation, which does not include them."""
 
   def __post_init__(self) -> None:
     if "" in self.stop:
-      raise UserError("stop='' would end every continuation at once; leave it out")
+      raise UserError("stop='' would end every continuation immediately; remove it")
 
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
-  """What follows a prompt."""
+  """The continuation of a prompt."""
 
   text: str
   tokens: int
-  """Tokens that were generated, that which ends the document among them."""
+  """Number of generated tokens, including the token that ends the document."""
   finish_reason: Literal["stop", "length"]
-  """Why it ended: a stop string or the end of the document, or max_tokens."""
+  """stop for a stop string or the end of the document, length for max_tokens."""
   prompt_cut: bool
-  """Whether only the end of the prompt was seen, because all of it did not fit the training length."""
+  """Whether the prompt was truncated from the left, because it did not fit in the training length."""
 
 
 Observe = Callable[[int, str], None]
@@ -69,19 +69,19 @@ def continue_texts(
   warn: Callable[[str], None] = warnings.warn,
   sparse: Sparse | None = None,
 ) -> list[Continuation]:
-  """The continuation of each prompt, up to the end of its document, a stop string, or its max_tokens.
+  """Continues each prompt until the document ends, a stop string occurs, or max_tokens is reached.
 
   A prompt starts with the begin-of-document token, as documents do in training. A prompt that does not fit in the
   training length together with the new tokens is truncated on the left.
 
   Args:
-    directory: of the run.
-    prompts: what is continued.
-    sampling: how tokens are chosen.
-    seed: of the sampling.
-    experiment: the run's, with another mesh or other rules; None takes it as it was.
-    observe: sees every text as it grows: whole characters, and nothing that a stop string may begin with.
-    warn: called with a line for each damaged checkpoint.
+    directory: directory of the run.
+    prompts: the prompts.
+    sampling: the sampling method.
+    seed: seed for sampling.
+    experiment: the experiment of the run, possibly with another mesh or rules. None uses it unchanged.
+    observe: called with each text as it grows, without incomplete characters and possible starts of stop strings.
+    warn: called with a warning for each damaged checkpoint.
     sparse: as of `load_run`.
 
   Raises:
@@ -117,7 +117,7 @@ def continue_texts(
 
 @dataclasses.dataclass(frozen=True)
 class _Writer:
-  """The text of one continuation as its tokens come."""
+  """The text of a continuation while it is generated."""
 
   tokenizer: Tokenizer
   prompt: Prompt
@@ -125,7 +125,7 @@ class _Writer:
   observe: Observe | None
 
   def is_complete(self, tokens: list[int]) -> bool:
-    """Whether a continuation has come to the end of its document or to a stop string; shows its text."""
+    """Whether the document has ended or a stop string has occurred. Reports the text so far."""
     if tokens[-1] in (self.tokenizer.begin, self.tokenizer.end):
       return True
     if not self.prompt.stop and self.observe is None:
@@ -136,7 +136,7 @@ class _Writer:
     return any(stop in text for stop in self.prompt.stop)
 
   def finish(self, tokens: list[int]) -> tuple[str, bool]:
-    """The whole text, and whether it is complete."""
+    """Returns the text, and whether it is complete."""
     ended = tokens[-1] in (self.tokenizer.begin, self.tokenizer.end)
     text = self._text(tokens)
     cut = until(text, self.prompt.stop)
@@ -150,13 +150,13 @@ class _Writer:
 
 
 def until(text: str, stops: Sequence[str]) -> str:
-  """The text before the first of these strings."""
+  """The text before the first stop string."""
   return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 def visible(text: str, stops: Sequence[str]) -> str:
-  """What of a growing text will stay: the part before a stop string, before what may become one, and before bytes that
-  are not yet a character."""
+  """The part of a growing text that is final: before a stop string or a possible start of one, and without incomplete
+  characters."""
   cut = until(text, stops)
   if cut != text:
     return cut

@@ -1,1 +1,1 @@
-"""Models of other frameworks: their names and shapes for the same numbers."""
+"""Converts models of other frameworks."""

@@ -1,4 +1,4 @@
-"""A config.json of Hugging Face as our Model, and back. Reads no weights and imports no JAX."""
+"""Converts a Hugging Face config.json to a Model, and back. Reads no weights and imports no JAX."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ SAME: dict[str, Any] = {
   "router_jitter_noise": 0.0,
   "quantization_config": None,
 }
-"""Fields of config.json that our Model has at one value only. One that is null, or absent, has that value."""
+"""Fields of config.json for which moejax supports only one value, which is also their value if null or missing."""
 
 WITHOUT_EFFECT = frozenset(
   """
@@ -43,24 +43,24 @@ WITHOUT_EFFECT = frozenset(
   router_aux_loss_coef seq_aux sliding_window torch_dtype transformers_version use_cache use_sliding_window
   """.split()  # noqa: SIM905
 )
-"""Fields of config.json that change no logit, or that have a function of their own here."""
+"""Fields of config.json that do not affect logits, or that are handled by separate functions."""
 
 ALSO = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
-"""Second names of fields: versions of transformers differ in which they write."""
+"""Alternative names of fields in other versions of transformers."""
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-  """The content of a config.json, given itself or its folder.
+  """Reads a config.json, given its path or its folder.
 
   Raises:
-    UserError: there is none, or it is not a JSON object.
+    UserError: If it does not exist, or is not a JSON object.
   """
   path = path / "config.json" if path.is_dir() else path
   try:
     config = json.loads(path.read_text())
   except OSError as error:
     raise UserError(
-      f"{path} cannot be read ({error.strerror}); give a model's folder, such as `hf download MODEL` prints, or its "
+      f"{path} cannot be read ({error.strerror}); give the folder of a model, which `hf download MODEL` prints, or its "
       "config.json"
     ) from None
   except ValueError as error:
@@ -74,19 +74,19 @@ def family_of(config: Config) -> Family:
   """The family of a config.json.
 
   Raises:
-    UserError: moejax does not know its model_type.
+    UserError: If its model_type is not supported.
   """
   name = config.get("model_type")
   if name not in FAMILIES:
-    raise UserError(f"config.json: model_type={name!r} is not supported; moejax imports {', '.join(FAMILIES)}")
+    raise UserError(f"config.json: model_type={name!r} is not supported; moejax supports {', '.join(FAMILIES)}")
   return FAMILIES[name]
 
 
 def max_length(config: Config) -> int:
-  """Tokens of the longest text that the model was trained to see: max_position_embeddings.
+  """Maximum length of a text in tokens: max_position_embeddings.
 
   Raises:
-    UserError: config.json does not say.
+    UserError: If config.json does not have a valid value.
   """
   length = config.get("max_position_embeddings")
   if type(length) is not int or length < 1:
@@ -95,15 +95,15 @@ def max_length(config: Config) -> int:
 
 
 def model_of(config: Config, sequence_length: int | None = None) -> Model:
-  """The Model that computes what Hugging Face's class computes with this config.json.
+  """Returns the Model that computes the same function as the Hugging Face class with this config.json.
 
   Args:
     config: the content of config.json.
-    sequence_length: tokens of the longest text that it will see; None is max_position_embeddings. A model with sliding
-      windows is a model with full attention for texts up to the size of the window.
+    sequence_length: maximum length of a text in tokens. None uses max_position_embeddings. For texts up to the size of
+      the window, sliding-window attention equals full attention.
 
   Raises:
-    UserError: moejax cannot express the model; the message has the field of config.json and its value.
+    UserError: If the model is not supported. The message gives the field of config.json and its value.
   """
   family = family_of(config)
   fields = {**COMMON, **family.moe}
@@ -115,31 +115,31 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
   for ours, value in family.only.items():
     _put(plain, ours, value)
   if "moe" in plain:
-    # transformers drops no choice.
+    # transformers does not drop tokens.
     plain["moe"] |= {"dispatch": "grouped"}
   return from_plain(Model, plain, "config.json: model")
 
 
 def check_model(config: Config, model: Model, length: int) -> None:
-  """Checks that a model is the one of a config.json, computed in whatever way, for texts of this length.
+  """Checks that a model computes the same function as that of a config.json, for texts of this length.
 
   Raises:
-    UserError: it is another one; the message has the field.
+    UserError: If it does not. The message gives the field.
   """
   for path, ours, theirs in _differences(_computed(model), _computed(model_of(config, length))):
-    raise UserError(f"model.{path}={ours!r} is another model than config.json, which has {theirs!r}; leave it so")
+    raise UserError(f"model.{path}={ours!r} differs from config.json, which has {theirs!r}; use that value")
 
 
 def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, Any]:
-  """The config.json of the first family that expresses a model.
+  """Returns the config.json of the first family that supports a model.
 
   Args:
-    model: what was trained.
-    length: tokens that it was trained to see.
-    dtype: type of the weights, as PyTorch calls it.
+    model: the model.
+    length: training sequence length.
+    dtype: PyTorch name of the dtype of the weights.
 
   Raises:
-    UserError: no family expresses the model; the message has the field of the model and its value.
+    UserError: If no family supports the model. The message gives the field of the model and its value.
   """
   of_its_kind = [family for family in FAMILIES.values() if bool(family.moe) == (model.moe is not None)]
   found = [(family, there) for family in of_its_kind if (there := _inexpressible(family, model)) is not None]
@@ -149,8 +149,8 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
   if differences:
     path, ours, theirs = differences[0]
     raise UserError(
-      f"model.{path}={ours!r} cannot be expressed as {family.model_type}, which has only model.{path}={theirs!r}, nor "
-      "as any other family; a model trained with that can be exported"
+      f"model.{path}={ours!r} is not supported by {family.model_type}, which requires model.{path}={theirs!r}, nor by "
+      "any other family; only a model that was trained with that value can be exported"
     )
   if family.model_type == "llama":
     checks.divides(model.num_heads, "model.num_heads", model.d_model, "model.d_model")  # LlamaConfig refuses it
@@ -158,7 +158,7 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
 
 
 def _config_in(family: Family, model: Model) -> dict[str, Any]:
-  """The fields of config.json that say what a model of this family computes."""
+  """The fields of config.json that determine the function of a model of this family."""
   fields = {theirs: get_field(model, ours) for ours, theirs in {**COMMON, **family.moe}.items()}
   if "shared_expert_intermediate_size" in fields:
     fields["shared_expert_intermediate_size"] *= fields["moe_intermediate_size"]
@@ -175,8 +175,8 @@ def _config_in(family: Family, model: Model) -> dict[str, Any]:
 
 
 def _inexpressible(family: Family, model: Model) -> list[tuple[str, Any, Any]] | None:
-  """Fields of a model that come back otherwise from this family's config.json, with both values; None where the family
-  has no model like it at all."""
+  """Fields of a model that this family does not support, with both values. None if it does not support any similar
+  model."""
   try:
     back = model_of(_config_in(family, model), 1)
   except UserError:
@@ -185,7 +185,7 @@ def _inexpressible(family: Family, model: Model) -> list[tuple[str, Any, Any]] |
 
 
 def _computed(model: Model) -> Model:
-  """The model with every field at its default that changes how it is computed or trained, and not what it computes."""
+  """The model with default values of all fields that do not affect its function."""
   defaults = {field.name: field.default for field in dataclasses.fields(Model)}
   of_program: dict[str, Any] = {name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "remat", "layers")}
   moe = model.moe
@@ -215,7 +215,7 @@ def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, 
 
 
 def _check_same(config: Config, family: Family) -> None:
-  """Raises UserError for a field that would change what is computed, or of which moejax does not know."""
+  """Raises UserError for a field that would change the function of the model, or that is unknown."""
   used = {*COMMON.values(), *family.moe.values()}
   used |= {ALSO[name] for name in used if name in ALSO}
   same = {**SAME, **family.same}
@@ -224,29 +224,30 @@ def _check_same(config: Config, family: Family) -> None:
       continue
     if name in same:
       if value != same[name]:
-        raise UserError(f"config.json: {name}={value!r} is not supported; moejax has only {same[name]!r}")
+        raise UserError(f"config.json: {name}={value!r} is not supported; moejax supports only {same[name]!r}")
     elif value not in (False, "", [], {}):
       raise UserError(
-        f"config.json: {name}={value!r} of model_type={family.model_type!r} is not known to moejax, so what it changes "
-        "is not either; remove the field if it changes no logit"
+        f"config.json: {name}={value!r} of model_type={family.model_type!r} is unknown and may affect the model; "
+        "remove "
+        "the field if it does not affect logits"
       )
 
 
 def _check_windows(config: Config, length: int) -> None:
-  """Raises UserError where a window is shorter than the texts."""
+  """Raises UserError if a window is shorter than the texts."""
   window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
   kinds = set(config.get("layer_types") or ())
   if kinds - {"full_attention", "sliding_attention"}:
-    raise UserError(f"config.json: layer_types has {sorted(kinds)}; moejax has only full_attention")
+    raise UserError(f"config.json: layer_types has {sorted(kinds)}; moejax supports only full_attention")
   if window is not None and (not kinds or "sliding_attention" in kinds) and window < length:
     raise UserError(
-      f"config.json: sliding_window={window} is less than the {length} tokens of a text, and moejax has no windows; "
-      f"give --sequence-length {window} or less, for which the model is the same without"
+      f"config.json: sliding_window={window} is less than the sequence length {length}, and moejax does not support "
+      f"windows; use --sequence-length {window} or less, for which the window has no effect"
     )
 
 
 def _value(config: Config, family: Family, theirs: str) -> Any:
-  """A field of config.json, or what it stands for where it is absent."""
+  """A field of config.json, or its default if it is missing."""
   if theirs == "rope_theta":
     return _rope_theta(config, family)
   if theirs == "shared_expert_intermediate_size":
@@ -284,7 +285,7 @@ def _rope_theta(config: Config, family: Family) -> float:
     rope = config.get(name) or {}
     kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
     if kind != "default":
-      raise UserError(f"config.json: {name}={rope!r} is not supported; moejax has only rope_type 'default'")
+      raise UserError(f"config.json: {name}={rope!r} is not supported; moejax supports only rope_type 'default'")
   of_parameters = (config.get("rope_parameters") or {}).get("rope_theta")
   theta = config.get("rope_theta") if of_parameters is None else of_parameters
   return family.rope_theta if theta is None else theta

@@ -1,7 +1,7 @@
-"""Families of models on Hugging Face: the fields of their config.json that say what fields of our Model say.
+"""Families of Hugging Face models: the correspondence between fields of config.json and fields of Model.
 
-A family holds every other field of Model at one value (`only`, or its default), and every other field of config.json
-that changes what is computed at the values in `SAME`.
+For all other fields of Model, a family supports only one value (`only`, or the default). For all other fields of
+config.json that affect the function of a model, it supports only the value in `SAME`.
 """
 
 import dataclasses
@@ -94,7 +94,7 @@ class Family:
   balance_loss: str | None = None
   """The field of config.json with the coefficient of the load-balancing loss."""
   rope_theta: float = 10_000.0
-  """Base of RoPE where config.json has none."""
+  """Base of RoPE if config.json has none."""
 
 
 FAMILIES = {
@@ -152,4 +152,4 @@ FAMILIES = {
     ),
   )
 }
-"""By the model_type of config.json, the simplest first."""
+"""Families by the model_type of config.json, the simplest first."""

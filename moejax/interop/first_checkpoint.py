@@ -1,4 +1,4 @@
-"""The checkpoint of step 0: parameters that do not come from the seed, from which a run trains."""
+"""Saves the checkpoint of step 0 of a run whose initial parameters are imported."""
 
 import pathlib
 
@@ -13,10 +13,10 @@ from moejax.training.state import State, TrainSpec
 
 
 def check_new_run(directory: pathlib.Path) -> None:
-  """Makes a directory for a run.
+  """Creates a directory for a run.
 
   Raises:
-    UserError: it holds one, or cannot be written.
+    UserError: If it contains a run or is not writable.
   """
   for name in (RUN, "checkpoints"):
     if (directory / name).exists():
@@ -25,7 +25,7 @@ def check_new_run(directory: pathlib.Path) -> None:
 
 
 def save_first(spec: TrainSpec, parameters: Parameters, directory: pathlib.Path) -> None:
-  """Saves parameters, and the optimizer's state for them, as step 0 of a run."""
+  """Saves parameters and a new optimizer state as step 0 of a run."""
   moments = jax.jit(spec.optimizer.init, out_shardings=spec.shardings.optimizer)(parameters)
   step = jax.device_put(jnp.zeros((), jnp.int32), spec.partitioner.replicated)
   checkpointer = Checkpointer(directory / "checkpoints", spec.experiment.training.checkpoints)

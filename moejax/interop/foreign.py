@@ -1,4 +1,4 @@
-"""Experiments from other projects' configurations, for plans: `hf:PATH` and `maxtext:PATH.yml,NAME=VALUE,...`."""
+"""Makes experiments from configurations of other projects, for plans: `hf:PATH`, `maxtext:PATH.yml,NAME=VALUE,...`."""
 
 import pathlib
 
@@ -24,18 +24,18 @@ def is_foreign(name: str) -> bool:
 
 
 def foreign_experiment(name: str, devices: int, without: tuple[str, ...]) -> tuple[Experiment, dict[str, str]]:
-  """The experiment of another project's configuration on so many devices, and what it is planned without.
+  """Makes an experiment from a configuration of another project. Returns it with the features that are omitted.
 
   A config.json has neither batch nor mesh: its experiment has one sequence of 4096 tokens on each device and parameters
   sharded over all devices. Options change them.
 
   Args:
     name: `hf:PATH` of a config.json or its folder, or `maxtext:PATH.yml` with overrides after commas.
-    devices: of the topology.
-    without: names of features that may be left out.
+    devices: number of devices of the topology.
+    without: names of features that may be omitted.
 
   Raises:
-    UserError: the file cannot be read, or has features that moejax lacks and `without` does not name.
+    UserError: If the file cannot be read, or has unsupported features that are not in `without`.
   """
   if name.startswith(HUGGING_FACE):
     path = pathlib.Path(name.removeprefix(HUGGING_FACE))
@@ -53,7 +53,8 @@ def foreign_experiment(name: str, devices: int, without: tuple[str, ...]) -> tup
     )
   if refused:
     raise UserError(
-      f"{file} has features that moejax lacks: {'; '.join(f'{field} ({what})' for field, what in refused.items())}. "
+      f"{file} has features that moejax does not support: "
+      f"{'; '.join(f'{field} ({what})' for field, what in refused.items())}. "
       f"To plan it without them, add --without {' '.join(found.missing)}"
     )
   batch_size, parts = found.batch_size(devices), found.gradient_accumulation

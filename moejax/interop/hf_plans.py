@@ -100,7 +100,7 @@ def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, 
     missing["vision"] = "the image encoder: planned as a model of text"
   kind = config.get("model_type")
   if kind in IMPOSSIBLE:
-    raise UserError(f"{path}: model_type={kind!r} cannot be planned; moejax lacks {IMPOSSIBLE[kind]}")
+    raise UserError(f"{path}: model_type={kind!r} cannot be planned; moejax does not support {IMPOSSIBLE[kind]}")
   kin = KIN.get(str(kind))
   cap = config.get("final_logit_softcapping")
   if kin is not None:
@@ -113,7 +113,8 @@ def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, 
   refused = {name: what for name, what in missing.items() if name not in without}
   if refused:
     raise UserError(
-      f"{path} has features that moejax lacks: {'; '.join(f'{name} ({what})' for name, what in refused.items())}. "
+      f"{path} has features that moejax does not support: "
+      f"{'; '.join(f'{name} ({what})' for name, what in refused.items())}. "
       f"To plan it without them, add --without {' '.join(missing)}"
     )
   model = model_of(config, sequence_length)

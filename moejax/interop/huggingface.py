@@ -1,4 +1,4 @@
-"""Models in the format of Hugging Face as runs, and runs in that format."""
+"""Converts models in Hugging Face format to runs, and back."""
 
 import json
 import pathlib
@@ -29,37 +29,37 @@ TOKENIZER_FILES = (
   "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
   "vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json",
 )  # fmt: skip
-"""Files that say how a model of Hugging Face reads and writes text."""
+"""Files of the tokenizer of a Hugging Face model."""
 
 DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
-"""Types of exported weights, as PyTorch and as safetensors call them."""
+"""Dtypes of exported weights: their names in PyTorch and in safetensors."""
 
 
 def imported_experiment(
   folder: pathlib.Path, directory: pathlib.Path, load_balance: float | None, sequence_length: int | None
 ) -> Experiment:
-  """The experiment of a run that begins with a model of Hugging Face. Its data, training and optimizer may be changed.
+  """Makes the experiment of a run that starts from a Hugging Face model. Data, training and optimizer can be changed.
 
   Args:
-    folder: of the model.
-    directory: of the run.
-    load_balance: training.losses.load_balance of a sparse model; None where there are no sparse layers.
-    sequence_length: tokens of a training sequence; None is the longest that the model was trained to see.
+    folder: folder of the model.
+    directory: directory of the run.
+    load_balance: training.losses.load_balance of a sparse model, or None for a dense model.
+    sequence_length: number of tokens per training sequence. None uses the maximum length of the model.
 
   Raises:
-    UserError: the model cannot be expressed, or `load_balance` is missing or has no effect.
+    UserError: If the model is not supported, or `load_balance` is missing or has no effect.
   """
   config = read_config(folder)
   family, model = family_of(config), model_of(config, sequence_length)
   if model.moe and load_balance is None:
     theirs = config.get(family.balance_loss) if family.balance_loss else None
     raise UserError(
-      f"{folder} has sparse layers, and training them needs the coefficient of the load-balancing loss; give "
-      f"--load-balance X, or 0 to train without"
+      f"{folder} has sparse layers, whose training needs the coefficient of the load-balancing loss; set "
+      f"--load-balance X, or 0 for no loss"
       + (f" (config.json has {family.balance_loss}={theirs})" if theirs is not None else "")
     )
   if not model.moe and load_balance is not None:
-    raise UserError(f"--load-balance {load_balance:g} has no effect: {folder} has no sparse layers; leave it out")
+    raise UserError(f"--load-balance {load_balance:g} has no effect because {folder} has no sparse layers; remove it")
   files = [name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).is_file()]
   return Experiment(
     name=directory.absolute().name,
@@ -76,12 +76,12 @@ def imported_experiment(
 def import_model(
   folder: pathlib.Path, directory: pathlib.Path, experiment: Experiment, progress: Progress = SILENT
 ) -> None:
-  """Makes `directory` a run of this experiment at step 0 with the weights of a model of Hugging Face.
+  """Creates a run of this experiment at step 0 with the weights of a Hugging Face model.
 
-  Each shard of a parameter is read from the files to the device where it belongs.
+  Each shard of a parameter is loaded from the files to its device.
 
   Raises:
-    UserError: the directory holds a run, or weights and experiment do not fit each other.
+    UserError: If the directory contains a run, or the weights do not match the experiment.
   """
   config = read_config(folder)
   check_model(config, experiment.model, experiment.data.sequence_length)
@@ -102,16 +102,16 @@ def import_model(
 def export_model(
   directory: pathlib.Path, folder: pathlib.Path, dtype: str = "float32", progress: Progress = SILENT
 ) -> dict[str, object]:
-  """Writes the latest checkpoint of a run as a model of Hugging Face; returns its config.json.
+  """Writes the latest checkpoint of a run as a Hugging Face model. Returns the content of config.json.
 
   Args:
-    directory: of the run.
-    folder: where to write.
-    dtype: type of the weights, a key of DTYPES.
-    progress: is told of a tokenizer that Hugging Face does not have.
+    directory: directory of the run.
+    folder: output folder.
+    dtype: dtype of the weights, a key of DTYPES.
+    progress: receives progress reports, and a note if the tokenizer cannot be exported.
 
   Raises:
-    UserError: no family expresses the model, or the folder holds one already.
+    UserError: If no family supports the model, or the folder contains a model.
   """
   if dtype not in DTYPES:
     raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
@@ -120,7 +120,7 @@ def export_model(
   config = config_of(experiment.model, experiment.data.sequence_length, dtype)
   prepare_directory(folder, "HF_DIR")
   if present := sorted(path.name for path in folder.glob("*.safetensors*")):
-    raise UserError(f"{folder} holds {present[0]}; choose another folder")
+    raise UserError(f"{folder} contains {present[0]}; choose another folder")
   places = layout(experiment.model, loaded.parameters, FAMILIES[str(config["model_type"])])
   tensors = [(part.theirs, part.their_shape) for parts in places.values() for part in parts]
   progress.stage(f"write {folder}")
@@ -151,4 +151,4 @@ def _write_tokenizer(
   elif path.suffix == ".model":
     shutil.copyfile(path, folder / "tokenizer.model")
   else:
-    progress.note(f"data.tokenizer={name!r} has no files of Hugging Face; {folder} is without a tokenizer")
+    progress.note(f"warning: data.tokenizer={name!r} cannot be converted, so {folder} has no tokenizer")

@@ -1,6 +1,6 @@
-"""Files of tensors in the safetensors format: a length, a JSON header, and the bytes. Nothing in them is run.
+"""Reads and writes safetensors files: a length, a JSON header, and the bytes. They cannot contain code.
 
-Files are mapped into memory and written tensor by tensor, so that no more than one tensor is held at a time.
+Files are memory-mapped and written tensor by tensor, so that at most one tensor is in memory at a time.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ def open_folder(folder: pathlib.Path) -> TensorFiles:
     pickled = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
     raise UserError(
       f"{folder} has no .safetensors file"
-      + (f"; {pickled[0]} is pickled, which moejax does not read; convert it to safetensors" if pickled else "")
+      + (f"; {pickled[0]} is a pickle file, which moejax does not load; convert it to safetensors" if pickled else "")
     )
   places: dict[str, tuple[pathlib.Path, int, np.dtype, tuple[int, ...]]] = {}
   for path in paths:
@@ -85,7 +85,7 @@ def _indexed(folder: pathlib.Path) -> dict[str, str]:
 
 def _header(path: pathlib.Path) -> dict[str, tuple[int, np.dtype, tuple[int, ...]]]:
   """First byte, type and shape of each tensor of a file, which must fill it."""
-  damaged = f"{path} is not a whole safetensors file"
+  damaged = f"{path} is not a complete safetensors file"
   try:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -116,7 +116,7 @@ def _header(path: pathlib.Path) -> dict[str, tuple[int, np.dtype, tuple[int, ...
       raise
     raise UserError(f"{damaged} ({error!r} in its header); download it again") from None
   if end > size:
-    raise UserError(f"{damaged}: it has {size} bytes in place of {end}; download it again")
+    raise UserError(f"{damaged}: it has {size} bytes instead of {end}; download it again")
   return places
 
 

@@ -1,8 +1,8 @@
-"""A dense model as the start of a mixture of experts that computes the same (arXiv 2212.05055).
+"""Converts a dense model to a mixture of experts that initially computes the same function (arXiv 2212.05055).
 
-Every expert begins as a copy of the dense feed-forward layer, or as one of `granularity` slices of it. The columns of
-the router are equal for the slices of one copy (arXiv 2410.07524), so that a token is sent to all slices of the copies
-that it chooses, with weights that add up to 1 for each slice: the sum is the output of the dense layer.
+Each expert is initialized as a copy of the dense feed-forward layer, or as one of `granularity` slices of it. The
+columns of the router are equal for the slices of one copy (arXiv 2410.07524), so that a token is sent to all slices of
+its copies. For each slice, the weights sum to 1, so that the output equals that of the dense layer.
 
 P periods  B blocks of a period  D embed  F hidden of the dense layer  E copies  G slices of a copy  f hidden of a slice
 X = E x G experts
@@ -40,18 +40,18 @@ class Upcycling:
   """How a dense model becomes sparse."""
 
   experts: int
-  """Copies of each dense feed-forward layer."""
+  """Number of copies of each dense feed-forward layer."""
   active: int = 2
-  """Copies that a token is sent to."""
+  """Number of copies per token."""
   granularity: int = 1
-  """Slices of a copy, each of which is an expert."""
+  """Number of slices of a copy. Each slice is an expert."""
   every: int = 1
   """Every n-th layer becomes sparse."""
   noise: float = 0.0
-  """Standard deviation of what is added to each weight of an expert, as a multiple of that of the matrix. With any, the
-  start is only nearly the dense model."""
+  """Standard deviation of the noise that is added to the weights of experts, relative to that of the matrix. With
+  noise, the initial function is only approximately that of the dense model."""
   seed: int = 0
-  """Of the router's weights and of the noise."""
+  """Seed of the weights of the router and of the noise."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "experts", "active", "granularity", "every")
@@ -60,8 +60,8 @@ class Upcycling:
       raise UserError(f"active={self.active} is more than experts={self.experts}; use at most {self.experts}")
     if self.active * self.granularity == 1:
       raise UserError(
-        "active=1 with granularity=1 is not supported: one expert with the weight 1 gives its router no gradient, and "
-        "with another weight the model is not the dense one; use active=2 or granularity=2"
+        "active=1 with granularity=1 is not supported: with a weight of 1, the router would receive no gradient, and "
+        "with other weights, the model would differ from the dense model; use active=2 or granularity=2"
       )
 
 
@@ -69,10 +69,10 @@ def upcycled_model(model: Model, how: Upcycling) -> Model:
   """The sparse model of a dense one.
 
   Raises:
-    UserError: the model is sparse already, or has no such slices or layers.
+    UserError: If the model has sparse layers, or cannot be divided into these slices or layers.
   """
   if model.moe is not None:
-    raise UserError(f"the run has sparse layers (moe.num_experts={model.moe.num_experts}); upcycle a dense one")
+    raise UserError(f"the run has sparse layers (moe.num_experts={model.moe.num_experts}); use a dense run")
   checks.divides(how.granularity, "granularity", model.d_ff, "model.d_ff")
   moe = MoE(
     num_experts=how.experts * how.granularity,
@@ -88,16 +88,16 @@ def upcycled_model(model: Model, how: Upcycling) -> Model:
 def upcycled_experiment(
   dense: Experiment, directory: pathlib.Path, how: Upcycling, load_balance: float | None
 ) -> Experiment:
-  """The experiment of a run that trains the sparse model further: the dense run's with another model and name.
+  """Makes the experiment for training the sparse model: that of the dense run with another model and name.
 
   Raises:
-    UserError: as `upcycled_model`, or `load_balance` is missing.
+    UserError: If the model cannot be converted (see `upcycled_model`), or `load_balance` is missing.
   """
   model = upcycled_model(dense.model, how)
   if load_balance is None:
     raise UserError(
-      "training sparse layers needs the coefficient of the load-balancing loss; give --load-balance X, such as 0.01, "
-      "or 0 to train without"
+      "training of sparse layers needs the coefficient of the load-balancing loss; set --load-balance X, such as 0.01, "
+      "or 0 for no loss"
     )
   losses = dataclasses.replace(dense.training.losses, load_balance=load_balance)
   return dataclasses.replace(
@@ -112,10 +112,10 @@ def upcycled_experiment(
 def upcycle(
   run: pathlib.Path, directory: pathlib.Path, experiment: Experiment, how: Upcycling, progress: Progress = SILENT
 ) -> None:
-  """Makes `directory` a run of this experiment at step 0, from the latest checkpoint of a dense run.
+  """Creates a run of this experiment at step 0 from the latest checkpoint of a dense run.
 
   Raises:
-    UserError: the directory holds a run, or the experiment has another model than `how` makes.
+    UserError: If the directory contains a run, or the model of the experiment does not match `how`.
   """
   check_new_run(directory)
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
@@ -128,7 +128,7 @@ def upcycle(
   for name in ("num_experts", "experts_per_token", "d_ff", "every"):
     if not moe or not expected or getattr(moe, name) != getattr(expected, name):
       raise UserError(
-        f"model.moe.{name}={getattr(moe, name, None)} is not what upcycling makes, {getattr(expected, name, None)}; "
+        f"model.moe.{name}={getattr(moe, name, None)} must be {getattr(expected, name, None)} for these options; "
         "change --experts, --active, --granularity or --every"
       )
   progress.stage(f"write {directory}")
@@ -143,7 +143,7 @@ def upcycle(
 def upcycled_parameters(
   parameters: Parameters, dense: Model, sparse: Model, how: Upcycling, key: jax.Array
 ) -> Parameters:
-  """The parameters of the sparse model. To be called under `jax.jit`."""
+  """Computes the parameters of the sparse model. Must be called under `jax.jit`."""
   assert sparse.moe
   every = sparse.moe.every
 

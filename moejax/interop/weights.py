@@ -1,7 +1,7 @@
-"""The tensors of a family of Hugging Face and our parameters: the same numbers under other names, in other shapes.
+"""Converts between the tensors of a Hugging Face family and the parameters of moejax.
 
-Theirs are matrices [outputs, inputs], one for each layer and expert. Ours have the inputs first, a dimension for each
-letter of their names, and may be stacks of layers and of experts.
+Hugging Face tensors are matrices [outputs, inputs], one per layer and expert. Parameters of moejax have the inputs
+first and one dimension per letter of their names, and may be stacked over layers and experts.
 """
 
 import dataclasses
@@ -22,12 +22,12 @@ from moejax.models.abstract import AbstractModel, Parameters
 Path = tuple[str | int, ...]
 
 COMPUTED = re.compile(r"model\.layers\.\d+\.self_attn\.rotary_emb\.inv_freq")
-"""Tensors of old checkpoints that are no weights: they follow from the configuration."""
+"""Tensors of old checkpoints that are not weights, because they are derived from the configuration."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """The part of one of our parameters that is one tensor of theirs."""
+  """The part of a parameter that corresponds to one Hugging Face tensor."""
 
   theirs: str
   index: tuple[int, ...]
@@ -59,15 +59,15 @@ Layout = dict[Path, list[Part]]
 
 
 def layout(model: Model, parameters: Parameters, family: Family) -> Layout:
-  """Where in a family each of our parameters lies.
+  """Finds the tensors of a family for each parameter.
 
   Args:
-    model: what the family expresses.
-    parameters: arrays, or what has their shapes.
+    model: the model.
+    parameters: arrays or their shapes.
     family: the family.
 
   Raises:
-    UserError: the family has no tensor for a parameter.
+    UserError: If the family has no tensor for a parameter.
   """
   found: Layout = {}
   left: list[str] = []
@@ -124,25 +124,25 @@ def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool) -> None:
   """Checks that the files have every tensor of a layout, in its shape, and no other.
 
   Args:
-    files: what was found.
-    parts: what is needed.
-    tied: whether the output projection is the embedding, so that the files may repeat it.
+    files: the tensors of the files.
+    parts: the required tensors.
+    tied: whether the output projection is the embedding, so that the files may contain it twice.
 
   Raises:
-    UserError: a tensor is missing, left over, or of another shape; the message lists them.
+    UserError: If tensors are missing, unused, or have another shape. The message lists them.
   """
   needed = {part.theirs: part.their_shape for part in parts}
   missing = [name for name in needed if name not in files.places]
   if missing:
-    raise UserError(f"the files lack {_some(missing)}; they hold another model than config.json says, or not all of it")
+    raise UserError(f"the files lack {_some(missing)}; they are incomplete or do not match config.json")
   left = [name for name in files.places if name not in needed and not COMPUTED.fullmatch(name)]
   if tied and OUTPUT in left and np.array_equal(files.read(OUTPUT), files.read(EMBEDDING)):
     left.remove(OUTPUT)
   if left:
-    raise UserError(f"the files have {_some(left)}, for which config.json has no place; nothing was imported")
+    raise UserError(f"the files have {_some(left)}, which the model of config.json does not use; nothing was imported")
   for name, shape in needed.items():
     if files.shape(name) != shape:
-      raise UserError(f"{name} has the shape {files.shape(name)} and the model needs {shape}")
+      raise UserError(f"{name} has the shape {files.shape(name)}, but the model needs {shape}")
 
 
 def read_parameters(files: TensorFiles, model: AbstractModel, family: Family) -> Parameters:

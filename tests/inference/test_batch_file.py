@@ -30,7 +30,7 @@ def test_an_answer_has_the_fields_of_its_line_and_what_follows(tmp_path):
 @pytest.mark.parametrize(
   ("content", "message"),
   [
-    ("", "has no line"), ('{"prompt": "a"}\n{', "line 2 is not JSON"), ('["a"]', "line 1 has no string"),
+    ("", "is empty"), ('{"prompt": "a"}\n{', "line 2 is not JSON"), ('["a"]', "line 1 has no string"),
     ('{"prompt": 3}', "no string"), ('{"prompt": "a", "max_tokens": 0}', "max_tokens=0 must be"),
     ('{"prompt": "a", "max_tokens": true}', "max_tokens=True"), ('{"prompt": "a", "stop": [1]}', r"stop=\[1\] must be"),
     ('{"prompt": "a", "stop": ""}', "would end every"), (b"\xff", "cannot be read"),

@@ -50,5 +50,5 @@ def test_an_inference_model_equals_the_model_whose_capacity_drops_nothing_and_no
 def test_a_model_whose_experts_choose_their_tokens_is_refused():
   router = ExpertChoiceRouter()
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=16, router=router)
-  with pytest.raises(UserError, match="depend on later tokens"):
+  with pytest.raises(UserError, match="is not causal"):
     inference_model(dataclasses.replace(TRAINED, moe=moe), PARTITIONER)

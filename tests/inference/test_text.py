@@ -44,5 +44,5 @@ def test_what_is_shown_only_grows_and_ends_as_the_whole_continuation(text, stop)
 
 
 def test_a_stop_string_may_not_be_empty():
-  with pytest.raises(UserError, match="would end every continuation at once"):
+  with pytest.raises(UserError, match="would end every continuation immediately"):
     Prompt(text="a", stop=("",))

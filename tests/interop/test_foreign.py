@@ -75,7 +75,7 @@ def written(tmp_path, config) -> str:
 @pytest.mark.parametrize(("config", "missing", "total"), PLANNED, ids=lambda value: str(value)[:30])
 def test_a_config_is_refused_with_all_that_it_lacks_and_planned_without_it(config, missing, total, tmp_path):
   name = written(tmp_path, config)
-  with pytest.raises(UserError, match="has features that moejax lacks") as raised:
+  with pytest.raises(UserError, match="has features that moejax does not support") as raised:
     foreign_experiment(name, 8, ())
   for feature in missing:
     assert feature in str(raised.value)

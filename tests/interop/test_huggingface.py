@@ -47,7 +47,7 @@ def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(spar
   assert theirs.places.keys() == ours.places.keys()
   for name in ours.places:
     np.testing.assert_array_equal(theirs.read(name), ours.read(name))
-  with pytest.raises(UserError, match=r"holds model\.safetensors; choose another folder"):
+  with pytest.raises(UserError, match=r"contains model\.safetensors; choose another folder"):
     moejax.export_model(tmp_path / "run", tmp_path / "back")
   with pytest.raises(UserError, match="holds a run; choose another directory"):
     moejax.import_model(sparse, tmp_path / "run", load_balance=0.02)
@@ -57,12 +57,12 @@ def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(spar
 
 def test_what_only_training_needs_is_asked_for(sparse, tmp_path):
   (sparse / "config.json").write_text(json.dumps(CONFIGS["mixtral"] | {"router_aux_loss_coef": 0.02}))
-  with pytest.raises(UserError, match=r"give --load-balance X, .* \(config\.json has router_aux_loss_coef=0\.02\)"):
+  with pytest.raises(UserError, match=r"set load_balance=X, .* \(config\.json has router_aux_loss_coef=0\.02\)"):
     moejax.import_model(sparse, tmp_path / "run")
   dense = tmp_path / "dense"
   dense.mkdir()
   (dense / "config.json").write_text(json.dumps(CONFIGS["llama"]))
-  with pytest.raises(UserError, match="--load-balance 0 has no effect"):
+  with pytest.raises(UserError, match="load_balance=0 has no effect"):
     moejax.import_model(dense, tmp_path / "run", load_balance=0.0)
   with pytest.raises(UserError, match=r"dense has no \.safetensors file"):
     moejax.import_model(dense, tmp_path / "run")
@@ -72,8 +72,8 @@ def test_what_only_training_needs_is_asked_for(sparse, tmp_path):
 @pytest.mark.parametrize(
   ("fields", "message"),
   [
-    ({"model.moe.experts_per_token": 3}, r"model\.moe\.experts_per_token=3 is another model than config\.json.* has 2"),
-    ({"model.rope_theta": 5.0}, r"model\.rope_theta=5\.0 is another model"),
+    ({"model.moe.experts_per_token": 3}, r"model\.moe\.experts_per_token=3 differs from config\.json.* has 2"),
+    ({"model.rope_theta": 5.0}, r"model\.rope_theta=5\.0 differs from config"),
     ({"data.tokenizer": "none.json"}, "cannot be read"),
     ({"mesh.data": 3}, "mesh"),
   ],

@@ -72,8 +72,8 @@ EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
   [
     ([EXPERT], [], f"the files lack {EXPERT}"),
     ([], [("model.layers.1.mlp.experts.4.up_proj.weight", np.ones((8, 16)))], "have model.layers.1.mlp.experts.4.up_"),
-    ([], [("model.layers.0.mlp.gate.weight", np.ones((4, 16)))], "have model.layers.0.mlp.gate.weight, for which"),
-    ([EXPERT], [(EXPERT, np.ones((16, 8)))], rf"{EXPERT} has the shape \(16, 8\) and the model needs \(8, 16\)"),
+    ([], [("model.layers.0.mlp.gate.weight", np.ones((4, 16)))], "have model.layers.0.mlp.gate.weight, which"),
+    ([EXPERT], [(EXPERT, np.ones((16, 8)))], rf"{EXPERT} has the shape \(16, 8\), but the model needs \(8, 16\)"),
     ([], [("model.layers.0.self_attn.rotary_emb.inv_freq", np.ones(3))], None),
   ],
   ids=["an expert too few", "an expert too many", "a router too many", "another shape", "not a weight"],
@@ -99,7 +99,7 @@ def test_an_output_projection_beside_a_tied_embedding_must_be_equal_to_it(same, 
   if same:
     read_parameters(open_folder(tmp_path / "hf"), target, family)
   else:
-    with pytest.raises(UserError, match=f"the files have {OUTPUT}, for which config.json has no place"):
+    with pytest.raises(UserError, match=f"the files have {OUTPUT}, which the model of config.json does not use"):
       read_parameters(open_folder(tmp_path / "hf"), target, family)
 
 

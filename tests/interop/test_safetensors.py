@@ -38,7 +38,7 @@ def test_what_is_no_whole_file_is_refused(tmp_path):
   with pytest.raises(UserError, match=r"has no \.safetensors file$"):
     open_folder(tmp_path)
   (tmp_path / "pytorch_model.bin").touch()
-  with pytest.raises(UserError, match=r"pytorch_model\.bin is pickled, which moejax does not read"):
+  with pytest.raises(UserError, match=r"pytorch_model\.bin is a pickle file, which moejax does not load"):
     open_folder(tmp_path)
   write(tmp_path)
   path = tmp_path / "model.safetensors"
@@ -52,7 +52,7 @@ def test_what_is_no_whole_file_is_refused(tmp_path):
 
   for content, message in (
     (whole[:-1], "it has"), (whole[:20], "its header would have"), (b"", "its header"),
-    (with_header(b"{..}"), "is not a whole safetensors file"),
+    (with_header(b"{..}"), "is not a complete safetensors file"),
     (with_header({"a": header["a"] | {"shape": [2, 4]}}), r"a of shape \(2, 4\) has 24 bytes"),
     (with_header({"a": header["a"] | {"dtype": "I64"}}), "a has dtype=I64; moejax reads F64, F32, F16, BF16"),
     (with_header({"a": {"dtype": "F32"}}), "in its header"), (with_header([1]), "in its header"),
