@@ -36,7 +36,7 @@ WITHOUT_GPU: Options = {"xla_gpu_enable_triton_gemm": False}
 # The GPU compiler writes its own estimate of each operation's time into the program.
 ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
 
-FORMAT = 2
+FORMAT = 3
 """Of what is cached; another number leaves what was cached before."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -123,7 +123,8 @@ def _shortage(message: str) -> dict[str, int]:
     RefusedError: If it was rejected for another reason.
   """
   needed = re.search(r"Used ([\d.]+)([KMGT]?) of|HLO temporaries \(([\d.]+)([KMGT]?)\)", message)
-  if "RESOURCE_EXHAUSTED" not in message or needed is None:
+  space = re.search(r"memory space (\w+)", message)  # that of a core may be too small for one operation
+  if "RESOURCE_EXHAUSTED" not in message or needed is None or (space and space[1] != "hbm"):
     reason = " ".join(message.split("\n", 1)[0].split())
     version = f"libtpu {_version('libtpu')} and jax {_version('jax')}"
     raise RefusedError(f"the compiler rejected the program: {reason} ({version}); try other versions or another mesh")

@@ -2,8 +2,7 @@
 
 import pytest
 
-from moejax.errors import UserError
-from moejax.planning.compile import _shortage
+from moejax.planning.compile import RefusedError, _shortage
 
 
 @pytest.mark.parametrize(
@@ -25,6 +24,14 @@ def test_a_program_without_room_is_a_plan_that_does_not_fit(message, needed):
   assert _shortage(message) == {"total": needed}
 
 
-def test_any_other_refusal_is_no_shortage():
-  with pytest.raises(UserError, match="the compiler rejected the program: INVALID_ARGUMENT"):
-    _shortage("INVALID_ARGUMENT: No such compile option")
+@pytest.mark.parametrize(
+  "message",
+  [
+    "INVALID_ARGUMENT: No such compile option",
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space vmem. Used 16.70M of 16.00M vmem. Exceeded by 720.0K.",
+    "RESOURCE_EXHAUSTED: Ran out of memory in memory space smem. Used 1.20M of 1.00M smem.",
+  ],
+)
+def test_any_other_refusal_is_no_shortage(message):
+  with pytest.raises(RefusedError, match=f"the compiler rejected the program: {message[:20]}"):
+    _shortage(message)
