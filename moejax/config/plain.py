@@ -28,7 +28,7 @@ def check_storable(configuration: Any, path: str = "") -> None:
   Raises:
     UserError: If a value or the type of a field cannot be stored, or the constructor does not take exactly the fields.
   """
-  kind = type(configuration)
+  kind: Any = type(configuration)
   try:
     hints = _checked_hints(kind)
     for name, hint in hints.items():
@@ -47,7 +47,7 @@ def check_storable(configuration: Any, path: str = "") -> None:
 
 
 @functools.cache
-def _checked_hints(kind: type) -> dict[str, Any]:
+def _checked_hints(kind: Any) -> dict[str, Any]:
   """The types of the fields of a class; raises UserError if its constructor does not take exactly these."""
   try:
     hints = typing.get_type_hints(kind)
@@ -55,7 +55,7 @@ def _checked_hints(kind: type) -> dict[str, Any]:
     raise UserError(
       f"the types of {kind.__name__} are not known: {error}; import them outside TYPE_CHECKING"
     ) from error
-  names = [field.name for field in dataclasses.fields(typing.cast(Any, kind))]
+  names = [field.name for field in dataclasses.fields(kind)]
   taken = [*inspect.signature(kind.__init__).parameters][1:]
   for name in {*names} ^ {*taken}:
     raise UserError(

@@ -88,7 +88,8 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
 
 def _check_tree(config: Optimizer, name: str, returned: Any, wanted: Any) -> None:
   """Raises UserError if a tree has not the structure and the arrays of another one."""
-  if jax.tree.structure(returned) != jax.tree.structure(wanted):
+  structure: Any = jax.tree.structure(returned)
+  if structure != jax.tree.structure(wanted):
     raise UserError(f"{described(type(config))} returned {name} of another structure than it was given")
   of_wanted = jax.tree.leaves(wanted)
   for (path, leaf), other in zip(jax.tree_util.tree_leaves_with_path(returned), of_wanted, strict=True):

@@ -9,6 +9,8 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import jax
+
 from moejax import processes
 from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment
@@ -156,7 +158,7 @@ def _try_own_kinds(placed: Placed) -> None:
   parts = (part for _, part in walk(placed.experiment))
   if any(isinstance(part, OfSeveralKinds) and not is_built_in(type(part)) for part in parts):
     spec = make_train_spec(placed.experiment, placed.partitioner)
-    make_train_step(spec).eval_shape(*abstract_inputs(spec))
+    jax.eval_shape(make_train_step(spec), *abstract_inputs(spec))
 
 
 def _check_vocabulary(experiment: Experiment, tokenizer: Tokenizer, partitioner: Partitioner) -> None:

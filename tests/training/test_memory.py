@@ -58,6 +58,11 @@ def test_a_state_that_cannot_fit_is_refused_before_anything_is_compiled(tiny_den
   assert (
     "cpu has 0.0 MiB free" in line and "lower training.batch_size=8, raise training.gradient_accumulation=1" in line
   )
+  assert "set model.remat=none to layer_inputs" in line
+  smallest = dataclasses.replace(tiny_dense, model=dataclasses.replace(tiny_dense.model, remat="layer_inputs"))
+  with pytest.raises(UserError) as caught:
+    prepared_on(smallest, NO_TEXT)
+  assert "model.remat" not in str(caught.value)
 
 
 def test_temporaries_that_cannot_fit_are_refused_before_they_are_allocated(tiny_dense, free):
