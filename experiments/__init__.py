@@ -1,4 +1,4 @@
-"""Declarations of experiments: data, and nothing else. One dictionary lists them."""
+"""Experiments and suites. A dictionary lists them."""
 
 from collections.abc import Callable
 
@@ -78,4 +78,4 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "ds_smoe_1b": ds_smoe_1b,
   "ds_smoe_5b": ds_smoe_5b,
 }
-"""By the name that the command line knows; members of a suite are found by their own names too."""
+"""Experiments and suites by name. Members of suites can also be found by their names."""

@@ -1,12 +1,13 @@
-"""The suites books_mini and books_mini_cpu: a small trial on whole books, dense against MoE, with a BPE of its own.
+"""The suites books_mini and books_mini_cpu: a small trial on books, dense versus MoE, with its own BPE tokenizer.
 
-Their text is token shards in the folder `books` of the current folder, from any books as .jsonl.gz, a book a line:
+The text is read from token shards in the folder `books` of the current folder. To make them from books in .jsonl.gz
+files with one book per line:
 
     moejax tokenizer train --source "train/*.jsonl.gz" --vocab-size 16384 --out books/books16k.json
     moejax data pack --source "train/*.jsonl.gz" --tokenizer books/books16k.json --out books/train
     moejax data pack --source "validation/*.jsonl.gz" --tokenizer books/books16k.json --out books/validation
 
-`--data.train`, `--data.validation` and `--data.tokenizer` name others.
+`--data.train`, `--data.validation` and `--data.tokenizer` set other paths.
 """
 
 from dataclasses import replace
@@ -28,15 +29,15 @@ from moejax.config import (
 
 
 def books_mini() -> Suite:
-  """Dense against 8 and 16 experts on books: about 100M parameters a token, for one GPU."""
+  """Dense versus 8 and 16 experts on books: about 100M parameters per token, for one GPU."""
   dense = books_mini_dense()
   return Suite(name="books_mini", pairs=(Pair(dense=dense, candidates=(_sparse(dense, 8), _sparse(dense, 16))),))
 
 
 def books_mini_cpu() -> Suite:
-  """The same with 3M parameters a token and 12M tokens: an hour and a half on 2 CPU cores."""
+  """The same with 3M parameters per token and 12M tokens: an hour and a half on 2 CPU cores."""
   dense = books_mini_cpu_dense()
-  base = replace(dense, model=replace(dense.model, d_ff=256))  # what the sparse layers cost in time the base gives up
+  base = replace(dense, model=replace(dense.model, d_ff=256))  # compensates for the time of the sparse layers
   return Suite(name="books_mini_cpu", pairs=(Pair(dense=dense, candidates=(_sparse(base, 16),)),))
 
 
@@ -76,7 +77,8 @@ def books_mini_cpu_dense() -> Experiment:
 
 
 def _sparse(dense: Experiment, num_experts: int) -> Experiment:
-  """Experts of half the width, two a token, in every second layer: as many parameters a token as the dense model."""
+  """Experts of half the width, two per token, in every second layer: as many parameters per token as the dense
+  model."""
   moe = MoE(
     num_experts=num_experts, experts_per_token=2, d_ff=dense.model.d_ff // 2, every=2, dispatch=GroupedDispatch()
   )

@@ -1,8 +1,8 @@
 """Table 1 of DS-MoE (arXiv 2404.05567): dense, sparse, and densely trained models of one size, with plain GeLU layers.
 
-The table's totals are those without embeddings. Our dense models have them within 0.2 %; the sparse and DS-MoE ones
-have 2 to 5 % less, and the paper does not say of what the rest is made. Vocabulary and batch sharding are ours; text is
-to be named: --data.train.
+The totals in the table do not include embeddings. The dense models here have the same totals within 0.2 %. The sparse
+and DS-MoE models have 2 to 5 % fewer parameters, a difference that the paper does not explain. Vocabulary and batch
+sharding are our choice. Set the text with --data.train.
 """
 
 from dataclasses import replace
@@ -55,12 +55,12 @@ def ds_moe_6b() -> Experiment:
 
 
 def ds_smoe_1b() -> Experiment:
-  """SMoE-1B: 8 experts, two a token, in every layer, without capacity."""
+  """SMoE-1B: 8 experts, two per token, in every layer, dropless."""
   return _sparse(ds_dense_1b(), "ds_smoe_1b", num_experts=8, d_ff=1024)
 
 
 def ds_smoe_5b() -> Experiment:
-  """SMoE-5B: 16 experts, two a token, in every layer, without capacity."""
+  """SMoE-5B: 16 experts, two per token, in every layer, dropless."""
   return _sparse(ds_dense_3b(), "ds_smoe_5b", num_experts=16, d_ff=1536)
 
 
@@ -89,7 +89,8 @@ def _dense(
 
 
 def _densely_trained(dense: Experiment, name: str, attention_experts: int, alphas: tuple[float, float]) -> Experiment:
-  """The feed-forward cut into 32 experts; `alphas` weigh the mutual information of heads and of the feed-forward."""
+  """Divides the feed-forward layer into 32 experts. `alphas` are the coefficients of the mutual-information losses of
+  attention heads and of feed-forward layers."""
   width = dense.model.d_ff // 32
   moe = MoE(num_experts=32, experts_per_token=32, d_ff=width, router=DenseRouter(), dispatch=DenseDispatch())
   losses = Losses(attention_mutual_information=alphas[0], mutual_information=alphas[1])

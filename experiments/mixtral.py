@@ -6,7 +6,7 @@ from moejax.config import DATA_EXPERT_MODEL, AdamW, Data, Evaluation, Experiment
 
 
 def mixtral_8x7b() -> Experiment:
-  """8 experts, two a token, in every layer: 46.7B in all, 12.9B active; 256 v5p, 4096 tokens a chip."""
+  """8 experts, two per token, in every layer: 46.7B in total, 12.9B active; 256 v5p, 4096 tokens per chip."""
   return Experiment(
     name="mixtral_8x7b",
     model=Model(
@@ -32,7 +32,7 @@ def mixtral_8x7b() -> Experiment:
 
 
 def mixtral_64e() -> Experiment:
-  """64 experts, eight a token, one shared, an eighth of the width, in every layer: 47.4B in all, 8.0B active."""
+  """64 experts, eight per token, one shared, an eighth of the width, in every layer: 47.4B in total, 8.0B active."""
   base = mixtral_8x7b()
   moe = MoE(num_experts=64, experts_per_token=8, num_shared_experts=1, d_ff=14_336 // 8, group_size=256)
   return replace(base, name="mixtral_64e", model=replace(base.model, moe=moe))

@@ -20,7 +20,7 @@ from moejax.config import (
 
 
 def quickstart() -> Suite:
-  """Dense against MoE at equal step time: 5 minutes on 2 CPU cores, 2.3 to 1.9 bits per byte (bigrams: 3.5)."""
+  """Dense versus MoE at equal step time: 5 minutes on 2 CPU cores, 2.3 to 1.9 bits per byte (bigrams: 3.5)."""
   small, large = quick_small(), quick_large()
   return Suite(
     name="quickstart",
@@ -63,8 +63,8 @@ def _dense(name: str, d_model: int, d_ff: int) -> Experiment:
 
 
 def _sparse(dense: Experiment, num_experts: int, d_ff: int, base_d_ff: int) -> Experiment:
-  """A narrower base with `num_experts` experts, two a token, in every second layer: what the sparse layers cost in time
-  the base gives up."""
+  """A base with `num_experts` experts, two per token, in every second layer. It is narrower to compensate for the time
+  of the sparse layers."""
   dispatch = EinsumDispatch(priority="token")
   moe = MoE(num_experts=num_experts, experts_per_token=2, d_ff=d_ff, every=2, group_size=64, dispatch=dispatch)
   return replace(

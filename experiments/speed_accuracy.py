@@ -1,7 +1,8 @@
-"""The scales of arXiv 2405.15052: dense 6.4B, 12.6B and 29.6B, and for each MoE models of its step time or of its base.
+"""The scales of arXiv 2405.15052: dense 6.4B, 12.6B and 29.6B, and MoE models with their step times or bases.
 
-The paper publishes the sizes and the names (base and experts), top-2 and capacity 2.0 or 1.25 (1.0 and 0.625 of the
-balanced load). Layers, widths, group sizes, meshes and learning rates are ours. Text is to be named: --data.train.
+The paper publishes the sizes and the names (base and experts), top-2 routing and capacity 2.0 or 1.25 (1.0 and 0.625 of
+the balanced load). Layers, widths, group sizes, meshes and learning rates are our choice. Set the text with
+--data.train.
 """
 
 from dataclasses import replace
@@ -10,58 +11,58 @@ from moejax.config import AdamW, Data, Evaluation, Experiment, Losses, Mesh, Mod
 
 
 def dense_6b4() -> Experiment:
-  """Dense, 6.4B: 256 v5p, 4M tokens a step; the paper's smallest scale."""
+  """Dense, 6.4B: 256 v5p, 4M tokens per step; the smallest scale of the paper."""
   return _dense("dense_6b4", num_layers=28, d_model=4096, d_ff=12_800, learning_rate=3e-4)
 
 
 def dense_12b6() -> Experiment:
-  """Dense, 12.5B: 256 v5p, 4M tokens a step."""
+  """Dense, 12.5B: 256 v5p, 4M tokens per step."""
   return _dense("dense_12b6", num_layers=40, d_model=5120, d_ff=13_312, learning_rate=2.5e-4)
 
 
 def dense_29b6() -> Experiment:
-  """Dense, 29.5B: 512 v5p, 4M tokens a step; the paper's largest scale."""
+  """Dense, 29.5B: 512 v5p, 4M tokens per step; the largest scale of the paper."""
   return _dense("dense_29b6", num_layers=42, d_model=8192, d_ff=17_408, learning_rate=1.5e-4, replicas=8)
 
 
 def moe_1b6_256e() -> Experiment:
-  """1.6B base with 256 experts in every second layer: 146B in all, for less than half the time of dense 6.4B."""
+  """1.6B base with 256 experts in every second layer: 146B in total, for less than half the time of dense 6.4B."""
   base = _dense("moe_1b6_256e", num_layers=24, d_model=2048, d_ff=7680, learning_rate=4e-4)
   return _sparse(base, num_experts=256, capacity_factor=1.0, mesh=Mesh(data=4, expert=64), group_size=1024)
 
 
 def moe_6b4_16e() -> Experiment:
-  """6.4B base with 16 experts in every second layer, 39B in all, at the paper's capacity of 1.25."""
+  """6.4B base with 16 experts in every second layer, 39B in total, with capacity 1.25 as in the paper."""
   base = replace(dense_6b4(), name="moe_6b4_16e")
   return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=16, expert=16))
 
 
 def moe_6b4_64e() -> Experiment:
-  """6.4B base with 64 experts in every second layer, 145B in all, at the paper's capacity of 1.25."""
+  """6.4B base with 64 experts in every second layer, 145B in total, with capacity 1.25 as in the paper."""
   base = replace(dense_6b4(), name="moe_6b4_64e")
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64))
 
 
 def moe_12b6_16e() -> Experiment:
-  """12.5B base with 16 experts in every second layer, 74B in all, at the paper's capacity of 1.25."""
+  """12.5B base with 16 experts in every second layer, 74B in total, with capacity 1.25 as in the paper."""
   base = replace(dense_12b6(), name="moe_12b6_16e")
   return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=16, expert=16), parts=2)
 
 
 def moe_12b6_64e() -> Experiment:
-  """12.5B base with 64 experts in every second layer, 270B in all, at the paper's capacity of 1.25."""
+  """12.5B base with 64 experts in every second layer, 270B in total, with capacity 1.25 as in the paper."""
   base = replace(dense_12b6(), name="moe_12b6_64e")
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=4, expert=64), parts=2)
 
 
 def moe_29b6_16e() -> Experiment:
-  """29.5B base with 16 experts in every second layer, 164B in all, at the paper's capacity of 1.25; 512 v5p."""
+  """29.5B base with 16 experts in every second layer, 164B in total, with capacity 1.25 as in the paper; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_16e")
   return _sparse(base, num_experts=16, capacity_factor=0.625, mesh=Mesh(data=32, expert=16), embed="data")
 
 
 def moe_29b6_64e() -> Experiment:
-  """29.5B base with 64 experts in every second layer, 596B in all, at the paper's capacity of 1.25; 512 v5p."""
+  """29.5B base with 64 experts in every second layer, 596B in total, with capacity 1.25 as in the paper; 512 v5p."""
   base = replace(dense_29b6(), name="moe_29b6_64e")
   return _sparse(base, num_experts=64, capacity_factor=0.625, mesh=Mesh(data=8, expert=64), parts=2)
 

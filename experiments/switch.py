@@ -6,19 +6,19 @@ from moejax.config import AdamW, Cosine, Data, Evaluation, Experiment, Losses, M
 
 
 def switch_base() -> Experiment:
-  """12 layers of width 1536 with 128 experts: 22.1B in all, 0.67B active; 512 v5p, 8M tokens a step."""
+  """12 layers of width 1536 with 128 experts: 22.1B in total, 0.67B active; 512 v5p, 8M tokens per step."""
   model = _model(num_layers=12, d_model=1536, num_kv_heads=12, d_ff=6144, num_experts=128)
   return _switch("switch_base", model, Mesh(replica=2, data=16, expert=16))
 
 
 def switch_large() -> Experiment:
-  """24 layers of width 2048 with 128 experts: 78.4B in all, 2.3B active; 512 v5p, 8M tokens a step."""
+  """24 layers of width 2048 with 128 experts: 78.4B in total, 2.3B active; 512 v5p, 8M tokens per step."""
   model = _model(num_layers=24, d_model=2048, num_kv_heads=16, d_ff=8192, num_experts=128)
   return _switch("switch_large", model, Mesh(replica=2, data=16, expert=16))
 
 
 def switch_xxl() -> Experiment:
-  """24 layers of width 8192 with 64 experts: 396B in all, 22B active; 1024 v5p, 8M tokens a step."""
+  """24 layers of width 8192 with 64 experts: 396B in total, 22B active; 1024 v5p, 8M tokens per step."""
   model = _model(num_layers=24, d_model=8192, num_kv_heads=8, d_ff=20_480, num_experts=64)
   return _switch("switch_xxl", replace(model, remat="layer_inputs"), Mesh(data=8, expert=16, model=8))
 

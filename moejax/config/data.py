@@ -59,8 +59,8 @@ class Data:
   text_field: str = "text"
   """Field or column that holds the text, in formats with several. A dot selects a nested field, as in meta.text."""
   on_error: OnError = "stop"
-  """What happens to a record or file that is damaged, gone or not UTF-8. stop: end with an error that names file and
-  line. skip: leave out the record, or the rest of the file, count it and warn."""
+  """How to handle records and files that are damaged, missing or not UTF-8. stop: raise an error that gives file and
+  line. skip: skip the record, or the rest of the file, with a warning."""
   document_length: int | None = None
   """Maximum length of a document in characters. Longer texts are split into several documents at blank lines, line ends
   or spaces. None does not split texts."""

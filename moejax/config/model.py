@@ -43,7 +43,8 @@ class Model:
   qk_norm: bool = False
   """Whether to apply RMSNorm to queries and keys, before the rotary embedding."""
   qk_norm_over: QkNormOver = "head"
-  """What QK-norm takes the mean square over. head: each head (Qwen3). all_heads: all heads of a token (OLMoE)."""
+  """Dimensions over which QK-norm computes the mean square. head: each head (Qwen3). all_heads: all heads of a token
+  (OLMoE)."""
   attention_bias: bool = False
   """Whether queries, keys and values have a bias (Qwen2)."""
   rope_theta: float = 10_000.0

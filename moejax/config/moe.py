@@ -29,7 +29,7 @@ class MoE:
   num_shared_experts: int = 0
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   shared_gate: bool = False
-  """Whether a sigmoid of the token weights what the shared experts add (Qwen2-MoE)."""
+  """Whether the output of the shared experts is multiplied by a sigmoid gate (Qwen2-MoE)."""
   router: Router = Router()
   """The router, which selects the experts of each token and their weights. In Python, the kind alone, such as "dense",
   selects a router with default fields."""

@@ -28,20 +28,20 @@ class Against:
 
   @property
   def ratio(self) -> float:
-    """Predicted over measured time."""
+    """Predicted time divided by measured time."""
     return self.plan.step_time_s / self.measured_s
 
   @property
   def within_interval(self) -> bool:
-    """Whether the 80 % interval of the prediction holds the measured time."""
+    """Whether the measured time is in the 80 % prediction interval."""
     low, high = self.plan.step_time_interval_s
     return low <= self.measured_s <= high
 
   @property
   def summary(self) -> str:
-    """The measurement in one line."""
+    """One line that compares the prediction with the measurement."""
     where = "within" if self.within_interval else "outside"
-    added = f"; added to {self.recorded}, which calibrates later plans" if self.recorded else ""
+    added = f"; added to {self.recorded} to calibrate later plans" if self.recorded else ""
     added = "; not recorded, since the prediction is by formula" if self.plan.refused else added
     return (
       f"measured: {self.measured_s:.4g} s; the prediction is {self.ratio:.3f} times that, {where} its 80 % "
@@ -68,10 +68,10 @@ def measured_step_s(measured: str, experiment: Experiment, topology: Topology) -
     seconds = float(measured)
   except ValueError:
     if not measured.strip() or not pathlib.Path(measured).is_dir():
-      raise UserError(f"--against {measured}: neither a number of seconds nor the directory of a run") from None
+      raise UserError(f"--against {measured} is neither a number of seconds nor the directory of a run") from None
     return _of_run(pathlib.Path(measured), experiment, topology)
   if not 0 < seconds < float("inf"):
-    raise UserError(f"--against {measured}: a step time is a positive number of seconds")
+    raise UserError(f"--against {measured} must be a positive number of seconds")
   return seconds
 
 
@@ -114,7 +114,7 @@ def _of_run(directory: pathlib.Path, experiment: Experiment, topology: Topology)
                    ("batch size", lambda e: e.training.batch_size),
                    ("gradient accumulation", lambda e: e.training.gradient_accumulation)):  # fmt: skip
     if of(there) != of(experiment):
-      raise UserError(f"--against {directory}: that run has another {what}; plan {directory}/experiment.json instead")
+      raise UserError(f"--against {directory}: the run has another {what}; plan {directory}/experiment.json instead")
   try:
     ran = read_json(directory / "summary.json")["provenance"]
     lines = (directory / "metrics.jsonl").read_text().splitlines()
@@ -125,9 +125,9 @@ def _of_run(directory: pathlib.Path, experiment: Experiment, topology: Topology)
   name = chip.name if chip else ran["device_kind"]
   if name != topology.chip.name or ran["device_count"] != topology.devices:
     raise UserError(
-      f"--against {directory}: that run had {ran['device_count']} devices of the kind {name}, and {topology.name} has "
-      f"{topology.devices} of {topology.chip.name}; give the topology that it ran on"
+      f"--against {directory}: the run used {ran['device_count']} devices of the kind {name}, but {topology.name} has "
+      f"{topology.devices} of {topology.chip.name}; use the topology of the run"
     )
   if len(times) < 2:
-    raise UserError(f"--against {directory}: it has fewer than two records with a step time; train longer")
+    raise UserError(f"--against {directory}: the run has fewer than two records with a step time; train longer")
   return statistics.median(times[1:])

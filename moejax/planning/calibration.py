@@ -206,7 +206,7 @@ def read(path: pathlib.Path) -> dict[str, Measurements]:
   except OSError as error:
     raise UserError(f"--calibration {path}: {error.strerror}; `moejax calibrate --out {path}` writes it") from error
   except (ValueError, TypeError, KeyError, AttributeError) as error:
-    raise UserError(f"{path} is not a file of `moejax calibrate`: {error}; give another file") from error
+    raise UserError(f"{path} is not a file of `moejax calibrate`: {error}; use another file") from error
 
 
 def _known(name: str) -> str:

@@ -59,11 +59,12 @@ class Offloaded:
 
   @property
   def summary(self) -> str:
-    """The effect in one line."""
+    """One line with the effect."""
     gib, limit = self.hbm_bytes_per_device / 2**30, self.plan.hbm_limit_bytes / 2**30
     return (
       f"with {' and '.join(self.what)} on the host, by formula: {gib:.1f} of {limit:.1f} GiB "
-      f"({'fits' if self.fits else 'does not fit'}), {self.traffic_bytes / 2**30:.2f} GiB a step to and from the host, "
+      f"({'fits' if self.fits else 'does not fit'}), {self.traffic_bytes / 2**30:.2f} GiB per step to and from the "
+      "host, "
       f"{self.traffic_s:.3g} s of which {self.exposed_s:.3g} s exposed; step time {self.step_time_s:.4g} s"
     )
 
@@ -114,4 +115,4 @@ def check_offload(what: list[str], chip: Chip) -> None:
     if group not in (ACTIVATIONS, MOMENTS):
       raise UserError(f"--offload {group}: {ACTIVATIONS} and {MOMENTS} can move to the host; use one of them or both")
   if what and chip.name not in HOST_BANDWIDTH:
-    raise UserError(f"--offload: {chip.name} has no memory other than that of its host; leave --offload out")
+    raise UserError(f"--offload has no effect because {chip.name} uses the memory of its host; remove it")

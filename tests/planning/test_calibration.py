@@ -228,7 +228,7 @@ def test_the_commands_record_and_use_measurements(mine, tmp_path, monkeypatch, c
   assert code == 0 and found["against"]["recorded"] is None and found["calibration"] is None
   for words, reason in (
     (["--calibration", str(tmp_path / "none.json")], "none.json: No such file"),
-    (["--against", "fast"], "--against fast: neither a number of seconds"),
+    (["--against", "fast"], "--against fast is neither a number of seconds"),
     (["--search", "--against", "1"], "--against requires the plan of a single experiment"),
     (["--precision", "fp8"], "--precision fp8: the matrix units of v5p have bfloat16, int8"),
     (["--offload", "weights"], "--offload weights: activations and moments can move"),

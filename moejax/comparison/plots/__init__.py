@@ -1,1 +1,2 @@
-"""The report's pictures. Only the files of this folder import matplotlib, and none touches pyplot's global state."""
+"""Figures of the report. Only files in this folder import matplotlib, and they do not use the global state of
+pyplot."""

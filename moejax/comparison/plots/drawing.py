@@ -1,4 +1,4 @@
-"""One look for all plots, and a figure as both PNG and inline SVG."""
+"""Common style of all figures, and their conversion to PNG and inline SVG."""
 
 import dataclasses
 import io
@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 INK, FAINT = "#22262b", "#d9dde2"
 WIDTH = 5.2
-"""Inches of every figure: two stand side by side on a wide page, and one is readable on a phone."""
+"""Width of figures in inches: two fit side by side on a wide page, and one is readable on a phone."""
 
 STYLE: dict[Any, Any] = {
   "axes.axisbelow": True,
@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Plot:
-  """One picture of the report."""
+  """A figure of the report."""
 
   name: str
   """File name without its ending; also sets its SVG's ids apart from those of other plots on the page."""

@@ -61,8 +61,8 @@ def _plot(name: str, steps_Z: np.ndarray, load_ZLE: np.ndarray, metrics: curves.
   return render(
     figure,
     f"expert_load_{quote(name, safe='')}",
-    alt=f"Load of the {experts} experts of {name} over training. Largest over mean load in the last tenth: {listed}.",
-    caption=f"{name}: each expert's share of the choices relative to an even share; below, the busiest expert's.",
+    alt=f"Load of the {experts} experts of {name} over training. Largest / mean load in the last tenth: {listed}.",
+    caption=f"{name}: load of each expert relative to the balanced load and, below, load of the busiest expert.",
   )
 
 

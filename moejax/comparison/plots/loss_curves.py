@@ -58,7 +58,7 @@ def _plot(
     figure,
     f"loss_{axis}_{quote(dense, safe='')}",
     alt=f"Training loss against {axis} for the pair of {dense}. Smoothed at the end: {ends}.",
-    caption=f"Pair of {dense}: loss against {what}, smoothed over raw, with the smoothed loss at the end; the first "
+    caption=f"Pair of {dense}: loss against {what}, raw and smoothed, with the final smoothed loss. The first "
     f"{SHOWN:.0%} is not shown.",
   )
 

@@ -1,4 +1,4 @@
-"""How routers fare over training: dropped choices and entropy by layer, and every auxiliary loss by name.
+"""Router metrics over training: entropy and dropped choices by layer, and auxiliary losses by name.
 
 L stacked layers  Z = points of a curve
 """
@@ -62,9 +62,9 @@ def _plot(name: str, panels: Sequence[tuple[str, list[Line]]]) -> Plot:
   return render(
     figure,
     f"routing_{quote(name, safe='')}",
-    alt=f"What the routers of {name} did over training. Mean over the last tenth: {ends}.",
-    caption=f"{name}: entropy of a token's probabilities and part of the choices dropped, by layer, and every "
-    "auxiliary loss, smoothed.",
+    alt=f"Router metrics of {name} over training. Mean over the last tenth: {ends}.",
+    caption=f"{name}: entropy of router probabilities and fraction of dropped choices by layer, and auxiliary losses, "
+    "smoothed.",
   )
 
 

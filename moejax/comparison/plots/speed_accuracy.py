@@ -23,12 +23,12 @@ EQUAL: dict[str, Any] = {"linewidth": 15, "alpha": 0.22}
 NEAREST: dict[str, Any] = {"linewidth": 2, "linestyle": ":"}
 """How a pair is joined: a band where step times are equal within the tolerance, dots where not."""
 WIDE = 3.0
-"""Largest over smallest step time from which the axis is logarithmic."""
+"""Ratio of the largest to the smallest step time above which the axis is logarithmic."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Measure:
-  """What stands on the y axis."""
+  """The quantity on the y axis."""
 
   key: str
   label: str
@@ -109,7 +109,7 @@ def _plot(comparison: Comparison, in_seconds: Mapping[str, tuple[float, float]],
     figure,
     f"speed_{measure.key.replace('/', '_')}",
     alt=f"Step time against {measure.caption}. {listed}.",
-    caption=f"Step time against {measure.caption}; up and left is better. Bars are one standard error.",
+    caption=f"Step time against {measure.caption}. Up and left is better. Error bars are one standard error.",
   )
 
 
@@ -154,7 +154,7 @@ def _legend(members: Sequence[Member], bands: set[bool]) -> list:
 
   entries: list = [entry("dense", "dense", True)] if any(m.kind == "dense" for m in members) else []
   if any(m.kind == "moe" and m.matched for m in members):
-    entries.append(entry("moe", "MoE, nearest in step time", True))
+    entries.append(entry("moe", "MoE, closest in step time", True))
   if any(m.kind == "moe" and not m.matched for m in members):
     entries.append(entry("moe", "MoE, other candidate", False))
   if True in bands:
