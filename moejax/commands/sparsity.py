@@ -72,7 +72,8 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     with open_workspace([experiment], text, folder, f"sparsity {directory}", display) as workspace:
       placed = workspace.placed[experiment.name].experiment
       display.stage(f"read {directory}")
-      loaded = load_run(directory, with_fields(there, {"mesh": placed.mesh, "evaluation": placed.evaluation}))
+      own = with_fields(there, {"mesh": placed.mesh, "evaluation": placed.evaluation})
+      loaded = load_run(directory, own, decode=True)
       found = measure_modes(loaded, workspace.corpus, modes, known.max_increase, speed, display)
   write_json(directory / "sparsity.json", found)
   for line in _table(found):

@@ -72,7 +72,8 @@ def measure_modes(
   names = [ALL, *map(str, modes)]
   if len(set(names)) < len(names):
     raise UserError(f"modes {' '.join(names[1:])} name one twice; name each once")
-  config, partitioner = loaded.experiment.model, loaded.model.partitioner
+  partitioner = loaded.model.partitioner
+  config = dataclasses.replace(loaded.experiment.model, layers=loaded.model.config.layers)
   models = dict(zip(names, [inference_model(config, partitioner, mode) for mode in (None, *modes)], strict=True))
   for size in speed.batch_sizes if speed else ():
     check_dimensions("--batch-sizes", {"batch": size}, partitioner.rules, partitioner.shape)

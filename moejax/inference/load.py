@@ -8,6 +8,7 @@ from collections.abc import Callable
 from moejax.config.experiment import Experiment
 from moejax.inference.dropless import inference_model
 from moejax.inference.sparse import Sparse
+from moejax.inference.unrolled import unroll
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.partitioning import make_partitioner
 from moejax.training.checkpoint import LATEST, restore_parameters
@@ -33,6 +34,7 @@ def load_run(
   warn: Callable[[str], None] = warnings.warn,
   sparse: Sparse | None = None,
   checkpoint: str = LATEST,
+  decode: bool = False,
 ) -> Loaded:
   """Loads the parameters of a checkpoint of a run.
 
@@ -42,6 +44,7 @@ def load_run(
     warn: called with a warning for each damaged checkpoint.
     sparse: which experts a model uses that was trained with all of them. None uses all.
     checkpoint: "latest", "best" (the lowest held-out bits per byte), or a step.
+    decode: whether the model will generate text, for which its layers are unrolled on CPU.
 
   Raises:
     UserError: If there is no run or no undamaged checkpoint, `experiment` has another model, or the mesh does not fit
@@ -55,4 +58,6 @@ def load_run(
   needed = Memory(argument_bytes(model.parameters), 0)
   check_fits(f"the model of {directory}", needed, partitioner, "use more devices (mesh)")
   parameters, step = restore_parameters(directory / "checkpoints", model.parameters, warn, checkpoint)
+  if decode and partitioner.platform == "cpu":
+    model, parameters = unroll(model, parameters)
   return Loaded(experiment, model, parameters, step)

@@ -99,7 +99,7 @@ def continue_texts(
         f"max_tokens={prompt.max_tokens} must lie between 1 and {length - 1}, one less than the training length"
       )
   tokenizer = make_tokenizer(experiment.data.tokenizer)
-  loaded = load_run(directory, experiment, warn, sparse)
+  loaded = load_run(directory, experiment, warn, sparse, decode=True)
   writers = [_Writer(tokenizer, prompt, i, observe) for i, prompt in enumerate(prompts)]
   whole = [[tokenizer.begin, *tokenizer.encode(encodable(prompt.text)).tolist()] for prompt in prompts]
   ids = [tokens[prompt.max_tokens - length :] for tokens, prompt in zip(whole, prompts, strict=True)]
