@@ -41,6 +41,7 @@ def run(capsys, trained):
   return call
 
 
+@pytest.mark.slow
 def test_a_stream_a_list_and_a_file_have_the_continuations_of_the_python_function(run, trained, tmp_path):
   prompts = ["def ", "a longer prompt"]
   expected = moejax.generate(trained, prompts, max_tokens=6)
@@ -56,6 +57,7 @@ def test_a_stream_a_list_and_a_file_have_the_continuations_of_the_python_functio
   assert run("--batch-file", file, "--max-tokens", 6)[1] == out.read_text()
 
 
+@pytest.mark.slow
 def test_a_stop_string_ends_a_continuation_and_a_prompt_that_does_not_fit_is_told(run, trained, tmp_path):
   (text,) = moejax.generate(trained, ["def "], max_tokens=6)
   (cut,) = moejax.generate(trained, ["def "], max_tokens=6, stop=[text[-1]])

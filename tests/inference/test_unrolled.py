@@ -18,7 +18,10 @@ ROWS = np.random.default_rng(0).integers(0, 40, (4, 6)).tolist()
 
 @pytest.mark.parametrize(
   ("model", "mesh"),
-  [(dataclasses.replace(SPARSE, num_layers=4), EIGHT), (dataclasses.replace(DENSE, num_layers=3), ONE)],
+  [
+    pytest.param(dataclasses.replace(SPARSE, num_layers=4), EIGHT, marks=pytest.mark.slow),
+    (dataclasses.replace(DENSE, num_layers=3), ONE),
+  ],
   ids=["periods of two layers, on a mesh", "dense"],
 )
 def test_layers_one_by_one_give_the_logits_of_the_stack_and_the_stack_is_freed(model, mesh):
