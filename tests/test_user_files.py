@@ -18,6 +18,8 @@ IMPORTS = {
   "of a package": "from package.inner import D_FF\nvalue = lambda: D_FF",
   "dotted": "def value():\n  import package.inner\n  return package.inner.D_FF",
   "a module of a package": "from package import inner\nvalue = lambda: inner.D_FF",
+  "relative in a package": "from package.leaf import D_FF\nvalue = lambda: D_FF",
+  "relative": "from .sizes import D_FF\nvalue = lambda: D_FF",
   "beside a package": "import package\nvalue = lambda: package.D_FF",
   "a folder": "from plain_folder import leaf\nvalue = lambda: leaf.D_FF",
   "by text": "def value():\n  scope = {}\n  exec('from sizes import D_FF', globals(), scope)\n  return scope['D_FF']",
@@ -42,6 +44,7 @@ def folders(tmp_path):
       "other.py": "def value():\n  from sizes import D_FF\n  return D_FF",
       "package/__init__.py": "from sizes import D_FF",
       "package/inner.py": "from package import D_FF",
+      "package/leaf.py": "from .inner import D_FF",
       "plain_folder/leaf.py": "import sizes\nD_FF = sizes.D_FF",
       **{f"{way.replace(' ', '-')}.py": text for way, text in IMPORTS.items()},
     }

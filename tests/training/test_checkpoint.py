@@ -1,6 +1,7 @@
 """Damaged checkpoints are named and passed over: what is restored is exactly what was saved, or nothing is."""
 
 import dataclasses
+import hashlib
 import json
 import random
 import shutil
@@ -187,6 +188,18 @@ def test_a_checkpoint_without_checksums_is_read_with_a_warning(copy, spec, state
   path.write_text(json.dumps(sealed["progress"]))
   found, told = restore(copy, spec)
   assert found[0] == 4 and told == [f"{copy / '4'} was saved without checksums, so it cannot be verified"]
+  assert_same(found, states)
+
+
+def test_an_array_whose_checksum_is_missing_is_not_trusted(copy, spec, states):
+  path = copy / "4" / "progress" / "metadata"
+  content = json.loads(path.read_text())
+  content["arrays"].pop(next(iter(content["arrays"])))
+  sealed = {name: content[name] for name in ("progress", "arrays")}
+  content["sha256"] = hashlib.sha256(json.dumps(sealed, sort_keys=True).encode()).hexdigest()
+  path.write_text(json.dumps(content))
+  found, told = restore(copy, spec)
+  assert found[0] == 2 and "the checksum of " in told[0]
   assert_same(found, states)
 
 
