@@ -190,6 +190,7 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(resumed):
   assert result["provenance"]["corpus"]["train_documents"] > 20
 
 
+@pytest.mark.slow
 def test_a_suite_that_trains_matched_members_alone_is_complete_without_the_others(text, tmp_path):
   suite = dataclasses.replace(tiny_suite(text), train="matched")
   step_times_s = {"dense": 1.0, "moe_4e": 2.0, "moe_8e": 4.0}

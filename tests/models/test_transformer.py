@@ -114,7 +114,7 @@ def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(na
   if name != "sparse":  # of which every second layer is dense
     model = dataclasses.replace(model, num_layers=2, moe=dataclasses.replace(model.moe, every=1))
   expected = _loss_and_gradient_norm(model)
-  others = [{"layers": "unrolled", "remat": "layer_inputs"}, *([{"remat": "dots"}] if name == "sparse" else [])]
+  others = [{"layers": "unrolled", "remat": "layer_inputs"}, *([{"remat": "dots"}] if name == "dropless" else [])]
   for fields in others:
     found = _loss_and_gradient_norm(dataclasses.replace(model, **fields))
     np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=str(fields))

@@ -45,12 +45,11 @@ def test_one_step_is_possible(schedule):
   assert 0.0 < rates(schedule, 1)[0] <= 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("optimizer", "sparse"),
-  [
-    pytest.param(Lion(learning_rate=3e-3), False, id="Lion", marks=pytest.mark.slow),
-    pytest.param(Muon(learning_rate=3e-3, iterations=2), True, id="Muon"),
-  ],
+  [(Lion(learning_rate=3e-3), False), (Muon(learning_rate=3e-3, iterations=2), True)],
+  ids=["Lion", "Muon"],
 )
 def test_every_optimizer_learns_alike_on_one_device_and_on_eight(optimizer, sparse):
   """Lion treats every element alike; Muon has matrices of layers and of experts."""
