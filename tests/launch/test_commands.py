@@ -114,10 +114,10 @@ def test_a_slow_host_is_named(text, tmp_path):
   directory = tmp_path / "run"
   code = (
     "import time, numpy; from moejax.data import packing, pipeline; stack = pipeline.stack\n"
-    "def slow(rows): time.sleep(0.9); return stack(rows)\n"
+    "def slow(rows): time.sleep(1.5); return stack(rows)\n"
     "pipeline.stack = slow; from moejax.__main__ import command; command()"
   )
-  command = train(text, directory, "dense", "--training.steps", "8", "--data.prefetch", "1")
+  command = train(text, directory, "dense", "--training.steps", "10", "--data.prefetch", "1")
   commands = [command, [sys.executable, "-c", code, *command[3:]]]
   with started(2, 1, commands, tmp_path) as both:
     assert [process.wait(200) for process in both] == [0, 0], both[0].output[-3000:]
