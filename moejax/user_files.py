@@ -111,7 +111,9 @@ class _Folder:
     level: int = 0,
   ) -> ModuleType:
     """Implements `import` in the files of the folder."""
-    if name == "importlib":
+    if name == "importlib":  # with those of its modules that fromlist names, such as metadata
+      found = builtins.__import__(name, globals, locals, fromlist or (), level)
+      vars(self.importlib).update(vars(found), import_module=self._import_module)
       return self.importlib
     top = f"{self.package}.{name.partition('.')[0]}"
     # A file named optax.py that imports optax does not import itself.

@@ -1,7 +1,9 @@
 """Files of a user's, each with the modules in its own folder."""
 
+import importlib
 import pathlib
 import sys
+from importlib import metadata
 
 import pytest
 
@@ -119,3 +121,11 @@ def test_a_file_to_import_that_is_missing_or_fails_is_an_error_of_one_line(name,
     pathlib.Path(name).write_text(text)
   with pytest.raises(UserError, match=message):
     import_file(name)
+
+
+def test_a_module_of_importlib_that_nothing_has_imported_yet_is_found(tmp_path, monkeypatch):
+  monkeypatch.delitem(sys.modules, "importlib.metadata", raising=False)
+  monkeypatch.delattr(importlib, "metadata", raising=False)
+  text = "from importlib import import_module, metadata\nvalue = lambda: metadata.version('moejax')"
+  (tmp_path / "own.py").write_text(text)
+  assert import_file(str(tmp_path / "own.py")).value() == metadata.version("moejax")
