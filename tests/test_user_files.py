@@ -126,6 +126,6 @@ def test_a_file_to_import_that_is_missing_or_fails_is_an_error_of_one_line(name,
 def test_a_module_of_importlib_that_nothing_has_imported_yet_is_found(tmp_path, monkeypatch):
   monkeypatch.delitem(sys.modules, "importlib.metadata", raising=False)
   monkeypatch.delattr(importlib, "metadata", raising=False)
-  text = "from importlib import import_module, metadata\nvalue = lambda: metadata.version('moejax')"
+  text = "from importlib import import_module, metadata\nvalue = lambda: metadata.version('jax')"
   (tmp_path / "own.py").write_text(text)
-  assert import_file(str(tmp_path / "own.py")).value() == metadata.version("moejax")
+  assert import_file(str(tmp_path / "own.py")).value() == metadata.version("jax")
