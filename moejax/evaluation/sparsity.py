@@ -1,7 +1,7 @@
 """What a model that was trained with all experts loses and gains with fewer of them: held-out loss, active parameters
 and speed, mode by mode (DS-MoE, arXiv 2404.05567, sections 3.5 and 3.6).
 
-B batch  T query position  E experts  L stacked layers
+B batch  T query position  D embed  L stacked layers
 """
 
 import dataclasses

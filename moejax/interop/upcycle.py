@@ -4,8 +4,7 @@ Each expert is initialized as a copy of the dense feed-forward layer, or as one 
 columns of the router are equal for the slices of one copy (arXiv 2410.07524), so that a token is sent to all slices of
 its copies. For each slice, the weights sum to 1, so that the output equals that of the dense layer.
 
-P periods  B blocks of a period  D embed  F hidden of the dense layer  E copies  G slices of a copy  f hidden of a slice
-X = E x G experts
+D embed  E experts  F hidden
 """
 
 import dataclasses
@@ -168,21 +167,21 @@ def upcycled_parameters(
 
 
 def _experts(feed_forward: dict[str, jax.Array], how: Upcycling, key: jax.Array) -> dict[str, Any]:
-  """The sparse layer of a dense one, both perhaps with a leading dimension of periods."""
+  """Converts a dense layer to a sparse layer. Both can have leading dimensions, such as that of periods."""
   E, G = how.experts, how.granularity
 
   def copies(name: str, w: jax.Array, number: int) -> jax.Array:
     *P, rows, columns = w.shape
     if name == "w_down_FD":
-      w_PGxy = w.reshape(*P, G, rows // G, columns)
+      slices = w.reshape(*P, G, rows // G, columns)
     else:
-      w_PGxy = jnp.moveaxis(w.reshape(*P, rows, G, columns // G), -2, -3)
-    w_PEGxy = jnp.broadcast_to(jnp.expand_dims(w_PGxy, len(P)), (*P, E, *w_PGxy.shape[len(P) :]))
-    w_PXxy = w_PEGxy.reshape(*P, E * G, *w_PGxy.shape[len(P) + 1 :])
+      slices = jnp.moveaxis(w.reshape(*P, rows, G, columns // G), -2, -3)
+    copied = jnp.broadcast_to(jnp.expand_dims(slices, len(P)), (*P, E, *slices.shape[len(P) :]))
+    experts = copied.reshape(*P, E * G, *slices.shape[len(P) + 1 :])
     if not how.noise:
-      return w_PXxy
-    drawn = jax.random.normal(jax.random.fold_in(key, number), w_PXxy.shape, w.dtype)
-    return w_PXxy + how.noise * jnp.std(w, axis=(-2, -1))[..., None, None, None] * drawn
+      return experts
+    drawn = jax.random.normal(jax.random.fold_in(key, number), experts.shape, w.dtype)
+    return experts + how.noise * jnp.std(w, axis=(-2, -1))[..., None, None, None] * drawn
 
   names = {"w_gate_DF": "w_gate_EDF", "w_up_DF": "w_up_EDF", "w_down_FD": "w_down_EFD"}
   experts = {names[name]: copies(name, w, i) for i, (name, w) in enumerate(sorted(feed_forward.items()), 1)}

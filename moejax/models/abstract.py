@@ -1,4 +1,4 @@
-"""A transformer without its numbers: what is compiled, planned, initialized and restored."""
+"""Abstract models: transformers without values, from which programs are compiled and parameters initialized."""
 
 import dataclasses
 import math
@@ -17,13 +17,13 @@ Parameters = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class AbstractModel:
-  """The structure of a transformer on a mesh, and the shape, type and placement of each of its parameters."""
+  """The structure of a transformer on a mesh, and the shape, dtype and sharding of each parameter."""
 
   config: Model
   partitioner: Partitioner
   graph: nnx.GraphDef
   variables: nnx.State
-  """`nnx.Param`s that hold a `jax.ShapeDtypeStruct` with its sharding, and have the logical axes as `names`."""
+  """`nnx.Param`s that contain a `jax.ShapeDtypeStruct` with its sharding, and have the logical axes as `names`."""
 
   @property
   def parameters(self) -> Parameters:
@@ -37,7 +37,7 @@ class AbstractModel:
 
   @property
   def shardings(self) -> Parameters:
-    """The placement of each parameter."""
+    """The sharding of each parameter."""
     return jax.tree.map(lambda leaf: leaf.sharding, self.parameters)
 
   def module(self, parameters: Parameters) -> Transformer:
@@ -45,15 +45,15 @@ class AbstractModel:
     return nnx.merge(self.graph, parameters)
 
   def init(self, key: jax.Array) -> Parameters:
-    """Random parameters in float32, which depend on the key alone and not on the mesh. To be called under `jax.jit`."""
+    """Random parameters in float32, which depend only on the key, not on the mesh. Must be called under `jax.jit`."""
     return nnx.to_pure_dict(nnx.split(Transformer(self.config, self.partitioner, nnx.Rngs(params=key)))[1])
 
 
 def abstract_model(config: Model, partitioner: Partitioner) -> AbstractModel:
-  """The abstract model of a configuration; allocates nothing.
+  """Makes the abstract model of a configuration, without allocating memory.
 
   Raises:
-    UserError: the rules cannot place a parameter.
+    UserError: If the rules cannot shard a parameter.
   """
   graph, variables = nnx.split(nnx.eval_shape(lambda: Transformer(config, partitioner, nnx.Rngs(params=0))))
 

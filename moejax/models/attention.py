@@ -29,7 +29,7 @@ only to parameters."""
 
 
 class Context(NamedTuple):
-  """What every layer needs to know of the tokens."""
+  """Segments and rotary angles of the tokens, which every layer needs."""
 
   segments_BT: jax.Array
   positions_BT: jax.Array
@@ -38,7 +38,7 @@ class Context(NamedTuple):
 
 
 class KVCache(NamedTuple):
-  """Keys and values of one layer's earlier tokens. Position p of a sequence is at slot p."""
+  """Keys and values of earlier tokens in one layer. Position p of a sequence is at slot p."""
 
   k_BSKH: jax.Array
   v_BSKH: jax.Array
@@ -76,8 +76,8 @@ class Attention(nnx.Module):
 
     Args:
       x_BTD: normalized input.
-      context: of the tokens.
-      cache: keys and values of the tokens before these; with None the tokens attend to each other alone.
+      context: segments and rotary angles of the tokens.
+      cache: keys and values of earlier tokens. With None, the tokens attend only to each other.
     """
     T = x_BTD.shape[1]
     constrain = self.partitioner.constrain

@@ -52,11 +52,11 @@ def mlp(config: MLP, model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> 
 
 
 MakeLayer = Callable[[Any, Model, Partitioner, nnx.Rngs], nnx.Module]
-"""(configuration of the layer, model, partitioner, random keys) to a module that computes x_BTD from the normalized
-x_BTD. The residual stream is added outside."""
+"""Maps (configuration of the layer, model, partitioner, random keys) to a module that computes x_BTD from the
+normalized x_BTD. The residual stream is added outside."""
 
 FEED_FORWARDS: dict[type[FeedForward], MakeLayer] = {MLP: mlp}
-"""By class of the configuration. A user's own file may add to it."""
+"""Layers by class of the configuration. Custom layers are added to it."""
 
 
 def feed_forward(model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> Any:

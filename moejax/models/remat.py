@@ -1,4 +1,4 @@
-"""What the backward pass keeps of a layer and what it computes again (rematerialization)."""
+"""Rematerialization: which values of a layer are saved for the backward pass, and which are recomputed."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""How weights are declared and initialized."""
+"""Declares and initializes weights."""
 
 import math
 

@@ -96,18 +96,18 @@ def _facts(plan: Plan) -> Table:
 
 
 def _runs(plan: Plan) -> str:
-  """What says how far a prediction may be off."""
+  """The measurements from which the prediction interval is derived."""
   chip = plan.topology.chip
   calibration = calibration_of(chip)
   if calibration is not None and not plan.refused:
-    return f"{_count(calibration.runs)} of your own on {chip.name}"
+    return f"{_count(calibration.runs)} on {chip.name} in the calibration file"
   if plan.refused or chip.runs_are_of is None:
-    return "the formula's errors" if plan.refused else f"no run on {chip.name}: the formula's errors"
+    return "errors of the formula" if plan.refused else f"errors of the formula (no run on {chip.name})"
   return f"runs on {chip.name}" if chip.runs_are_of == chip.name else f"runs on {chip.runs_are_of}, none on {chip.name}"
 
 
 def _count(runs: int) -> str:
-  """What a calibration is fitted to."""
+  """The measurements to which a calibration is fitted."""
   return f"{runs} measured step{'s' if runs > 1 else ''}" if runs else "measured operations"
 
 

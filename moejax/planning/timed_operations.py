@@ -2,7 +2,7 @@
 
 Each operation is compiled with the options of a train step, and priced as the operations of one are.
 
-B batch  T position  N heads  H head dim  R routed rows  E experts  D embed  F hidden
+B batch  T query position  N query heads  H head dim  R routed rows  E experts  D embed  F hidden
 """
 
 import statistics

@@ -1,4 +1,4 @@
-"""How tokens reach their experts and come back: one function for each dispatch.
+"""The functions of dispatches, which move tokens to their experts and back.
 
 einsum  GShard's capacity masks, sharded as Table 1 of arXiv 2405.15052; drops what is beyond the capacity
 grouped rows sorted by expert (`grouped.py`); drops nothing
@@ -72,21 +72,21 @@ def dense_dispatch(
 
 
 Run = Callable[[Any, jax.Array, Routing, Experts, MoE, Partitioner], tuple[jax.Array, jax.Array]]
-"""(configuration of the dispatch, x_OUMD, routing, experts, sparse layer, partitioner) to out_OUMD, and how many
-choices of each group were dropped [O, U]."""
+"""Maps (configuration of the dispatch, x_OUMD, routing, experts, sparse layer, partitioner) to out_OUMD and the number
+of dropped choices of each group [O, U]."""
 
 DISPATCHES: dict[type[Dispatch], Run] = {
   EinsumDispatch: einsum_dispatch,
   GroupedDispatch: grouped_dispatch,
   DenseDispatch: dense_dispatch,
 }
-"""By class of the configuration. A user's own file may add to it."""
+"""Dispatches by class of the configuration. Custom dispatches are added to it."""
 
 
 def dispatch(
   x_OUMD: jax.Array, routing: Routing, experts: Experts, moe: MoE, partitioner: Partitioner
 ) -> tuple[jax.Array, jax.Array]:
-  """out_OUMD, and how many choices of each group were dropped [O, U], by the dispatch of the sparse layer.
+  """Applies the dispatch of the sparse layer. Returns out_OUMD and the number of dropped choices of each group [O, U].
 
   Raises:
     UserError: If DISPATCHES has no function for it, or it returns arrays of other shapes or dtypes.

@@ -1,6 +1,6 @@
-"""The function of each router, from logits to choices.
+"""The functions of routers, which map logits to choices.
 
-O outer batch  U routing groups  M tokens  E experts
+O outer batch  U routing groups  M tokens  E experts  A experts per token
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from moejax.models.moe.routing import RouterContext, Routing
 from moejax.models.returned import check_returned, shown
 
 Route = Callable[[Any, jax.Array, RouterContext], Routing]
-"""(configuration of the router, logits_OUME, context) to the choices of every token, float32. It is called on the
+"""Maps (configuration of the router, logits_OUME, context) to the choices of every token, float32. It is called on the
 tokens of all devices."""
 
 ROUTERS: dict[type[Router], Route] = {
@@ -31,11 +31,11 @@ ROUTERS: dict[type[Router], Route] = {
   DenseRouter: dense,
   ThresholdRouter: threshold,
 }
-"""By class of the configuration. A user's own file may add to it."""
+"""Routers by class of the configuration. Custom routers are added to it."""
 
 
 def route(router: Router, logits_OUME: jax.Array, context: RouterContext) -> Routing:
-  """The choices of every token.
+  """Returns the choices of every token.
 
   Raises:
     UserError: If ROUTERS has no function for the router, or it returns something other than the router describes.
@@ -48,7 +48,7 @@ def route(router: Router, logits_OUME: jax.Array, context: RouterContext) -> Rou
 
 
 def _check(router: Router, routing: Routing, shape_OUME: tuple[int, ...], most: int) -> None:
-  """Raises UserError if a routing has another form than every dispatch expects."""
+  """Raises UserError if a routing does not have the form that dispatches expect."""
   name = described(type(router))
   if not isinstance(routing, Routing):
     raise UserError(f"{name} returned {shown(routing)}, not a moejax.models.moe.routing.Routing")

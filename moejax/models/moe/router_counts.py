@@ -1,4 +1,4 @@
-"""What routers count: sums over a batch, from which the auxiliary losses and router metrics follow.
+"""Sums over a batch, from which auxiliary losses and router metrics are computed.
 
 A layer counts only within sets of its own device's tokens (`count_probabilities`, `count_choices`). The sums over all
 sets (`sum_counts`) follow for all layers at once: computed in the layer, each would be a sum over all devices for which
@@ -32,7 +32,7 @@ EXPERTS, HEADS = "experts", "heads"
 
 
 class TokenCounts(NamedTuple):
-  """What losses and metrics of a whole batch are means over, float32, at least 1."""
+  """Denominators of the losses and metrics of a whole batch, float32, at least 1."""
 
   tokens: jax.Array
   """Real tokens."""
@@ -54,7 +54,7 @@ def token_counts(valid_BT: jax.Array, group_tokens: int) -> TokenCounts:
 
 
 def count_probabilities(probs_OUME: jax.Array, valid_OUM: jax.Array, sequence_length: int) -> RouterCounts:
-  """What every router counts, in sets that groups and sequences are made of.
+  """Computes the sums of every router, in sets of which groups and sequences consist.
 
   Args:
     probs_OUME: scores that sum to 1.
@@ -72,7 +72,7 @@ def count_probabilities(probs_OUME: jax.Array, valid_OUM: jax.Array, sequence_le
 def count_choices(
   logits_OUME: jax.Array, routing: Routing, valid_OUM: jax.Array, dropped_OU: jax.Array, sequence_length: int
 ) -> RouterCounts:
-  """What a router over experts counts in addition. Choices are counted before any is dropped.
+  """Computes the additional sums of a router over experts. Choices are counted before any are dropped.
 
   Args:
     logits_OUME: float32.

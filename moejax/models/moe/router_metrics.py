@@ -1,4 +1,4 @@
-"""Auxiliary losses and metrics of all routers, from what they counted.
+"""Computes auxiliary losses and metrics of all routers from their sums.
 
 E experts  L stacked layers
 """

@@ -17,7 +17,7 @@ TOKENS = ("outer", "groups", "group_tokens", None)
 
 
 class RouterContext(NamedTuple):
-  """What a router may need in addition to the logits."""
+  """Inputs of routers in addition to the logits."""
 
   moe: MoE
   """The sparse layer, with its limits."""
