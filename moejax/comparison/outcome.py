@@ -8,7 +8,7 @@ from moejax.comparison.budget import Allotment
 from moejax.comparison.findings import finding, verdict
 from moejax.comparison.match import Match
 from moejax.comparison.measure import Timing
-from moejax.comparison.record import TASKS, Baselines, Comparison, MatchedPair, Member
+from moejax.comparison.record import GOODPUT, TASKS, Baselines, Comparison, MatchedPair, Member
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.parameters import flops_per_token, flops_per_token_at, parameter_counts
 from moejax.evaluation.held_out import HeldOut
@@ -85,6 +85,7 @@ def _member(
     accuracy=summary.get("held_out/accuracy"),
     accuracy_stderr=summary.get("held_out/accuracy_stderr"),
     tasks={name: value for name, value in summary.items() if name.startswith(TASKS)},
+    goodput={f"{GOODPUT}{name}": value for name, value in summary.get("goodput", {}).items()},
     seed=experiment.training.seed,
     train_time_s=summary.get("train_time_s"),
     compile_time_s=timing.compile_time_s,

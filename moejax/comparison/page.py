@@ -47,6 +47,7 @@ def page(
     _section("Expert load", _loads(comparison, metrics, loads)),
     _section("Routing", _routing(metrics, routers)),
     _section("Method", _method(comparison)),
+    _section("Goodput", _goodput(comparison, colors)) if any(member.goodput for member in comparison.members) else None,
     _section("Provenance", _provenance(comparison, metrics)),
   )
   body = element("body", main, element("script", Markup(SORT)))
@@ -227,6 +228,14 @@ def _method(comparison: Comparison) -> Markup:
       "learning rates.",
     ),
   )
+
+
+def _goodput(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
+  note = (
+    "Goodput is the fraction of the time of a run that was spent on useful training steps. The other columns are the "
+    "lost seconds by cause. They are not part of the training time by which members are compared."
+  )
+  return join(page_tables.goodput_table(comparison, colors), element("p", note, class_="note"))
 
 
 def _provenance(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> Markup:

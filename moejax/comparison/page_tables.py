@@ -11,7 +11,7 @@ from moejax.comparison import curves, quantities
 from moejax.comparison.markup import Markup, element, join
 from moejax.comparison.plots.speed_accuracy import Measure
 from moejax.comparison.quantities import MISSING, Number
-from moejax.comparison.record import Baselines, Comparison, Member, equal_names, known
+from moejax.comparison.record import GOODPUT, Baselines, Comparison, Member, equal_names, known
 
 HEADS = (
   "Member", "Total parameters", "Active parameters", "Step time", "Tokens/s", "MFU", "Budget", "Steps",
@@ -44,6 +44,26 @@ def benchmarks_table(comparison: Comparison, colors: Mapping[str, str], measures
   ]
   head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
   return _scroll("Benchmarks", element("table", head, element("tbody", *rows), class_="members narrow sortable"))
+
+
+def goodput_table(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
+  """One row per trained member: goodput, and lost time by cause."""
+  fraction, equal = f"{GOODPUT}fraction", equal_names(comparison)
+  members = [member for member in comparison.members if member.goodput]
+  causes = [key for key in dict.fromkeys(key for member in members for key in member.goodput) if key != fraction]
+  heads = ("Member", "Goodput", *(f"Lost: {key.removeprefix(GOODPUT).removesuffix('_s')}" for key in causes))
+  rows = [
+    element(
+      "tr",
+      _name(member, colors[member.name], role(member, equal)),
+      _number(member.goodput.get(fraction), quantities.percent(member.goodput.get(fraction))),
+      *(_number(lost, quantities.duration(lost) if lost else "0 s") for lost in lost_s),
+    )
+    for member in members
+    for lost_s in [[member.goodput.get(key, 0.0) for key in causes]]
+  ]
+  head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
+  return _scroll("Goodput", element("table", head, element("tbody", *rows), class_="members narrow sortable"))
 
 
 def _score(member: Member, measure: Measure) -> Markup:

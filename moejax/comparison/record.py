@@ -12,8 +12,8 @@ from moejax.errors import UserError
 
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
-TASKS = "tasks/"
-"""Prefix of the keys of benchmark scores."""
+TASKS, GOODPUT = "tasks/", "goodput/"
+"""Prefixes of the keys of benchmark scores and of goodput."""
 
 Record = TypeVar("Record")
 
@@ -48,6 +48,8 @@ class Member:
   accuracy_stderr: Number = None
   tasks: Mapping[str, Number] = dataclasses.field(default_factory=dict)
   """Benchmark scores by key, such as tasks/arc_easy/acc."""
+  goodput: Mapping[str, Number] = dataclasses.field(default_factory=dict)
+  """goodput/fraction, and lost seconds by cause, such as goodput/save_s."""
   seed: Number = None
   train_time_s: Number = None
   compile_time_s: Number = None
@@ -257,11 +259,13 @@ def _member(value: Any, source: str) -> Member:
   _check_texts(value, source, "name", "pair")
   if value["kind"] not in KINDS:
     raise UserError(f"{source}: kind={value['kind']!r} is not one of {', '.join(KINDS)}; {AGAIN}")
-  tasks = {key: number for key, number in value.items() if key.startswith(TASKS)}
-  _check_numbers(tasks, source, tasks)
+  tasks, goodput = (
+    {key: number for key, number in value.items() if key.startswith(prefix)} for prefix in (TASKS, GOODPUT)
+  )
+  _check_numbers(tasks | goodput, source, tasks | goodput)
   matched = bool(value.get("matched", value["kind"] == "dense"))
-  others = {key: other for key, other in value.items() if key not in tasks}
-  return _record(Member, others | {"matched": matched, "tasks": tasks}, source)
+  others = {key: other for key, other in value.items() if key not in tasks | goodput}
+  return _record(Member, others | {"matched": matched, "tasks": tasks, "goodput": goodput}, source)
 
 
 def _pair(value: Any, source: str) -> MatchedPair:
@@ -284,7 +288,7 @@ def _flat(record: Any) -> dict[str, Any]:
   flat: dict[str, Any] = {}
   for field in dataclasses.fields(record):
     value = getattr(record, field.name)
-    flat |= value if field.name in ("tasks", "more") else {field.name: value}
+    flat |= value if field.name in ("tasks", "goodput", "more") else {field.name: value}
   return flat
 
 

@@ -16,3 +16,10 @@ class Goodput:
     productive_s = train_time_s - self.lost_s.get("skipped_s", 0.0)
     other_s = sum(seconds for cause, seconds in self.lost_s.items() if cause != "skipped_s")
     return {"fraction": productive_s / (train_time_s + other_s), **self.lost_s}
+
+
+def describe(goodput: dict[str, float]) -> str:
+  """One line for the log: the fraction, and the causes by lost seconds."""
+  lost = sorted(((seconds, cause) for cause, seconds in goodput.items() if cause != "fraction"), reverse=True)
+  causes = ", ".join(f"{cause.removesuffix('_s')} {seconds:.3g} s" for seconds, cause in lost if seconds > 0)
+  return f"goodput {goodput['fraction']:.1%} of the training time" + (f"; lost: {causes}" if causes else "")

@@ -12,6 +12,7 @@ from moejax.data.text import Text
 from moejax.models.abstract import placement_table
 from moejax.progress import SILENT, Progress, training_facts
 from moejax.training.clock import DROPPED
+from moejax.training.goodput import describe
 from moejax.training.loop import Evaluator, Observer, Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, open_workspace, prepare
@@ -87,7 +88,7 @@ def run(
     progress.advance(record["step"], facts)
     observe(record)
 
-  return train(
+  summary = train(
     Run(
       spec=prepared.spec,
       step=prepared.step,
@@ -99,6 +100,8 @@ def run(
       warn=warn,
     )
   )
+  progress.note(f"{experiment.name}: {describe(summary['goodput'])}")
+  return summary
 
 
 def show_placement(spec: TrainSpec, progress: Progress) -> None:

@@ -26,6 +26,7 @@ SUMMARY = {
   "held_out/accuracy_stderr": 0.03125,
   "tasks/sciq/acc": 0.25,
   "train_time_s": 60.0,
+  "goodput": {"fraction": 0.75, "save_s": 5.0},
   "loss": 3.0,
 }
 TARGETS = np.array([4.0, 4.0])
@@ -73,6 +74,7 @@ def test_a_member_has_its_rates_its_budget_and_its_scores(tiny_suite):
     assert member.parameters_active == parameter_counts(experiment.model).active
     assert member.tokens == member.steps * 256
   for member in (dense, sparse):
+    assert member.goodput == {"goodput/fraction": 0.75, "goodput/save_s": 5.0}
     assert (member.bits_per_byte, member.bits_per_byte_stderr) == (2.5, 0.0625)
     assert (member.accuracy, member.accuracy_stderr) == (0.375, 0.03125)
     assert (member.train_time_s, member.tasks["tasks/sciq/acc"]) == (60.0, 0.25)

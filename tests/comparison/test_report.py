@@ -242,3 +242,19 @@ def test_a_benchmark_score_that_is_no_number_is_refused(comparison, write_compar
   comparison["members"][0]["tasks/sciq/acc"] = "high"
   with pytest.raises(ValueError, match="tasks/sciq/acc='high' is not a number"):
     write_report(write_comparison(comparison))
+
+
+def test_goodput_and_lost_time_are_a_row_for_each_member_that_has_them(comparison, write_comparison):
+  comparison["members"][0] |= {"goodput/fraction": 0.931, "goodput/save_s": 12.5}
+  comparison["members"][3] |= {"goodput/fraction": 0.5, "goodput/repeated_s": 90.0}
+  directory = write_comparison(comparison)
+  write_report(directory)
+  (table,) = [table for table in page_of(directory).tables if "Goodput" in [cell.strip() for cell in table[0]]]
+  heads, first, second = ([" ".join(cell.split()) for cell in row[1:]] for row in table)
+  assert heads == ["Goodput", "Lost: save", "Lost: repeated"]
+  assert first == ["93.1 %", "12.5 s", "0 s"] and second == ["50.0 %", "0 s", "90.0 s"]
+  assert "dense_small" in table[1][0] and "dense_large" in table[2][0]
+
+
+def test_a_comparison_without_goodput_does_not_speak_of_it(page):
+  assert "Goodput" not in page.text
