@@ -28,7 +28,7 @@ def write(folder, model, parameters, family, dtype="F32", drop=(), add=()):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+@pytest.mark.parametrize("layers", ["scanned", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_parameters_that_are_written_are_read_as_they_were_on_another_mesh(name, layers, tmp_path):
   family, model = FAMILIES[name], dataclasses.replace(model_of(CONFIGS[name]), layers=layers)
   parameters = draw(on(Mesh(data=1), model))

@@ -144,6 +144,7 @@ def test_a_search_spends_no_try_on_variants_that_differ_in_accumulation_alone(mo
   assert len(set(layouts)) == len(layouts) == 12
 
 
+@pytest.mark.slow
 def test_what_compiled_programs_need_corrects_what_a_search_tries_next(monkeypatch):
   """Where programs need half of what the formula says, layouts that it calls twice too large are tried; and not where
   they need what it says."""
