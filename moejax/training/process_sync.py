@@ -1,8 +1,9 @@
 """Synchronizes processes at each training step: whether to stop, and which process is the slowest.
 
-Z = processes
+Z = processes  N = recent steps
 """
 
+import collections
 import time
 
 import jax
@@ -13,8 +14,23 @@ from moejax import processes
 from moejax.interrupts import Deferral
 from moejax.training.metrics import Record
 
-SLOW = 0.1
-"""A process is reported as slow if its input takes longer than the median by more than this fraction of a step."""
+SLOW, SLOW_S = 0.1, 0.02
+"""A process is slow if its input takes longer than that of the others by more than this fraction of a step and by more
+than these seconds."""
+MOSTLY = 0.75
+"""Fraction of the recent steps in which it must be so, since single steps are delayed by chance."""
+FEWEST_STEPS, RECENT_STEPS = 5, 20
+"""Minimum and maximum number of recent steps that are compared."""
+
+
+def slow_process(input_s_NZ: np.ndarray, step_time_s: float) -> int | None:
+  """The process whose input delays most of these steps, or None."""
+  if len(input_s_NZ) < FEWEST_STEPS:
+    return None
+  slowest = int(np.median(input_s_NZ, axis=0).argmax())
+  others_s_N = np.median(np.delete(input_s_NZ, slowest, axis=1), axis=1)
+  is_late_N = input_s_NZ[:, slowest] - others_s_N > max(SLOW * step_time_s, SLOW_S)
+  return slowest if is_late_N.mean() >= MOSTLY else None
 
 
 class ProcessSync:
@@ -22,8 +38,8 @@ class ProcessSync:
 
   It does nothing in a program with a single process.
 
-  Only the time to read and transfer the input differs between processes. The rest of a step takes the same time on all
-  of them, because each waits for the slowest.
+  Only the time to read and transfer the input can be measured for each process. The rest of a step takes the same time
+  on all of them, because each waits for the slowest, so that a slow device is not seen here.
   """
 
   def __init__(self, mesh: jax.sharding.Mesh):
@@ -34,6 +50,7 @@ class ProcessSync:
     self._of_process = [owners.index(process) for process in range(processes.count())] if self._several else []
     self._input_s = 0.0
     self._input_s_Z: list[np.ndarray] = []
+    self._recent_s_NZ: collections.deque[np.ndarray] = collections.deque(maxlen=RECENT_STEPS)
     self._named: int | None = None
     self._began = 0.0
 
@@ -56,6 +73,7 @@ class ProcessSync:
       return stop.requested
     signals_Z, input_s_Z = np.asarray(self._sent)[self._of_process].T
     self._input_s_Z.append(input_s_Z)
+    self._recent_s_NZ.append(input_s_Z)
     if signals_Z.any():
       stop.accept(int(signals_Z.max()))
     return bool(signals_Z.any())
@@ -70,16 +88,17 @@ class ProcessSync:
 
   def warning(self, record: Record) -> str | None:
     """A warning for a process whose slow input delays each step, or None. Each process is reported once."""
-    times_s = record.get("input_time_s", [])
-    slowest = record.get("slowest_process")
+    if not self._recent_s_NZ:
+      return None
+    recent_s_NZ = np.stack(self._recent_s_NZ)
+    slowest = slow_process(recent_s_NZ, record["step_time_s"])
     if slowest is None or slowest == self._named:
       return None
-    others_s = float(np.median(np.delete(times_s, slowest)))
-    if times_s[slowest] - others_s < SLOW * record["step_time_s"]:
-      return None
     self._named = slowest
+    times_s_Z = np.median(recent_s_NZ, axis=0)
+    others_s = float(np.median(np.delete(times_s_Z, slowest)))
     return (
-      f"{processes.name(slowest)} is the slowest: its input takes {times_s[slowest]:.3g} s of a step of "
+      f"{processes.name(slowest)} is the slowest: its input takes {times_s_Z[slowest]:.3g} s of a step of "
       f"{record['step_time_s']:.3g} s, compared with {others_s:.3g} s on the others (step {record['step']}); check its "
       "disk and load, or raise data.prefetch"
     )
