@@ -96,6 +96,13 @@ def test_in_expert_choice_each_expert_takes_its_best_tokens():
   np.testing.assert_allclose(routing.weights_OUMA[0, 0], [[0.9, 0], [0.8, 0], [0, 0.3], [0, 0.4]], rtol=1e-6)
 
 
+def test_in_expert_choice_tokens_compete_by_their_probabilities_and_not_by_their_logits():
+  probs_ME = np.array([[0.6, 0.4], [0.7, 0.3], [0.2, 0.8], [0.1, 0.9]])
+  raised_ME = probs_ME * np.array([[20.0], [1.0], [1.0], [1.0]])  # a constant on all logits of the first token
+  one, other = (routed(each, kind="expert_choice", experts_per_token=1).chosen_OUMA for each in (probs_ME, raised_ME))
+  np.testing.assert_array_equal(one, other)
+
+
 def test_in_expert_choice_a_later_token_can_take_an_earlier_ones_place():
   probs_ME = np.array([[0.6, 0.4], [0.5, 0.5], [0.4, 0.6], [0.4, 0.6]])
   before = routed(probs_ME, kind="expert_choice", experts_per_token=1)
