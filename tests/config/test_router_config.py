@@ -60,3 +60,8 @@ def test_a_kind_of_ones_own_cannot_take_the_name_of_a_built_in_one():
 
     class Mine(Router, kind="top_k"):
       pass
+
+
+def test_expert_choice_takes_all_tokens_from_the_capacity_of_all():
+  assert ExpertChoiceRouter().takes_all(8, 2, 4.0)
+  assert not ExpertChoiceRouter().takes_all(8, 2, 3.99)
