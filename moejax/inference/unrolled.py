@@ -19,9 +19,9 @@ def unroll(model: AbstractModel, parameters: Parameters) -> tuple[AbstractModel,
     return model, parameters
   unrolled = abstract_model(dataclasses.replace(model.config, layers="unrolled"), model.partitioner)
   layers: dict[int, Any] = unrolled.parameters["layers"]
-  placed, structure = jax.tree.flatten(layers[0])
-  stacks = structure.flatten_up_to(parameters["layers"])
-  of_periods = [_split(stack, len(layers), leaf.sharding) for stack, leaf in zip(stacks, placed, strict=True)]
+  structure: Any = jax.tree.structure(layers[0])
+  stacks = zip(structure.flatten_up_to(parameters["layers"]), jax.tree.leaves(layers[0]), strict=True)
+  of_periods = [_split(stack, len(layers), placed.sharding) for stack, placed in stacks]
   apart = {period: structure.unflatten(leaves[period] for leaves in of_periods) for period in layers}
   return unrolled, {**parameters, "layers": apart}
 
