@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from moejax import processes
 from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.errors import UserError, reason
 from moejax.files import replacing
@@ -135,6 +136,7 @@ def compile_scorer(spec: TrainSpec) -> Callable[[Parameters, Batch], tuple[jax.A
   scorer = scorer.lower(spec.model.parameters, batch).compile()
   remedy = f"lower evaluation.batch_size={experiment.evaluation.batch_size}, or use more devices (mesh)"
   check_fits(f"the evaluation of {experiment.name}", program_memory(scorer), placement, remedy)
+  processes.wait_for_all()
   return scorer
 
 

@@ -63,6 +63,12 @@ def gather(value: Result) -> list[Result]:
   return _Program.channel.gather(value) if _Program.channel else [value]
 
 
+def wait_for_all() -> None:
+  """Waits until all processes have called this. Call it after what takes longer on some of them, such as compilation:
+  a collective operation that the processes start more than 30 seconds apart can fail."""
+  gather(None)
+
+
 def report(key: str, value: object) -> None:
   """Sends a value, plain data, to process 0 without waiting for it, from any thread. A key is used once."""
   if _Program.channel and not is_first():

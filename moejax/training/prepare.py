@@ -184,6 +184,7 @@ def _compile_step(spec: TrainSpec) -> tuple[TrainStep, Memory, float]:
   compile_time_s = time.perf_counter() - begin
   memory = program_memory(step)
   check_fits(what, memory, partitioner, remedy)
+  processes.wait_for_all()
   return step, memory, compile_time_s
 
 

@@ -53,6 +53,7 @@ class ProcessSync:
     self._recent_s_NZ: collections.deque[np.ndarray] = collections.deque(maxlen=RECENT_STEPS)
     self._named: int | None = None
     self._began = 0.0
+    processes.wait_for_all()
 
   def send(self, stop: Deferral) -> None:
     """Sends whether this process has received a stop signal and how long its last input took. Must be called before the

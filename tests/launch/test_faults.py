@@ -4,6 +4,7 @@ import json
 import pathlib
 import shutil
 import signal
+import sys
 import time
 
 import pytest
@@ -97,3 +98,24 @@ def test_damage_that_one_process_finds_makes_all_use_the_checkpoint_before_and_t
   assert said == [True, False], both[0].output + both[1].output
   assert newest.with_name("damaged-4").is_dir() and "step 2 is used instead" in both[0].output
   assert arrays(damaged, 4) == arrays(straight, 4) and read_losses(damaged) == read_losses(straight)
+
+
+LATE = """
+import os, time
+from moejax.__main__ import command
+from moejax.training import prepare
+make = prepare.make_train_step
+def late(spec):
+  time.sleep(40 * int(os.environ["JAX_PROCESS_ID"]))
+  return make(spec)
+prepare.make_train_step = late
+command()
+"""
+
+
+@pytest.mark.nightly
+def test_a_process_that_compiles_for_longer_than_collective_operations_wait_is_waited_for(text, tmp_path):
+  words = train(text, tmp_path / "run", "dense")[3:]
+  with started(2, 2, [sys.executable, "-c", LATE, *words], tmp_path) as both:
+    assert [process.wait(240) for process in both] == [0, 0], both[0].output + both[1].output
+  assert len(read_losses(tmp_path / "run")) == 4
