@@ -52,7 +52,7 @@ def test_training_continues_while_any_process_cannot_write_and_an_unsaved_last_s
     assert [process.wait() for process in both] == [1, 1], both[0].output + both[1].output
   kept = newest(directory)
   assert f"the last checkpoint (step 80) could not be saved in {directory}/checkpoints" in both[0].output
-  assert step < kept < 80 and f"the same command continues from step {kept}" in both[0].output
+  assert step < kept < 80 and f"the same command, which resumes from step {kept}" in both[0].output
   with started(2, 4, command, tmp_path) as both:
     assert [process.wait() for process in both] == [0, 0], both[0].output
   assert newest(directory) == 80 and not list((directory / "checkpoints").glob("*tmp*"))
