@@ -1,6 +1,6 @@
 """Synchronizes processes at each training step: whether to stop, and which process is the slowest.
 
-Z = processes  N = recent steps
+Y = recent steps  Z = processes
 """
 
 import collections
@@ -23,14 +23,14 @@ FEWEST_STEPS, RECENT_STEPS = 5, 20
 """Minimum and maximum number of recent steps that are compared."""
 
 
-def slow_process(input_s_NZ: np.ndarray, step_time_s: float) -> int | None:
+def slow_process(input_s_YZ: np.ndarray, step_time_s: float) -> int | None:
   """The process whose input delays most of these steps, or None."""
-  if len(input_s_NZ) < FEWEST_STEPS:
+  if len(input_s_YZ) < FEWEST_STEPS:
     return None
-  slowest = int(np.median(input_s_NZ, axis=0).argmax())
-  others_s_N = np.median(np.delete(input_s_NZ, slowest, axis=1), axis=1)
-  is_late_N = input_s_NZ[:, slowest] - others_s_N > max(SLOW * step_time_s, SLOW_S)
-  return slowest if is_late_N.mean() >= MOSTLY else None
+  slowest = int(np.median(input_s_YZ, axis=0).argmax())
+  others_s_Y = np.median(np.delete(input_s_YZ, slowest, axis=1), axis=1)
+  is_late_Y = input_s_YZ[:, slowest] - others_s_Y > max(SLOW * step_time_s, SLOW_S)
+  return slowest if is_late_Y.mean() >= MOSTLY else None
 
 
 class ProcessSync:
@@ -50,7 +50,7 @@ class ProcessSync:
     self._of_process = [owners.index(process) for process in range(processes.count())] if self._several else []
     self._input_s = 0.0
     self._input_s_Z: list[np.ndarray] = []
-    self._recent_s_NZ: collections.deque[np.ndarray] = collections.deque(maxlen=RECENT_STEPS)
+    self._recent_s_YZ: collections.deque[np.ndarray] = collections.deque(maxlen=RECENT_STEPS)
     self._named: int | None = None
     self._began = 0.0
     processes.wait_for_all()
@@ -74,7 +74,7 @@ class ProcessSync:
       return stop.requested
     signals_Z, input_s_Z = np.asarray(self._sent)[self._of_process].T
     self._input_s_Z.append(input_s_Z)
-    self._recent_s_NZ.append(input_s_Z)
+    self._recent_s_YZ.append(input_s_Z)
     if signals_Z.any():
       stop.accept(int(signals_Z.max()))
     return bool(signals_Z.any())
@@ -89,14 +89,14 @@ class ProcessSync:
 
   def warning(self, record: Record) -> str | None:
     """A warning for a process whose slow input delays each step, or None. Each process is reported once."""
-    if not self._recent_s_NZ:
+    if not self._recent_s_YZ:
       return None
-    recent_s_NZ = np.stack(self._recent_s_NZ)
-    slowest = slow_process(recent_s_NZ, record["step_time_s"])
+    recent_s_YZ = np.stack(self._recent_s_YZ)
+    slowest = slow_process(recent_s_YZ, record["step_time_s"])
     if slowest is None or slowest == self._named:
       return None
     self._named = slowest
-    times_s_Z = np.median(recent_s_NZ, axis=0)
+    times_s_Z = np.median(recent_s_YZ, axis=0)
     others_s = float(np.median(np.delete(times_s_Z, slowest)))
     return (
       f"{processes.name(slowest)} is the slowest: its input takes {times_s_Z[slowest]:.3g} s of a step of "

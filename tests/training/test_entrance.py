@@ -158,7 +158,7 @@ def test_a_directory_in_the_text_is_refused_and_left_as_it_is(dense, tmp_path):
   (text,) = dense.data.train
   before = sorted(tmp_path.rglob("*"))
   for run in (lambda: moejax.train(dense, f"{text}/run"), lambda: moejax.compare(suite_of(dense), f"{text}/run")):
-    with pytest.raises(UserError, match=r"--workdir .*/text/run is inside the source '.*/text', so its files"):
+    with pytest.raises(UserError, match=r"directory .*/text/run is inside the source '.*/text', so its files"):
       run()
   assert sorted(tmp_path.rglob("*")) == before
 
