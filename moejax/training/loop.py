@@ -160,6 +160,8 @@ class _Training:
         processes.report_step(None)
         self._save()
         if stopping or evaluate:
+          if processes.count() > 1:  # process 0 completes the checkpoint, and all exit codes must tell of it
+            self.checkpointer.finished()
           self.stop.release()
         if evaluate:
           results = self._evaluate()
