@@ -5,12 +5,11 @@ import pathlib
 import random
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import conftest
-
 from moejax.config.kinds import KIND, OfSeveralKinds, base_of, kinds
 from moejax.config.sharding import LOGICAL_AXES, MESH_AXES
 from moejax.config.walk import join
 from moejax.field_values import option
+from moejax.lookup import find_experiment
 
 COUNTS = ("1", "2", "3", "4", "8")
 SMALL = ("0", "1e-3", "0.1", "1", "1e3")
@@ -69,6 +68,7 @@ NUMBERS_AND_TEXT = {
   "training.checkpoints.every": COUNTS,
   "training.checkpoints.every-minutes": ("None", "1e-9", "10"),
   "training.checkpoints.keep-last": COUNTS,
+  "training.checkpoints.keep-best": ("0", "1", "2"),
   "training.checkpoints.keep-every": ("None", *COUNTS),
   "training.anomalies.max-skipped": ("0", "3"),
   "training.anomalies.spike": ("None", "0.1", "5"),
@@ -118,7 +118,11 @@ def choices(owner: Any, path: str = "") -> dict[str, tuple[str, ...]]:
   return found
 
 
-SENSIBLE = choices(conftest.sparse()) | {f"--{name}": values for name, values in NUMBERS_AND_TEXT.items()}
+FILE = pathlib.Path(__file__).with_name("conftest.py")
+"""Where the experiments are whose fields are drawn."""
+DENSE, SPARSE = (find_experiment(f"{FILE}:{name}") for name in ("dense", "sparse"))
+
+SENSIBLE = choices(SPARSE) | {f"--{name}": values for name, values in NUMBERS_AND_TEXT.items()}
 """The values of each option."""
 
 EDGES = (

@@ -9,11 +9,10 @@ import math
 import pathlib
 import random
 
-import conftest
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_fields import EDGES, SENSIBLE, draw_fields
+from random_fields import DENSE, EDGES, FILE, SENSIBLE, SPARSE, draw_fields
 
 from moejax.cli import main
 from moejax.config import Experiment
@@ -78,20 +77,20 @@ OPTIONS = st.lists(
 def test_any_words_give_an_experiment_or_one_line(sparse, options):
   fields = [[name, *values] for name, values in options]
   try:
-    described(conftest.sparse() if sparse else conftest.dense(), fields)
+    described(SPARSE if sparse else DENSE, fields)
   except UserError as error:
     check_line(str(error))
 
 
 def test_every_field_is_drawn():
-  options = {option(path) for path, _ in leaves(conftest.sparse()) if not path.startswith("rules.")}
+  options = {option(path) for path, _ in leaves(SPARSE) if not path.startswith("rules.")}
   assert options <= SENSIBLE.keys(), "list them in random_fields.py"
 
 
 def draw(seed: int, text: pathlib.Path) -> tuple[Experiment, Fields]:
   """An experiment and fields that are accepted on eight devices: of those that are refused some are taken away."""
   chance = random.Random(seed)
-  base = conftest.sparse() if chance.random() < 0.75 else conftest.dense()
+  base = SPARSE if chance.random() < 0.75 else DENSE
   fields = draw_fields(chance, base.model.moe is not None, text)
   while True:
     try:
@@ -127,7 +126,7 @@ def check_trains(base: Experiment, fields: Fields, text: pathlib.Path, directory
   words = [word for field in [*fields, *(field for field in more if field[0] not in given)] for word in field]
   capsys.readouterr()
   with pytest.raises(SystemExit) as end:
-    main(["train", f"{conftest.__file__}:{base.name}", "--workdir", str(directory), *words])
+    main(["train", f"{FILE}:{base.name}", "--workdir", str(directory), *words])
   said = capsys.readouterr().err
   if end.value.code == 2:  # the text does not suit the fields
     assert not (directory / "checkpoints").exists()

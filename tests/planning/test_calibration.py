@@ -220,7 +220,7 @@ def test_the_commands_record_and_use_measurements(mine, tmp_path, monkeypatch, c
   assert code == 0 and "measured: 7.5 s" in text and found["against"]["recorded"] == file
   code, text, found = run("--calibration", file)
   assert code == 0 and found["step_time_s"] == pytest.approx(7.5) and found["against"] is None
-  assert "from 1 measured step on v5p in the calibration file" in text
+  assert "from 1 measured step on v5p in the calibration file" in " ".join(text.split())
   code, text, found = run("--precision", "int8", "bfloat16", "--offload", "moments")
   assert code == 0 and [one["speedup"] for one in found["precisions"]] == [1.0, 1.0]  # its product is in no scope
   assert found["offload"]["what"] == ["moments"] and "with moments on the host" in text

@@ -80,7 +80,8 @@ def flip(path, chance):
 
 
 def truncate(path, chance):
-  path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size)])
+  """Keeps a quarter at most: the end of a file may hold what is not needed to restore."""
+  path.write_bytes(path.read_bytes()[: chance.randrange(path.stat().st_size // 4 + 1)])
 
 
 def overwrite(path, chance):
