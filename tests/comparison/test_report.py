@@ -244,6 +244,7 @@ def test_a_benchmark_score_that_is_no_number_is_refused(comparison, write_compar
     write_report(write_comparison(comparison))
 
 
+@pytest.mark.slow
 def test_goodput_and_lost_time_are_a_row_for_each_member_that_has_them(comparison, write_comparison):
   comparison["members"][0] |= {"goodput/fraction": 0.931, "goodput/save_s": 12.5}
   comparison["members"][3] |= {"goodput/fraction": 0.5, "goodput/repeated_s": 90.0}

@@ -44,7 +44,9 @@ def test_long_texts_roll_as_the_harness_documents_it():
   assert [window.scored for window in rolled] == [4, 4, 2]
 
 
-@pytest.mark.parametrize("model, mesh", [(DENSE, ONE), (SPARSE, EIGHT)], ids=["dense", "sparse on a mesh"])
+@pytest.mark.parametrize(
+  "model, mesh", [(DENSE, ONE), pytest.param(SPARSE, EIGHT, marks=pytest.mark.slow)], ids=["dense", "sparse on a mesh"]
+)
 def test_scores_are_those_of_the_full_forward_pass_and_come_once_each(model, mesh):
   abstract, parameters = make(model, mesh)
   random = np.random.default_rng(2)

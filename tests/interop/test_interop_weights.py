@@ -27,7 +27,9 @@ def write(folder, model, parameters, family, dtype="F32", drop=(), add=()):
   write_folder(folder, [(n, a.shape) for n, a in found], (a for _, a in found), dtype, bytes_per_file=5000)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(
+  "name", [pytest.param(name, marks=[] if name == "mixtral" else pytest.mark.slow) for name in CONFIGS]
+)
 @pytest.mark.parametrize("layers", ["scanned", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_parameters_that_are_written_are_read_as_they_were_on_another_mesh(name, layers, tmp_path):
   family, model = FAMILIES[name], dataclasses.replace(model_of(CONFIGS[name]), layers=layers)

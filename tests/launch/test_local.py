@@ -32,6 +32,7 @@ def test_only_the_loopback_interface_is_used():
   assert re.fullmatch(r"\[0\] 127\.0\.0\.1:(\d+) 127\.0\.0\.1:\1", line)
 
 
+@pytest.mark.slow
 def test_a_failure_ends_all_and_its_exit_code_is_returned():
   code = "import os, sys, time; sys.exit(7) if os.environ['JAX_PROCESS_ID'] == '1' else time.sleep(60)"
   begin = time.monotonic()

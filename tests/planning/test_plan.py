@@ -117,6 +117,7 @@ def test_a_program_that_the_compiler_refuses_is_answered_by_formula(tiny_moe):
   assert "memory of a device by formula" in text and "try:" in text
 
 
+@pytest.mark.slow
 def test_the_nearest_change_that_fits_fits_by_the_corrected_formula_and_changes_the_fewest_options():
   experiment = on_topology(EXPERIMENTS["moe_6b4_64e"](), parse_topology("v6e:16x16"))
   topology = parse_topology("v6e:16x16")

@@ -57,6 +57,7 @@ def test_a_dense_model_has_no_expert_axis():
   assert {candidate.mesh.expert for candidate in candidates(listed("dense_6b4"), V5P)} == {1}
 
 
+@pytest.mark.slow
 def test_a_dense_model_is_not_tried_with_two_names_of_one_policy():
   assert {found.model.remat for found in candidates(listed("dense_6b4"), V5P)} == {"dots", "attention", "layer_inputs"}
   assert {found.model.remat for found in candidates(listed("moe_6b4_64e"), V5P)} > {"products", "dots"}
@@ -135,6 +136,7 @@ def test_a_search_goes_on_after_a_program_that_the_compiler_refuses(tiny_dense, 
       search(tiny_dense, CPU, 1, display)
 
 
+@pytest.mark.slow
 def test_a_search_spends_no_try_on_variants_that_differ_in_accumulation_alone(monkeypatch):
   """Unless the compiler finds no room: then the same layout with more parts may come again."""
   experiment = listed("moe_6b4_64e")

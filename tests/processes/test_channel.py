@@ -119,7 +119,7 @@ def test_the_death_of_a_process_ends_the_others_at_once_and_names_it(victim):
   assert all(f"process {victim} (host " in text and "it ended without a message" in text for text in others)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_process_that_is_stopped_ends_the_others_within_the_bound_and_is_named(victim):
   with begun(
     f"if me == {victim}: os.kill(os.getpid(), signal.SIGSTOP)\ntime.sleep(60)", 3, MOEJAX_HANG_TIMEOUT_S="1.5"
@@ -151,6 +151,7 @@ def test_a_program_that_is_stopped_as_a_whole_goes_on_when_it_is_continued():
     assert [child.returncode for child in both] == [0, 0], outputs
 
 
+@pytest.mark.slow
 def test_outside_training_a_process_may_be_behind():
   body = "processes.report_step(8 if me else None)\ntime.sleep(3)"
   assert end_of(body, 2, MOEJAX_HANG_TIMEOUT_S="1")[0] == [0, 0]

@@ -183,6 +183,7 @@ def test_the_documented_way_of_a_step_is_the_one_that_training_takes(dense, monk
   assert [function.__name__ for function in dict.fromkeys(taken)] == [function.__name__ for function in way]
 
 
+@pytest.mark.slow
 def test_a_comparison_opens_its_text_once_and_compiles_each_member_once(dense, calls, monkeypatch, tmp_path):
   measure = comparison_run.measure
 

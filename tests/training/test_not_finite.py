@@ -82,7 +82,9 @@ def nan_parameters(state):
   return dataclasses.replace(state, parameters=jax.tree.map(lambda x: x * np.nan, state.parameters))
 
 
-@pytest.mark.parametrize(("step", "kept"), [(2, None), (3, 2), (6, 4)])
+@pytest.mark.parametrize(
+  ("step", "kept"), [(3, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((2, None), (6, 4)))]
+)
 def test_a_state_that_is_not_finite_is_never_saved_and_the_newest_checkpoint_is_named(prepared, tmp_path, step, kept):
   """Checkpoints are due after steps 2, 4 and 6, and the parameters spoil after `step`, its loss being well."""
   run = run_of(prepared, tmp_path, breaks_at(prepared, step, nan_parameters))
@@ -120,8 +122,8 @@ def nan_moments(state):
   return dataclasses.replace(state, optimizer=jax.tree.map(spoilt, state.optimizer))
 
 
-@pytest.mark.parametrize("spoil", [nan_parameters, nan_moments])
-@pytest.mark.parametrize("whole", [[], [2]])
+@pytest.mark.parametrize("spoil", [nan_parameters, pytest.param(nan_moments, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("whole", [[2], pytest.param([], marks=pytest.mark.slow)])
 def test_a_checkpoint_that_is_not_finite_is_passed_over_as_one_that_is_damaged(prepared, tmp_path, spoil, whole):
   """As another version may have saved it."""
   checkpointer = Checkpointer(tmp_path / "checkpoints", Checkpoints(keep_last=9))

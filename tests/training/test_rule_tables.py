@@ -74,6 +74,7 @@ def experiments():
       yield f"{dispatch}, {router.kind}", dataclasses.replace(moe, training=training), {"moe": fields}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "changes"), [pytest.param(*case[1:], id=case[0]) for case in experiments()])
 def test_the_list_of_tensors_is_what_tracing_places(base, changes, monkeypatch):
   experiment = dataclasses.replace(base, model=dataclasses.replace(base.model, **changes))

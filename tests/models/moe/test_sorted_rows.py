@@ -34,7 +34,7 @@ def test_an_expert_without_tokens_has_no_rows():
   np.testing.assert_array_equal(found.sizes_E, [1, 0, 0, 1])
 
 
-@pytest.mark.parametrize("rows", [5, 6, 8])
+@pytest.mark.parametrize("rows", [5, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (6, 8))])
 def test_taking_and_combining_equal_loops_and_so_do_their_gradients(rows):
   random = np.random.default_rng(0)
   x_MD, weights_MA = random.normal(size=(4, 3)), random.normal(size=(4, 2))
