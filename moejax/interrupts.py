@@ -115,7 +115,9 @@ def end(code: int, line: str) -> NoReturn:
   show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while a progress bar is drawn
   # Write to the file descriptor, because the main thread may hold the lock of sys.stderr.
   with contextlib.suppress(OSError):
-    os.write(2, f"{show_cursor}\n{line}\n".encode())
+    stderr = os.dup(2)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads of XLA may print about the end of another process
+    os.write(stderr, f"{show_cursor}\n{line}\n".encode())
   os._exit(code)
 
 
