@@ -473,6 +473,7 @@ def test_plan_prints_and_writes_and_says_by_its_exit_code_whether_it_fits(run, t
   assert code == 3 and "does not fit" in out and "try: " in out
 
 
+@pytest.mark.slow
 def test_match_finds_the_width_that_takes_the_dense_step_time_and_writes_what_train_runs(run, tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
   path = tmp_path / "matched.py"

@@ -84,6 +84,7 @@ def test_a_run_names_the_kinds_and_counts_what_they_choose_and_drop(run):
   assert choices and dropped
 
 
+@pytest.mark.slow
 def test_a_run_generates_and_is_scored(run):
   assert len(moejax.generate(run, ["def "], max_tokens=4)) == 1
   assert json.loads((run / "summary.json").read_text())["held_out/bits_per_byte"] > 0
@@ -124,6 +125,7 @@ def test_values_come_back_from_json(name):
   assert to_plain(from_plain(Experiment, plain)) == plain
 
 
+@pytest.mark.slow
 def test_another_process_reads_a_run_once_its_file_is_named(run):
   """A run directory alone imports nothing."""
   show = [sys.executable, "-m", "moejax", "show", str(run / "experiment.json")]

@@ -26,6 +26,7 @@ def elsewhere(tmp_path, monkeypatch):
   sys.modules.pop("evil_tasks", None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["tokenizer", "train", "validation"])
 @pytest.mark.parametrize("in_suite", [False, True])
 def test_a_module_that_only_a_file_names_is_not_imported(elsewhere, tiny_dense, tiny_suite, field, in_suite):

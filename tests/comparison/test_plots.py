@@ -134,6 +134,7 @@ def test_loss_curves_of_runs_that_just_began(comparison, metrics_of, points):
   assert loss_curves(from_json(comparison), {}) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layers", [1, 6, 16])
 def test_expert_load_has_a_panel_for_each_layer(comparison, metrics_of, layers):
   moe = {**comparison["members"][1], "pair": "dense_small"}

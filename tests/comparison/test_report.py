@@ -217,6 +217,7 @@ def test_what_training_warned_of_stands_in_the_report(comparison, write_comparis
   assert (directory / "report" / "routing_moe_small_8e.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_benchmarks_are_a_column_and_a_curve_each(comparison, write_comparison):
   comparison["members"], comparison["pairs"] = comparison["members"][:3], comparison["pairs"][:1]
   first, second, _ = comparison["members"]

@@ -164,6 +164,7 @@ def forward(experiment: Experiment) -> str:
 of_base = functools.cache(lambda what, name: what(BASES[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "path"), [(base, path) for base in PROGRAM for path in PROGRAM[base]])
 def test_another_value_is_another_program(base, path):
   other = changed(BASES[base], re.sub(r"\[\w+\]", "", path), PROGRAM[base][path])
@@ -181,6 +182,7 @@ def test_the_program_of_an_experiment_is_always_the_same(base):
 UNIFORM = DenseRouter()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("router", "fields"),
   [
@@ -350,11 +352,13 @@ def written(tmp_path_factory):
   return files(WRITING, tmp_path_factory.mktemp("run") / "run")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES)
 def test_another_value_is_another_set_of_files_and_lines(path, written, tmp_path):
   assert files(changed(WRITING, path, FILES[path]), tmp_path / "run") != written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", IF_SKIPPED)
 def test_another_value_does_something_else_if_steps_are_skipped(path, tmp_path):
   experiment, skipped = changed(WRITING, "training.anomalies", Anomalies(max_skipped=2)), (3, 4, 5)

@@ -201,6 +201,7 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
   return bytes(content)
 
 
+@pytest.mark.slow
 @EACH
 def test_whatever_happens_to_a_file_it_is_read_or_refused_in_one_line(tmp_path, kind):
   name, write, field = KINDS[kind]

@@ -46,6 +46,7 @@ def test_without_weights_an_epoch_has_every_window_of_every_stream_once(streams,
   assert rows[:40].tolist() != [0] * 40, "streams are shuffled together"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 2.0), (0.5, 0.3, 0.2), (7.0, 90.0, 3.0)])
 def test_weights_are_the_shares_of_any_stretch_of_rows(streams, data, weights):
   rows = sources(mixture_of(streams, weights), data, 100)

@@ -34,6 +34,7 @@ def graph_of(model):
   return nnx.split(nnx.eval_shape(lambda: Transformer(model, PARTITIONER, nnx.Rngs(params=0))))[0]
 
 
+@pytest.mark.slow
 def test_an_inference_model_equals_the_model_whose_capacity_drops_nothing_and_not_the_one_that_drops():
   abstract = inference_model(TRAINED, PARTITIONER)
   parameters = jax.jit(lambda: nnx.to_pure_dict(nnx.split(Transformer(TRAINED, PARTITIONER, nnx.Rngs(params=0)))[1]))()

@@ -54,6 +54,7 @@ FOUR = Mesh(data=2, model=4)
 """More devices along model than there are key/value heads."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("name", "mesh", "rules"),
   [

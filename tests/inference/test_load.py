@@ -32,6 +32,7 @@ def saved(tmp_path_factory):
   return directory, experiment, jax.device_get(state.parameters)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [Mesh(), Mesh(data=1), Mesh(data=2, expert=2, model=2)], ids=str)
 def test_parameters_are_those_that_were_saved_whatever_the_mesh(saved, mesh):
   directory, experiment, parameters = saved

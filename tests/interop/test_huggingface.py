@@ -35,6 +35,7 @@ def sparse(tmp_path_factory):
   return folder_of("mixtral", tmp_path_factory.mktemp("mixtral") / "hf")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(sparse, tmp_path):
   (sparse / "merges.txt").write_text("a b")
   experiment = moejax.import_model(sparse, tmp_path / "run", load_balance=0.02, fields={"mesh.expert": 4})

@@ -83,6 +83,7 @@ def test_rows_and_weights_may_differ_in_type_and_each_gradient_has_its_own(backe
   assert_equals_reference(x_RD, w_EDF, SIZES["uneven"], of_out_RF, backend)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize("rows, sizes", [(1, [0, 1, 0]), (7, [3, 0, 4]), (5, [5])])
 def test_fewer_rows_than_any_tile_and_dimensions_that_no_tile_divides(rows, sizes, backend):

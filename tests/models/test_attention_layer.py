@@ -34,6 +34,7 @@ def inputs():
   return x_BTD, Context(jnp.ones((B, T), jnp.int32), positions_BT, rotary_angles(positions_BT, 4, MODEL.rope_theta))
 
 
+@pytest.mark.slow
 def test_the_output_is_the_weighted_sum_of_every_experts_heads():
   layer = make()
   layer.w_router_DE[...] = 3.0 * layer.w_router_DE[...]
@@ -114,7 +115,8 @@ FOUR, TWO = Mesh(data=2, model=4), Mesh(data=2, expert=2, model=2)
   [
     ((8, 2), FOUR, tuple(RULES)),
     pytest.param((8, 2), TWO, tuple(RULES), marks=pytest.mark.slow),
-    ((12, 6), FOUR, tuple(RULES)),  # a device's three query heads have two key/value heads, one of them with others
+    # A device's three query heads have two key/value heads, one of them with others.
+    pytest.param((12, 6), FOUR, tuple(RULES), marks=pytest.mark.slow),
     *(
       pytest.param(heads, mesh, tuple(RULES)[:2], marks=pytest.mark.slow)
       for heads, mesh in (((8, 8), FOUR), ((8, 4), FOUR), ((4, 1), FOUR), ((12, 4), FOUR), ((12, 3), TWO))

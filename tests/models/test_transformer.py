@@ -71,7 +71,10 @@ def tokens(shape=(2, 12)):
   return jax.random.randint(jax.random.key(3), shape, 0, 29)
 
 
-@pytest.mark.parametrize("name", ["dense", "untied", "causal", "dropless", "ds_moe"])
+@pytest.mark.parametrize(
+  "name",
+  ["dense", "causal", *(pytest.param(name, marks=pytest.mark.slow) for name in ("untied", "dropless", "ds_moe"))],
+)
 def test_no_logit_depends_on_a_later_token(name):
   model, tokens_BT = MODELS[name], tokens()
   before = logits(model, tokens_BT)
@@ -106,9 +109,8 @@ def test_layers_follow_the_period_of_dense_and_sparse():
   assert [type(block.feed_forward).__name__ for block in blocks] == ["MLPLayer", "MoELayer"]
 
 
-@pytest.mark.parametrize(
-  "name", ["sparse", *(pytest.param(name, marks=pytest.mark.slow) for name in ("dropless", "ds_moe"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sparse", "dropless", "ds_moe"])
 def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(name):
   model = MODELS[name]
   if name != "sparse":  # of which every second layer is dense

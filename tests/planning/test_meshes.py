@@ -27,6 +27,7 @@ def test_meshes_use_every_device_once_and_span_the_slices():
     assert mesh.size == 128 and mesh.replica % 2 == 0 and 8 % mesh.expert == 0 and mesh.model <= 16
 
 
+@pytest.mark.slow
 def test_the_mesh_that_is_advised_is_accepted():
   """Whatever mesh, chips, slices and batch: an error names options that make it go away, or says that none do."""
   draw = random.Random(0)

@@ -40,6 +40,7 @@ def planned(experiment: Experiment, step_time_s: float | None, size: int) -> Pla
   )
 
 
+@pytest.mark.slow
 def test_candidates_tile_the_topology_and_are_what_their_options_make_of_the_experiment():
   experiment = listed("moe_6b4_64e")
   found = list(candidates(experiment, V5P))

@@ -177,6 +177,7 @@ def test_a_spike_is_a_loss_far_above_those_of_recent_steps():
     assert bool(is_accepted(anomalies, state, jnp.float32(loss), jnp.float32(1.0))) == accepted
 
 
+@pytest.mark.slow
 def test_with_spikes_watched_other_steps_keep_their_bits():
   experiment = tiny(False)
   watching = dataclasses.replace(

@@ -24,6 +24,7 @@ def test_the_bias_of_each_layer_rises_where_its_load_is_below_the_mean_and_falls
   assert all((leaf == 1.0).all() for leaf in jax.tree.leaves(updated) if leaf.shape == (3,))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("E", [7, 24, 48, 60, 96, 160])
 def test_loads_that_are_equal_move_no_bias_whatever_the_number_of_experts(E):
   each_L1 = jnp.array([[0], [1], [17], [1000], [2**23 + 1]], jnp.int32)

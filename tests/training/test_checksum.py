@@ -33,6 +33,7 @@ def of_type(dtype, seed=0):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_checksum_is_the_same_on_every_mesh(dtype):
   array = of_type(dtype)

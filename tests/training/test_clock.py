@@ -66,6 +66,7 @@ def test_without_a_known_peak_there_is_no_mfu_and_without_experts_no_dropped_par
   assert set(clock.lap(Work(5))) == {"step_time_s", "tokens_per_s"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "kept", [pytest.param(0.25, id="dropping"), pytest.param(1.0, id="roomy", marks=pytest.mark.slow)]
 )

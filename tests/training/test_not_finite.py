@@ -50,6 +50,7 @@ def strict(directory) -> list[dict]:
   return [json.loads(line, parse_constant=refuse) for line in lines]
 
 
+@pytest.mark.slow
 def test_a_learning_rate_that_is_too_high_is_told_and_a_new_directory_with_a_lower_one_trains(prepared, tmp_path):
   high = with_rate(prepared, 1e38)
   said = failure(run_of(prepared, tmp_path / "high", optimizer=high))

@@ -109,6 +109,7 @@ def test_a_receive_buffer_drops_what_is_beyond_its_factor_of_a_balanced_load(fac
   assert np.isfinite(losses).all() and dropped > 0
 
 
+@pytest.mark.slow
 def test_noise_is_the_same_on_every_mesh():
   def loss(mesh, router):
     moe = dataclasses.replace(tiny(True).model.moe, dispatch="dense", router=router)
@@ -125,6 +126,7 @@ def test_noise_is_the_same_on_every_mesh():
   assert loss(CUBE, noisy) == pytest.approx(on_one, rel=2e-5) != pytest.approx(loss(Mesh(data=1), Router()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_noise_differs_from_step_to_step_and_is_that_of_the_step():
   experiment = tiny(True)
 

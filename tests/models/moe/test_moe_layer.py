@@ -108,7 +108,10 @@ def test_every_router_with_a_capacity_equals_a_loop_over_tokens(router, dispatch
     assert dropped > 0.1
 
 
-@pytest.mark.parametrize("dispatch", ["einsum, by token", "grouped", "dense"])
+@pytest.mark.parametrize(
+  "dispatch",
+  ["grouped", *(pytest.param(dispatch, marks=pytest.mark.slow) for dispatch in ("einsum, by token", "dense"))],
+)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_outputs_of_every_router_with_every_dispatch_equal_a_loop_and_gradients_its_finite_differences(
   router, dispatch

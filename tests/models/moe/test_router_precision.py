@@ -82,6 +82,7 @@ def routed(logits_ME, router, biases, experts_per_token):
   return route(router, logits_ME[None, None], RouterContext(moe, valid_OUM, ONE_DEVICE, bias_E))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ROUTERS)
 def test_weights_and_gradients_equal_float64_for_logits_from_minus_200_to_200(name):
   biases, router = ROUTERS[name]
