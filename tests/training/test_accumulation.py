@@ -88,7 +88,6 @@ def check_equal(found, expected):
     np.testing.assert_allclose(metrics[name], value, rtol=5e-6, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("padding", PADDINGS)
 @pytest.mark.parametrize(
   ("case", "parts"),

@@ -206,7 +206,6 @@ def test_a_finished_run_trained_longer_follows_the_old_schedule_and_then_that_of
     train(run(5, told))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("remat", [pytest.param("dots", marks=pytest.mark.nightly), "layer_inputs"])
 def test_a_run_resumes_with_other_remat(tmp_path, corpus_and_data, remat):
   """What is recomputed rounds as what is kept, within a few units in the last place."""
