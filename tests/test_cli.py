@@ -483,8 +483,7 @@ def test_match_finds_the_width_that_takes_the_dense_step_time_and_writes_what_tr
   found = find_experiment(f"{path}:matched")
   assert found.model.moe and found.matchable == ("model.num_layers",)
   # The same time at a step time within a fifth, of a dense model of another size: its steps, not a budget of its own.
-  dense_steps = full_sequence_steps(find_experiment(NAMES["dense"]))
-  assert full_sequence_steps(found) == pytest.approx(dense_steps, rel=0.25)
+  assert full_sequence_steps(found) == pytest.approx(full_sequence_steps(find_experiment(NAMES["dense"])), rel=0.25)
 
 
 def test_train_trains_evaluates_and_leaves_its_files(places, tmp_path):
