@@ -85,7 +85,7 @@ MAX_OF_TRAINING_WITHOUT_INPUT = (123, 12_900)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 
-NOT_SOURCE = re.compile(r"\.git|\.venv.*|__pycache__|build|dist|.*\.egg-info|.*_cache")
+NOT_SOURCE = re.compile(r"\.git|\.hypothesis|\.venv.*|__pycache__|build|dist|.*\.egg-info|.*_cache")
 TEXT_SUFFIXES = (".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".cfg", ".html", ".css", ".js", "")
 
 
