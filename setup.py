@@ -39,6 +39,7 @@ setup(
     "numpy>=2.1",
     "pyyaml>=6.0",
     "rich>=14.0",
+    "scipy>=1.14",
     "tensorboardX>=2.6.2",
     "tyro>=1.0",
   ],

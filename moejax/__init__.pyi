@@ -1,4 +1,5 @@
 import pathlib
+from collections.abc import Sequence
 
 from moejax.api import compare as compare
 from moejax.api import evaluate as evaluate
@@ -13,6 +14,7 @@ from moejax.config.experiment import Experiment
 from moejax.planning.calibration import Calibrated
 from moejax.planning.plan import Plan
 from moejax.progress import Progress
+from moejax.scaling.ensemble import Fitted
 
 __version__: str
 FUNCTIONS: tuple[str, ...]
@@ -25,6 +27,7 @@ def plan(
   calibration: str | pathlib.Path | None = None,
   progress: Progress = ...,
 ) -> Plan: ...
+def fit(runs: Sequence[str], *, seed: int = 0, progress: Progress = ...) -> Fitted: ...
 def calibrate(file: str | pathlib.Path, *, progress: Progress = ...) -> Calibrated: ...
 def match(
   dense: Experiment,

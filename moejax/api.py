@@ -173,6 +173,24 @@ def calibrate(file: Directory, *, progress: Progress = SILENT) -> Any:
   return add_operations(pathlib.Path(file), chip, *time_operations(chip, progress))
 
 
+def fit(runs: Sequence[str], *, seed: int = 0, progress: Progress = SILENT) -> Any:
+  """Fits Chinchilla's law and the joint law of dense and MoE models to finished runs, and weighs published laws by the
+  runs. Returns a `moejax.scaling.ensemble.Fitted`.
+
+  Args:
+    runs: directories of finished runs or comparisons, or JSON files with a list of runs.
+    seed: seed of the bootstrap.
+    progress: receives progress reports.
+
+  Raises:
+    UserError: If there are too few runs, or they were scored on different text.
+  """
+  from moejax.scaling.ensemble import fit_ensemble
+  from moejax.scaling.finished_runs import read_runs
+
+  return fit_ensemble(read_runs([pathlib.Path(run) for run in runs]), seed, progress=progress)
+
+
 def evaluate(
   run: Directory,
   tasks: Sequence[str] = (),

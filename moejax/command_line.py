@@ -30,6 +30,7 @@ COMMANDS = {
     "match",
     "Find the MoE model with the step time of a dense model on a TPU or GPU topology. No accelerator is needed.",
   ),
+  "fit": ("fit", "Fit scaling laws to finished runs, and weigh published laws by them."),
   "calibrate": ("calibrate", "Measure the speed of an accelerator of this machine, to calibrate plans."),
   "report": ("report", "Regenerate the report of a comparison."),
 }
@@ -58,7 +59,7 @@ After an interruption (Ctrl-C, or even kill -9), run the same command again. It 
 NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an existing run"
 
 
-WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "calibrate", "report")
+WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "calibrate", "report", "fit")
 """Commands without an experiment."""
 
 

@@ -52,7 +52,7 @@ FLOORS = (
   ("moejax.data",),
   ("moejax.training",),
   ("moejax.inference", "moejax.interop"),
-  ("moejax.evaluation", "moejax.planning"),
+  ("moejax.evaluation", "moejax.planning", "moejax.scaling"),
   ("moejax.comparison",),
   ("moejax.api",),
   ("moejax.python_calls",),
@@ -79,9 +79,9 @@ MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 152
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 some are what published families of models differ in, each named with its family."""
-MAX_OF_TRAINING = (160, 17_100)
+MAX_OF_TRAINING = (160, 17_200)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (123, 12_900)
+MAX_OF_TRAINING_WITHOUT_INPUT = (123, 13_000)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

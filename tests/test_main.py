@@ -28,6 +28,7 @@ FILES = {
   "plan --search --html": ["plan", DENSE, "--topology", "cpu:8", "--search", "--html"],
   "plan --calibration": ["plan", DENSE, "--topology", "cpu:8", "--against", "1", "--calibration"],
   "calibrate": ["calibrate", "--out"],
+  "fit --json": ["fit", "{tmp}/file.txt", "--json"],
   "match": ["match", DENSE, SPARSE, "--topology", "cpu:8", "--out"],
 }
 PLACES = {

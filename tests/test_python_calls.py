@@ -26,7 +26,7 @@ def good(tmp_path, monkeypatch) -> dict[str, Any]:
   small, sparse, suite = map(moejax.find, ("quick_small", "quick_small_8e", "quickstart"))
   return {
     "experiment": small, "configuration": small, "dense": small, "moe": sparse, "suite": suite, "name": "quick_small",
-    "directory": "a", "run": "a", "folder": "a", "file": "a", "topology": "cpu:1", "prompts": ["a"],
+    "directory": "a", "run": "a", "folder": "a", "file": "a", "topology": "cpu:1", "prompts": ["a"], "runs": ["a"],
   }  # fmt: skip
 
 
