@@ -18,6 +18,7 @@ from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.activations import activate
 from moejax.models.moe.exchange import exchange, plan_transfers
 from moejax.models.moe.experts import NAMES, Experts, Weights
+from moejax.models.moe.few_tokens import FEW, visit_experts
 from moejax.models.moe.routing import TOKENS, Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
 from moejax.models.products import Operand
@@ -71,7 +72,7 @@ def _local(
 ) -> tuple[jax.Array, jax.Array]:
   """For a device that has all experts: no row leaves it."""
   x_mD = partitioner.gather(x_md, "act_embed", 1)
-  out_mD = _own_experts(x_mD, experts_mA, weights_mA, chosen_mA, weights)
+  out_mD = _own_experts(x_mD, experts_mA, weights_mA, chosen_mA, weights, partitioner)
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
 
 
@@ -88,7 +89,8 @@ def _by_all_gather(
   e = len(weights["up"].value)
   x_MD = partitioner.gather(partitioner.gather(x_md, "act_embed", 1), "experts", 0)
   experts_MA, weights_MA, chosen_MA = (partitioner.gather(x, "experts", 0) for x in (experts_mA, weights_mA, chosen_mA))
-  out_MD = _own_experts(x_MD, experts_MA - partitioner.index("experts") * e, weights_MA, chosen_MA, weights)
+  own_MA = experts_MA - partitioner.index("experts") * e
+  out_MD = _own_experts(x_MD, own_MA, weights_MA, chosen_MA, weights, partitioner)
   out_mD = partitioner.sum_to_shards(out_MD, "experts", 0)
   return _summed(out_mD, partitioner), jnp.zeros((), jnp.int32)
 
@@ -124,10 +126,22 @@ def _by_all_to_all(
 
 
 def _own_experts(
-  x_MD: jax.Array, experts_MA: jax.Array, weights_MA: jax.Array, chosen_MA: jax.Array, weights: Weights
+  x_MD: jax.Array,
+  experts_MA: jax.Array,
+  weights_MA: jax.Array,
+  chosen_MA: jax.Array,
+  weights: Weights,
+  partitioner: Partitioner,
 ) -> jax.Array:
   """Returns the summed outputs of these e experts, numbered from 0, in float32. Choices of other experts add
   nothing."""
+  few = partitioner.platform == "cpu" and len(x_MD) <= FEW
+  return (_of_few_tokens if few else _by_rows)(x_MD, experts_MA, weights_MA, chosen_MA, weights)
+
+
+def _by_rows(
+  x_MD: jax.Array, experts_MA: jax.Array, weights_MA: jax.Array, chosen_MA: jax.Array, weights: Weights
+) -> jax.Array:
   e = len(weights["up"].value)
   M, A = experts_MA.shape
   with jax.named_scope("dispatch"):
@@ -136,6 +150,10 @@ def _own_experts(
   out_RD = _feed_forward(rows_RD, order.sizes_E, weights)
   with jax.named_scope("combine"):
     return combine_rows(out_RD, weights_MA, order)
+
+
+_of_few_tokens = jax.custom_vjp(visit_experts)
+_of_few_tokens.defvjp(lambda *arrays: jax.vjp(_by_rows, *arrays), lambda pullback, of_out_MD: pullback(of_out_MD))
 
 
 def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> jax.Array:

@@ -1,0 +1,50 @@
+"""The experts of few tokens on CPU, as in decoding: one loop over the experts that any token chose.
+
+Each of these experts is applied to all tokens, since reading its matrices takes longer than the products. Sorting the
+rows, and a product for the rows of each expert, would take longer (`tests/benchmarks/decode.py`).
+
+M tokens  A experts per token  D embed  F hidden  E experts
+"""
+
+import jax
+import jax.numpy as jnp
+
+from moejax.models.activations import activate
+from moejax.models.moe.experts import Weights
+
+FEW = 32
+"""Maximum number of tokens. With more, products take longer than reading the matrices."""
+
+
+def visit_experts(
+  x_MD: jax.Array, experts_MA: jax.Array, weights_MA: jax.Array, chosen_MA: jax.Array, weights: Weights
+) -> jax.Array:
+  """Returns the weighted sum of the experts of each token, out_MD in float32. Has no gradient.
+
+  Args:
+    x_MD: the tokens.
+    experts_MA: the chosen experts. Those outside 0 to E - 1 add nothing.
+    weights_MA: the weight of each choice, float32.
+    chosen_MA: False makes a choice void.
+    weights: the matrices of the E experts.
+  """
+  E = len(weights["up"].value)
+  is_expert_MAE = (experts_MA[..., None] == jnp.arange(E)[None, None]) & chosen_MA[..., None]
+  weights_ME = jnp.sum(jnp.where(is_expert_MAE, weights_MA[..., None], 0.0), axis=1)
+  takes_ME = jnp.any(is_expert_MAE, axis=1)
+  used_E = jnp.any(takes_ME, axis=0)
+  experts_E = jnp.argsort(~used_E, stable=True)
+  x_MD = x_MD.astype(jnp.float32)
+
+  def visit(i: jax.Array, out_MD: jax.Array) -> jax.Array:
+    e = experts_E[i]
+    matrix = {
+      name: jax.lax.dynamic_index_in_dim(weight.value, e, keepdims=False).astype(jnp.float32)
+      for name, weight in weights.items()
+    }
+    gate_MF = x_MD @ matrix["gate"] if "gate" in matrix else None
+    hidden_MF = activate(gate_MF, x_MD @ matrix["up"]) * weights_ME[:, e, None]
+    # Not a product with 0: the output of an expert that the token did not choose may be infinite.
+    return out_MD + jnp.where(takes_ME[:, e, None], hidden_MF, 0.0) @ matrix["down"]
+
+  return jax.lax.fori_loop(0, jnp.sum(used_E), visit, jnp.zeros(x_MD.shape, jnp.float32))
