@@ -1,5 +1,6 @@
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from moejax.api import compare as compare
 from moejax.api import evaluate as evaluate
@@ -11,6 +12,7 @@ from moejax.api import replace as replace
 from moejax.api import train as train
 from moejax.comparison.pod_match import PodMatch
 from moejax.config.experiment import Experiment
+from moejax.decision.decide import Decision
 from moejax.planning.calibration import Calibrated
 from moejax.planning.plan import Plan
 from moejax.progress import Progress
@@ -27,6 +29,21 @@ def plan(
   calibration: str | pathlib.Path | None = None,
   progress: Progress = ...,
 ) -> Plan: ...
+def decide(
+  experiments: Sequence[Experiment],
+  topology: str,
+  *,
+  days: float | None = None,
+  money: float | None = None,
+  price_per_chip_hour: float | None = None,
+  space: Mapping[str, Any] | None = None,
+  runs: Sequence[str] = (),
+  compile: bool = False,
+  seed: int = 0,
+  slices: int = 1,
+  calibration: str | pathlib.Path | None = None,
+  progress: Progress = ...,
+) -> Decision: ...
 def fit(runs: Sequence[str], *, seed: int = 0, progress: Progress = ...) -> Fitted: ...
 def calibrate(file: str | pathlib.Path, *, progress: Progress = ...) -> Calibrated: ...
 def match(

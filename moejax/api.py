@@ -191,6 +191,54 @@ def fit(runs: Sequence[str], *, seed: int = 0, progress: Progress = SILENT) -> A
   return fit_ensemble(read_runs([pathlib.Path(run) for run in runs]), seed, progress=progress)
 
 
+def decide(
+  experiments: Sequence[Experiment],
+  topology: str,
+  *,
+  days: float | None = None,
+  money: float | None = None,
+  price_per_chip_hour: float | None = None,
+  space: Mapping[str, Any] | None = None,
+  runs: Sequence[str] = (),
+  compile: bool = False,
+  seed: int = 0,
+  slices: int = 1,
+  calibration: Directory | None = None,
+  progress: Progress = SILENT,
+) -> Any:
+  """Decides between dense and MoE models for a topology and a budget. Returns a `moejax.decision.decide.Decision`.
+
+  Args:
+    experiments: at least one dense and one MoE experiment, which are varied over the search space.
+    topology: topology such as `v5p:4x8x8`.
+    days: days of training. Give either this or `money`.
+    money: the price of training.
+    price_per_chip_hour: price in any currency.
+    space: values by the names of the fields of `moejax.decision.search_space.Space`, such as `{"experts": [16, 64]}`.
+    runs: finished runs to fit laws to, as for `fit`.
+    compile: whether to compile the best models. Otherwise, step times are by formula.
+    seed: seed of the simulation.
+    slices: number of slices.
+    calibration: file of measured step times (see `calibrate`).
+    progress: receives progress reports.
+
+  Raises:
+    UserError: If no dense or no MoE variant fits on the topology, or an argument is not valid.
+  """
+  for experiment in experiments:
+    _check_functions(experiment)
+  described = described_topology(topology, slices, calibration)
+  from moejax.decision.decide import decide as find_best
+  from moejax.decision.decide import make_budget
+  from moejax.decision.search_space import make_space
+
+  budget, searched = make_budget(described, days, money, price_per_chip_hour), make_space(space or {})
+  fitted = fit(runs, seed=seed, progress=progress) if runs else None
+  return find_best(
+    experiments, described, budget, searched, fitted=fitted, compile=compile, seed=seed, progress=progress
+  )
+
+
 def evaluate(
   run: Directory,
   tasks: Sequence[str] = (),

@@ -30,6 +30,10 @@ COMMANDS = {
     "match",
     "Find the MoE model with the step time of a dense model on a TPU or GPU topology. No accelerator is needed.",
   ),
+  "decide": (
+    "decide",
+    "Decide between dense and MoE models for a topology and a budget, with the probability. No accelerator is needed.",
+  ),
   "fit": ("fit", "Fit scaling laws to finished runs, and weigh published laws by them."),
   "calibrate": ("calibrate", "Measure the speed of an accelerator of this machine, to calibrate plans."),
   "report": ("report", "Regenerate the report of a comparison."),

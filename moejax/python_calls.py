@@ -38,6 +38,10 @@ KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     lambda value: isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
     "a list of strings, such as ['a']",
   ),
+  Sequence[Experiment]: (
+    lambda value: isinstance(value, list | tuple) and all(isinstance(item, Experiment) for item in value),
+    "a list of experiments, such as [moejax.find('quick_small')]",
+  ),
   Mapping: (
     lambda value: isinstance(value, Mapping) and all(isinstance(item, str) for item in value),
     "a dictionary by dotted paths, such as {'training.steps': 8}",
@@ -119,4 +123,4 @@ def _options(hint: Any) -> list[Any]:
     parts = typing.get_args(hint)
     # A path is checked as a whole.
     return [key for part in parts if not (part is str and pathlib.Path in parts) for key in _options(part)]
-  return [typing.get_origin(hint) or hint]
+  return [hint if hint in KINDS else typing.get_origin(hint) or hint]

@@ -53,7 +53,7 @@ FLOORS = (
   ("moejax.training",),
   ("moejax.inference", "moejax.interop"),
   ("moejax.evaluation", "moejax.planning", "moejax.scaling"),
-  ("moejax.comparison",),
+  ("moejax.comparison", "moejax.decision"),
   ("moejax.api",),
   ("moejax.python_calls",),
   ("moejax.verb_arguments",),

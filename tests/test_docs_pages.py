@@ -51,7 +51,7 @@ def my_moe(tmp_path_factory) -> Iterator[Experiment]:
 
 
 def test_every_python_snippet_runs_and_its_experiments_place_every_tensor(monkeypatch, my_moe):
-  for name in ("train", "compare", "evaluate", "generate", "plan", "match"):  # which take minutes
+  for name in ("train", "compare", "evaluate", "generate", "plan", "match", "decide"):  # which take minutes
     monkeypatch.setattr(moejax, name, mock.create_autospec(getattr(moejax, name)))
   made = []
   documents: dict[str, dict] = {}
@@ -77,6 +77,8 @@ def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
   known, overrides = make_parser(arguments[0]).parse_known_args(arguments)
   if known.command in ("data", "tokenizer", "report", "list", "calibrate", "export", "fit"):
     assert not overrides
+  elif known.command == "decide":
+    assert {lookup.find_experiment(name).model.moe is None for name in known.names} == {True, False} and not overrides
   elif known.command == "match":
     override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
   elif known.command in ("evaluate", "generate", "sparsity", "import", "upcycle") or known.name.startswith("/tmp/"):

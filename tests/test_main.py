@@ -28,6 +28,7 @@ FILES = {
   "plan --search --html": ["plan", DENSE, "--topology", "cpu:8", "--search", "--html"],
   "plan --calibration": ["plan", DENSE, "--topology", "cpu:8", "--against", "1", "--calibration"],
   "calibrate": ["calibrate", "--out"],
+  "decide --json": ["decide", DENSE, SPARSE, "--topology", "cpu:8", "--days", "1", "--json"],
   "fit --json": ["fit", "{tmp}/file.txt", "--json"],
   "match": ["match", DENSE, SPARSE, "--topology", "cpu:8", "--out"],
 }

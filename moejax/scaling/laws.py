@@ -49,12 +49,12 @@ class Law:
   """A warning to show with every result of this law."""
 
   def outside(self, shape: Shape, tokens: float) -> dict[str, float]:
-    """The factor by which each quantity lies outside the range, for those that do."""
+    """The factor by which each quantity lies outside the range, for those that do by more than 1 %."""
     found = {}
     for name, value in quantities(shape, tokens).items():
       low, high = self.ranges.get(name, (0.0, math.inf))
       factor = max(low / value, value / high)
-      if factor > 1.0 + 1e-9:
+      if factor > 1.01:
         found[name] = factor
     return found
 
