@@ -46,10 +46,10 @@ class Generator:
     check_batch_size(model, batch_size)
     choose = functools.partial(sample, sampling=sampling, vocab_size=vocab_size)
     rows, cache = row_sharding(model, batch_size), cache_shardings(model, batch_size)
-    self._rows = rows
-    everywhere = model.partitioner.replicated
+    batch, everywhere = model.partitioner.batch, model.partitioner.replicated
+    self._rows, self._everywhere = rows, everywhere
 
-    def step(
+    def prefill(
       parameters: Parameters, cache: Cache, tokens_BT: jax.Array, counts_B: jax.Array, last_B: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Cache]:
       """Returns the next token of each row. A row without new tokens keeps its last token."""
@@ -58,13 +58,16 @@ class Generator:
       x_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
       return jnp.where(counts_B > 0, choose(_logits(transformer, x_BD), key), last_B), cache
 
+    def decode(
+      parameters: Parameters, cache: Cache, last_B: jax.Array, active_B: jax.Array, key: jax.Array, step: jax.Array
+    ) -> tuple[jax.Array, Cache]:
+      """Returns the token after `last_B` of each active row. The others keep their last token."""
+      return prefill(parameters, cache, last_B[:, None], active_B, last_B, jax.random.fold_in(key, step))
+
     self._empty = jax.jit(functools.partial(empty_cache, model, batch_size), static_argnums=0, out_shardings=cache)
-    self._step = jax.jit(
-      step,
-      in_shardings=(model.shardings, cache, model.partitioner.batch, rows, rows, everywhere),
-      out_shardings=(everywhere, cache),
-      donate_argnums=1,
-    )
+    program = functools.partial(jax.jit, out_shardings=(everywhere, cache), donate_argnums=1)
+    self._prefill = program(prefill, in_shardings=(model.shardings, cache, batch, rows, everywhere, everywhere))
+    self._decode = program(decode, in_shardings=(model.shardings, cache, everywhere, rows, everywhere, everywhere))
 
   def generate(
     self,
@@ -95,40 +98,30 @@ class Generator:
     longest, most = max(len(row.prompt) for row in rows), max(row.limit for row in rows)
     chunks = _chunks(longest)
     cache = self._empty(bucket(sum(chunks) + most))
-    token_B, begin = np.zeros(self._batch_size, np.int32), 0
+    token_B, begin = to_devices(np.zeros(self._batch_size, np.int32), self._everywhere), 0
     for length in chunks:
       tokens_BT = np.zeros((self._batch_size, length), np.int32)
       counts_B = np.zeros(self._batch_size, np.int32)
       for b, row in enumerate(rows):
         part = row.prompt[begin : begin + length]
         tokens_BT[b, : len(part)], counts_B[b] = part, len(part)
-      token_B, cache = self._next(parameters, cache, tokens_BT, counts_B, token_B, key)
+      chunk = (to_devices(tokens_BT, self._model.partitioner.batch), to_devices(counts_B, self._rows))
+      token_B, cache = self._prefill(parameters, cache, *chunk, token_B, key)
       begin += length
-    active_B = np.zeros(self._batch_size, np.int32)
-    active_B[: len(rows)] = [row.take(int(token)) for row, token in zip(rows, token_B, strict=False)]
-    for step in range(1, most):
-      if not active_B.any():
+    active = np.arange(self._batch_size) < len(rows)
+    # The tokens stay on the devices as the input of the next step. They are copied from them, to be seen, and nothing
+    # is copied to them until a row ends.
+    for step in range(1, most + 1):
+      before = active.copy()
+      for b, token in enumerate(np.asarray(token_B)):
+        if active[b]:
+          active[b] = rows[b].take(int(token))
+      if not active.any():
         break
-      of_step = jax.random.fold_in(key, step)
-      token_B, cache = self._next(parameters, cache, token_B[:, None], active_B, token_B, of_step)
-      for b, row in enumerate(rows):
-        if active_B[b]:
-          active_B[b] = row.take(int(token_B[b]))
+      if step == 1 or (active != before).any():
+        active_B = to_devices(active.astype(np.int32), self._rows)
+      token_B, cache = self._decode(parameters, cache, token_B, active_B, key, np.int32(step))
     yield from ((row.index, row.continuation) for row in rows)
-
-  def _next(
-    self,
-    parameters: Parameters,
-    cache: Cache,
-    tokens_BT: np.ndarray,
-    counts_B: np.ndarray,
-    last_B: np.ndarray,
-    key: jax.Array,
-  ) -> tuple[np.ndarray, Cache]:
-    batch, rows = self._model.partitioner.batch, self._rows
-    arrays = [to_devices(x, place) for x, place in ((tokens_BT, batch), (counts_B, rows), (last_B, rows))]
-    token_B, cache = self._step(parameters, cache, *arrays, key)
-    return np.asarray(token_B), cache
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 Both have random weights and generate greedily; the models take turns. `decode` is the time of one new token after the
 prompt, `whole` includes the prompt.
 
-    python tests/benchmarks/ds_moe_decode.py [--top-k 2 4] [--batch 1 16] [--prompt 128] [--new 128] [--rounds 5]
+    python tests/benchmarks/ds_moe_decode.py [--top-k 3 4] [--batch 1 16] [--prompt 128] [--new 128] [--rounds 5]
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   for name, default in (("prompt", 128), ("new", 128), ("rounds", 5), ("layers", DENSE.num_layers)):
     parser.add_argument(f"--{name}", type=int, default=default)
-  parser.add_argument("--top-k", type=int, nargs="+", default=[2, 4])
+  parser.add_argument("--top-k", type=int, nargs="+", default=[3])
   parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
   parser.add_argument("--loops", choices=("scanned", "unrolled"), default="unrolled")
   known = parser.parse_args()

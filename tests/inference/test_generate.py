@@ -134,11 +134,16 @@ def test_the_cache_is_donated_and_no_length_of_a_prompt_compiles_another_program
   generator = Generator(model, 4, 40)
   for length in range(1, 25):
     list(generator.generate(parameters, [[3] * length, [1]], [never] * 2, max_new=2))
-  assert generator._step._cache_size() == 2 * 2  # 16 tokens or 1 with 24 slots, 24 tokens or 1 with 32 slots
-  cache = generator._empty(24)
-  arrays = (np.ones((4, 1), np.int32), np.ones(4, np.int32), np.ones(4, np.int32))
-  generator._step(parameters, cache, *arrays, jax.random.key(0))
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.layers))
+  # 16 tokens with 24 slots, 24 tokens with 32 slots
+  assert generator._prefill._cache_size() == generator._decode._cache_size() == 2
+  ones_B, key = np.ones(4, np.int32), jax.random.key(0)
+  for program, arrays in (
+    (generator._prefill, (np.ones((4, 16), np.int32), ones_B, ones_B, key)),
+    (generator._decode, (ones_B, ones_B, key, np.int32(1))),
+  ):
+    cache = generator._empty(24)
+    program(parameters, cache, *arrays)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(cache.layers))
 
 
 def test_a_prompt_in_chunks_has_the_continuation_of_one_that_is_computed_at_once(monkeypatch):
