@@ -1,8 +1,8 @@
 """moejax compares dense and mixture-of-experts language models at equal step time.
 
 The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `calibrate`,
-`decide`, `fit`, `evaluate`, `generate`, `import_model` and `export_model` (`moejax/api.py`). Importing this package is
-fast: JAX is imported by the functions that need it.
+`decide`, `check_claim`, `fit`, `evaluate`, `generate`, `import_model` and `export_model` (`moejax/api.py`). Importing
+this package is fast: JAX is imported by the functions that need it.
 """
 
 import importlib
@@ -11,8 +11,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 FUNCTIONS = (
-  "calibrate", "compare", "decide", "evaluate", "export_model", "find", "fit", "generate", "import_model", "match",
-  "plan", "replace", "train",
+  "calibrate", "check_claim", "compare", "decide", "evaluate", "export_model", "find", "fit", "generate",
+  "import_model", "match", "plan", "replace", "train",
 )  # fmt: skip
 
 

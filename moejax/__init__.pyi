@@ -13,6 +13,7 @@ from moejax.api import train as train
 from moejax.comparison.pod_match import PodMatch
 from moejax.config.experiment import Experiment
 from moejax.decision.decide import Decision
+from moejax.decision.published_claim import CheckedClaim
 from moejax.planning.calibration import Calibrated
 from moejax.planning.plan import Plan
 from moejax.progress import Progress
@@ -44,6 +45,9 @@ def decide(
   calibration: str | pathlib.Path | None = None,
   progress: Progress = ...,
 ) -> Decision: ...
+def check_claim(
+  file: str | pathlib.Path, topology: str | None = None, *, slices: int = 1, seed: int = 0
+) -> CheckedClaim: ...
 def fit(runs: Sequence[str], *, seed: int = 0, progress: Progress = ...) -> Fitted: ...
 def calibrate(file: str | pathlib.Path, *, progress: Progress = ...) -> Calibrated: ...
 def match(

@@ -239,6 +239,21 @@ def decide(
   )
 
 
+def check_claim(file: Directory, topology: str | None = None, *, slices: int = 1, seed: int = 0) -> Any:
+  """Restates a published claim about dense and MoE models, in a JSON file, at equal step time. Returns a
+  `moejax.decision.published_claim.CheckedClaim`.
+
+  `topology` is the topology of the step times. If None, they are those of the claim.
+
+  Raises:
+    UserError: If the file is not a valid claim.
+  """
+  described = None if topology is None else described_topology(topology, slices)
+  from moejax.decision.published_claim import check_claim as restate
+
+  return restate(pathlib.Path(file), described, seed)
+
+
 def evaluate(
   run: Directory,
   tasks: Sequence[str] = (),

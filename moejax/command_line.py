@@ -34,6 +34,7 @@ COMMANDS = {
     "decide",
     "Decide between dense and MoE models for a topology and a budget, with the probability. No accelerator is needed.",
   ),
+  "check-claim": ("check_claim", "Restate a published claim about dense and MoE models at equal step time."),
   "fit": ("fit", "Fit scaling laws to finished runs, and weigh published laws by them."),
   "calibrate": ("calibrate", "Measure the speed of an accelerator of this machine, to calibrate plans."),
   "report": ("report", "Regenerate the report of a comparison."),
@@ -63,7 +64,7 @@ After an interruption (Ctrl-C, or even kill -9), run the same command again. It 
 NAME = "a listed name, FILE.py:FUNCTION, or RUN/experiment.json of an existing run"
 
 
-WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "calibrate", "report", "fit")
+WITHOUT_EXPERIMENT = ("list", "data", "tokenizer", "calibrate", "report", "fit", "check-claim")
 """Commands without an experiment."""
 
 

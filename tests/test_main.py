@@ -29,6 +29,7 @@ FILES = {
   "plan --calibration": ["plan", DENSE, "--topology", "cpu:8", "--against", "1", "--calibration"],
   "calibrate": ["calibrate", "--out"],
   "decide --json": ["decide", DENSE, SPARSE, "--topology", "cpu:8", "--days", "1", "--json"],
+  "check-claim --json": ["check-claim", "{tmp}/file.txt", "--json"],
   "fit --json": ["fit", "{tmp}/file.txt", "--json"],
   "match": ["match", DENSE, SPARSE, "--topology", "cpu:8", "--out"],
 }

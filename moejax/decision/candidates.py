@@ -102,17 +102,17 @@ def find_candidates(
   progress.stage("timing the candidates by formula")
   for experiment in experiments:
     for name, varied in variants(experiment, space):
-      placed = varied if isinstance(varied, UserError) else _placed(varied, topology)
-      if isinstance(placed, UserError):
-        reasons[experiment.model.moe is None] = str(placed)
-        progress.note(f"{name} is skipped: {placed}")
+      layout = varied if isinstance(varied, UserError) else placed(varied, topology)
+      if isinstance(layout, UserError):
+        reasons[experiment.model.moe is None] = str(layout)
+        progress.note(f"{name} is skipped: {layout}")
         continue
       for precision, speedup in speedups.items():
-        estimated = estimate(placed, topology, speedup=speedup)
+        estimated = estimate(layout, topology, speedup=speedup)
         label = name if len(speedups) == 1 else f"{name}, {precision}"
         found.append(
           Candidate(
-            name=label, experiment=placed, precision=precision, step_time_s=estimated.step_time_s, source="formula",
+            name=label, experiment=layout, precision=precision, step_time_s=estimated.step_time_s, source="formula",
             memory_bytes=estimated.memory_bytes,
           )
         )  # fmt: skip
@@ -122,7 +122,7 @@ def find_candidates(
   return found
 
 
-def _placed(experiment: Experiment, topology: Topology) -> Experiment | UserError:
+def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError:
   """The experiment with its own layout or, if that does not fit by formula, the fastest layout that does: on the same
   mesh, or else on any."""
   own: list[Experiment] = []

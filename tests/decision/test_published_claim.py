@@ -1,0 +1,90 @@
+"""Published claims are restated at equal step time, and mistakes in their files are one line."""
+
+import json
+import pathlib
+
+import pytest
+
+from moejax import cli
+from moejax.decision.published_claim import check_claim
+from moejax.errors import UserError
+from moejax.planning.topology import parse_topology
+
+CLAIMS = pathlib.Path(__file__).parents[2] / "docs" / "claims"
+
+
+def test_marins_claim_of_4_times_less_compute_is_about_1_and_a_half_times_less_time():
+  checked = check_claim(CLAIMS / "marin.json", None)
+  assert [meeting.moe for meeting in checked.meetings] == ["moe d512", "moe d768"]
+  for meeting in checked.meetings:
+    assert 4.0 < meeting.flops_ratio < 4.5 and 1.44 < meeting.time_ratio < 1.61
+  assert checked.published_gap == pytest.approx(0.343) and 0 < checked.gap[1] < checked.published_gap
+
+
+def test_olmoe_becomes_better_than_the_dense_model_when_marin_measured_it():
+  """github.com/marin-community/marin/issues/1183: after about 20 hours on a v5e-128."""
+  checked = check_claim(CLAIMS / "olmoe.json", parse_topology("v5e:8x16"))
+  assert checked.break_even_s is not None and 20 / 2.5 < checked.break_even_s / 3600 < 20 * 2.5
+  dense, sparse = checked.dense[0].timed, checked.sparse[0].timed
+  assert dense.shape.active == pytest.approx(1.2e9, rel=0.1) and sparse.shape.total == pytest.approx(6.9e9, rel=0.02)
+  assert sparse.shape.expansion == pytest.approx(8) and sparse.seconds_per_token > 1.5 * dense.seconds_per_token
+
+
+def test_a_claim_at_equal_tokens_turns_at_equal_time_if_the_moe_is_faster():
+  checked = check_claim(CLAIMS / "ds_moe.json", parse_topology("gpu:h100:32"))
+  assert checked.published_gap and checked.published_gap < 0 < checked.gap[1]
+  assert checked.sparse[0].seconds < 0.7 * checked.dense[0].seconds
+
+
+def test_the_published_gap_is_kept_exactly_where_both_took_the_same_time(tmp_path):
+  run = {"active_parameters": 1e9, "total_parameters": 1e9, "tokens": 2e10, "seconds": 1000}
+  moe = run | {"total_parameters": 5e9, "expansion": 8, "loss": 2.4}
+  path = tmp_path / "claim.json"
+  path.write_text(json.dumps({"claim": "c", "source": "s", "dense": run | {"loss": 2.5}, "moe": moe}))
+  checked = check_claim(path, None)
+  assert checked.gap[1] == pytest.approx(0.1, abs=0.01) and checked.published_gap == pytest.approx(0.1)
+
+
+RUN = {"active_parameters": 1e9, "total_parameters": 1e9, "tokens": 2e10, "seconds": 1000}
+MOE = RUN | {"total_parameters": 5e9, "expansion": 8}
+GOOD = {"claim": "c", "source": "s", "dense": RUN, "moe": MOE}
+
+
+@pytest.mark.parametrize(
+  ("content", "said"),
+  [
+    ([], "does not contain an object"),
+    ({"claim": "c"}, "key 'dense' is missing or unknown"),
+    (GOOD | {"more": 1}, "key 'more' is missing or unknown"),
+    (GOOD | {"claim": 3}, "claim=3 is not text"),
+    (GOOD | {"dense": []}, "dense is not an object or a list"),
+    (GOOD | {"dense": RUN | {"token": 1}}, "unknown key 'token'"),
+    (GOOD | {"dense": RUN | {"tokens": -1}}, "tokens=-1 is not a number above 0"),
+    (GOOD | {"dense": {"tokens": 1e9}}, "has no 'active_parameters'"),
+    (GOOD | {"dense": {k: v for k, v in RUN.items() if k != "seconds"}}, "has neither 'seconds' nor 'mfu'"),
+    (GOOD | {"dense": {"experiment": "dense_6b", "tokens": 1e9}}, "did you mean dense_6b4"),
+    (GOOD | {"dense": {"experiment": "dense_6b4", "fields": {"model.layer": 1}, "tokens": 1e9}}, "no field 'layer'"),
+    (GOOD | {"moe": RUN}, "above 1 for MoE runs"),
+  ],
+)
+def test_mistakes_in_a_claim_are_one_line(content, said, tmp_path):
+  path = tmp_path / "claim.json"
+  path.write_text(json.dumps(content))
+  with pytest.raises(UserError, match=said) as error:
+    check_claim(path, None)
+  assert "claim.json" in str(error.value)
+
+
+def test_a_topology_needs_experiments(tmp_path):
+  path = tmp_path / "claim.json"
+  path.write_text(json.dumps(GOOD))
+  with pytest.raises(UserError, match="has no experiment, so that its step time on v5p:4x8x8 is not known"):
+    check_claim(path, parse_topology("v5p:4x8x8"))
+
+
+def test_the_command_prints_the_restatement_and_writes_it(tmp_path, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    cli.main(["check-claim", str(CLAIMS / "marin.json"), "--json", f"{tmp_path}/claim.json"])
+  assert stopped.value.code == 0
+  stored, out = json.loads((tmp_path / "claim.json").read_text()), capsys.readouterr().out
+  assert all(sentence in out for sentence in stored["sentences"]) and len(stored["runs"]) == 8
