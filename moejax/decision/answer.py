@@ -25,8 +25,8 @@ def sentences(decision: Decision) -> list[str]:
   """What the answer rests on, what would change it, and what it costs."""
   low, middle, high = decision.gap
   found = [
-    f"the loss of the MoE is {middle:+.3f} nats per token below that of the dense model "
-    f"(80 % interval {low:+.3f} to {high:+.3f})",
+    f"the loss of the MoE is {abs(middle):.3f} nats per token {'below' if middle > 0 else 'above'} that of the dense "
+    f"model (80 % interval of the gap {low:+.3f} to {high:+.3f})",
     _speedup(decision),
     _break_even(decision),
     _turning(decision),
@@ -79,8 +79,8 @@ def _serving(decision: Decision) -> str:
   ratio = sparse.device_seconds_per_token / dense.device_seconds_per_token
   text = (
     f"serving {SEQUENCES} sequences at a time, the MoE costs {ratio:.2g} times as much per token as "
-    f"{(decision.equal or decision.dense).name} and needs {sparse.memory_bytes / 2**30:,.0f} GiB instead of "
-    f"{dense.memory_bytes / 2**30:,.0f} GiB (roofline)"
+    f"{(decision.equal or decision.dense).name} and needs {_gib(sparse.memory_bytes)} instead of "
+    f"{_gib(dense.memory_bytes)} (roofline)"
   )
   tokens = decision.break_even_tokens
   return text if tokens is None else f"{text}; both cost the same in total after {tokens:.2g} served tokens"
@@ -88,6 +88,11 @@ def _serving(decision: Decision) -> str:
 
 def money(amount: float | None) -> str:
   return "" if amount is None else f" for {amount:,.0f}"
+
+
+def _gib(size: float) -> str:
+  gib = size / 2**30
+  return f"{gib:,.0f} GiB" if gib >= 10 else f"{gib:.2g} GiB"
 
 
 def _days(days: float) -> str:

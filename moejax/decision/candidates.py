@@ -17,13 +17,15 @@ from moejax.decision.search_space import Space, variants
 from moejax.errors import UserError
 from moejax.planning.estimate import estimate
 from moejax.planning.kernels import product_speedup
-from moejax.planning.meshes import on_topology
+from moejax.planning.meshes import meshes, on_topology
 from moejax.planning.plan import plan
-from moejax.planning.search import ACCUMULATIONS
-from moejax.planning.search import candidates as layouts
+from moejax.planning.search import ACCUMULATIONS, LARGEST_MODEL_AXIS
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 from moejax.scaling.shapes import shape_of
+
+STATE_BYTES = 12
+"""Bytes per parameter of parameters, gradients and one moment."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,8 @@ def find_candidates(
   reasons: dict[bool, str] = {}
   progress.stage("timing the candidates by formula")
   for experiment in experiments:
-    for name, varied in variants(experiment, space):
+    for number, (name, varied) in enumerate(variants(experiment, space)):
+      progress.advance(number, name)
       layout = varied if isinstance(varied, UserError) else placed(varied, topology)
       if isinstance(layout, UserError):
         reasons[experiment.model.moe is None] = str(layout)
@@ -125,14 +128,21 @@ def find_candidates(
 def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError:
   """The experiment with its own layout or, if that does not fit by formula, the fastest layout that does: on the same
   mesh, or else on any."""
+  counted, limit = parameter_counts(experiment.model), topology.chip.hbm_bytes
+  least = STATE_BYTES * counted.total / topology.devices
+  if least > limit:
+    return UserError(
+      f"parameters, gradients and a moment of {experiment.name} ({counted.total:.3g} parameters) need "
+      f"{least / 2**30:,.0f} GiB on each of {topology.devices} devices, which have {limit / 2**30:,.0f} GiB"
+    )
   own: list[Experiment] = []
   with contextlib.suppress(UserError):
     own = [on_topology(experiment, topology)]
-  for options in (lambda: own, lambda: _saving_memory(own), lambda: layouts(experiment, topology)):
+  for options in (lambda: own, lambda: _saving_memory(own), lambda: _meshes(experiment, topology)):
     fitting = [
       (found.step_time_s, number, layout)
       for number, layout in enumerate(options())
-      if (found := estimate(layout, topology)).memory_bytes <= topology.chip.hbm_bytes
+      if (found := estimate(layout, topology)).memory_bytes <= limit
     ]
     if fitting:
       return min(fitting)[2]
@@ -145,6 +155,16 @@ def _saving_memory(own: Sequence[Experiment]) -> Iterator[Experiment]:
     changes = {"model.remat": remat, "training.gradient_accumulation": parts}
     with contextlib.suppress(UserError):
       yield with_fields(experiment, changes)
+
+
+def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
+  """The experiment on every mesh, with its own or the most rematerialization."""
+  moe = experiment.model.moe
+  for mesh in meshes(topology, moe.num_experts if moe else 1, LARGEST_MODEL_AXIS):
+    for remat, parts in itertools.product(dict.fromkeys((experiment.model.remat, "layer_inputs")), (1, 4, 16)):
+      changes = {"mesh": mesh, "model.remat": remat, "training.gradient_accumulation": parts}
+      with contextlib.suppress(UserError):
+        yield with_fields(experiment, changes)
 
 
 def compiled(candidate: Candidate, topology: Topology, progress: Progress = SILENT) -> Candidate:

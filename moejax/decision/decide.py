@@ -14,7 +14,7 @@ from moejax.decision.search_space import Space
 from moejax.decision.serving import Serving, break_even_tokens, serving
 from moejax.errors import UserError
 from moejax.notebook import html_table
-from moejax.planning.interval import HALF_WIDTH, RATIO_ERROR, basis
+from moejax.planning.interval import RATIO_ERROR, interval
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 from moejax.scaling.ensemble import Fitted, published_weights
@@ -220,9 +220,10 @@ def decide(
 def clock_error(topology: Topology, formula: bool) -> ClockError:
   """The errors of predicted step times. Compiled programs have an error of the ratio of two programs on one chip. For
   the formula, the wider interval of MoE models is the common error and an independent error of the ratio."""
-  widths = HALF_WIDTH[basis(topology.chip, formula)]
-  common = widths["dense"] / DEVIATIONS
-  own = math.sqrt(max(0.0, (widths["moe"] / DEVIATIONS) ** 2 - common**2))
+  common, of_sparse = (
+    math.log(interval(1.0, topology.chip, sparse, formula)[1]) / DEVIATIONS for sparse in (False, True)
+  )
+  own = math.sqrt(max(0.0, of_sparse**2 - common**2))
   return ClockError(common=common, ratio=max(RATIO_ERROR, own) if formula else RATIO_ERROR)
 
 
@@ -264,7 +265,7 @@ def _decision(
     turning_slowdown=forecast.turning_slowdown(*pair, seconds),
     curve=tuple(_curve(forecast, frontier)),
     serving=found,
-    notes=tuple(_notes(forecast, dense, sparse, equal)),
+    notes=tuple(_notes(forecast, dense, sparse, equal, speedup[1])),
     fitted=fitted,
   )
 
@@ -294,7 +295,9 @@ def _curve(forecast: Forecast, frontier: Sequence[Any]) -> list[dict[str, Any]]:
   ]
 
 
-def _notes(forecast: Forecast, dense: Candidate, sparse: Candidate, equal: Candidate | None) -> list[str]:
+def _notes(
+  forecast: Forecast, dense: Candidate, sparse: Candidate, equal: Candidate | None, speedup: float
+) -> list[str]:
   """Cautions about the choice of the candidates."""
   notes = []
   for kind, chosen, models in (("dense", dense, forecast.dense), ("MoE", sparse, forecast.sparse)):
@@ -304,7 +307,7 @@ def _notes(forecast: Forecast, dense: Candidate, sparse: Candidate, equal: Candi
       end = "smallest" if size == active[0] else "largest"
       notes.append(f"the best {kind} candidate is the {end}; give further widths, since another may be better")
   largest = max(model.shape.active for model in forecast.dense)
-  if not equal or equal.timed.shape.active == largest:
+  if not equal or (equal.timed.shape.active == largest and speedup > 1):
     notes.append(
       "a dense model larger than all candidates may reach the loss of the MoE sooner, so that the speed-up is an upper "
       "bound; give further widths"
