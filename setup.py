@@ -25,6 +25,7 @@ setup(
   python_requires=">=3.11,<3.14",
   package_data={
     "moejax": ["py.typed", "*.pyi"],
+    "moejax.comparison": ["templates/*"],
     "moejax.launch": ["README.md", "Dockerfile", "skypilot.yaml", "slurm/*.sbatch"],
   },
   packages=find_packages(include=["moejax", "moejax.*"]),
@@ -35,6 +36,8 @@ setup(
     "orbax-checkpoint>=0.12.8",
     "grain>=0.2.18",
     "array_record>=0.8",
+    "jinja2>=3.1",
+    "markupsafe>=3.0",
     "matplotlib>=3.10",
     "numpy>=2.1",
     "pyyaml>=6.0",
@@ -42,6 +45,7 @@ setup(
     "scipy>=1.14",
     "tensorboardX>=2.6.2",
     "tyro>=1.0",
+    "vl-convert-python>=1.9",
   ],
   extras_require={
     "test": [
@@ -55,6 +59,7 @@ setup(
       *LIGHT_DATA,
     ],
     "data": [*LIGHT_DATA, "seqio>=0.0.20", "tensorflow>=2.21", "tensorflow-datasets>=4.9.10"],
+    "browser": ["axe-playwright-python>=0.1.7", "playwright>=1.50"],  # for the tests of the report
     "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0"],
     "eval": ["lm-eval>=0.4.13"],
     "tpu": ["jax[tpu]>=0.10.2"],

@@ -225,8 +225,8 @@ def test_a_file_imports_only_what_every_installation_has():
   (call,) = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "setup"]
   (required,) = [ast.literal_eval(keyword.value) for keyword in call.keywords if keyword.arg == "install_requires"]
   installed = {re.split(r"[-<>=]", requirement)[0] for requirement in required}
-  # PyYAML is imported as yaml, and etils has the paths of Orbax.
-  allowed = {*installed, *sys.stdlib_module_names, "jaxlib", "yaml", "etils"}
+  # PyYAML is imported as yaml, vl-convert-python as vl_convert, and etils has the paths of Orbax.
+  allowed = {*installed, *sys.stdlib_module_names, "jaxlib", "yaml", "vl_convert", "etils"}
 
   def others(path: pathlib.Path) -> set[str]:
     return {name for name in imported(path) if not is_ours(name)} - allowed - BEHIND_A_COMMAND.get(module(path), set())

@@ -1,77 +1,124 @@
-"""Tables of the report: members and baselines, router metrics, provenance, and all numbers.
+"""The tables of the report, as values: the page, its sorting and the CSV files are made from the same cells.
 
 L stacked layers  Z = points of a curve
 """
 
+import csv
+import dataclasses
+import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from moejax.comparison import curves, quantities
-from moejax.comparison.markup import Markup, element, join
-from moejax.comparison.plots.speed_accuracy import Measure
-from moejax.comparison.quantities import MISSING, Number
+from moejax.comparison.palette import member_colors
+from moejax.comparison.plots.speed_accuracy import Measure, role
+from moejax.comparison.quantities import MISSING
 from moejax.comparison.record import GOODPUT, Baselines, Comparison, Member, equal_names, known
 
-HEADS = (
-  "Member", "Total parameters", "Active parameters", "Step time", "Tokens/s", "MFU", "Budget", "Steps",
-  "Tokens", "Bits per byte", "Accuracy %",
-)  # fmt: skip
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+  """A cell: the text that is shown, a smaller line below it, and the exact value by which it is sorted."""
+
+  text: str
+  value: Any = None
+  below: str | None = None
+  color: str | None = None
+  """Color of the mark in front of the text."""
+  hollow: bool = False
 
 
-def members_table(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table. The first cell of a row is its heading."""
+
+  name: str
+  """Identity on the page, and the name of its CSV file."""
+  title: str
+  heads: tuple[str, ...]
+  rows: tuple[tuple[Cell, ...], ...]
+  last: tuple[tuple[Cell, ...], ...] = ()
+  """Rows that stay below the others when these are sorted."""
+  words: bool = False
+  """Whether the cells are text and not numbers."""
+
+  def csv(self) -> str:
+    """The table with its exact values."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(self.heads)
+    for row in (*self.rows, *self.last):
+      writer.writerow([_quoted(cell.text) if cell.value is None else _quoted(cell.value) for cell in row])
+    return text.getvalue()
+
+
+def members_table(comparison: Comparison) -> Table:
   """One row per member, in the order of the file, followed by the baselines."""
-  equal = equal_names(comparison)
-  rows = [_member_row(member, colors[member.name], role(member, equal)) for member in comparison.members]
-  head = element("thead", element("tr", *(element("th", text, scope="col") for text in HEADS)))
-  body = element("tbody", *rows)
-  baselines = element("tbody", *_baseline_rows(comparison.baselines), class_="baselines")
-  table = element("table", head, body, baselines, class_="members narrow sortable")
-  return _scroll("Members and baselines", table)
+  heads = (
+    "Member", "Total parameters", "Active parameters", "Step time", "Tokens/s", "MFU", "Budget", "Steps", "Tokens",
+    "Trained", "Bits per byte", "Accuracy %",
+  )  # fmt: skip
+  rows = tuple((name, *_numbers_of(member)) for name, member in _named(comparison))
+  return Table("members", "Members and baselines", heads, rows, tuple(_baselines(comparison.baselines, len(heads))))
 
 
-def benchmarks_table(comparison: Comparison, colors: Mapping[str, str], measures: Sequence[Measure]) -> Markup:
+def benchmarks_table(comparison: Comparison, measures: Sequence[Measure]) -> Table:
   """One row per member and one column per benchmark, followed by their average."""
-  equal = equal_names(comparison)
   heads = ("Member", *(measure.label.partition(" (axis")[0] for measure in measures))
-  rows = [
-    element(
-      "tr",
-      _name(member, colors[member.name], role(member, equal)),
-      *(_score(member, measure) for measure in measures),
-    )
-    for member in comparison.members
-  ]
-  head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
-  return _scroll("Benchmarks", element("table", head, element("tbody", *rows), class_="members narrow sortable"))
+  rows = tuple((name, *(_score(member, measure) for measure in measures)) for name, member in _named(comparison))
+  return Table("benchmarks", "Benchmarks", heads, rows)
 
 
-def goodput_table(comparison: Comparison, colors: Mapping[str, str]) -> Markup:
+def goodput_table(comparison: Comparison) -> Table:
   """One row per trained member: goodput, and lost time by cause."""
-  fraction, equal = f"{GOODPUT}fraction", equal_names(comparison)
-  members = [member for member in comparison.members if member.goodput]
-  causes = [key for key in dict.fromkeys(key for member in members for key in member.goodput) if key != fraction]
+  fraction = f"{GOODPUT}fraction"
+  causes = dict.fromkeys(key for member in comparison.members for key in member.goodput if key != fraction)
   heads = ("Member", "Goodput", *(f"Lost: {key.removeprefix(GOODPUT).removesuffix('_s')}" for key in causes))
+  rows = []
+  for name, member in _named(comparison):
+    if member.goodput:
+      lost_s = [member.goodput.get(key) or 0.0 for key in causes]
+      lost = [Cell(quantities.duration(seconds) if seconds else "0 s", seconds) for seconds in lost_s]
+      useful = member.goodput.get(fraction)
+      rows.append((name, Cell(quantities.percent(useful), useful), *lost))
+  return Table("goodput", "Goodput", heads, tuple(rows))
+
+
+def router_table(name: str, metrics: curves.Metrics) -> Table | None:
+  """The final router metrics of one member, or None if none were logged."""
+  columns = {
+    "Largest / mean load": ("router/load_max_over_mean", lambda value: f"{value:.2f}"),
+    "Dropped": ("router/dropped_fraction", lambda value: quantities.percent(value, 2)),
+    "Entropy (nats)": ("router/entropy", lambda value: f"{value:.3f}"),
+  }
+  ends: dict[str, dict[int, Cell]] = {}
+  for head, (key, text) in columns.items():
+    _, layers, values_ZL = curves.per_layer(metrics, key)
+    if layers:
+      last = zip(layers, curves.last_tenth(values_ZL), strict=True)
+      ends[head] = {layer: Cell(text(end), float(end)) for layer, end in last}
+  if not ends:
+    return None
   rows = [
-    element(
-      "tr",
-      _name(member, colors[member.name], role(member, equal)),
-      _number(member.goodput.get(fraction), quantities.percent(member.goodput.get(fraction))),
-      *(_number(lost, quantities.duration(lost) if lost else "0 s") for lost in lost_s),
-    )
-    for member in members
-    for lost_s in [[member.goodput.get(key, 0.0) for key in causes]]
+    (Cell(f"layer {layer}", layer), *(column.get(layer, Cell(MISSING)) for column in ends.values()))
+    for layer in sorted(set().union(*ends.values()))
   ]
-  head = element("thead", element("tr", *(element("th", text, scope="col") for text in heads)))
-  return _scroll("Goodput", element("table", head, element("tbody", *rows), class_="members narrow sortable"))
+  return Table(f"router-{name}", f"Routers of {name} over the last tenth of training", ("Layer", *ends), tuple(rows))
 
 
-def _score(member: Member, measure: Measure) -> Markup:
-  value, stderr = member.number(measure.key), member.number(f"{measure.key}_stderr")
-  in_percent = measure.scale != 1.0
-  return _number(
-    value, quantities.with_stderr(value, stderr, scale=measure.scale) if in_percent else quantities.count(value)
-  )
+def provenance_table(provenance: Mapping[str, Any]) -> Table:
+  """Nested values as rows with dotted names."""
+  rows = tuple((Cell(name), Cell(value)) for name, value in flat(provenance))
+  return Table("provenance", "Provenance", ("Key", "Value"), rows, words=True)
+
+
+def numbers_table(name: str, title: str, records: Mapping[str, Mapping[str, Any]]) -> Table:
+  """All values of these records without rounding: a row for each key and a column for each record."""
+  flattened = {of: dict(flat(record)) for of, record in records.items()}
+  keys = dict.fromkeys(key for record in flattened.values() for key in record)
+  rows = tuple((Cell(key), *(Cell(record.get(key, MISSING)) for record in flattened.values())) for key in keys)
+  return Table(name, title, ("Key", *records), rows, words=True)
 
 
 def shape(member: Member) -> str:
@@ -99,124 +146,62 @@ USUAL = ("mlp", "AdamW")
 """Kinds that the report does not mention."""
 
 
-def role(member: Member, equal: set[str]) -> str:
-  if member.kind == "dense":
-    return "dense"
-  if not member.matched:
-    return "MoE, other candidate"
-  return "MoE, matched" if member.name in equal else "MoE, closest but not equal"
-
-
-def router_table(name: str, metrics: curves.Metrics) -> Markup | None:
-  """The final router metrics of one member, or None if none were logged."""
-  columns = {
-    "Largest / mean load": ("router/load_max_over_mean", lambda value: f"{value:.2f}"),
-    "Dropped": ("router/dropped_fraction", lambda value: quantities.percent(value, 2)),
-    "Entropy (nats)": ("router/entropy", lambda value: f"{value:.3f}"),
-  }
-  ends: dict[str, dict[int, str]] = {}
-  for head, (key, text) in columns.items():
-    _, layers, values_ZL = curves.per_layer(metrics, key)
-    if layers:
-      ends[head] = {layer: text(end) for layer, end in zip(layers, curves.last_tenth(values_ZL), strict=True)}
-  if not ends:
-    return None
-  layers = sorted(set().union(*ends.values()))
-  head = element("tr", element("th", "Layer", scope="col"), *(element("th", text, scope="col") for text in ends))
-  rows = [
-    element(
-      "tr",
-      element("th", f"layer {layer}", scope="row"),
-      *(element("td", column.get(layer, MISSING)) for column in ends.values()),
-    )
-    for layer in layers
-  ]
-  return _scroll(
-    f"Routers of {name}", element("table", element("thead", head), element("tbody", *rows), class_="narrow")
-  )
-
-
-def provenance_table(provenance: Mapping[str, Any]) -> Markup:
-  """Nested values as rows with dotted names."""
-  rows = [element("tr", element("th", name, scope="row"), element("td", value)) for name, value in _flatten(provenance)]
-  return _scroll("Provenance", element("table", element("tbody", *rows), class_="words"))
-
-
-def numbers_table(comparison: Comparison) -> Markup:
-  """All values of all members, without rounding."""
-  members = [member.to_json() for member in comparison.members]
-  keys = [key for key in dict.fromkeys(key for member in members for key in member) if key != "name"]
-  head = element(
-    "tr", element("th", "Key", scope="col"), *(element("th", member["name"], scope="col") for member in members)
-  )
-  rows = [
-    element("tr", element("th", key, scope="row"), *(element("td", _raw(member.get(key))) for member in members))
-    for key in keys
-  ]
-  table = element("table", element("thead", head), element("tbody", *rows), class_="numbers")
-  return _scroll("Every number of every member", table)
-
-
-def _member_row(member: Member, color: str, part: str) -> Markup:
-  step_time: Markup = join(quantities.duration(member.step_time_s))
-  if known(member.step_time_s) and known(member.step_time_spread):
-    step_time = join(step_time, element("span", f"± {quantities.percent(member.step_time_spread)}", class_="under"))
-  mfu: Markup = join("unknown peak" if member.mfu is None else quantities.percent(member.mfu))
-  if member.dropped_fraction:
-    mfu = join(mfu, element("span", f"{quantities.percent(member.dropped_fraction)} dropped", class_="under"))
-  return element(
-    "tr",
-    _name(member, color, "; ".join(text for text in (part, shape(member)) if text)),
-    _number(member.parameters_total, quantities.count(member.parameters_total)),
-    _number(member.parameters_active, quantities.count(member.parameters_active)),
-    _number(member.step_time_s, step_time),
-    _number(member.tokens_per_s, quantities.count(member.tokens_per_s)),
-    _number(
-      member.mfu,
-      mfu if member.step_time_s is not None else MISSING,
-      class_="wrap" if member.mfu is None else None,
-    ),
-    _number(member.budget_s, quantities.duration(member.budget_s)),
-    _number(member.steps, quantities.whole(member.steps)),
-    _number(member.tokens, quantities.count(member.tokens)),
-    _number(member.bits_per_byte, quantities.with_stderr(member.bits_per_byte, member.bits_per_byte_stderr)),
-    _number(member.accuracy, quantities.with_stderr(member.accuracy, member.accuracy_stderr, scale=100.0)),
-  )
-
-
-def _name(member: Member, color: str, words: str) -> Markup:
-  hollow = " hollow" if not member.matched else ""
-  swatch = element("span", class_=f"swatch{hollow}", style=f"background:{color};border-color:{color}")
-  return element("th", swatch, member.name, element("small", words), scope="row")
-
-
-def _baseline_rows(baselines: Baselines) -> Iterator[Markup]:
-  for name in ("unigram", "bigram"):
-    bits, accuracy = getattr(baselines, f"{name}_bits_per_byte"), getattr(baselines, f"{name}_accuracy")
-    yield element(
-      "tr",
-      element("th", f"{name} baseline", element("small", f"token {name} counts of the training text"), scope="row"),
-      *(element("td") for _ in HEADS[1:-2]),
-      element("td", quantities.with_stderr(bits, None)),
-      element("td", quantities.with_stderr(accuracy, None, scale=100.0)),
-    )
-
-
-def _number(value: Number, text: object, **attributes: str | None) -> Markup:
-  return element("td", text, data_value=repr(value) if known(value) else "", **attributes)
-
-
-def _scroll(label: str, table: Markup) -> Markup:
-  """A frame in which a wide table scrolls. It is focusable, so that the keyboard can scroll it."""
-  return element("div", table, class_="scroll", role="region", aria_label=label, tabindex="0")
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+  """Nested values as text by dotted name."""
   for name, value in values.items():
     if isinstance(value, dict) and value:
-      yield from _flatten(value, f"{prefix}{name}.")
+      yield from flat(value, f"{prefix}{name}.")
     else:
       yield f"{prefix}{name}", _raw(value)
+
+
+def _named(comparison: Comparison) -> Iterator[tuple[Cell, Member]]:
+  """The heading of the row of each member, and the member."""
+  equal, colors = equal_names(comparison), member_colors(comparison)
+  for member in comparison.members:
+    words = "; ".join(text for text in (role(member, equal), shape(member)) if text)
+    yield Cell(member.name, member.name, words, colors[member.name], not member.matched), member
+
+
+def _numbers_of(member: Member) -> tuple[Cell, ...]:
+  spread = quantities.percent(member.step_time_spread) if known(member.step_time_spread) else None
+  dropped = f"{quantities.percent(member.dropped_fraction)} dropped" if member.dropped_fraction else None
+  return (
+    Cell(quantities.count(member.parameters_total), member.parameters_total),
+    Cell(quantities.count(member.parameters_active), member.parameters_active),
+    Cell(quantities.duration(member.step_time_s), member.step_time_s, spread and f"± {spread}"),
+    Cell(quantities.count(member.tokens_per_s), member.tokens_per_s),
+    Cell(quantities.percent(member.mfu), member.mfu, dropped),
+    Cell(quantities.duration(member.budget_s), member.budget_s),
+    Cell(quantities.whole(member.steps), member.steps),
+    Cell(quantities.count(member.tokens), member.tokens),
+    Cell(quantities.duration(member.train_time_s), member.train_time_s),
+    Cell(quantities.with_stderr(member.bits_per_byte, member.bits_per_byte_stderr), member.bits_per_byte),
+    Cell(quantities.with_stderr(member.accuracy, member.accuracy_stderr, scale=100.0), member.accuracy),
+  )
+
+
+def _baselines(baselines: Baselines, columns: int) -> Iterator[tuple[Cell, ...]]:
+  for name in ("unigram", "bigram"):
+    bits, accuracy = getattr(baselines, f"{name}_bits_per_byte"), getattr(baselines, f"{name}_accuracy")
+    yield (
+      Cell(f"{name} baseline", None, f"token {name} counts of the training text"),
+      *[Cell("")] * (columns - 3),
+      Cell(quantities.with_stderr(bits, None), bits),
+      Cell(quantities.with_stderr(accuracy, None, scale=100.0), accuracy),
+    )
+
+
+def _score(member: Member, measure: Measure) -> Cell:
+  value, stderr = member.number(measure.key), member.number(f"{measure.key}_stderr")
+  if measure.scale == 1.0:
+    return Cell(quantities.count(value), value)
+  return Cell(quantities.with_stderr(value, stderr, scale=measure.scale), value)
+
+
+def _quoted(value: Any) -> Any:
+  """Text that a spreadsheet would take for a formula, with an apostrophe in front."""
+  return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value
 
 
 def _raw(value: Any) -> str:

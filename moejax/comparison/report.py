@@ -1,13 +1,15 @@
-"""Writes the report of a comparison directory: report/index.html and its figures as PNG."""
+"""Writes the report of a comparison directory: report/index.html and its figures as SVG and PNG."""
 
 from pathlib import Path
 
-from moejax.comparison import record
-from moejax.comparison.page import page
+from moejax.comparison import palette, record
+from moejax.comparison.configurations import read_configurations
+from moejax.comparison.page import Figures, page
+from moejax.comparison.plots.drawing import draw, library
 from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
-from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
+from moejax.comparison.plots.speed_accuracy import speed_accuracy
 from moejax.files import write_whole
 
 
@@ -20,18 +22,43 @@ def write_report(directory: Path) -> Path:
     UserError: If comparison.json is missing, is not JSON, or lacks values that a report needs.
   """
   directory = Path(directory)
+  comparison, figures, html = _made(directory, live=False)
+  report = directory / "report"
+  report.mkdir(exist_ok=True)
+  colors = palette.variables(comparison)
+  for figure in figures.all():
+    for name, spec in figure.drawings().items():
+      svg, png = draw(spec, figure.title, colors)
+      write_whole(report / f"{name}.svg", svg)
+      write_whole(report / f"{name}.png", png)
+  # The page is written last, so that its figures exist.
+  write_whole(report / "index.html", html)
+  return report / "index.html"
+
+
+def report_page(directory: Path, live: bool = False) -> str:
+  """The page as it is now. Writes nothing.
+
+  Args:
+    directory: the directory of a comparison.
+    live: whether the page is served, so that it reloads itself and links to no file beside it.
+
+  Raises:
+    UserError: As in `write_report`.
+  """
+  return _made(Path(directory), live)[2]
+
+
+def _made(directory: Path, live: bool) -> tuple[record.Comparison, Figures, str]:
   comparison = record.read_comparison(directory)
   names = [member.name for member in comparison.members]
   metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
   speed = speed_accuracy(comparison)
-  benchmarks = speed_accuracy(comparison, task_measures(comparison))
-  losses = loss_curves(comparison, metrics)
-  loads, routers = expert_load(comparison, metrics), routing(comparison, metrics)
-  report = directory / "report"
-  report.mkdir(exist_ok=True)
-  for plot in (*speed, *benchmarks, *losses, *loads.values(), *routers.values()):
-    write_whole(report / f"{plot.name}.png", plot.png)
-  # The page is written last, so that its figures exist.
-  html = page(comparison, metrics, speed, losses, loads, routers, benchmarks)
-  write_whole(report / "index.html", html)
-  return report / "index.html"
+  figures = Figures(
+    (speed,) if speed else (),
+    tuple(loss_curves(comparison, metrics)),
+    expert_load(comparison, metrics),
+    routing(comparison, metrics),
+  )
+  configurations = read_configurations(comparison, directory)
+  return comparison, figures, page(comparison, metrics, configurations, figures, library(), live)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moejax.comparison.report import write_report
+from moejax.comparison import report
 
 TOKENS_PER_STEP = 2048
 
@@ -122,10 +122,18 @@ def metrics_of():
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
-  """A comparison directory with its report; tests only read it."""
+  """A comparison directory with its report, whose page lacks the library; tests only read it."""
   directory = write(tmp_path_factory.mktemp("comparison") / "quickstart", COMPARISON)
-  write_report(directory)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(report, "library", lambda: "")
+    report.write_report(directory)
   return directory
+
+
+@pytest.fixture
+def without_library(monkeypatch):
+  """Pages lack the library that draws their figures, which takes seconds to make. The tests in a browser have it."""
+  monkeypatch.setattr(report, "library", lambda: "")
 
 
 @pytest.fixture

@@ -1,51 +1,100 @@
-"""Plots: what they say, that labels keep apart, that pictures are not blank."""
+"""Figures: what they say, which values they hold, and how labels keep apart."""
 
-import io
 import itertools
+import json
 import re
 import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from matplotlib.image import imread
 
-from moejax.comparison.palette import member_colors
+from moejax.comparison import palette
 from moejax.comparison.plots import labels
-from moejax.comparison.plots.drawing import WIDTH, new_figure, plain, round_ticks, style
-from moejax.comparison.plots.expert_load import expert_load
+from moejax.comparison.plots.drawing import draw
+from moejax.comparison.plots.expert_load import CELLS, expert_load
+from moejax.comparison.plots.figure import HEIGHT, WIDTH, patched
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
-from moejax.comparison.plots.speed_accuracy import speed_accuracy, task_measures
+from moejax.comparison.plots.speed_accuracy import speed_accuracy
 from moejax.comparison.record import from_json
 
 
-def colors_in(png: bytes) -> int:
-  pixels = (imread(io.BytesIO(png), format="png")[..., :3] * 255).astype(np.uint32)
-  return len(np.unique(pixels @ np.array([65536, 256, 1], dtype=np.uint32)))
+def luminance(color: str) -> float:
+  channels = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+  linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
-def test_every_member_has_its_own_color_and_keeps_it(comparison):
-  colors = member_colors(from_json(comparison))
-  assert len(set(colors.values())) == 6
-  comparison["members"].reverse()
-  assert len(set(member_colors(from_json(comparison)).values())) == 6
+def contrast(one: str, other: str) -> float:
+  light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+  return (light + 0.05) / (dark + 0.05)
+
+
+def texts(svg: str) -> list[str]:
+  return [text for element in xml.etree.ElementTree.fromstring(svg).iter() if (text := element.text)]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_colors_stand_out_from_the_page_and_each_member_has_its_own(comparison, dark):
+  pairs = []
+  for i in range(len(palette.FAMILIES)):
+    pair = [dict(member, name=f"{member['name']}_{i}", pair=f"dense_{i}") for member in comparison["members"][:3]]
+    pair[0]["name"] = f"dense_{i}"
+    pairs += pair
+  colors = palette.variables(from_json({"suite": "s", "members": pairs, "pairs": []}), dark)
+  members = [color for name, color in colors.items() if name.startswith("member-")]
+  assert len(set(members)) == len(pairs) == 15
+  assert all(contrast(color, colors["card"]) >= 3 for color in members)
+  for text, behind in (("ink", "card"), ("muted", "card"), ("muted", "page"), ("accent", "page"), ("warn", "warn-soft"),
+                       ("good", "good-soft")):  # fmt: skip
+    assert contrast(colors[text], colors[behind]) >= 4.5
+
+
+def test_layers_are_legible_on_both_pages():
+  for color, theme in itertools.product(palette.layer_colors(24), (palette.LIGHT, palette.DARK)):
+    assert contrast(color, theme["card"]) >= 3
 
 
 @pytest.mark.parametrize("same_time", [False, True])
-def test_speed_accuracy_names_every_member(comparison, same_time):
+def test_speed_accuracy_has_every_member_in_words_and_in_the_drawing(comparison, same_time):
   if same_time:
     comparison["members"] = comparison["members"][:2]
     comparison["pairs"] = comparison["pairs"][:1]
     for member in comparison["members"]:
       member.update(step_time_s=1.012, accuracy_stderr=None)
-  plots = speed_accuracy(from_json(comparison))
-  assert [plot.name for plot in plots] == ["speed_accuracy", "speed_bits_per_byte"]
-  for plot in plots:
-    xml.etree.ElementTree.fromstring(plot.svg.replace("xlink:href", "href"))
-    for member in comparison["members"]:
-      assert member["name"] in plot.alt
-      assert f">{member['name']}</text>" in plot.svg
-    assert colors_in(plot.png) > 100
+  figure = speed_accuracy(from_json(comparison))
+  assert list(figure.drawings()) == ["speed_bits_per_byte", "speed_accuracy"]
+  names = [member["name"] for member in comparison["members"]]
+  assert [entry.series for entry in figure.legend] == names
+  for option in figure.choices[0].options:
+    rows = option.patch["data"]["values"]
+    assert [row["member"] for row in rows] == names and all(name in option.alt for name in names)
+  first = figure.choices[0].options[0].patch["data"]["values"]
+  assert [row["value"] for row in first] == [member["bits_per_byte"] for member in comparison["members"]]
+  assert [row["high"] - row["value"] for row in first] == pytest.approx([0.0121] * len(names), abs=1e-4)
+  svg, png = draw(figure.drawings()["speed_accuracy"], figure.title, palette.variables(from_json(comparison)))
+  assert set(names) <= set(texts(svg)) and figure.title in texts(svg)
+  assert "var(" not in svg and png.startswith(b"\x89PNG")
+
+
+def test_the_x_axis_is_a_choice_of_speed_size_or_cost(comparison):
+  figure = speed_accuracy(from_json(comparison))
+  fields = [option.patch["encoding"]["x"]["field"] for option in figure.choices[1].options]
+  assert fields == [
+    "step_time",
+    "train_time",
+    "tokens_per_s",
+    "parameters_active",
+    "parameters_total",
+    "flops",
+    "tokens",
+  ]
+  row = figure.spec["data"]["values"][1]
+  member = comparison["members"][1]
+  assert row["step_time"] == pytest.approx(15.51) and row["flops"] == pytest.approx(
+    member["model_flops_per_token"] * member["tokens"], rel=1e-5
+  )
+  assert [option.label for option in figure.choices[2].options] == ["linear", "log"]
 
 
 def test_speed_accuracy_draws_what_there_is(comparison):
@@ -53,126 +102,120 @@ def test_speed_accuracy_draws_what_there_is(comparison):
     member["accuracy"] = None
   comparison["members"][0]["step_time_s"] = None
   comparison["members"][1]["bits_per_byte"] = float("nan")
-  (plot,) = speed_accuracy(from_json(comparison))
-  assert plot.name == "speed_bits_per_byte"
-  assert "dense_small" not in plot.alt and "moe_small_8e" not in plot.alt and "dense_large 55.1 ms" in plot.alt
+  figure = speed_accuracy(from_json(comparison))
+  assert list(figure.drawings()) == ["speed_bits_per_byte"]
+  assert "dense_small" not in figure.alt and "moe_small_8e" not in figure.alt and "dense_large 55.1 ms" in figure.alt
+  for member in comparison["members"]:
+    member["bits_per_byte"] = None
+  assert speed_accuracy(from_json(comparison)) is None
 
 
-def test_each_benchmark_has_a_curve_of_its_own_and_a_perplexity_is_better_below(comparison):
+def test_benchmarks_are_further_measures_of_the_figure(comparison):
   first, second = comparison["members"][:2]
   first |= {"tasks/sciq/acc": 0.31, "tasks/sciq/acc_stderr": 0.02, "tasks/wikitext/word_perplexity": 90.0}
-  second |= {"tasks/sciq/acc": 0.35, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.4}
-  whole = from_json(comparison)
-  measures = task_measures(whole)
-  assert [(measure.key, measure.scale, measure.reversed) for measure in measures] == [
-    ("tasks/sciq/acc", 100.0, False), ("tasks/wikitext/word_perplexity", 1.0, True),
-    ("tasks/average/accuracy", 100.0, False),
+  second |= {"tasks/sciq/acc": 0.35, "tasks/sciq/acc_stderr": 0.02, "tasks/average/accuracy": 0.35}
+  options = speed_accuracy(from_json(comparison)).choices[0].options[2:]
+  assert [option.file for option in options] == [
+    "speed_tasks_sciq_acc", "speed_tasks_wikitext_word_perplexity", "speed_tasks_average_accuracy",
   ]  # fmt: skip
-  sciq, wikitext, average = speed_accuracy(whole, measures)
-  assert sciq.name == "speed_tasks_sciq_acc"
+  sciq, wikitext, average = options
   assert "acc of sciq. dense_small 15.2 ms, 31.0 ± 2.0 %; moe_small_8e 15.5 ms, 35.0 ± 2.0 %." in sciq.alt
   assert "dense_small 15.2 ms, 90.0" in wikitext.alt and "moe_small_8e" not in wikitext.alt
+  assert [o.patch["encoding"]["y"]["scale"]["reverse"] for o in options] == [False, True, False]
   assert "dense_small" not in average.alt
 
 
-def test_names_are_text_in_a_plot_and_not_mathematics(comparison):
-  comparison = {"suite": "s", "members": comparison["members"][:1], "pairs": []}
-  comparison["members"][0].update(name="$a_b$ <i>", pair="$a_b$ <i>")
-  plot = speed_accuracy(from_json(comparison))[0]
-  assert ">$a_b$ &lt;i&gt;</text>" in plot.svg and "<i>" not in plot.svg
-
-
-def test_labels_cover_neither_each_other_nor_markers():
+def test_labels_cover_neither_each_other_nor_points():
   random = np.random.default_rng(0)
-  points = [tuple(point) for point in random.uniform(0, 1, (10, 2))] + [(0.5, 0.5), (0.51, 0.5), (0.5, 0.5)]
-  with style():
-    figure = new_figure(4.5)
-    axes = figure.add_subplot()
-    axes.set_xlim(-0.2, 1.2)
-    axes.set_ylim(-0.2, 1.2)
-    notes = labels.place(axes, points, [f"member_{i}" for i in range(len(points))])
-    boxes = [np.array(note.get_window_extent().extents) for note in notes]
-    frame = np.array(axes.get_window_extent().extents)
-    anchors = axes.transData.transform(points)
+  points = {f"member_{i}": tuple(point) for i, point in enumerate(random.uniform((60, 40), (500, 280), (10, 2)))}
+  points |= {"first": (280.0, 160.0), "second": (283.0, 160.0), "third": (280.0, 160.0)}
+  placed = labels.place(points)
+  boxes = [labels._box(points[name], name, tuple(place.values())) for name, place in placed.items()]
   assert all(labels.overlap(one, other) == 0 for one, other in itertools.combinations(boxes, 2))
-  assert all((box[:2] >= frame[:2]).all() and (box[2:] <= frame[2:]).all() for box in boxes)
-  for box, anchor in itertools.product(boxes, anchors):
-    assert not ((box[:2] < anchor) & (anchor < box[2:])).all()
+  assert all(box[0] >= 0 and box[2] <= WIDTH and box[1] >= 0 and box[3] <= HEIGHT for box in boxes)
+  for box, point in itertools.product(boxes, points.values()):
+    assert not (box[0] < point[0] < box[2] and box[1] < point[1] < box[3])
 
 
 def test_overlap_is_the_shared_area():
-  assert labels.overlap(np.array([0, 0, 4, 3]), np.array([2, 1, 9, 9])) == 4.0
-  assert labels.overlap(np.array([0, 0, 1, 1]), np.array([1, 0, 2, 1])) == 0.0
+  assert labels.overlap((0, 0, 4, 3), (2, 1, 9, 9)) == 4.0
+  assert labels.overlap((0, 0, 1, 1), (1, 0, 2, 1)) == 0.0
 
 
-def test_ticks_are_round_and_few():
-  assert round_ticks(13, 65) == [15, 20, 30, 50]
-  assert round_ticks(1, 1000) == [1, 10, 100, 1000]
-  for low, high in ((0.02, 18.0), (4e4, 2.5e6), (3.1, 3.3), (1e-3, 1e6)):
-    ticks = round_ticks(low, high)
-    assert 1 < len(ticks) <= 8 and all(low <= tick <= high for tick in ticks)
-  assert [plain(value) for value in (0.02, 15.0, 1200, 30_000, 2_500_000)] == ["0.02", "15", "1,200", "30k", "2.5M"]
+def test_a_patch_merges_objects_deletes_with_null_and_replaces_the_rest():
+  before = {"a": {"b": 1, "c": [1, 2]}, "d": 4}
+  assert patched(before, {"a": {"b": None, "c": [3]}, "e": {"f": 1}}) == {"a": {"c": [3]}, "d": 4, "e": {"f": 1}}
+  assert before == {"a": {"b": 1, "c": [1, 2]}, "d": 4}
 
 
-def test_loss_curves_are_two_for_each_pair(comparison, metrics_of):
+def test_loss_is_a_figure_for_each_pair_against_time_tokens_or_flops(comparison, metrics_of):
   metrics = {member["name"]: metrics_of(member) for member in comparison["members"]}
-  plots = loss_curves(from_json(comparison), metrics)
-  assert [plot.name for plot in plots] == [
-    "loss_time_dense_small", "loss_tokens_dense_small", "loss_time_dense_large", "loss_tokens_dense_large",
-  ]  # fmt: skip
-  assert "moe_small_16e" in plots[0].alt and "dense_large" not in plots[0].alt
-  assert "after 18.2 s" in plots[0].alt and "after 2.46M tokens" in plots[1].alt
+  small, large = loss_curves(from_json(comparison), metrics)
+  assert list(small.drawings()) == ["loss_time_dense_small", "loss_tokens_dense_small", "loss_flops_dense_small"]
+  assert "moe_small_16e" in small.alt and "dense_large" not in small.alt and "dense_large" in large.alt
+  time, tokens, flops, _, _ = small.choices[0].options
+  assert "after 18.2 s" in time.alt and "after 2.46M tokens" in tokens.alt and "FLOPs" in flops.alt
+  last = [row for row in small.spec["data"]["values"] if row["member"] == "moe_small_8e"][-1]
+  member = comparison["members"][1]
+  assert last["step"] == member["steps"] and last["tokens"] == pytest.approx(member["tokens"], rel=1e-4)
+  assert last["time_s"] == pytest.approx(member["steps"] * member["step_time_s"], rel=1e-4)
+  assert last["elapsed_s"] == pytest.approx(last["time_s"], rel=1e-4)
+  assert last["flops"] == pytest.approx(last["tokens"] * member["model_flops_per_token"], rel=1e-4)
+  assert last["raw"] == pytest.approx(metrics["moe_small_8e"][-1]["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("points", [1, 2, 3])
 def test_loss_curves_of_runs_that_just_began(comparison, metrics_of, points):
   comparison = {**comparison, "members": comparison["members"][:2], "pairs": comparison["pairs"][:1]}
   dense, moe = comparison["members"]
-  metrics = {dense["name"]: metrics_of(dense), moe["name"]: metrics_of(moe)[:points]}
-  assert len(loss_curves(from_json(comparison), metrics)) == 2
-  assert len(loss_curves(from_json(comparison), {moe["name"]: metrics_of(moe)[:points]})) == 2
+  both = {dense["name"]: metrics_of(dense), moe["name"]: metrics_of(moe)[:points]}
+  alone = {moe["name"]: metrics_of(moe)[:points]}
+  for metrics, members in ((both, {dense["name"], moe["name"]}), (alone, {moe["name"]})):
+    (figure,) = loss_curves(from_json(comparison), metrics)
+    assert {row["member"] for row in figure.spec["data"]["values"]} == members
   assert loss_curves(from_json(comparison), {}) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("layers", [1, 6, 16])
-def test_expert_load_has_a_panel_for_each_layer(comparison, metrics_of, layers):
+@pytest.mark.parametrize(("layers", "experts"), [(1, 8), (6, 16), (32, 128)])
+def test_expert_load_has_a_panel_for_each_layer_and_a_bounded_number_of_cells(comparison, layers, experts):
   moe = {**comparison["members"][1], "pair": "dense_small"}
   comparison = {"suite": "s", "members": [comparison["members"][0], moe], "pairs": []}
-  metrics = [{"step": row["step"], "router/load": row["router/load"][:1] * layers} for row in metrics_of(moe)[:40]]
-  plots = expert_load(from_json(comparison), {moe["name"]: metrics, "dense_small": []})
-  assert list(plots) == ["moe_small_8e"]
-  plot = plots["moe_small_8e"]
-  for layer in range(layers):
-    assert f">sparse layer {layer + 1}</text>" in plot.svg
-  assert plot.svg.count("<image ") >= layers + 1
-  assert colors_in(plot.png) > 200
-  assert imread(io.BytesIO(plot.png), format="png").shape[1] == round(200 * WIDTH)
+  random = np.random.default_rng(0).dirichlet(np.ones(experts), (200, layers))
+  metrics = [{"step": 5 * i, "router/load": load.tolist()} for i, load in enumerate(random)]
+  figures = expert_load(from_json(comparison), {moe["name"]: metrics, "dense_small": []})
+  assert list(figures) == ["moe_small_8e"]
+  rows = figures["moe_small_8e"].spec["data"]["values"]
+  assert {row["layer"] for row in rows} == {f"sparse layer {layer + 1}" for layer in range(layers)}
+  assert {row["expert"] for row in rows} == set(range(experts))
+  assert len(rows) <= max(1.1 * CELLS, 12 * layers * experts)
+  cells = [row["load"] for row in rows if row["layer"] == "sparse layer 1" and row["expert"] == 0]
+  assert np.mean(cells) == pytest.approx(random[:, 0, 0].mean() * experts, rel=0.05)
 
 
-def test_plots_do_not_share_ids(comparison):
-  one, other = speed_accuracy(from_json(comparison))
-
-  def ids(svg: str) -> set[str]:
-    return {element.get("id") for element in xml.etree.ElementTree.fromstring(svg.replace("xlink:href", "href")).iter()}
-
-  assert ids(one.svg) & ids(other.svg) <= {None}
-  references = set(re.findall(r'(?:href="#|url\(#)([^")]+)', one.svg))
-  assert references and references <= ids(one.svg)
+def test_a_drawing_of_expert_load_names_its_layers(comparison, metrics_of):
+  read = from_json(comparison)
+  moe = comparison["members"][1]
+  figure = expert_load(read, {moe["name"]: metrics_of(moe)[:8]})[moe["name"]]
+  svg, _ = draw(figure.spec, figure.title, palette.variables(read))
+  assert {"layer 2", "layer 4", "training step", "expert"} <= set(texts(svg))
 
 
 def test_equal_data_give_equal_bytes(comparison):
-  one, other = (speed_accuracy(from_json(comparison))[0] for _ in range(2))
+  read = from_json(comparison)
+  one, other = (draw(speed_accuracy(read).spec, "t", palette.variables(read)) for _ in range(2))
   assert one == other
 
 
 def test_routing_shows_entropy_drops_and_every_auxiliary_loss_of_each_sparse_member(comparison, metrics_of):
   metrics = {member["name"]: metrics_of(member) for member in comparison["members"]}
-  plots = routing(from_json(comparison), metrics)
-  assert list(plots) == [member["name"] for member in comparison["members"] if member["kind"] == "moe"]
-  plot = plots["moe_small_8e"]
-  for words in ("entropy (nats): layer 2 ", "dropped part of choices: layer 2 0.013", "load balance 1", "router z 4.9"):
-    assert words in plot.alt
-  assert " z " not in plot.alt.replace("router z", "")  # that of the logits is another
-  xml.etree.ElementTree.fromstring(plot.svg.replace("xlink:href", "href"))
-  assert colors_in(plot.png) > 50
+  figures = routing(from_json(comparison), metrics)
+  assert list(figures) == [member["name"] for member in comparison["members"] if member["kind"] == "moe"]
+  (choice,) = figures["moe_small_8e"].choices
+  words = " ".join(option.alt for option in choice.options)
+  assert "entropy of router probabilities (nats) over" in words
+  for told in ("fraction of choices dropped", "load balance loss", "router z loss"):
+    assert f"{told} over training. Mean over the last tenth: " in words
+  assert "last tenth: layer 2 0.013" in words and "last tenth: all layers 4.9" in words
+  assert " z loss" not in words.replace("router z loss", "")  # that of the logits is another
+  assert all(re.fullmatch(r"routing_moe_small_8e_\w+", name) for name in figures["moe_small_8e"].drawings())
+  json.dumps(figures["moe_small_8e"].spec, allow_nan=False)

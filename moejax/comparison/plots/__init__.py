@@ -1,2 +1,1 @@
-"""Figures of the report. Only files in this folder import matplotlib, and they do not use the global state of
-pyplot."""
+"""Figures of the report, as Vega-Lite specifications: interactive on the page, and drawn as SVG and PNG beside it."""

@@ -1,88 +1,164 @@
-"""Training loss against training time and against tokens, a panel for each pair."""
+"""Training loss against time, tokens, FLOPs or steps: a figure for each pair."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from matplotlib.axes import Axes
 
 from moejax.comparison import curves, quantities
 from moejax.comparison.palette import member_colors
-from moejax.comparison.plots.drawing import Plot, log_axis, new_figure, render, style
+from moejax.comparison.plots.figure import (
+  HEIGHT,
+  HIDDEN,
+  NEAREST,
+  WIDTH,
+  ZOOM,
+  Choice,
+  Entry,
+  Figure,
+  Option,
+  Spec,
+  axis,
+  palette,
+  rounded,
+  scales,
+  shown,
+  told,
+)
 from moejax.comparison.record import Comparison, Member, dense_names, known, pair_members
 
 SHOWN = 0.02
 """Part of a run, from its start, that is left out: the fall from chance would flatten everything after it."""
+POINTS = 300
+"""Points of a curve. The rest is between them."""
 
 
-def loss_curves(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> list[Plot]:
-  """Two plots for each pair that has metrics."""
-  colors = member_colors(comparison)
-  plots = []
+def loss_curves(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> list[Figure]:
+  """A figure for each pair that has metrics and step times."""
+  figures = []
   for dense in dense_names(comparison):
-    members = pair_members(comparison, dense)
-    for axis, key in (("time", "step_time_s"), ("tokens", "tokens_per_step")):
-      drawn = [m for m in members if known(m.number(key)) and len(curves.series(metrics.get(m.name, ()), "loss")[0])]
-      if drawn:
-        with style():
-          plots.append(_plot(dense, drawn, metrics, colors, axis, key))
-  return plots
+    members = [m for m in pair_members(comparison, dense) if known(m.step_time_s) and known(m.tokens_per_step)]
+    lines = {m.name: _line(m, metrics.get(m.name, ())) for m in members}
+    drawn = [m for m in members if len(lines[m.name]["step"])]
+    if drawn:
+      figures.append(_figure(dense, drawn, lines, member_colors(comparison)))
+  return figures
 
 
-def _plot(
-  dense: str,
-  members: Sequence[Member],
-  metrics: Mapping[str, curves.Metrics],
-  colors: Mapping[str, str],
-  axis: str,
-  key: str,
-) -> Plot:
-  figure = new_figure(3.6)
-  axes = figure.add_subplot()
-  lines = {}
-  for member in members:
-    steps, loss = curves.series(metrics[member.name], "loss")
-    lines[member.name] = (steps * member.number(key), loss, curves.smooth(steps, loss))
-  longest = max(x[-1] for x, _, _ in lines.values())
-  unit = quantities.time_unit(longest) if axis == "time" else "tokens"
-  for member in members:
-    _line(axes, member, lines[member.name], colors[member.name], unit)
-  _limits(axes, list(lines.values()), longest, unit)
-  axes.set_xlabel(f"training time ({unit})" if axis == "time" else "training tokens")
-  axes.set_ylabel("training loss (nats per token)")
-  axes.legend(loc="upper right", handlelength=2.2, labelspacing=0.4)
-  amount = quantities.duration if axis == "time" else lambda tokens: f"{quantities.count(tokens)} tokens"
-  ends = "; ".join(f"{name} {smooth[-1]:.3f} after {amount(x[-1])}" for name, (x, _, smooth) in lines.items())
-  what = "training time (steps x measured step time)" if axis == "time" else "tokens"
-  return render(
-    figure,
-    f"loss_{axis}_{quote(dense, safe='')}",
-    alt=f"Training loss against {axis} for the pair of {dense}. Smoothed at the end: {ends}.",
-    caption=f"Pair of {dense}: loss against {what}, raw and smoothed, with the final smoothed loss. The first "
-    f"{SHOWN:.0%} is not shown.",
+def _line(member: Member, metrics: curves.Metrics) -> dict[str, np.ndarray]:
+  """Columns of the curve of a member: what may be on the x axis, and its loss, raw and smoothed."""
+  steps, loss = curves.series(metrics, "loss")
+  tokens = steps * (member.tokens_per_step or 0)
+  line = {"step": steps, "time_s": steps * (member.step_time_s or 0), "tokens": tokens}
+  if known(member.model_flops_per_token):
+    line["flops"] = tokens * member.model_flops_per_token
+  elapsed_s = _elapsed(metrics, steps)
+  if elapsed_s is not None:
+    line["elapsed_s"] = elapsed_s
+  return line | {"raw": loss, "loss": curves.smooth(steps, loss)}
+
+
+def _elapsed(metrics: curves.Metrics, steps: np.ndarray) -> np.ndarray | None:
+  """Seconds of training up to each step, from the speed that was logged, or None if it was not logged."""
+  timed, step_times_s = curves.series(metrics, "step_time_s")
+  if len(timed) != len(steps) or not len(steps):
+    return None
+  return np.cumsum(np.diff(timed, prepend=0.0) * step_times_s)
+
+
+def _figure(
+  dense: str, members: Sequence[Member], lines: Mapping[str, Mapping[str, np.ndarray]], colors: Mapping[str, str]
+) -> Figure:
+  longest_s = max(lines[member.name]["time_s"][-1] for member in members)
+  unit = quantities.time_unit(longest_s)
+  entries = [Entry(m.name, colors[m.name], f"{lines[m.name]['loss'][-1]:.3f}", not m.matched) for m in members]
+  rows = [row for member in members for row in _rows(member, lines[member.name], unit, SHOWN * longest_s)]
+
+  def option(field: str, title: str, file: str | None = None) -> Option:
+    patch = {"encoding": {"x": {"field": field, "axis": {"title": title}}}}
+    return Option(title.partition(" (")[0], patch, file and f"loss_{file}_{quote(dense, safe='')}", alt(field))
+
+  def alt(field: str) -> str:
+    ends = "; ".join(f"{m.name} {lines[m.name]['loss'][-1]:.3f} after {_amount(m, lines, field)}" for m in members)
+    return f"Training loss of the pair of {dense}. Smoothed at the end: {ends}."
+
+  across = [option("time_s", f"training time ({unit}), steps x measured step time", "time")]
+  across.append(option("tokens", "training tokens", "tokens"))
+  if all("flops" in lines[member.name] for member in members):
+    across.append(option("flops", "training FLOPs (model FLOPs)", "flops"))
+  if all("elapsed_s" in lines[member.name] for member in members):
+    across.append(option("elapsed_s", f"elapsed time of training ({unit}), as logged during the run"))
+  across.append(option("step", "training step"))
+  return Figure(
+    name=f"loss_{quote(dense, safe='')}",
+    title=f"Training loss: pair of {dense}",
+    alt=str(across[0].alt),
+    caption="Faint lines are the logged loss and bold lines its moving average. Dashed lines are candidates that are "
+    f"not the match. The first {SHOWN:.0%} of training is not shown.",
+    spec=_spec(entries, rows, str(across[0].patch["encoding"]["x"]["axis"]["title"])),
+    choices=(Choice("Against", tuple(across)), scales("log", "linear")),
+    legend=tuple(entries),
   )
 
 
-def _line(axes: Axes, member: Member, line: tuple[np.ndarray, ...], color: str, unit: str) -> None:
-  x, raw, smooth = curves.thin(*line)
-  x = x if unit == "tokens" else x / quantities.SECONDS[unit]
-  dashes = "-" if member.matched else (0, (4, 1.6))
-  label = f"{member.name}: {smooth[-1]:.3f}"
-  axes.plot(x, raw, color=color, linewidth=0.7, alpha=0.28, zorder=1)
-  axes.plot(x, smooth, color=color, linewidth=2.0, linestyle=dashes, label=label, zorder=3 if member.matched else 2)
+def _amount(member: Member, lines: Mapping[str, Mapping[str, np.ndarray]], field: str) -> str:
+  end = float(lines[member.name][field][-1])
+  if field.endswith("_s"):
+    return quantities.duration(end)
+  return f"{quantities.count(end)} {'FLOPs' if field == 'flops' else f'{field}s'.replace('ss', 's')}"
 
 
-def _limits(axes: Axes, lines: Sequence[tuple[np.ndarray, ...]], longest: float, unit: str) -> None:
-  """Frames the smoothed lines from 2 % of the longest run on."""
-  first = min(max(SHOWN * longest, x[0]) for x, _, _ in lines)
-  seen = np.concatenate([smooth[x >= first] for x, _, smooth in lines])
-  lowest = float(np.quantile(np.concatenate([raw[x >= first] for x, raw, _ in lines]), 0.01))
-  room = 0.05 * (seen.max() - lowest) or 0.1
-  axes.set_ylim(lowest - room, seen.max() + room)
-  low, high = (
-    (first, longest) if unit == "tokens" else (quantities.in_unit(first, unit), quantities.in_unit(longest, unit))
-  )
-  if high > low:
-    axes.set_xscale("log")
-    axes.set_xlim(low, high * (high / low) ** 0.02)
-    log_axis(axes.xaxis, low, high)
+def _rows(member: Member, line: Mapping[str, np.ndarray], unit: str, first_s: float) -> list[dict[str, Any]]:
+  columns = dict(zip(line, curves.thin(*line.values(), points=POINTS), strict=True))
+  for name in ("time_s", "elapsed_s"):
+    if name in columns:
+      columns[name] = columns[name] / quantities.SECONDS[unit]
+  late = columns["time_s"] >= min(quantities.in_unit(first_s, unit), columns["time_s"][-1])
+  rows = [dict(zip(columns, values, strict=True)) for values in zip(*(c[late] for c in columns.values()), strict=True)]
+  return [
+    {"member": member.name, "matched": member.matched} | {name: rounded(value, 5) for name, value in row.items()}
+    for row in rows
+  ]
+
+
+def _spec(entries: Sequence[Entry], rows: list[dict[str, Any]], title: str) -> Spec:
+  color = {
+    "field": "member",
+    "type": "nominal",
+    "scale": palette(entries),
+    "legend": {"title": None, "symbolType": "stroke"},
+  }
+  dashes = {"condition": {"test": "datum.matched", "value": [1, 0]}, "value": [6, 3]}
+  loss = axis("loss", "training loss (nats per token)")
+  lines = [
+    told("member", "member"), told("loss", "loss, smoothed", ".4f"), told("raw", "loss", ".4f"),
+    told("step", "step", ",.0f"), told("tokens", "tokens", ".4~s"),
+  ]  # fmt: skip
+  return {
+    "width": WIDTH,
+    "height": HEIGHT,
+    "data": {"values": rows},
+    "params": [HIDDEN],
+    "transform": [shown("member")],
+    "encoding": {"x": axis("time_s", title, type="log"), "color": color},
+    "layer": [
+      {
+        "mark": {"type": "line", "strokeWidth": 0.8, "opacity": 0.35, "clip": True},
+        "encoding": {"y": loss | {"field": "raw"}},
+      },
+      {
+        "mark": {"type": "line", "strokeWidth": 2.2, "clip": True},
+        "params": [ZOOM],
+        "encoding": {"y": loss, "strokeDash": dashes, "detail": {"field": "member"}},
+      },
+      {
+        "mark": {"type": "point", "filled": True, "size": 70, "clip": True},
+        "params": [NEAREST],
+        "encoding": {
+          "y": loss, "tooltip": lines,
+          "opacity": {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 0},
+        },
+      },
+    ],
+  }  # fmt: skip

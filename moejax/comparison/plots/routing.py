@@ -1,40 +1,57 @@
-"""Router metrics over training: entropy and dropped choices by layer, and auxiliary losses by name.
+"""Router metrics over training: a figure for each member, with a choice of the metric.
 
 L stacked layers  Z = points of a curve
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from moejax.comparison import curves
-from moejax.comparison.plots.drawing import Plot, new_figure, render, style
+from moejax.comparison.palette import LAYERS, layer_colors
+from moejax.comparison.plots.figure import (
+  HIDDEN,
+  NEAREST,
+  WIDTH,
+  ZOOM,
+  Choice,
+  Entry,
+  Figure,
+  Option,
+  Spec,
+  axis,
+  palette,
+  patched,
+  rounded,
+  shown,
+  told,
+)
 from moejax.comparison.record import Comparison
 
-LAYERS = "viridis"
-PANELS = (("router/entropy", "entropy (nats)"), ("router/dropped_fraction", "dropped part of choices"))
-"""Statistics by layer, one panel each."""
+METRICS = (
+  ("router/load_max_over_mean", "load of the busiest expert / mean load"),
+  ("router/dropped_fraction", "fraction of choices dropped"),
+  ("router/entropy", "entropy of router probabilities (nats)"),
+)
+"""Statistics by layer."""
 
 Line = tuple[str, np.ndarray, np.ndarray]
 """Label, steps [Z] and values [Z]."""
 
 
-def routing(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Plot]:
-  """A plot by name of each member that logged what its routers do."""
-  plots = {}
+def routing(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Figure]:
+  """A figure by name of each member that logged what its routers do."""
+  figures = {}
   for member in comparison.members:
     rows = metrics.get(member.name, ())
-    panels = [(label, _by_layer(rows, name)) for name, label in PANELS]
-    panels.append(("auxiliary loss", _auxiliary_losses(rows)))
-    panels = [(label, lines) for label, lines in panels if lines]
-    if len(panels) > 1:
-      with style():
-        plots[member.name] = _plot(member.name, panels)
-  return plots
+    measured = [(key.rpartition("/")[2], label, _by_layer(rows, key)) for key, label in METRICS]
+    measured = [(key, label, lines) for key, label, lines in measured if lines]
+    if measured:
+      measured += [(f"loss_{name.replace(' ', '_')}", f"{name} loss", [line]) for name, line in _losses(rows)]
+      figures[member.name] = _figure(member.name, measured)
+  return figures
 
 
 def _by_layer(rows: curves.Metrics, name: str) -> list[Line]:
@@ -42,39 +59,66 @@ def _by_layer(rows: curves.Metrics, name: str) -> list[Line]:
   return [(f"layer {layer}", steps_Z, values_ZL[:, i]) for i, layer in enumerate(layers)]
 
 
-def _auxiliary_losses(rows: curves.Metrics) -> list[Line]:
-  """Every `loss/NAME` that a router makes: all but the z-loss of the logits, which is of another size."""
+def _losses(rows: curves.Metrics) -> list[tuple[str, Line]]:
+  """Every `loss/NAME` of a router by name: all but the z-loss of the logits."""
   names = sorted({key for row in rows for key in row if key.startswith("loss/") and key != "loss/z"})
-  return [(name.removeprefix("loss/").replace("_", " "), *curves.series(rows, name)) for name in names]
+  return [(n.removeprefix("loss/").replace("_", " "), ("all layers", *curves.series(rows, n))) for n in names]
 
 
-def _plot(name: str, panels: Sequence[tuple[str, list[Line]]]) -> Plot:
-  figure = new_figure(0.6 + 1.75 * len(panels))
-  figure.suptitle(name, fontsize=11.5)
-  axes_of = figure.subplots(len(panels), 1, sharex=True)
-  for axes, (label, lines) in zip(axes_of, panels, strict=True):
-    _draw(axes, label, lines)
-  axes_of[-1].set_xlabel("training step")
-  ends = "; ".join(
-    f"{label}: " + ", ".join(f"{of} {curves.last_tenth(values_Z):.3g}" for of, _, values_Z in lines)
-    for label, lines in panels
-  )
-  return render(
-    figure,
-    f"routing_{quote(name, safe='')}",
-    alt=f"Router metrics of {name} over training. Mean over the last tenth: {ends}.",
-    caption=f"{name}: entropy of router probabilities and fraction of dropped choices by layer, and auxiliary losses, "
-    "smoothed.",
+def _figure(name: str, measured: Sequence[tuple[str, str, list[Line]]]) -> Figure:
+  layers = list(dict.fromkeys(of for _, _, lines in measured for of, _, _ in lines if of != "all layers"))
+  entries = [Entry(layer, color) for layer, color in zip(layers, layer_colors(len(layers)), strict=True)]
+  if any(of == "all layers" for _, _, lines in measured for of, _, _ in lines):
+    entries.append(Entry("all layers", LAYERS[-1]))
+  options = tuple(_option(name, key, label, lines) for key, label, lines in measured)
+  return Figure(
+    name=f"routing_{quote(name, safe='')}",
+    title=f"Router metrics: {name}",
+    alt=str(options[0].alt),
+    caption="Moving averages over training, by layer. Losses are sums over all sparse layers.",
+    spec=patched(_spec(entries), options[0].patch),
+    choices=(Choice("Metric", options),),
+    legend=tuple(entries),
   )
 
 
-def _draw(axes: Axes, label: str, lines: list[Line]) -> None:
-  colors = matplotlib.colormaps[LAYERS](np.linspace(0.05, 0.85, len(lines)))
-  for (of, steps_Z, values_Z), color in zip(lines, colors, strict=True):
-    shown = curves.thin(steps_Z, curves.smooth(steps_Z, values_Z))
-    axes.plot(*shown, color=color, linewidth=1.6, label=of)
-  axes.set_title(label, loc="left", pad=3)
-  axes.yaxis.set_major_locator(MaxNLocator(4))
-  axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-  if len(lines) <= 6:
-    axes.legend(loc="best", handlelength=1.6, labelspacing=0.3, ncols=1 + (len(lines) > 3))
+def _option(name: str, key: str, label: str, lines: list[Line]) -> Option:
+  rows: list[dict[str, Any]] = []
+  for of, steps_Z, values_Z in lines:
+    thin = curves.thin(steps_Z, curves.smooth(steps_Z, values_Z), points=200)
+    rows += [{"series": of, "step": rounded(s), "value": rounded(v, 5)} for s, v in zip(*thin, strict=True)]
+  ends = ", ".join(f"{of} {curves.last_tenth(values_Z):.3g}" for of, _, values_Z in lines)
+  is_loss = key.startswith("loss_")  # there may be many, so they are only on the page
+  return Option(
+    label,
+    {"data": {"values": rows}, "encoding": {"y": axis("value", label)}},
+    file=None if is_loss else f"routing_{quote(name, safe='')}_{quote(key, safe='')}",
+    alt=f"Router of {name}: {label} over training. Mean over the last tenth: {ends}.",
+  )
+
+
+def _spec(entries: Sequence[Entry]) -> Spec:
+  color = {
+    "field": "series",
+    "type": "nominal",
+    "scale": palette(entries),
+    "legend": {"title": None, "symbolType": "stroke"},
+  }
+  lines = [told("series", "series"), told("step", "step", ",.0f"), told("value", "value", ".4~g")]
+  return {
+    "width": WIDTH,
+    "height": 240,
+    "params": [HIDDEN],
+    "transform": [shown("series")],
+    "encoding": {"x": axis("step", "training step"), "color": color},
+    "layer": [
+      {"mark": {"type": "line", "strokeWidth": 1.8, "clip": True}, "params": [ZOOM]},
+      {
+        "mark": {"type": "point", "filled": True, "size": 60, "clip": True},
+        "params": [NEAREST],
+        "encoding": {
+          "tooltip": lines, "opacity": {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 0},
+        },
+      },
+    ],
+  }  # fmt: skip

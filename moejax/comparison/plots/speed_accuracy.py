@@ -1,29 +1,35 @@
-"""The speed-accuracy curve: step time against next-token accuracy, bits per byte, and the score of each benchmark."""
+"""The speed-accuracy curve: speed or cost of each member against its bits per byte, accuracy and benchmark scores."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator
 
 from moejax.comparison.palette import member_colors
 from moejax.comparison.plots import labels
-from moejax.comparison.plots.drawing import INK, Plot, legend_above, log_axis, new_figure, render, spread, style
+from moejax.comparison.plots.figure import (
+  HEIGHT,
+  HIDDEN,
+  WIDTH,
+  ZOOM,
+  Choice,
+  Entry,
+  Figure,
+  Option,
+  Spec,
+  axis,
+  palette,
+  patched,
+  rounded,
+  scales,
+  shown,
+  told,
+)
 from moejax.comparison.quantities import duration, with_stderr
 from moejax.comparison.record import Comparison, Member, equal_names, known, task_keys
 from moejax.evaluation.tasks import ACCURACIES
 
-MARKERS = {"dense": "o", "moe": "D"}
-LINES: dict[str, Any] = {"dense": "-", "moe": (0, (5, 2))}
-EQUAL: dict[str, Any] = {"linewidth": 15, "alpha": 0.22}
-NEAREST: dict[str, Any] = {"linewidth": 2, "linestyle": ":"}
-"""How a pair is joined: a band where step times are equal within the tolerance, dots where not."""
-WIDE = 3.0
-"""Ratio of the largest to the smallest step time above which the axis is logarithmic."""
+ROLES = ("dense", "MoE, equal step time", "MoE, closest but not shown equal", "MoE, other candidate")
+SHAPES = {"dense": "circle", "moe": "diamond"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +45,16 @@ class Measure:
 
 
 MEASURES = (
+  Measure("bits_per_byte", "bits per byte (axis reversed)", "bits per byte of held-out text", reversed=True),
   Measure("accuracy", "next-token accuracy (%)", "next-token accuracy on held-out text", scale=100.0, unit="%"),
-  Measure(
-    "bits_per_byte", "bits per byte (axis reversed: up is better)", "bits per byte of held-out text", reversed=True
-  ),
 )
+
+AXES = (
+  ("step_time", "step time"), ("train_time", "training time of the whole run (s)"), ("tokens_per_s", "tokens/s"),
+  ("parameters_active", "active parameters"), ("parameters_total", "total parameters"),
+  ("flops", "model FLOPs of training"), ("tokens", "training tokens"),
+)  # fmt: skip
+"""Fields of the data and titles of the x axis."""
 
 
 def task_measures(comparison: Comparison) -> list[Measure]:
@@ -57,108 +68,139 @@ def _task_measure(key: str) -> Measure:
   if metric.startswith(ACCURACIES):
     return Measure(key, f"{name}: {words} (%)", f"{words} of {name}", scale=100.0, unit="%")
   if "perplexity" in metric or metric == "bits_per_byte":
-    return Measure(key, f"{name}: {words} (axis reversed: up is better)", f"{words} of {name}", reversed=True)
+    return Measure(key, f"{name}: {words} (axis reversed)", f"{words} of {name}", reversed=True)
   return Measure(key, f"{name}: {words}", f"{words} of {name}")
 
 
-def speed_accuracy(comparison: Comparison, measures: Sequence[Measure] = MEASURES) -> list[Plot]:
-  """A plot for each measure that at least one member has."""
-  plots = []
-  for measure in measures:
-    points = {m.name: point for m in comparison.members if (point := _point(m, measure))}
-    if points:
-      with style():
-        plots.append(_plot(comparison, points, measure))
-  return plots
+def role(member: Member, equal: set[str]) -> str:
+  """What a member is in its pair."""
+  if member.kind == "dense":
+    return ROLES[0]
+  if not member.matched:
+    return ROLES[3]
+  return ROLES[1] if member.name in equal else ROLES[2]
 
 
-def _point(member: Member, measure: Measure) -> tuple[float, float] | None:
-  """Step time in seconds and scaled value; None where either is not known."""
-  step_time_s, value = member.step_time_s, member.number(measure.key)
-  return (step_time_s, value * measure.scale) if known(step_time_s) and known(value) else None
+def speed_accuracy(comparison: Comparison) -> Figure | None:
+  """The figure, with each measure that at least one member has, or None if there is none."""
+  unit, per_unit = _unit(comparison)
+  options = []
+  for measure in (*MEASURES, *task_measures(comparison)):
+    rows = _rows(comparison, measure, per_unit)
+    if rows:
+      options.append(_option(comparison, measure, rows))
+  if not options:
+    return None
+  colors, equal = member_colors(comparison), equal_names(comparison)
+  entries = [Entry(m.name, colors[m.name], role(m, equal), not m.matched) for m in comparison.members]
+  titles = {field: f"{title} ({unit})" if field == "step_time" else title for field, title in AXES}
+  held = {key for option in options for row in option.patch["data"]["values"] for key in row if row[key] is not None}
+  across = tuple(
+    Option(title, {"encoding": {"x": {"field": field, "axis": {"title": title}}}})
+    for field, title in titles.items()
+    if field in held
+  )
+  return Figure(
+    name="speed_accuracy",
+    title="Quality against speed",
+    alt=str(options[0].alt),
+    caption="Against step time, up and to the left is better. Error bars are one standard error over held-out "
+    "documents. A gray line joins the members of a pair; hollow marks are candidates that are not the match.",
+    spec=patched(_spec(entries, titles["step_time"]), options[0].patch),
+    choices=(Choice("Quality", tuple(options)), Choice("Against", across), scales("linear", "log")),
+    legend=tuple(entries),
+  )
 
 
-def _plot(comparison: Comparison, in_seconds: Mapping[str, tuple[float, float]], measure: Measure) -> Plot:
-  figure = new_figure(4.4)
-  axes = figure.add_subplot()
-  members = [member for member in comparison.members if member.name in in_seconds]
-  unit, per_unit = ("s", 1.0) if min(x for x, _ in in_seconds.values()) >= 1.0 else ("ms", 1e3)
-  points = {name: (x * per_unit, y) for name, (x, y) in in_seconds.items()}
-  errors = {m.name: (m.number(f"{measure.key}_stderr") or 0.0) * measure.scale for m in members}
-  _limits(axes, points, errors, measure)
-  axes.set_xlabel(f"step time ({unit})")
-  axes.set_ylabel(measure.label)
-  colors = member_colors(comparison)
-  joined = [(p.dense, p.moe) for p in comparison.pairs if p.moe and {p.dense, p.moe} <= set(points)]
-  bands = [np.array([points[dense], points[moe]]) for dense, moe in joined]
+def _unit(comparison: Comparison) -> tuple[str, float]:
+  times = [member.step_time_s for member in comparison.members if known(member.step_time_s)]
+  return ("s", 1.0) if times and min(times) >= 1.0 else ("ms", 1e3)
+
+
+def _rows(comparison: Comparison, measure: Measure, per_unit: float) -> list[dict[str, Any]]:
+  """A row for each member whose step time and measure are known."""
   equal = equal_names(comparison)
-  for (_, moe), band in zip(joined, bands, strict=True):
-    axes.plot(*band.T, color=colors[moe], zorder=1, **(EQUAL if moe in equal else NEAREST))
-  curves = [_curve(axes, points, members, kind) for kind in MARKERS]
-  for member in members:
-    _marker(axes, points[member.name], errors[member.name], member, colors[member.name])
-  legend_above(figure, _legend(members, {moe in equal for _, moe in joined}), columns=2)
-  error_lines = [np.array([(x, y - errors[name]), (x, y + errors[name])]) for name, (x, y) in points.items()]
-  labels.place(axes, list(points.values()), list(points), [*(c for c in curves if len(c)), *bands, *error_lines])
-  listed = "; ".join(
-    f"{m.name} {duration(m.step_time_s)}, "
-    f"{with_stderr(m.number(measure.key), m.number(f'{measure.key}_stderr'), scale=measure.scale, unit=measure.unit)}"
-    for m in members
-  )
-  return render(
-    figure,
-    f"speed_{measure.key.replace('/', '_')}",
+  rows = []
+  for member in comparison.members:
+    value, step_time_s = member.number(measure.key), member.step_time_s
+    if not known(value) or not known(step_time_s):
+      continue
+    stderr = member.number(f"{measure.key}_stderr")
+    error = stderr if known(stderr) else 0.0
+    flops, tokens = member.model_flops_per_token, member.tokens
+    rows.append(
+      {
+        "member": member.name, "pair": member.pair, "kind": member.kind, "matched": member.matched,
+        "role": role(member, equal), "value": rounded(value * measure.scale),
+        "low": rounded((value - error) * measure.scale), "high": rounded((value + error) * measure.scale),
+        "shown": with_stderr(value, stderr, scale=measure.scale, unit=measure.unit),
+        "step_time": rounded(step_time_s * per_unit), "step_time_shown": duration(step_time_s),
+        "flops": rounded(flops * tokens) if known(flops) and known(tokens) else None,
+      }
+      | {
+        field: rounded(number) if known(number := getattr(member, name)) else None
+        for field, name in (
+          ("train_time", "train_time_s"), ("tokens_per_s", "tokens_per_s"), ("tokens", "tokens"),
+          ("parameters_active", "parameters_active"), ("parameters_total", "parameters_total"),
+        )
+      }
+    )  # fmt: skip
+  return rows
+
+
+def _option(comparison: Comparison, measure: Measure, rows: list[dict[str, Any]]) -> Option:
+  across = labels.pixels([row["step_time"] for row in rows], WIDTH)
+  down = labels.pixels([row["value"] * (1 if measure.reversed else -1) for row in rows], HEIGHT)
+  places = labels.place({row["member"]: point for row, point in zip(rows, zip(across, down, strict=True), strict=True)})
+  listed = "; ".join(f"{row['member']} {row['step_time_shown']}, {row['shown']}" for row in rows)
+  name = "speed_accuracy" if measure.key == "accuracy" else f"speed_{measure.key.replace('/', '_')}"
+  y = axis("value", measure.label, padding=26, reverse=measure.reversed)
+  return Option(
+    measure.caption,
+    {"data": {"values": [row | places[row["member"]] for row in rows]}, "encoding": {"y": y}},
+    file=name,
     alt=f"Step time against {measure.caption}. {listed}.",
-    caption=f"Step time against {measure.caption}. Up and left is better. Error bars are one standard error.",
   )
 
 
-def _limits(axes: Axes, points: Mapping[str, tuple], errors: Mapping[str, float], measure: Measure) -> None:
-  times = [x for x, _ in points.values()]
-  low, high = spread(times, least=1.15)
-  if max(times) / min(times) >= WIDE:
-    room = (high / low) ** 0.14
-    low, high = low / room, high * room
-    axes.set_xscale("log")
-    log_axis(axes.xaxis, low, high)
-  else:
-    low, high = low - 0.14 * (high - low), high + 0.14 * (high - low)
-    axes.xaxis.set_major_locator(MaxNLocator(7))
-  axes.set_xlim(low, high)
-  bottom = min(y - errors[name] for name, (_, y) in points.items())
-  top = max(y + errors[name] for name, (_, y) in points.items())
-  room = 0.2 * (top - bottom) or 0.01 * abs(top) or 1.0
-  axes.set_ylim((top + room, bottom - room) if measure.reversed else (bottom - room, top + room))
-
-
-def _curve(axes: Axes, points: Mapping[str, tuple], members: Sequence[Member], kind: str) -> np.ndarray:
-  """The line through the matched members of one kind, fastest first."""
-  line = np.array(sorted(points[m.name] for m in members if m.kind == kind and m.matched)).reshape(-1, 2)
-  axes.plot(*line.T, color=INK, linewidth=1.3, linestyle=LINES[kind], zorder=2)
-  return line
-
-
-def _marker(axes: Axes, point: tuple[float, float], error: float, member: Member, color: str) -> None:
-  """An error bar, then the marker: full where matched, hollow where not."""
-  axes.errorbar(*point, yerr=error, color=color, capsize=3, linewidth=1.4, zorder=3, fmt="none")
-  face = color if member.matched else "white"
-  style = MARKERS[member.kind]
-  axes.plot(*point, style, color=color, markerfacecolor=face, markersize=8, markeredgewidth=2, zorder=4)
-
-
-def _legend(members: Sequence[Member], bands: set[bool]) -> list:
-  def entry(kind: str, text: str, matched: bool) -> Line2D:
-    line: Any = LINES[kind] if matched else "none"
-    face = INK if matched else "white"
-    return Line2D([], [], color=INK, marker=MARKERS[kind], markerfacecolor=face, linestyle=line, label=text)
-
-  entries: list = [entry("dense", "dense", True)] if any(m.kind == "dense" for m in members) else []
-  if any(m.kind == "moe" and m.matched for m in members):
-    entries.append(entry("moe", "MoE, closest in step time", True))
-  if any(m.kind == "moe" and not m.matched for m in members):
-    entries.append(entry("moe", "MoE, other candidate", False))
-  if True in bands:
-    entries.append(Patch(facecolor="#9aa3ad", alpha=0.4, label="a pair at equal step time"))
-  if False in bands:
-    entries.append(Line2D([], [], color="#9aa3ad", label="a pair, step times not equal", **NEAREST))
-  return entries
+def _spec(entries: Sequence[Entry], title: str) -> Spec:
+  color = {
+    "field": "member",
+    "type": "nominal",
+    "scale": palette(entries),
+    "legend": {"title": None, "symbolType": "square", "symbolFillColor": None},
+  }
+  shape = {"field": "kind", "type": "nominal", "scale": {"domain": [*SHAPES], "range": [*SHAPES.values()]}}
+  full = {"condition": {"test": "datum.matched", "value": 0.9}, "value": 0}
+  lines = [
+    told("member", "member"),
+    told("role", "role"),
+    told("step_time_shown", "step time"),
+    told("shown", "quality"),
+  ]
+  return {
+    "width": WIDTH,
+    "height": HEIGHT,
+    "params": [HIDDEN],
+    "transform": [shown("member")],
+    "encoding": {"x": axis("step_time", title, padding=56), "color": color},
+    "layer": [
+      {
+        "mark": {"type": "line", "color": "var(--band)", "strokeWidth": 7, "strokeCap": "round"},
+        "transform": [{"filter": "datum.matched"}],
+        "encoding": {"detail": {"field": "pair"}, "color": {"value": "var(--band)"}},
+      },
+      {"mark": {"type": "rule", "strokeWidth": 1.5}, "encoding": {"y": {"field": "low"}, "y2": {"field": "high"}}},
+      {
+        "mark": {"type": "point", "filled": False, "size": 130, "strokeWidth": 2.2},
+        "params": [ZOOM],
+        "encoding": {"shape": shape | {"legend": None}, "fill": color | {"legend": None}, "fillOpacity": full,
+                     "tooltip": lines},
+      },
+      {
+        "mark": {"type": "text", "baseline": "middle", "dx": {"expr": "datum.dx"}, "dy": {"expr": "datum.dy"},
+                 "align": {"expr": "datum.align"}},
+        "encoding": {"text": {"field": "member"}, "color": {"value": "var(--ink)"}},
+      },
+    ],
+  }  # fmt: skip

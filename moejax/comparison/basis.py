@@ -1,0 +1,109 @@
+"""What the answer of a comparison rests on, what would change it, and what to do next, in plain words."""
+
+from collections.abc import Mapping
+
+from moejax.comparison import curves, quantities
+from moejax.comparison.record import Comparison, Member, known
+
+FEW_DOCUMENTS = 100
+"""Number of held-out documents below which the report asks for more."""
+MANY_DROPPED = 0.1
+"""Fraction of dropped choices above which the report mentions them."""
+
+
+def rests_on(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> list[tuple[str, str]]:
+  """Names and values of the facts behind the answer."""
+  trained = _trained(comparison)
+  corpus = comparison.provenance.get("corpus")
+  facts = [("Training seeds", _seeds(trained)), ("Held-out text", _held_out(metrics))]
+  if isinstance(corpus, Mapping) and known(corpus.get("documents")):
+    sizes = f", {quantities.count(corpus['bytes'])} bytes" if known(corpus.get("bytes")) else ""
+    facts.append(("Training text", f"{quantities.whole(corpus['documents'])} documents{sizes}"))
+  seconds = [member.train_time_s for member in trained if known(member.train_time_s)]
+  if seconds:
+    facts.append(("Training", f"{len(seconds)} runs, {quantities.duration(sum(seconds))} in all"))
+  device, count = comparison.provenance.get("device_kind"), comparison.provenance.get("device_count")
+  if device:
+    facts.append(("Devices", f"{count} x {device}" if known(count) else str(device)))
+  return [(name, text) for name, text in facts if text]
+
+
+def would_change(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> list[str]:
+  """The conditions that could turn the answer, from the numbers at hand."""
+  trained = _trained(comparison)
+  reasons = []
+  unequal = [pair.dense for pair in comparison.pairs if pair.within_tolerance is False]
+  if unequal:
+    reasons.append(
+      f"A candidate with the step time of {_listed(unequal)}. Without one, the pair compares two speeds and not two "
+      "models of one speed."
+    )
+  if len({member.seed for member in trained}) == 1:
+    reasons.append("Another training seed. One seed does not show how much results vary from run to run.")
+  documents = _documents(metrics)
+  if documents is not None and documents < FEW_DOCUMENTS:
+    reasons.append(f"Other held-out text. {documents:,} documents are few, and one of them can weigh much.")
+  dropped = [m.name for m in comparison.members if known(m.dropped_fraction) and m.dropped_fraction > MANY_DROPPED]
+  if dropped:
+    reasons.append(
+      f"A higher capacity, or a dispatch that drops nothing: {_listed(dropped)} "
+      f"dropped more than {MANY_DROPPED:.0%} of the choices of experts while the step was timed."
+    )
+  if any(member.mfu is None for member in trained) and "cpu" in str(comparison.provenance.get("device_kind")).lower():
+    reasons.append("Other hardware. Step times on a CPU say little about accelerators: see `moejax plan`.")
+  reasons.append("Another scale or a longer budget. The answer holds for the models and the budget that were trained.")
+  return reasons
+
+
+def next_steps(comparison: Comparison, metrics: Mapping[str, curves.Metrics], lacking: list[str]) -> list[str]:
+  """What to do, as sentences with commands."""
+  if not comparison.complete:
+    resume = "Run the same `moejax compare` command again. It resumes from the last finished stage"
+    return [f"{resume}; {len(lacking)} parts are missing." if lacking else f"{resume}."]
+  steps = []
+  if any(pair.within_tolerance is False for pair in comparison.pairs):
+    steps.append(
+      "Add candidates whose step time is closer: more or fewer experts per token, another `sparse_every`, or another "
+      "width. `moejax match DENSE MOE --topology ...` proposes a width."
+    )
+  spread = [member.name for member in comparison.members if (member.step_time_spread or 0) > comparison.tolerance]
+  if spread:
+    steps.append(
+      f"Measure longer or on a quieter machine: the step time of {_listed(spread)} varied by more than the tolerance. "
+      "Use `--measurement.rounds`."
+    )
+  documents = _documents(metrics)
+  if documents is not None and documents < FEW_DOCUMENTS:
+    steps.append(
+      "Evaluate on more held-out text: raise `--evaluation.max-tokens`, or name files in `--data.validation`."
+    )
+  if len({member.seed for member in _trained(comparison)}) == 1:
+    steps.append("Repeat the comparison with another `--training.seed` in another directory.")
+  steps.append("Predict the step time at the scale that matters: `moejax plan NAME --topology v5p:4x8x8`.")
+  return steps
+
+
+def _trained(comparison: Comparison) -> list[Member]:
+  return [member for member in comparison.members if known(member.bits_per_byte)]
+
+
+def _seeds(trained: list[Member]) -> str:
+  seeds = sorted({int(member.seed) for member in trained if known(member.seed)})
+  return f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else ""
+
+
+def _documents(metrics: Mapping[str, curves.Metrics]) -> int | None:
+  """The number of held-out documents of the last evaluation, if it is known."""
+  found = [curves.series(rows, "held_out/documents")[1] for rows in metrics.values()]
+  return min((int(documents[-1]) for documents in found if len(documents)), default=None)
+
+
+def _held_out(metrics: Mapping[str, curves.Metrics]) -> str:
+  documents = _documents(metrics)
+  targets = [curves.series(rows, "held_out/targets")[1] for rows in metrics.values()]
+  tokens = min((float(numbers[-1]) for numbers in targets if len(numbers)), default=None)
+  return "" if documents is None else f"{documents:,} documents, {quantities.count(tokens)} tokens"
+
+
+def _listed(names: list[str]) -> str:
+  return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
