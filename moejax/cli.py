@@ -33,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     # A library may have replaced the exception that a signal raised.
     if interrupts.received() or isinstance(error, KeyboardInterrupt):
       interrupts.leave()
+    if isinstance(error, processes.NotWritten) and not processes.is_first():
+      processes.await_failure_report()  # by process 0, whose failure it is
     failure = isinstance(error, Failure | FloatingPointError)
     mistake = None if failure else users_mistake(error)
     of_user = None if failure or isinstance(error, UserError) else failure_of_users_code(error)

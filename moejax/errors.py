@@ -13,6 +13,9 @@ OF_THE_MACHINE = {
   errno.EACCES: "change its permissions, or choose another path",
   errno.EPERM: "change its permissions, or choose another path",
   errno.EIO: "check the disk",
+  errno.ESTALE: "check the network file system",
+  errno.EISDIR: "move the directory away, or choose another path",
+  errno.ENOTDIR: "move the file away, or choose another path",
   errno.EMFILE: "raise the limit on open files (ulimit -n)",
 }
 """Remedies for errors of the operating system."""

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import pathlib
-import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +21,8 @@ def write_whole(path: pathlib.Path, content: str | bytes) -> None:
   Raises:
     OSError: If the file cannot be written. The old file is unchanged.
   """
+  if not processes.is_first():
+    return
   with replacing(path) as part:
     part.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -61,10 +62,6 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
   temporary file is removed if the block raises an exception. A pipe or device, such as /dev/stdout, is written
   directly.
   """
-  if not processes.is_first():
-    with tempfile.TemporaryDirectory() as unused:
-      yield pathlib.Path(unused) / path.name
-    return
   if path.exists() and not path.is_file():
     yield path
     return

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import jax
 import numpy as np
 
+from moejax import processes
 from moejax.config.experiment import Measurement
 from moejax.partitioning import to_devices
 from moejax.training.clock import Work, fetch_work, total_peak_flops
@@ -54,6 +55,7 @@ def measure(
     observe: called with the name of a member, the total number of steps so far, and the loss of the step.
   """
   turns = {name: _Turns(member) for name, member in members.items()}
+  processes.wait_for_all()
   samples_s: dict[str, list[float]] = {name: [] for name in members}
   works: dict[str, list[Work]] = {name: [] for name in members}
   done = 0

@@ -25,6 +25,7 @@ from moejax.config.experiment import Suite
 from moejax.data.baselines import ngram_baselines
 from moejax.data.target_count import TargetCounter
 from moejax.data.text import Text
+from moejax.errors import users_mistake
 from moejax.files import read_json, write_json
 from moejax.interrupts import continuing
 from moejax.lock import locked
@@ -98,7 +99,8 @@ class _Comparison:
     """Measures step times, and computes matches and budgets from them."""
     path = self.directory / "measurements.json"
     if not processes.first(path.exists):
-      write_json(path, {name: dataclasses.asdict(timing) for name, timing in self._measured().items()})
+      measured = {name: dataclasses.asdict(timing) for name, timing in self._measured().items()}
+      processes.first_writes(lambda: write_json(path, measured))
     names = [experiment.name for experiment in self.suite.members]
     measurements = processes.first(lambda: read_measurements(path, names))
     self.timings = {name: Timing(**timing) for name, timing in measurements.items()}
@@ -108,7 +110,7 @@ class _Comparison:
     for matched in self.matches:
       sign = "=" if matched.within_tolerance else "has no match closer than"
       self.progress.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
-    self.write()
+    processes.first(self._write_so_far)
 
   def train(self) -> bool:
     """Trains and evaluates the members that no other job trains, and waits until all are done.
@@ -157,7 +159,7 @@ class _Comparison:
 
     def write() -> None:
       with self._turn():
-        self._write()
+        self._write_so_far()
 
     processes.first(write)
 
@@ -195,11 +197,14 @@ class _Comparison:
     summaries = [self._summary(allotment) for allotment in self.allotments if allotment.trained]
     return page.exists() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in summaries)
 
-  def write(self) -> Comparison:
-    """Writes comparison.json with the results so far."""
-    written = self._write() if processes.is_first() else None
-    content = processes.first(lambda: written and written.to_json())
-    return written or from_json(content)
+  def _write_so_far(self) -> None:
+    """Writes comparison.json with the results so far. If this fails, a warning is shown: it is written again."""
+    try:
+      self._write()
+    except OSError as error:
+      if not users_mistake(error):
+        raise
+      self.progress.note(f"warning: {self.directory / 'comparison.json'} could not be written: {users_mistake(error)}")
 
   def _write(self) -> Comparison:
     summaries = {}

@@ -3,6 +3,7 @@
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 
+from moejax import processes
 from moejax.data.corpus import Corpus
 from moejax.data.pipeline import evaluation_batches, num_evaluation_batches
 from moejax.data.tokenizers import Tokenizer
@@ -58,7 +59,7 @@ def make_evaluator(spec: TrainSpec, corpus: Corpus, directory: pathlib.Path, pro
 
   def evaluate(state: State) -> dict[str, float]:
     held_out = score_documents(spec, state.parameters, batches(), corpus.tokenizer.byte_lengths, scorer)
-    held_out.save(directory / "held_out.npz")
+    processes.first_writes(lambda: held_out.save(directory / "held_out.npz"))
     return held_out.summary()
 
   return evaluate

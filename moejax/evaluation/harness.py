@@ -15,6 +15,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.defaults import DEFAULT_OTHER_SEED
 from lm_eval.utils import handle_non_serializable, simple_parse_args_string
 
+from moejax import processes
 from moejax.config.experiment import Evaluation, Experiment
 from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.errors import UserError
@@ -207,9 +208,13 @@ def evaluate(
   samples = results.pop("samples", {})
   results = json.loads(json.dumps(results, default=handle_non_serializable))
   results |= {"benchmarks": [dataclasses.asdict(benchmark) for benchmark in loaded.benchmarks], "cut": model.cut}
-  write_json(directory / RESULTS, results)
-  for task, examples in samples.items():
-    _write_samples(directory / WORK / "samples" / f"{task.replace('/', '_')}.jsonl", examples)
+
+  def write() -> None:
+    write_json(directory / RESULTS, results)
+    for task, examples in samples.items():
+      _write_samples(directory / WORK / "samples" / f"{task.replace('/', '_')}.jsonl", examples)
+
+  processes.first_writes(write)
   cut = {task: f"{counted['cut']:,}/{counted['requests']:,}" for task, counted in model.cut.items() if counted["cut"]}
   if cut:
     shown = ", ".join(f"{task} {counted}" for task, counted in list(cut.items())[:4])

@@ -4,6 +4,7 @@ B batch  T query position  D embed
 """
 
 import dataclasses
+import io
 import pathlib
 import zipfile
 import zlib
@@ -16,7 +17,7 @@ import numpy as np
 from moejax import processes
 from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.errors import UserError, reason
-from moejax.files import replacing
+from moejax.files import write_whole
 from moejax.models.abstract import Parameters
 from moejax.partitioning import to_devices
 from moejax.training.loss import Batch
@@ -71,8 +72,9 @@ class HeldOut:
 
   def save(self, path: pathlib.Path) -> None:
     """Writes the sums as .npz."""
-    with replacing(path) as part, part.open("wb") as file:
-      np.savez_compressed(file, **{name: getattr(self, name) for name in _FIELDS})
+    content = io.BytesIO()
+    np.savez_compressed(content, **{name: getattr(self, name) for name in _FIELDS})
+    write_whole(path, content.getvalue())
 
   @classmethod
   def load(cls, path: pathlib.Path) -> "HeldOut":

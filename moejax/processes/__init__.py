@@ -58,6 +58,23 @@ def first(function: Callable[[], Result]) -> Result:
   return channel.share(function() if channel.place.index == 0 else None)
 
 
+class NotWritten(OSError):
+  """Process 0 could not write a file. All processes raise it."""
+
+
+def first_writes(function: Callable[[], None]) -> None:
+  """Calls `function`, which writes files, on process 0. If it raises OSError, raises NotWritten on all processes."""
+
+  def attempt() -> tuple[int | None, str | None, str] | None:
+    try:
+      return function()
+    except OSError as error:
+      return error.errno, error.strerror, str(error.filename)
+
+  if failure := first(attempt):
+    raise NotWritten(*failure)
+
+
 def gather(value: Result) -> list[Result]:
   """Returns the values of all processes, by index, on all processes. Values must be valid JSON."""
   return _Program.channel.gather(value) if _Program.channel else [value]

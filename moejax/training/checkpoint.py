@@ -68,10 +68,6 @@ class Checkpointer:
     self._warn_of(self._saver.wait())
     return processes.first(self._saver.latest)
 
-  def steps(self) -> list[int]:
-    """Steps of all checkpoints, ascending."""
-    return processes.first(self._saver.steps)
-
   def save(self, state: State, step: int, progress: dict[str, Any]) -> None:
     """Starts to save a checkpoint, unless it exists. `progress` is JSON data, such as the position of the input."""
     if self.finished() == step:

@@ -53,7 +53,6 @@ def _check_shared(directory: pathlib.Path) -> None:
     if time.monotonic() > deadline:
       raise UserError(
         f"process {processes.index()} (host {socket.gethostname()}) does not find the files of process 0 in "
-        f"{directory}; "
-        "choose a --workdir on a file system that all hosts share"
+        f"{directory}; choose a --workdir on a file system that all hosts share"
       )
     time.sleep(0.1)

@@ -102,7 +102,7 @@ def train(run: Run) -> dict[str, Any]:
       checkpointer.close()
       training.writer.close()
   results |= {EARLIER: earlier} if earlier else {}
-  write_json(run.directory / "summary.json", results)
+  processes.first_writes(lambda: write_json(run.directory / "summary.json", results))
   return results
 
 
@@ -266,15 +266,17 @@ class _Training:
     self.goodput.add("save_s", time.perf_counter() - begin)
 
   def _evaluate(self) -> dict[str, float]:
-    """Evaluates this step. If an evaluation before the last step fails for lack of space, a warning is shown."""
+    """Evaluates this step. If files of an evaluation before the last step cannot be written, a warning is shown."""
     begin, scores = time.perf_counter(), dict[str, float]()
     try:
       for name, score in self.run.evaluators.items():
         scores |= {f"{name}/{key}": x for key, x in score(self.state).items()}
     except OSError as error:
-      if self.step == self.run.steps or processes.count() > 1 or not users_mistake(error):
+      of_one = processes.count() > 1 and not isinstance(error, processes.NotWritten)
+      if of_one or self.step == self.run.steps or not users_mistake(error):
         raise
-      self.run.warn(f"step {self.step} could not be evaluated: {users_mistake(error)}")
+      if processes.is_first():
+        self.run.warn(f"step {self.step} could not be evaluated: {users_mistake(error)}")
     if scores and not self.writer.evaluated:
       self.writer.write({"step": self.step, **scores})
     self.goodput.add("evaluation_s", time.perf_counter() - begin)
@@ -313,10 +315,8 @@ def _is_evaluated(step: int, run: Run) -> bool:
 
 def fetch_essential(metrics: Metrics) -> Record:
   """Fetches the metrics that are checked in every step. Waits for the step to end."""
-  return {
-    name: float(value)
-    for name, value in jax.device_get({name: metrics[name] for name in (*ESSENTIAL, SKIPPED)}).items()
-  }
+  fetched = jax.device_get({name: metrics[name] for name in (*ESSENTIAL, SKIPPED)})
+  return {name: float(value) for name, value in fetched.items()}
 
 
 def rows_of_process(spec: TrainSpec) -> LocalRows:

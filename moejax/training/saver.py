@@ -50,10 +50,6 @@ class Saver:
     """Step of the latest checkpoint, including one that is being written, or None. Only process 0 knows it."""
     return self._manager.latest_step() if self._manager else None
 
-  def steps(self) -> list[int]:
-    """Steps of all checkpoints, ascending. Only process 0 knows them."""
-    return sorted(self._manager.all_steps()) if self._manager else []
-
   def reload(self) -> None:
     """Must be called after checkpoints were renamed."""
     if self._manager:

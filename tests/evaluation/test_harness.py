@@ -3,6 +3,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from harness_fixtures import SPARSE, write_benchmarks
 from training_fixtures import spec_of
 
 from moejax import cli
+from moejax.config import Checkpoints
 from moejax.data.tokenizers import ByteTokenizer
 from moejax.display import Display
 from moejax.errors import UserError
@@ -119,6 +121,38 @@ def test_the_command_prints_a_line_for_each_benchmark(run, data, capsys, limit, 
   rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
   assert rows["arc_easy"][0] == "acc,none" and rows["arc_easy"][-3:] == [str(examples), "0", "0"]
   assert rows["webqs"][0] == "exact_match,none" and rows["webqs"][-3:] == ["2", "1", "4/4"]
+
+
+def test_the_command_evaluates_the_latest_the_best_or_a_given_checkpoint(run, data, tmp_path, capsys):
+  directory = tmp_path / "run"
+  shutil.copytree(run, directory)
+  checkpointer = Checkpointer(directory / "checkpoints", Checkpoints(every=1, keep_last=3))
+  for step in (4, 6):
+    checkpointer.save(spec_of(SPARSE).init_state(step), step, {})
+  checkpointer.close()
+  lines = [{"step": step, "held_out/bits_per_byte": score} for step, score in ((2, 3.0), (4, 1.0), (6, 2.0))]
+  (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+  words = ["evaluate", str(directory), "--tasks", "wikitext", "--data", str(data), "--mesh.data", "1"]
+
+  def evaluated(*options):
+    with pytest.raises(SystemExit) as stopped:
+      cli.main([*words, *options])
+    return stopped.value.code, capsys.readouterr().err.splitlines()[-1:]
+
+  scores = {}
+  for options, step in (((), 6), (("--checkpoint", "latest"), 6), (("--checkpoint", "best"), 4),
+                        (("--checkpoint", "2"), 2)):  # fmt: skip
+    assert evaluated(*options)[0] == 0
+    results = json.loads((directory / "results.json").read_text())
+    assert results["config"]["step"] == step
+    scores.setdefault(step, set()).add(results["results"]["wikitext"]["bits_per_byte,none"])
+  assert all(len(of_step) == 1 for of_step in scores.values()) and len(set.union(*scores.values())) == 3
+  for wrong, complaint in (("3", "no checkpoint of step 3; its checkpoints are 2, 4, 6"), ("first", "is not latest,")):
+    code, (line,) = evaluated("--checkpoint", wrong)
+    assert code == 2 and complaint in line
+  (directory / "metrics.jsonl").unlink()
+  code, (line,) = evaluated("--checkpoint", "best")
+  assert code == 2 and "was evaluated (its checkpoints: 2, 4, 6)" in line
 
 
 def test_what_does_not_fit_is_counted_by_task_whether_computed_or_known(run, data):

@@ -109,7 +109,19 @@ def slurm(directory: pathlib.Path) -> Iterator[Mapping[str, str]]:
       if command[0] == "munged":
         _wait(lambda: (directory / "munge.socket").exists(), "munged", directory)
     _wait(lambda: "idle" in _output(["sinfo", "-h", "-o", "%T"], environment), "slurmd", directory)
-    yield environment
+    try:
+      yield environment
+    finally:
+      _end_jobs(environment)
+
+
+def _end_jobs(environment: Mapping[str, str]) -> None:
+  """Cancels all jobs, since their processes would outlive the daemons, and waits until they have ended."""
+  deadline = time.monotonic() + START_S
+  while (jobs := _output(["squeue", "-h", "-o", "%i"], environment).split()) and time.monotonic() < deadline:
+    subprocess.run(["scancel", "--signal=KILL", "--full", *jobs], env=environment, capture_output=True)
+    subprocess.run(["scancel", *jobs], env=environment, capture_output=True)
+    time.sleep(1)
 
 
 def _stop(daemon: subprocess.Popen) -> None:

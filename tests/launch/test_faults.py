@@ -8,7 +8,7 @@ import sys
 import time
 
 import pytest
-from started import read_losses, started, steps_done, train, wait_until
+from started import EXPERIMENTS, read_losses, started, steps_done, train, wait_until
 
 BOUND_S = 20.0
 """MOEJAX_HANG_TIMEOUT_S of the processes that `started` starts."""
@@ -100,19 +100,30 @@ def test_damage_that_one_process_finds_makes_all_use_the_checkpoint_before_and_t
 LATE = """
 import os, time
 from moejax.__main__ import command
-from moejax.training import prepare
-make = prepare.make_train_step
-def late(spec):
+from moejax.training import {module} as late
+function = late.{function}
+def sleep(*arguments):
   time.sleep(40 * int(os.environ["JAX_PROCESS_ID"]))
-  return make(spec)
-prepare.make_train_step = late
+  late.{function} = function
+  return function(*arguments)
+late.{function} = sleep
 command()
 """
 
 
 @pytest.mark.nightly
-def test_a_process_that_compiles_for_longer_than_collective_operations_wait_is_waited_for(text, tmp_path):
-  words = train(text, tmp_path / "run", "dense")[3:]
-  with started(2, 2, [sys.executable, "-c", LATE, *words], tmp_path) as both:
-    assert [process.wait(240) for process in both] == [0, 0], both[0].output + both[1].output
-  assert len(read_losses(tmp_path / "run")) == 4
+@pytest.mark.parametrize(
+  ("verb", "late"),
+  [
+    ("train", {"module": "prepare", "function": "make_train_step"}),
+    ("compare", {"module": "state", "function": "TrainSpec.init_state"}),
+  ],
+)
+def test_a_process_that_compiles_for_longer_than_collective_operations_wait_is_waited_for(text, tmp_path, verb, late):
+  directory = tmp_path / "run"
+  words = train(text, directory, "dense")[3:]
+  if verb == "compare":
+    words = ["compare", f"{EXPERIMENTS}:suite", *words[2:]]
+  with started(2, 2, [sys.executable, "-c", LATE.format(**late), *words], tmp_path) as both:
+    assert [process.wait(400) for process in both] == [0, 0], both[0].output + both[1].output
+  assert len(read_losses(directory if verb == "train" else directory / "runs" / "dense")) == 4

@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from jax._src import distributed
 from started import LAUNCH, read_losses, train
 
 SHOW = "import os; print(*(os.environ[n] for n in ('JAX_PROCESS_ID', 'JAX_NUM_PROCESSES', 'XLA_FLAGS')))"
@@ -24,6 +25,23 @@ def test_each_process_has_its_number_and_devices_and_each_line_begins_with_it():
   lines = sorted(done.stdout.splitlines())
   assert [line[:8] for line in lines] == [f"[{index}] {index} 3 " for index in range(3)]
   assert all(line.endswith("--xla_force_host_platform_device_count=2") for line in lines)
+
+
+def test_each_process_has_its_gpus_and_no_simulated_devices(monkeypatch):
+  """What JAX reads: `jax.distributed.initialize` takes the GPUs of a process from JAX_LOCAL_DEVICE_IDS."""
+  for name in ("JAX_PLATFORMS", "XLA_FLAGS", "JAX_LOCAL_DEVICE_IDS"):
+    monkeypatch.delenv(name, raising=False)
+  code = (
+    "import os; print(os.environ['JAX_LOCAL_DEVICE_IDS'], {'JAX_PLATFORMS', 'XLA_FLAGS'} & {*os.environ}, "
+    "os.environ['JAX_PROCESS_ID'])"
+  )
+  done = launch("--gpus", "--processes", "3", "--devices-per-process", "2", "--", "python", "-c", code)
+  assert sorted(done.stdout.splitlines()) == [f"[{i}] {2 * i},{2 * i + 1} set() {i}" for i in range(3)]
+  # A process that has one GPU of its own.
+  done = launch("--gpus", "--processes", "2", "--", "python", "-c", code)
+  assert sorted(done.stdout.splitlines()) == ["[0] 0 set() 0", "[1] 1 set() 1"]
+  source = pathlib.Path(distributed.__file__).read_text()
+  assert "os.environ.get('JAX_LOCAL_DEVICE_IDS')" in source
 
 
 def test_only_the_loopback_interface_is_used():

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -30,11 +31,14 @@ class Cluster:
   """Submits batch scripts and asks about their jobs."""
 
   def __init__(self, environment: dict[str, str], folder: pathlib.Path):
-    bin_folder = pathlib.Path(sys.executable).parent
     self.folder = folder
+    program = folder / "bin" / "moejax"  # of this checkout, whether it is installed or not
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m moejax "$@"\n')
+    program.chmod(0o755)
     self.environment = {
       **environment,
-      "PATH": f"{bin_folder}:{environment['PATH']}",
+      "PATH": f"{program.parent}:{environment['PATH']}",
       "PYTHONPATH": str(ROOT),
       "JAX_PLATFORMS": "cpu",
       "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
@@ -163,8 +167,11 @@ def test_jobs_of_an_array_share_a_comparison(cluster, tmp_path, tiny_suite):
   assert sorted("measure step times" in text for text in cluster.logs(job)) == [False, True]
 
 
-def test_no_daemon_is_left(tmp_path):
-  with slurm(tmp_path):
-    pass
+def test_no_daemon_and_no_job_is_left(tmp_path):
+  with slurm(tmp_path / "slurm") as environment:
+    cluster = Cluster(dict(environment), tmp_path)
+    (tmp_path / "sleep.sh").write_text("#!/bin/sh\nsrun sleep 1000\n")
+    job = cluster.run("sbatch", "--mem=0", "--output=sleep.log", str(tmp_path / "sleep.sh")).split()[-1]
+    cluster.wait(job, lambda: cluster.status(job)["JobState"] == "RUNNING")
   left = subprocess.run(["pgrep", "-f", str(tmp_path)], capture_output=True, text=True).stdout.split()
   assert [pid for pid in left if int(pid) != os.getpid()] == []

@@ -1,6 +1,6 @@
 """A long run of two processes with a fault at random moments, of which the end is that of a run without faults.
 
-MOEJAX_SOAK_MINUTES sets its length (default: 30).
+MOEJAX_SOAK_MINUTES sets how long there are faults (default: 30). The run has as many steps as it has trained by then.
 """
 
 import contextlib
@@ -23,24 +23,26 @@ EVERY_S = 60.0 if MINUTES >= 10 else 20.0
 """Seconds between two faults."""
 ENDS_WITHIN_S = 120.0
 HANG_S = 10.0
+ENDLESS = 10**6
+"""Steps of the run as long as there are faults. Its schedule is constant, so that its length can be set later."""
 
 
 class Job:
   """The command, started again whenever it has ended before its run is trained."""
 
   def __init__(self, text: pathlib.Path, directory: pathlib.Path, steps: int):
-    options = ("--processes", "2", "--devices-per-process", "2", "--max-restarts", "1", "--hang-timeout", str(HANG_S))
-    often = ("--training.checkpoints.every", str(max(1, steps // 60)), "--evaluation.every", str(steps // 4))
-    command = train(text, directory, "sparse", "--training.steps", str(steps), *often)
-    self.command = [*LAUNCH, *options, "--", *command]
+    self.text, self.steps = text, steps
     self.directory, self.log = directory, directory.with_suffix(".log")
     self.starts, self.codes = 0, list[int]()
     self.start()
 
   def start(self) -> None:
+    options = ("--processes", "2", "--devices-per-process", "2", "--max-restarts", "1", "--hang-timeout", str(HANG_S))
+    often = ("--training.checkpoints.every", "10", "--evaluation.every", "250", "--training.steps", str(self.steps))
+    command = [*LAUNCH, *options, "--", *train(self.text, self.directory, "sparse", *often)]
     self.starts += 1
     with self.log.open("a") as log:
-      self.launcher = subprocess.Popen(self.command, stdout=log, stderr=log, start_new_session=True)
+      self.launcher = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
 
   def is_running(self) -> bool:
     return self.launcher.poll() is None
@@ -164,32 +166,28 @@ def run_to_the_end(job: Job) -> None:
     time.sleep(0.2)
 
 
-def steps_in(seconds: float, text: pathlib.Path, folder: pathlib.Path) -> int:
-  """Steps that two processes train in about so long."""
-  with begun(text, folder, 100) as job:
-    while steps_done(folder) < 1 and job.is_running():
-      time.sleep(0.05)
-    begin, first = time.monotonic(), steps_done(folder)
-    run_to_the_end(job)
-  return int(seconds * (100 - first) / (time.monotonic() - begin))
-
-
 def inject(job: Job) -> list[str]:
-  """Faults at random moments, all kinds of them before one comes again, until the time is up or the run is trained."""
+  """Faults at random moments, all kinds of them before one comes again, until the time is up."""
   chance, order, injected = random.Random(0), list[Callable[[Job, random.Random], None]](), list[str]()
   end = time.monotonic() + 60 * MINUTES
   while time.monotonic() < end:
     time.sleep(chance.uniform(0.5, 1.5) * EVERY_S)
-    if job.is_done():
-      break
     if job.is_running() and len(job.processes()) == 2:
       order = order or chance.sample(FAULTS, len(FAULTS))
       fault = order.pop()
       injected.append(f"{fault.__name__} at step {steps_done(job.directory)}")
       fault(job, chance)
-    if not job.is_running() and not job.is_done():
+    if not job.is_running():
       job.start()
   return injected
+
+
+def set_length(job: Job) -> int:
+  """Stops the job, and starts it with some more steps than it has trained. Returns their number."""
+  job.kill()
+  job.steps = 20 + max((int(path.name) for path in job.checkpoints()), default=0)
+  job.start()
+  return job.steps
 
 
 def parameters(directory: pathlib.Path, steps: int) -> dict[str, str]:
@@ -198,9 +196,9 @@ def parameters(directory: pathlib.Path, steps: int) -> dict[str, str]:
 
 @pytest.mark.nightly
 def test_a_run_with_a_fault_each_minute_ends_as_one_without(text, tmp_path):
-  steps = steps_in(60 * MINUTES / 3, text, tmp_path / "trial")
-  with begun(text, tmp_path / "faulted", steps) as faulted:
+  with begun(text, tmp_path / "faulted", ENDLESS) as faulted:
     injected = inject(faulted)
+    steps = set_length(faulted)
     run_to_the_end(faulted)
   print(f"{steps} steps, {faulted.starts} starts, exit codes {faulted.codes}:", *injected, sep="\n")
   with begun(text, tmp_path / "straight", steps) as straight:
