@@ -67,9 +67,10 @@ def first_writes(function: Callable[[], None]) -> None:
 
   def attempt() -> tuple[int | None, str | None, str] | None:
     try:
-      return function()
+      function()
     except OSError as error:
       return error.errno, error.strerror, str(error.filename)
+    return None
 
   if failure := first(attempt):
     raise NotWritten(*failure)
