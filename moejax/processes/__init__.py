@@ -65,11 +65,11 @@ class NotWritten(OSError):
 def first_writes(function: Callable[[], None]) -> None:
   """Calls `function`, which writes files, on process 0. If it raises OSError, raises NotWritten on all processes."""
 
-  def attempt() -> tuple[int | None, str | None, str] | None:
+  def attempt() -> tuple[int | str | None, ...] | None:
     try:
       function()
     except OSError as error:
-      return error.errno, error.strerror, str(error.filename)
+      return error.errno, error.strerror, error.filename and str(error.filename)
     return None
 
   if failure := first(attempt):
