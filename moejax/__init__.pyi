@@ -39,6 +39,7 @@ def decide(
   price_per_chip_hour: float | None = None,
   space: Mapping[str, Any] | None = None,
   runs: Sequence[str] = (),
+  measure: Sequence[str] = (),
   compile: bool = False,
   seed: int = 0,
   slices: int = 1,

@@ -200,6 +200,7 @@ def decide(
   price_per_chip_hour: float | None = None,
   space: Mapping[str, Any] | None = None,
   runs: Sequence[str] = (),
+  measure: Sequence[str] = (),
   compile: bool = False,
   seed: int = 0,
   slices: int = 1,
@@ -216,6 +217,7 @@ def decide(
     price_per_chip_hour: price in any currency.
     space: values by the names of the fields of `moejax.decision.search_space.Space`, such as `{"experts": [16, 64]}`.
     runs: finished runs to fit laws to, as for `fit`.
+    measure: directories of trained dense and MoE runs, whose decoding is measured to correct the cost of serving.
     compile: whether to compile the best models. Otherwise, step times are by formula.
     seed: seed of the simulation.
     slices: number of slices.
@@ -227,6 +229,11 @@ def decide(
   """
   for experiment in experiments:
     _check_functions(experiment)
+  decoding: Any = ()
+  if measure:  # before the environment is prepared for topologies, which hides accelerators
+    from moejax.decision.measured_decoding import measure_decoding
+
+    decoding = measure_decoding([pathlib.Path(run) for run in measure], progress)
   described = described_topology(topology, slices, calibration)
   from moejax.decision.decide import decide as find_best
   from moejax.decision.decide import make_budget
@@ -235,7 +242,15 @@ def decide(
   budget, searched = make_budget(described, days, money, price_per_chip_hour), make_space(space or {})
   fitted = fit(runs, seed=seed, progress=progress) if runs else None
   return find_best(
-    experiments, described, budget, searched, fitted=fitted, compile=compile, seed=seed, progress=progress
+    experiments,
+    described,
+    budget,
+    searched,
+    fitted=fitted,
+    measured=decoding,
+    compile=compile,
+    seed=seed,
+    progress=progress,
   )
 
 

@@ -54,6 +54,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--runs", nargs="+", default=[], metavar="DIR",
     help="finished runs, comparisons, or the JSON file of `moejax fit`, to which laws are fitted",
   )  # fmt: skip
+  parser.add_argument(
+    "--measure", nargs="+", default=[], metavar="RUN",
+    help="trained dense and MoE runs, whose decoding is measured on this machine to correct the cost of serving",
+  )  # fmt: skip
   parser.add_argument("--compile", action="store_true", help="compile the best models (default: times by formula)")
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the simulation (default: 0)")
   parser.add_argument("--json", type=path, metavar="FILE", help="also write all numbers to FILE")
@@ -76,8 +80,8 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     decision = api.decide(
       [*dense, *sparse], topology, days=known.days, money=known.money, price_per_chip_hour=known.price_per_chip_hour,
       space={name.replace("-", "_"): values for name in SPACE if (values := getattr(known, name.replace("-", "_")))},
-      runs=known.runs, compile=known.compile, seed=known.seed, slices=known.slices, calibration=known.calibration,
-      progress=display,
+      runs=known.runs, measure=known.measure, compile=known.compile, seed=known.seed, slices=known.slices,
+      calibration=known.calibration, progress=display,
     )  # fmt: skip
   from moejax.decision.answer import as_json
   from moejax.decision.page import as_html, decision_page

@@ -80,7 +80,7 @@ def _serving(decision: Decision) -> str:
   text = (
     f"serving {SEQUENCES} sequences at a time, the MoE costs {ratio:.2g} times as much per token as "
     f"{(decision.equal or decision.dense).name} and needs {_gib(sparse.memory_bytes)} instead of "
-    f"{_gib(dense.memory_bytes)} (roofline)"
+    f"{_gib(dense.memory_bytes)} ({'roofline, corrected by measured runs' if decision.measured else 'roofline'})"
   )
   tokens = decision.break_even_tokens
   return text if tokens is None else f"{text}; both cost the same in total after {tokens:.2g} served tokens"
@@ -133,6 +133,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
       for one in decision.laws
     ],
     "budgets": list(decision.curve),
+    "measured_decoding": [one.to_json() for one in decision.measured],
     "serving": {name: one.to_json() for name, one in decision.serving.items()},
     "candidates": [one.to_json() for one in decision.candidates],
     "fit": decision.fitted and decision.fitted.to_json(),

@@ -98,6 +98,9 @@ def find_candidates(
                         ("MoE", [e for e in experiments if e.model.moe])):  # fmt: skip
     if not members:
       raise UserError(f"a decision needs a dense and an MoE experiment, but none is {kind}; add one")
+  names = [experiment.name for experiment in experiments]
+  if repeated := sorted({name for name in names if names.count(name) > 1}):
+    raise UserError(f"two experiments are named {repeated[0]!r}; give them different names")
   speedups = {precision: product_speedup(topology.chip, precision) for precision in space.precision or ("bfloat16",)}
   found: list[Candidate] = []
   reasons: dict[bool, str] = {}
@@ -128,6 +131,8 @@ def find_candidates(
 def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError:
   """The experiment with its own layout or, if that does not fit by formula, the fastest layout that does: on the same
   mesh, or else on any."""
+  if experiment.model.moe and shape_of(experiment).is_dense:
+    return UserError(f"each token uses all experts of {experiment.name}, for which no law is known")
   counted, limit = parameter_counts(experiment.model), topology.chip.hbm_bytes
   least = STATE_BYTES * counted.total / topology.devices
   if least > limit:

@@ -10,6 +10,7 @@ import numpy as np
 from moejax.config.experiment import Experiment
 from moejax.decision.candidates import Candidate, compiled, find_candidates, rescaled
 from moejax.decision.forecast import ClockError, Draws, Ensemble, Forecast, crossings
+from moejax.decision.measured_decoding import MeasuredDecoding, correction
 from moejax.decision.search_space import Space
 from moejax.decision.serving import Serving, break_even_tokens, serving
 from moejax.errors import UserError
@@ -118,6 +119,8 @@ class Decision:
   """Of the best dense model, the best MoE and the dense model that meets it, by name."""
   notes: tuple[str, ...]
   fitted: Fitted | None
+  measured: tuple[MeasuredDecoding, ...] = ()
+  """Decoding of trained runs, by which the serving cost of MoE models is corrected."""
 
   @property
   def winner(self) -> Candidate:
@@ -172,6 +175,7 @@ def decide(
   space: Space,
   *,
   fitted: Fitted | None = None,
+  measured: Sequence[MeasuredDecoding] = (),
   compile: bool = False,
   seed: int = 0,
   progress: Progress = SILENT,
@@ -184,6 +188,7 @@ def decide(
     budget: the time of training.
     space: the variants of the experiments.
     fitted: laws fitted to finished runs, and the weights of the ensemble. None uses the published laws.
+    measured: decoding of trained runs, which corrects the ratio of serving costs.
     compile: whether to compile the best models. Otherwise all step times are by formula.
     seed: seed of the simulation.
     progress: receives progress reports.
@@ -191,6 +196,8 @@ def decide(
   Raises:
     UserError: If no dense or no MoE variant fits on the topology (see `find_candidates`).
   """
+  if seed < 0:
+    raise UserError(f"--seed={seed} must be 0 or above")
   candidates = find_candidates(experiments, topology, space, progress)
   laws = fitted.laws if fitted else tuple(LAWS.values())
   ensemble = Ensemble(laws=laws, weights=fitted.weights if fitted else published_weights())
@@ -214,7 +221,8 @@ def decide(
       for finalist in by_formula:
         candidates = rescaled(candidates, compiled(finalist, topology, progress))
   progress.stage("simulating losses")
-  return _decision(candidates, forecast(clock), topology, budget, fitted)
+  decision = _decision(candidates, forecast(clock), topology, budget, fitted)
+  return _with_measured(decision, tuple(measured)) if measured else decision
 
 
 def clock_error(topology: Topology, formula: bool) -> ClockError:
@@ -268,6 +276,19 @@ def _decision(
     notes=tuple(_notes(forecast, dense, sparse, equal, speedup[1])),
     fitted=fitted,
   )
+
+
+def _with_measured(decision: Decision, measured: tuple[MeasuredDecoding, ...]) -> Decision:
+  """The decision with the serving cost of the MoE corrected."""
+  name, factor = decision.sparse.name, correction(measured)
+  before = decision.serving[name]
+  after = dataclasses.replace(before, step_time_s=before.step_time_s * factor)
+  note = (
+    f"the serving cost of the MoE is {factor:.2g} times its roofline, relative to dense models, as measured for "
+    f"{', '.join(one.run for one in measured)}"
+  )
+  served = decision.serving | {name: after}
+  return dataclasses.replace(decision, serving=served, measured=measured, notes=(*decision.notes, note))
 
 
 def _law_results(forecast: Forecast, pair: Any, seconds: float, gaps: Any) -> list[LawResult]:

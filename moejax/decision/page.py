@@ -55,6 +55,11 @@ def law_rows(decision: Decision) -> list[list[str]]:
   ]  # fmt: skip
 
 
+def law_sources(decision: Decision) -> list[str]:
+  """Source and caution of each law."""
+  return ["; ".join(filter(None, (f"{one.law.name}: {one.law.source}", one.law.caution))) for one in decision.laws]
+
+
 def candidate_rows(decision: Decision) -> list[list[str]]:
   """Cells of the table of candidates, the smallest first."""
 
@@ -139,7 +144,7 @@ def as_html(decision: Decision) -> str:
 <ul>{_items(sentences(decision))}</ul>
 <figure role="img" aria-label="Probability and gap of losses by budget">{figure[figure.index("<svg") :]}</figure>
 {_html_table("By law", LAW_HEADS, law_rows(decision))}
-<ul class="note">{_items(f"{one.law.name}: {one.law.source}. {one.law.caution}" for one in decision.laws)}</ul>
+<ul class="note">{_items(law_sources(decision))}</ul>
 {_html_table("Candidates", CANDIDATE_HEADS, candidate_rows(decision))}
 {_html_table("Serving (roofline)", SERVING_HEADS, serving_rows(decision))}
 <h2>Notes</h2><ul class="note">{_items([*decision.notes, _basis(decision)])}</ul>

@@ -145,6 +145,8 @@ def check_claim(path: pathlib.Path, topology: Topology | None, seed: int = 0) ->
   Raises:
     UserError: If the file is not a valid claim.
   """
+  if seed < 0:
+    raise UserError(f"--seed={seed} must be 0 or above")
   content = _read(path)
   sides = {
     kind: tuple(sorted((_run(path, kind, row, topology) for row in content[kind]), key=lambda run: run.seconds))

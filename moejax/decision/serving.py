@@ -41,13 +41,13 @@ class Serving:
     return dataclasses.asdict(self) | {"device_seconds_per_token": self.device_seconds_per_token}
 
 
-def serving(experiment: Experiment, chip: Chip, sequences: int = SEQUENCES) -> Serving:
-  """The cost of decoding with a full context."""
-  model = experiment.model
+def serving(experiment: Experiment, chip: Chip, sequences: int = SEQUENCES, context: int | None = None) -> Serving:
+  """The cost of decoding with this number of tokens in the context of each sequence, or with the length of training."""
+  model, length = experiment.model, context or experiment.data.sequence_length
   total = parameter_counts(model).total
   weights = BYTES * total
   per_token = BYTES * 2 * model.num_layers * model.num_kv_heads * model.head_dim
-  cache = sequences * experiment.data.sequence_length * per_token
+  cache = sequences * length * per_token
   devices = 1
   while weights + cache > USABLE * devices * chip.hbm_bytes:
     devices *= 2

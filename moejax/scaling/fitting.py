@@ -202,6 +202,8 @@ def fit(
   """
   if len(runs) < FEWEST_RUNS:
     raise UserError(f"the law {form.name} needs at least {FEWEST_RUNS} runs, but there are {len(runs)}; train more")
+  if seed < 0:
+    raise UserError(f"--seed={seed} must be 0 or above")
   generator = np.random.default_rng(seed)
   ordered = tuple(sorted(runs, key=lambda run: run.flops))
   table = _table(ordered)

@@ -75,7 +75,6 @@ def quantities(shape: Shape, tokens: float) -> dict[str, float]:
     "expansion": shape.expansion,
     "granularity": shape.granularity,
     "training FLOPs": shape.training_flops * tokens,
-    "sparsity": 1 - 1 / shape.expansion if shape.expansion > 1 else 1e-9,
   }
 
 
@@ -216,7 +215,7 @@ LAWS = {
     ),
     Law(
       name="sparsity", source="arXiv 2501.12370, the law of parameters, tokens and sparsity", loss=_sparsity,
-      error=0.04, weight=0.5, ranges={"sparsity": (0, 0.95)},
+      error=0.04, weight=0.5, ranges={"expansion": (1, 20)},
       caution="its R2 falls from 99 % to 68 % for a sparsity of 98 % that it was not fitted to",
     ),
     Law(

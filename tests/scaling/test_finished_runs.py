@@ -10,6 +10,7 @@ from moejax import cli
 from moejax.config import Evaluation, Experiment
 from moejax.errors import UserError
 from moejax.evaluation.held_out import HeldOut
+from moejax.scaling.ensemble import fit_ensemble
 from moejax.scaling.finished_runs import read_runs
 
 pytestmark = pytest.mark.slow
@@ -49,7 +50,8 @@ def test_runs_have_the_loss_of_their_held_out_text_and_are_fitted(runs, tmp_path
   assert stopped.value.code == 0 and "joint: fitted to 4 runs" in capsys.readouterr().out
   stored = json.loads((tmp_path / "fit.json").read_text())
   assert stored["fits"][0]["error_nats"] < 0.5 and "<svg" in (tmp_path / "fit.svg").read_text()
-  assert moejax.fit([f"{tmp_path}/fit.json"]).fits[0].constants == pytest.approx(stored["fits"][0]["constants"])
+  again = fit_ensemble(read_runs([tmp_path / "fit.json"]), replicates=2)
+  assert again.fits[0].constants == pytest.approx(stored["fits"][0]["constants"])
 
 
 def test_damaged_runs_and_runs_of_other_text_are_refused(runs, tmp_path):
@@ -65,3 +67,23 @@ def test_damaged_runs_and_runs_of_other_text_are_refused(runs, tmp_path):
   HeldOut(held_out.nats, held_out.correct, held_out.targets, held_out.text_bytes + 1).save(damaged / "held_out.npz")
   with pytest.raises(UserError, match="were scored on different held-out text"):
     read_runs([runs[0], damaged])
+
+
+def test_finished_runs_inform_a_decision_and_their_decoding_corrects_the_cost_of_serving(runs, tmp_path, capsys):
+  words = ["decide", "quick_small", "quick_small_8e", "--topology", "v5e:2x4", "--days", "1", "--width", "1"]
+  answers = {}
+  for name, more in (("roofline", []), ("measured", ["--measure", str(runs[2]), str(runs[3])])):
+    path = tmp_path / f"{name}.json"
+    with pytest.raises(SystemExit) as stopped:
+      cli.main([*words, "--runs", *map(str, runs), *more, "--json", str(path)])
+    assert stopped.value.code == 0
+    answers[name] = json.loads(path.read_text())
+  assert {law["name"] for law in answers["roofline"]["laws"]} >= {"joint", "your runs (joint)"}
+  measured = answers["measured"]["measured_decoding"]
+  over = {("8e" in one["run"]): one["step_time_s"] / one["roofline_s"] for one in measured}
+  moe = answers["measured"]["moe"]
+  times = [answers[name]["serving"][moe]["step_time_s"] for name in ("measured", "roofline")]
+  assert times[0] / times[1] == pytest.approx(over[True] / over[False])
+  with pytest.raises(SystemExit) as stopped:
+    cli.main([*words, "--measure", str(runs[2])])
+  assert stopped.value.code == 2 and "--measure needs a dense and an MoE run" in capsys.readouterr().err
