@@ -10,16 +10,14 @@ from urllib.parse import quote
 import jinja2
 import markupsafe
 
-from moejax.comparison import basis, curves, page_tables, palette, quantities, record
+from moejax.comparison import basis, curves, page_tables, palette, quantities, record, statement
 from moejax.comparison.configurations import configuration_table, differences
 from moejax.comparison.page_tables import Table
 from moejax.comparison.plots.drawing import theme
 from moejax.comparison.plots.figure import Figure
 from moejax.comparison.plots.speed_accuracy import task_measures
-from moejax.comparison.record import Comparison, MatchedPair
+from moejax.comparison.record import Comparison
 
-CLEAR = 2.0
-"""Number of standard errors from which a difference is reported as significant."""
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 
 TEMPLATES = jinja2.Environment(
@@ -35,6 +33,7 @@ TEMPLATES = jinja2.Environment(
 class Figures:
   """The figures of a report by section."""
 
+  pairs: tuple[Figure, ...] = ()
   speed: tuple[Figure, ...] = ()
   losses: tuple[Figure, ...] = ()
   loads: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
@@ -43,7 +42,7 @@ class Figures:
   """By member."""
 
   def all(self) -> Iterable[Figure]:
-    return (*self.speed, *self.losses, *self.loads.values(), *self.routers.values())
+    return (*self.pairs, *self.speed, *self.losses, *self.loads.values(), *self.routers.values())
 
 
 def page(
@@ -66,6 +65,7 @@ def page(
   """
   lacking = [] if comparison.complete else record.missing(comparison, metrics)
   tables = _tables(comparison, metrics, configurations)
+  tolerance = quantities.percent(comparison.tolerance, 0)
   return TEMPLATES.get_template("report.html").render(
     comparison=comparison,
     colors=[palette.variables(comparison), palette.variables(comparison, dark=True)],
@@ -74,8 +74,8 @@ def page(
     rests_on=basis.rests_on(comparison, metrics),
     would_change=basis.would_change(comparison, metrics),
     next_steps=basis.next_steps(comparison, metrics, lacking),
-    cards=[_card(pair) for pair in comparison.pairs],
-    tolerance=quantities.percent(comparison.tolerance, 0),
+    cards=[(pair, statement.equal_time(pair, tolerance), statement.facts(pair)) for pair in comparison.pairs],
+    tolerance=tolerance,
     figures=figures,
     drawn={figure.name: _drawn(figure) for figure in figures.all()},
     config=theme(FONT),
@@ -106,6 +106,8 @@ def _tables(
     "members": page_tables.members_table(comparison),
     "numbers": page_tables.numbers_table("numbers", "Every number of every member", numbers),
     "pair_numbers": page_tables.numbers_table("pairs", "Every number of every pair", pairs),
+    "candidates": statement.candidates_table(comparison),
+    "fairness": statement.fairness_table(comparison),
     "benchmarks": page_tables.benchmarks_table(comparison, measures) if measures else None,
     "goodput": page_tables.goodput_table(comparison) if any(m.goodput for m in comparison.members) else None,
     "routers": {name: _router_table(name, metrics) for name in metrics},
@@ -117,33 +119,6 @@ def _tables(
 
 def _router_table(name: str, metrics: Mapping[str, curves.Metrics]) -> Table | None:
   return page_tables.router_table(name, metrics[name])
-
-
-def _card(pair: MatchedPair) -> dict[str, Any]:
-  """What the card of a pair says: names, verdict, and facts as (name, value, words)."""
-  bits, bits_stderr = pair.bits_per_byte_difference, pair.bits_per_byte_difference_stderr
-  accuracy, accuracy_stderr = pair.accuracy_difference, pair.accuracy_difference_stderr
-  return {
-    "pair": pair,
-    "facts": (
-      ("Step-time ratio", quantities.ratio(pair.step_time_ratio), "MoE / dense"),
-      ("Bits per byte", quantities.with_stderr(bits, bits_stderr, signed=True), _side(bits, bits_stderr, -1)),
-      (
-        "Accuracy",
-        quantities.with_stderr(accuracy, accuracy_stderr, scale=100.0, unit="points", signed=True),
-        _side(accuracy, accuracy_stderr, 1),
-      ),
-    ),
-  }
-
-
-def _side(difference: float | None, stderr: float | None, better: int) -> str | None:
-  """The side that a difference favors, if it is significant."""
-  if not record.known(difference) or not record.known(stderr):
-    return None
-  if abs(difference) <= CLEAR * stderr:
-    return f"no significant difference: within {CLEAR:g} standard errors"
-  return f"{'MoE' if difference * better > 0 else 'dense'} is better, by more than {CLEAR:g} standard errors"
 
 
 def _drawn(figure: Figure) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from moejax.comparison import palette, record
 from moejax.comparison.configurations import read_configurations
 from moejax.comparison.page import Figures, page
+from moejax.comparison.plots.differences import differences
 from moejax.comparison.plots.drawing import draw, library
 from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
@@ -53,8 +54,9 @@ def _made(directory: Path, live: bool) -> tuple[record.Comparison, Figures, str]
   comparison = record.read_comparison(directory)
   names = [member.name for member in comparison.members]
   metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
-  speed = speed_accuracy(comparison)
+  pairs, speed = differences(comparison), speed_accuracy(comparison)
   figures = Figures(
+    (pairs,) if pairs else (),
     (speed,) if speed else (),
     tuple(loss_curves(comparison, metrics)),
     expert_load(comparison, metrics),

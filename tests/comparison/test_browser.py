@@ -69,7 +69,7 @@ def figure(page, name):
 
 def test_every_figure_is_drawn_without_a_complaint_or_a_request(page, whole):
   frames = page.locator("[data-figure]")
-  assert frames.count() == 11
+  assert frames.count() == 12
   for i in range(frames.count()):
     assert frames.nth(i).locator("svg .mark-group").count() > 0
   assert page.complaints == []
@@ -136,7 +136,7 @@ def test_zoom_narrows_the_axis_and_reset_returns(page):
 
 
 def test_a_table_sorts_by_the_value_of_a_column(page):
-  table = page.locator("table.sortable").first
+  table = page.locator("table.sortable", has_text="Active parameters")
   head = table.get_by_role("button", name="Step time")
 
   def names() -> list[str]:

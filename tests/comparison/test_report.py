@@ -13,6 +13,7 @@ import pytest
 
 from moejax.comparison import palette
 from moejax.comparison.page_tables import Cell, Table
+from moejax.comparison.plots.differences import differences
 from moejax.comparison.plots.drawing import draw
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.speed_accuracy import speed_accuracy
@@ -83,12 +84,17 @@ def test_the_finding_and_every_verdict_are_there(page, comparison):
   assert comparison["finding"] in page.text
   for pair in comparison["pairs"]:
     assert pair["verdict"] in page.text
-  for number in ("1.020", "\N{MINUS SIGN}0.0703 ± 0.0041", "+1.29 ± 0.11 points", "step times equal within 5 %"):
+  for number in (
+    "1.020",
+    "\N{MINUS SIGN}0.070 (\N{MINUS SIGN}0.078 to \N{MINUS SIGN}0.062)",
+    "+1.29 (+1.07 to +1.51) points",
+    "step times equal within 5 %",
+  ):
     assert number in page.text
 
 
 def test_the_members_table_has_every_member_then_the_baselines(page, comparison):
-  head, *rows = table_of(page, "Bits per byte")
+  head, *rows = table_of(page, "Active parameters")
   assert [row[0].split()[0] for row in rows] == [m["name"] for m in comparison["members"]] + ["unigram", "bigram"]
   assert all(len(row) == len(head) for row in rows)
   assert rows[1] == [
@@ -149,6 +155,35 @@ def test_the_first_screen_says_what_the_answer_rests_on_and_what_would_change_it
   assert "One seed does not show how much results vary" in page.text and "3.52" in page.text
 
 
+def test_intervals_outcomes_and_the_three_kinds_of_fairness_are_shown_as_they_stand(comparison, write_comparison):
+  comparison = of_one_pair(comparison)
+  basis = {
+    "equal": "flops", "at": 3.2e12, "outcome": "candidate better", "bits_per_byte_difference": -0.031,
+    "bits_per_byte_difference_interval": [-0.05, -0.012], "factor": 1.42, "factor_interval": [1.1, 1.8],
+  }  # fmt: skip
+  candidate = {
+    "moe": "moe_small_8e", "step_time_ratio": 1.02, "step_time_ratio_interval": [0.97, 1.081],
+    "equal_time": "not established", "outcome": "not established", "notes": ["12 % of the choices <were> dropped"],
+    "bits_per_byte_difference": -0.07, "bits_per_byte_difference_interval": [-0.12, -0.02], "bases": [basis],
+    "bits_per_byte_detectable": 0.044, "whole_run_ratio": 1.21, "within_tolerance": True,
+  }  # fmt: skip
+  comparison["pairs"][0] |= candidate | {"candidates": [candidate]}
+  page = Page(report_page(write_comparison(comparison)))
+  row = table_of(page, "Detectable")[1]
+  assert row[0] == "moe_small_8e 12 % of the choices <were> dropped" and row[2] == "1.020 (0.970 to 1.081)"
+  minus = "\N{MINUS SIGN}"
+  assert row[3:] == ["1.210", "not established", f"{minus}0.070 ({minus}0.120 to {minus}0.020)", "0.044", MISSING,
+                     "not established"]  # fmt: skip
+  assert table_of(page, "Fair by")[1][1:] == [
+    "equal training FLOPs", "3.20T", f"{minus}0.031 ({minus}0.050 to {minus}0.012)", "candidate better",
+    "1.420 (1.100 to 1.800)",
+  ]  # fmt: skip
+  assert "not established that training times are equal within 5 %" in page.text
+  figure = differences(from_json(comparison))
+  assert [row["high"] for row in figure.spec["data"]["values"]] == [-0.02]
+  assert list(figure.drawings()) == ["bits_per_byte_difference", "step_time_ratio"]
+
+
 def test_each_run_shows_in_what_it_differs_from_its_pair(comparison, write_comparison):
   directory = write_comparison(of_one_pair(comparison))
   for name, experts in (("dense_small", None), ("moe_small_8e", {"num_experts": 8, "router": {"kind": "<b>"}})):
@@ -190,7 +225,7 @@ def test_every_link_leads_to_a_file_or_a_part_of_the_page(page, finished):
 
 def test_every_plot_has_words_and_every_table_head_a_scope(page):
   plots = [attributes for attributes in page.of("div") if attributes.get("role") == "img"]
-  assert len(plots) == 11 and all(len(attributes["aria-label"]) > 60 for attributes in plots)
+  assert len(plots) == 12 and all(len(attributes["aria-label"]) > 60 for attributes in plots)
   assert all(attributes["scope"] in ("row", "col") for attributes in page.of("th"))
 
 
@@ -271,7 +306,7 @@ def test_a_complete_comparison_says_what_was_not_trained(comparison, write_compa
   page = Page(report_page(directory))
   assert "Not trained in this comparison: moe_small_16e." in page.text and "not complete" not in page.text
   assert "step times not equal within 5 %" in page.text and "MoE, closest but not shown equal" in page.text
-  assert "no significant difference: within 2 standard errors" in page.text
+  assert "+0.004 (\N{MINUS SIGN}0.004 to +0.012)" in page.text
 
 
 def test_a_missing_comparison_is_an_error(tmp_path):
