@@ -15,10 +15,11 @@ import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams
 
 from moejax import processes
 from moejax.config.model import Model
-from moejax.files import finite, write_whole
+from moejax.files import finite, read_json, write_whole
 
 Record = dict[str, Any]
 
@@ -142,7 +143,27 @@ def _open_board(folder: pathlib.Path, first_step: int) -> EventsWriter:
   folder.mkdir(exist_ok=True)
   board = EventsWriter(str(folder / "events"))
   board.write_event(_event(first_step, session_log=SessionLog(status=SessionLog.START)))
+  if hyperparameters := _hyperparameters(folder.with_name("experiment.json")):
+    for summary in hparams(hyperparameters, {"loss": 0.0, SCORE: 0.0}):
+      board.write_event(_event(first_step, summary=summary))
   return board
+
+
+def _hyperparameters(path: pathlib.Path) -> dict[str, Any]:
+  """The fields of an experiment by dotted name. Empty if the directory has none."""
+  if not path.is_file():
+    return {}
+  found: dict[str, Any] = {}
+
+  def add(values: Mapping[str, Any], prefix: str) -> None:
+    for name, value in values.items():
+      if isinstance(value, Mapping):
+        add(value, f"{prefix}{name}.")
+      else:
+        found[f"{prefix}{name}"] = value if isinstance(value, str | int | float) else json.dumps(value)
+
+  add(read_json(path), "")
+  return found
 
 
 def _event(step: int, **content: Any) -> Event:

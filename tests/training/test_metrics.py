@@ -78,20 +78,42 @@ def test_a_full_disk_delays_lines_and_ends_the_file_of_tensorboard(tmp_path):
 
 
 def test_tensorboard_reads_what_is_written_and_forgets_what_is_done_again(tmp_path):
-  from tensorboardX.proto.event_pb2 import Event, SessionLog
+  from tensorboardX.proto.event_pb2 import SessionLog
 
   for start in (0, 1):
     writer = MetricsWriter(tmp_path, start)
     writer.write({"step": start + 1, "loss": 3.0 - start, "held_out/bits_per_byte": math.nan, "router/load": [[1.0]]})
     writer.close()
-    content = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime).read_bytes()
-    events, at = [], 0
-    while at < len(content):  # a record is its length (8 bytes), a checksum (4), its bytes, and a checksum (4)
-      size = int.from_bytes(content[at : at + 8], "little")
-      events.append(Event.FromString(content[at + 12 : at + 12 + size]))
-      at += size + 16
+    events = events_of(max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime))
     assert any(event.session_log.status == SessionLog.START and event.step == start + 1 for event in events)
     scalars = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
     assert scalars == [(start + 1, "loss", 3.0 - start)]
     for path in (tmp_path / "tensorboard").iterdir():
       path.unlink()
+
+
+def test_tensorboard_has_the_fields_of_the_experiment_as_hyperparameters(tmp_path):
+  from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+
+  fields = {"name": "x", "model": {"num_layers": 2, "moe": None, "rope_theta": 1e4}, "data": {"train": ["a", "b"]}}
+  (tmp_path / "experiment.json").write_text(json.dumps(fields))
+  MetricsWriter(tmp_path, 0).close()
+  (path,) = (tmp_path / "tensorboard").iterdir()
+  values = [value for event in events_of(path) for value in event.summary.value]
+  (started,) = [value for value in values if value.tag == "_hparams_/session_start_info"]
+  told = HParamsPluginData.FromString(started.metadata.plugin_data.content).session_start_info.hparams
+  assert {name: value.string_value or value.number_value for name, value in told.items()} == {
+    "name": "x", "model.num_layers": 2.0, "model.moe": "null", "model.rope_theta": 1e4, "data.train": '["a", "b"]',
+  }  # fmt: skip
+
+
+def events_of(path):
+  """The events of a file of TensorBoard. Each is its length (8 bytes), a checksum (4), its bytes, a checksum (4)."""
+  from tensorboardX.proto.event_pb2 import Event
+
+  content, events, at = path.read_bytes(), [], 0
+  while at < len(content):
+    size = int.from_bytes(content[at : at + 8], "little")
+    events.append(Event.FromString(content[at + 12 : at + 12 + size]))
+    at += size + 16
+  return events

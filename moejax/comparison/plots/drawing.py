@@ -61,4 +61,5 @@ def _numbered(svg: str) -> str:
 @functools.cache
 def library() -> str:
   """The script that draws Vega-Lite specifications in a browser. It loads nothing."""
-  return vl_convert.javascript_bundle(None, vl_version=VERSION)  # type: ignore[arg-type].replace("</script", "<\\/script")
+  script = vl_convert.javascript_bundle(None, vl_version=VERSION)  # type: ignore[arg-type]
+  return script.replace("</script", "<\\/script")
