@@ -49,7 +49,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--price-per-chip-hour", type=float, metavar="X", help="price in any currency")
   for name, (kind, help) in SPACE.items():
-    parser.add_argument(f"--{name}", type=kind, nargs="+", metavar="X" if kind is float else "N", help=help)
+    metavar = {float: "X", int: "N", str: "TYPE"}[kind]
+    parser.add_argument(f"--{name}", type=kind, nargs="+", metavar=metavar, help=help)
   parser.add_argument(
     "--runs", nargs="+", default=[], metavar="DIR",
     help="finished runs, comparisons, or the JSON file of `moejax fit`, to which laws are fitted",

@@ -163,11 +163,14 @@ def test_the_command_writes_its_files_and_mistakes_are_one_line(tmp_path, capsys
     (["dense_6b4", *pair[2:], "--days", "1"], "needs a dense and an MoE experiment, but none is MoE"),
     ([*pair, "--days", "1", "--precision", "int4"], "--precision int4"),
     ([*pair, "--days", "1", "--width", "0"], "--width 0.0: a factor must lie between"),
-    ([*pair, "--days", "1", "--top-k", "500"], "no MoE variant fits on v5p:4x8x8"),
+    ([*pair, "--days", "1", "--width", "1", "--top-k", "500"], "no MoE variant fits on v5p:4x8x8"),
     ([*pair, "--days", "1", "--width", "1", "--seed", "-1"], "--seed=-1 must be 0 or above"),
     (["dense_6b4", *pair, "--days", "1"], "two experiments are named 'dense_6b4'"),
-    (["ds_dense_1b", "ds_moe_1b", *pair[2:], "--days", "1"], "each token uses all experts of ds_moe_1b"),
-    ([*pair, "--days", "1", "--runs", "/nowhere"], "/nowhere has no finished run"),
+    (
+      ["ds_dense_1b", "ds_moe_1b", *pair[2:], "--days", "1", "--width", "1"],
+      "each token uses all experts of ds_moe_1b",
+    ),
+    ([*pair, "--days", "1", "--width", "1", "--runs", "/nowhere"], "/nowhere has no finished run"),
   ):
     assert command(*words) == 2, words
     err = capsys.readouterr().err

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from simulated_worlds import stated_and_true, unit_cost
 
 from moejax.decision.forecast import (
   ClockError,
@@ -17,18 +18,11 @@ from moejax.decision.forecast import (
 )
 from moejax.scaling.ensemble import fit_ensemble, published_weights
 from moejax.scaling.finished_runs import FinishedRun
-from moejax.scaling.fitting import FORMS, fit
 from moejax.scaling.laws import JOINT, LAWS, joint_loss
 from moejax.scaling.shapes import Shape
 
 PUBLISHED = Ensemble(laws=tuple(LAWS.values()), weights=published_weights())
 EXACT = ClockError(common=0.0, ratio=0.0)
-
-
-def unit_cost(active: float, experts: int = 1, cost: float = 1.0) -> Timed:
-  """A model whose training on one token takes 6 seconds per active parameter."""
-  shape = Shape(active=active, total=active * (1 + 2 / 3 * (experts - 1)), expansion=experts)
-  return Timed(name=f"{active:.3g} x {experts}", shape=shape, seconds_per_token=6 * active * cost)
 
 
 def forecast(dense, sparse, ensemble=PUBLISHED, clock=EXACT, seed=0, draws=500) -> Forecast:
@@ -51,14 +45,14 @@ def test_with_unit_costs_the_best_models_are_those_of_table_1_of_the_joint_law(e
 def test_the_pair_that_meets_at_a_loss_has_different_widths_and_each_has_its_own_step_time():
   """Dense models become more efficient with width, and the dense model that reaches the loss of an MoE is wider."""
   joint = Ensemble(laws=(dataclasses.replace(LAWS["joint"], error=0.0),), weights={"joint": 1.0})
-  sizes = np.geomspace(1e8, 1e10, 81)
+  sizes = np.geomspace(2e8, 1e10, 33)
   dense = [unit_cost(active, cost=(active / 1e9) ** -0.2) for active in sizes]
   sparse = unit_cost(1e9, 32, cost=2.0)
   found = forecast(dense, [sparse], joint)
   seconds = 30e9 * sparse.seconds_per_token
   (speedup,) = found.speedups(sparse, seconds).values()
   target = joint_loss(JOINT, 1e9, 30e9, 32)
-  times = np.geomspace(0.2, 60, 4000) * seconds
+  times = np.geomspace(0.2, 60, 2000) * seconds
   reached = [
     min(joint_loss(JOINT, one.shape.active, time / one.seconds_per_token, 1) for one in dense) for time in times
   ]
@@ -136,6 +130,7 @@ def rung(kind: str, row: tuple) -> tuple[FinishedRun, Timed]:
   return run, Timed(name=run.name, shape=shape, seconds_per_token=flops / (PEAK * mfu) / tokens)
 
 
+@pytest.mark.slow
 def test_hidden_rungs_of_a_public_ladder_are_predicted():
   """Without the largest dense model and the two largest MoE models, the time to the loss of the MoE d768 is predicted:
   1.44 to 1.61 times, by interpolation between all dense models. The step time of the hidden dense model follows from
@@ -160,33 +155,7 @@ def test_hidden_rungs_of_a_public_ladder_are_predicted():
 
 @pytest.mark.slow
 def test_probabilities_from_fits_to_small_runs_come_true_as_often_as_they_say():
-  """In each of 80 simulated worlds, a law with random constants gives the losses of 12 small runs with noise, and the
-  outcome of a large pair whose step times differ from the predictions."""
-  generator, form, clock = np.random.default_rng(0), FORMS["joint"], ClockError(common=0.25, ratio=0.15)
-  mean = np.log([1e8, 2e9])
-  stated, true = [], []
-  for world in range(80):
-    free = form.center(mean) + 0.5 * np.array(form.width) * generator.standard_normal(len(form.width))
-    constants = form.constants(free, mean)
-
-    def loss(active: float, tokens: float, experts: float, noise: float, constants=constants) -> float:
-      return float(form.loss(constants, active, tokens, experts)) + noise * generator.standard_normal()
-
-    runs = [
-      FinishedRun(
-        name="", shape=unit_cost(active, e).shape, tokens=ratio * active, loss=loss(active, ratio * active, e, 0.01)
-      )
-      for active in (3e7, 1e8, 3e8) for ratio in (10, 40) for e in (1, 16)
-    ]  # fmt: skip
-    law = fit(form, runs, seed=world, replicates=30, starts=2).law
-    dense, sparse = unit_cost(2e9), unit_cost(1.5e9, 16, cost=float(generator.uniform(1.0, 3.5)))
-    found = forecast([dense], [sparse], Ensemble(laws=(law,), weights={law.name: 1.0}), clock, seed=world, draws=400)
-    stated.append(found.probability(dense, sparse, 2e21))
-    common, ratio = np.exp(generator.standard_normal(2) * (clock.common, clock.ratio))
-    after = [loss(one.shape.active, 2e21 / (one.seconds_per_token * slow), one.shape.expansion, 0.01)
-             for one, slow in ((dense, common), (sparse, common * ratio))]  # fmt: skip
-    true.append(after[1] < after[0])
-  stated_W, true_W = np.array(stated), np.array(true)
+  stated_W, true_W = stated_and_true(80)
   for low, high in ((0.0, 1 / 3), (1 / 3, 2 / 3), (2 / 3, 1.01)):
     here = (low <= stated_W) & (stated_W < high)
     count = here.sum()
