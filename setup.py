@@ -62,6 +62,7 @@ setup(
     "browser": ["axe-playwright-python>=0.1.7", "playwright>=1.50"],  # for the tests of the report
     "docs": ["mkdocs>=1.6,<2", "mkdocstrings[python]>=1.0"],
     "eval": ["lm-eval>=0.4.13"],
+    "wandb": ["wandb>=0.21"],
     "tpu": ["jax[tpu]>=0.10.2"],
     "cuda": ["jax[cuda13]>=0.10.2"],
     "gpu-plan": ["jax-cuda12-plugin>=0.10.2"],  # XLA's compiler for GPUs alone, for `moejax plan` without a GPU

@@ -38,6 +38,7 @@ COMMANDS = {
   "fit": ("fit", "Fit scaling laws to finished runs, and weigh published laws by them."),
   "calibrate": ("calibrate", "Measure the speed of an accelerator of this machine, to calibrate plans."),
   "report": ("report", "Regenerate the report of a comparison."),
+  "wandb": ("wandb", "Send the metrics of a run or a comparison to Weights & Biases, also while it trains."),
   "watch": ("watch", "Serve the report of a comparison on this machine while it runs, with live updates."),
 }
 """The file in moejax/commands/ and the description of each command."""
