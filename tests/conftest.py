@@ -93,6 +93,8 @@ SMOKE = (
   "comparison/test_outcome.py",
   "comparison/test_record.py",
   "comparison/test_table.py",
+  "scaling/test_laws.py",
+  "decision/test_published_claim.py::test_mistakes",
 )
 """What `pytest -m smoke` runs below a minute: the beginnings of the names of fast tests, at least one of each part."""
 

@@ -84,7 +84,8 @@ def _log_likelihood(law: Law, runs: Sequence[FinishedRun]) -> float:
 
 
 def _normalized(logarithms: dict[str, float]) -> dict[str, float]:
+  """Weights that add up to 1. None is 0, since the others may not be defined for a pair."""
   most = max(logarithms.values())
-  exponentials = {name: math.exp(value - most) for name, value in logarithms.items()}
+  exponentials = {name: math.exp(max(value - most, -300.0)) for name, value in logarithms.items()}
   total = sum(exponentials.values())
   return {name: value / total for name, value in exponentials.items()}

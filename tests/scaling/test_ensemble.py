@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from moejax.scaling.ensemble import fit_ensemble, published_weights
+from moejax.scaling.ensemble import _log_likelihood, _normalized, fit_ensemble, published_weights
 from moejax.scaling.finished_runs import FinishedRun, read_runs
 from moejax.scaling.fit_page import fit_page, plot_fit
 from moejax.scaling.laws import LAWS
@@ -50,9 +50,12 @@ def test_the_law_of_the_runs_gains_weight_and_those_that_miss_them_lose_it(fitte
   assert after["your runs (joint)"] > 0.2
 
 
-def test_an_offset_of_the_text_does_not_change_the_weights_of_published_laws(fitted):
-  from moejax.scaling.ensemble import _log_likelihood
+def test_no_law_loses_all_its_weight():
+  """Otherwise, a pair for which only such laws are defined would have no probability."""
+  assert all(weight > 0 for weight in _normalized({"good": 0.0, "bad": -1e6}).values())
 
+
+def test_an_offset_of_the_text_does_not_change_the_weights_of_published_laws(fitted):
   for law in LAWS.values():
     here, there = (_log_likelihood(law, runs_of("joint", offset)) for offset in (0.0, 0.7))
     assert here == pytest.approx(there)
