@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from moejax.comparison import curves, quantities
 from moejax.comparison.record import Comparison, Member, known
+from moejax.comparison.statement import given
 
 FEW_DOCUMENTS = 100
 """Number of held-out documents below which the report asks for more."""
@@ -15,13 +16,14 @@ def rests_on(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> l
   """Names and values of the facts behind the answer."""
   trained = _trained(comparison)
   corpus = comparison.provenance.get("corpus")
-  facts = [("Training seeds", _seeds(trained)), ("Held-out text", _held_out(metrics))]
+  facts = [("Training seeds", _seeds(trained)), ("Held-out text", _held_out(comparison, metrics))]
   if isinstance(corpus, Mapping) and known(corpus.get("documents")):
     sizes = f", {quantities.count(corpus['bytes'])} bytes" if known(corpus.get("bytes")) else ""
     facts.append(("Training text", f"{quantities.whole(corpus['documents'])} documents{sizes}"))
-  seconds = [member.train_time_s for member in trained if known(member.train_time_s)]
+  seconds = [_runs(member) * member.train_time_s for member in trained if known(member.train_time_s)]
   if seconds:
-    facts.append(("Training", f"{len(seconds)} runs, {quantities.duration(sum(seconds))} in all"))
+    runs = sum(map(_runs, trained))
+    facts.append(("Training", f"{runs} runs, {quantities.duration(sum(seconds))} in all"))
   device, count = comparison.provenance.get("device_kind"), comparison.provenance.get("device_count")
   if device:
     facts.append(("Devices", f"{count} x {device}" if known(count) else str(device)))
@@ -38,7 +40,7 @@ def would_change(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) 
       f"A candidate with the step time of {_listed(unequal)}. Without one, the pair compares two speeds and not two "
       "models of one speed."
     )
-  if len({member.seed for member in trained}) == 1:
+  if trained and max(map(_runs, trained)) == 1:
     reasons.append("Another training seed. One seed does not show how much results vary from run to run.")
   documents = _documents(metrics)
   if documents is not None and documents < FEW_DOCUMENTS:
@@ -77,8 +79,8 @@ def next_steps(comparison: Comparison, metrics: Mapping[str, curves.Metrics], la
     steps.append(
       "Evaluate on more held-out text: raise `--evaluation.max-tokens`, or name files in `--data.validation`."
     )
-  if len({member.seed for member in _trained(comparison)}) == 1:
-    steps.append("Repeat the comparison with another `--training.seed` in another directory.")
+  if max(map(_runs, _trained(comparison)), default=2) == 1:
+    steps.append("Train each member with several seeds: `seeds=2` of a `Pair` in the suite.")
   steps.append("Predict the step time at the scale that matters: `moejax plan NAME --topology v5p:4x8x8`.")
   return steps
 
@@ -87,9 +89,19 @@ def _trained(comparison: Comparison) -> list[Member]:
   return [member for member in comparison.members if known(member.bits_per_byte)]
 
 
+def _runs(member: Member) -> int:
+  """The number of runs of a member, each with a seed of its own."""
+  return len(given(member, "runs") or ()) or 1
+
+
 def _seeds(trained: list[Member]) -> str:
-  seeds = sorted({int(member.seed) for member in trained if known(member.seed)})
-  return f"{len(seeds)} ({', '.join(map(str, seeds))})" if seeds else ""
+  counts = sorted({_runs(member) for member in trained})
+  if not counts:
+    return ""
+  several = [member.name for member in trained if _runs(member) > 1]
+  if len(counts) == 1:
+    return f"{counts[0]} for each member"
+  return f"{counts[0]} for each member, up to {counts[-1]} for {_listed(several)}"
 
 
 def _documents(metrics: Mapping[str, curves.Metrics]) -> int | None:
@@ -98,11 +110,15 @@ def _documents(metrics: Mapping[str, curves.Metrics]) -> int | None:
   return min((int(documents[-1]) for documents in found if len(documents)), default=None)
 
 
-def _held_out(metrics: Mapping[str, curves.Metrics]) -> str:
+def _held_out(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> str:
   documents = _documents(metrics)
+  if documents is None:
+    return ""
   targets = [curves.series(rows, "held_out/targets")[1] for rows in metrics.values()]
   tokens = min((float(numbers[-1]) for numbers in targets if len(numbers)), default=None)
-  return "" if documents is None else f"{documents:,} documents, {quantities.count(tokens)} tokens"
+  text = f"{documents:,} documents, {quantities.count(tokens)} tokens"
+  effective = [number for pair in comparison.pairs if known(number := given(pair, "documents_effective"))]
+  return f"{text}; as informative as {min(effective):.0f} documents of equal size" if effective else text
 
 
 def _listed(names: list[str]) -> str:

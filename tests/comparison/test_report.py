@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 import pytest
 
-from moejax.comparison import palette
+from moejax.comparison import basis, palette
 from moejax.comparison.page_tables import Cell, Table
 from moejax.comparison.plots.differences import differences
 from moejax.comparison.plots.drawing import draw
@@ -150,9 +150,23 @@ def test_routers_end_with_their_health(page):
 
 
 def test_the_first_screen_says_what_the_answer_rests_on_and_what_would_change_it(page):
-  for words in ("What this rests on", "1 (0)", "612 documents, 11.2M bytes", "6 runs", "1 x cpu"):
+  for words in ("What this rests on", "1 for each member", "612 documents, 11.2M bytes", "6 runs", "1 x cpu"):
     assert words in page.text
   assert "One seed does not show how much results vary" in page.text and "3.52" in page.text
+
+
+def test_several_seeds_and_the_weight_of_documents_are_told(comparison, metrics_of):
+  comparison["members"][0]["runs"] = ["dense_small", "dense_small-seed1"]
+  for pair in comparison["pairs"]:
+    pair["documents_effective"] = 4.2
+  rows = [*metrics_of(comparison["members"][0]), {"step": 10**6, "held_out/documents": 18, "held_out/targets": 20_000}]
+  read, metrics = from_json(comparison), {"dense_small": rows}
+  facts = dict(basis.rests_on(read, metrics))
+  assert facts["Training seeds"] == "1 for each member, up to 2 for dense_small"
+  assert facts["Held-out text"] == "18 documents, 20.0k tokens; as informative as 4 documents of equal size"
+  assert facts["Training"].startswith("7 runs, ")
+  assert not [text for text in basis.would_change(read, metrics) if "seed" in text]
+  assert [text for text in basis.would_change(read, metrics) if "18 documents are few" in text]
 
 
 def test_intervals_outcomes_and_the_three_kinds_of_fairness_are_shown_as_they_stand(comparison, write_comparison):
