@@ -401,6 +401,50 @@ def export_model(
   return export_from(pathlib.Path(run), pathlib.Path(folder), dtype, progress)
 
 
+def prune(
+  run: Directory,
+  new: Directory,
+  keep: int,
+  *,
+  data: Sequence[str] = (),
+  calibration_tokens: int = 4096,
+  batch_size: int = 1,
+  rounds: int = 5,
+  experiment: Experiment | None = None,
+  progress: Progress = SILENT,
+) -> dict[str, Any]:
+  """Drops experts of each sparse layer of a run, and writes the new run. Returns the content of its pruning.json:
+  `layers`, with the experts that each layer keeps, and `models`, with the perplexity, memory and speed of both runs.
+
+  Args:
+    run: directory of the trained run.
+    new: directory of the new run.
+    keep: number of experts of each sparse layer to keep.
+    data: sources of the calibration text. If empty, the training text of the run.
+    calibration_tokens: size of the calibration text in tokens.
+    batch_size: batch size of the speed measurement.
+    rounds: number of rounds of the speed measurement.
+    experiment: the experiment of the new run, with other training, data or mesh. None derives it from the run.
+    progress: receives progress reports.
+
+  Raises:
+    UserError: If the model cannot be pruned, or the new directory contains a run.
+  """
+  from moejax.evaluation.pruned import prune_run
+
+  return prune_run(
+    pathlib.Path(run),
+    pathlib.Path(new),
+    keep,
+    tuple(data),
+    calibration_tokens,
+    batch_size,
+    rounds,
+    experiment,
+    progress,
+  )
+
+
 def import_harness(evaluation: Evaluation) -> ModuleType:
   """Imports moejax.evaluation.harness, without progress bars of libraries and, if `data` is set, without downloads.
 

@@ -23,6 +23,7 @@ COMMANDS = {
   "import": ("import_run", "Convert a model in Hugging Face format to a run."),
   "export": ("export_run", "Convert a run to a model in Hugging Face format."),
   "upcycle": ("upcycle_run", "Convert a dense run to a sparse run, which initially computes the same function."),
+  "prune": ("prune_run", "Drop the experts of a trained MoE that a calibration text misses least."),
   "data": ("data", "Tokenize text once into shards that any number of runs and hosts can read. Resumable."),
   "tokenizer": ("tokenizer", "Train a byte-level BPE tokenizer on text."),
   "plan": ("plan", "Predict step time and memory on a TPU or GPU topology. No accelerator is needed."),

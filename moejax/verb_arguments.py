@@ -44,5 +44,6 @@ def no_overrides(overrides: list[str]) -> None:
 def add_sparse(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--sparse", metavar="MODE[:X]",
-    help="experts that a DS-MoE uses: threshold[:0.48], top_k:K or threshold_top_k[:0.48] (default: all)",
+    help="experts that a DS-MoE uses: threshold[:0.48], top_k:K or threshold_top_k[:0.48]; for a top-k router, skip:X "
+    "skips experts with a weight below X times the largest (default: as trained)",
   )  # fmt: skip

@@ -39,6 +39,7 @@ NUMBERS_AND_TEXT = {
   "model.moe.router.jitter": ("0", "0.1", "0.99"),
   "model.moe.router.gumbel": ("0", "0.5", "1", "100"),
   "model.moe.router.bias-rate": ("0", "0.001", "1"),
+  "model.moe.router.skip-below": ("0", "0.5", "1"),
   "model.moe.router.expert-groups": ("1", "2", "4"),
   "model.moe.router.groups-per-token": ("1", "2"),
   "model.moe.router.threshold": ("1e-3", "0.5", "0.9", "1"),

@@ -15,8 +15,12 @@ RUN is a dense run. NEW is a run at step 0 whose sparse layers compute the same 
 each expert is a copy of a dense layer or, with --granularity G, one of G slices of a copy. NEW has the data, training
 and optimizer of RUN, unless they are set, as in --training.steps 2000 and --mesh.expert 8.
 
-example:
+With --distill-tokens, the experts of a token may be fewer than the slices of one copy, so that NEW has fewer active
+parameters. It then computes only approximately the same function.
+
+examples:
   moejax upcycle /tmp/small /tmp/sparse --experts 8 --load-balance 0.01 --training.steps 500
+  moejax upcycle /tmp/small /tmp/split --experts 1 --granularity 8 --active 4 --distill-tokens 8192 --load-balance 0.01
   moejax train /tmp/sparse/experiment.json --workdir /tmp/sparse"""
 
 
@@ -38,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--noise", type=float, default=0.0, metavar="X",
     help="add noise to the experts, with X times the standard deviation of a matrix (default: 0, none)",
   )  # fmt: skip
+  parser.add_argument(
+    "--distill-tokens", type=int, default=0, metavar="N",
+    help="train each sparse layer on N tokens to compute what the dense layer does (LaDiMo, arXiv 2408.04278); "
+    "--active is then the number of experts per token, not of copies (default: 0, none)",
+  )  # fmt: skip
   parser.add_argument("--load-balance", type=float, metavar="X", help="training.losses.load_balance of the new run")
   parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the router and the noise (default: 0)")
 
@@ -49,7 +58,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   required(known, "experts", "--experts N")
   from moejax.interop.upcycle import Upcycling, upcycle, upcycled_experiment
 
-  fields = ("experts", "active", "granularity", "every", "noise", "seed")
+  fields = ("experts", "active", "granularity", "every", "noise", "seed", "distill_tokens")
   how = Upcycling(**{name: getattr(known, name) for name in fields})
   experiment = override(upcycled_experiment(read_experiment(run), directory, how, known.load_balance), overrides)
   with Display(f"upcycle {run}") as display:

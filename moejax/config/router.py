@@ -113,11 +113,15 @@ class TopKRouter(Scoring, Router, kind="top_k"):
   arXiv 2412.19437, section 2.1.2)."""
   groups_per_token: int = 1
   """Number of groups that the experts of a token may come from."""
+  skip_below: float = 0.0
+  """A choice is skipped if its score is less than this fraction of the score of the token's first choice (arXiv
+  2402.14800, section 3.3). 0: none is skipped."""
 
   def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "expert_groups", "groups_per_token")
     checks.not_negative(self, "bias_rate")
+    checks.between(self, "skip_below", 0.0, 1.0)
     if self.groups_per_token > self.expert_groups:
       raise UserError(
         f"router.groups_per_token={self.groups_per_token} is more than router.expert_groups={self.expert_groups}; "
@@ -144,6 +148,11 @@ class TopKRouter(Scoring, Router, kind="top_k"):
       )
 
   def check_effect(self, num_experts: int, experts_per_token: int) -> None:
+    if self.skip_below and experts_per_token == 1:
+      raise UserError(
+        f"router.skip_below={self.skip_below} would have no effect with moe.experts_per_token=1, because the first "
+        "choice is never skipped; set it to 0 or raise experts_per_token"
+      )
     if self.expert_groups == num_experts > 1:
       raise UserError(
         f"router.expert_groups={num_experts} would have no effect with moe.num_experts={num_experts} because each "
@@ -151,7 +160,7 @@ class TopKRouter(Scoring, Router, kind="top_k"):
       )
 
   def takes_all(self, num_experts: int, experts_per_token: int, capacity_factor: float) -> bool:
-    return experts_per_token == num_experts
+    return experts_per_token == num_experts and not self.skip_below
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,9 @@
-"""Sparse inference of models that were trained with all experts (DS-MoE, arXiv 2404.05567, section 3.5).
+"""Inference with fewer experts than in training. Parameters stay as they are.
 
-The router of the model is replaced by one that chooses fewer experts, and the dispatch by one that computes only the
-chosen ones. Parameters stay as they are. Attention experts, of which most are needed, all stay in use.
+For a model that was trained with all experts (DS-MoE, arXiv 2404.05567, section 3.5), the router is replaced by one
+that chooses fewer experts, and the dispatch by one that computes only the chosen ones. Attention experts, of which most
+are needed, all stay in use. For a model with a top-k router, choices with a small weight are skipped (arXiv 2402.14800,
+section 3.3).
 """
 
 import dataclasses
@@ -15,7 +17,7 @@ from moejax.errors import UserError
 THRESHOLD = ThresholdRouter().threshold
 """Of Figure 5 of the paper."""
 
-MODES = ("threshold", "top_k", "threshold_top_k")
+MODES = ("threshold", "top_k", "threshold_top_k", "skip")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Sparse:
 
   mode: str
   """threshold: those whose probability is more than `value` / num_experts. top_k: the best `value`. threshold_top_k:
-  for every token as many as threshold chooses in the mean of the batch, the best ones."""
+  for every token as many as threshold chooses in the mean of the batch, the best ones. skip: those of a top-k router
+  whose score is at least `value` times that of the first choice."""
   value: float
 
   def __post_init__(self) -> None:
@@ -34,6 +37,8 @@ class Sparse:
       raise UserError(f"the value of sparse mode {self} must be above 0")
     if self.mode == "top_k" and not self.value.is_integer():
       raise UserError(f"the value of sparse mode {self} must be an integer, the number of experts")
+    if self.mode == "skip" and self.value > 1:
+      raise UserError(f"the value of sparse mode {self} must be at most 1, a ratio of weights")
 
   @property
   def folder(self) -> str:
@@ -59,8 +64,8 @@ def parse_sparse(text: str) -> Sparse:
     if isinstance(error, UserError):
       raise
     raise UserError(
-      f"sparse mode {text!r} has no number after the colon; use threshold:{THRESHOLD}, top_k:4 or "
-      f"threshold_top_k:{THRESHOLD}"
+      f"sparse mode {text!r} has no number after the colon; use threshold:{THRESHOLD}, top_k:4, "
+      f"threshold_top_k:{THRESHOLD} or skip:0.5"
     ) from None
 
 
@@ -81,8 +86,10 @@ def sparse_model(model: Model, sparse: Sparse) -> Model:
   """The model that computes only the experts that it chooses.
 
   Raises:
-    UserError: the model was not trained with all experts, or has fewer experts than top_k.
+    UserError: the mode is not for a model with this router, or the model has fewer experts than top_k.
   """
+  if sparse.mode == "skip":
+    return _skipping(model, sparse)
   moe = check_trained_densely(model, f"sparse mode {sparse}")
   router: Router
   if sparse.mode == "top_k":
@@ -97,3 +104,19 @@ def sparse_model(model: Model, sparse: Sparse) -> Model:
   return dataclasses.replace(
     model, moe=dataclasses.replace(moe, experts_per_token=experts, router=router, dispatch=dispatch)
   )
+
+
+def _skipping(model: Model, sparse: Sparse) -> Model:
+  moe = model.moe
+  if moe is None or not isinstance(moe.router, TopKRouter) or moe.experts_per_token == 1:
+    has = (
+      "no sparse layers"
+      if moe is None
+      else f"router.kind={moe.router.kind!r} and moe.experts_per_token={moe.experts_per_token}"
+    )
+    raise UserError(
+      f"sparse mode {sparse} is for models with router.kind='top_k' and at least 2 experts per token, and this one has "
+      f"{has}"
+    )
+  router = dataclasses.replace(moe.router, skip_below=sparse.value)
+  return dataclasses.replace(model, moe=dataclasses.replace(moe, router=router))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.errors import UserError
-from moejax.models.abstract import Parameters
+from moejax.models.abstract import AbstractModel, Parameters
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.run_directory import RUN, claim, prepare_directory
 from moejax.training.state import State, TrainSpec
@@ -22,6 +22,14 @@ def check_new_run(directory: pathlib.Path) -> None:
     if (directory / name).exists():
       raise UserError(f"{directory} holds a run; choose another directory, or delete {directory / name}")
   prepare_directory(directory, "RUN")
+
+
+def stacked_as(model: AbstractModel, parameters: Parameters) -> Parameters:
+  """Parameters of unrolled layers in the form and on the devices of a model, whose layers may be scanned."""
+  if model.config.layers == "scanned":
+    periods = [parameters["layers"][period] for period in range(model.config.num_periods)]
+    parameters = {**parameters, "layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *periods)}
+  return jax.device_put(parameters, model.shardings)
 
 
 def save_first(spec: TrainSpec, parameters: Parameters, directory: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ D embed  E experts  F hidden
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,10 +21,15 @@ from moejax.config.experiment import Experiment
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.router import TopKRouter
+from moejax.data.corpus import build_corpus
+from moejax.data.text import open_text
 from moejax.data.tokenizers import make_tokenizer
 from moejax.errors import UserError
-from moejax.inference.load import load_run
-from moejax.interop.first_checkpoint import check_new_run, save_first
+from moejax.inference.load import Loaded, load_run
+from moejax.inference.unrolled import unroll
+from moejax.interop.distill import distill
+from moejax.interop.first_checkpoint import check_new_run, save_first, stacked_as
+from moejax.interop.layer_inputs import Batch, calibration_batches
 from moejax.models.abstract import Parameters
 from moejax.progress import SILENT, Progress
 from moejax.training.prepare import on_devices
@@ -51,10 +57,23 @@ class Upcycling:
   noise, the initial function is only approximately that of the dense model."""
   seed: int = 0
   """Seed of the weights of the router and of the noise."""
+  distill_tokens: int = 0
+  """Number of tokens of the training text on which each sparse layer is trained to compute what the dense layer does
+  (LaDiMo, arXiv 2408.04278). `active` is then the number of experts per token, which may be fewer than the slices of
+  one copy, and the initial function is only approximately that of the dense model. 0: no distillation."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "experts", "active", "granularity", "every")
-    checks.not_negative(self, "noise", "seed")
+    checks.not_negative(self, "noise", "seed", "distill_tokens")
+    if self.distill_tokens:
+      if self.active > self.experts * self.granularity:
+        raise UserError(
+          f"active={self.active} is more than the {self.experts * self.granularity} experts (experts x granularity); "
+          "use at most that"
+        )
+      if self.active == 1:
+        raise UserError("active=1 is not supported: with a weight of 1, the router would receive no gradient; use 2")
+      return
     if self.active > self.experts:
       raise UserError(f"active={self.active} is more than experts={self.experts}; use at most {self.experts}")
     if self.active * self.granularity == 1:
@@ -75,7 +94,7 @@ def upcycled_model(model: Model, how: Upcycling) -> Model:
   checks.divides(how.granularity, "granularity", model.d_ff, "model.d_ff")
   moe = MoE(
     num_experts=how.experts * how.granularity,
-    experts_per_token=how.active * how.granularity,
+    experts_per_token=how.active if how.distill_tokens else how.active * how.granularity,
     d_ff=model.d_ff // how.granularity,
     every=how.every,
     dispatch=GroupedDispatch(),
@@ -132,11 +151,36 @@ def upcycle(
       )
   progress.stage(f"write {directory}")
 
+  if how.distill_tokens:
+    corpus = build_corpus(open_text(there.data, run), run / "corpus")
+    batches = calibration_batches(corpus, there, how.distill_tokens)
+    parameters = distilled_parameters(dense, spec.experiment, how, batches, progress)
+    save_first(spec, stacked_as(spec.model, parameters), directory)
+    return
+
   def make(parameters: Parameters, key: jax.Array) -> Parameters:
     return upcycled_parameters(parameters, dense.experiment.model, spec.experiment.model, how, key)
 
   parameters = jax.jit(make, out_shardings=spec.model.shardings)(dense.parameters, jax.random.key(how.seed))
   save_first(spec, parameters, directory)
+
+
+def distilled_parameters(
+  dense: Loaded, sparse: Experiment, how: Upcycling, batches: Sequence[Batch], progress: Progress = SILENT
+) -> Parameters:
+  """The parameters of the sparse model with unrolled layers, whose sparse layers are distilled from dense ones."""
+  model, parameters = unroll(dense.model, dense.parameters)
+  key = jax.random.key(how.seed)
+  apart = dataclasses.replace(sparse.model, layers="unrolled")
+  made = jax.jit(lambda parameters: upcycled_parameters(parameters, model.config, apart, how, key))(parameters)
+  assert apart.moe
+  last = apart.moe.every - 1
+  starts = [made["layers"][period]["blocks"][last]["feed_forward"] for period in range(apart.num_periods)]
+  load_balance = sparse.training.losses.load_balance
+  layers = distill(model, parameters, apart, starts, batches, load_balance, progress)
+  for period, layer in enumerate(layers):
+    made["layers"][period]["blocks"][last]["feed_forward"] = layer
+  return made
 
 
 def upcycled_parameters(
@@ -187,5 +231,7 @@ def _experts(feed_forward: dict[str, jax.Array], how: Upcycling, key: jax.Array)
   experts = {names[name]: copies(name, w, i) for i, (name, w) in enumerate(sorted(feed_forward.items()), 1)}
   up = feed_forward["w_up_DF"]
   *P, D, _ = up.shape
-  router = jax.random.normal(jax.random.fold_in(key, 0), (*P, D, E), up.dtype) * ROUTER_DEVIATION * D**-0.5
-  return {"w_router_DE": jnp.repeat(router, G, axis=-1), "experts": experts}
+  # Without distillation, the columns of the slices of a copy are equal, so that they are chosen together.
+  columns = E * G if how.distill_tokens else E
+  router = jax.random.normal(jax.random.fold_in(key, 0), (*P, D, columns), up.dtype) * ROUTER_DEVIATION * D**-0.5
+  return {"w_router_DE": jnp.repeat(router, E * G // columns, axis=-1), "experts": experts}

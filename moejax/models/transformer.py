@@ -56,16 +56,27 @@ class Block(nnx.Module):
     self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
   ) -> tuple[jax.Array, dict[str, RouterCounts], KVCache | None]:
     """Returns x_BTD, the counts of each router of the layer, and `cache` extended by the tokens."""
-    counts = {}
+    x_BTD, normed_BTD, counts, cache = self.attend(x_BTD, context, cache)
+    x_BTD, of_experts = self.feed(x_BTD, normed_BTD, context.segments_BT > 0, keys_B)
+    return x_BTD, counts | of_experts, cache
+
+  def attend(
+    self, x_BTD: jax.Array, context: Context, cache: KVCache | None
+  ) -> tuple[jax.Array, jax.Array, dict[str, RouterCounts], KVCache | None]:
+    """Returns x_BTD after attention, the input of the feed-forward layer, the counts of the router over heads, and
+    `cache` extended by the tokens."""
     out_BTD, of_heads, cache = self.attention(self.attention_norm(x_BTD), context, cache)
     x_BTD = x_BTD + out_BTD
-    if of_heads is not None:
-      counts[HEADS] = of_heads
-    normed_BTD = self.feed_forward_norm(x_BTD)
+    return x_BTD, self.feed_forward_norm(x_BTD), {} if of_heads is None else {HEADS: of_heads}, cache
+
+  def feed(
+    self, x_BTD: jax.Array, normed_BTD: jax.Array, valid_BT: jax.Array, keys_B: jax.Array | None
+  ) -> tuple[jax.Array, dict[str, RouterCounts]]:
+    """Returns x_BTD after the feed-forward layer, and the counts of the router over experts."""
     if not isinstance(self.feed_forward, MoELayer):
-      return x_BTD + apply_feed_forward(self.config, self.feed_forward, normed_BTD), counts, cache
-    x_BTD, counts[EXPERTS] = self.feed_forward(normed_BTD, context.segments_BT > 0, keys_B, x_BTD)
-    return x_BTD, counts, cache
+      return x_BTD + apply_feed_forward(self.config, self.feed_forward, normed_BTD), {}
+    x_BTD, counts = self.feed_forward(normed_BTD, valid_BT, keys_B, x_BTD)
+    return x_BTD, {EXPERTS: counts}
 
 
 class Period(nnx.Module):

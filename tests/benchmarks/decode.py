@@ -1,6 +1,7 @@
 """How long a sparse layer takes for few tokens, as in decoding, and how much of that is reading experts.
 
-Three ways to compute the same, interleaved: `grouped`, which inference runs; `gather`, which copies the matrices of
+Four ways to compute the same, interleaved: `grouped`, which sorts the rows by expert; `visit`, a loop that applies each
+chosen expert to all tokens, which inference runs on CPU for up to 32 tokens; `gather`, which copies the matrices of
 each chosen expert beside each other and multiplies them in one batched product; `all`, every expert on every token.
 
     python tests/benchmarks/decode.py [--experts 16] [--active 2] [--d-model 512] [--d-ff 1024] [--tokens 1 4 16 64]
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.kernels.grouped_matmul import grouped_matmul
+from moejax.models.moe.few_tokens import visit_experts
+from moejax.models.products import Operand
 
 Weights = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -28,6 +31,12 @@ def grouped(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Arr
   hidden_RF = jax.nn.silu(grouped_matmul(rows_RD, gate_EDF, sizes_E)) * grouped_matmul(rows_RD, up_EDF, sizes_E)
   out_RD = grouped_matmul(hidden_RF, down_EFD, sizes_E)
   return jnp.zeros_like(x_MD).at[order_R // A].add(out_RD)
+
+
+def visit(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Array:
+  matrices = {name: Operand(w, None) for name, w in zip(("gate", "up", "down"), weights, strict=True)}
+  ones_MA = jnp.ones(experts_MA.shape, jnp.float32)
+  return visit_experts(x_MD, experts_MA, ones_MA, ones_MA > 0, matrices).astype(x_MD.dtype)
 
 
 def gather(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Array:
@@ -44,7 +53,7 @@ def every(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Array
   return jnp.einsum("MEF,EFD->MD", hidden_MEF * chosen_ME[..., None], down_EFD)
 
 
-WAYS = {"grouped": grouped, "gather": gather, "all": every}
+WAYS = {"grouped": grouped, "visit": visit, "gather": gather, "all": every}
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """A sparse model computes what the dense one does that it was made of."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
@@ -9,13 +10,18 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from inference_fixtures import DENSE, full_logits, make
+from training_fixtures import tiny
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, MoE
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
-from moejax.interop.upcycle import Upcycling, upcycled_model, upcycled_parameters
+from moejax.inference.load import Loaded
+from moejax.interop.first_checkpoint import stacked_as
+from moejax.interop.upcycle import Upcycling, distilled_parameters, upcycled_model, upcycled_parameters
 from moejax.partitioning import make_partitioner
+from moejax.progress import Progress
 
 ROWS = np.random.default_rng(0).integers(0, 40, (4, 9)).tolist()
 UNROLLED = dataclasses.replace(DENSE, layers="unrolled", activation="gelu")
@@ -61,11 +67,43 @@ def test_noise_has_the_stated_deviation_and_differs_from_weight_to_weight():
   assert len(np.unique(drawn)) > 0.99 * len(drawn)
 
 
+@pytest.mark.slow
+def test_distilled_layers_are_closer_to_the_dense_ones_and_the_others_are_unchanged():
+  dense = dataclasses.replace(DENSE, num_layers=4)
+  model, parameters = make(dense)
+  how = Upcycling(experts=1, granularity=4, active=2, every=2, distill_tokens=64)
+  sparse = upcycled_model(dense, how)
+  assert (sparse.moe.num_experts, sparse.moe.experts_per_token, sparse.moe.d_ff) == (4, 2, 8)
+  tokens_BT = np.random.default_rng(1).integers(0, 40, (4, 16)).astype(np.int32)
+  positions_BT = np.tile(np.arange(16, dtype=np.int32), (4, 1))
+  batch = {"tokens": tokens_BT, "segments": np.ones_like(tokens_BT), "positions": positions_BT}
+  before = jax.device_get(parameters)
+  notes: list[str] = []
+
+  class Notes(Progress):
+    def note(self, text: str) -> None:
+      notes.append(text)
+
+  experiment = dataclasses.replace(tiny(True), model=sparse)
+  made = distilled_parameters(Loaded(experiment, model, parameters, 0), experiment, how, [batch], Notes())
+  spec = inference_model(sparse, model.partitioner)
+  stacked = stacked_as(spec, made)
+  jax.tree.map(lambda there, here: np.testing.assert_equal(there.shape, here.shape), spec.parameters, stacked)
+  np.testing.assert_array_equal(
+    made["layers"][1]["blocks"][0]["feed_forward"]["w_up_DF"],
+    before["layers"]["blocks"][0]["feed_forward"]["w_up_DF"][2],
+  )
+  errors = [[float(x) for x in re.findall(r"[0-9]+\.[0-9]+", note)] for note in notes]
+  assert len(errors) == 2 and all(after < 0.7 * start for start, after in errors)
+
+
 def test_what_cannot_be_upcycled_is_refused():
   with pytest.raises(UserError, match="active=1 with granularity=1 is not supported"):
     Upcycling(experts=8, active=1)
   with pytest.raises(UserError, match="active=3 is more than experts=2"):
     Upcycling(experts=2, active=3)
+  with pytest.raises(UserError, match="active=5 is more than the 4 experts"):
+    Upcycling(experts=1, granularity=4, active=5, distill_tokens=8)
   with pytest.raises(UserError, match="d_ff=32 is not divisible by granularity=3"):
     upcycled_model(DENSE, Upcycling(experts=4, granularity=3))
   with pytest.raises(UserError, match="has sparse layers"):

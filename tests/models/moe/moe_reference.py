@@ -49,6 +49,7 @@ def choices_of_token(score_E, ranked_E, moe):
       total += score_E[e]
     order = taken
   order = order[: moe.experts_per_token]
+  order = [e for e in order if score_E[e] >= getattr(router, "skip_below", 0.0) * score_E[order[0]]]
   total = sum(score_E[e] for e in order) if router.renormalize else 1.0
   return [(e, router.scale * score_E[e] / total) for e in order]
 

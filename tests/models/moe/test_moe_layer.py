@@ -33,6 +33,7 @@ ROUTERS = {
   "sigmoid": (2, Router(scores="sigmoid", scale=2.5)),
   "biased": (2, Router(scores="sigmoid", bias_rate=0.001)),
   "groups": (2, Router(expert_groups=4, groups_per_token=2)),
+  "skipping": (3, Router(skip_below=0.5)),
   "top_p": (4, TopPRouter(threshold=0.55, renormalize=False)),
   "expert_choice": (2, ExpertChoiceRouter()),
   "dense": (8, DenseRouter()),

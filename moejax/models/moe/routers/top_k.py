@@ -3,13 +3,14 @@
 O outer batch  U routing groups  M tokens  E experts  A experts per token  Z = groups of experts
 """
 
+import math
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config.router import TopKRouter
-from moejax.models.moe.routers.scores import log_scores, noisy, on_own_tokens, scores, weighted
+from moejax.models.moe.routers.scores import log_scores, noisy, of_choices, on_own_tokens, scores, weighted
 from moejax.models.moe.routing import RouterContext, Routing
 from moejax.models.remat import keep
 
@@ -31,6 +32,9 @@ def top_k(router: TopKRouter, logits_OUME: jax.Array, context: RouterContext) ->
 
   experts_OUMA = keep(on_own_tokens(best, context.partitioner, len(order))(*order))
   chosen_OUMA = jnp.broadcast_to(context.valid_OUM[..., None], experts_OUMA.shape)
+  if router.skip_below:
+    log_score_OUMA = jax.lax.stop_gradient(of_choices(log_scores(logits_OUME, router), experts_OUMA))
+    chosen_OUMA &= log_score_OUMA >= log_score_OUMA[..., :1] + math.log(router.skip_below)
   return weighted(router, logits_OUME, experts_OUMA, chosen_OUMA)
 
 
