@@ -1,8 +1,8 @@
 """moejax compares dense and mixture-of-experts language models at equal step time.
 
 The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `calibrate`,
-`decide`, `check_claim`, `fit`, `evaluate`, `generate`, `prune`, `import_model` and `export_model` (`moejax/api.py`). Importing
-this package is fast: JAX is imported by the functions that need it.
+`decide`, `check_claim`, `fit`, `evaluate`, `generate`, `prune`, `import_model` and `export_model` (`moejax/api.py`).
+Importing this package is fast: JAX is imported by the functions that need it.
 """
 
 import importlib

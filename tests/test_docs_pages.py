@@ -93,7 +93,9 @@ def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
     assert {lookup.find_experiment(name).model.moe is None for name in known.names} == {True, False} and not overrides
   elif known.command == "match":
     override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
-  elif known.command in ("evaluate", "generate", "sparsity", "import", "upcycle") or known.name.startswith("/tmp/"):
+  elif known.command in ("evaluate", "generate", "sparsity", "prune", "import", "upcycle") or known.name.startswith(
+    "/tmp/"
+  ):
     override(lookup.find_experiment("quick_small_8e"), overrides)
   elif ".py" in known.name or known.name.endswith(".json"):
     override(my_moe, overrides)

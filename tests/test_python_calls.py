@@ -27,7 +27,7 @@ def good(tmp_path, monkeypatch) -> dict[str, Any]:
   return {
     "experiment": small, "configuration": small, "dense": small, "moe": sparse, "suite": suite, "name": "quick_small",
     "directory": "a", "run": "a", "folder": "a", "file": "a", "topology": "cpu:1", "prompts": ["a"], "runs": ["a"],
-    "experiments": [small, sparse],
+    "experiments": [small, sparse], "new": "b", "keep": 6,
   }  # fmt: skip
 
 

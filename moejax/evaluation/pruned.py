@@ -113,7 +113,9 @@ def compare_runs(
   prompts = [prompts[i % len(prompts)] for i in range(batch_size)]
   length = min(run.experiment.data.sequence_length for run in runs.values())
   new_tokens = max(1, min(NEW_TOKENS, length - len(prompts[0])))
-  generators = {name: Generator(run.model, batch_size, corpus.tokenizer.vocab_size) for name, run in runs.items()}
+  shards = max(run.model.partitioner.shards("batch") for run in runs.values())
+  rows_of_batch = shards * math.ceil(batch_size / shards)
+  generators = {name: Generator(run.model, rows_of_batch, corpus.tokenizer.vocab_size) for name, run in runs.items()}
   times: dict[str, list[float]] = {name: [] for name in runs}
   progress.stage("generate", total=rounds + 1)
   for turn in range(rounds + 1):

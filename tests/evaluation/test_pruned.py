@@ -46,7 +46,7 @@ def prune(*arguments):
 def test_a_new_run_has_fewer_experts_and_a_report_of_both(trained, capsys):
   run, text = trained
   new = run.with_name("run_keep_6")
-  assert prune(run, "--keep", 6, "--rounds", 1, "--calibration-tokens", 600, "--data", text) == 0
+  assert prune(run, "--keep", 6, "--rounds", 1, "--calibration-tokens", 600, "--mesh.data", 1, "--data", text) == 0
   found = json.loads((new / "pruning.json").read_text())
   (layer,) = found["layers"]
   assert len(layer["kept"]) == 6 and 0 < layer["error"] < 1 and 0 < layer["skip_ratio"] < 1

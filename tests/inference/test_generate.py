@@ -13,24 +13,38 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
 
 import moejax.inference.generate
-from moejax.config import EinsumDispatch, Mesh, ThresholdRouter
+from moejax.config import DenseRouter, EinsumDispatch, Mesh, MoE, Router, ThresholdRouter, TopPRouter
 from moejax.inference.cache import cache_shardings, empty_cache, extend
 from moejax.inference.generate import Generator, _chunks
 from moejax.inference.sampling import Sampling
 
-THRESHOLD = "experts above a threshold, scanned"
+
+def sparse(router, **fields):
+  return dataclasses.replace(SPARSE, moe=dataclasses.replace(SPARSE.moe, router=router, **fields))
+
+
 MODELS = {
   "dense, grouped queries, scanned": DENSE,
   "experts of heads, untied, capped, unrolled": dataclasses.replace(
     DENSE, tie_embeddings=False, logit_cap=3.0, qk_norm=True, layers="unrolled", attention_experts=2
   ),
   "sparse, qk-norm, scanned": SPARSE,
-  THRESHOLD: dataclasses.replace(
+  "experts above a threshold, scanned": dataclasses.replace(
     SPARSE,
     attention_experts=2,
     num_kv_heads=2,
     moe=dataclasses.replace(SPARSE.moe, router=ThresholdRouter(threshold=0.9), experts_per_token=4),
   ),
+  "DS-MoE": dataclasses.replace(
+    DENSE,
+    attention_experts=2,
+    moe=MoE(num_experts=4, experts_per_token=4, d_ff=16, router=DenseRouter(), dispatch="dense"),
+  ),
+  "experts up to a probability": sparse(TopPRouter(threshold=0.6), experts_per_token=3),
+  "experts by biased sigmoid scores, some skipped": sparse(
+    Router(scores="sigmoid", bias_rate=0.1, scale=2.0, skip_below=0.7), experts_per_token=3
+  ),
+  "experts of the best groups": sparse(Router(expert_groups=2, groups_per_token=1)),
   "sparse, shared expert, unrolled": dataclasses.replace(
     SPARSE,
     layers="unrolled",
@@ -58,8 +72,7 @@ FOUR = Mesh(data=2, model=4)
 @pytest.mark.parametrize(
   ("name", "mesh", "rules"),
   [
-    *((name, ONE if name == "sparse, shared expert, unrolled" else EIGHT, {}) for name in MODELS if name != THRESHOLD),
-    pytest.param(THRESHOLD, EIGHT, {}, marks=pytest.mark.slow),
+    *((name, ONE if name == "sparse, shared expert, unrolled" else EIGHT, {}) for name in MODELS),
     ("dense, grouped queries, scanned", FOUR, {}),
     ("dense, grouped queries, scanned", FOUR, {"heads": (), "kv_heads": (), "head_dim": ("model",)}),
     pytest.param("dense, grouped queries, scanned", EIGHT, {"heads": ()}, marks=pytest.mark.slow),
