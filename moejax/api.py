@@ -418,13 +418,12 @@ def prune(
 
   Args:
     run: directory of the trained run.
-    new: directory of the new run.
+    new: that of the new run.
     keep: number of experts of each sparse layer to keep.
     data: sources of the calibration text. If empty, the training text of the run.
     calibration_tokens: size of the calibration text in tokens.
-    batch_size: batch size of the speed measurement.
-    rounds: number of rounds of the speed measurement.
-    experiment: the experiment of the new run, with other training, data or mesh. None derives it from the run.
+    batch_size, rounds: of the speed measurement.
+    experiment: that of the new run, with other training, data or mesh. None derives it from the run.
     progress: receives progress reports.
 
   Raises:

@@ -1,6 +1,6 @@
 """Drops experts of a run, and compares perplexity, memory and speed of both runs.
 
-B batch  T query position
+B batch  T query position  D embed
 """
 
 import dataclasses

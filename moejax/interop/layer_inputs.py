@@ -1,6 +1,6 @@
 """The inputs of each feed-forward layer for a calibration text, layer by layer, for what changes one layer at a time.
 
-B batch  T query position  D embed  M tokens
+B batch  T query position  D embed  V vocab
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ In each layer, the experts are kept with which the output of the layer for a cal
 of squared differences. The paper computes this for every set of experts. Here that is done for up to MOST_SETS sets;
 with more, experts are dropped one after the other, each time the one that is missed least.
 
-M tokens  E experts  D embed  B batch  T query position  S sets of experts
+M tokens  E experts  D embed  B batch  T query position  Y = sets of experts
 """
 
 import dataclasses
@@ -129,20 +129,20 @@ def choose(layer: LayerInputs, keep: int) -> Pruned:
   E = moe.num_experts
   if math.comb(E, keep) <= MOST_SETS:
     sets = np.array(list(itertools.combinations(range(E), keep)))
-    keeps_SE = np.zeros((len(sets), E), bool)
-    np.put_along_axis(keeps_SE, sets, True, axis=1)
+    keeps_YE = np.zeros((len(sets), E), bool)
+    np.put_along_axis(keeps_YE, sets, True, axis=1)
   else:
-    keeps_SE = np.ones((1, E), bool)
+    keeps_YE = np.ones((1, E), bool)
     for _ in range(E - keep):
-      keeps_SE = keeps_SE[:1] & ~np.eye(E, dtype=bool)[keeps_SE[0]]
+      keeps_YE = keeps_YE[:1] & ~np.eye(E, dtype=bool)[keeps_YE[0]]
       # Padded to E sets, so that one program compares those of every step.
-      padded_SE = np.concatenate([keeps_SE, np.repeat(keeps_SE[:1], E - len(keeps_SE), axis=0)])
-      best = int(np.argmin(np.asarray(losses(padded_SE)[0])[: len(keeps_SE)]))
-      keeps_SE = keeps_SE[best : best + 1]
-  loss_S, whole, ratio = losses(keeps_SE)
-  best = int(np.argmin(loss_S))
-  kept = tuple(int(e) for e in np.flatnonzero(keeps_SE[best]))
-  error = math.sqrt(max(0.0, float(loss_S[best])) / float(whole))
+      padded_YE = np.concatenate([keeps_YE, np.repeat(keeps_YE[:1], E - len(keeps_YE), axis=0)])
+      best = int(np.argmin(np.asarray(losses(padded_YE)[0])[: len(keeps_YE)]))
+      keeps_YE = keeps_YE[best : best + 1]
+  loss_Y, whole, ratio = losses(keeps_YE)
+  best = int(np.argmin(loss_Y))
+  kept = tuple(int(e) for e in np.flatnonzero(keeps_YE[best]))
+  error = math.sqrt(max(0.0, float(loss_Y[best])) / float(whole))
   return Pruned(kept, error, float(ratio) if moe.experts_per_token > 1 else None)
 
 
@@ -200,7 +200,7 @@ def _losses(
   gram_MEE: jax.Array,
   valid_M: jax.Array,
   bias_E: jax.Array | None,
-  keeps_SE: jax.Array,
+  keeps_YE: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The squared change of the output for each set of kept experts, the squared output of all experts, and the median
   ratio of the weight of the second choice to that of the first."""
@@ -222,7 +222,7 @@ def _losses(
   active = moe.experts_per_token if moe.router.every_expert else min(moe.experts_per_token, keep)
   everything = weights_of(jnp.ones(moe.num_experts, bool), moe.experts_per_token)
   whole_ME = of_expert(everything)
-  loss_S = jax.lax.map(lambda keeps_E: squared(of_expert(weights_of(keeps_E, active)) - whole_ME), keeps_SE)
+  loss_Y = jax.lax.map(lambda keeps_E: squared(of_expert(weights_of(keeps_E, active)) - whole_ME), keeps_YE)
   best_M2 = jax.lax.top_k(whole_ME, min(2, moe.num_experts))[0]
   ratio = jnp.nanmedian(jnp.where(valid_M, best_M2[:, -1] / best_M2[:, 0], jnp.nan))
-  return loss_S, squared(whole_ME), ratio
+  return loss_Y, squared(whole_ME), ratio
