@@ -98,7 +98,8 @@ def compare_runs(
   Raises:
     UserError: If there is no held-out text.
   """
-  rows, prompts = [], []
+  rows: list[dict[str, Any]] = []
+  prompts: list[list[int]] = []
   for name, run in runs.items():
     progress.stage(f"score {name}")
     perplexity, prompts = _perplexity(run, corpus)
@@ -146,7 +147,8 @@ def _perplexity(run: Loaded, corpus: Corpus) -> tuple[float, list[list[int]]]:
     out_shardings=placement.replicated,
   )
   length, evaluation = experiment.data.sequence_length, experiment.evaluation
-  nats, targets, prompts = 0.0, 0, []
+  nats, targets = 0.0, 0
+  prompts: list[list[int]] = []
   for batch in evaluation_batches(corpus.validation, length, evaluation.batch_size, evaluation.max_tokens):
     placed = to_devices({name: batch[name] for name in BATCH_TYPES}, placement.batch)
     nats, targets = nats + float(scorer(run.parameters, placed)), targets + int((batch["weights"] > 0).sum())

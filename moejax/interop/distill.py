@@ -56,7 +56,8 @@ def distill(
   assert sparse.moe
   every = sparse.moe.every
   unrolled = inference_model(dataclasses.replace(sparse, layers="unrolled"), dense.partitioner)
-  graph = nnx.split(unrolled.module(unrolled.parameters).layers[0].blocks[every - 1].feed_forward)[0]
+  layers: Any = unrolled.module(unrolled.parameters).layers
+  graph = nnx.split(layers[0].blocks[every - 1].feed_forward)[0]
   trained: list[Layer] = []
   progress.stage("distill layers", total=dense.config.num_layers)
   for number, layer in enumerate(layer_inputs(dense, parameters, batches), 1):

@@ -4,7 +4,8 @@ In each layer, the experts are kept with which the output of the layer for a cal
 of squared differences. The paper computes this for every set of experts. Here that is done for up to MOST_SETS sets;
 with more, experts are dropped one after the other, each time the one that is missed least.
 
-M tokens  E experts  D embed  B batch  T query position  Y = sets of experts
+B batch  T query position  D embed  F hidden  E experts  O outer batch  U routing groups  M tokens
+Y = sets of experts
 """
 
 import dataclasses
