@@ -104,11 +104,12 @@ class CheckedClaim:
         f"{one.time_ratio:.2f} times its training time"
       )
     if self.published_gap is not None:
-      found.append(f"as published, the loss of {sparse.name} is {self.published_gap:+.3f} nats below {dense.name}")
+      found.append(f"as published, the loss of {sparse.name} is {_below(self.published_gap)} that of {dense.name}")
     low, middle, high = self.gap
     found.append(
-      f"trained for the {_duration(dense.seconds)} of {dense.name}, {sparse.name} is {middle:+.3f} nats below it (80 % "
-      f"interval {low:+.3f} to {high:+.3f}), and better with probability {self.probability:.2f}"
+      f"trained for the {_duration(dense.seconds)} of {dense.name}, the loss of {sparse.name} is {_below(middle)} that "
+      f"of {dense.name} (80 % interval of the gap {low:+.3f} to {high:+.3f}), and it is better with probability "
+      f"{self.probability:.2f}"
     )
     found.append(_break_even(self.break_even_s))
     return found
@@ -295,6 +296,10 @@ def _clock(
   if "mfu" in row and "peak_flops" in row:
     return shape.training_flops / (row["peak_flops"] * row["mfu"]), "MFU"
   raise UserError(f"{where} has neither 'seconds' nor 'mfu' and 'peak_flops'; add one of them, or give --topology NAME")
+
+
+def _below(gap: float) -> str:
+  return f"{abs(gap):.3f} nats {'below' if gap > 0 else 'above'}"
 
 
 def _break_even(seconds: float | None) -> str:
