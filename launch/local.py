@@ -4,10 +4,11 @@
 The processes find each other over the loopback interface, which other machines cannot reach. On CPU, each process has
 simulated devices. On a machine with NVIDIA GPUs, each process has some of the GPUs. Each line of output starts with the
 index of its process. Ctrl-C and SIGTERM are forwarded. If a process fails, the others are ended, and the launcher exits
-with its exit code.
+with its exit code. If the launcher is killed, the processes receive SIGTERM.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import os
 import secrets
@@ -144,6 +145,7 @@ class _Group:
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
         start_new_session=True,  # Ctrl-C in the terminal reaches it once, through the launcher
+        preexec_fn=_end_with_launcher,
       )
       self._children.append(child)
       for stream, out in ((child.stdout, sys.stdout.buffer), (child.stderr, sys.stderr.buffer)):
@@ -196,6 +198,15 @@ class _Group:
       if child.poll() is None:
         child.kill()
         child.wait()
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_launcher() -> None:
+  """Called in a new process: it will receive SIGTERM when the launcher ends, even if the launcher is killed."""
+  _LIBC.prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM))
 
 
 def _exit_code(returned: int) -> int:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from moejax import processes
 from moejax.inference.buckets import batches_by_length, bucket
 from moejax.inference.dropless import check_batch_size
 from moejax.models.abstract import AbstractModel, Parameters
@@ -67,6 +68,8 @@ class Scorer:
       in_shardings=(model.shardings, placement.batch, placement.batch, placement.batch),
       out_shardings=(placement.replicated, placement.replicated),
     )
+    self._programs: dict[tuple[int, int], jax.stages.Compiled] = {}
+    """By length of the tokens and number of scored targets."""
 
   def score(
     self, parameters: Parameters, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
@@ -102,4 +105,7 @@ class Scorer:
       scored_BW[i, : row.scored] = np.arange(last - row.scored, last)
       targets_BW[i, : row.scored] = row.tokens[-row.scored :]
     batch = to_devices((tokens_BT, scored_BW, targets_BW), self._model.partitioner.batch)
-    return jax.device_get(self._score(parameters, *batch))
+    if (length, scored) not in self._programs:
+      self._programs[length, scored] = self._score.lower(parameters, *batch).compile()
+      processes.wait_for_all()
+    return jax.device_get(self._programs[length, scored](parameters, *batch))

@@ -80,7 +80,7 @@ def test_a_program_is_compiled_for_a_few_lengths_and_not_for_each_example():
   scorer = Scorer(abstract, batch_size=4, max_length=64)
   pairs = [([1] * context, [2] * 3) for context in range(1, 60)]
   assert len(list(scorer.score(parameters, pairs))) == 59
-  assert scorer._score._cache_size() == 5  # 16, 24, 32, 48, 64 tokens
+  assert len(scorer._programs) == 5  # 16, 24, 32, 48, 64 tokens
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_refused():

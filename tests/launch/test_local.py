@@ -102,6 +102,19 @@ def test_signals_are_passed_on_to_all(number):
   assert process.returncode == 128 + number
 
 
+def test_processes_end_with_a_launcher_that_is_killed(tmp_path):
+  code = f"import os, time; open(f'{tmp_path}/{{os.getpid()}}.pid', 'w').close(); time.sleep(60)"
+  command = [*LAUNCH, "--processes", "2", "--", "python", "-c", code]
+  with subprocess.Popen(command, stdout=subprocess.DEVNULL) as launcher:
+    deadline = time.monotonic() + 60
+    while len(started := [*tmp_path.glob("*.pid")]) < 2 and time.monotonic() < deadline:
+      time.sleep(0.02)
+    launcher.kill()
+  while any(pathlib.Path("/proc", path.stem).exists() for path in started):
+    assert len(started) == 2 and time.monotonic() < deadline
+    time.sleep(0.02)
+
+
 @pytest.mark.parametrize(
   ("options", "text"),
   [

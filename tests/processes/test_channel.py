@@ -100,6 +100,18 @@ def test_a_function_that_leaves_files_runs_on_the_first_process_before_the_other
   assert codes == [0, 0, 0] and [text.strip() for text in outputs] == ["False", "True", "True"]
 
 
+def test_a_file_that_the_first_process_cannot_write_is_an_error_of_all():
+  body = (
+    "def full():\n  raise OSError(28, 'No space left on device', '/run/file')\n"
+    "try:\n  processes.first_writes(full)\n"
+    "except processes.NotWritten as error:\n  print(error.errno, error.strerror, error.filename)\n"
+    "processes.first_writes(lambda: print('written by', me))"
+  )
+  codes, outputs = end_of(body, 3)
+  told = "28 No space left on device /run/file\n"
+  assert codes == [0, 0, 0] and outputs == [f"{told}written by 0\n", told, told]
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_where_one_process_fails_all_end_with_its_code_and_message(failing):
   body = f"if me == {failing}:\n  processes.fail(2, 'the file x is missing')\n  os._exit(2)\nprocesses.gather(me)"
