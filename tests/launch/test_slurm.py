@@ -20,7 +20,7 @@ from moejax.config.plain import to_plain
 pytestmark = pytest.mark.nightly
 
 ROOT = pathlib.Path(__file__).parents[2]
-DEADLINE_S = 600
+DEADLINE_S = 1200
 STEPS = 400
 
 # Two processes with a device each, which SLURM takes for two GPUs.
