@@ -8,6 +8,7 @@ continues: no process waits for a write that has failed.
 import asyncio
 import dataclasses
 import functools
+import itertools
 import logging
 import pathlib
 import shutil
@@ -30,6 +31,8 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 """Suffix of a directory that is being written."""
 _OF_ARRAYS = "array_metadatas"
 """Directory of Orbax in which every process writes. Orbax would wait ten minutes for process 0 to create it."""
+_SAVES = itertools.count(1)
+"""Numbers the checkpoints of a program, which are those of several runs in a comparison."""
 
 
 class Saver:
@@ -42,7 +45,8 @@ class Saver:
     ignore_abandoned_files()
     self.scores: Mapping[int, float] = {}
     """Held-out bits per byte of the evaluated steps, which decide which checkpoints are the best."""
-    self._saves = 0
+    self._save = 0
+    """Number of the current checkpoint among all that this program writes."""
     self._part: threading.Thread | None = None
     self._manager = self._make_manager(policy) if processes.is_first() else None
 
@@ -57,7 +61,7 @@ class Saver:
 
   def start(self, step: int, tree: Any, progress: dict[str, Any]) -> str | None:
     """Starts to write a checkpoint. Returns why it cannot be written, or None, on all processes."""
-    self._saves += 1
+    self._save = next(_SAVES)
     if not processes.is_first():  # copies while process 0 copies
       jax.tree.map(lambda leaf: leaf.copy_to_host_async(), tree)
     why = processes.first(lambda: self._start(step, tree, progress))
@@ -166,7 +170,7 @@ class Saver:
   @property
   def _key(self) -> str:
     """The key of the reports about the current checkpoint."""
-    return f"save {self._saves}"
+    return f"save {self._save}"
 
 
 @dataclasses.dataclass(frozen=True)

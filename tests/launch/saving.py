@@ -32,6 +32,11 @@ def state_of(step: int, mesh: jax.sharding.Mesh) -> State:
 def main(directory: pathlib.Path, faults: list[list[int]]) -> None:
   api.join()
   mesh = jax.sharding.Mesh(jax.devices(), ("data",))
+  # An earlier run of the same program, such as another member of a comparison, all of whose checkpoints are written.
+  earlier = Checkpointer(directory.with_name("earlier"), Checkpoints(every=1))
+  for step in range(1, len(faults) + 1):
+    earlier.save(state_of(step, mesh), step, {"data": {}, "step": step})
+  earlier.close()
   told: list[str] = []
   checkpointer = Checkpointer(directory, Checkpoints(every=1, keep_last=2), told.append)
   finished = []
