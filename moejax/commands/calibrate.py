@@ -9,9 +9,9 @@ from moejax.terminal import output
 from moejax.verb_arguments import helped, no_overrides, prepare_files, required
 
 CALIBRATE = """\
-Measures the speed of one accelerator of this machine: matrix products, copies, attention, grouped products, and the
-overhead of a step. This takes a few minutes. Plans for this type of chip can use the result, and measured steps make
-them more accurate:
+Measures the speed of one accelerator of this machine (matrix products, copies, attention, grouped products, and the
+overhead of a step) and, if the machine has several, of collectives between them. This takes a few minutes. Plans for
+this type of chip can use the result, and measured steps make them more accurate:
 
   moejax calibrate --out mine.json
   moejax plan NAME --topology gpu:h100:8 --calibration mine.json

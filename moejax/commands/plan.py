@@ -103,7 +103,8 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   check_precisions(known.precision, described)
   with Display(f"plan {experiment.name}") as display:
     loaded = plan_loads(experiment, described, known.load, display) if known.load else []
-    compiled = compile_step(experiment, described, display)
+    # What is moved to the host need not fit on the device.
+    compiled = compile_step(experiment, described, display, beyond_memory=bool(known.offload))
     display.stage("reading the program")
     planned = plan_of(compiled, described)
   precise = plan_precisions(compiled, described, known.precision) if known.precision else []

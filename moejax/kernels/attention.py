@@ -21,7 +21,8 @@ LANES = 128
 """Width of the vector unit of a TPU. The fused kernel needs a sequence length that is a multiple of it."""
 
 LARGEST_BLOCK = 1024
-"""Largest block of the fused kernel, in positions. The backward pass of larger blocks does not fit in VMEM."""
+"""Largest block of the fused kernel, in positions, for heads of at most LANES dimensions. The backward pass of larger
+blocks does not fit in VMEM. Blocks of wider heads are shorter by the same factor."""
 
 Attention = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 """attend(q_BTNH, k_BSKH, v_BSKH, segments_BT) to out_BTNH, on one device's share of batch and heads."""
@@ -39,8 +40,9 @@ def fused_attention(
 
   `interpret` runs the kernel without a TPU.
   """
-  T, N = q_BTNH.shape[1:3]
-  block = max(size for size in range(LANES, LARGEST_BLOCK + 1, LANES) if T % size == 0)
+  T, N, H = q_BTNH.shape[1:]
+  largest = max(LANES, LARGEST_BLOCK * LANES // max(LANES, H))
+  block = max(size for size in range(LANES, largest + 1, LANES) if T % size == 0)
   kernel = splash.make_splash_mha(
     splash.MultiHeadMask([splash.CausalMask((T, T))] * N),
     # The backward pass is two kernels. A fused one saves two of seven products, but loses that time in summing dq.
@@ -52,7 +54,7 @@ def fused_attention(
     residual_checkpoint_name=ATTENTION,
     interpret=interpret,
   )
-  q_BNTH = (q_BTNH * q_BTNH.shape[-1] ** -0.5).swapaxes(1, 2)
+  q_BNTH = (q_BTNH * H**-0.5).swapaxes(1, 2)
   segments = splash.SegmentIds(segments_BT, segments_BT)
   return jax.vmap(kernel)(q_BNTH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), segments).swapaxes(1, 2)
 

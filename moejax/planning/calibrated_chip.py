@@ -15,6 +15,8 @@ class Calibration:
   """Of kernels, which are priced by a roofline."""
   memory: float
   """Of the vector units and of copies."""
+  link: float = 1.0
+  """Of collectives between the devices of a host."""
   overhead_s: float = 0.0
   """Seconds of a step beside its operations and collectives."""
   runs: int = 0
@@ -37,8 +39,11 @@ class CalibratedChip(Chip):
 
 
 def with_calibration(chip: Chip, calibration: Calibration) -> CalibratedChip:
-  """The chip with this calibration, in place of one that it may have."""
+  """The chip with this calibration and the bandwidth of its links as measured, in place of a calibration that it may
+  have."""
   values = {field.name: getattr(chip, field.name) for field in dataclasses.fields(Chip)}
+  before = calibration_of(chip)
+  values["link_bandwidth"] *= calibration.link / (before.link if before else 1.0)
   return CalibratedChip(**values, calibration=calibration)
 
 

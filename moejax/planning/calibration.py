@@ -22,6 +22,8 @@ from moejax.planning.topology import Topology
 FORMAT = 1
 
 KINDS = ("matrix", "kernel", "memory")
+LINK = "link"
+"""The kind of an operation between devices. It has no part in the factor that measured steps give."""
 
 ENOUGH = 4
 """The fewest runs whose errors give an interval: with fewer, no quantile of them covers 80 %."""
@@ -33,7 +35,7 @@ class TimedOperation:
 
   name: str
   kind: str
-  """One of KINDS: what takes most of its predicted time."""
+  """One of KINDS, what takes most of its predicted time, or LINK."""
   predicted_s: float
   measured_s: float
 
@@ -79,14 +81,16 @@ class Measurements:
     """The constants that follow. A kind that was not measured has the mean of those that were, or the chip's own."""
     by_kind = {
       kind: statistics.geometric_mean(of_kind)
-      for kind in KINDS
+      for kind in (*KINDS, LINK)
       if (of_kind := [one.predicted_s / one.measured_s for one in self.operations if one.kind == kind])
     }
+    link = by_kind.pop(LINK, 1.0)
     other = statistics.geometric_mean(by_kind.values()) if by_kind else chip.efficiency
     operations = Calibration(
       matrix=by_kind.get("matrix", other),
       kernel=by_kind.get("kernel", other),
       memory=by_kind.get("memory", other),
+      link=link,
       # At most half of what a measured step has time for: a busy host takes longer to start a step than to wait for it.
       overhead_s=min([self.overhead_s, *((step.measured_s - step.exposed_s) / 2 for step in self.steps)]),
     )
@@ -98,6 +102,7 @@ class Measurements:
       matrix=factor * operations.matrix,
       kernel=factor * operations.kernel,
       memory=factor * operations.memory,
+      link=operations.link,
       overhead_s=operations.overhead_s,
       runs=len(factors),
       half_width=half_width(_left_out(factors)) if len(factors) >= ENOUGH else None,
@@ -225,8 +230,8 @@ def _measurements(values: dict[str, Any]) -> Measurements:
   times += [(step.predicted_s, step.measured_s - step.exposed_s) for step in found.steps]
   if not all(predicted_s > 0 and measured_s > 0 for predicted_s, measured_s in times):
     raise ValueError("a time is not positive")
-  if any(one.kind not in KINDS for one in found.operations):
-    raise ValueError(f"a kind of operation is none of {', '.join(KINDS)}")
+  if any(one.kind not in (*KINDS, LINK) for one in found.operations):
+    raise ValueError(f"a kind of operation is none of {', '.join((*KINDS, LINK))}")
   return found
 
 

@@ -33,6 +33,9 @@ VERSIONED = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt", "jax-cuda13-pjrt")
 # Nothing can be autotuned without a GPU, so Triton's products would keep its smallest tiles. cuBLAS is used instead.
 WITHOUT_GPU: Options = {"xla_gpu_enable_triton_gemm": False}
 
+# libtpu then returns a program that is too large for the memory instead of an error.
+BEYOND_MEMORY: Options = {"xla_tpu_no_crash_on_oom": True}
+
 # The GPU compiler writes its own estimate of each operation's time into the program.
 ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
 
@@ -54,17 +57,27 @@ class Compiled:
   """The experiment with a complete mesh."""
   network: Network
   text: str
-  """The program as text. Empty if it does not fit in memory."""
+  """The program as text. Empty if the compiler rejected it because it does not fit in memory."""
   memory: dict[str, int]
   """Bytes on a device: arguments, temporaries, output, code; `total`, by the compiler's own count, what of them is
   there at once. Only the total where the compiler found no room."""
   compile_time_s: float
   """Seconds of the compilation, also if the result comes from the cache."""
   cached: bool
+  beyond_memory: bool = False
+  """Whether the program was compiled although it does not fit in memory."""
 
 
-def compile_step(experiment: Experiment, topology: Topology, progress: Progress = SILENT) -> Compiled:
+def compile_step(
+  experiment: Experiment, topology: Topology, progress: Progress = SILENT, beyond_memory: bool = False
+) -> Compiled:
   """Compiles the training step of an experiment for a topology, or reads it from the cache. Uses only shapes, no data.
+
+  Args:
+    experiment: its step is compiled.
+    topology: the devices.
+    progress: is told what takes time.
+    beyond_memory: whether to compile the program even if it does not fit. Compilers for GPU and CPU always do.
 
   Raises:
     UserError: If the mesh does not fit the topology or the tensors, or libtpu is not installed.
@@ -79,11 +92,30 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
   options = step_options(topology.chip, partitioner.device)
   order = [device.id for device in partitioner.mesh.devices.flat]
-  directory = _cache(lowered.as_text(), topology, order, options)
-  found = _read(directory)
-  if found is not None:
-    return Compiled(experiment, joined, *found, cached=True)
-  progress.stage(f"compiling {experiment.name} for {topology.devices} devices")
+  shown = lowered.as_text()
+
+  def compiled_with(options: Options) -> Compiled:
+    directory = _cache(shown, topology, order, options)
+    found = _read(directory)
+    if found is not None:
+      return Compiled(experiment, joined, *found, cached=True)
+    progress.stage(f"compiling {experiment.name} for {topology.devices} devices")
+    text, memory, seconds = _compiled(lowered, options)
+    _write(directory, text, memory, seconds)
+    return Compiled(experiment, joined, text, memory, seconds, cached=False)
+
+  found = compiled_with(options)
+  if found.text or not beyond_memory:
+    return found
+  return dataclasses.replace(compiled_with(options | BEYOND_MEMORY), beyond_memory=True)
+
+
+def _compiled(lowered: jax.stages.Lowered, options: Options) -> tuple[str, dict[str, int], float]:
+  """The text, the memory and the seconds of a compilation. The text is empty if the program does not fit.
+
+  Raises:
+    RefusedError: If the compiler rejects the program for another reason.
+  """
   begin = time.perf_counter()
   try:
     compiled = lowered.compile(compiler_options=options)
@@ -91,9 +123,7 @@ def compile_step(experiment: Experiment, topology: Topology, progress: Progress 
     text, memory = "", _shortage(str(error))
   else:
     text, memory = compiled.as_text() or "", _memory(compiled)
-  seconds = time.perf_counter() - begin
-  _write(directory, text, memory, seconds)
-  return Compiled(experiment, joined, text, memory, seconds, cached=False)
+  return text, memory, time.perf_counter() - begin
 
 
 def step_options(chip: Chip, device: jax.Device) -> Options:

@@ -40,7 +40,8 @@ def calibration_page(calibrated: Calibrated) -> RenderableType:
   found = calibrated.calibration
   constants = (
     f"efficiency of matrix products {found.matrix:.3f}, kernels {found.kernel:.3f}, vector units and memory "
-    f"{found.memory:.3f}; overhead of a step {found.overhead_s * 1e6:,.1f} us; from {_count(found.runs)}"
+    f"{found.memory:.3f}, links {found.link:.3f}; overhead of a step {found.overhead_s * 1e6:,.1f} us; from "
+    f"{_count(found.runs)}"
   )
   use = f"{calibrated.file}: moejax plan NAME --topology ... --calibration {calibrated.file}"
   return Group(Fitting(table), Text(constants), Text(use))

@@ -96,6 +96,8 @@ class Plan:
   """The most expensive ones first."""
   collectives: tuple[PlannedCollective, ...] = ()
   """The most expensive ones first."""
+  beyond_memory: bool = False
+  """Whether the compiler was asked for a program that it rejects for lack of memory."""
 
   @property
   def tokens_per_step(self) -> int:
@@ -123,9 +125,8 @@ class Plan:
   def fits(self) -> bool:
     """Whether the program fits in device memory. On TPU, the compiler rejects programs that do not fit. Compilers for
     GPU and CPU accept every program, so the peak memory that they report is compared with the limit."""
-    return not self.refused and (
-      self.topology.chip.platform == "tpu" or self.hbm_bytes_per_device <= self.hbm_limit_bytes
-    )
+    accepted = not self.refused and not self.beyond_memory
+    return accepted and (self.topology.chip.platform == "tpu" or self.hbm_bytes_per_device <= self.hbm_limit_bytes)
 
   @property
   def step_time_interval_s(self) -> tuple[float, float]:
@@ -195,13 +196,14 @@ class Plan:
     }
 
 
-def plan(experiment: Experiment, topology: Topology, progress: Progress = SILENT) -> Plan:
-  """Compiles the training step of an experiment for a topology and computes its cost.
+def plan(experiment: Experiment, topology: Topology, progress: Progress = SILENT, beyond_memory: bool = False) -> Plan:
+  """Compiles the training step of an experiment for a topology and computes its cost. With `beyond_memory`, a program
+  that does not fit in memory is compiled too.
 
   Raises:
     UserError: If the step cannot be compiled (see `compile_step`).
   """
-  compiled = compile_step(experiment, topology, progress)
+  compiled = compile_step(experiment, topology, progress, beyond_memory)
   progress.stage("reading the program")
   return plan_of(compiled, topology)
 
@@ -242,6 +244,7 @@ def plan_of(compiled: Compiled, topology: Topology, speedups: Mapping[str, float
     kernel_s=found.kernel_s if found else None,
     operations=_operations(found) if found else (),
     collectives=tuple(_collective(group) for group in _grouped(found)) if found else (),
+    beyond_memory=compiled.beyond_memory,
   )
 
 

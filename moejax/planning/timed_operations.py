@@ -1,4 +1,5 @@
-"""Times single operations on a device of this machine, beside what the planner predicts for them.
+"""Times single operations on a device of this machine, and collectives between its devices, beside what the planner
+predicts for them.
 
 Each operation is compiled with the options of a train step, and priced as the operations of one are.
 
@@ -12,14 +13,16 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from moejax.config.chips import CHIPS, Chip, chip_of
 from moejax.errors import UserError
 from moejax.kernels.attention import attention_for
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.planning.calibrated_chip import Calibration, with_calibration
-from moejax.planning.calibration import TimedOperation
-from moejax.planning.collectives import Network, Place
+from moejax.planning.calibration import LINK, TimedOperation
+from moejax.planning.collectives import Network, Place, transfer
 from moejax.planning.compile import step_options
 from moejax.planning.cost import cost
 from moejax.planning.program import DataDependentLoopError, parse
@@ -30,6 +33,9 @@ LONGEST_PRODUCT_S = 0.02
 
 COPIES_S = (0.00025, 0.001, 0.004)
 """Predicted seconds of copies."""
+
+COLLECTIVE_S = 0.004
+"""Predicted seconds of a collective."""
 
 ROUNDS, ROUND_S = 5, 0.1
 """The median of so many rounds counts, each of at least so many seconds."""
@@ -56,7 +62,8 @@ def local_chip() -> Chip:
 
 
 def time_operations(chip: Chip, progress: Progress = SILENT) -> tuple[tuple[TimedOperation, ...], float]:
-  """Products, copies, attention and grouped products, and the seconds of a step that does nothing."""
+  """Products, copies, attention, grouped products and, if there are several devices, collectives between them; and the
+  seconds of a step that does nothing."""
   overhead_s = _seconds(jax.jit(lambda x: x + 1), jnp.zeros(()))
   found = []
   for name, function, arguments in _operations(chip):
@@ -66,7 +73,46 @@ def time_operations(chip: Chip, progress: Progress = SILENT) -> tuple[tuple[Time
       progress.note(f"{name} is left out: its program here has a loop whose length depends on the data")
     else:
       found.append(timed)
+  if len(jax.local_devices()) > 1:
+    progress.stage("measuring collectives")
+    found += _timed_collectives(local_network(chip))
   return tuple(found), overhead_s
+
+
+def local_network(chip: Chip) -> Network:
+  """The devices of this host, with the bandwidth of their links according to the data sheet."""
+  devices = jax.local_devices()
+  if chip.torus:
+    coordinates = np.array([device.coords for device in devices])
+    coordinates -= coordinates.min(0)
+    places = [Place(tuple(at.tolist()), 0) for at in coordinates]
+    torus = tuple((coordinates.max(0) + 1).tolist()[: chip.torus])
+  else:
+    places, torus = [Place((number,), 0) for number in range(len(devices))], ()
+  return Network(with_calibration(chip, FULL), torus, tuple(places), {"data": len(devices)})
+
+
+def _timed_collectives(network: Network) -> list[TimedOperation]:
+  """All-gather, all-reduce and all-to-all over all devices of this host."""
+  count = len(network.places)
+  mesh = jax.sharding.Mesh(np.array(jax.local_devices()), ("data",))
+  sharded = NamedSharding(mesh, PartitionSpec("data"))
+  functions: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "all-gather": lambda x: jax.lax.all_gather(x, "data", tiled=True),
+    "all-reduce": lambda x: jax.lax.psum(x, "data"),
+    "all-to-all": lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True),
+  }
+  found = []
+  for kind, function in functions.items():
+    seconds, _ = transfer(network, kind, range(count), 2**20)
+    size = round(2**20 * COLLECTIVE_S / seconds / 4 / count**2) * 4 * count**2  # whole numbers for each pair of devices
+    of_device = size // 4 // (count if kind == "all-gather" else 1)
+    run = jax.jit(jax.shard_map(function, mesh=mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec("data")))
+    x = jax.device_put(jnp.ones(of_device * count, jnp.float32), sharded)
+    name = f"{kind} of {size / 2**20:.0f} MiB over {count}"
+    predicted_s, _ = transfer(network, kind, range(count), size)
+    found.append(TimedOperation(name=name, kind=LINK, predicted_s=predicted_s, measured_s=_seconds(run, x)))
+  return found
 
 
 def _timed(name: str, function: Callable[..., Any], arguments: tuple[Any, ...], chip: Chip) -> TimedOperation | None:

@@ -13,6 +13,9 @@ OVERLAP: Options = {
   # Gather weights during matrix products, which is off by default.
   "xla_tpu_overlap_compute_collective_tc": True,
   "xla_enable_async_all_gather": True,
+  # Keep all-gathers over all chips of a slice. By default they become all-reduces, which move twice the bytes and do
+  # not overlap with computation.
+  "xla_tpu_prefer_async_allgather_to_allreduce": True,
   # Gather the weights of experts whole. Split into one product per shard, each product is too small for the
   # matrix units, and summing the results moves every row through HBM each time.
   "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",

@@ -6,6 +6,7 @@ import math
 import random
 from types import SimpleNamespace
 
+import jax
 import pytest
 
 from moejax import cli
@@ -14,7 +15,7 @@ from moejax.errors import UserError
 from moejax.planning import timed_operations
 from moejax.planning.against import measured_step_s, record_step
 from moejax.planning.calibrated_chip import Calibration, calibration_of, with_calibration
-from moejax.planning.calibration import KINDS, Measurements, TimedOperation, TimedStep, add_operations, calibrated
+from moejax.planning.calibration import KINDS, LINK, Measurements, TimedOperation, TimedStep, add_operations, calibrated
 from moejax.planning.collectives import Network, Place
 from moejax.planning.compile import Compiled
 from moejax.planning.plan import Plan, plan_of
@@ -92,6 +93,18 @@ def test_the_efficiencies_of_operations_are_their_predicted_over_their_measured_
   # What was not measured has the mean of what was.
   matrix = Measurements(operations=tuple(operations[:3])).calibration(V5P.chip)
   assert matrix.kernel == matrix.memory == pytest.approx(true["matrix"])
+
+
+def test_measured_links_change_the_bandwidth_of_the_chip_once_and_no_efficiency():
+  link = TimedOperation(name="all-gather", kind=LINK, predicted_s=1.0, measured_s=4.0)
+  found = Measurements(operations=(*OPERATIONS, link)).calibration(V5P.chip)
+  assert (found.matrix, found.kernel, found.memory, found.link) == (0.5, 0.5, 0.5, 0.25)
+  for steps in ((), (step(2.0),)):
+    chip = V5P.chip
+    for _ in range(2):
+      chip = with_calibration(chip, Measurements(operations=(*OPERATIONS, link), steps=steps).calibration(V5P.chip))
+      assert chip.link_bandwidth == V5P.chip.link_bandwidth / 4
+  assert Measurements(operations=OPERATIONS).calibration(V5P.chip).link == 1.0
 
 
 def test_an_overhead_that_leaves_a_measured_step_no_time_counts_in_part():
@@ -242,7 +255,9 @@ def test_operations_are_measured_on_this_machine_and_calibrate_its_chip(tmp_path
   chip = timed_operations.local_chip()
   assert chip is CHIPS["cpu"]
   operations, overhead_s = timed_operations.time_operations(chip)
-  assert {one.name.partition(" ")[0] for one in operations} >= {"product", "copy", "attention"}
+  collectives = {"all-gather", "all-reduce", "all-to-all"} if len(jax.devices()) > 1 else set()
+  assert {one.name.partition(" ")[0] for one in operations} >= {"product", "copy", "attention", *collectives}
+  assert {one.name.partition(" ")[0] for one in operations if one.kind == LINK} == collectives
   found = add_operations(tmp_path / "mine.json", chip, operations, overhead_s)
   assert calibration_of(calibrated(parse_topology("cpu:1"), tmp_path / "mine.json").chip) == found.calibration
   times = {one.name: one.measured_s for one in operations if one.name.startswith("product")}
