@@ -222,8 +222,9 @@ PEERS_HEAD = """
 ## What determines the step time
 
 **Sharding of experts.** One expert per chip is faster than eight: the weights of eight experts have to be gathered over
-the data axis in every layer. A weight with 256 shards has shards thinner than a tile, and its gathers become
-all-reduces; 64 shards do not have this problem. Expert weights are gathered as a whole, where the compiler would
+the data axis in every layer. The compiler reduces gradients over all chips of a slice by an all-reduce and over fewer
+chips by a reduce-scatter, which takes half the time, so that 64 shards are faster than 256. (An option keeps gathers
+over a whole slice from becoming all-reduces too.) Expert weights are gathered as a whole, where the compiler would
 otherwise split the product into one for each shard. The gradients of all expert weights are reduced to shards.
 
 **Routing.** Routers count within each device. Their losses are computed from the counts of all layers at once, so that

@@ -100,8 +100,8 @@ class Chip:
   """Predicted divided by measured time of a step without exposed collectives, for the published runs in
   `docs/step-time.md` on the chips of `runs_are_of`."""
   runs_are_of: str | None = None
-  """The chip whose published runs give the efficiency: this one or, if it has no published runs, a similar GPU or the
-  mean of "other TPUs". None if there are no such runs."""
+  """The chip whose published runs give the efficiency: this one or, if it has no published runs, a similar GPU. "other
+  TPUs" if published products give it, and runs on other TPUs its error. None if there are no such runs."""
 
   @property
   def bfloat16_flops(self) -> float | None:
@@ -115,7 +115,7 @@ CHIPS = {
     Chip(
       name="v4", platform="tpu", device_kinds=("TPU v4",), vector_flops=8.6e12, clock_hz=1.05e9,
       hbm_bytes=int(30.75 * GIB), hbm_bandwidth=1228e9, torus=3, wrap=4, link_bandwidth=4.5e10, dcn_bandwidth=6.25e9,
-      efficiency=0.663, runs_are_of="v4",
+      efficiency=0.989, runs_are_of="v4",
     ),
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), vector_flops=6.1e12,
@@ -135,7 +135,7 @@ CHIPS = {
     Chip(  # per core, which is what JAX calls a device
       name="tpu7x", platform="tpu", device_kinds=("TPU7x",), vector_flops=9e12,
       clock_hz=2.2e9, hbm_bytes=int(94.75 * GIB), hbm_bandwidth=3690e9, torus=3, wrap=4, link_bandwidth=4.5e10,
-      dcn_bandwidth=6.25e9, efficiency=0.860, runs_are_of="other TPUs",
+      dcn_bandwidth=6.25e9, efficiency=0.884, runs_are_of="other TPUs",
     ),
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100-SXM4-80GB",), vector_flops=19.5e12,

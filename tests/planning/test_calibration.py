@@ -227,7 +227,7 @@ def test_the_commands_record_and_use_measurements(mine, tmp_path, monkeypatch, c
     out, err = capsys.readouterr()
     return stopped.value.code, out + err, json.loads((tmp_path / "plan.json").read_text())
 
-  monkeypatch.setattr("moejax.planning.compile.compile_step", lambda of, topology, _: compiled(of, topology))
+  monkeypatch.setattr("moejax.planning.compile.compile_step", lambda of, topology, _, **__: compiled(of, topology))
   file = str(tmp_path / "mine.json")
   code, text, found = run("--calibration", file, "--against", "7.5")
   assert code == 0 and "measured: 7.5 s" in text and found["against"]["recorded"] == file

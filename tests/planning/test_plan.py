@@ -9,7 +9,11 @@ import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from planning_programs import PROGRAMS
 from rich.console import Console
 
@@ -18,15 +22,18 @@ from moejax.config.chips import CHIPS
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.display import Display
 from moejax.experiments import EXPERIMENTS
+from moejax.kernels.attention import fused_attention
 from moejax.overrides import override
 from moejax.planning.compile import Compiled, _shortage
 from moejax.planning.cost import BREAKDOWN
+from moejax.planning.devices import describe_devices
 from moejax.planning.estimate import estimate
 from moejax.planning.hints import hints
 from moejax.planning.meshes import on_topology
 from moejax.planning.page import as_html, plan_page, verdict
 from moejax.planning.plan import PlannedCollective, PlannedOperation, plan, plan_of
 from moejax.planning.topology import parse_topology
+from moejax.training.compiler import compiler_options
 from moejax.training.memory import counted_memory
 
 CPU = parse_topology("cpu:8")
@@ -117,6 +124,22 @@ def test_a_program_that_the_compiler_refuses_is_answered_by_formula(tiny_moe):
   assert "memory of a device by formula" in text and "try:" in text
 
 
+def test_a_program_that_does_not_fit_is_compiled_if_that_is_asked_for(tiny_dense, monkeypatch):
+  """As for a plan with offload: it is priced and does not fit."""
+  text = (PROGRAMS / "product.txt").read_text()
+
+  def compiled(_, options):
+    accepted = "xla_tpu_no_crash_on_oom" in options
+    return (text if accepted else ""), {"total": 2**40}, 1.0
+
+  monkeypatch.setattr("moejax.planning.compile._compiled", compiled)
+  experiment = replace(tiny_dense, mesh=Mesh(data=8))
+  assert plan(experiment, CPU).refused
+  for _ in range(2):  # the second time from the cache
+    found = plan(experiment, CPU, beyond_memory=True)
+    assert not found.refused and not found.fits and found.to_json()["step_time_source"] == "program"
+
+
 @pytest.mark.slow
 def test_the_nearest_change_that_fits_fits_by_the_corrected_formula_and_changes_the_fewest_options():
   experiment = on_topology(EXPERIMENTS["moe_6b4_64e"](), parse_topology("v6e:16x16"))
@@ -197,6 +220,29 @@ def test_the_options_of_every_chip_are_ones_that_its_compiler_takes(topology, ti
   found = plan(replace(tiny_moe, mesh=mesh), described, display)
   assert found.fits
   assert {"all-gather", "all-to-all"} <= {moved.kind for moved in found.collectives}
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_gather_over_a_whole_slice_stays_a_gather_and_wide_heads_fit_in_vmem():
+  """By default, libtpu makes an all-reduce of the gather, which is twice the bytes."""
+  devices = describe_devices(parse_topology("v4:4x4x4"))
+  mesh = jax.sharding.Mesh(np.array(devices), ("data",))
+  sharded = NamedSharding(mesh, PartitionSpec("data"))
+  w = jax.ShapeDtypeStruct((8192, 1024), jnp.bfloat16, sharding=sharded)
+  x = jax.ShapeDtypeStruct((65_536, 8192), jnp.bfloat16, sharding=sharded)
+  lowered = jax.jit(jnp.matmul, out_shardings=sharded).lower(x, w)
+  text = lowered.compile(compiler_options=compiler_options(devices[0])).as_text()
+  assert "all-gather" in text and "all-reduce" not in text
+
+  def gradients(q, k, v, segments):
+    return jax.grad(lambda *of: fused_attention(*of, segments).astype(jnp.float32).sum(), (0, 1, 2))(q, k, v)
+
+  q = jax.ShapeDtypeStruct((64, 2048, 2, 256), jnp.bfloat16, sharding=sharded)
+  segments = jax.ShapeDtypeStruct((64, 2048), jnp.int32, sharding=sharded)
+  specs = {"in_specs": PartitionSpec("data"), "out_specs": PartitionSpec("data"), "check_vma": False}
+  shared = jax.jit(jax.shard_map(gradients, mesh=mesh, **specs))
+  assert shared.lower(q, q, q, segments).compile(compiler_options=compiler_options(devices[0]))
 
 
 needs_gpu_compiler = pytest.mark.skipif(
