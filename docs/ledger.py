@@ -3,9 +3,8 @@
 `python docs/ledger.py ROWS.jsonl` reads one run a line (shape, chip, topology, sharding, remat and precision), plans it
 and adds a line. It resumes. `--formula` predicts by formula alone, in seconds; without it, each program is compiled,
 those of GPUs and of small models first. `--fit` fits the constants of the formula to the rows that have `published_s`
-or `published_teraflops` and to those of docs/step-time.md, prints them, and adds to the lines of these rows their time
-as published and as predicted by constants that are fitted to the others (`left_out_s`), from which
-`python docs/half_widths.py` computes intervals.
+or `published_teraflops`, prints them, and adds to the lines of these rows their time as published and as predicted by
+constants that are fitted to the others (`left_out_s`), from which `python docs/half_widths.py` computes intervals.
 """
 
 import argparse
@@ -19,8 +18,6 @@ import sys
 from importlib import metadata
 from typing import Any
 
-import numpy as np
-
 from moejax import __version__
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
 from moejax.config.chips import CHIPS
@@ -28,7 +25,7 @@ from moejax.config.model import Remat
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.errors import UserError
 from moejax.files import write_whole
-from moejax.planning.estimate import Constants, estimate, family
+from moejax.planning.estimate import Constants, estimate
 from moejax.planning.interval import interval
 from moejax.planning.kernels import product_speedup
 from moejax.planning.meshes import on_topology
@@ -43,9 +40,6 @@ EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
 """Features of `needs` that the formula prices by the rate of their products, where the chip has it."""
 
 FUSED = "fused attention on GPU"
-
-UNFUSED = "fuji_7b_v1"
-"""The experiment whose runs took as long as without fused attention on TPU too (docs/step-time.md)."""
 
 PLAIN_ATTENTION = "axlearn"
 """The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
@@ -66,13 +60,10 @@ REMAT: tuple[tuple[str, Remat], ...] = (
 )
 
 
-UTILISATIONS = [n / 40 for n in range(14, 45)]
+UTILISATIONS = [n / 40 for n in range(14, 40)]
 PARTS = [n / 10 for n in range(10)]
 """Values of the formula's constants that `--fit` tries. Collectives are never hidden as a whole: of two layouts whose
 products take the same time, the one that moves less should be estimated faster."""
-
-PRIOR = 1.0
-"""Number of runs that the utilisation of all chips counts as in the fit of the utilisation of one chip."""
 
 
 class InexpressibleError(Exception):
@@ -127,27 +118,13 @@ def read_row(values: dict[str, Any]) -> Row:
     optimizer=AdamW(learning_rate=3e-4),
     evaluation=Evaluation(batch_size=values["global_batch"]),
   )
-  mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
-  if shape["d_model"] % mesh.data:  # more shards than the width can have: the rest are replicas
-    shards = math.gcd(shape["d_model"], mesh.data)
-    missing.append(f"{mesh.data} shards of a width of {shape['d_model']}")
-    mesh = dataclasses.replace(mesh, replica=mesh.replica * mesh.data // shards, data=shards)
   try:
+    mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
     experiment = on_topology(dataclasses.replace(experiment, mesh=mesh), topology)
   except UserError as error:
     raise InexpressibleError(f"mesh: {error}") from error
   row = Row(values["id"], experiment, topology, tuple(missing), speedup, None)
   return dataclasses.replace(row, published_s=_published_s(values, row))
-
-
-def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-  """A row with what it has `as its bf16 row`: the first row of the same chip and model."""
-  if values["topology"] != "as its bf16 row":
-    return values
-  name = f"{values['chip']}-{values['model']}"
-  base = next(row for row in rows if row["id"].startswith(name) and "shape" in row)
-  kept = {key: values[key] for key in ("id", "precision", "note", "given", "source")}
-  return base | kept | {"needs": [*base.get("needs", ()), *values["needs"]]}
 
 
 def as_in(remat: str) -> Remat | None:
@@ -283,56 +260,21 @@ def write(lines: dict[str, dict[str, Any]]) -> None:
   write_whole(LEDGER, "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines)))
 
 
-def fit(rows: list[Row]) -> tuple[dict[str, Constants], dict[str, float]]:
-  """The constants of the formula by kind of chip, and the predictions of each row, by id, with constants that are
-  fitted to the other rows.
-
-  The squared errors of the logarithms are smallest. The utilisation of a chip is drawn to that of all chips.
-  """
-  shared = list(itertools.product(PARTS, PARTS))
-  seconds = np.array([
-    [[estimate(row.experiment, row.topology, Constants(used, *parts)).step_time_s for used in UTILISATIONS]
-     for parts in shared]
-    for row in rows
-  ])  # fmt: skip
-  published = np.array([row.published_s for row in rows])
-  squared = np.log(seconds / published[:, None, None]) ** 2
-  kinds = np.array([family(row.topology.chip) for row in rows])
-  away = np.log(np.array(UTILISATIONS))
-
-  def fitted(used: np.ndarray) -> dict[str, tuple[int, int]]:
-    """Indices of `shared` and of UTILISATIONS by kind of chip; `others` is a chip without runs."""
-    of_all = squared[used].sum(0).argmin(-1)
-    found = {"others": of_all}
-    total = np.zeros(len(shared))
-    for kind in sorted(set(kinds)):
-      loss = squared[used & (kinds == kind)].sum(0) + PRIOR * (away[None] - away[of_all][:, None]) ** 2
-      found[kind] = loss.argmin(-1)
-      total += loss.min(-1)
-    best = int(total.argmin())
-    return {kind: (best, int(at[best])) for kind, at in found.items()}
-
-  def without(i: int) -> float:
-    best, at = fitted(np.arange(len(rows)) != i)[kinds[i]]
-    return float(seconds[i, best, at])
-
-  found = fitted(np.ones(len(rows), bool))
-  return (
-    {kind: Constants(UTILISATIONS[at], *shared[best]) for kind, (best, at) in found.items()},
-    {row.id: without(i) for i, row in enumerate(rows)},
-  )
-
-
-def other_runs() -> list[Row]:
-  """The runs of docs/step-time.md with fused attention."""
-  import step_time
-
-  runs = [run for run in (*step_time.CALIBRATING, *step_time.CHECKING) if run.name != UNFUSED]
-  experiments = [on_topology(run.experiment, run.pod) for run in runs]
-  return [
-    Row(f"{run.topology}, {run.name}", experiment, run.pod, (), 1.0, run.published_s)
-    for run, experiment in zip(runs, experiments, strict=True)
-  ]
+def fit(rows: list[Row]) -> tuple[Constants, dict[str, float]]:
+  """The constants of the formula that have the smallest mean error on the rows whose time is given, and the predictions
+  of each of these rows, by id, by constants that are fitted to the others."""
+  given = [row for row in rows if row.published_s]
+  errors = {
+    constants: [
+      abs(math.log(estimate(row.experiment, row.topology, constants).step_time_s / row.published_s)) for row in given
+    ]
+    for constants in map(Constants, *zip(*itertools.product(UTILISATIONS, PARTS, PARTS), strict=True))
+  }
+  left_out = {}
+  for i, row in enumerate(given):
+    of_others = min(errors, key=lambda constants: sum(errors[constants]) - errors[constants][i])
+    left_out[row.id] = estimate(row.experiment, row.topology, of_others).step_time_s
+  return min(errors, key=lambda constants: sum(errors[constants])), left_out
 
 
 def main() -> None:
@@ -345,23 +287,17 @@ def main() -> None:
   known = parser.parse_args()
   lines = {line["id"]: line for line in map(json.loads, LEDGER.read_text().splitlines())} if LEDGER.exists() else {}
   rows = []
-  lists = [json.loads(line) for line in known.rows.read_text().splitlines()]
-  for values in lists:
+  for values in map(json.loads, known.rows.read_text().splitlines()):
     try:
-      rows.append(read_row(whole_row(values, lists)))
+      rows.append(read_row(values))
     except InexpressibleError as error:
       lines[values["id"]] = {"id": values["id"], "predicted_s": None, "interval_s": None, "fits": None,
                              "hbm_bytes_per_device": None, "missing": list(error.args), **_versions()}  # fmt: skip
   if known.fit:
-    # The formula is for fused attention.
-    given = [row for row in rows if row.published_s and (FUSED in row.missing or row.topology.chip.platform != "gpu")]
-    fitted, left_out = fit([*given, *other_runs()])
-    for kind, constants in fitted.items():
-      print(kind, constants)
-    for row in (row for row in rows if row.published_s):
-      lines[row.id].pop("left_out_s", None)
-      lines[row.id] |= {"published_s": round(row.published_s, 4)}
-      lines[row.id] |= {"left_out_s": round(left_out[row.id], 4)} if row.id in left_out else {}
+    fitted, left_out = fit(rows)
+    print(fitted)
+    for row in (row for row in rows if row.id in left_out and row.published_s):
+      lines[row.id] |= {"published_s": round(row.published_s, 4), "left_out_s": round(left_out[row.id], 4)}
     write(lines)
     return
   for row in sorted(rows, key=_cheap_first):

@@ -8,7 +8,6 @@ Parameters, gradients and each moment of the optimizer have 4 bytes per element.
 import dataclasses
 import math
 
-from moejax.config.chips import Chip
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Model
@@ -23,30 +22,18 @@ class Constants:
   """What the formula is fitted with."""
 
   utilisation: float
-  """Of the matrix units' peak by products."""
+  """Of the matrix units' peak by products on TPU. GPUs have their own efficiency on top."""
   hidden: float
   """Maximum fraction of the time of collectives that is hidden by products."""
   beside: float
   """Fraction of the time of products during which collectives can overlap."""
 
 
-UTILISATION = {"v4": 0.8, "v5e": 0.875, "v5p": 0.775, "v6e": 0.75, "tpu7x": 0.85, "gpu": 0.65}
-OTHERS = Constants(utilisation=0.775, hidden=0.5, beside=0.5)
-"""Fitted to published runs: the utilisation by chip, and the constants of a chip without runs, which differ from those
-of the other chips only in the utilisation. `python docs/ledger.py ROWS.jsonl --fit` prints them."""
+FITTED = Constants(utilisation=0.7, hidden=0.9, beside=0.6)
+"""Fitted to published runs; `python docs/ledger.py ROWS.jsonl --fit` prints them."""
 
-ATTENTION = 2.0
-"""Time of a FLOP of attention scores and values, with the masked half counted, relative to one of other products."""
-
-
-def family(chip: Chip) -> str:
-  """The key of UTILISATION. All GPUs have the same, because few of their runs are published."""
-  return chip.name if chip.platform == "tpu" else chip.platform
-
-
-SCATTERS_OVER_SLICES = ("tpu7x",)
-"""TPUs for which libtpu reduces gradients over all chips of a slice by a reduce-scatter. For the others, it uses an
-all-reduce, which takes twice the time; over fewer chips, it uses a reduce-scatter for them too."""
+SMALLEST_SHARD = 64
+"""For smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +52,12 @@ class Estimate:
 
 
 def estimate(
-  experiment: Experiment, topology: Topology, constants: Constants | None = None, speedup: float = 1.0
+  experiment: Experiment, topology: Topology, constants: Constants = FITTED, speedup: float = 1.0
 ) -> Estimate:
   """Estimates memory, and the time of products, gathers of weights, exchanges of tokens, reductions over `model` and
   sums of gradients over replicas. Products hide a part of the communication.
   """
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
-  of_chip = dataclasses.replace(OTHERS, utilisation=UTILISATION.get(family(chip), OTHERS.utilisation))
-  constants = constants or of_chip
   moe = model.moe
   devices = mesh.size
   tokens = tokens_per_step(experiment) / devices
@@ -82,9 +67,7 @@ def estimate(
     model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
   )
   dense_parameters = counted.total - expert_parameters
-  scores = 12 * model.num_layers * model.num_heads * model.head_dim * experiment.data.sequence_length
-  per_token = flops_per_token(model, experiment.data.sequence_length) + (ATTENTION - 1) * scores
-  per_token *= 1 + _again(experiment)
+  per_token = flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
   low = 6 * _projections(model) * (1 + _again(experiment)) * (1 - 1 / speedup)
   flops = tokens * ((per_token - low) + _of_masks(experiment))
   seconds = flops / (constants.utilisation * (chip.bfloat16_flops or chip.vector_flops))
@@ -93,9 +76,8 @@ def estimate(
 
   def gathered(parameters: float, ways: int) -> float:
     """Seconds to gather weights in both passes and to reduce their gradients, over these shards."""
-    whole = ways * topology.slices == devices and chip.torus and chip.name not in SCATTERS_OVER_SLICES
-    passes = 2 if whole else 1
-    return 0 if ways == 1 else parts * (2 + 2 + passes * of_gradient) * parameters / link
+    thin = 2 if ways > SMALLEST_SHARD else 1
+    return 0 if ways == 1 else parts * thin * (2 + 2 + of_gradient) * parameters / link
 
   embed = shards(experiment.rules, mesh, "embed")
   moved = gathered(dense_parameters / mesh.model, embed)
@@ -117,7 +99,7 @@ def estimate(
   memory = _memory(experiment, of_part, dense_parameters, expert_parameters)
   hidden = min(constants.hidden * moved, constants.beside * seconds)
   return Estimate(
-    seconds + moved - hidden,
+    (seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0),
     memory,
     _saved(experiment, of_part),
   )

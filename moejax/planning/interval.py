@@ -15,11 +15,11 @@ from moejax.planning.calibrated_chip import calibration_of
 HALF_WIDTH = {
   "calibrated": {"dense": 0.41, "moe": 0.41},
   "sister": {"dense": 0.41, "moe": 0.41},
-  "formula": {"dense": 0.33, "moe": 0.47},
+  "formula": {"dense": 0.34, "moe": 0.71},
 }
 """Of the logarithm of a step time, at 80 %, by kind of model. calibrated: 12 runs of docs/step-time.md on chips with
 other runs; only one is of an MoE model, so that both kinds have the quantile of all. sister: 7 runs on TPU, each with
-the mean efficiency of the other TPUs, or as calibrated if that is wider. formula: 12 dense and 2 MoE runs of
+the mean efficiency of the other TPUs, or as calibrated if that is wider. formula: 13 dense and 2 MoE runs of
 docs/ledger.jsonl, for which a formula takes the place of the compiled program."""
 
 RATIO_ERROR = 0.14

@@ -19,7 +19,7 @@ from moejax.config.model import Remat
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 from moejax.planning.compile import RefusedError
-from moejax.planning.estimate import Estimate, estimate
+from moejax.planning.estimate import SMALLEST_SHARD, Estimate, estimate
 from moejax.planning.meshes import mesh_options, meshes
 from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
@@ -184,10 +184,12 @@ def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
 
 
 def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
-  """Combinations of data and expert that can shard dense weights: those of different sizes."""
+  """Combinations of data and expert that can shard dense weights without shards smaller than a tile."""
   assert mesh.data
-  sizes = {mesh.data: ("data",), mesh.expert: ("expert",), mesh.data * mesh.expert: ("data", "expert")}
-  return list(sizes.values())
+  sizes = {("data", "expert"): mesh.data * mesh.expert, ("data",): mesh.data, ("expert",): mesh.expert}
+  thick = {axes: size for axes, size in sizes.items() if size <= SMALLEST_SHARD}
+  most = max(thick.values(), default=0)
+  return [axes for axes, size in thick.items() if size == most][:1] or [("data", "expert")]
 
 
 def _variant(experiment: Experiment, mesh: Mesh, embed: tuple[str, ...], remat: Remat, parts: int) -> Experiment | None:
