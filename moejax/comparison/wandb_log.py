@@ -98,6 +98,8 @@ def log(directory: Path, project: str, offline: bool, follow: bool, note: Callab
   finally:
     for opened in logs.values():
       opened.close()
+    if logs:
+      library("wandb", extra="wandb").teardown()  # its service writes the rest of the files
 
 
 def _configuration(directory: Path) -> dict[str, Any]:
