@@ -118,13 +118,27 @@ def read_row(values: dict[str, Any]) -> Row:
     optimizer=AdamW(learning_rate=3e-4),
     evaluation=Evaluation(batch_size=values["global_batch"]),
   )
+  mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
+  if shape["d_model"] % mesh.data:  # more shards than the width can have: the rest are replicas
+    shards = math.gcd(shape["d_model"], mesh.data)
+    missing.append(f"{mesh.data} shards of a width of {shape['d_model']}")
+    mesh = dataclasses.replace(mesh, replica=mesh.replica * mesh.data // shards, data=shards)
   try:
-    mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
     experiment = on_topology(dataclasses.replace(experiment, mesh=mesh), topology)
   except UserError as error:
     raise InexpressibleError(f"mesh: {error}") from error
   row = Row(values["id"], experiment, topology, tuple(missing), speedup, None)
   return dataclasses.replace(row, published_s=_published_s(values, row))
+
+
+def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """A row with what it has `as its bf16 row`: the first row of the same chip and model."""
+  if values["topology"] != "as its bf16 row":
+    return values
+  name = f"{values['chip']}-{values['model']}"
+  base = next(row for row in rows if row["id"].startswith(name) and "shape" in row)
+  kept = {key: values[key] for key in ("id", "precision", "note", "given", "source")}
+  return base | kept | {"needs": [*base.get("needs", ()), *values["needs"]]}
 
 
 def as_in(remat: str) -> Remat | None:
@@ -287,9 +301,10 @@ def main() -> None:
   known = parser.parse_args()
   lines = {line["id"]: line for line in map(json.loads, LEDGER.read_text().splitlines())} if LEDGER.exists() else {}
   rows = []
-  for values in map(json.loads, known.rows.read_text().splitlines()):
+  lists = [json.loads(line) for line in known.rows.read_text().splitlines()]
+  for values in lists:
     try:
-      rows.append(read_row(values))
+      rows.append(read_row(whole_row(values, lists)))
     except InexpressibleError as error:
       lines[values["id"]] = {"id": values["id"], "predicted_s": None, "interval_s": None, "fits": None,
                              "hbm_bytes_per_device": None, "missing": list(error.args), **_versions()}  # fmt: skip

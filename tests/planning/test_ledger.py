@@ -61,6 +61,25 @@ def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
   assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == ["int8"]
 
 
+def test_a_row_in_8_bits_has_the_shape_of_its_bfloat16_row(ledger):
+  base = DENSE | {"id": "v5e-llama70b-256", "given": True}
+  same = "as its bf16 row"
+  low = {
+    "id": "v5e-llama70b-int8", "model": "llama70b", "chip": "v5e", "topology": same, "chips": same, "sequence": 0,
+    "sharding": same, "precision": "int8", "needs": ["int8"], "note": "", "given": False, "source": "",
+  }  # fmt: skip
+  found = ledger.read_row(ledger.whole_row(low, [DENSE, base, low]))
+  assert found.id == low["id"] and found.experiment.model == ledger.read_row(base).experiment.model
+  assert found.speedup > 1.5 and found.missing == ("int8",) and found.published_s is None
+
+
+def test_a_row_with_more_shards_than_its_width_has_is_planned_with_replicas(ledger):
+  found = ledger.read_row(DENSE | {"shape": DENSE["shape"] | {"d_model": 32 * 96}, "sharding": "fsdp 256"})
+  assert found.experiment.mesh.shape == {"replica": 2, "data": 256, "expert": 1, "model": 1} and not found.missing
+  found = ledger.read_row(DENSE | {"shape": DENSE["shape"] | {"d_model": 32 * 97}, "sharding": "fsdp 256"})
+  assert found.experiment.mesh.shape == {"replica": 16, "data": 32, "expert": 1, "model": 1} and found.missing
+
+
 def test_the_formula_is_fitted_to_all_rows_but_the_one_that_it_predicts(ledger):
   """A row with another time changes the predictions of the others, and not its own."""
   rows = [ledger.read_row(DENSE | {"id": str(n), "published_teraflops": 90 + 10 * n}) for n in range(2)]
