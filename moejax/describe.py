@@ -42,7 +42,8 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 def suite_facts(suite: Suite) -> dict[str, Any]:
   """`facts` of every member, and the settings of the suite."""
   pairs = [
-    {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates]} for pair in suite.pairs
+    {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates], "seeds": pair.seeds}
+    for pair in suite.pairs
   ]
   return {**to_plain(suite), "pairs": pairs, "members": [facts(member) for member in suite.members]}
 

@@ -52,7 +52,7 @@ def test_facts_of_a_suite_are_its_settings_and_those_of_its_members(tiny_suite):
   numbers = suite_facts(tiny_suite)
   assert numbers["name"] == "suite" and numbers["tolerance"] == 0.05 and numbers["train"] == "all"
   assert numbers["measurement"] == to_plain(tiny_suite.measurement)
-  assert numbers["pairs"] == [{"dense": "dense", "candidates": ["sparse", "wide"]}]
+  assert numbers["pairs"] == [{"dense": "dense", "candidates": ["sparse", "wide"], "seeds": 1}]
   assert numbers["members"] == [facts(member) for member in tiny_suite.members]
   assert json.loads(json.dumps(numbers))["members"][0]["config"]["data"]["train"] == ["python-standard-library"]
 
@@ -112,6 +112,7 @@ def test_a_suites_page_has_its_members_side_by_side_and_its_settings(tiny_suite)
     "train = all",
     "measurement.warmup_steps = 3",
     "measurement.rounds = 5",
+    "measurement.max_rounds = None",
     "measurement.steps_per_round = 8",
   ]
 

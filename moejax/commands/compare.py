@@ -32,5 +32,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
 
   console = output()
   console.print(terminal_table(compared.comparison), soft_wrap=True)
+  for pair in compared.comparison.pairs:
+    console.print(f"{pair.dense}: {pair.verdict}", highlight=False, markup=False)
   console.print(compared.finding, highlight=False, markup=False)
   return 0

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from moejax.comparison import curves, quantities
-from moejax.comparison.record import Comparison, Member, known
+from moejax.comparison.record import ESTABLISHED, VIOLATED, Comparison, Member, known
 from moejax.comparison.statement import given
 
 FEW_DOCUMENTS = 100
@@ -34,11 +34,11 @@ def would_change(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) 
   """The conditions that could turn the answer, from the numbers at hand."""
   trained = _trained(comparison)
   reasons = []
-  unequal = [pair.dense for pair in comparison.pairs if pair.within_tolerance is False]
+  unequal = [pair.dense for pair in comparison.pairs if pair.equal_time not in (None, ESTABLISHED)]
   if unequal:
     reasons.append(
-      f"A candidate with the step time of {_listed(unequal)}. Without one, the pair compares two speeds and not two "
-      "models of one speed."
+      f"A candidate that is shown to have the step time of {_listed(unequal)}. Without one, the pair may compare two "
+      "speeds and not two models of one speed."
     )
   if trained and max(map(_runs, trained)) == 1:
     reasons.append("Another training seed. One seed does not show how much results vary from run to run.")
@@ -63,7 +63,7 @@ def next_steps(comparison: Comparison, metrics: Mapping[str, curves.Metrics], la
     resume = "Run the same `moejax compare` command again. It resumes from the last finished stage"
     return [f"{resume}; {len(lacking)} parts are missing." if lacking else f"{resume}."]
   steps = []
-  if any(pair.within_tolerance is False for pair in comparison.pairs):
+  if any(pair.equal_time == VIOLATED for pair in comparison.pairs):
     steps.append(
       "Add candidates whose step time is closer: more or fewer experts per token, another `sparse_every`, or another "
       "width. `moejax match DENSE MOE --topology ...` proposes a width."

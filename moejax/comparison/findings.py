@@ -1,27 +1,33 @@
-"""Formulates the findings of a comparison."""
+"""Puts the outcome of a comparison into words: the one statement that the terminal, the page, the figures and
+comparison.json show."""
 
 from collections.abc import Sequence
 
-from moejax.comparison.match import Match
-from moejax.comparison.record import MatchedPair
-from moejax.evaluation.held_out import Difference
+from moejax.comparison.quantities import interval, percent, ratio, signed_interval
+from moejax.comparison.record import CANDIDATE, DENSE, NO_DIFFERENCE, Against, MatchedPair
 
-BEYOND_NOISE = 2.0
-"""Two models differ significantly if their paired difference exceeds this number of standard errors."""
+CERTAINTY = "Intervals are at 95 %, over seeds and held-out documents, and hold for all candidates of a pair together."
 
 
-def verdict(match: Match, difference: Difference | None, tolerance: float) -> str:
-  """A sentence about a pair. `difference` is MoE minus dense, or None until both members are trained."""
-  if not match.within_tolerance:
-    equal = (
-      f"no candidate matches {match.dense} within {tolerance:.0%}: the closest is {match.moe} at "
-      f"{match.step_time_ratio:.2f} times its step time"
-    )
+def verdict(pair: MatchedPair, tolerance: float) -> str:
+  """Sentences about a pair."""
+  if pair.bits_per_byte_difference is None:
+    return f"{_times(pair, pair.dense, tolerance)}; not trained yet"
+  shown = (pair.against(pair.best) if pair.best else None) or pair
+  others = sum(candidate.bits_per_byte_difference is not None for candidate in pair.candidates) > 1
+  best = f"{shown.moe}, the best candidate with its step time," if others and pair.best else f"{shown.moe}"
+  if pair.outcome == CANDIDATE:
+    said = f"{shown.moe} is better than {pair.dense} at equal step time, by {_size(shown)}"
+  elif pair.outcome == DENSE:
+    said = f"{pair.dense} is better than {best} at equal step time, by {_size(shown)}"
+  elif pair.outcome == NO_DIFFERENCE:
+    said = f"no difference found between {pair.dense} and {best} at equal step time: {_difference(shown)}"
+    if shown.bits_per_byte_detectable is not None:
+      said += f"; a difference of {shown.bits_per_byte_detectable:.3f} would have been found with a probability of 80 %"
   else:
-    equal = f"{match.moe} matches {match.dense} at {match.step_time_ratio:.2f} times its step time"
-  if difference is None:
-    return f"{equal}; not trained yet"
-  return f"{equal}; {_difference(match, difference)}"
+    reasons = "; ".join(shown.notes) or "the loss curves at equal time give another result"
+    return f"not established: {reasons} (measured difference of {shown.moe}: {_difference(shown)})"
+  return "; ".join([said, _times(shown, pair.dense, tolerance), *shown.notes])
 
 
 def finding(pairs: Sequence[MatchedPair]) -> str:
@@ -29,47 +35,42 @@ def finding(pairs: Sequence[MatchedPair]) -> str:
   trained = [pair for pair in pairs if pair.bits_per_byte_difference is not None]
   if len(trained) < len(pairs):
     return f"{len(pairs) - len(trained)} of {len(pairs)} pairs are not trained yet."
-  matched = [pair for pair in pairs if pair.within_tolerance]
-  if not matched:
-    return "No MoE candidate matches the step time of a dense model within the tolerance, so no pair can be compared."
-  better = [pair for pair in matched if _sign(pair) < 0]
-  worse = [pair for pair in matched if _sign(pair) > 0]
-  even = [pair for pair in matched if _sign(pair) == 0]
+  words = {
+    CANDIDATE: "the MoE is better at",
+    DENSE: "the dense model is better at",
+    NO_DIFFERENCE: "no difference was found at",
+  }
   parts = []
-  if better:
-    parts.append(f"the MoE is better at {_scales(better)}")
-  if worse:
-    parts.append(f"the dense model is better at {_scales(worse)}")
-  if even:
-    parts.append(f"there is no significant difference at {_scales(even)}")
-  unmatched = [pair.dense for pair in pairs if not pair.within_tolerance]
-  tail = f"; no candidate matches the step time of {', '.join(unmatched)}" if unmatched else ""
-  return f"At equal step time and equal training time, {', and '.join(parts)}{tail}."
+  for outcome, text in words.items():
+    if of_outcome := [pair for pair in pairs if pair.outcome == outcome]:
+      parts.append(f"{text} {', '.join(map(_scale, of_outcome))}")
+  open_pairs = [pair.dense for pair in pairs if pair.outcome not in words]
+  if not parts:
+    return f"At equal step time and equal training time, nothing is established for {', '.join(open_pairs)}."
+  if open_pairs:
+    parts.append(f"nothing is established for {', '.join(open_pairs)}")
+  return f"At equal step time and equal training time, {'; '.join(parts)}."
 
 
-def _difference(match: Match, difference: Difference) -> str:
-  bits, stderr = difference.bits_per_byte_difference, difference.bits_per_byte_difference_stderr
-  size = f"{abs(bits):.3f} ± {stderr:.3f} bits per byte"
-  if not _beyond_noise(bits, stderr):
-    return f"no significant difference ({bits:+.3f} ± {stderr:.3f} bits per byte)"
-  better, worse = (match.moe, match.dense) if bits < 0 else (match.dense, match.moe)
-  return f"in the same training time {better} is better than {worse} by {size}"
+def _scale(pair: MatchedPair) -> str:
+  shown = (pair.against(pair.best) if pair.best else None) or pair
+  return f"{pair.dense} ({_difference(shown)} with {shown.moe})"
 
 
-def _sign(pair: MatchedPair) -> int:
-  """-1 if the MoE is significantly better, 1 if the dense model is, and 0 if neither is."""
-  bits, stderr = pair.bits_per_byte_difference, pair.bits_per_byte_difference_stderr
-  assert bits is not None and stderr is not None  # it is trained
-  return (1 if bits > 0 else -1) if _beyond_noise(bits, stderr) else 0
+def _times(against: Against, dense: str, tolerance: float) -> str:
+  """The step time of a candidate relative to that of its dense model."""
+  times = f"{ratio(against.step_time_ratio)} ({interval(against.step_time_ratio_interval)})"
+  within = "within" if against.within_tolerance else "not within"
+  return f"the step time of {against.moe} is {times} times that of {dense}, {within} {percent(tolerance, 0)}"
 
 
-def _beyond_noise(bits: float, stderr: float) -> bool:
-  """Whether a difference is significant. False if the standard error is unknown (NaN, for a single document)."""
-  return abs(bits) > BEYOND_NOISE * stderr
+def _difference(against: Against) -> str:
+  ends = against.bits_per_byte_difference_interval
+  return f"{signed_interval(against.bits_per_byte_difference, ends)} bits per byte"
 
 
-def _scales(pairs: list[MatchedPair]) -> str:
-  return ", ".join(
-    f"{pair.dense} ({pair.bits_per_byte_difference:+.3f} ± {pair.bits_per_byte_difference_stderr:.3f} bits per byte)"
-    for pair in pairs
-  )
+def _size(against: Against) -> str:
+  """The size of a difference whose sign has been said."""
+  value, ends = against.bits_per_byte_difference or 0.0, against.bits_per_byte_difference_interval or (None, None)
+  low, high = sorted(abs(end or 0.0) for end in ends)
+  return f"{abs(value):.3f} ({low:.3f} to {high:.3f}) bits per byte"

@@ -1,82 +1,66 @@
 """Measures the step times of all members of a suite on the available devices."""
 
-import dataclasses
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
 
 from moejax import processes
+from moejax.comparison.measurements import Turn, Turns
 from moejax.config.experiment import Measurement
 from moejax.partitioning import to_devices
-from moejax.training.clock import Work, fetch_work, total_peak_flops
+from moejax.training.clock import Work, fetch_work
 from moejax.training.loop import fetch_essential, rows_of_process
+from moejax.training.loss import Metrics
 from moejax.training.optimizers import learning_rate
 from moejax.training.prepare import Prepared
 
 
-@dataclasses.dataclass(frozen=True)
-class Timing:
-  """The measured step time of one member."""
-
-  step_time_s: float
-  """Median in seconds."""
-  step_time_spread: float
-  """Interquartile range divided by the median."""
-  compile_time_s: float
-  """Seconds to trace and compile the step."""
-  peak_flops: float | None
-  """Peak FLOP/s of all devices in bfloat16, or None if unknown."""
-  samples_s: list[float]
-  """Seconds of every timed step, in order."""
-  choices_per_token: float | None = None
-  """Accepted choices of experts per token, averaged over the timed steps. None for a dense model."""
-  dropped_fraction: float | None = None
-  """Fraction of choices that were dropped, averaged over the timed steps."""
-
-
 def measure(
-  members: Mapping[str, Prepared],
+  pairs: Sequence[Mapping[str, Prepared]],
   measurement: Measurement,
+  is_narrow: Callable[[Turns, Sequence[str]], bool],
   observe: Callable[[str, int, dict[str, float]], None],
-) -> dict[str, Timing]:
+) -> dict[str, list[Turn]]:
   """Measures the step time of each member. Members take turns of a few steps, so that changes in machine speed affect
-  all of them equally.
+  all of them equally, in alternating order, so that a steady change has no effect.
+
+  A pair is measured until its ratios are known well enough, at least `measurement.rounds` and at most
+  `measurement.round_limit` rounds.
 
   Each member trains from its initial parameters on its own input, so that the load of its router is realistic. A step
   lasts from the end of the previous step to its own end, including input, as in axlearn. The trained parameters are
   discarded.
 
   Args:
-    members: prepared members by name. The measured programs are those that train the members.
+    pairs: prepared members by name. The measured programs are those that train the members.
     measurement: number of rounds and steps.
-    observe: called with the name of a member, the total number of steps so far, and the loss of the step.
+    is_narrow: whether these turns of the members of a pair, the first of which is dense, need no further round.
+    observe: called with the name of a member, the number of rounds so far, and the loss and median step time of a turn.
   """
-  turns = {name: _Turns(member) for name, member in members.items()}
+  of_member = {name: _Steps(member) for pair in pairs for name, member in pair.items()}
   processes.wait_for_all()
-  samples_s: dict[str, list[float]] = {name: [] for name in members}
-  works: dict[str, list[Work]] = {name: [] for name in members}
-  done = 0
-  for turn in range(measurement.rounds + 1):
-    steps = measurement.warmup_steps if turn == 0 else measurement.steps_per_round
-    for name in members:
-      times_s, done_in_them, loss = turns[name].run(steps)
-      done += steps
-      observe(name, done, {"loss": loss, "step_time_s": statistics.median(times_s)})
-      if turn:
-        samples_s[name] += times_s
-        works[name] += done_in_them
-  return {name: _timing(members[name], samples_s[name], works[name]) for name in members}
+  for name, steps in of_member.items():
+    turn, loss = steps.run(measurement.warmup_steps)
+    observe(name, 0, {"loss": loss, "step_time_s": turn.step_time_s})
+  turns: dict[str, list[Turn]] = {name: [] for name in of_member}
+  measured = [list(pair) for pair in pairs]
+  for done in range(1, measurement.round_limit + 1):
+    order = [name for pair in measured for name in pair]
+    for name in order if done % 2 else reversed(order):
+      turn, loss = of_member[name].run(measurement.steps_per_round)
+      turns[name].append(turn)
+      observe(name, done, {"loss": loss, "step_time_s": turn.step_time_s})
+    if done >= measurement.rounds:
+      measured = processes.first(lambda: [pair for pair in measured if not is_narrow(turns, pair)])  # noqa: B023
+    if not measured:
+      break
+  return turns
 
 
-def total_steps(members: int, measurement: Measurement) -> int:
-  """The total number of steps of `measure`."""
-  return members * (measurement.warmup_steps + measurement.rounds * measurement.steps_per_round)
-
-
-class _Turns:
+class _Steps:
   """Trains a member a few steps at a time."""
 
   def __init__(self, member: Prepared):
@@ -87,9 +71,8 @@ class _Turns:
     self._local = rows_of_process(member.spec)
     self._rate = np.float32(learning_rate(experiment.optimizer, 0, 100))
 
-  def run(self, steps: int) -> tuple[list[float], list[Work], float]:
-    """Returns the duration and work of `steps` steps and the last loss. Metrics are fetched one step late, as in
-    training."""
+  def run(self, steps: int) -> tuple[Turn, float]:
+    """Times `steps` steps and returns them and the last loss. Metrics are fetched one step late, as in training."""
     times_s: list[float] = []
     works: list[Work] = []
     waiting, last = None, 0.0
@@ -108,20 +91,23 @@ class _Turns:
     jax.block_until_ready(waiting)
     times_s.append(time.perf_counter() - last)
     works.append(fetch_work(waiting))
-    return times_s, works, loss
+    turn = Turn(
+      step_times_s=tuple(round(seconds, 6) for seconds in times_s),
+      choices_per_token=_mean([work.choices_per_token for work in works]),
+      dropped_fraction=_mean([work.dropped_fraction for work in works]),
+      load_max_over_mean=_load(waiting),
+    )
+    return turn, loss
 
 
-def _timing(member: Prepared, times_s: list[float], works: list[Work]) -> Timing:
-  median = statistics.median(times_s)
-  low, _, high = statistics.quantiles(times_s, n=4)
-  choices = [work.choices_per_token for work in works if work.choices_per_token is not None]
-  dropped = [work.dropped_fraction for work in works if work.dropped_fraction is not None]
-  return Timing(
-    step_time_s=median,
-    step_time_spread=(high - low) / median,
-    compile_time_s=member.compile_time_s,
-    peak_flops=total_peak_flops(member.spec),
-    samples_s=[round(x, 6) for x in times_s],
-    choices_per_token=statistics.fmean(choices) if choices else None,
-    dropped_fraction=statistics.fmean(dropped) if dropped else None,
-  )
+def _load(metrics: Metrics) -> float | None:
+  """Load of the most loaded expert divided by the mean load, averaged over layers. None without sparse layers."""
+  if "router/load" not in metrics:
+    return None
+  load_LE = np.asarray(jax.device_get(metrics["router/load"]), np.float64)
+  return float((load_LE.max(axis=1) * load_LE.shape[1]).mean())
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+  present = [value for value in values if value is not None]
+  return statistics.fmean(present) if present else None

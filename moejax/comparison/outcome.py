@@ -1,93 +1,117 @@
 """Computes the content of comparison.json: every number of the report."""
 
-import dataclasses
-from collections.abc import Mapping
+import math
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moejax.comparison.against import Results, accuracy, bits, matched_pair
 from moejax.comparison.budget import Allotment
-from moejax.comparison.findings import finding, verdict
+from moejax.comparison.findings import finding
 from moejax.comparison.match import Match
-from moejax.comparison.measure import Timing
-from moejax.comparison.record import GOODPUT, TASKS, Baselines, Comparison, MatchedPair, Member
+from moejax.comparison.measurements import Measurements, Timing
+from moejax.comparison.record import GOODPUT, TASKS, Baselines, Comparison, Member
+from moejax.comparison.stages import Result
+from moejax.comparison.statistics import Scores, SeedVariance, seed_variance
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.parameters import flops_per_token, flops_per_token_at, parameter_counts
-from moejax.evaluation.held_out import HeldOut
+from moejax.data.ratio_estimate import ratio_stderr
 
 
 def outcome(
   suite: Suite,
-  timings: Mapping[str, Timing],
+  measurements: Measurements,
   matches: list[Match],
   allotments: list[Allotment],
-  summaries: Mapping[str, Mapping[str, Any]],
-  held_out: Mapping[str, HeldOut],
+  results: Results,
   baselines: Baselines,
   provenance: Mapping[str, Any],
 ) -> Comparison:
-  """Returns members, pairs and the finding. Values of members that are not in `summaries` or `held_out` are None.
+  """Returns members, pairs and the finding. Values of members without results are None.
 
   Args:
     suite: the suite.
-    timings: timing of each member.
+    measurements: step times of all members.
     matches: the candidate with the closest step time of each pair.
     allotments: budget of each member.
-    summaries: summary.json of each trained member.
-    held_out: scores of each trained member by document.
+    results: results of the finished runs of each member, in the order of their seeds.
     baselines: n-gram baselines of the text.
     provenance: provenance of the comparison.
   """
   experiments = {experiment.name: experiment for experiment in suite.members}
+  runs = {member.name: [run.name for run in pair.runs(member)] for pair in suite.pairs for member in pair.members}
   matched = {name for match in matches for name in (match.dense, match.moe)}
+  finished = [results[name] for name in experiments if results.get(name)]
+  seeds = seed_variance([bits(each) for each in finished]), seed_variance([accuracy(each) for each in finished])
   members = [
-    _member(experiments[a.name], a, timings[a.name], summaries.get(a.name, {}), a.name in matched) for a in allotments
+    _member(experiments[a.name], a, measurements.timing(a.name), results.get(a.name, ()), seeds, runs[a.name], matched)
+    for a in allotments
   ]
-  pairs = [_pair(match, held_out, suite.tolerance) for match in matches]
+  by_name = {member.name: member for member in members}
+  pairs = [
+    matched_pair(pair, match, by_name, measurements, results, seeds, suite.tolerance)
+    for pair, match in zip(suite.pairs, matches, strict=True)
+  ]
   return Comparison(
     suite=suite.name,
     tolerance=suite.tolerance,
-    complete=all(a.name in summaries for a in allotments if a.trained),
+    complete=all(len(results.get(a.name, ())) == len(runs[a.name]) for a in allotments if a.trained),
     members=tuple(members),
     pairs=tuple(pairs),
     finding=finding(pairs),
+    bits_per_byte_seed_stddev=math.sqrt(seeds[0].variance) if seeds[0].degrees else None,
+    seed_degrees_of_freedom=seeds[0].degrees,
     baselines=baselines,
     provenance=provenance,
   )
 
 
 def _member(
-  experiment: Experiment, allotment: Allotment, timing: Timing, summary: Mapping[str, Any], matched: bool
+  experiment: Experiment,
+  allotment: Allotment,
+  timing: Timing,
+  results: Sequence[Result],
+  seeds: tuple[SeedVariance, SeedVariance],
+  runs: Sequence[str],
+  matched: set[str],
 ) -> Member:
   model, parameters = experiment.model, parameter_counts(experiment.model)
+  summaries = [result.summary for result in results]
   # As trained where it was, which is what was counted for the budget but for rows beyond `EXACT_ROWS`.
-  tokens = summary.get("tokens", allotment.tokens)
+  tokens = summaries[0]["tokens"] if summaries else allotment.tokens
   tokens_per_s = tokens / allotment.steps / timing.step_time_s
   flops = flops_per_token_at(model, experiment.data.sequence_length, timing.choices_per_token)
+  by_run = [float(score) for score in bits(results).by_seed] if results else []
   return Member(
     name=experiment.name,
     kind="moe" if model.moe else "dense",
     pair=allotment.pair,
-    matched=matched,
+    matched=experiment.name in matched,
     parameters_total=parameters.total,
     parameters_active=parameters.active,
     parameters_embedding=parameters.embedding,
     model_flops_per_token=flops_per_token(model, experiment.data.sequence_length),
     tokens_per_step=tokens / allotment.steps,
     step_time_s=timing.step_time_s,
+    step_time_interval_s=timing.step_time_interval_s,
     step_time_spread=timing.step_time_spread,
     tokens_per_s=tokens_per_s,
     mfu=tokens_per_s * flops / timing.peak_flops if timing.peak_flops else None,
     dropped_fraction=timing.dropped_fraction,
+    load_max_over_mean=timing.load_max_over_mean,
+    dropped_fraction_trained=_mean([result.routers for result in results], "dropped_fraction_trained"),
+    load_max_over_mean_trained=_mean([result.routers for result in results], "load_max_over_mean_trained"),
     budget_s=allotment.budget_s,
     steps=allotment.steps,
     tokens=tokens,
-    bits_per_byte=summary.get("held_out/bits_per_byte"),
-    bits_per_byte_stderr=summary.get("held_out/bits_per_byte_stderr"),
-    accuracy=summary.get("held_out/accuracy"),
-    accuracy_stderr=summary.get("held_out/accuracy_stderr"),
-    tasks={name: value for name, value in summary.items() if name.startswith(TASKS)},
-    goodput={f"{GOODPUT}{name}": value for name, value in summary.get("goodput", {}).items()},
+    **(_scores("bits_per_byte", bits(results), seeds[0]) if results else {}),
+    **(_scores("accuracy", accuracy(results), seeds[1]) if results else {}),
+    tasks={name: _mean(summaries, name) for name in _keys(summaries) if name.startswith(TASKS)},
+    goodput=_goodput(summaries),
     seed=experiment.training.seed,
-    train_time_s=summary.get("train_time_s"),
+    runs=tuple(runs[: len(results)]),
+    bits_per_byte_by_run=tuple(by_run),
+    train_time_s=_mean(summaries, "train_time_s"),
     compile_time_s=timing.compile_time_s,
     num_layers=model.num_layers,
     d_model=model.d_model,
@@ -98,19 +122,30 @@ def _member(
     router=model.moe.router.kind if model.moe else None,
     feed_forward=model.feed_forward.kind,
     optimizer=experiment.optimizer.kind,
+    learning_rate=experiment.optimizer.learning_rate,
     sparse_every=model.moe.every if model.moe else None,
   )
 
 
-def _pair(match: Match, held_out: Mapping[str, HeldOut], tolerance: float) -> MatchedPair:
-  difference = None
-  if match.dense in held_out and match.moe in held_out:
-    difference = held_out[match.moe].minus(held_out[match.dense])
-  return MatchedPair(
-    dense=match.dense,
-    moe=match.moe,
-    step_time_ratio=match.step_time_ratio,
-    within_tolerance=match.within_tolerance,
-    verdict=verdict(match, difference, tolerance),
-    **({} if difference is None else dataclasses.asdict(difference)),
-  )
+def _scores(name: str, scores: Scores, seeds: SeedVariance) -> dict[str, Any]:
+  """A score and its standard error over documents and, if it is known, over seeds."""
+  stderr = ratio_stderr(scores.numerators_SY.mean(axis=0), scores.denominators_Y)
+  if seeds.degrees:
+    stderr = math.hypot(stderr, math.sqrt(seeds.variance / len(scores.by_seed)))
+  return {name: scores.value, f"{name}_stderr": stderr}
+
+
+def _goodput(summaries: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+  """Goodput, and lost seconds by cause."""
+  found = [summary.get("goodput", {}) for summary in summaries]
+  return {f"{GOODPUT}{name}": _mean([{name: 0.0} | each for each in found], name) for name in _keys(found)}
+
+
+def _keys(records: Sequence[Mapping[str, Any]]) -> list[str]:
+  return list(dict.fromkeys(key for record in records for key in record))
+
+
+def _mean(records: Sequence[Mapping[str, Any]], name: str) -> float | None:
+  """Mean over runs. None if a run does not have the value."""
+  values: list[Any] = [record.get(name) for record in records]
+  return statistics.fmean(values) if values and None not in values else None

@@ -63,6 +63,24 @@ def ratio(value: Number) -> str:
   return f"{value:.3f}" if text is None else text
 
 
+def interval(ends: tuple[Number, Number] | None) -> str:
+  """Both ends with three decimals: 0.981 to 1.024."""
+  return "interval unknown" if ends is None or None in ends else f"{ends[0]:.3f} to {ends[1]:.3f}"
+
+
+def signed_interval(value: Number, ends: tuple[Number, Number] | None) -> str:
+  """A difference and its interval with signs: +0.161 (+0.102 to +0.220)."""
+  if (text := _no_number(value)) is not None:
+    return text
+  if ends is None or None in ends:
+    return _minus(f"{value:+.3f} (interval unknown)")
+  return _minus(f"{value:+.3f} ({ends[0]:+.3f} to {ends[1]:+.3f})")
+
+
+def _minus(text: str) -> str:
+  return text.replace("-", "\N{MINUS SIGN}")
+
+
 def with_stderr(value: Number, stderr: Number, *, scale: float = 1.0, unit: str = "", signed: bool = False) -> str:
   """Value ± standard error, with two digits of the error but at most four decimals of the unscaled value: 2.213 ±
   0.012."""

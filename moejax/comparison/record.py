@@ -9,11 +9,21 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 from moejax.comparison.quantities import Number
 from moejax.errors import UserError
+from moejax.files import finite
 
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
 TASKS, GOODPUT = "tasks/", "goodput/"
 """Prefixes of the keys of benchmark scores and of goodput."""
+
+OUTCOMES = CANDIDATE, DENSE, NO_DIFFERENCE, NOT_ESTABLISHED = (
+  "candidate better", "dense better", "no difference found", "not established",
+)  # fmt: skip
+ESTABLISHED, VIOLATED = "established", "violated"
+"""Values of `equal_time`, besides NOT_ESTABLISHED."""
+
+Interval = tuple[float | None, float | None] | None
+"""Lower and upper end. An end is None if it is not finite."""
 
 Record = TypeVar("Record")
 
@@ -35,10 +45,17 @@ class Member:
   model_flops_per_token: Number = None
   tokens_per_step: Number = None
   step_time_s: Number = None
+  step_time_interval_s: Interval = None
   step_time_spread: Number = None
   tokens_per_s: Number = None
   mfu: Number = None
   dropped_fraction: Number = None
+  load_max_over_mean: Number = None
+  """Load of the most loaded expert divided by the mean load, as of the dropped fraction while step times were measured
+  before training."""
+  dropped_fraction_trained: Number = None
+  load_max_over_mean_trained: Number = None
+  """The same over the last tenth of training."""
   budget_s: Number = None
   steps: Number = None
   tokens: Number = None
@@ -51,6 +68,10 @@ class Member:
   goodput: Mapping[str, Number] = dataclasses.field(default_factory=dict)
   """goodput/fraction, and lost seconds by cause, such as goodput/save_s."""
   seed: Number = None
+  """Seed of the first run."""
+  runs: tuple[str, ...] = ()
+  """Names of the runs with a result, which are folders in `runs/`. Results are means over them."""
+  bits_per_byte_by_run: tuple[Number, ...] = ()
   train_time_s: Number = None
   compile_time_s: Number = None
   num_layers: Number = None
@@ -62,6 +83,7 @@ class Member:
   router: str | None = None
   feed_forward: str | None = None
   optimizer: str | None = None
+  learning_rate: Number = None
   sparse_every: Number = None
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Other keys of the file, such as those of a later version."""
@@ -76,26 +98,87 @@ class Member:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MatchedPair:
-  """A dense member and the candidate with the closest step time. Differences are MoE minus dense."""
+class Basis:
+  """A candidate minus its dense model at equal time, tokens or FLOPs, read from their loss curves."""
 
-  dense: str
+  equal: str
+  """time, tokens or flops."""
+  at: Number = None
+  """The common seconds, tokens or FLOPs."""
+  bits_per_byte_difference: Number = None
+  bits_per_byte_difference_interval: Interval = None
+  outcome: str | None = None
+  """As of `Against`."""
+  factor: Number = None
+  """Time, tokens or FLOPs of the dense model divided by those of the candidate, at equal loss."""
+  factor_interval: Interval = None
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Against:
+  """A candidate against its dense model. Differences are candidate minus dense."""
+
   moe: str | None
   """Name of the candidate, or None before it is matched."""
   step_time_ratio: Number = None
-  """Step time of the MoE divided by that of the dense model."""
+  """Step time of the candidate divided by that of the dense model."""
+  step_time_ratio_interval: Interval = None
+  """All intervals are at 95 %."""
   within_tolerance: bool | None = None
-  verdict: str | None = None
+  """Whether the step time ratio is within the tolerance."""
+  whole_run_ratio: Number = None
+  """Training time of the candidate divided by that of the dense model, as measured over whole runs."""
+  equal_time: str | None = None
+  """established: the interval of the step time ratio and the whole-run ratio are within the tolerance. violated: the
+  interval or the whole-run ratio is outside. not established: otherwise."""
+  outcome: str | None = None
+  """candidate better, dense better, no difference found, or not established."""
+  notes: tuple[str, ...] = ()
+  """What limits the outcome, in words."""
   bits_per_byte_difference: Number = None
   bits_per_byte_difference_stderr: Number = None
+  bits_per_byte_difference_interval: Interval = None
+  """It holds for all candidates of the pair together."""
+  bits_per_byte_detectable: Number = None
+  """The difference that would have been found with a probability of 80 %."""
   accuracy_difference: Number = None
   accuracy_difference_stderr: Number = None
+  accuracy_difference_interval: Interval = None
+  parameters_active_ratio: Number = None
+  bases: tuple[Basis, ...] = ()
+  """The same comparison at equal time, tokens and FLOPs."""
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Further keys of a file."""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MatchedPair(Against):
+  """A dense member and the candidate with the closest step time."""
+
+  dense: str
+  best: str | None = None
+  """Name of the best candidate of those with equal step time."""
+  verdict: str | None = None
+  """The outcome in words, with its certainty."""
+  candidates: tuple[Against, ...] = ()
+  """All candidates, including the closest. The outcome of the pair is about all of them."""
+  documents: Number = None
+  """Number of held-out documents."""
+  documents_effective: Number = None
+  """Number of documents of equal size that would be as informative."""
+
   def to_json(self) -> dict[str, Any]:
     """The object of the pair in comparison.json."""
-    return _flat(self)
+    bases = [_flat(basis) for basis in self.bases]
+    candidates = [
+      _flat(candidate) | {"bases": [_flat(basis) for basis in candidate.bases]} for candidate in self.candidates
+    ]
+    return _flat(self) | {"bases": bases, "candidates": candidates}
+
+  def against(self, name: str) -> Against | None:
+    """The candidate with this name."""
+    return next((candidate for candidate in self.candidates if candidate.moe == name), None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -131,6 +214,10 @@ class Comparison:
   pairs: tuple[MatchedPair, ...]
   finding: str | None = None
   """The outcome as one sentence."""
+  bits_per_byte_seed_stddev: Number = None
+  """Standard deviation of the bits per byte of one run between seeds, pooled over members with several runs."""
+  seed_degrees_of_freedom: Number = None
+  """Degrees of freedom of this standard deviation. 0: no member has several runs."""
   baselines: Baselines = Baselines()
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -138,12 +225,13 @@ class Comparison:
 
   def to_json(self) -> dict[str, Any]:
     """The content of the file as JSON values."""
-    return _flat(self) | {
+    whole: dict[str, Any] = _flat(self) | {
       "members": [member.to_json() for member in self.members],
       "pairs": [pair.to_json() for pair in self.pairs],
       "baselines": self.baselines.to_json(),
       "provenance": dict(self.provenance),
     }
+    return finite(whole)
 
 
 def read_comparison(directory: Path) -> Comparison:
@@ -234,8 +322,13 @@ def pair_members(comparison: Comparison, dense: str) -> list[Member]:
 
 
 def equal_names(comparison: Comparison) -> set[str]:
-  """The matches whose step time equals that of their dense model within the tolerance."""
-  return {pair.moe for pair in comparison.pairs if pair.within_tolerance and pair.moe is not None}
+  """The candidates that are established to have equal time."""
+  return {name for name, against in candidates(comparison).items() if against.equal_time == ESTABLISHED}
+
+
+def candidates(comparison: Comparison) -> dict[str, Against]:
+  """All candidates by name."""
+  return {against.moe: against for pair in comparison.pairs for against in pair.candidates if against.moe is not None}
 
 
 def dense_names(comparison: Comparison) -> list[str]:
@@ -271,13 +364,30 @@ def _member(value: Any, source: str) -> Member:
 def _pair(value: Any, source: str) -> MatchedPair:
   value = _object(value, source, ("dense", "moe"))
   _check_texts(value, source, "dense")
-  return _record(MatchedPair, value, source)
+  of_pair = _with_bases(value, source)
+  if "candidates" in value:
+    parts = [(item, f"{source}: candidates[{i}]") for i, item in _listed(value, "candidates", source)]
+    of_pair["candidates"] = tuple(
+      _record(Against, _with_bases(_object(item, at, ("moe",)), at), at) for item, at in parts
+    )
+  return _record(MatchedPair, of_pair, source)
+
+
+def _with_bases(value: dict[str, Any], source: str) -> dict[str, Any]:
+  """The object of a candidate with its bases as records."""
+  if "bases" not in value:
+    return value
+  parts = [(item, f"{source}: bases[{i}]") for i, item in _listed(value, "bases", source)]
+  return value | {"bases": tuple(_record(Basis, _object(item, at, ("equal",)), at) for item, at in parts)}
 
 
 def _record(kind: Callable[..., Record], value: Any, source: str) -> Record:
   """Makes a record. Keys that are not fields are stored in `more`."""
   value = _object(value, source, ())
   _check_numbers(value, source, numbers(kind))
+  for name in [field.name for field in dataclasses.fields(cast(Any, kind)) if field.type == Interval]:
+    if value.get(name) is not None:
+      _check_interval(value[name], f"{source}: {name}")
   fields = {field.name for field in dataclasses.fields(cast(Any, kind))} - {"more"}
   own, more = ({key: item for key, item in value.items() if (key in fields) is mine} for mine in (True, False))
   return kind(**own, more=more)
@@ -311,6 +421,12 @@ def _check_texts(values: dict[str, Any], source: str, *names: str) -> None:
   for name in names:
     if not isinstance(values[name], str):
       raise UserError(f"{source}: {name}={values[name]!r} is not text; {AGAIN}")
+
+
+def _check_interval(value: Any, source: str) -> None:
+  if not isinstance(value, list | tuple) or len(value) != 2:
+    raise UserError(f"{source}={value!r} is not a pair of numbers; {AGAIN}")
+  _check_numbers(dict(zip(("low", "high"), value, strict=True)), source, ("low", "high"))
 
 
 def _check_numbers(values: dict[str, Any], source: str, names: Iterable[str]) -> None:

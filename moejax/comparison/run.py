@@ -9,19 +9,30 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moejax import processes
+from moejax.comparison import quantities
+from moejax.comparison.against import Results
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.claims import train_unclaimed
+from moejax.comparison.judgement import equal_time
 from moejax.comparison.match import Match, match
-from moejax.comparison.measure import Timing, measure, total_steps
+from moejax.comparison.measure import measure
+from moejax.comparison.measurements import (
+  Measurements,
+  Program,
+  Session,
+  Turns,
+  measurements_from_json,
+  step_time_ratio,
+)
 from moejax.comparison.outcome import outcome
-from moejax.comparison.record import Baselines, Comparison, from_json, read_comparison
+from moejax.comparison.record import ESTABLISHED, VIOLATED, Baselines, Comparison, from_json, read_comparison
 from moejax.comparison.report import write_report
-from moejax.comparison.stages import read_baselines, read_measurements, read_result
-from moejax.config.experiment import Suite
+from moejax.comparison.stages import Result, read_baselines, read_measurements, read_result
+from moejax.config.experiment import Experiment, Pair, Suite
 from moejax.data.baselines import ngram_baselines
 from moejax.data.target_count import TargetCounter
 from moejax.data.text import Text
@@ -30,12 +41,18 @@ from moejax.files import read_json, write_json
 from moejax.interrupts import continuing
 from moejax.lock import locked
 from moejax.progress import SILENT, Progress, training_facts
+from moejax.training.clock import total_peak_flops
 from moejax.training.memory import check_together
-from moejax.training.prepare import Prepared, Workspace, open_workspace, prepare
+from moejax.training.prepare import Prepared, Workspace, open_workspace, prepare, with_seeds
 from moejax.training.provenance import provenance
 from moejax.training.run import Evaluators, MakeEvaluators, run
 from moejax.training.run_directory import check_run, claim_comparison, open_run
 from moejax.training.state import State
+
+BEFORE = "before training"
+"""The moment of the first session of measurements."""
+AFTER_RUN = 4
+"""After each run, its pair is measured for the minimum number of rounds divided by this."""
 
 EVALUATION_S = 5.0
 """Initial estimate of the seconds for compiling and running an evaluation, until the first one has been measured."""
@@ -71,7 +88,8 @@ class _Comparison:
   """A comparison in progress. Each stage writes a file. If the file exists, it is read instead of running the stage."""
 
   baselines: Baselines
-  timings: dict[str, Timing]
+  measurements: Measurements
+  step_times_s: dict[str, float]
   matches: list[Match]
   allotments: list[Allotment]
 
@@ -97,41 +115,55 @@ class _Comparison:
 
   def measure(self) -> None:
     """Measures step times, and computes matches and budgets from them."""
-    path = self.directory / "measurements.json"
+    path = self._measurements
     if not processes.first(path.exists):
-      measured = {name: dataclasses.asdict(timing) for name, timing in self._measured().items()}
+      measured = self._measured().to_json()
       processes.first_writes(lambda: write_json(path, measured))
-    names = [experiment.name for experiment in self.suite.members]
-    measurements = processes.first(lambda: read_measurements(path, names))
-    self.timings = {name: Timing(**timing) for name, timing in measurements.items()}
-    step_times_s = {name: timing.step_time_s for name, timing in self.timings.items()}
-    self.matches = match(self.suite, step_times_s)
-    self.allotments = allot(self.suite, self.matches, step_times_s, self.counter)
+    found = processes.first(lambda: read_measurements(path, self.suite).to_json())
+    self.measurements = measurements_from_json(found, self._names)
+    self.step_times_s = {name: self.measurements.timing(name).step_time_s for pair in self._names for name in pair}
+    self.matches = match(self.suite, self.step_times_s)
+    self.allotments = allot(self.suite, self.matches, self.step_times_s, self.counter)
     for matched in self.matches:
-      sign = "=" if matched.within_tolerance else "has no match closer than"
-      self.progress.note(f"{matched.dense} {sign} {matched.moe} (step time x {matched.step_time_ratio:.3f})")
+      ratio = self.measurements.ratio(matched.dense, matched.moe)
+      signs = {ESTABLISHED: "=", VIOLATED: "has no match closer than"}
+      sign = signs.get(equal_time(ratio, None, self.suite.tolerance), "is not known to equal")
+      times = f"x {quantities.ratio(ratio.value)}, {quantities.interval(ratio.interval)}"
+      self.progress.note(f"{matched.dense} {sign} {matched.moe} (step time {times})")
     processes.first(self._write_so_far)
 
   def train(self) -> bool:
-    """Trains and evaluates the members that no other job trains, and waits until all are done.
+    """Trains and evaluates the runs that no other job trains, and waits until all are done.
 
     Returns whether other jobs took part.
     """
-    trained = {allotment.name: allotment for allotment in self.allotments if allotment.trained}
     return train_unclaimed(
-      [*trained],
+      [*self._runs],
       self.directory / "runs",
-      lambda name: self._is_done(trained[name]),
-      lambda name: self._train(trained[name]),
+      lambda name: self._is_done(self._runs[name]),
+      lambda name: self._train(self._runs[name]),
       self.progress.note,
     )
 
-  def _train(self, allotment: Allotment) -> None:
-    """Trains and evaluates a member whose directory this job has locked."""
-    run_directory = self.directory / "runs" / allotment.name
-    self._show_left(allotment, 0)
-    prepared = self._prepare(allotment.name)
-    open_run(run_directory, prepared.spec.experiment, allotment.steps)
+  @functools.cached_property
+  def _runs(self) -> dict[str, "_Run"]:
+    """The runs to train by name, in order."""
+    allotments = {allotment.name: allotment for allotment in self.allotments if allotment.trained}
+    runs = [
+      _Run(experiment, allotments[member.name], pair)
+      for pair in self.suite.pairs
+      for member in pair.members
+      if member.name in allotments
+      for experiment in pair.runs(self.workspace.placed[member.name].experiment)
+    ]
+    return {run.name: run for run in runs}
+
+  def _train(self, of: "_Run") -> None:
+    """Trains and evaluates a run whose directory this job has locked, and measures its pair again."""
+    run_directory = self.directory / "runs" / of.name
+    self._show_left(of, 0)
+    prepared = with_seeds(self._prepare(of.allotment.name), of.experiment)
+    open_run(run_directory, of.experiment, of.allotment.steps)
 
     def timed(evaluators: Evaluators) -> Evaluators:
       """The evaluators, with measurement of their time."""
@@ -149,16 +181,18 @@ class _Comparison:
     run(
       prepared,
       run_directory,
-      allotment.steps,
+      of.allotment.steps,
       timed(self.make_evaluators(prepared, run_directory, self.progress)),
       self.progress,
-      lambda record: self._show_left(allotment, record["step"]),
-      lambda text: self.progress.note(f"warning: {allotment.name}: {text}"),
+      lambda record: self._show_left(of, record["step"]),
+      lambda text: self.progress.note(f"warning: {of.name}: {text}"),
     )
-    self._prepared.pop(allotment.name)  # its program is not needed again
+    turns = self._measured_again(of)
 
     def write() -> None:
       with self._turn():
+        session = Session(f"after {of.name}", time.time(), turns)
+        write_json(self._measurements, read_measurements(self._measurements, self.suite).after(session).to_json())
         self._write_so_far()
 
     processes.first(write)
@@ -168,7 +202,7 @@ class _Comparison:
 
   def saved(self) -> str | None:
     """Description of the saved state from which the comparison resumes."""
-    return f"the measurements in {self.directory}" if (self.directory / "measurements.json").exists() else None
+    return f"the measurements in {self.directory}" if self._measurements.exists() else None
 
   def report(self, shared: bool) -> Comparison:
     """Returns the complete comparison. The last job writes its report.
@@ -194,7 +228,7 @@ class _Comparison:
   def _is_reported(self) -> bool:
     """Whether the report was written after all members were trained."""
     page = self.directory / "report" / "index.html"
-    summaries = [self._summary(allotment) for allotment in self.allotments if allotment.trained]
+    summaries = [self.directory / "runs" / name / "summary.json" for name in self._runs]
     return page.exists() and page.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in summaries)
 
   def _write_so_far(self) -> None:
@@ -207,75 +241,120 @@ class _Comparison:
       self.progress.note(f"warning: {self.directory / 'comparison.json'} could not be written: {users_mistake(error)}")
 
   def _write(self) -> Comparison:
-    summaries = {}
-    held_out = {}
-    for allotment in self.allotments:
-      run_directory = self.directory / "runs" / allotment.name
-      if result := read_result(run_directory, allotment.steps, self._note_damage):
-        summaries[allotment.name], held_out[allotment.name] = result
+    self.measurements = read_measurements(self._measurements, self.suite)
     comparison = outcome(
       self.suite,
-      self.timings,
+      self.measurements,
       self.matches,
       self.allotments,
-      summaries,
-      held_out,
+      self._results(),
       self.baselines,
       provenance() | {"corpus": self.workspace.corpus.summary()},
     )
     write_json(self.directory / "comparison.json", comparison.to_json())
     return comparison
 
-  def _measured(self) -> dict[str, Timing]:
-    members = {name: self._prepare(name) for name in self.workspace.placed}
-    check_together([member.memory for member in members.values()], next(iter(members.values())).spec.partitioner)
-    total = total_steps(len(members), self.suite.measurement)
-    self.progress.stage("measure step times, members in turn", total=total)
+  def _results(self) -> Results:
+    """Results of the finished runs of each member."""
+    results: dict[str, list[Result]] = {}
+    for name, of in self._runs.items():
+      if result := read_result(self.directory / "runs" / name, of.allotment.steps, self._note_damage):
+        results.setdefault(of.allotment.name, []).append(result)
+    return results
 
+  @property
+  def _measurements(self) -> pathlib.Path:
+    return self.directory / "measurements.json"
+
+  @property
+  def _names(self) -> list[list[str]]:
+    """The names of the members of each pair."""
+    return [[member.name for member in pair.members] for pair in self.suite.pairs]
+
+  def _measured(self) -> Measurements:
+    """Measures all members before training, each pair until its ratios are known well enough."""
+    pairs = [{name: self._prepare(name) for name in names} for names in self._names]
+    members = {name: member for pair in pairs for name, member in pair.items()}
+    check_together([member.memory for member in members.values()], next(iter(members.values())).spec.partitioner)
+    measurement = self.suite.measurement
+    least, most = measurement.rounds, measurement.round_limit
+    self.progress.stage(f"measure step times, members in turn, for {least} to {most} rounds", total=most)
     seen_s: dict[str, float] = {}
 
     def observe(name: str, done: int, facts: dict[str, float]) -> None:
       seen_s[name] = facts["step_time_s"]
       if len(seen_s) == len(members):
-        self._expect_left(seen_s, total - done)
+        self._expect_left(seen_s, max(0, least - done) * measurement.steps_per_round)
       self.progress.advance(done, f"{name} {facts['step_time_s'] * 1e3:.1f} ms  {training_facts(facts['loss'])}")
 
-    return measure(members, self.suite.measurement, observe)
+    turns = measure(pairs, measurement, self._is_narrow, observe)
+    programs = {name: Program(member.compile_time_s, total_peak_flops(member.spec)) for name, member in members.items()}
+    return Measurements(programs, (Session(BEFORE, time.time(), turns),))
+
+  def _is_narrow(self, turns: Turns, names: Sequence[str]) -> bool:
+    """Whether the intervals of all step time ratios of a pair are narrower than the tolerance."""
+    ratios = [step_time_ratio([turns], names[0], name) for name in names[1:]]
+    return all(ratio.high / ratio.low - 1.0 <= self.suite.tolerance for ratio in ratios)
+
+  def _measured_again(self, of: "_Run") -> Turns:
+    """Measures the members of the pair of a run that are trained, for a few rounds."""
+    trained = [each.name for each in self.allotments if each.trained and each.pair == of.pair.dense.name]
+    pair = {name: self._prepare(name) for name in trained}
+    rounds = max(1, self.suite.measurement.rounds // AFTER_RUN)
+    measurement = dataclasses.replace(self.suite.measurement, rounds=rounds, max_rounds=rounds)
+    self.progress.stage(f"measure step times again after {of.name}", total=rounds)
+    turns = measure([pair], measurement, lambda turns, names: True, lambda name, done, _: self.progress.advance(done))
+    later = list(self._runs).index(of.name) + 1
+    still = {each.allotment.name for each in list(self._runs.values())[later:] if each.pair is of.pair}
+    if not still:
+      for name in trained:
+        self._prepared.pop(name)  # their programs are not needed again
+    return turns
 
   def _prepare(self, name: str) -> Prepared:
     if name not in self._prepared:
       self._prepared[name] = prepare(self.workspace, name, self.progress)
     return self._prepared[name]
 
-  def _show_left(self, current: Allotment, step: int) -> None:
+  def _show_left(self, current: "_Run", step: int) -> None:
     """Reports the estimated time left for the whole comparison while `current` trains."""
     left_s, passed = 0.0, True
-    for allotment in self.allotments:
-      passed = passed and allotment is not current
-      if allotment.trained and not passed:
-        left = 1.0 - (step / allotment.steps if allotment is current else 0.0)
-        left_s += left * allotment.steps * self.timings[allotment.name].step_time_s + self._evaluation_s
+    for of in self._runs.values():
+      passed = passed and of is not current
+      if not passed:
+        left = 1.0 - (step / of.allotment.steps if of is current else 0.0)
+        left_s += left * of.allotment.steps * self.step_times_s[of.allotment.name] + self._evaluation_s
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
-  def _expect_left(self, step_times_s: Mapping[str, float], steps_to_measure: int) -> None:
+  def _expect_left(self, step_times_s: Mapping[str, float], rounds_of_steps: int) -> None:
     """Reports the estimated time left for the whole comparison while step times are measured."""
-    left_s = steps_to_measure * sum(step_times_s.values()) / len(step_times_s)
+    left_s = rounds_of_steps * sum(step_times_s.values())
     for pair in self.suite.pairs:
-      trained = 1 + (len(pair.candidates) if self.suite.train == "all" else 1)
+      trained = pair.seeds * (1 + (len(pair.candidates) if self.suite.train == "all" else 1))
       left_s += trained * (self.counter.steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
-  def _is_done(self, allotment: Allotment) -> bool:
-    """Whether this member has been trained for its whole budget.
+  def _is_done(self, of: "_Run") -> bool:
+    """Whether this run has been trained for its whole budget.
 
     Raises:
       UserError: If its directory contains another experiment, or its experiment.json is damaged.
     """
-    directory = self.directory / "runs" / allotment.name
-    experiment = self.workspace.placed[allotment.name].experiment
-    if not check_run(directory, experiment, allotment.steps):
+    directory = self.directory / "runs" / of.name
+    if not check_run(directory, of.experiment, of.allotment.steps):
       return False  # it has none yet, or has lost it, and then it is evaluated again
-    return read_result(directory, allotment.steps, self._note_damage) is not None
+    return read_result(directory, of.allotment.steps, self._note_damage) is not None
 
-  def _summary(self, allotment: Allotment) -> pathlib.Path:
-    return self.directory / "runs" / allotment.name / "summary.json"
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+  """A run of a member with one seed."""
+
+  experiment: Experiment
+  allotment: Allotment
+  """Budget of the member."""
+  pair: Pair
+
+  @property
+  def name(self) -> str:
+    return self.experiment.name

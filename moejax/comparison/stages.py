@@ -3,11 +3,16 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from moejax.comparison.measure import Timing
-from moejax.comparison.record import Baselines, known
+import numpy as np
+
+from moejax.comparison import curves
+from moejax.comparison.fairness import relative_curve
+from moejax.comparison.measurements import Measurements, measurements_from_json
+from moejax.comparison.record import Baselines, known, read_metrics
+from moejax.config.experiment import Suite
 from moejax.errors import UserError
 from moejax.evaluation.held_out import HeldOut
 from moejax.files import finite, read_json
@@ -38,27 +43,38 @@ def read_baselines(path: pathlib.Path, warn: Warn) -> Baselines | None:
   return None
 
 
-def read_measurements(path: pathlib.Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-  """Reads the timings of the members with these names.
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """The result of one run."""
+
+  summary: Mapping[str, Any]
+  """summary.json."""
+  held_out: HeldOut
+  """Scores of each held-out document."""
+  relative_Z: np.ndarray | None = None
+  """Training loss at `fairness.POINTS`, relative to that at the end."""
+  routers: Mapping[str, float] = dataclasses.field(default_factory=dict)
+  """Router metrics over the last tenth of training, averaged over layers."""
+
+
+def read_measurements(path: pathlib.Path, suite: Suite) -> Measurements:
+  """Reads the measured step times of the members of a suite.
 
   Raises:
     UserError: If the file is damaged. Step times are not measured again automatically, since other step times would
       change the budgets of members that have been trained.
   """
   try:
-    found = read_json(path)
-    if set(found) == set(names) and all(_is_timing(Timing(**timing)) for timing in found.values()):
-      return found
-  except (OSError, ValueError, AttributeError, TypeError):
-    pass
-  raise UserError(
-    f"{path} is damaged; restore a copy, or delete it to measure again, which changes the length of members that have "
-    "not been trained yet"
-  )
+    return measurements_from_json(read_json(path), [[member.name for member in pair.members] for pair in suite.pairs])
+  except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
+    raise UserError(
+      f"{path} is damaged; restore a copy, or delete it to measure again, which changes the length of members that "
+      "have not been trained yet"
+    ) from error
 
 
-def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> tuple[dict[str, Any], HeldOut] | None:
-  """Reads summary.json and held_out.npz of a run of `steps` steps.
+def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> Result | None:
+  """Reads summary.json, held_out.npz and the training loss of a run of `steps` steps.
 
   Returns None if the run is not complete or a file is damaged. The latest checkpoint is then evaluated again.
   """
@@ -70,7 +86,11 @@ def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> tuple[di
     numbers = [summary[name] for name in SUMMARY_NUMBERS]
     if not all(map(known, numbers)) or not all(_is_score(summary[f"held_out/{name}"]) for name in SCORES):
       raise ValueError("its values are not valid")
-    return (summary, _scores(run_directory, summary)) if summary["steps"] == steps else None
+    if summary["steps"] != steps:
+      return None
+    held_out, metrics = _scores(run_directory, summary), read_metrics(run_directory / "metrics.jsonl")
+    steps_Z, loss_Z = curves.series(metrics, "loss")
+    return Result(summary, held_out, relative_curve(steps_Z, curves.smooth(steps_Z, loss_Z)), _routers(metrics))
   except (OSError, ValueError, KeyError, TypeError) as error:
     warn(f"{error if isinstance(error, UserError) else f'{path} is damaged'}; the run is evaluated again")
     return None
@@ -86,12 +106,14 @@ def _scores(run_directory: pathlib.Path, summary: dict[str, Any]) -> HeldOut:
   return held_out
 
 
-def _is_timing(timing: Timing) -> bool:
-  values = dataclasses.asdict(timing)
-  samples = values.pop("samples_s")
-  optional = ("peak_flops", "choices_per_token", "dropped_fraction")
-  numbers = [value for name, value in values.items() if value is not None or name not in optional]
-  return isinstance(samples, list) and all(map(known, [*numbers, *samples])) and timing.step_time_s > 0
+def _routers(metrics: curves.Metrics) -> dict[str, float]:
+  """Router metrics over the last tenth of training, averaged over layers, by the field of `record.Member`."""
+  found = {}
+  for name in ("dropped_fraction", "load_max_over_mean"):
+    _, layers, values_ZL = curves.per_layer(metrics, f"router/{name}")
+    if layers:
+      found[f"{name}_trained"] = float(curves.last_tenth(values_ZL).mean())
+  return found
 
 
 def _is_score(value: Any) -> bool:

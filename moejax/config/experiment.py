@@ -164,17 +164,30 @@ class Experiment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measurement:
-  """How step times are measured. Members take turns, so that changes in machine speed affect all of them equally."""
+  """How step times are measured. Members take turns, so that changes in machine speed affect all of them equally. Each
+  pair is measured until the confidence intervals of its step time ratios are narrower than the tolerance."""
 
   warmup_steps: int = 3
   """Number of steps per member before timing starts."""
   rounds: int = 5
-  """Number of turns per member."""
+  """Minimum number of turns per member."""
+  max_rounds: int | None = None
+  """Maximum number of turns per member. None: 8 times the minimum."""
   steps_per_round: int = 8
-  """Number of steps per turn. The step time is the median over all turns."""
+  """Number of steps per turn. The step time of a turn is the median."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "warmup_steps", "rounds", "steps_per_round")
+    if self.max_rounds is not None and self.max_rounds < self.rounds:
+      raise UserError(
+        f"measurement.max_rounds={self.max_rounds} must be at least measurement.rounds={self.rounds}; raise it, or use "
+        "None"
+      )
+
+  @property
+  def round_limit(self) -> int:
+    """Maximum number of turns per member."""
+    return 8 * self.rounds if self.max_rounds is None else self.max_rounds
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,8 +198,11 @@ class Pair:
   """The dense experiment. Its compute-optimal training time is the budget of the pair."""
   candidates: tuple[Experiment, ...]
   """MoE experiments. The one with the closest step time is the match."""
+  seeds: int = 1
+  """Number of runs of each member. They have successive values of training.seed and data.seed."""
 
   def __post_init__(self) -> None:
+    checks.positive(self, "seeds")
     if self.dense.model.moe is not None:
       raise UserError(f"the dense member {self.dense.name!r} of a pair has sparse layers; set model.moe to None")
     if not self.candidates:
@@ -198,6 +214,26 @@ class Pair:
         raise UserError(
           f"candidate {experiment.name!r} does not read the same data as {self.dense.name!r}; use the same data"
         )
+
+  @property
+  def members(self) -> tuple[Experiment, ...]:
+    """The dense experiment, followed by its candidates."""
+    return self.dense, *self.candidates
+
+  def runs(self, member: Experiment) -> tuple[Experiment, ...]:
+    """The runs of a member. The first is the member itself, and the others have their seed in the name."""
+    return (member, *(_with_seed(member, i) for i in range(1, self.seeds)))
+
+
+def _with_seed(experiment: Experiment, i: int) -> Experiment:
+  """The experiment with initial parameters and an order of the text that differ from those of its first run."""
+  seed = experiment.training.seed + i
+  return dataclasses.replace(
+    experiment,
+    name=f"{experiment.name}-seed{seed}",
+    training=dataclasses.replace(experiment.training, seed=seed),
+    data=dataclasses.replace(experiment.data, seed=experiment.data.seed + i),
+  )
 
 
 Train = Literal["all", "matched"]
@@ -234,7 +270,7 @@ class Suite:
     checks.between(self, "tolerance", 0.0, 1.0)
     if not self.pairs:
       raise UserError(f"suite {self.name!r} has no pairs; give it at least one")
-    names = [experiment.name for experiment in self.members]
+    names = [run.name for pair in self.pairs for member in pair.members for run in pair.runs(member)]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
       raise UserError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
@@ -257,4 +293,4 @@ class Suite:
   @property
   def members(self) -> tuple[Experiment, ...]:
     """All experiments. Each dense experiment is followed by its candidates."""
-    return tuple(experiment for pair in self.pairs for experiment in (pair.dense, *pair.candidates))
+    return tuple(experiment for pair in self.pairs for experiment in pair.members)

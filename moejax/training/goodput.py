@@ -1,5 +1,9 @@
 """Accounts for lost time. Goodput is the fraction of the time of a run that was spent on useful training steps."""
 
+WITHIN_STEPS = ("skipped_s", "input_s", "stalled_s")
+"""Causes whose seconds are part of the time of steps: skipped steps, waiting for input, and single steps that took much
+longer than usual."""
+
 
 class Goodput:
   """Lost seconds by cause, since the start of the run."""
@@ -13,8 +17,8 @@ class Goodput:
 
   def summary(self, train_time_s: float) -> dict[str, float]:
     """Goodput, and lost seconds by cause. `train_time_s` is the total time of all steps, including skipped ones."""
-    productive_s = train_time_s - self.lost_s.get("skipped_s", 0.0)
-    other_s = sum(seconds for cause, seconds in self.lost_s.items() if cause != "skipped_s")
+    productive_s = max(0.0, train_time_s - sum(self.lost_s.get(cause, 0.0) for cause in WITHIN_STEPS))
+    other_s = sum(seconds for cause, seconds in self.lost_s.items() if cause not in WITHIN_STEPS)
     return {"fraction": productive_s / (train_time_s + other_s), **self.lost_s}
 
 

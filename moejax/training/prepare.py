@@ -124,13 +124,27 @@ def prepare(workspace: Workspace, name: str, progress: Progress = SILENT) -> Pre
   experiment, corpus = workspace.placed[name].experiment, workspace.corpus
   spec = make_train_spec(experiment, workspace.placed[name].partitioner)
   step, memory, compile_time_s = _compile_step(spec)
-  local = rows_of_process(spec)
+  return Prepared(spec, step, _batches(spec, corpus), corpus, memory, compile_time_s)
+
+
+def with_seeds(prepared: Prepared, experiment: Experiment) -> Prepared:
+  """A prepared run of the same program for an experiment that differs only in its name and its seeds.
+
+  The noise of routers, if any, is that of the seed of `prepared`, which is part of the program.
+  """
+  spec = dataclasses.replace(prepared.spec, experiment=experiment)
+  return dataclasses.replace(prepared, spec=spec, batches=_batches(spec, prepared.corpus))
+
+
+def _batches(spec: TrainSpec, corpus: Corpus) -> Callable[[], Batches]:
+  """Returns a function that opens the input of this process at the first batch."""
+  experiment, local = spec.experiment, rows_of_process(spec)
 
   def batches() -> Batches:
     mixture = training_mixture(corpus, experiment.data)
     return train_batches(mixture, experiment.data, experiment.training.batch_size, local.rows)
 
-  return Prepared(spec, step, batches, corpus, memory, compile_time_s)
+  return batches
 
 
 def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[Placed]:

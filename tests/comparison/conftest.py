@@ -19,22 +19,54 @@ def member(name, pair, *, experts=0, matched=True, step_time_s, total, active, b
     "name": name, "kind": "moe" if experts else "dense", "pair": pair, "matched": matched,
     "parameters_total": total, "parameters_active": active, "parameters_embedding": 33_152,
     "model_flops_per_token": 6 * active, "tokens_per_step": TOKENS_PER_STEP, "step_time_s": step_time_s,
-    "step_time_spread": 0.0132, "tokens_per_s": TOKENS_PER_STEP / step_time_s, "mfu": None,
-    "dropped_fraction": 0.031 if experts else None, "budget_s": budget_s,
+    "step_time_interval_s": [0.99 * step_time_s, 1.01 * step_time_s], "step_time_spread": 0.0132,
+    "tokens_per_s": TOKENS_PER_STEP / step_time_s, "mfu": None,
+    "dropped_fraction": 0.031 if experts else None, "load_max_over_mean": 2.4 if experts else None,
+    "dropped_fraction_trained": 0.012 if experts else None,
+    "load_max_over_mean_trained": 1.3 if experts else None, "budget_s": budget_s,
     "steps": steps, "tokens": steps * TOKENS_PER_STEP, "bits_per_byte": bits, "bits_per_byte_stderr": 0.0121,
-    "accuracy": accuracy, "accuracy_stderr": 0.0023, "seed": 0, "train_time_s": 1.04 * budget_s,
+    "accuracy": accuracy, "accuracy_stderr": 0.0023, "seed": 0,
+    "runs": [name, f"{name}-seed1"], "bits_per_byte_by_run": [bits - 0.002, bits + 0.002],
+    "train_time_s": 1.04 * budget_s,
     "compile_time_s": 3.21, "num_layers": 4, "d_model": 128, "num_experts": experts,
     "experts_per_token": 2 if experts else 0, "capacity_factor": 1.25 if experts else None,
-    "feed_forward": "mlp", "optimizer": "AdamW", "sparse_every": 2 if experts else None,
+    "feed_forward": "mlp", "optimizer": "AdamW",
+    "learning_rate": 3e-3, "sparse_every": 2 if experts else None,
   }  # fmt: skip
 
 
-def pair(dense, moe, ratio, bits_difference, accuracy_difference):
+def against(moe, ratio, bits_difference, accuracy_difference):
+  within = abs(ratio - 1) <= 0.05
+  factors = {"time": 1.41, "tokens": 1.62, "flops": 1.33}
   return {
-    "dense": dense, "moe": moe, "step_time_ratio": ratio, "within_tolerance": abs(ratio - 1) <= 0.05,
-    "verdict": f"{moe} is as fast as {dense} and predicts held-out text better.",
+    "moe": moe, "step_time_ratio": ratio, "step_time_ratio_interval": [ratio - 0.01, ratio + 0.01],
+    "within_tolerance": within, "whole_run_ratio": 1.0112,
+    "equal_time": "established" if within else "violated",
+    "outcome": "candidate better" if within else "not established",
+    "notes": [] if within else [f"the step time of {moe} is not equal"],
     "bits_per_byte_difference": bits_difference, "bits_per_byte_difference_stderr": 0.0041,
+    "bits_per_byte_difference_interval": [bits_difference - 0.0092, bits_difference + 0.0092],
+    "bits_per_byte_detectable": 0.0126,
     "accuracy_difference": accuracy_difference, "accuracy_difference_stderr": 0.0011,
+    "accuracy_difference_interval": [accuracy_difference - 0.0025, accuracy_difference + 0.0025],
+    "parameters_active_ratio": 1.08,
+    "bases": [
+      {
+        "equal": name, "at": 17.5, "bits_per_byte_difference": bits_difference,
+        "bits_per_byte_difference_interval": [bits_difference - 0.01, bits_difference + 0.01],
+        "outcome": "candidate better", "factor": factor, "factor_interval": [factor - 0.2, factor + 0.2],
+      }
+      for name, factor in factors.items()
+    ],
+  }  # fmt: skip
+
+
+def pair(dense, moe, ratio, bits_difference, accuracy_difference, other, other_ratio):
+  nearest = against(moe, ratio, bits_difference, accuracy_difference)
+  return nearest | {
+    "dense": dense, "best": moe, "verdict": f"{moe} is as fast as {dense} and predicts held-out text better.",
+    "candidates": [nearest, against(other, other_ratio, bits_difference / 2, accuracy_difference / 2)],
+    "documents": 18, "documents_effective": 8.5,
   }  # fmt: skip
 
 
@@ -55,11 +87,12 @@ COMPARISON = {
            accuracy=0.5708, dense_step_time_s=0.0551),
   ],
   "pairs": [
-    pair("dense_small", "moe_small_8e", 1.0204, -0.0703, 0.0129),
-    pair("dense_large", "moe_large_16e", 1.0327, -0.0418, 0.0095),
+    pair("dense_small", "moe_small_8e", 1.0204, -0.0703, 0.0129, "moe_small_16e", 1.2105),
+    pair("dense_large", "moe_large_16e", 1.0327, -0.0418, 0.0095, "moe_large_8e", 0.8947),
   ],
   "baselines": {"unigram_bits_per_byte": 4.6172, "bigram_bits_per_byte": 3.5213, "unigram_accuracy": 0.1534,
                 "bigram_accuracy": 0.2918},
+  "bits_per_byte_seed_stddev": 0.003, "seed_degrees_of_freedom": 6,
   "finding": "At equal step time the MoE predicts held-out text better in 2 of 2 pairs.",
   "provenance": {
     "created_utc": "2026-01-15T12:00:00Z", "command": "moejax compare quickstart", "git_revision": "0123abc",

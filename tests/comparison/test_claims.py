@@ -19,7 +19,7 @@ from moejax.comparison.claims import train_unclaimed
 from moejax.config.plain import to_plain
 from moejax.lock import LOCK, holder, locked
 
-TIMES = ("step_time_s", "train_time_s", "tokens_per_s", "mfu", "compile_time_s")
+TIMES = ("step_time_s", "step_time_interval_s", "train_time_s", "tokens_per_s", "mfu", "compile_time_s")
 """Of a member, what no two runs have in common."""
 
 
@@ -139,4 +139,4 @@ def _kill_one_that_trains(shared: pathlib.Path, jobs: list[subprocess.Popen]) ->
 def untimed(comparison: dict) -> dict:
   """What two runs of a comparison have in common."""
   members = [{k: v for k, v in member.items() if k not in TIMES} for member in comparison["members"]]
-  return {**comparison, "members": members, "provenance": None}
+  return {**comparison, "members": members, "pairs": None, "finding": None, "provenance": None}

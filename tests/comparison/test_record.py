@@ -96,8 +96,8 @@ def test_a_pair_lists_dense_then_match_then_others(comparison):
   assert names == ["dense_large", "moe_large_16e", "moe_large_8e"]
 
 
-def test_only_pairs_within_tolerance_are_equal(comparison):
-  comparison["pairs"][1]["within_tolerance"] = False
+def test_only_candidates_with_established_equal_time_are_equal(comparison):
+  comparison["pairs"][1]["candidates"][0]["equal_time"] = "not established"
   assert equal_names(from_json(comparison)) == {"moe_small_8e"}
 
 

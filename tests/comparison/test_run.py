@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from moejax.comparison import run
-from moejax.comparison.measure import Timing
+from moejax.comparison.measurements import Measurements, Program, Session, Turn
 from moejax.config import (
   AdamW,
   Data,
@@ -194,12 +194,10 @@ def test_a_suite_is_measured_matched_trained_evaluated_and_reported(resumed):
 def test_a_suite_that_trains_matched_members_alone_is_complete_without_the_others(text, tmp_path):
   suite = dataclasses.replace(tiny_suite(text), train="matched")
   step_times_s = {"dense": 1.0, "moe_4e": 2.0, "moe_8e": 4.0}
-  timings = {
-    name: Timing(step_time_s=seconds, step_time_spread=0.0, compile_time_s=1.0, peak_flops=None, samples_s=[seconds])
-    for name, seconds in step_times_s.items()
-  }
-  measured = {name: dataclasses.asdict(timing) for name, timing in timings.items()}
-  (tmp_path / "measurements.json").write_text(json.dumps(measured))
+  turns = {name: [Turn((seconds,))] * 2 for name, seconds in step_times_s.items()}
+  programs = {name: Program(compile_time_s=1.0, peak_flops=None) for name in turns}
+  measured = Measurements(programs, (Session("before training", 1e9, turns),))
+  (tmp_path / "measurements.json").write_text(json.dumps(measured.to_json()))
   result = compare(suite, tmp_path, quiet())
   assert result["complete"]
   dense, matched, other = result["members"]
@@ -215,9 +213,15 @@ def test_a_suite_that_trains_matched_members_alone_is_complete_without_the_other
 def test_a_stopped_comparison_repeats_nothing_that_was_done(resumed):
   directory, display = resumed.directory, resumed.display
   assert resumed.result["complete"]
-  assert (directory / "measurements.json").read_bytes() == resumed.measured
+  before, after = (
+    json.loads(text)["sessions"] for text in (resumed.measured, (directory / "measurements.json").read_text())
+  )
+  assert [session["moment"] for session in before] == ["before training", "after dense"]
+  assert after[:2] == before and [session["moment"] for session in after[2:]] == ["after moe_4e", "after moe_8e"]
   assert (directory / "runs" / "dense" / "summary.json").stat().st_mtime_ns == resumed.dense_done
-  assert "train dense" not in display.stages and not any(name.startswith("measure") for name in display.stages)
+  assert "train dense" not in display.stages
+  measured = [name for name in display.stages if name.startswith("measure")]
+  assert measured == [f"measure step times again after {name}" for name in ("moe_4e", "moe_8e")]
   assert display.first["train moe_4e"] > 5
 
 

@@ -1,32 +1,55 @@
 """Files between the stages of a comparison: what is damaged is not taken for a number."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from moejax.comparison.measure import Timing
+from moejax.comparison.measurements import Measurements, Program, Session, Turn
 from moejax.comparison.stages import read_baselines, read_measurements, read_result
 from moejax.errors import UserError
 from moejax.evaluation.held_out import HeldOut
 from moejax.files import write_json
 
-TIMING = Timing(step_time_s=0.5, step_time_spread=0.1, compile_time_s=1.0, peak_flops=None, samples_s=[0.5, 0.6])
 BROKEN = [b"", b"null", b"[]", b"7", b"{", b"\x80\xff", b'{"dense": 3}', b'{"dense": {}}', b'"text"', b"[" * 99_999]
 
 
-def test_measurements_are_those_of_the_members_and_nothing_else(tmp_path):
-  path = tmp_path / "measurements.json"
-  timing = dataclasses.asdict(TIMING)
-  write_json(path, {"dense": timing})
-  assert read_measurements(path, ["dense"]) == {"dense": timing}
-  wrong = [{"other": timing}, {"dense": timing, "other": timing}, {"dense": timing | {"samples_s": None}}]
-  wrong += [{"dense": timing | {"step_time_s": value}} for value in (0.0, -1.0, "0.5", None, True, float("nan"))]
-  for content in [*BROKEN, *(json.dumps(each).encode() for each in wrong)]:
-    path.write_bytes(content)
+def turns_of(*names: str) -> dict[str, list[Turn]]:
+  return {name: [Turn((0.5, 0.6)), Turn((0.5, 0.7), dropped_fraction=0.1)] for name in names}
+
+
+def test_measurements_are_those_of_the_members_and_nothing_else(tmp_path, tiny_suite):
+  path, names = tmp_path / "measurements.json", [member.name for member in tiny_suite.members]
+  programs = {name: Program(1.0, None) for name in names}
+  session = Session("before training", 1e9, turns_of(*names))
+  measured = Measurements(programs, (session, Session("after dense", 2e9, turns_of(*names[:2]))))
+  write_json(path, measured.to_json())
+  assert read_measurements(path, tiny_suite).to_json() == measured.to_json()
+  content = json.loads(path.read_text())
+
+  def damaged(change) -> bytes:
+    other = json.loads(json.dumps(content))
+    change(other)
+    return json.dumps(other).encode()
+
+  changes = [
+    lambda c: c["programs"].pop("dense"),
+    lambda c: c["programs"].update(other=c["programs"]["dense"]),
+    lambda c: c["programs"]["dense"].update(peak_flops="fast"),
+    lambda c: c.update(sessions=[]),
+    lambda c: c["sessions"][0]["turns"].pop("dense"),
+    lambda c: c["sessions"][0]["turns"]["dense"].pop(),
+    lambda c: c["sessions"][1]["turns"].update(other=[]),
+    lambda c: c["sessions"][1].update(at_s=None),
+    *(
+      lambda c, value=value: c["sessions"][0]["turns"]["dense"][0].update(step_times_s=[value])
+      for value in (0.0, -1.0, "0.5", None, True, float("nan"))
+    ),
+  ]
+  for broken in [*BROKEN, *map(damaged, changes)]:
+    path.write_bytes(broken)
     with pytest.raises(UserError, match=r"measurements\.json is damaged; restore a copy"):
-      read_measurements(path, ["dense"])
+      read_measurements(path, tiny_suite)
 
 
 def test_damaged_baselines_are_counted_again(tmp_path):
@@ -52,8 +75,8 @@ def run(tmp_path):
 @pytest.mark.parametrize("name", ["summary.json", "held_out.npz"])
 def test_a_run_with_a_damaged_result_is_not_at_its_end(run, name):
   told = []
-  summary, held_out = read_result(run, 7, told.append)
-  assert summary["held_out/bits_per_byte"] == held_out.summary()["bits_per_byte"]
+  found = read_result(run, 7, told.append)
+  assert found.summary["held_out/bits_per_byte"] == found.held_out.summary()["bits_per_byte"]
   assert read_result(run, 8, told.append) is None and not told
   path, before = run / name, (run / name).read_bytes()
   for content in [*BROKEN, before[:-40], before.replace(b"7", b"8")]:

@@ -20,7 +20,6 @@ from effect_fixtures import DENSE, sparse
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
 from moejax.comparison.match import match
-from moejax.comparison.measure import total_steps
 from moejax.config import (
   Anomalies,
   Checkpoints,
@@ -402,12 +401,13 @@ TIMES = {"dense": 1.0, "sparse": 1.1, "other": 2.0}
 def compared(suite: Suite) -> tuple:
   matches = match(suite, TIMES)
   counter = types.SimpleNamespace(steps=lambda experiment: 100, tokens=lambda experiment, steps: 256 * steps)
-  return matches, allot(suite, matches, TIMES, counter), total_steps(3, suite.measurement), suite_facts(suite)["name"]
+  return matches, allot(suite, matches, TIMES, counter), suite.measurement, suite_facts(suite)["name"]
 
 
 COMPARED = {
   "name": "another", "pairs": (Pair(dense=DENSE, candidates=(OTHER,)),), "tolerance": 0.2, "train": "matched",
-  "measurement.warmup_steps": 7, "measurement.rounds": 7, "measurement.steps_per_round": 7,
+  "measurement.warmup_steps": 7, "measurement.rounds": 7, "measurement.max_rounds": 9,
+  "measurement.steps_per_round": 7,
 }  # fmt: skip
 
 

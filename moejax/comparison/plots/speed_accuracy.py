@@ -25,7 +25,7 @@ from moejax.comparison.plots.figure import (
   told,
 )
 from moejax.comparison.quantities import duration, with_stderr
-from moejax.comparison.record import Comparison, Member, equal_names, known, task_keys
+from moejax.comparison.record import Against, Comparison, Member, candidates, equal_names, known, task_keys
 from moejax.evaluation.tasks import ACCURACIES
 
 ROLES = ("dense", "MoE, equal step time", "MoE, closest but not shown equal", "MoE, other candidate")
@@ -104,8 +104,8 @@ def speed_accuracy(comparison: Comparison) -> Figure | None:
     name="speed_accuracy",
     title="Quality against speed",
     alt=str(options[0].alt),
-    caption="Against step time, up and to the left is better. Error bars are one standard error over held-out "
-    "documents. A gray line joins the members of a pair; hollow marks are candidates that are not the match.",
+    caption="Against step time, up and to the left is better. Error bars of candidates are the "
+    "95 % intervals of their differences from their dense model, over seeds and documents. A gray line joins the members of a pair; hollow marks are candidates that are not the match.",
     spec=patched(_spec(entries, titles["step_time"]), options[0].patch),
     choices=(Choice("Quality", tuple(options)), Choice("Against", across), scales("linear", "log")),
     legend=tuple(entries),
@@ -119,20 +119,20 @@ def _unit(comparison: Comparison) -> tuple[str, float]:
 
 def _rows(comparison: Comparison, measure: Measure, per_unit: float) -> list[dict[str, Any]]:
   """A row for each member whose step time and measure are known."""
-  equal = equal_names(comparison)
+  equal, against = equal_names(comparison), candidates(comparison)
   rows = []
   for member in comparison.members:
     value, step_time_s = member.number(measure.key), member.step_time_s
     if not known(value) or not known(step_time_s):
       continue
     stderr = member.number(f"{measure.key}_stderr")
-    error = stderr if known(stderr) else 0.0
+    low, high = _ends(value, stderr, measure, against.get(member.name))
     flops, tokens = member.model_flops_per_token, member.tokens
     rows.append(
       {
         "member": member.name, "pair": member.pair, "kind": member.kind, "matched": member.matched,
         "role": role(member, equal), "value": rounded(value * measure.scale),
-        "low": rounded((value - error) * measure.scale), "high": rounded((value + error) * measure.scale),
+        "low": rounded(low * measure.scale), "high": rounded(high * measure.scale),
         "shown": with_stderr(value, stderr, scale=measure.scale, unit=measure.unit),
         "step_time": rounded(step_time_s * per_unit), "step_time_shown": duration(step_time_s),
         "flops": rounded(flops * tokens) if known(flops) and known(tokens) else None,
@@ -146,6 +146,19 @@ def _rows(comparison: Comparison, measure: Measure, per_unit: float) -> list[dic
       }
     )  # fmt: skip
   return rows
+
+
+def _ends(value: float, stderr: float | None, measure: Measure, against: Against | None) -> tuple[float, float]:
+  """The ends of an error bar: for a candidate, those of the interval of its difference from its dense model, which the
+  verdict states. A benchmark has one standard error."""
+  if measure in MEASURES:
+    ends = getattr(against, f"{measure.key}_difference_interval", None)
+    difference = getattr(against, f"{measure.key}_difference", None)
+    if ends is None or None in ends or not known(difference):
+      return value, value
+    return value + ends[0] - difference, value + ends[1] - difference
+  error = stderr if known(stderr) else 0.0
+  return value - error, value + error
 
 
 def _option(comparison: Comparison, measure: Measure, rows: list[dict[str, Any]]) -> Option:
