@@ -129,7 +129,8 @@ def bases_table(comparison: Comparison) -> Table | None:
           )
         )
   heads = (
-    "Pair", "Equal", "At", "Bits per byte (95 % interval)", "Outcome", "Factor (95 % interval)", "Active parameters ratio"
+    "Pair", "Equal", "At", "Bits per byte (95 % interval)", "Outcome", "Factor (95 % interval)",
+    "Active parameters ratio",
   )  # fmt: skip
   return Table("bases", "At equal time, tokens and FLOPs", heads, tuple(rows)) if rows else None
 

@@ -105,7 +105,8 @@ def speed_accuracy(comparison: Comparison) -> Figure | None:
     title="Quality against speed",
     alt=str(options[0].alt),
     caption="Against step time, up and to the left is better. Error bars of candidates are the "
-    "95 % intervals of their differences from their dense model, over seeds and documents. A gray line joins the members of a pair; hollow marks are candidates that are not the match.",
+    "95 % intervals of their differences from their dense model, over seeds and documents. A gray line joins the "
+    "members of a pair; hollow marks are candidates that are not the match.",
     spec=patched(_spec(entries, titles["step_time"]), options[0].patch),
     choices=(Choice("Quality", tuple(options)), Choice("Against", across), scales("linear", "log")),
     legend=tuple(entries),
