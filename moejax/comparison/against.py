@@ -56,6 +56,7 @@ def matched_pair(
   """
   dense = pair.dense.name
   trained = [name for name in (c.name for c in pair.candidates) if results.get(name) and results.get(dense)]
+  _check_same_text([result for name in (dense, *trained) for result in results.get(name, ())])
   by_bits, by_accuracy = (
     differences(of(results[dense]), {name: of(results[name]) for name in trained}, variance) if trained else {}
     for of, variance in zip((bits, accuracy), seeds, strict=True)
@@ -76,6 +77,12 @@ def matched_pair(
     documents_effective=float(np.square(documents.sum()) / np.square(documents).sum()) if documents.any() else None,
   )
   return dataclasses.replace(found, verdict=verdict(found, tolerance))
+
+
+def _check_same_text(results: Sequence[Result]) -> None:
+  """Raises ValueError if runs were scored on different text, since differences are paired by document."""
+  if any(not np.array_equal(result.held_out.targets, results[0].held_out.targets) for result in results):
+    raise ValueError("the runs of a pair were scored on different held-out text; evaluate all on the same text")
 
 
 def _against(

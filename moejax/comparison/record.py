@@ -16,9 +16,9 @@ AGAIN = "run `moejax compare` again to rewrite it"
 TASKS, GOODPUT = "tasks/", "goodput/"
 """Prefixes of the keys of benchmark scores and of goodput."""
 
-OUTCOMES = CANDIDATE, DENSE, NO_DIFFERENCE, NOT_ESTABLISHED = (
-  "candidate better", "dense better", "no difference found", "not established",
-)  # fmt: skip
+CANDIDATE, DENSE, NO_DIFFERENCE = "candidate better", "dense better", "no difference found"
+NOT_ESTABLISHED = "not established"
+"""Outcomes."""
 ESTABLISHED, VIOLATED = "established", "violated"
 """Values of `equal_time`, besides NOT_ESTABLISHED."""
 

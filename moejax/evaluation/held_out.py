@@ -52,24 +52,6 @@ class HeldOut:
       "documents": int((self.targets > 0).sum()),
     }
 
-  def minus(self, other: "HeldOut") -> "Difference":
-    """The difference from another model on the same documents, paired by document.
-
-    Since the difficulty of a document affects both models, the standard error is much smaller than those of the models.
-
-    Raises:
-      ValueError: If the models were not scored on the same targets.
-    """
-    if not np.array_equal(self.targets, other.targets):
-      raise ValueError("the two models were scored on different held-out text; evaluate both on the same text")
-    nats, correct = self.nats - other.nats, self.correct - other.correct
-    return Difference(
-      bits_per_byte_difference=ratio(nats, self.text_bytes) / NATS_PER_BIT,
-      bits_per_byte_difference_stderr=ratio_stderr(nats, self.text_bytes) / NATS_PER_BIT,
-      accuracy_difference=ratio(correct, self.targets),
-      accuracy_difference_stderr=ratio_stderr(correct, self.targets),
-    )
-
   def save(self, path: pathlib.Path) -> None:
     """Writes the sums as .npz."""
     content = io.BytesIO()
@@ -92,16 +74,6 @@ class HeldOut:
     if not numbers or len({len(array) for array in found.values()}) != 1:
       raise UserError(f"{path} is damaged: its arrays are not valid; run the command again to replace it")
     return cls(**found)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Difference:
-  """The results of a model minus those of another on the same documents, with standard errors."""
-
-  bits_per_byte_difference: float
-  bits_per_byte_difference_stderr: float
-  accuracy_difference: float
-  accuracy_difference_stderr: float
 
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(HeldOut))

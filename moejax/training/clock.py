@@ -3,8 +3,11 @@
 L stacked layers
 """
 
+import collections
 import dataclasses
+import statistics
 import time
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -54,6 +57,18 @@ def total_peak_flops(spec: TrainSpec) -> float | None:
   return peak and peak * spec.partitioner.mesh.size
 
 
+STALL, RECENT_STEPS = 3.0, 51
+"""A step is a stall if it takes longer than this factor times the median of this number of recent steps."""
+
+
+def stall_s(elapsed_s: float, recent_s: Sequence[float]) -> float:
+  """Seconds by which a step took longer than usual, or 0 if it is no stall."""
+  if len(recent_s) < RECENT_STEPS // 5:
+    return 0.0
+  usual_s = statistics.median(recent_s)
+  return elapsed_s - usual_s if elapsed_s > STALL * usual_s else 0.0
+
+
 class Clock:
   """Measures the time from the end of one step to the end of the next, without evaluation and compilation."""
 
@@ -64,6 +79,9 @@ class Clock:
     self._sequence_length = spec.experiment.data.sequence_length
     self._peak = total_peak_flops(spec)
     self._since_written: list[tuple[float, Work]] = []
+    self._recent_s: collections.deque[float] = collections.deque(maxlen=RECENT_STEPS)
+    self.stalled_s = 0.0
+    """Seconds by which the last step took longer than usual."""
     self.restart()
 
   def restart(self) -> None:
@@ -75,6 +93,8 @@ class Clock:
     misleading, because the host may notice the end of a step late."""
     now = time.perf_counter()
     elapsed_s, self._last = now - self._last, now
+    self.stalled_s = stall_s(elapsed_s, self._recent_s)
+    self._recent_s.append(elapsed_s)
     self.total_s += elapsed_s
     self.tokens += work.tokens
     self._since_written.append((elapsed_s, work))

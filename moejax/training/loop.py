@@ -188,7 +188,11 @@ class _Training:
     """Dispatches the next step, and then reports the previous one, so that the device does not wait for the host."""
     processes.report_step(self.step + 1)
     self.sync.send(self.stop)
+    # If the last step has ended, the devices are idle until the input is there.
+    idle, begin = self.waiting is None or self.waiting[2]["loss"].is_ready(), time.perf_counter()
     batch = to_devices(next(self.batches), self.run.spec.partitioner.batch, self.rows)
+    if idle:
+      self.goodput.add("input_s", time.perf_counter() - begin)
     self.sync.input_ready()
     rate = np.float32(learning_rate(self.experiment.optimizer, self.step, self.run.steps))
     self.state, metrics = self.run.step(self.state, batch, rate)
@@ -207,6 +211,8 @@ class _Training:
       return
     (step, batch, metrics), self.waiting = self.waiting, None
     record = {"step": step, **fetch_essential(metrics), **self.clock.lap(fetch_work(metrics))}
+    if self.clock.stalled_s:
+      self.goodput.add("stalled_s", self.clock.stalled_s)
     self.stop.hold()  # this step is in no checkpoint yet
     self.run.observe(record)
     skipped = self.skips.count(record)

@@ -160,3 +160,9 @@ def test_there_is_no_difference_before_both_are_scored(tiny_suite, scored):
   (pair,) = outcome_of(tiny_suite, scored).pairs
   assert {value for key, value in vars(pair).items() if "difference" in key} == {None}
   assert pair.verdict.endswith("not trained yet")
+
+
+def test_models_that_were_scored_on_different_text_are_not_compared(tiny_suite):
+  other = replace(scores([7.0, 13.0]), targets=TARGETS + 1)
+  with pytest.raises(ValueError, match="different held-out text"):
+    outcome_of(tiny_suite, ("dense", "sparse"), {"dense": [scores([8.0, 16.0])], "sparse": [other]})

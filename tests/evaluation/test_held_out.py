@@ -1,4 +1,4 @@
-"""Held-out scores: sums over documents, ratio errors, paired differences."""
+"""Held-out scores: sums over documents, ratio errors."""
 
 import sys
 from pathlib import Path
@@ -30,11 +30,6 @@ def test_standard_errors_are_those_of_a_ratio_over_documents():
   scores = one.summary()
   assert scores["bits_per_byte_stderr"] == pytest.approx(2 * 6 / 8)  # 4 - 2 x 5 and 12 - 2 x 3
   assert scores["accuracy_stderr"] == pytest.approx(2 * 1 / 8)
-  difference = one.minus(held_out(nats=(2 * np.log(2.0), 6 * np.log(2.0)), correct=(1.0, 2.0)))
-  assert difference.bits_per_byte_difference == pytest.approx(8 / 8)
-  assert difference.bits_per_byte_difference_stderr == pytest.approx(2 * 3 / 8)  # 2 - 5 and 6 - 3
-  assert difference.accuracy_difference == pytest.approx(1 / 8)
-  assert difference.accuracy_difference_stderr == pytest.approx(2 * 1.5 / 8)
 
 
 def test_a_summary_counts_targets_and_the_documents_that_have_any():
@@ -42,21 +37,6 @@ def test_a_summary_counts_targets_and_the_documents_that_have_any():
   summary = scores.summary()
   assert (summary["targets"], summary["documents"]) == (7, 2)
   assert summary["accuracy"] == pytest.approx(2 / 7) and summary["bits_per_byte"] == pytest.approx(3 / 13 / np.log(2.0))
-
-
-def test_a_paired_difference_has_a_smaller_error_than_two_models_apart():
-  hard = np.array([10.0, 40.0, 20.0, 80.0])
-  ones = np.full(4, 10.0)
-  one = HeldOut(hard, ones / 2, ones, ones)
-  other = HeldOut(hard + np.array([1.0, 1.2, 0.9, 1.1]), ones / 2, ones, ones)
-  difference = one.minus(other)
-  assert difference.bits_per_byte_difference == pytest.approx(-4.2 / 40 / np.log(2.0))
-  assert difference.bits_per_byte_difference_stderr < 0.05 * one.summary()["bits_per_byte_stderr"]
-
-
-def test_models_that_were_scored_on_different_text_are_not_compared():
-  with pytest.raises(ValueError, match="different held-out text"):
-    held_out((1.0, 2.0)).minus(held_out((1.0, 2.0), targets=(4.0, 5.0)))
 
 
 def test_scores_survive_saving(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from training_fixtures import random_batch, run_steps, spec_of, tiny
 
 from moejax.config.parameters import flops_per_token
-from moejax.training.clock import DROPPED, Clock, Work, fetch_work, speed
+from moejax.training.clock import DROPPED, Clock, Work, fetch_work, speed, stall_s
 
 MODEL = tiny(True).model
 A = 2
@@ -93,3 +93,9 @@ def test_the_work_of_a_step_is_its_weighted_targets_and_the_choices_that_experts
     assert work.flops(experiment.model, 32) == pytest.approx(
       dropless - work.tokens * expert * A * work.dropped_fraction
     )
+
+
+def test_a_stall_is_a_step_that_takes_over_three_times_as_long_as_recent_ones():
+  usual = [1.0] * 20
+  assert stall_s(3.0, usual) == 0.0 and stall_s(3.5, usual) == 2.5
+  assert stall_s(9.0, usual[:5]) == 0.0  # too few to know what is usual
