@@ -12,6 +12,7 @@ import markupsafe
 
 from moejax.comparison import basis, curves, page_tables, palette, quantities, record, statement
 from moejax.comparison.configurations import configuration_table, differences
+from moejax.comparison.findings import CERTAINTY
 from moejax.comparison.page_tables import Table
 from moejax.comparison.plots.drawing import theme
 from moejax.comparison.plots.figure import Figure
@@ -82,7 +83,8 @@ def page(
     library=library,
     untrained=[member.name for member in comparison.members if member.bits_per_byte is None],
     warnings=[f"{name}: {text}" for name, rows in metrics.items() for row in rows for text in row.get("warnings", ())],
-    seeds=sorted({member.seed for member in comparison.members if member.seed is not None}),
+    certainty=CERTAINTY,
+    several_runs=[member.name for member in comparison.members if len(member.runs) > 1],
     logged=[(name, quote(name)) for name, rows in metrics.items() if rows],
     data=json.dumps(comparison.to_json(), indent=2),
     live=live,

@@ -107,34 +107,6 @@ def router_table(name: str, metrics: curves.Metrics) -> Table | None:
   return Table(f"router-{name}", f"Routers of {name} over the last tenth of training", ("Layer", *ends), tuple(rows))
 
 
-def bases_table(comparison: Comparison) -> Table | None:
-  """The comparison of each candidate at equal time, tokens and FLOPs. None before two members are trained."""
-  names = {"time": "training time", "tokens": "tokens", "flops": "training FLOPs"}
-  rows = []
-  for pair in comparison.pairs:
-    for against in pair.candidates:
-      for basis in against.bases:
-        difference = quantities.signed_interval(basis.bits_per_byte_difference, basis.bits_per_byte_difference_interval)
-        factor = f"{quantities.ratio(basis.factor)} ({quantities.interval(basis.factor_interval)})"
-        shown = quantities.duration(basis.at) if basis.equal == "time" else quantities.count(basis.at)
-        rows.append(
-          (
-            Cell(f"{against.moe} against {pair.dense}"),
-            Cell(names.get(basis.equal, basis.equal)),
-            Cell(shown, basis.at),
-            Cell(difference, basis.bits_per_byte_difference),
-            Cell(basis.outcome or MISSING),
-            Cell(factor, basis.factor),
-            Cell(quantities.ratio(against.parameters_active_ratio), against.parameters_active_ratio),
-          )
-        )
-  heads = (
-    "Pair", "Equal", "At", "Bits per byte (95 % interval)", "Outcome", "Factor (95 % interval)",
-    "Active parameters ratio",
-  )  # fmt: skip
-  return Table("bases", "At equal time, tokens and FLOPs", heads, tuple(rows)) if rows else None
-
-
 def provenance_table(provenance: Mapping[str, Any]) -> Table:
   """Nested values as rows with dotted names."""
   rows = tuple((Cell(name), Cell(value)) for name, value in flat(provenance))
