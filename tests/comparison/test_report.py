@@ -320,6 +320,7 @@ def test_a_complete_comparison_says_what_was_not_trained(comparison, write_compa
   comparison["pairs"] = comparison["pairs"][:1]
   for of in (comparison["pairs"][0], comparison["pairs"][0]["candidates"][0]):
     of.update(equal_time="violated", within_tolerance=False, bits_per_byte_difference=0.004)
+    of["bits_per_byte_difference_interval"] = [-0.0041, 0.0121]
   comparison["members"][2].update(bits_per_byte=None, accuracy=None)
   directory = write_comparison(comparison, ("moe_small_16e",))
   page = Page(report_page(directory))
