@@ -105,7 +105,7 @@ def test_three_jobs_of_which_one_is_killed_give_the_report_of_one(tmp_path):
   survivors = "\n".join(text for text, code in zip(said, codes, strict=True) if code == 0)
   assert f"took over the lock of `train {killed}`" in survivors
   assert sum(f"report: {shared}" in text for text in said) == 1
-  assert sum("measure step times" in text for text in said) == 1
+  assert sum("measure step times, members in turn" in text for text in said) == 1
   assert (
     sum(any(f"train {name}" in line.split("`")[0] for line in text.splitlines() for name in RUNS) for text in said) > 1
   )

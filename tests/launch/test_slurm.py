@@ -164,7 +164,7 @@ def test_jobs_of_an_array_share_a_comparison(cluster, tmp_path, tiny_suite):
   comparison = json.loads((shared / "comparison.json").read_text())
   assert comparison["complete"] and len(comparison["members"]) == 3
   assert (shared / "report" / "index.html").exists()
-  assert sorted("measure step times" in text for text in cluster.logs(job)) == [False, True]
+  assert sorted("measure step times, members in turn" in text for text in cluster.logs(job)) == [False, True]
 
 
 def test_no_daemon_and_no_job_is_left(tmp_path):
