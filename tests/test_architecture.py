@@ -79,9 +79,9 @@ MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 155
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 some are what published families of models differ in, each named with its family."""
-MAX_OF_TRAINING = (161, 17_400)
+MAX_OF_TRAINING = (161, 17_450)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (124, 13_200)
+MAX_OF_TRAINING_WITHOUT_INPUT = (124, 13_250)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

@@ -26,7 +26,7 @@ def member(name, pair, *, experts=0, matched=True, step_time_s, total, active, b
     "load_max_over_mean_trained": 1.3 if experts else None, "budget_s": budget_s,
     "steps": steps, "tokens": steps * TOKENS_PER_STEP, "bits_per_byte": bits, "bits_per_byte_stderr": 0.0121,
     "accuracy": accuracy, "accuracy_stderr": 0.0023, "seed": 0,
-    "runs": [name, f"{name}-seed1"], "bits_per_byte_by_run": [bits - 0.002, bits + 0.002],
+    "runs": [name], "bits_per_byte_by_run": [bits],
     "train_time_s": 1.04 * budget_s,
     "compile_time_s": 3.21, "num_layers": 4, "d_model": 128, "num_experts": experts,
     "experts_per_token": 2 if experts else 0, "capacity_factor": 1.25 if experts else None,
