@@ -25,6 +25,7 @@ from moejax.experiments.published import (
   mistral_7b,
 )
 from moejax.experiments.quickstart import quick_large, quick_small, quickstart
+from moejax.experiments.qwen3 import qwen3_30b_a3b, qwen3_235b_a22b
 from moejax.experiments.speed_accuracy import (
   dense_6b4,
   dense_12b6,
@@ -66,6 +67,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "maxtext_16b": maxtext_16b,
   "maxtext_32b": maxtext_32b,
   "maxtext_64b": maxtext_64b,
+  "qwen3_30b_a3b": qwen3_30b_a3b,
+  "qwen3_235b_a22b": qwen3_235b_a22b,
   "switch_base": switch_base,
   "switch_large": switch_large,
   "switch_xxl": switch_xxl,

@@ -28,6 +28,7 @@ NUMBERS_AND_TEXT = {
   "model.norm-epsilon": ("1e-30", "1e-5", "1"),
   "model.attention-experts": ("None", "1", "2", "4"),
   "model.logit-cap": ("None", "1e-6", "5", "1e6"),
+  "model.logit-chunks": ("1", "2", "4"),
   "model.moe.num-experts": ("1", "2", "4", "8", "16"),
   "model.moe.experts-per-token": ("1", "2", "3", "4", "8"),
   "model.moe.d-ff": ("1", "8", "12", "16"),

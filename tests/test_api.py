@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import moejax
-from moejax.config import Evaluation, Experiment, Lion, Suite
+from moejax.config import Evaluation, Experiment, GroupedQuery, Lion, Suite
 from moejax.errors import UserError
 
 TINY = {
@@ -85,6 +85,14 @@ def test_fields_are_replaced_together_by_their_paths_and_checked():
     moejax.replace(small, **{"training.batch_size.size": 4})
   with pytest.raises(UserError, match="must be above 0"):
     moejax.replace(small, **{"training.batch_size": 0})
+
+
+def test_a_field_of_a_layer_of_the_attention_pattern_is_replaced_by_its_index():
+  base = moejax.find("quick_small")
+  assert moejax.replace(base, **{"model.attention.0.window": 8}).model.attention == (GroupedQuery(window=8),)
+  for path in ("model.attention.1.window", "model.attention.0", "model.attention.window"):
+    with pytest.raises(UserError, match=r"does not exist; use model\.attention\.0\.FIELD"):
+      moejax.replace(base, **{path: 8})
 
 
 def test_a_field_of_an_experiment_is_replaced_in_every_member_of_a_suite():

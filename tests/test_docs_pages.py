@@ -109,7 +109,7 @@ def test_every_field_that_is_named_exists(capsys, my_moe):
   known = set(re.findall(r"--[a-z][\w.-]+", capsys.readouterr().out))
   for path in DOCUMENTS:
     named = {
-      option.replace("--dense.", "--") for option in re.findall(r"--[a-z][\w-]*(?:\.[a-z][\w-]*)+", path.read_text())
+      option.replace("--dense.", "--") for option in re.findall(r"--[a-z][\w-]*(?:\.[a-z0-9][\w-]*)+", path.read_text())
     }
     assert not named - known, path.name
 

@@ -73,6 +73,8 @@ PUBLISHED = {
   "dense_29b6": (29.6, 29.6, "total", 0.01),
   "mixtral_8x7b": (46.7, 12.9, "total", 0.005),  # arXiv 2401.04088
   "mistral_7b": (7.24, 7.24, "total", 0.005),  # arXiv 2310.06825
+  "qwen3_30b_a3b": (30.532122624, 3.353032704, "total", 1e-9),  # what transformers counts
+  "qwen3_235b_a22b": (235.09363456, 22.19076352, "total", 1e-9),
   "switch_base": (22.1, 0.67, "total", 0.01),  # axlearn's envy.py, with its tied vocabulary of 32,768
   "switch_large": (78.4, 2.28, "total", 0.01),
   "switch_xxl": (396.0, 22.0, "total", 0.01),

@@ -14,14 +14,16 @@ from moejax.comparison.pod_match import experiment_file
 from moejax.config import Evaluation, Experiment, Measurement, Mesh, Suite
 from moejax.config.plain import from_plain, to_plain
 from moejax.errors import UserError
+from moejax.models.attentions import ATTENTIONS
 from moejax.models.feed_forward import FEED_FORWARDS
 from moejax.models.moe.dispatch import DISPATCHES
 from moejax.models.moe.router import ROUTERS
 from moejax.training.optimizers import OPTIMIZERS
 
-TABLES = (ROUTERS, DISPATCHES, FEED_FORWARDS, OPTIMIZERS)
+TABLES = (ROUTERS, DISPATCHES, FEED_FORWARDS, ATTENTIONS, OPTIMIZERS)
 KINDS = {"relu", "best_first", "low_rank", "Sgd"}
-ALONE = ("relu_router.py:relu_moe", "best_first.py:best_first_moe", "low_rank.py:low_rank_small", "sgd.py:sgd_small",
+ALONE = ("relu_router.py:relu_moe", "best_first.py:best_first_moe", "low_rank.py:low_rank_small",
+         "mean_attention.py:mean_small", "sgd.py:sgd_small",
          "sharded.py:sharded_moe")  # fmt: skip
 """The experiment of each file but the last, which has all of them."""
 

@@ -393,10 +393,14 @@ def paths(configuration, path: str = "") -> list[str]:
     option
     for field in dataclasses.fields(configuration)
     for value in [getattr(configuration, field.name)]
-    for option in (
-      paths(value, f"{path}{field.name}.") if dataclasses.is_dataclass(value) else [f"--{path}{field.name}"]
-    )
+    for option in _below(value, f"{path}{field.name}")
   ]
+
+
+def _below(value, path: str) -> list[str]:
+  if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+    return [option for i, item in enumerate(value) for option in paths(item, f"{path}.{i}.")]
+  return paths(value, f"{path}.") if dataclasses.is_dataclass(value) else [f"--{path}"]
 
 
 def test_of_a_pair_the_dense_experiment_has_its_own_fields(tiny_dense, tiny_moe):

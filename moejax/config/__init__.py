@@ -1,5 +1,6 @@
 """Everything that describes an experiment, as frozen dataclasses. Standard library only, so it never imports JAX."""
 
+from moejax.config.attention import Attention, GroupedQuery, Latent
 from moejax.config.data import Data
 from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
@@ -25,6 +26,7 @@ __all__ = [
   "MLP",
   "AdamW",
   "Anomalies",
+  "Attention",
   "Budget",
   "Checkpoints",
   "Constant",
@@ -39,6 +41,8 @@ __all__ = [
   "ExpertChoiceRouter",
   "FeedForward",
   "GroupedDispatch",
+  "GroupedQuery",
+  "Latent",
   "Linear",
   "Lion",
   "Losses",

@@ -85,6 +85,7 @@ class Experiment:
     self._check_matchable()
     if self.model.moe:
       self.model.moe.check_combinations()
+    checks.divides(self.model.logit_chunks, "model.logit_chunks", self.data.sequence_length, "data.sequence_length")
     self._check_losses()
     if (best := self.training.checkpoints.keep_best) and self.evaluation.every is None:
       raise UserError(

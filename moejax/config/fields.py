@@ -10,6 +10,7 @@ from moejax.config.experiment import Experiment, Suite
 from moejax.config.kinds import KIND, OfSeveralKinds
 from moejax.config.moe import LOSSES_OF_SPARSE_LAYERS
 from moejax.config.plain import typed
+from moejax.config.walk import holds_configurations
 from moejax.errors import UserError
 
 Configuration = TypeVar("Configuration")
@@ -35,9 +36,10 @@ def with_members(
 
 
 def get_field(configuration: Any, path: str) -> Any:
-  """The value at a path such as `model.moe.d_ff`."""
+  """The value at a path such as `model.moe.d_ff` or `model.attention.0.window`."""
   for name in path.split("."):
-    configuration = getattr(configuration, name)
+    is_index = isinstance(configuration, tuple) and name.isdigit()
+    configuration = configuration[int(name)] if is_index else getattr(configuration, name)
   return configuration
 
 
@@ -62,15 +64,29 @@ def with_fields(configuration: Configuration, values: Mapping[str, Any], path: s
       raise UserError(f"{path}{KIND} cannot be replaced alone; give an object of the other class as {path[:-1]}")
     if name not in known:
       raise UserError(f"{type(configuration).__name__} has no field {name!r}; its fields are {', '.join(known)}")
-    if dot and not dataclasses.is_dataclass(now := own.get(name, getattr(configuration, name))):
+    now = own.get(name, getattr(configuration, name))
+    if dot and not (dataclasses.is_dataclass(now) or holds_configurations(now)):
       raise UserError(f"{path}{name} is {now!r}, which has no field {rest!r}")
     if dot:
       inside.setdefault(name, {})[rest] = value
     else:
       own[name] = typed(hints[name], _simple(value), f"{path}{name}")
   for name, below in inside.items():
-    own[name] = with_fields(own.get(name, getattr(configuration, name)), below, f"{path}{name}.")
+    now = own.get(name, getattr(configuration, name))
+    change = _with_items if isinstance(now, tuple) else with_fields
+    own[name] = change(now, below, f"{path}{name}.")
   return dataclasses.replace(configuration, **own)  # type: ignore[type-var]
+
+
+def _with_items(items: tuple[Any, ...], values: Mapping[str, Any], path: str) -> tuple[Any, ...]:
+  """`with_fields` of configurations in a tuple, whose paths begin with their index."""
+  changed = list(items)
+  for inner, value in values.items():
+    index, _, rest = inner.partition(".")
+    if not (index.isdigit() and int(index) < len(items)) or not rest:
+      raise UserError(f"{path}{inner} does not exist; use {path}0.FIELD to {path}{len(items) - 1}.FIELD")
+    changed[int(index)] = with_fields(changed[int(index)], {rest: value}, f"{path}{index}.")
+  return tuple(changed)
 
 
 def _simple(value: Any) -> Any:

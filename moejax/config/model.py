@@ -1,9 +1,11 @@
 """Shape and precision of the transformer."""
 
 import dataclasses
+import math
 from typing import Literal, get_args
 
 from moejax.config import checks
+from moejax.config.attention import Attention
 from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
 from moejax.config.plain import typed
@@ -32,6 +34,9 @@ class Model:
   """Number of key and value heads (K). Must divide num_heads."""
   head_dim: int
   """Dimension of one head (H). Must be even."""
+  attention: tuple[Attention, ...] = (Attention(),)
+  """The attention layers of a period, which is repeated: layer i has the one at i modulo their number. In Python, the
+  kind alone, such as "latent", selects a layer with default fields."""
   d_ff: int
   """Hidden dimension of a dense feed-forward layer (F)."""
   feed_forward: FeedForward = FeedForward()
@@ -59,6 +64,10 @@ class Model:
   attention."""
   logit_cap: float | None = None
   """Softcap of the output logits: cap x tanh(logits / cap). None does not cap them."""
+  logit_chunks: int = dataclasses.field(default=1, metadata=RUN_MAY_CHANGE)
+  """Number of parts of each sequence whose logits and cross-entropy are computed one after the other, and again in the
+  backward pass. With a large vocabulary, this reduces the memory of logits by that factor, at the cost of one more
+  product with the vocabulary. Must divide data.sequence_length."""
   moe: MoE | None = None
   """The sparse layers. None makes every layer dense."""
   compute_dtype: Dtype = "auto"
@@ -79,7 +88,7 @@ class Model:
   def __post_init__(self) -> None:
     checks.positive(
       self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size", "rope_theta",
-      "norm_epsilon",
+      "norm_epsilon", "logit_chunks",
     )  # fmt: skip
     if self.logit_cap is not None:
       checks.positive(self, "logit_cap")
@@ -113,13 +122,23 @@ class Model:
         f"moe.every={self.moe.every} is more than model.num_layers={self.num_layers}, so no layer would be sparse; "
         "lower moe.every or set moe to None"
       )
-    checks.divides(self.period, "moe.every", self.num_layers, "model.num_layers")
+    checks.divides(self.moe.every if self.moe else 1, "moe.every", self.num_layers, "model.num_layers")
+    self._check_attention()
     object.__setattr__(self, "feed_forward", typed(FeedForward, self.feed_forward, "model.feed_forward"))
     if self.feed_forward != FeedForward() and self.num_sparse_layers == self.num_layers:
       raise UserError(
         f"model.feed_forward={self.feed_forward.kind} would have no effect because every layer is sparse; set it to "
         f"{FeedForward().kind} or raise moe.every"
       )
+
+  def _check_attention(self) -> None:
+    object.__setattr__(self, "attention", typed(tuple[Attention, ...], self.attention, "model.attention"))
+    if not self.attention:
+      raise UserError("model.attention has no layers; give it at least one")
+    checks.divides(len(self.attention), "number of layers in model.attention", self.num_layers, "model.num_layers")
+    checks.divides(self.period, "period of model.attention and moe.every", self.num_layers, "model.num_layers")
+    for attention in self.attention:
+      attention.check_model(self)
 
   @property
   def qk_norm_widths(self) -> tuple[int, int]:
@@ -132,8 +151,8 @@ class Model:
 
   @property
   def period(self) -> int:
-    """Number of layers after which the pattern of dense and sparse layers repeats."""
-    return self.moe.every if self.moe else 1
+    """Number of layers after which the pattern of attention, dense and sparse layers repeats."""
+    return math.lcm(self.moe.every if self.moe else 1, len(self.attention))
 
   @property
   def num_periods(self) -> int:
@@ -141,9 +160,14 @@ class Model:
     return self.num_layers // self.period
 
   @property
+  def attention_layers(self) -> tuple[Attention, ...]:
+    """The attention layers of a period of the model, which may be longer than that of `attention` alone."""
+    return self.attention * (self.period // len(self.attention))
+
+  @property
   def num_sparse_layers(self) -> int:
     """Number of layers whose feed-forward layer is a mixture of experts."""
-    return self.num_periods if self.moe else 0
+    return self.num_layers // self.moe.every if self.moe else 0
 
   @property
   def is_gated(self) -> bool:

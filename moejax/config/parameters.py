@@ -39,7 +39,7 @@ class ParameterCounts:
 def parameter_counts(model: Model) -> ParameterCounts:
   """Parameters of `model`."""
   dense_layers = model.num_layers - model.num_sparse_layers
-  shared = model.num_layers * _attention(model) + dense_layers * _dense_feed_forward(model) + _vectors(model)
+  shared = _attention(model) + dense_layers * _dense_feed_forward(model) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
   if model.moe is None:
     return ParameterCounts(total=shared + embedding, active=shared + embedding, embedding=embedding)
@@ -56,9 +56,8 @@ def parameter_counts(model: Model) -> ParameterCounts:
 
 
 def _attention(model: Model) -> int:
-  """Parameters of the matrices of one attention layer: queries, keys, values, output, and the router of its experts."""
-  heads = model.d_model * model.head_dim * 2 * (model.num_heads + model.num_kv_heads)
-  return heads + model.d_model * (model.attention_experts or 0)
+  """Parameters of the matrices of all attention layers: queries, keys, values, output, and the router of experts."""
+  return model.num_periods * sum(attention.matrix_parameters(model) for attention in model.attention_layers)
 
 
 def _dense_feed_forward(model: Model) -> int:
@@ -71,21 +70,22 @@ def _expert(model: Model, width: int) -> int:
 
 def _vectors(model: Model) -> int:
   """Number of parameters that are not in matrices: scales of norms, and biases of attention and routers."""
-  vectors = model.d_model * (2 * model.num_layers + 1) + model.num_layers * sum(model.qk_norm_widths)
-  if model.attention_bias:
-    vectors += model.num_layers * model.head_dim * (model.num_heads + 2 * model.num_kv_heads)
+  of_attention = sum(attention.other_parameters(model) for attention in model.attention_layers)
+  vectors = model.d_model * (2 * model.num_layers + 1) + model.num_periods * of_attention
   biased = model.moe is not None and model.moe.router.bias_rate > 0
   return vectors + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
 
 
 def flops_per_token(model: Model, sequence_length: int) -> int:
-  """FLOPs to train on one token: 6 per active matrix parameter and 12 x L x N x H x T for attention scores and values.
+  """FLOPs to train on one token: 6 per active matrix parameter and 12 x L x N x H x T for attention scores and values
+  (with a window, T is at most the window).
 
   Follows PaLM (arXiv 2204.02311, appendix B): causal masking is not deducted, and neither recomputation nor the
   dispatch of sparse layers is counted.
   """
   matrices = parameter_counts(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
-  attention = 12 * model.num_layers * model.num_heads * model.head_dim * sequence_length
+  of_period = (attention.score_flops_per_token(model, sequence_length) for attention in model.attention_layers)
+  attention = model.num_periods * sum(of_period)
   # A custom feed-forward layer may use a parameter more or less than once per token.
   feed_forward = model.feed_forward.flops_per_token(model.d_model, model.d_ff, model.is_gated)
   others = (model.num_layers - model.num_sparse_layers) * (feed_forward - 6 * _dense_feed_forward(model))

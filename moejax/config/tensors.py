@@ -17,23 +17,19 @@ Dimensions = dict[str, int]
 
 def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
   """Yields the dimensions of each parameter, with the field that determines its size."""
-  D, H = model.d_model, model.head_dim
+  D = model.d_model
   yield "model.d_model", {"embed": D}
   yield "model.vocab_size", {"vocab": model.vocab_size, "embed": D}
   of_layers: list[tuple[str, Dimensions]] = [
     ("model.d_model", {"embed": D}),
-    ("model.num_heads", {"embed": D, "heads": model.num_heads, "head_dim": H}),
-    ("model.num_kv_heads", {"embed": D, "kv_heads": model.num_kv_heads, "head_dim": H}),
+    *_of_attention(model),
     *_of_feed_forward(model),
   ]
-  if model.attention_bias:
-    of_layers.append(("model.num_heads", {"heads": model.num_heads, "head_dim": H}))
-    of_layers.append(("model.num_kv_heads", {"kv_heads": model.num_kv_heads, "head_dim": H}))
   if model.moe:
     E, F = model.moe.num_experts, model.moe.d_ff
     of_layers.append(("moe.num_experts", {"experts": E, "expert_embed": D, "expert_mlp": F}))
-  if model.moe or model.attention_experts or model.qk_norm:
-    of_layers.append(("model.num_layers", {}))  # routers and norms of heads
+  if model.moe:
+    of_layers.append(("model.num_layers", {}))  # routers
   stacked = {"layers": model.num_periods} if model.layers == "scanned" else {}
   yield from ((field, stacked | dimensions) for field, dimensions in of_layers)
 
@@ -65,6 +61,15 @@ def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Ite
   if moe.router.has_capacity:
     yield {"outer": O, "groups": U}
   yield from moe.dispatch.activations(O=O, U=U, M=M, C=C, E=E, D=D, F=F)
+
+
+def _of_attention(model: Model) -> Iterator[tuple[str, Dimensions]]:
+  """Parameters of the attention layers."""
+  for attention in dict.fromkeys(model.attention):
+    for shape in attention.shapes(model).values():
+      heads = next((name for name in ("heads", "kv_heads") if name in shape), None)
+      field = f"model.num_{heads}" if heads else "model.attention"
+      yield field, {name: size for name, size in shape.items() if name}
 
 
 def _of_feed_forward(model: Model) -> Iterator[tuple[str, Dimensions]]:

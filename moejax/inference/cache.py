@@ -4,13 +4,15 @@ B batch  T query position  S key position  K key/value heads  H head dim  D embe
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from moejax.config.feed_forward import Shape
 from moejax.models.abstract import AbstractModel
-from moejax.models.attention import KVCache
 from moejax.models.transformer import KVCaches, Transformer
 
 
@@ -27,32 +29,42 @@ class Cache:
 
 def empty_cache(model: AbstractModel, batch_size: int, slots: int) -> Cache:
   """An empty cache for up to `slots` tokens of each sequence."""
-  config = model.config
-  shape = (batch_size, slots, config.num_kv_heads, config.head_dim)
-  dtype = model.partitioner.compute_dtype(config)
-
-  def of_period(*leading: int) -> tuple[KVCache, ...]:
-    zeros = jnp.zeros((*leading, *shape), dtype)
-    return tuple(KVCache(zeros, zeros) for _ in range(config.period))
-
-  apart = config.layers == "unrolled"
-  layers = tuple(of_period() for _ in range(config.num_periods)) if apart else of_period(config.num_periods)
-  return Cache(layers, jnp.zeros((batch_size,), jnp.int32))
+  dtype = model.partitioner.compute_dtype(model.config)
+  zeros = _of_layers(
+    model, lambda leading, of_token: jnp.zeros((*leading, batch_size, slots, *of_token.values()), dtype)
+  )
+  return Cache(zeros, jnp.zeros((batch_size,), jnp.int32))
 
 
 def cache_shardings(model: AbstractModel, batch_size: int) -> Cache:
-  """The sharding of a cache, by batch and heads as in attention. One NamedSharding applies to all layers.
+  """The sharding of a cache, by batch and heads as in attention.
 
   Raises:
     UserError: If the batch or the heads are not divisible by the mesh.
   """
-  config, partitioner = model.config, model.partitioner
-  names: tuple[str | None, ...] = ("batch", None, "kv_heads", None)
-  shape: tuple[int, ...] = (batch_size, 1, config.num_kv_heads, config.head_dim)
-  if config.layers == "scanned":
-    names, shape = ("layers", *names), (config.num_periods, *shape)
-  of_caches = partitioner.sharding(names, shape, "KV cache")
-  return Cache(of_caches, row_sharding(model, batch_size))  # type: ignore[arg-type]  # placements for arrays
+
+  def sharding(leading: tuple[int, ...], of_token: Shape) -> NamedSharding:
+    names, shape = ("batch", None, *of_token), (batch_size, 1, *of_token.values())
+    return model.partitioner.sharding((*("layers",) * len(leading), *names), (*leading, *shape), "KV cache")
+
+  return Cache(_of_layers(model, sharding), row_sharding(model, batch_size))  # type: ignore[arg-type]  # placements
+
+
+def _of_layers(model: AbstractModel, make: Callable[[tuple[int, ...], Shape], Any]) -> KVCaches:
+  """The tree of the caches of all layers.
+
+  Args:
+    model: the model.
+    make: maps the leading dimensions of an array, and the shape of what it has for one token, to a leaf.
+  """
+  config = model.config
+
+  def of_period(*leading: int) -> tuple[dict[str, Any], ...]:
+    cached = (attention.cached(config) for attention in config.attention_layers)
+    return tuple({name: make(leading, of_token) for name, of_token in of_layer.items()} for of_layer in cached)
+
+  apart = config.layers == "unrolled"
+  return tuple(of_period() for _ in range(config.num_periods)) if apart else of_period(config.num_periods)
 
 
 def row_sharding(model: AbstractModel, batch_size: int) -> NamedSharding:

@@ -187,7 +187,9 @@ def _inexpressible(family: Family, model: Model) -> list[tuple[str, Any, Any]] |
 def _computed(model: Model) -> Model:
   """The model with default values of all fields that do not affect its function."""
   defaults = {field.name: field.default for field in dataclasses.fields(Model)}
-  of_program: dict[str, Any] = {name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "remat", "layers")}
+  of_program: dict[str, Any] = {
+    name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "logit_chunks", "remat", "layers")
+  }
   moe = model.moe
   if moe is None:
     return dataclasses.replace(model, **of_program)

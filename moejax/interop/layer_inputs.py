@@ -18,8 +18,7 @@ from moejax.data.mixture import training_mixture
 from moejax.data.pipeline import batches_by_step
 from moejax.inference.unrolled import unroll
 from moejax.models.abstract import AbstractModel, Parameters
-from moejax.models.attention import Context
-from moejax.models.rotary import rotary_angles
+from moejax.models.attend import context_of
 from moejax.partitioning import to_devices
 
 Batch = dict[str, np.ndarray]
@@ -64,9 +63,7 @@ def layer_inputs(model: AbstractModel, parameters: Parameters, batches: Sequence
     return table_VD.astype(dtype)[tokens_BT]
 
   def attend(graph: nnx.GraphDef, state: nnx.State, x_BTD: jax.Array, batch: Batch) -> Any:
-    config = model.config
-    angles = rotary_angles(jnp.asarray(batch["positions"]), config.head_dim, config.rope_theta)
-    context = Context(jnp.asarray(batch["segments"]), jnp.asarray(batch["positions"]), angles)
+    context = context_of(model.config, jnp.asarray(batch["segments"]), jnp.asarray(batch["positions"]))
     return nnx.merge(graph, state).attend(x_BTD, context, None)[:2]
 
   def finish(graph: nnx.GraphDef, state: nnx.State, x_BTD: jax.Array, normed_BTD: jax.Array, batch: Batch) -> Any:

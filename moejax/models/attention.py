@@ -1,55 +1,34 @@
 """Grouped-query self-attention with rotary positions.
 
-B batch  T query position  S key position  D embed  N query heads  K key/value heads
+B batch  T query position  D embed  N query heads  K key/value heads
 G query heads per key/value head  H head dim  E experts  M tokens  X = N x H
 
 The experts are of query heads, so that E = G; all B x T tokens are M.
 """
-
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from moejax.config.attention import GroupedQuery
 from moejax.config.model import Model
-from moejax.kernels.attention import ATTENTION, attention, attention_for, heads_served
-from moejax.kernels.cached_attention import cached_attention, store
+from moejax.kernels.attention import ATTENTION
+from moejax.models.attend import KEYS, QUERIES, Context, KVCache, attend, attend_cached
 from moejax.models.moe.router_counts import RouterCounts, count_probabilities
 from moejax.models.norms import RMSNorm
 from moejax.models.products import Operand, exact_product, operand, product
 from moejax.models.rotary import rotate
 from moejax.models.weights import residual_gain, weight
-from moejax.partitioning import Names, Partitioner
-
-QUERIES, KEYS = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
-"""Logical axes of queries, and of keys and values. The head dimension is not sharded here: the rule `head_dim` applies
-only to parameters."""
+from moejax.partitioning import Partitioner
 
 
-class Context(NamedTuple):
-  """Segments and rotary angles of the tokens, which every layer needs."""
-
-  segments_BT: jax.Array
-  positions_BT: jax.Array
-  angles: tuple[jax.Array, jax.Array]
-  """Cosine and sine of the rotary embedding, from `rotary_angles`."""
-
-
-class KVCache(NamedTuple):
-  """Keys and values of earlier tokens in one layer. Position p of a sequence is at slot p."""
-
-  k_BSKH: jax.Array
-  v_BSKH: jax.Array
-
-
-class Attention(nnx.Module):
+class GroupedQueryLayer(nnx.Module):
   """Grouped-query attention (arXiv 2305.13245), optionally with QK-norm (arXiv 2302.05442) and with a router over
   attention experts (MoA, arXiv 2404.05567, equations 7 and 8), of which expert e is the e-th query head of each
   key/value head."""
 
-  def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
+  def __init__(self, config: GroupedQuery, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     D, N, K, H = model.d_model, model.num_heads, model.num_kv_heads, model.head_dim
     self.w_q_DNH = weight(rngs, (D, N, H), ("embed", "heads", "head_dim"), fan_in=D)
     self.w_k_DKH = weight(rngs, (D, K, H), ("embed", "kv_heads", "head_dim"), fan_in=D)
@@ -61,11 +40,15 @@ class Attention(nnx.Module):
     self.b_q_NH = nnx.Param(jnp.zeros((N, H)), names=("heads", "head_dim")) if biased else None
     self.b_k_KH = nnx.Param(jnp.zeros((K, H)), names=("kv_heads", "head_dim")) if biased else None
     self.b_v_KH = nnx.Param(jnp.zeros((K, H)), names=("kv_heads", "head_dim")) if biased else None
+    self.b_out_D = nnx.Param(jnp.zeros((D,)), names=("embed",)) if config.output_bias else None
+    self.sinks_N = nnx.Param(jnp.zeros((N,)), names=("heads",)) if config.sinks else None
     of_queries, of_keys = model.qk_norm_widths
     self.q_norm = RMSNorm(of_queries, model.norm_epsilon, None) if model.qk_norm else None
     self.k_norm = RMSNorm(of_keys, model.norm_epsilon, None) if model.qk_norm else None
     E = model.attention_experts
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
+    self.config = config
+    self.rotary = config.rotary(model)
     self.gradients = model.gradient_dtype
     self.partitioner = partitioner
 
@@ -83,20 +66,28 @@ class Attention(nnx.Module):
     constrain = self.partitioner.constrain
     on_tpu = self.partitioner.platform == "tpu"
     with jax.named_scope("qkv"):
-      q_BTNH = _biased(_project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu), self.b_q_NH)
-      k_BTKH = _biased(_project(x_BTD, self._operand(self.w_k_DKH, x_BTD), on_tpu), self.b_k_KH)
-      v_BTKH = _biased(_project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), self.b_v_KH)
+      q_BTNH = _biased(project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu), self.b_q_NH)
+      k_BTKH = _biased(project(x_BTD, self._operand(self.w_k_DKH, x_BTD), on_tpu), self.b_k_KH)
+      v_BTKH = _biased(project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), self.b_v_KH)
       v_BTKH = checkpoint_name(v_BTKH, ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = _normed(q_BTNH, self.q_norm), _normed(k_BTKH, self.k_norm)
-      q_BTNH = constrain(rotate(q_BTNH, context.angles, by_product=on_tpu), *QUERIES)
-      k_BTKH = constrain(rotate(k_BTKH, context.angles, by_product=on_tpu), *KEYS)
+      if self.rotary is not None:
+        angles = context.angles[self.rotary]
+        q_BTNH, k_BTKH = rotate(q_BTNH, angles, by_product=on_tpu), rotate(k_BTKH, angles, by_product=on_tpu)
+      q_BTNH, k_BTKH = constrain(q_BTNH, *QUERIES), constrain(k_BTKH, *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
+      config, sinks_N = self.config, None if self.sinks_N is None else self.sinks_N[...]
       if cache is None:
-        out_BTNH = self._attend(q_BTNH, k_BTKH, v_BTKH, context.segments_BT)
+        segments_BT = _chunks(context, config.chunk)
+        out_BTNH = attend(self.partitioner, q_BTNH, k_BTKH, v_BTKH, segments_BT, config.window, sinks_N)
       else:
-        out_BTNH, cache = self._attend_cached(q_BTNH, k_BTKH, v_BTKH, cache, context.positions_BT)
+        new = {"k": k_BTKH, "v": v_BTKH}
+        out_BTNH, cache = attend_cached(
+          self.partitioner, q_BTNH, new, cache, context.positions_BT, _keys_and_values,
+          window=config.window, chunk=config.chunk, sinks_N=sinks_N,
+        )  # fmt: skip
     counted = None
     if self.w_router_DE is not None:
       with jax.named_scope("attention_router"):
@@ -106,58 +97,13 @@ class Attention(nnx.Module):
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
-      out_BTD = checkpoint_name(_join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
+      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
+      if self.b_out_D is not None:
+        out_BTD = out_BTD + self.b_out_D[...].astype(out_BTD.dtype)[None, None]
     return constrain(out_BTD, "batch", "sequence", "act_embed"), counted, cache
 
   def _operand(self, weight: nnx.Param, x: jax.Array) -> Operand:
     return operand(weight[...], x.dtype, self.gradients)
-
-  def _attend(self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
-    """Returns out_BTNH. Each device computes its own sequences and query heads."""
-    best = attention_for(self.partitioner.platform, q_BTNH.shape[1])
-    served = self._heads_served
-
-    def on_device(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array) -> jax.Array:
-      return best(q_BTNH, served(q_BTNH, k_BTKH), served(q_BTNH, v_BTKH), segments_BT)
-
-    keys = self._keys(k_BTKH.shape[2])
-    run = self.partitioner.on_each_device(
-      on_device, (QUERIES, keys, keys, ("batch", "sequence")), QUERIES, exchanging=best is not attention
-    )
-    return run(q_BTNH, k_BTKH, v_BTKH, segments_BT)
-
-  def _attend_cached(
-    self, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, positions_BT: jax.Array
-  ) -> tuple[jax.Array, KVCache]:
-    """Returns out_BTNH, and `cache` extended by the new tokens."""
-    served = self._heads_served
-
-    def on_device(
-      q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, cache: KVCache, positions_BT: jax.Array
-    ) -> tuple[jax.Array, KVCache]:
-      cache = KVCache(store(cache.k_BSKH, k_BTKH, positions_BT), store(cache.v_BSKH, v_BTKH, positions_BT))
-      k_BSKH, v_BSKH = (served(q_BTNH, x_BSKH) for x_BSKH in cache)
-      return cached_attention(q_BTNH, k_BSKH, v_BSKH, positions_BT), cache
-
-    keys = self._keys(k_BTKH.shape[2])
-    slot: Any = ("batch", None, *keys[2:])
-    slots = KVCache(slot, slot)
-    run = self.partitioner.on_each_device(
-      on_device, (QUERIES, keys, keys, slots, ("batch", "sequence")), (QUERIES, slots)
-    )
-    return run(q_BTNH, k_BTKH, v_BTKH, cache, positions_BT)
-
-  def _keys(self, num_kv_heads: int) -> Names:
-    """Logical axes of keys and values in attention. Their heads are sharded only if each then lies with the query heads
-    that it serves. Otherwise every device has all of them."""
-    queries, keys = self.partitioner.axes("heads"), self.partitioner.axes("kv_heads", num_kv_heads)
-    return KEYS if queries[: len(keys)] == keys else (*KEYS[:2], None, None)
-
-  def _heads_served(self, q_BTNH: jax.Array, x_BSKH: jax.Array) -> jax.Array:
-    """The keys or values of a device that its query heads attend to."""
-    queries, keys, group = q_BTNH.shape[2], x_BSKH.shape[2], self.w_q_DNH.shape[1] // self.w_k_DKH.shape[1]
-    sharing = group * keys // queries  # devices with queries of these heads
-    return heads_served(x_BSKH, self.partitioner.index("heads") % sharing * queries, queries, group)
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
     """Returns probs_BTE in float32. They are not renormalized, since all experts run."""
@@ -166,7 +112,18 @@ class Attention(nnx.Module):
     return jax.nn.softmax(self.partitioner.constrain(logits_BTE, "batch", "sequence", None), axis=-1)
 
 
-def _project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
+def _keys_and_values(cache: KVCache) -> tuple[jax.Array, jax.Array]:
+  return cache["k"], cache["v"]
+
+
+def _chunks(context: Context, chunk: int | None) -> jax.Array:
+  """The number of the document of each token or, with chunks, a number of its chunk."""
+  if chunk is None:
+    return context.segments_BT
+  return context.segments_BT * context.segments_BT.shape[1] + context.positions_BT // chunk
+
+
+def project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
   """Returns x_BTNH.
 
   On TPU the product has separate head dimensions, so that it writes the layout that the attention kernel reads.
@@ -190,8 +147,8 @@ def _normed(x_BTNH: jax.Array, norm: RMSNorm) -> jax.Array:
   return norm(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)
 
 
-def _join(x_BTNH: jax.Array, w_NHD: Operand, on_tpu: bool) -> jax.Array:
-  """Returns x_BTD, the inverse of `_project`, in two forms for the same reasons."""
+def join(x_BTNH: jax.Array, w_NHD: Operand, on_tpu: bool) -> jax.Array:
+  """Returns x_BTD, the inverse of `project`, in two forms for the same reasons."""
   if on_tpu:
     return product("BTNH,NHD->BTD", x_BTNH, w_NHD)
   (B, T, N, H), D = x_BTNH.shape, w_NHD.shape[-1]

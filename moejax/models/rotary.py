@@ -6,8 +6,11 @@ B batch  T query position  N query heads  H head dim
 import jax
 import jax.numpy as jnp
 
+Angles = tuple[jax.Array, jax.Array]
+"""Cosine and sine, each [B, T, 1, H / 2]."""
 
-def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+
+def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> Angles:
   """Cosine and sine of the rotation of each pair, each [B, T, 1, H / 2] (arXiv 2104.09864).
 
   They are computed in float32, since bfloat16 rounds position 257 to 256.
@@ -17,7 +20,7 @@ def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple
   return jnp.cos(angle_BTH)[:, :, None], jnp.sin(angle_BTH)[:, :, None]
 
 
-def rotate(x_BTNH: jax.Array, angles: tuple[jax.Array, jax.Array], by_product: bool = False) -> jax.Array:
+def rotate(x_BTNH: jax.Array, angles: Angles, by_product: bool = False) -> jax.Array:
   """Rotates the pairs (i, i + H / 2), as in the checkpoints of Llama.
 
   `by_product` swaps the halves by an exact product with a signed permutation. This is faster on TPU, where halves of 64

@@ -1,24 +1,27 @@
 """The decoder-only transformer, dense or sparse.
 
 B batch  T query position  D embed  V vocab  L stacked layers  M tokens
+Z = chunks of a sequence
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from moejax.config.attention import Attention
 from moejax.config.model import Model
 from moejax.kernels.cross_entropy import cross_entropy
-from moejax.models.attention import Attention, Context, KVCache
+from moejax.models.attend import Context, KVCache, context_of
+from moejax.models.attentions import apply_attention, attention_layer
 from moejax.models.feed_forward import apply_feed_forward, feed_forward
 from moejax.models.moe.layer import MoELayer
 from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterCounts
 from moejax.models.norms import RMSNorm
 from moejax.models.products import look_up, operand, product
 from moejax.models.remat import POLICIES
-from moejax.models.rotary import rotary_angles
 from moejax.models.stacking import separate, stack
 from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
@@ -44,13 +47,13 @@ class TargetScores(NamedTuple):
 class Block(nnx.Module):
   """One pre-norm layer: attention, then a dense or a sparse feed-forward."""
 
-  def __init__(self, model: Model, sparse: bool, partitioner: Partitioner, rngs: nnx.Rngs):
+  def __init__(self, attention: Attention, model: Model, sparse: bool, partitioner: Partitioner, rngs: nnx.Rngs):
     self.attention_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
-    self.attention = Attention(model, partitioner, rngs)
+    self.attention: Any = attention_layer(attention, model, partitioner, rngs)
     self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
     make = MoELayer if sparse else feed_forward
     self.feed_forward: Any = make(model, partitioner, rngs)
-    self.config = model.feed_forward
+    self.of_attention, self.of_feed_forward = attention, model.feed_forward
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
@@ -65,7 +68,8 @@ class Block(nnx.Module):
   ) -> tuple[jax.Array, jax.Array, dict[str, RouterCounts], KVCache | None]:
     """Returns x_BTD after attention, the input of the feed-forward layer, the counts of the router over heads, and
     `cache` extended by the tokens."""
-    out_BTD, of_heads, cache = self.attention(self.attention_norm(x_BTD), context, cache)
+    normed_BTD = self.attention_norm(x_BTD)
+    out_BTD, of_heads, cache = apply_attention(self.of_attention, self.attention, normed_BTD, context, cache)
     x_BTD = x_BTD + out_BTD
     return x_BTD, self.feed_forward_norm(x_BTD), {} if of_heads is None else {HEADS: of_heads}, cache
 
@@ -74,17 +78,18 @@ class Block(nnx.Module):
   ) -> tuple[jax.Array, dict[str, RouterCounts]]:
     """Returns x_BTD after the feed-forward layer, and the counts of the router over experts."""
     if not isinstance(self.feed_forward, MoELayer):
-      return x_BTD + apply_feed_forward(self.config, self.feed_forward, normed_BTD), {}
+      return x_BTD + apply_feed_forward(self.of_feed_forward, self.feed_forward, normed_BTD), {}
     x_BTD, counts = self.feed_forward(normed_BTD, valid_BT, keys_B, x_BTD)
     return x_BTD, {EXPERTS: counts}
 
 
 class Period(nnx.Module):
-  """One period of the pattern of dense and sparse layers. The last layer is sparse, if any is."""
+  """One period of the pattern of attention, dense and sparse layers. The last layer is sparse, if any is."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
-    sparse = [model.moe is not None and i == model.period - 1 for i in range(model.period)]
-    self.blocks = nnx.List([Block(model, is_sparse, partitioner, rngs) for is_sparse in sparse])
+    sparse = [model.moe is not None and (i + 1) % model.moe.every == 0 for i in range(model.period)]
+    layers = zip(model.attention_layers, sparse, strict=True)
+    self.blocks = nnx.List([Block(attention, model, is_sparse, partitioner, rngs) for attention, is_sparse in layers])
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, caches: tuple[KVCache, ...] | None, keys_B: jax.Array | None
@@ -160,7 +165,18 @@ class Transformer(nnx.Module):
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
 
   def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
-    """Scores each target token against the features at its position."""
+    """Scores each target token against the features at its position, one chunk of the sequences after the other."""
+    (B, T, D), chunks = x_BTD.shape, math.gcd(self.model.logit_chunks, x_BTD.shape[1])
+    if chunks == 1:
+      return self._score(x_BTD, targets_BT)
+    # The batch stays whole, so that every device has its part of each chunk.
+    x_ZBTD = x_BTD.reshape(B, chunks, T // chunks, D).swapaxes(0, 1)
+    targets_ZBT = targets_BT.reshape(B, chunks, T // chunks).swapaxes(0, 1)
+    score = jax.checkpoint(self._score, prevent_cse=False)
+    scores = jax.lax.map(lambda of_chunk: score(*of_chunk), (x_ZBTD, targets_ZBT))
+    return TargetScores(*(x_ZBT.swapaxes(0, 1).reshape(B, T) for x_ZBT in scores))
+
+  def _score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
     logits_MV = self.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
     logits_MV = self.partitioner.constrain(logits_MV, "batch", "vocab")
     with jax.named_scope("loss"):
@@ -181,8 +197,8 @@ class Transformer(nnx.Module):
     with jax.named_scope("embed"):
       x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
-    angles = rotary_angles(positions_BT, self.model.head_dim, self.model.rope_theta)
-    x_BTD, counts, caches = self._periods(x_BTD, Context(segments_BT, positions_BT, angles), caches, keys_B)
+    context = context_of(self.model, segments_BT, positions_BT)
+    x_BTD, counts, caches = self._periods(x_BTD, context, caches, keys_B)
     return self.final_norm(x_BTD), counts, caches
 
   def _periods(

@@ -159,7 +159,7 @@ def _memory(
     "activations": _saved(experiment, tokens) + 12 * tokens * (model.d_model + _wide(experiment) / mesh.model),
     "gathered_weights": layer,
     "exchange_buffers": _exchange_buffers(experiment, tokens),
-    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model,
+    "logits": 3 * 4 * tokens * model.vocab_size / mesh.model / model.logit_chunks,
   }
 
 
@@ -184,7 +184,7 @@ def _wide(experiment: Experiment) -> float:
   dense = 2.0 * model.d_ff
   if model.moe is None:
     return dense
-  return (_rows(experiment) * 2 * model.moe.d_ff + (model.period - 1) * dense) / model.period
+  return (_rows(experiment) * 2 * model.moe.d_ff + (model.moe.every - 1) * dense) / model.moe.every
 
 
 def _rows(experiment: Experiment) -> float:

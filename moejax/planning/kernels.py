@@ -122,9 +122,9 @@ def price(kernel: Instruction) -> Price:
   if splash:
     queries = next(dims for dtype, dims in operands if dtype in ("bf16", "f32") and len(dims) >= 3)
     *batch, N, T, H = queries
-    blocks = next(dims[-2] for dtype, dims in operands if dtype.startswith("s") and len(dims) == 3)
-    # Blocks above the diagonal are skipped, blocks on it computed whole.
-    scores = (batch[0] if batch else 1) * N * T * T * (blocks + 1) / (2 * blocks)
+    # Of the blocks of a row, the mask keeps at most `seen`: those up to the diagonal, and within a window.
+    seen, blocks = next(sorted(dims[-2:]) for dtype, dims in operands if dtype.startswith("s") and len(dims) == 3)
+    scores = (batch[0] if batch else 1) * N * T * T * seen * (2 * blocks - seen + 1) / (2 * blocks**2)
     per_width = 2 * SPLASH_PRODUCTS[splash[1]] * scores
     return Price(per_width * H, per_width * math.ceil(H / LANES) * LANES, VECTOR_OPERATIONS * scores, size)
   declared = {

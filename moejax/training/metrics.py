@@ -53,7 +53,8 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
 
 def sparse_layers(model: Model) -> list[str]:
   """Names of the sparse layers, numbered from 0 among all layers."""
-  return all_layers(model)[model.period - 1 :: model.period]
+  every = model.moe.every if model.moe else 1
+  return all_layers(model)[every - 1 :: every]
 
 
 def all_layers(model: Model) -> list[str]:

@@ -29,6 +29,8 @@ from moejax.config import (
   Evaluation,
   Experiment,
   ExpertChoiceRouter,
+  GroupedQuery,
+  Latent,
   Lion,
   Mesh,
   Muon,
@@ -59,7 +61,9 @@ from moejax.training.step import abstract_inputs, make_train_step
 
 
 def changed(config, path: str, value):
-  """The configuration with another value of one field, by its dotted name."""
+  """The configuration with another value of one field, by its dotted name; of a tuple, that of the first."""
+  if isinstance(config, tuple):
+    return (changed(config[0], path, value), *config[1:])
   name, _, rest = path.partition(".")
   return replace(config, **{name: changed(getattr(config, name), rest, value) if rest else value})
 
@@ -79,6 +83,7 @@ BASES = {
   "threshold": sparse(router=ThresholdRouter(), experts_per_token=8),
   "grouped": GROUPED,
   "heads": replace(DENSE, model=replace(DENSE.model, attention_experts=2)),
+  "latent": replace(DENSE, model=replace(DENSE.model, num_kv_heads=4, attention=(Latent(kv_rank=8, rotary_dim=4),))),
   "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True)),
   "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
@@ -91,7 +96,12 @@ PROGRAM = {
     "model.d_ff": 32, "model.vocab_size": 272, "model.tie_embeddings": False, "model.qk_norm": True,
     "model.attention_bias": True,
     "model.rope_theta": 500.0, "model.norm_epsilon": 1e-6, "model.activation": "gelu", "model.attention_experts": 2,
-    "model.logit_cap": 5.0, "model.compute_dtype": "bfloat16", "model.remat": "products", "model.layers": "unrolled",
+    "model.logit_cap": 5.0, "model.logit_chunks": 4,
+    "model.compute_dtype": "bfloat16", "model.remat": "products", "model.layers": "unrolled",
+    "model.attention": (GroupedQuery(), GroupedQuery(window=4)), "model.attention[grouped_query].window": 4,
+    "model.attention[grouped_query].chunk": 4, "model.attention[grouped_query].rotary_embedding": False,
+    "model.attention[grouped_query].rope_theta": 500.0, "model.attention[grouped_query].sinks": True,
+    "model.attention[grouped_query].output_bias": True,
     "training.batch_size": 16, "training.gradient_accumulation": 2, "training.losses.z": 0.1,
     "training.anomalies.spike": 3.0,
     "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5, "optimizer[AdamW].beta1": 0.8,
@@ -118,6 +128,10 @@ PROGRAM = {
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
   "grouped": {"model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].receive_factor": 1.0},
   "heads": {"training.losses.attention_mutual_information": 0.1},
+  "latent": {
+    "model.attention[latent].kv_rank": 6, "model.attention[latent].q_rank": 8,
+    "model.attention[latent].rotary_dim": 2, "model.attention[latent].value_dim": 6,
+  },
   "normed": {"model.qk_norm_over": "all_heads"},
   "shared": {"model.moe.shared_gate": True},
   "meshed": {

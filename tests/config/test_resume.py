@@ -9,8 +9,9 @@ from moejax.config.resume import RUN_MAY_CHANGE, changeable
 
 def test_what_does_not_decide_a_result_may_change_in_a_run():
   assert {*changeable(Experiment, "run")} == {
-    "model.remat", "data.prefetch", "training.checkpoints", "training.log_every", "evaluation", "mesh", "rules",
-    "matchable", "model.moe.dispatch.exchange", "training.anomalies.max_skipped", "training.anomalies.then",
+    "model.logit_chunks", "model.remat", "data.prefetch", "training.checkpoints", "training.log_every", "evaluation",
+    "mesh", "rules", "matchable", "model.moe.dispatch.exchange", "training.anomalies.max_skipped",
+    "training.anomalies.then",
   }  # fmt: skip
 
 

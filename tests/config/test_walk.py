@@ -13,6 +13,8 @@ def test_the_parts_of_an_experiment_are_what_json_holds_of_it(tiny_moe):
   def flat(plain, path=""):
     if isinstance(plain, dict):
       return {found: value for name, part in plain.items() for found, value in flat(part, join(path, name)).items()}
+    if isinstance(plain, list) and plain and isinstance(plain[0], dict):
+      return flat({str(i): item for i, item in enumerate(plain)}, path)
     return {path: plain}
 
   found = json.loads(json.dumps({path: value for path, value in leaves(tiny_moe) if not path.startswith("rules.")}))

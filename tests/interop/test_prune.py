@@ -21,8 +21,7 @@ from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.interop.layer_inputs import layer_inputs
 from moejax.interop.prune import Pruned, choose, pruned_model, pruned_parameters
-from moejax.models.attention import Context
-from moejax.models.rotary import rotary_angles
+from moejax.models.attend import context_of
 
 KEEP = 3
 MODEL = dataclasses.replace(
@@ -89,8 +88,7 @@ def test_layer_inputs_are_those_of_the_layers_in_the_whole_model():
   model, parameters = make(MODEL)
   found = list(layer_inputs(model, parameters, [BATCH]))
   transformer = model.module(parameters)
-  angles = rotary_angles(jnp.asarray(BATCH["positions"]), MODEL.head_dim, MODEL.rope_theta)
-  context = Context(jnp.asarray(BATCH["segments"]), jnp.asarray(BATCH["positions"]), angles)
+  context = context_of(MODEL, jnp.asarray(BATCH["segments"]), jnp.asarray(BATCH["positions"]))
   x_BTD = parameters["embedding_VD"][BATCH["tokens"]]
   for layer, block in zip(found, transformer.layers[0].blocks, strict=True):
     np.testing.assert_allclose(layer.inputs[0], block.attend(x_BTD, context, None)[1], rtol=1e-4, atol=1e-5)

@@ -49,7 +49,8 @@ def test_gradients_equal_those_of_the_library_on_one_document():
     np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
-def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_documents_and_padding():
+@pytest.mark.parametrize("window", [None, 40])
+def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_documents_and_padding(window):
   keys = jax.random.split(jax.random.key(0), 4)
   q, weight = (jax.random.normal(key, (2, 256, 4, 16)) for key in keys[:2])
   k, v = (jax.random.normal(key, (2, 256, 2, 16)) for key in keys[2:])
@@ -58,7 +59,7 @@ def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_
   weight = weight * (segments > 0)[..., None, None]
 
   def weighted(attend, q, k, v):
-    return jnp.sum(attend(q, k, v, segments) * weight)
+    return jnp.sum(attend(q, k, v, segments, window) * weight)
 
   fused = functools.partial(weighted, functools.partial(fused_attention, interpret=True))
   plain = functools.partial(weighted, attention)
@@ -67,6 +68,10 @@ def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_
   np.testing.assert_allclose(value, expected, rtol=1e-5)
   for mine, other in zip(gradients, of_plain, strict=True):
     np.testing.assert_allclose(mine, other, atol=1e-5)
+
+
+def test_the_fused_kernel_has_no_sinks():
+  assert attention_for("tpu", 4096, sinks=True) is attention
 
 
 @pytest.mark.parametrize(

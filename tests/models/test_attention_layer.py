@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, Model
-from moejax.models.attention import Attention, Context
+from moejax.config import DATA_EXPERT_MODEL, GroupedQuery, Mesh, Model
+from moejax.config.attention import Rotary
+from moejax.models.attend import Context
+from moejax.models.attention import GroupedQueryLayer
 from moejax.models.moe.losses import mutual_information_loss
 from moejax.models.moe.router_counts import sum_counts, token_counts
 from moejax.models.rotary import rotary_angles, rotate
@@ -21,17 +23,18 @@ MODEL = Model(
   num_layers=1, d_model=10, num_heads=6, num_kv_heads=2, head_dim=4, d_ff=8, vocab_size=16, attention_experts=3
 )
 B, T = 2, 7
+ROTARY = Rotary(4, MODEL.rope_theta)
 
 
 def make(model=MODEL):
   partitioner = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
-  return nnx.jit(lambda: Attention(model, partitioner, nnx.Rngs(params=0)))()
+  return nnx.jit(lambda: GroupedQueryLayer(GroupedQuery(), model, partitioner, nnx.Rngs(params=0)))()
 
 
 def inputs():
   positions_BT = jnp.broadcast_to(jnp.arange(T), (B, T))
   x_BTD = jax.random.normal(jax.random.key(1), (B, T, 10))
-  return x_BTD, Context(jnp.ones((B, T), jnp.int32), positions_BT, rotary_angles(positions_BT, 4, MODEL.rope_theta))
+  return x_BTD, Context(jnp.ones((B, T), jnp.int32), positions_BT, {ROTARY: rotary_angles(positions_BT, *ROTARY)})
 
 
 @pytest.mark.slow
@@ -39,7 +42,7 @@ def test_the_output_is_the_weighted_sum_of_every_experts_heads():
   layer = make()
   layer.w_router_DE[...] = 3.0 * layer.w_router_DE[...]
   x_BTD, context = inputs()
-  angles = context.angles
+  angles = context.angles[ROTARY]
   out_BTD, *_ = nnx.jit(lambda layer, x_BTD: layer(x_BTD, context))(layer, x_BTD)
   k_BTKH, v_BTKH = (jnp.einsum("BTD,DKH->BTKH", x_BTD, w[...]) for w in (layer.w_k_DKH, layer.w_v_DKH))
   k_BTKH = rotate(k_BTKH, angles)
@@ -128,12 +131,14 @@ def test_every_query_head_attends_to_its_own_key_value_head_whatever_the_rules_s
   model = dataclasses.replace(MODEL, d_model=16, num_heads=heads[0], num_kv_heads=heads[1], attention_experts=None)
   x_BTD = jax.random.normal(jax.random.key(1), (4, T, 16))
   positions_BT = jnp.broadcast_to(jnp.arange(T), (4, T))
-  context = Context(jnp.ones((4, T), jnp.int32), positions_BT, rotary_angles(positions_BT, 4, MODEL.rope_theta))
+  context = Context(jnp.ones((4, T), jnp.int32), positions_BT, {ROTARY: rotary_angles(positions_BT, *ROTARY)})
   parameters = nnx.to_pure_dict(nnx.split(make(model))[1])
 
   def output_and_gradients(mesh, rules=()):
     partitioner = make_partitioner(mesh, (*DATA_EXPERT_MODEL, *rules))
-    graph = nnx.split(nnx.eval_shape(lambda: Attention(model, partitioner, nnx.Rngs(params=0))))[0]
+    graph = nnx.split(
+      nnx.eval_shape(lambda: GroupedQueryLayer(GroupedQuery(), model, partitioner, nnx.Rngs(params=0)))
+    )[0]
 
     def loss(parameters, x_BTD):
       out_BTD = nnx.merge(graph, parameters)(x_BTD, context)[0]

@@ -172,3 +172,24 @@ def test_bfloat16_compute_stays_near_float32_and_logits_are_float32():
 def test_the_logit_cap_bounds_every_logit():
   largest = float(jnp.abs(logits(dataclasses.replace(UNTIED, logit_cap=0.1), tokens())).max())
   assert largest == pytest.approx(0.1)
+
+
+def test_logits_in_chunks_give_the_same_loss_and_gradients_in_a_fraction_of_the_memory():
+  wide = dataclasses.replace(DENSE, num_layers=1, vocab_size=4096)
+  x_BTD = jax.random.normal(jax.random.key(1), (4, 64, DENSE.d_model))
+  targets_BT = jax.random.randint(jax.random.key(2), (4, 64), 0, 4096)
+
+  def compiled(model):
+    graph, state = nnx.split(make(model))
+
+    def loss(state, x_BTD):
+      return jnp.mean(nnx.merge(graph, state).score(x_BTD, targets_BT).loss_BT)
+
+    return jax.jit(jax.value_and_grad(loss, (0, 1))).lower(state, x_BTD).compile(), state
+
+  (whole, state), (chunks, _) = (compiled(dataclasses.replace(wide, logit_chunks=n)) for n in (1, 16))
+  for one, other in zip(jax.tree.leaves(whole(state, x_BTD)), jax.tree.leaves(chunks(state, x_BTD)), strict=True):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-7)
+  of_logits = 4 * 4 * 64 * 4096
+  whole_bytes, chunk_bytes = (program.memory_analysis().temp_size_in_bytes for program in (whole, chunks))
+  assert whole_bytes >= of_logits > 2 * chunk_bytes

@@ -1,0 +1,129 @@
+"""Attention on the devices of a mesh, of which each computes its own sequences and query heads.
+
+B batch  T query position  S key position  N query heads  K key/value heads  H head dim
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from moejax.config.attention import Rotary
+from moejax.config.model import Model
+from moejax.kernels.attention import attention, attention_for, heads_served
+from moejax.kernels.cached_attention import cached_attention, store
+from moejax.models.rotary import Angles, rotary_angles
+from moejax.partitioning import Names, Partitioner
+
+QUERIES, KEYS = ("batch", "sequence", "heads", None), ("batch", "sequence", "kv_heads", None)
+"""Logical axes of queries, and of keys and values. The head dimension is not sharded here: the rule `head_dim` applies
+only to parameters."""
+
+KVCache = dict[str, jax.Array]
+"""What one layer keeps of earlier tokens: the arrays [B, S, ...] of `Attention.cached`. Position p of a sequence is at
+slot p."""
+
+
+class Context(NamedTuple):
+  """What every attention layer needs of the tokens."""
+
+  segments_BT: jax.Array
+  positions_BT: jax.Array
+  angles: Mapping[Rotary, Angles]
+  """Cosine and sine of each rotary embedding of the model, from `rotary_angles`."""
+
+
+def context_of(model: Model, segments_BT: jax.Array, positions_BT: jax.Array) -> Context:
+  """The context of tokens, with the angles of every rotary embedding of the model."""
+  rotaries = dict.fromkeys(attention.rotary(model) for attention in model.attention)
+  angles = {rotary: rotary_angles(positions_BT, *rotary) for rotary in rotaries if rotary is not None}
+  return Context(segments_BT, positions_BT, angles)
+
+
+def attend(
+  partitioner: Partitioner,
+  q_BTNH: jax.Array,
+  k_BTKH: jax.Array,
+  v_BTKH: jax.Array,
+  segments_BT: jax.Array,
+  window: int | None = None,
+  sinks_N: jax.Array | None = None,
+) -> jax.Array:
+  """Returns out_BTNH of tokens that attend to each other. The arguments are those of `kernels.attention.attention`."""
+  best = attention_for(partitioner.platform, q_BTNH.shape[1], sinks_N is not None)
+  group = q_BTNH.shape[2] // k_BTKH.shape[2]
+
+  def on_device(
+    q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, sinks: dict[str, jax.Array]
+  ) -> jax.Array:
+    k_BSKH, v_BSKH = (_served(partitioner, q_BTNH, x_BTKH, group) for x_BTKH in (k_BTKH, v_BTKH))
+    return best(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, **sinks)
+
+  sinks = {} if sinks_N is None else {"sinks_N": sinks_N}
+  keys = _keys(partitioner, k_BTKH.shape[2])
+  run = partitioner.on_each_device(
+    on_device,
+    (QUERIES, keys, keys, ("batch", "sequence"), dict.fromkeys(sinks, ("heads",))),
+    QUERIES,
+    exchanging=best is not attention,
+  )
+  return run(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks)
+
+
+def attend_cached(
+  partitioner: Partitioner,
+  q_BTNH: jax.Array,
+  new: KVCache,
+  cache: KVCache,
+  positions_BT: jax.Array,
+  keys_and_values: Callable[[KVCache], tuple[jax.Array, jax.Array]],
+  window: int | None = None,
+  chunk: int | None = None,
+  sinks_N: jax.Array | None = None,
+) -> tuple[jax.Array, KVCache]:
+  """Returns out_BTNH of new tokens, and `cache` extended by them.
+
+  Args:
+    partitioner: places the arrays.
+    q_BTNH: queries.
+    new: the arrays [B, T, K, ...] of the new tokens that are cached.
+    cache: the arrays [B, S, K, ...] of earlier tokens.
+    positions_BT: positions of the new tokens.
+    keys_and_values: k_BSKH and v_BSKH from the cached arrays.
+    window: as in `kernels.cached_attention.cached_attention`, like `chunk` and `sinks_N`.
+    chunk: see there.
+    sinks_N: see there.
+  """
+  heads = next(iter(new.values())).shape[2]
+  group = q_BTNH.shape[2] // heads
+
+  def on_device(
+    q_BTNH: jax.Array, new: KVCache, cache: KVCache, positions_BT: jax.Array, sinks: dict[str, jax.Array]
+  ) -> tuple[jax.Array, KVCache]:
+    cache = {name: store(kept, new[name], positions_BT) for name, kept in cache.items()}
+    k_BSKH, v_BSKH = (_served(partitioner, q_BTNH, x_BSKH, group) for x_BSKH in keys_and_values(cache))
+    return cached_attention(q_BTNH, k_BSKH, v_BSKH, positions_BT, window, chunk, **sinks), cache
+
+  sinks = {} if sinks_N is None else {"sinks_N": sinks_N}
+  keys = _keys(partitioner, heads)
+  slots: Any = dict.fromkeys(cache, ("batch", None, *keys[2:]))
+  run = partitioner.on_each_device(
+    on_device,
+    (QUERIES, dict.fromkeys(new, keys), slots, ("batch", "sequence"), dict.fromkeys(sinks, ("heads",))),
+    (QUERIES, slots),
+  )
+  return run(q_BTNH, new, cache, positions_BT, sinks)
+
+
+def _keys(partitioner: Partitioner, num_kv_heads: int) -> Names:
+  """Logical axes of keys and values in attention. Their heads are sharded only if each then lies with the query heads
+  that it serves. Otherwise every device has all of them."""
+  queries, keys = partitioner.axes("heads"), partitioner.axes("kv_heads", num_kv_heads)
+  return KEYS if queries[: len(keys)] == keys else (*KEYS[:2], None, None)
+
+
+def _served(partitioner: Partitioner, q_BTNH: jax.Array, x_BSKH: jax.Array, group: int) -> jax.Array:
+  """The keys or values of a device that its query heads attend to."""
+  queries, keys = q_BTNH.shape[2], x_BSKH.shape[2]
+  sharing = group * keys // queries  # devices with queries of these heads
+  return heads_served(x_BSKH, partitioner.index("heads") % sharing * queries, queries, group)
