@@ -187,12 +187,16 @@ class _Comparison:
       lambda record: self._show_left(of, record["step"]),
       lambda text: self.progress.note(f"warning: {of.name}: {text}"),
     )
-    turns = self._measured_again(of)
+    moment = f"after {of.name}"
+    # A run whose results were lost is only evaluated again.
+    measured = processes.first(lambda: any(s.moment == moment for s in self._read_measurements().sessions))
+    turns = None if measured else self._measured_again(of)
 
     def write() -> None:
       with self._turn():
-        session = Session(f"after {of.name}", time.time(), turns)
-        write_json(self._measurements, read_measurements(self._measurements, self.suite).after(session).to_json())
+        if turns is not None:
+          session = Session(moment, time.time(), turns)
+          write_json(self._measurements, self._read_measurements().after(session).to_json())
         self._write_so_far()
 
     processes.first(write)
@@ -241,7 +245,7 @@ class _Comparison:
       self.progress.note(f"warning: {self.directory / 'comparison.json'} could not be written: {users_mistake(error)}")
 
   def _write(self) -> Comparison:
-    self.measurements = read_measurements(self._measurements, self.suite)
+    self.measurements = self._read_measurements()
     comparison = outcome(
       self.suite,
       self.measurements,
@@ -261,6 +265,9 @@ class _Comparison:
       if result := read_result(self.directory / "runs" / name, of.allotment.steps, self._note_damage):
         results.setdefault(of.allotment.name, []).append(result)
     return results
+
+  def _read_measurements(self) -> Measurements:
+    return read_measurements(self._measurements, self.suite)
 
   @property
   def _measurements(self) -> pathlib.Path:
