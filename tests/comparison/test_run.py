@@ -264,6 +264,17 @@ def numbers(result: dict) -> dict:
   return kept | {"members": members}
 
 
+OF_CURVES = ("candidates", "bases", "notes", "verdict", "outcome")
+"""Of a pair, what is read from the loss curves, or may rest on them."""
+
+
+def without_curves(found: dict) -> dict:
+  """What does not depend on metrics.jsonl, which cannot be made again."""
+  pairs = [{key: value for key, value in pair.items() if key not in OF_CURVES} for pair in found["pairs"]]
+  members = [{key: value for key, value in m.items() if not key.endswith("_trained")} for m in found["members"]]
+  return found | {"pairs": pairs, "members": members, "finding": None}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_file_is_made_again_or_named_and_changes_no_number(resumed, text, tmp_path, damage):
@@ -281,12 +292,15 @@ def test_a_damaged_file_is_made_again_or_named_and_changes_no_number(resumed, te
   alone = [path for path in files if path.name in may_be_named]
   assert len(files) >= 9
   named = []
-  for paths in (*([path] for path in alone), [path for path in files if path not in alone]):
+  metrics = [path for path in files if path.name == "metrics.jsonl"]
+  for paths in (*([path] for path in alone), [path for path in files if path not in (*alone, *metrics)], metrics):
+    kept = without_curves if paths == metrics else dict
     before = [path.read_bytes() for path in paths]
     for path, content in zip(paths, before, strict=True):
       path.write_bytes(DAMAGES[damage](content))
     try:
-      assert numbers(compare(tiny_suite(text), directory, quiet(), ask)) == numbers(resumed.result), paths
+      found = numbers(compare(tiny_suite(text), directory, quiet(), ask))
+      assert kept(found) == kept(numbers(resumed.result)), paths
     except UserError as error:
       assert "\n" not in str(error) and paths == [path for path in alone if str(path) in str(error)]
       named.append(paths[0].name)
