@@ -14,6 +14,7 @@ from moejax.experiments.ds_moe import (
   ds_smoe_1b,
   ds_smoe_5b,
 )
+from moejax.experiments.ds_moe_mini import ds_mini_dense, ds_mini_moe, ds_mini_moe_no_mi, ds_mini_smoe, ds_moe_mini
 from moejax.experiments.mixtral import mixtral_8x7b, mixtral_64e
 from moejax.experiments.published import (
   fuji_7b_v1,
@@ -80,5 +81,10 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "ds_moe_6b": ds_moe_6b,
   "ds_smoe_1b": ds_smoe_1b,
   "ds_smoe_5b": ds_smoe_5b,
+  "ds_moe_mini": ds_moe_mini,
+  "ds_mini_dense": ds_mini_dense,
+  "ds_mini_moe": ds_mini_moe,
+  "ds_mini_moe_no_mi": ds_mini_moe_no_mi,
+  "ds_mini_smoe": ds_mini_smoe,
 }
 """Experiments and suites by name. Members of suites can also be found by their names."""

@@ -1,15 +1,12 @@
 """`moejax sparsity`: measure quality and speed of a DS-MoE with fewer experts."""
 
 import argparse
-import pathlib
-import tempfile
 from typing import Any
 
-from moejax import api
+from moejax import api, processes
 from moejax.command_line import path
 from moejax.config.fields import with_fields
-from moejax.display import Display
-from moejax.files import write_json
+from moejax.display import make_display
 from moejax.overrides import override
 from moejax.terminal import output
 from moejax.training.run_directory import check_only_operational, read_experiment
@@ -18,11 +15,13 @@ from moejax.verb_arguments import helped, required
 SPARSITY = """\
 RUN is a model that was trained with all experts (router.kind dense). Each mode of sparse inference is scored on the
 held-out text of RUN, or on --data, and timed. The table and the experts per token of each layer are written to
-RUN/sparsity.json. Fields that do not affect the trained model can be set, as in --evaluation.max-tokens 100000.
+RUN/sparsity.json, and plotted in RUN/sparsity.png and RUN/sparsity_layers.png. Fields that do not affect the trained
+model can be set, as in --evaluation.max-tokens 100000.
 
 examples:
   moejax sparsity /tmp/ds
-  moejax sparsity /tmp/ds --modes top_k:4 top_k:8 threshold:0.48 --max-increase 0.01 --batch-sizes 1"""
+  moejax sparsity /tmp/ds --modes top_k:4 top_k:8 threshold:0.48 --max-increase 0.01 --batch-sizes 1
+  moejax sparsity /tmp/ds --tasks sciq lambada_openai --limit 200 --evaluation.task-data DIR"""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +42,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--batch-sizes", nargs="*", type=int, default=[1, 16], metavar="N",
     help="batch sizes to measure tokens per second for; none skips the measurement (default: 1 16)",
   )  # fmt: skip
+  parser.add_argument(
+    "--tasks", nargs="+", metavar="TASK",
+    help="benchmarks to run in each mode, as `moejax evaluate` takes (default: none)",
+  )  # fmt: skip
+  parser.add_argument("--limit", type=int, metavar="N", help="use the first N examples of each task (default: all)")
   parser.add_argument("--rounds", type=int, default=5, metavar="N", help="measurements per mode (default: 5)")
 
 
@@ -51,32 +55,22 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     return 0
   directory = required(known, "run", "RUN")
   there = read_experiment(directory)
-  experiment = override(there, overrides)
+  experiment = override(with_fields(there, {"evaluation.task_limit": None}), overrides)
   check_only_operational(there, experiment)
-  from moejax.data.text import open_text
-  from moejax.evaluation.sparsity import Speed, default_modes, measure_modes
-  from moejax.inference.load import load_run
-  from moejax.inference.sparse import check_trained_densely, parse_sparse
-  from moejax.training.prepare import open_workspace
+  from moejax.comparison.sparsity_run import run_sparsity
+  from moejax.evaluation.sparsity import Sweep
+  from moejax.evaluation.tasks import flat
 
-  moe = check_trained_densely(experiment.model, "moejax sparsity")
-  modes = [parse_sparse(mode) for mode in known.modes] if known.modes else default_modes(moe.num_experts)
-  speed = Speed(batch_sizes=tuple(known.batch_sizes), rounds=known.rounds) if known.batch_sizes else None
+  sweep = Sweep.of(experiment.model, known.modes or (), known.max_increase, known.batch_sizes, known.rounds)
   api.join()
-  with Display(f"sparsity {directory}") as display, tempfile.TemporaryDirectory() as elsewhere:
-    folder = directory
-    if known.data:
-      experiment = with_fields(experiment, {"data.validation": tuple(known.data)})
-      folder = pathlib.Path(elsewhere)
-    text = open_text(experiment.data, folder)
-    with open_workspace([experiment], text, folder, f"sparsity {directory}", display) as workspace:
-      placed = workspace.placed[experiment.name].experiment
-      display.stage(f"read {directory}")
-      own = with_fields(there, {"mesh": placed.mesh, "evaluation": placed.evaluation})
-      loaded = load_run(directory, own, decode=True)
-      found = measure_modes(loaded, workspace.corpus, modes, known.max_increase, speed, display)
-  write_json(directory / "sparsity.json", found)
-  for line in _table(found):
+  with make_display(f"sparsity {directory}") as progress:
+
+    def score(mode: str | None) -> dict[str, float]:
+      options: Any = {"limit": known.limit, "experiment": experiment, "progress": progress}
+      return flat(api.evaluate(directory, known.tasks, sparse=mode, **options).scores)
+
+    found = run_sparsity(directory, experiment, sweep, known.data or (), score if known.tasks else None, progress)
+  for line in _table(found) if processes.is_first() else ():
     output().print(line, highlight=False, markup=False, soft_wrap=True)
   return 0
 
@@ -84,8 +78,9 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
 def _table(found: dict[str, Any]) -> list[str]:
   """The modes as aligned lines, and the recommendation."""
   sizes = list(found["modes"][0].get("tokens_per_s", {}))
+  scores = [name for name in found["modes"][0].get("tasks", {}) if not name.endswith("_stderr")]
   heads = ["mode", "perplexity", "increase", "active parameters", "experts per token"]
-  rows = [heads + [f"tokens/s, batch {size}" for size in sizes]]
+  rows = [heads + [f"tokens/s, batch {size}" for size in sizes] + scores]
   for row in found["modes"]:
     used = row["experts_per_token"]
     rows.append(
@@ -96,6 +91,7 @@ def _table(found: dict[str, Any]) -> list[str]:
         f"{row['parameters_active']:,} ({row['active_fraction']:.0%})",
         f"{sum(used) / len(used):.1f} ({min(used):.1f} to {max(used):.1f})",
         *(f"{row['tokens_per_s'][size]:.1f}" for size in sizes),
+        *(f"{row['tasks'][score]:.4g}" for score in scores),
       ]
     )
   widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

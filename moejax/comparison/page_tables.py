@@ -14,7 +14,7 @@ from moejax.comparison import curves, quantities
 from moejax.comparison.palette import member_colors
 from moejax.comparison.plots.speed_accuracy import Measure, role
 from moejax.comparison.quantities import MISSING
-from moejax.comparison.record import GOODPUT, Baselines, Comparison, Member, equal_names, known
+from moejax.comparison.record import GOODPUT, INFERENCE, Baselines, Comparison, Member, equal_names, known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +83,25 @@ def goodput_table(comparison: Comparison) -> Table:
       useful = member.goodput.get(fraction)
       rows.append((name, Cell(quantities.percent(useful), useful), *lost))
   return Table("goodput", "Goodput", heads, tuple(rows))
+
+
+def inference_table(comparison: Comparison) -> Table | None:
+  """One row per member whose inference was measured, and one column per batch size. None if there is no such member."""
+  costs = {member.name: member.more[INFERENCE] for member in comparison.members if INFERENCE in member.more}
+  sizes = dict.fromkeys(size for cost in costs.values() for size in cost["tokens_per_s"])
+  heads = ("Member", "Experts", "Active parameters", "Perplexity", *(f"Tokens/s, batch {size}" for size in sizes))
+  rows = []
+  for name, member in _named(comparison):
+    if cost := costs.get(member.name):
+      active, speeds = cost["parameters_active"], [cost["tokens_per_s"].get(size) for size in sizes]
+      increase = Cell(f"{cost['perplexity_increase']:+.1%}", cost["perplexity_increase"])
+      rows.append(
+        (
+          name, Cell(cost["mode"] or "as trained"), Cell(quantities.count(active), active),
+          increase if cost["mode"] else Cell("as trained"), *(Cell(quantities.count(speed), speed) for speed in speeds),
+        )
+      )  # fmt: skip
+  return Table("inference", "Inference", heads, tuple(rows)) if rows else None
 
 
 def router_table(name: str, metrics: curves.Metrics) -> Table | None:

@@ -15,6 +15,8 @@ KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
 TASKS, GOODPUT = "tasks/", "goodput/"
 """Prefixes of the keys of benchmark scores and of goodput."""
+INFERENCE = "inference"
+"""Key of a member in comparison.json with its inference cost, if it was measured."""
 
 CANDIDATE, DENSE, NO_DIFFERENCE = "candidate better", "dense better", "no difference found"
 NOT_ESTABLISHED = "not established"

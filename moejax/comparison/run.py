@@ -17,6 +17,7 @@ from moejax.comparison import quantities
 from moejax.comparison.against import Results
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.claims import train_unclaimed
+from moejax.comparison.inference_cost import measure_inference, with_inference
 from moejax.comparison.judgement import equal_time
 from moejax.comparison.match import Match, match
 from moejax.comparison.measure import measure
@@ -81,7 +82,9 @@ def compare(
       comparison.count_ngrams()
       comparison.measure()
   with continuing(comparison.saved):
-    return comparison.report(shared=comparison.train())
+    shared = comparison.train()
+    measure_inference(suite, workspace.corpus, directory, progress)
+    return comparison.report(shared)
 
 
 class _Comparison:
@@ -255,6 +258,7 @@ class _Comparison:
       self.baselines,
       provenance() | {"corpus": self.workspace.corpus.summary()},
     )
+    comparison = with_inference(comparison, self.directory)
     write_json(self.directory / "comparison.json", comparison.to_json())
     return comparison
 

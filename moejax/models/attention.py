@@ -49,6 +49,7 @@ class GroupedQueryLayer(nnx.Module):
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
     self.config = config
     self.rotary = config.rotary(model)
+    self.group_size = model.moe.group_size if model.moe else None  # of whose tokens counts are sums
     self.gradients = model.gradient_dtype
     self.partitioner = partitioner
 
@@ -92,7 +93,10 @@ class GroupedQueryLayer(nnx.Module):
     if self.w_router_DE is not None:
       with jax.named_scope("attention_router"):
         probs_BTE = self._route(x_BTD)
-        counted = count_probabilities(probs_BTE[None], (context.segments_BT > 0)[None], T)
+        valid_BT = context.segments_BT > 0
+        unit = self.group_size or T
+        of_units = (1, x_BTD.shape[0] * T // unit, unit)
+        counted = count_probabilities(probs_BTE.reshape(*of_units, -1), valid_BT.reshape(of_units), T)
         counted = {name: constrain(x, None, "batch", *(None,) * (x.ndim - 2)) for name, x in counted.items()}
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]

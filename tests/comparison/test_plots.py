@@ -15,6 +15,7 @@ from moejax.comparison.plots.expert_load import CELLS, expert_load
 from moejax.comparison.plots.figure import HEIGHT, WIDTH, patched
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
+from moejax.comparison.plots.sparsity import sparsity_plots
 from moejax.comparison.plots.speed_accuracy import speed_accuracy
 from moejax.comparison.record import from_json
 
@@ -221,3 +222,30 @@ def test_routing_shows_entropy_drops_and_every_auxiliary_loss_of_each_sparse_mem
   assert " z loss" not in words.replace("router z loss", "")  # that of the logits is another
   assert all(re.fullmatch(r"routing_moe_small_8e_\w+", name) for name in figures["moe_small_8e"].drawings())
   json.dumps(figures["moe_small_8e"].spec, allow_nan=False)
+
+
+def test_the_sparsity_plots_name_every_mode_and_show_the_layers_at_the_default_threshold():
+  def row(mode, active, increase, **more):
+    scores = {"sciq/acc": 0.3 - increase, "sciq/acc_stderr": 0.02}
+    speed = {"1": 300 / active, "16": 2000.0}
+    return {"mode": mode, "active_fraction": active, "perplexity_increase": increase, "tokens_per_s": speed,
+            "tasks": scores} | more  # fmt: skip
+
+  heads = "attention_experts_above_threshold"
+  used = {"experts_per_token": [4.0, 8.0], "experts_per_token_stdev": [1.0, 2.0]}
+  used |= {heads: [3.0, 4.0], f"{heads}_stdev": [0.5, 0.0]}
+  more_used = used | {"experts_per_token": [12.0, 16.0]}
+  rows = [row("all", 1.0, 0.0), row("threshold:0.24", 0.7, 0.001, **more_used)]
+  rows += [row("threshold:0.48", 0.45, 0.01, **used), row("top_k:4", 0.4, 0.05)]
+  found = {"num_experts": 32, "attention_experts": 4, "max_increase": 0.03, "chosen": "threshold:0.48", "modes": rows}
+  trade_off, layers = sparsity_plots(found)
+  drawn = texts(draw(trade_off.spec, trade_off.title, palette.LIGHT)[0])
+  for mode in ("all", "threshold:0.24", "threshold:0.48", "top_k:4"):
+    assert mode in trade_off.alt and mode in drawn
+  assert "threshold:0.48 45% active, perplexity +1.0%" in trade_off.alt
+  assert "sciq/acc" in drawn and "batch 1: all experts 300 tokens/s" in drawn
+  assert "feed-forward: 12%, 25%; attention: 75%, 100%" in layers.alt and "threshold:0.48" in layers.alt
+  assert {"feed-forward", "attention"} <= {*texts(draw(layers.spec, layers.title, palette.LIGHT)[0])}
+  alone = [{key: value for key, value in row.items() if key not in ("tokens_per_s", "tasks")} for row in rows[::3]]
+  (trade_off,) = sparsity_plots(found | {"chosen": "all", "modes": alone})
+  assert "top_k:4 40% active" in trade_off.alt
