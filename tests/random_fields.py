@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from moejax.config.kinds import KIND, OfSeveralKinds, base_of, kinds
 from moejax.config.sharding import LOGICAL_AXES, MESH_AXES
-from moejax.config.walk import join
+from moejax.config.walk import holds_configurations, join
 from moejax.field_values import option
 from moejax.lookup import find_experiment
 
@@ -29,6 +29,13 @@ NUMBERS_AND_TEXT = {
   "model.attention-experts": ("None", "1", "2", "4"),
   "model.logit-cap": ("None", "1e-6", "5", "1e6"),
   "model.logit-chunks": ("1", "2", "4"),
+  "model.attention.0.window": ("None", "1", "3", "8", "100"),
+  "model.attention.0.chunk": ("None", "1", "3", "8", "100"),
+  "model.attention.0.rope-theta": ("None", "1e-3", "500"),
+  "model.attention.0.kv-rank": ("1", "4", "16"),
+  "model.attention.0.q-rank": ("None", "1", "8"),
+  "model.attention.0.rotary-dim": ("2", "4", "8"),
+  "model.attention.0.value-dim": ("None", "1", "4", "16"),
   "model.moe.num-experts": ("1", "2", "4", "8", "16"),
   "model.moe.experts-per-token": ("1", "2", "3", "4", "8"),
   "model.moe.d-ff": ("1", "8", "12", "16"),
@@ -115,6 +122,9 @@ def choices(owner: Any, path: str = "") -> dict[str, tuple[str, ...]]:
       value = getattr(owner, name, None)
       if dataclasses.is_dataclass(value):
         found |= choices(value, join(path, name))
+      elif holds_configurations(value):
+        for i, part in enumerate(value):
+          found |= choices(part, join(path, f"{name}.{i}"))
       elif hint is bool or get_origin(hint) is Literal:
         found[option(join(path, name))] = ("True", "False") if hint is bool else get_args(hint)
   return found

@@ -283,10 +283,7 @@ def test_tasks_without_the_harness_are_refused_with_what_to_install(run, monkeyp
 def test_a_trained_model_is_evaluated_as_it_is(run, tmp_path, tiny_dense):
   claim(tmp_path / "done", tiny_dense, 2)
   line = refused(run("evaluate", "{tmp}/done", "--model.d-ff", "48", "--mesh.data", "2"))
-  assert (
-    "model.d_ff is 24 there and 48 here; those that can are model.moe.dispatch.exchange, model.remat, data.prefetch"
-    in line
-  )
+  assert "model.d_ff is 24 there and 48 here; those that can are model.logit_chunks" in line
   assert "evaluation.task_limit=0 must be above 0" in refused(run("evaluate", "{tmp}/done", "--limit", "0"))
 
 

@@ -1,4 +1,7 @@
-"""Compares each candidate of a pair with its dense model: step time, training time, quality, and other bases."""
+"""Compares each candidate of a pair with its dense model: step time, training time, quality, and other bases.
+
+X = runs with different seeds  Y = documents  Z = points of a curve
+"""
 
 import dataclasses
 import math
@@ -25,8 +28,8 @@ Results = Mapping[str, Sequence[Result]]
 
 def bits(results: Sequence[Result]) -> Scores:
   """Bits per byte of the runs of a member."""
-  nats_SY = np.stack([result.held_out.nats for result in results])
-  return Scores(nats_SY / NATS_PER_BIT, results[0].held_out.text_bytes)
+  nats_XY = np.stack([result.held_out.nats for result in results])
+  return Scores(nats_XY / NATS_PER_BIT, results[0].held_out.text_bytes)
 
 
 def accuracy(results: Sequence[Result]) -> Scores:

@@ -4,7 +4,7 @@ All members of a pair have the same training time by their step times. Their who
 they differ in tokens and FLOPs. The curve of a run gives its bits per byte at an earlier point. Since the learning rate
 schedule is not complete there, a run of that length would be somewhat better: a speed-up is a lower bound.
 
-Z points of a curve
+Z = points of a curve
 """
 
 import dataclasses

@@ -1,4 +1,7 @@
-"""Measures the step times of all members of a suite on the available devices."""
+"""Measures the step times of all members of a suite on the available devices.
+
+E experts  L stacked layers
+"""
 
 import statistics
 import time

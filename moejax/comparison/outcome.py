@@ -1,4 +1,7 @@
-"""Computes the content of comparison.json: every number of the report."""
+"""Computes the content of comparison.json: every number of the report.
+
+X = runs with different seeds  Y = documents
+"""
 
 import math
 import statistics
@@ -129,7 +132,7 @@ def _member(
 
 def _scores(name: str, scores: Scores, seeds: SeedVariance) -> dict[str, Any]:
   """A score and its standard error over documents and, if it is known, over seeds."""
-  stderr = ratio_stderr(scores.numerators_SY.mean(axis=0), scores.denominators_Y)
+  stderr = ratio_stderr(scores.numerators_XY.mean(axis=0), scores.denominators_Y)
   if seeds.degrees:
     stderr = math.hypot(stderr, math.sqrt(seeds.variance / len(scores.by_seed)))
   return {name: scores.value, f"{name}_stderr": stderr}

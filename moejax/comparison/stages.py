@@ -1,4 +1,7 @@
-"""Reads and checks the files of the stages of a comparison. Damaged files are made again if possible."""
+"""Reads and checks the files of the stages of a comparison. Damaged files are made again if possible.
+
+Z = points of a curve  L stacked layers
+"""
 
 import dataclasses
 import math

@@ -3,7 +3,10 @@
 A step time is measured in rounds, in each of which all members take a turn, and a series holds one logarithm per round.
 Rounds belong to sessions, which are minutes or hours apart.
 
-S runs with different seeds  Y documents  Z bootstrap samples  C candidates
+There are J candidates.
+
+X = runs with different seeds  Y = documents  Z = bootstrap samples
+J other dimension
 """
 
 import dataclasses
@@ -122,7 +125,7 @@ def _between(means: np.ndarray, variances: np.ndarray) -> float:
 class Scores:
   """The scores of one model: sums over the targets of each document, for each run."""
 
-  numerators_SY: np.ndarray
+  numerators_XY: np.ndarray
   """Such as bits or correct targets."""
   denominators_Y: np.ndarray
   """Such as bytes or targets, which all models and runs have in common."""
@@ -130,7 +133,7 @@ class Scores:
   @property
   def by_seed(self) -> np.ndarray:
     """The ratio of the sums of each run."""
-    return self.numerators_SY.sum(axis=1) / self.denominators_Y.sum()
+    return self.numerators_XY.sum(axis=1) / self.denominators_Y.sum()
 
   @property
   def value(self) -> float:
@@ -190,45 +193,45 @@ def differences(dense: Scores, candidates: Mapping[str, Scores], seeds: SeedVari
   used = weights_Y > 0
   weights_Y = weights_Y[used]
   effective = float(np.square(weights_Y.sum()) / np.square(weights_Y).sum()) if used.any() else 0.0
-  values_C = np.array([candidates[name].value - dense.value for name in names])
-  dense_Y = dense.numerators_SY.mean(axis=0)
-  gaps_CY = np.stack([(candidates[name].numerators_SY.mean(axis=0) - dense_Y)[used] for name in names])
-  errors_ZC = _document_errors(gaps_CY, weights_Y) * math.sqrt(effective / max(effective - 1, 1e-9))
-  documents_C = errors_ZC.std(axis=0)
-  runs_C = np.array([seeds.variance * (1 / len(candidates[n].by_seed) + 1 / len(dense.by_seed)) for n in names])
+  values_J = np.array([candidates[name].value - dense.value for name in names])
+  dense_Y = dense.numerators_XY.mean(axis=0)
+  gaps_JY = np.stack([(candidates[name].numerators_XY.mean(axis=0) - dense_Y)[used] for name in names])
+  errors_ZJ = _document_errors(gaps_JY, weights_Y) * math.sqrt(effective / max(effective - 1, 1e-9))
+  documents_J = errors_ZJ.std(axis=0)
+  runs_J = np.array([seeds.variance * (1 / len(candidates[n].by_seed) + 1 / len(dense.by_seed)) for n in names])
   random = np.random.default_rng(1)
   dense_Z = random.normal(size=SAMPLES) * math.sqrt(seeds.variance / len(dense.by_seed))
-  own_ZC = random.normal(size=(SAMPLES, len(names))) * np.sqrt(
+  own_ZJ = random.normal(size=(SAMPLES, len(names))) * np.sqrt(
     [seeds.variance / len(candidates[n].by_seed) for n in names]
   )
-  stderr_C = np.sqrt(np.square(documents_C) + runs_C)
-  known = np.isfinite(stderr_C).all() and (stderr_C > 0).all() and effective > 1
+  stderr_J = np.sqrt(np.square(documents_J) + runs_J)
+  known = np.isfinite(stderr_J).all() and (stderr_J > 0).all() and effective > 1
   largest = 1.0
   if known and len(names) > 1:
-    largest_Z = np.abs((errors_ZC + own_ZC - dense_Z[:, None]) / stderr_C).max(axis=1)
+    largest_Z = np.abs((errors_ZJ + own_ZJ - dense_Z[:, None]) / stderr_J).max(axis=1)
     normal = float(special.ndtri((1 + CONFIDENCE) / 2))
     largest = max(1.0, float(np.quantile(largest_Z, CONFIDENCE)) / normal)
   found = {}
   for i, name in enumerate(names):
-    degrees = _degrees(float(documents_C[i]) ** 2, effective - 1, float(runs_C[i]), seeds.degrees)
-    stderr = float(stderr_C[i]) if known else math.nan
+    degrees = _degrees(float(documents_J[i]) ** 2, effective - 1, float(runs_J[i]), seeds.degrees)
+    stderr = float(stderr_J[i]) if known else math.nan
     critical = t_quantile((1 + CONFIDENCE) / 2, degrees) * largest
-    value, half = float(values_C[i]), critical * stderr
+    value, half = float(values_J[i]), critical * stderr
     detectable = (critical + t_quantile(POWER, degrees)) * stderr
-    found[name] = Difference(value, stderr, value - half, value + half, detectable, float(documents_C[i]))
+    found[name] = Difference(value, stderr, value - half, value + half, detectable, float(documents_J[i]))
   return found
 
 
-def _document_errors(gaps_CY: np.ndarray, weights_Y: np.ndarray) -> np.ndarray:
+def _document_errors(gaps_JY: np.ndarray, weights_Y: np.ndarray) -> np.ndarray:
   """Errors [Z, C] of the ratio of sums over documents that are drawn with replacement."""
   size = len(weights_Y)
   if size < 2:
-    return np.full((2, len(gaps_CY)), math.nan)
+    return np.full((2, len(gaps_JY)), math.nan)
   random, ratios = np.random.default_rng(0), []
   for samples in np.array_split(np.arange(SAMPLES), math.ceil(SAMPLES * size / 1e7)):  # limits the memory
     counts_ZY = random.multinomial(size, np.full(size, 1 / size), size=len(samples)).astype(float)
-    ratios.append((counts_ZY @ gaps_CY.T) / (counts_ZY @ weights_Y)[:, None])
-  return np.concatenate(ratios) - gaps_CY.sum(axis=1) / weights_Y.sum()
+    ratios.append((counts_ZY @ gaps_JY.T) / (counts_ZY @ weights_Y)[:, None])
+  return np.concatenate(ratios) - gaps_JY.sum(axis=1) / weights_Y.sum()
 
 
 def _degrees(documents: float, documents_degrees: float, runs: float, runs_degrees: float) -> float:
