@@ -100,7 +100,7 @@ def test_prefill_and_every_decoded_token_have_the_logits_of_one_device_without_a
     return model.logits(x_BTD.reshape(-1, x_BTD.shape[-1])).reshape(*tokens_BT.shape, -1), cache
 
   tokens_BT = np.array([row[:start] + [0] * (12 - start) for row, start in zip(rows, starts, strict=True)], np.int32)
-  cache = jax.device_put(empty_cache(abstract, 4, 20), jax.tree.map(lambda x: x, _each(abstract, 4, 20)))
+  cache = jax.device_put(empty_cache(abstract, 4, 20), cache_shardings(abstract, 4))
   got, cache = run(parameters, tokens_BT, np.array(starts, np.int32), cache)
   for row, start in enumerate(starts):
     np.testing.assert_allclose(got[row, :start], expected[row, :start], rtol=2e-4, atol=2e-5)
@@ -110,14 +110,6 @@ def test_prefill_and_every_decoded_token_have_the_logits_of_one_device_without_a
     for row, start in enumerate(starts):
       np.testing.assert_allclose(got[row, 0], expected[row, start + step], rtol=2e-4, atol=2e-5)
   np.testing.assert_array_equal(cache.lengths_B, np.array(starts) + new)
-
-
-def _each(abstract, batch, slots):
-  """The cache's placement, a sharding for each array."""
-  shardings = cache_shardings(abstract, batch)
-  cache = jax.eval_shape(lambda: empty_cache(abstract, batch, slots))
-  layers = jax.tree.map(lambda _: shardings.layers, cache.layers)
-  return dataclasses.replace(cache, layers=layers, lengths_B=shardings.lengths_B)
 
 
 @pytest.mark.parametrize(
