@@ -4,7 +4,6 @@ from collections.abc import Mapping
 
 from moejax.comparison import curves, quantities
 from moejax.comparison.record import ESTABLISHED, VIOLATED, Comparison, Member, known
-from moejax.comparison.statement import given
 
 FEW_DOCUMENTS = 100
 """Number of held-out documents below which the report asks for more."""
@@ -91,7 +90,7 @@ def _trained(comparison: Comparison) -> list[Member]:
 
 def _runs(member: Member) -> int:
   """The number of runs of a member, each with a seed of its own."""
-  return len(given(member, "runs") or ()) or 1
+  return len(member.runs) or 1
 
 
 def _seeds(trained: list[Member]) -> str:
@@ -117,7 +116,7 @@ def _held_out(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> 
   targets = [curves.series(rows, "held_out/targets")[1] for rows in metrics.values()]
   tokens = min((float(numbers[-1]) for numbers in targets if len(numbers)), default=None)
   text = f"{documents:,} documents, {quantities.count(tokens)} tokens"
-  effective = [number for pair in comparison.pairs if known(number := given(pair, "documents_effective"))]
+  effective = [number for pair in comparison.pairs if known(number := pair.documents_effective)]
   return f"{text}; as informative as {min(effective):.0f} documents of equal size" if effective else text
 
 

@@ -1,15 +1,11 @@
 """What comparison.json says of each candidate and its dense model: differences with intervals, and outcomes."""
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moejax.comparison import quantities
 from moejax.comparison.page_tables import Cell, Table
 from moejax.comparison.quantities import MISSING
-from moejax.comparison.record import Comparison, MatchedPair, known
-
-STDERRS = 1.96
-"""Number of standard errors on each side of an interval at 95 %, for a file without intervals."""
+from moejax.comparison.record import Against, Comparison, MatchedPair, known
 
 BASES = {"time": "equal training time", "tokens": "equal tokens", "flops": "equal training FLOPs"}
 EQUAL_TIME = {
@@ -20,31 +16,20 @@ EQUAL_TIME = {
 }
 
 
-def given(record: Any, key: str) -> Any:
-  """The value of `key`, which may be a field of the record, one of its other keys, or an item of an object."""
-  if isinstance(record, Mapping):
-    return record.get(key)
-  value = getattr(record, key, None)
-  return record.more.get(key) if value is None else value
-
-
-def candidates(comparison: Comparison) -> list[tuple[MatchedPair, Any]]:
-  """Each candidate with its pair. In a file without candidates, the pair itself tells of its match."""
-  return [(pair, one) for pair in comparison.pairs for one in given(pair, "candidates") or (pair,) if given(one, "moe")]
+def candidates(comparison: Comparison) -> list[tuple[MatchedPair, Against]]:
+  """Each candidate with its pair. In a file without candidates, the pair itself has the numbers of its match."""
+  return [(pair, one) for pair in comparison.pairs for one in pair.candidates or (pair,) if one.moe]
 
 
 def interval(record: Any, key: str) -> tuple[float, float] | None:
-  """The interval of a number at 95 %."""
-  ends = given(record, f"{key}_interval")
-  if isinstance(ends, Sequence) and len(ends) == 2 and all(map(known, ends)):
-    return ends[0], ends[1]
-  value, stderr = given(record, key), given(record, f"{key}_stderr")
-  return (value - STDERRS * stderr, value + STDERRS * stderr) if known(value) and known(stderr) else None
+  """The interval of a number at 95 %, or None if it is unknown."""
+  ends = getattr(record, f"{key}_interval")
+  return (ends[0], ends[1]) if ends is not None and all(map(known, ends)) else None
 
 
 def written(record: Any, key: str, scale: float = 1.0, signed: bool = True, unit: str = "") -> str:
   """A number and its interval: +0.161 (+0.102 to +0.220)."""
-  value = given(record, key)
+  value = getattr(record, key)
   if not known(value):
     return MISSING
   sign, digits = "+" if signed else "", 3 if scale == 1 else 2
@@ -54,23 +39,23 @@ def written(record: Any, key: str, scale: float = 1.0, signed: bool = True, unit
   return f"{text} {unit}".strip().replace("-", "\N{MINUS SIGN}")
 
 
-def equal_time(pair: Any, tolerance: str) -> tuple[str, bool]:
+def equal_time(pair: MatchedPair, tolerance: str) -> tuple[str, bool]:
   """Whether the times of a pair are equal, in words, and whether that is established."""
-  if (found := given(pair, "equal_time")) in EQUAL_TIME:
-    text, good = EQUAL_TIME[found]
+  if pair.equal_time in EQUAL_TIME:
+    text, good = EQUAL_TIME[pair.equal_time]
     return text.format(tolerance), good
-  within = given(pair, "within_tolerance")
+  within = pair.within_tolerance
   if within is None:
     return "not matched yet", False
   return (f"{'✓' if within else '✗'} step times {'' if within else 'not '}equal within {tolerance}", bool(within))
 
 
-def facts(pair: Any) -> list[tuple[str, str, str]]:
+def facts(pair: MatchedPair) -> list[tuple[str, str, str]]:
   """Names, values and words of a pair, for its card."""
-  found = [("Outcome", str(given(pair, "outcome")), "")] if given(pair, "outcome") else []
+  found = [("Outcome", str(pair.outcome), "")] if pair.outcome else []
   found.append(("Step-time ratio", written(pair, "step_time_ratio", signed=False), "MoE / dense"))
-  if known(given(pair, "whole_run_ratio")):
-    whole = quantities.ratio(given(pair, "whole_run_ratio"))
+  if known(pair.whole_run_ratio):
+    whole = quantities.ratio(pair.whole_run_ratio)
     found.append(("Whole-run ratio", whole, "training time as measured, MoE / dense"))
   found.append(("Bits per byte", written(pair, "bits_per_byte_difference"), "fewer are better"))
   points = written(pair, "accuracy_difference", 100.0, unit="points")
@@ -85,20 +70,20 @@ def candidates_table(comparison: Comparison) -> Table:
   )  # fmt: skip
   rows = []
   for pair, one in candidates(comparison):
-    whole, detectable = given(one, "whole_run_ratio"), given(one, "bits_per_byte_detectable")
+    whole, detectable = one.whole_run_ratio, one.bits_per_byte_detectable
     within = {True: "within the tolerance", False: "not within the tolerance", None: MISSING}
-    equal = given(one, "equal_time") or within[given(one, "within_tolerance")]
+    equal = one.equal_time or within[one.within_tolerance]
     rows.append(
       (
-        Cell(given(one, "moe"), below="; ".join(given(one, "notes") or ()) or None),
+        Cell(str(one.moe), below="; ".join(one.notes) or None),
         Cell(pair.dense),
-        Cell(written(one, "step_time_ratio", signed=False), given(one, "step_time_ratio")),
+        Cell(written(one, "step_time_ratio", signed=False), one.step_time_ratio),
         Cell(quantities.ratio(whole), whole),
         Cell(str(equal)),
-        Cell(written(one, "bits_per_byte_difference"), given(one, "bits_per_byte_difference")),
+        Cell(written(one, "bits_per_byte_difference"), one.bits_per_byte_difference),
         Cell(f"{detectable:.3f}" if known(detectable) else MISSING, detectable),
-        Cell(written(one, "accuracy_difference", 100.0), given(one, "accuracy_difference")),
-        Cell(str(given(one, "outcome") or MISSING)),
+        Cell(written(one, "accuracy_difference", 100.0), one.accuracy_difference),
+        Cell(str(one.outcome or MISSING)),
       )
     )
   return Table("candidates", "Candidates against their dense model", heads, tuple(rows))
@@ -108,15 +93,15 @@ def fairness_table(comparison: Comparison) -> Table | None:
   """The same comparison at equal time, tokens and FLOPs, or None if the file does not have it."""
   rows = []
   for pair, one in candidates(comparison):
-    for basis in given(one, "bases") or ():
-      equal, factor = str(given(basis, "equal")), given(basis, "factor")
+    for basis in one.bases:
+      equal, factor = str(basis.equal), basis.factor
       rows.append(
         (
-          Cell(given(one, "moe"), below=f"against {pair.dense}"),
+          Cell(str(one.moe), below=f"against {pair.dense}"),
           Cell(BASES.get(equal, equal)),
-          Cell(_amount(equal, given(basis, "at")), given(basis, "at")),
-          Cell(written(basis, "bits_per_byte_difference"), given(basis, "bits_per_byte_difference")),
-          Cell(str(given(basis, "outcome") or MISSING)),
+          Cell(_amount(equal, basis.at), basis.at),
+          Cell(written(basis, "bits_per_byte_difference"), basis.bits_per_byte_difference),
+          Cell(str(basis.outcome or MISSING)),
           Cell(written(basis, "factor", signed=False), factor),
         )
       )

@@ -20,7 +20,7 @@ from moejax.comparison.plots.figure import (
   told,
 )
 from moejax.comparison.record import Comparison, known
-from moejax.comparison.statement import candidates, given, interval, written
+from moejax.comparison.statement import candidates, interval, written
 
 MEASURES = (
   ("bits_per_byte_difference", "bits per byte, MoE minus dense (left: MoE better)", 1.0, 0.0),
@@ -44,7 +44,7 @@ def differences(comparison: Comparison) -> Figure | None:
     return None
   colors = member_colors(comparison)
   members = {member.name: member for member in comparison.members}
-  names = dict.fromkeys(given(one, "moe") for _, one in candidates(comparison))
+  names = dict.fromkeys(one.moe for _, one in candidates(comparison))
   entries = [Entry(name, colors[name], hollow=not members[name].matched) for name in names if name in members]
   return Figure(
     name="differences",
@@ -59,11 +59,11 @@ def differences(comparison: Comparison) -> Figure | None:
 
 
 def _row(comparison: Comparison, key: str, scale: float, equal: float, pair: Any, one: Any) -> dict[str, Any]:
-  value, ends = given(one, key), interval(one, key)
+  value, ends = getattr(one, key), interval(one, key)
   low, high = ends or (value, value)
   band = comparison.tolerance if key == "step_time_ratio" else 0.0
   return {
-    "member": given(one, "moe"), "pair": pair.dense, "outcome": str(given(one, "outcome") or "no outcome yet"),
+    "member": one.moe, "pair": pair.dense, "outcome": str(one.outcome or "no outcome yet"),
     "value": rounded(value * scale) if known(value) else None, "shown": written(one, key, scale, signed=equal == 0),
     "low": rounded(low * scale) if known(low) else None, "high": rounded(high * scale) if known(high) else None,
     "equal": equal, "from": rounded(equal / (1 + band)), "to": rounded(equal * (1 + band)),
