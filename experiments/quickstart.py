@@ -20,7 +20,7 @@ from moejax.config import (
 
 
 def quickstart() -> Suite:
-  """Dense versus MoE at equal step time: 7 minutes on 2 CPU cores, 2.3 to 1.9 bits per byte (bigrams: 3.5)."""
+  """Dense versus MoE at equal step time: 10 minutes on 2 CPU cores, 2.3 to 1.9 bits per byte (bigrams: 3.5)."""
   small, large = quick_small(), quick_large()
   return Suite(
     name="quickstart",
