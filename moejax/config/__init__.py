@@ -8,6 +8,7 @@ from moejax.config.feed_forward import MLP, FeedForward
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
+from moejax.config.rope import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, YarnScaling
 from moejax.config.router import (
   DenseRouter,
   ExpertChoiceRouter,
@@ -44,15 +45,19 @@ __all__ = [
   "GroupedQuery",
   "Latent",
   "Linear",
+  "LinearScaling",
   "Lion",
+  "Llama3Scaling",
   "Losses",
   "Measurement",
   "Mesh",
   "MoE",
   "Model",
   "Muon",
+  "NoScaling",
   "Optimizer",
   "Pair",
+  "RopeScaling",
   "Router",
   "Rules",
   "Schedule",
@@ -63,4 +68,5 @@ __all__ = [
   "TopPRouter",
   "Training",
   "WarmupStableDecay",
+  "YarnScaling",
 ]

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 from moejax.config import checks
 from moejax.config.feed_forward import Shape
 from moejax.config.kinds import OfSeveralKinds, described
+from moejax.config.plain import typed
+from moejax.config.rope import NoScaling, RopeScaling
 from moejax.errors import UserError
 
 MATRIX = "w_"
@@ -19,6 +21,7 @@ class Rotary(NamedTuple):
 
   width: int
   theta: float
+  scaling: RopeScaling = NoScaling()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,6 +78,10 @@ class GroupedQuery(Attention, kind="grouped_query"):
   """Whether queries and keys have a rotary embedding. Some layers of Llama 4 have none."""
   rope_theta: float | None = None
   """Base of the rotary embedding of this layer (Gemma 3: 10,000 in local layers). None: model.rope_theta."""
+  rope_scaling: RopeScaling = RopeScaling()
+  """Scaling of the rotary embedding for long texts (Llama 3.1, gpt-oss)."""
+  score_scale: float = 1.0
+  """Factor of the scores, which are also divided by the square root of model.head_dim."""
   sinks: bool = False
   """Whether the softmax has an additional learned logit for each head, which has no value (gpt-oss)."""
   output_bias: bool = False
@@ -91,6 +98,16 @@ class GroupedQuery(Attention, kind="grouped_query"):
         f"attention.rope_theta={self.rope_theta} would have no effect with attention.rotary_embedding=False; set it to "
         "None"
       )
+    checks.positive(self, "score_scale")
+    object.__setattr__(self, "rope_scaling", typed(RopeScaling, self.rope_scaling, "attention.rope_scaling"))
+    if self.rope_scaling != RopeScaling() and not self.rotary_embedding:
+      raise UserError(
+        f"attention.rope_scaling={self.rope_scaling.kind} would have no effect with attention.rotary_embedding=False; "
+        "set it to none"
+      )
+
+  def check_model(self, model: Any) -> None:
+    _check_rotary(self.rotary(model))
 
   def shapes(self, model: Any) -> Mapping[str, Shape]:
     D, H, N, K = model.d_model, model.head_dim, model.num_heads, model.num_kv_heads
@@ -120,7 +137,9 @@ class GroupedQuery(Attention, kind="grouped_query"):
     return {"k": of_token, "v": of_token}
 
   def rotary(self, model: Any) -> Rotary | None:
-    return Rotary(model.head_dim, self.rope_theta or model.rope_theta) if self.rotary_embedding else None
+    if not self.rotary_embedding:
+      return None
+    return Rotary(model.head_dim, self.rope_theta or model.rope_theta, self.rope_scaling)
 
   def score_flops_per_token(self, model: Any, sequence_length: int) -> int:
     seen = min(sequence_length, self.window or self.chunk or sequence_length)
@@ -140,9 +159,14 @@ class Latent(Attention, kind="latent"):
   """Additional dimensions of queries and keys with a rotary embedding. All heads share those of the keys."""
   value_dim: int | None = None
   """Dimension of the values of a head. None: model.head_dim."""
+  rope_scaling: RopeScaling = RopeScaling()
+  """Scaling of the rotary embedding for long texts (DeepSeek-V3)."""
+  score_scale: float = 1.0
+  """Factor of the scores, which are also divided by the square root of model.head_dim + rotary_dim."""
 
   def __post_init__(self) -> None:
-    checks.positive(self, "kv_rank", "rotary_dim")
+    checks.positive(self, "kv_rank", "rotary_dim", "score_scale")
+    object.__setattr__(self, "rope_scaling", typed(RopeScaling, self.rope_scaling, "attention.rope_scaling"))
     checks.divides(2, "rotary pair", self.rotary_dim, "attention.rotary_dim")
     for name in ("q_rank", "value_dim"):
       if getattr(self, name) is not None:
@@ -172,12 +196,13 @@ class Latent(Attention, kind="latent"):
     return {"latent": {"kv_heads": 1, None: self.kv_rank + self.rotary_dim}}
 
   def rotary(self, model: Any) -> Rotary:
-    return Rotary(self.rotary_dim, model.rope_theta)
+    return Rotary(self.rotary_dim, model.rope_theta, self.rope_scaling)
 
   def score_flops_per_token(self, model: Any, sequence_length: int) -> int:
     return 6 * model.num_heads * (model.head_dim + self.rotary_dim + self.values(model)) * sequence_length
 
   def check_model(self, model: Any) -> None:
+    _check_rotary(self.rotary(model))
     if model.num_kv_heads != model.num_heads:
       raise UserError(
         f"model.num_kv_heads={model.num_kv_heads} must be model.num_heads={model.num_heads} with latent attention, in "
@@ -188,6 +213,12 @@ class Latent(Attention, kind="latent"):
         raise UserError(
           f"model.{name}={getattr(model, name)} would have no effect with latent attention; set it to its default"
         )
+
+
+def _check_rotary(rotary: Rotary | None) -> None:
+  """Checks that a rotary embedding can be scaled."""
+  if rotary is not None:
+    rotary.scaling.multipliers(rotary.width, rotary.theta)
 
 
 def _size(shape: Shape) -> int:

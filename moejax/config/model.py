@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Literal, get_args
 
 from moejax.config import checks
@@ -117,12 +118,12 @@ class Model:
         f"makes {self.attention_experts * self.num_kv_heads} query heads, but model.num_heads={self.num_heads}; "
         "make them equal"
       )
-    if self.moe and self.moe.every > self.num_layers:
+    if self.moe and self.moe.every > self.num_layers - self.leading_layers:
       raise UserError(
-        f"moe.every={self.moe.every} is more than model.num_layers={self.num_layers}, so no layer would be sparse; "
-        "lower moe.every or set moe to None"
+        f"moe.every={self.moe.every} is more than {self._repeated_layers[1]}={self._repeated_layers[0]}, so no layer "
+        "would be sparse; lower moe.every or set moe to None"
       )
-    checks.divides(self.moe.every if self.moe else 1, "moe.every", self.num_layers, "model.num_layers")
+    checks.divides(self.moe.every if self.moe else 1, "moe.every", *self._repeated_layers)
     self._check_attention()
     object.__setattr__(self, "feed_forward", typed(FeedForward, self.feed_forward, "model.feed_forward"))
     if self.feed_forward != FeedForward() and self.num_sparse_layers == self.num_layers:
@@ -135,8 +136,8 @@ class Model:
     object.__setattr__(self, "attention", typed(tuple[Attention, ...], self.attention, "model.attention"))
     if not self.attention:
       raise UserError("model.attention has no layers; give it at least one")
-    checks.divides(len(self.attention), "number of layers in model.attention", self.num_layers, "model.num_layers")
-    checks.divides(self.period, "period of model.attention and moe.every", self.num_layers, "model.num_layers")
+    checks.divides(len(self.attention), "number of layers in model.attention", *self._repeated_layers)
+    checks.divides(self.period, "period of model.attention and moe.every", *self._repeated_layers)
     for attention in self.attention:
       attention.check_model(self)
 
@@ -150,6 +151,17 @@ class Model:
     return self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
 
   @property
+  def leading_layers(self) -> int:
+    """Number of layers before the repeated ones."""
+    return self.moe.leading_dense if self.moe else 0
+
+  @property
+  def _repeated_layers(self) -> tuple[int, str]:
+    """Number of layers that a period must divide, and its name in messages."""
+    leading = self.leading_layers
+    return self.num_layers - leading, "model.num_layers" + (f" without moe.leading_dense={leading}" if leading else "")
+
+  @property
   def period(self) -> int:
     """Number of layers after which the pattern of attention, dense and sparse layers repeats."""
     return math.lcm(self.moe.every if self.moe else 1, len(self.attention))
@@ -157,17 +169,29 @@ class Model:
   @property
   def num_periods(self) -> int:
     """Number of repetitions of the pattern, which is the length of the scan over layers."""
-    return self.num_layers // self.period
+    return (self.num_layers - self.leading_layers) // self.period
 
   @property
   def attention_layers(self) -> tuple[Attention, ...]:
     """The attention layers of a period of the model, which may be longer than that of `attention` alone."""
-    return self.attention * (self.period // len(self.attention))
+    return self._attention_at(self.leading_layers, self.period)
+
+  @property
+  def leading_attention(self) -> tuple[Attention, ...]:
+    """The attention layers of the layers before the repeated ones."""
+    return self._attention_at(0, self.leading_layers)
+
+  def _attention_at(self, first: int, count: int) -> tuple[Attention, ...]:
+    return tuple(self.attention[layer % len(self.attention)] for layer in range(first, first + count))
+
+  def sum_of_attention(self, of_layer: Callable[[Attention], int]) -> int:
+    """The sum of a count over the attention layers of all layers."""
+    return sum(map(of_layer, self.leading_attention)) + self.num_periods * sum(map(of_layer, self.attention_layers))
 
   @property
   def num_sparse_layers(self) -> int:
     """Number of layers whose feed-forward layer is a mixture of experts."""
-    return self.num_layers // self.moe.every if self.moe else 0
+    return (self.num_layers - self.leading_layers) // self.moe.every if self.moe else 0
 
   @property
   def is_gated(self) -> bool:

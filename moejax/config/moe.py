@@ -26,6 +26,8 @@ class MoE:
   """Hidden dimension of one expert (F)."""
   every: int = 1
   """Every n-th layer is sparse. 1: all layers; 2: the second, fourth, ... layer."""
+  leading_dense: int = 0
+  """Number of dense layers before the first sparse one. `every` counts the layers after them (DeepSeek-V3: 3)."""
   num_shared_experts: int = 0
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   shared_gate: bool = False
@@ -48,7 +50,7 @@ class MoE:
     object.__setattr__(self, "router", typed(Router, self.router, "moe.router"))
     object.__setattr__(self, "dispatch", typed(Dispatch, self.dispatch, "moe.dispatch"))
     checks.positive(self, "num_experts", "experts_per_token", "d_ff", "every", "capacity_factor")
-    checks.not_negative(self, "num_shared_experts")
+    checks.not_negative(self, "num_shared_experts", "leading_dense")
     self._check_effect("shared_gate", self.num_shared_experts > 0, "num_shared_experts above 0 makes shared experts")
     if self.group_size is not None:
       checks.positive(self, "group_size")

@@ -57,7 +57,7 @@ def parameter_counts(model: Model) -> ParameterCounts:
 
 def _attention(model: Model) -> int:
   """Parameters of the matrices of all attention layers: queries, keys, values, output, and the router of experts."""
-  return model.num_periods * sum(attention.matrix_parameters(model) for attention in model.attention_layers)
+  return model.sum_of_attention(lambda attention: attention.matrix_parameters(model))
 
 
 def _dense_feed_forward(model: Model) -> int:
@@ -70,8 +70,8 @@ def _expert(model: Model, width: int) -> int:
 
 def _vectors(model: Model) -> int:
   """Number of parameters that are not in matrices: scales of norms, and biases of attention and routers."""
-  of_attention = sum(attention.other_parameters(model) for attention in model.attention_layers)
-  vectors = model.d_model * (2 * model.num_layers + 1) + model.num_periods * of_attention
+  of_attention = model.sum_of_attention(lambda attention: attention.other_parameters(model))
+  vectors = model.d_model * (2 * model.num_layers + 1) + of_attention
   biased = model.moe is not None and model.moe.router.bias_rate > 0
   return vectors + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
 
@@ -84,8 +84,7 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   dispatch of sparse layers is counted.
   """
   matrices = parameter_counts(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
-  of_period = (attention.score_flops_per_token(model, sequence_length) for attention in model.attention_layers)
-  attention = model.num_periods * sum(of_period)
+  attention = model.sum_of_attention(lambda attention: attention.score_flops_per_token(model, sequence_length))
   # A custom feed-forward layer may use a parameter more or less than once per token.
   feed_forward = model.feed_forward.flops_per_token(model.d_model, model.d_ff, model.is_gated)
   others = (model.num_layers - model.num_sparse_layers) * (feed_forward - 6 * _dense_feed_forward(model))

@@ -32,6 +32,8 @@ def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
     of_layers.append(("model.num_layers", {}))  # routers
   stacked = {"layers": model.num_periods} if model.layers == "scanned" else {}
   yield from ((field, stacked | dimensions) for field, dimensions in of_layers)
+  if model.leading_layers:
+    yield from (*_of_attention(model), *_of_feed_forward(model))
 
 
 def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> Iterator[Dimensions]:

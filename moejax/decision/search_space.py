@@ -101,7 +101,8 @@ def _varied(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
       fields["model.moe.d_ff"] = _multiple(width * moe.d_ff, _tile(moe.d_ff))
   every = changes.get("every", moe.every if moe else 1)
   if depth != 1.0 or "every" in changes:
-    fields["model.num_layers"] = _multiple(depth * model.num_layers, every)
+    leading, period = model.leading_layers, math.lcm(every, len(model.attention))
+    fields["model.num_layers"] = leading + _multiple(depth * model.num_layers - leading, period)
   if moe:
     parts = changes.get("granularity", 1)
     expert = fields.get("model.moe.d_ff", moe.d_ff)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from moejax.config.attention import Attention
 from moejax.config.feed_forward import Shape
 from moejax.models.abstract import AbstractModel
 from moejax.models.transformer import KVCaches, Transformer
@@ -59,12 +60,14 @@ def _of_layers(model: AbstractModel, make: Callable[[tuple[int, ...], Shape], An
   """
   config = model.config
 
-  def of_period(*leading: int) -> tuple[dict[str, Any], ...]:
-    cached = (attention.cached(config) for attention in config.attention_layers)
+  def of_layers(attentions: tuple[Attention, ...], *leading: int) -> tuple[dict[str, Any], ...]:
+    cached = (attention.cached(config) for attention in attentions)
     return tuple({name: make(leading, of_token) for name, of_token in of_layer.items()} for of_layer in cached)
 
+  periods, of_period = config.num_periods, config.attention_layers
   apart = config.layers == "unrolled"
-  return tuple(of_period() for _ in range(config.num_periods)) if apart else of_period(config.num_periods)
+  repeated = tuple(of_layers(of_period) for _ in range(periods)) if apart else of_layers(of_period, periods)
+  return of_layers(config.leading_attention), repeated
 
 
 def row_sharding(model: AbstractModel, batch_size: int) -> NamedSharding:

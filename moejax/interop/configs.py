@@ -7,12 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from moejax.config import checks
+from moejax.config.checks import LARGEST_INTEGER
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.fields import get_field
 from moejax.config.model import Model
 from moejax.config.plain import from_plain
 from moejax.errors import UserError
 from moejax.interop.families import COMMON, FAMILIES, Family
+from moejax.interop.layer_types import attention_of, config_of_attention, rope_of, shortest_pattern
 
 Config = Mapping[str, Any]
 """The content of a config.json."""
@@ -27,7 +29,6 @@ SAME: dict[str, Any] = {
   "partial_rotary_factor": 1.0,
   "moe_layer_freq": 1,
   "mlp_only_layers": [],
-  "first_k_dense_replace": 0,
   "scoring_func": "softmax",
   "router_jitter_noise": 0.0,
   "quantization_config": None,
@@ -108,12 +109,12 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
   family = family_of(config)
   fields = {**COMMON, **family.moe}
   _check_same(config, family)
-  _check_windows(config, sequence_length or max_length(config))
   plain: dict[str, Any] = {"layers": "scanned"}
   for ours, theirs in fields.items():
     _put(plain, ours, _value(config, family, theirs))
   for ours, value in family.only.items():
     _put(plain, ours, value)
+  plain["attention"] = attention_of(config, family, sequence_length or max_length(config))
   if "moe" in plain:
     # transformers does not drop tokens.
     plain["moe"] |= {"dispatch": "grouped"}
@@ -167,10 +168,9 @@ def _config_in(family: Family, model: Model) -> dict[str, Any]:
     "model_type": family.model_type,
     **fields,
     **family.same,
-    "rope_parameters": {"rope_type": "default", "rope_theta": model.rope_theta},  # where transformers 5 looks for it
     "hidden_act": "silu",
     "attention_bias": False,
-    "sliding_window": None,
+    **config_of_attention(model, family),
   }
 
 
@@ -178,7 +178,7 @@ def _inexpressible(family: Family, model: Model) -> list[tuple[str, Any, Any]] |
   """Fields of a model that this family does not support, with both values. None if it does not support any similar
   model."""
   try:
-    back = model_of(_config_in(family, model), 1)
+    back = model_of(_config_in(family, model), LARGEST_INTEGER)
   except UserError:
     return None
   return list(_differences(_computed(model), _computed(back)))
@@ -190,6 +190,7 @@ def _computed(model: Model) -> Model:
   of_program: dict[str, Any] = {
     name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "logit_chunks", "remat", "layers")
   }
+  of_program["attention"] = shortest_pattern(model.attention)
   moe = model.moe
   if moe is None:
     return dataclasses.replace(model, **of_program)
@@ -200,7 +201,7 @@ def _computed(model: Model) -> Model:
     group_size=None,
     router=moe.router.without_noise(),
   )
-  if moe.every == 1:
+  if model.num_sparse_layers == model.num_layers:
     model = dataclasses.replace(model, d_ff=moe.d_ff)  # no layer has it
   return dataclasses.replace(model, moe=moe, **of_program)
 
@@ -235,23 +236,10 @@ def _check_same(config: Config, family: Family) -> None:
       )
 
 
-def _check_windows(config: Config, length: int) -> None:
-  """Raises UserError if a window is shorter than the texts."""
-  window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-  kinds = set(config.get("layer_types") or ())
-  if kinds - {"full_attention", "sliding_attention"}:
-    raise UserError(f"config.json: layer_types has {sorted(kinds)}; moejax supports only full_attention")
-  if window is not None and (not kinds or "sliding_attention" in kinds) and window < length:
-    raise UserError(
-      f"config.json: sliding_window={window} is less than the sequence length {length}, and moejax does not support "
-      f"windows; use --sequence-length {window} or less, for which the window has no effect"
-    )
-
-
 def _value(config: Config, family: Family, theirs: str) -> Any:
   """A field of config.json, or its default if it is missing."""
   if theirs == "rope_theta":
-    return _rope_theta(config, family)
+    return rope_of(config, family)[0]
   if theirs == "shared_expert_intermediate_size":
     width, each = config.get(theirs) or 0, _value(config, family, "moe_intermediate_size")
     checks.divides(each, "moe_intermediate_size", width, f"config.json: {theirs}")
@@ -264,7 +252,7 @@ def _value(config: Config, family: Family, theirs: str) -> Any:
       return False
     case "num_key_value_heads":
       return _value(config, family, "num_attention_heads")
-    case "n_shared_experts":
+    case "n_shared_experts" | "first_k_dense_replace":
       return 0
     case "decoder_sparse_step":
       return 1
@@ -279,18 +267,6 @@ def _head_dim(config: Config, family: Family) -> int:
     return 128  # where config.json has none, transformers takes it from no other field
   width, heads = (_value(config, family, name) for name in ("hidden_size", "num_attention_heads"))
   return width // heads
-
-
-def _rope_theta(config: Config, family: Family) -> float:
-  """Base of RoPE: transformers 5 writes it among rope_parameters, earlier ones beside a rope_scaling."""
-  for name in ("rope_scaling", "rope_parameters"):
-    rope = config.get(name) or {}
-    kind = rope.get("rope_type", rope.get("type", "default")) if isinstance(rope, dict) else rope
-    if kind != "default":
-      raise UserError(f"config.json: {name}={rope!r} is not supported; moejax supports only rope_type 'default'")
-  of_parameters = (config.get("rope_parameters") or {}).get("rope_theta")
-  theta = config.get("rope_theta") if of_parameters is None else of_parameters
-  return family.rope_theta if theta is None else theta
 
 
 def _put(plain: dict[str, Any], path: str, value: Any) -> None:

@@ -5,8 +5,11 @@ config.json that affect the function of a model, it supports only the value in `
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+
+Sliding = Callable[[int, Mapping[str, Any]], bool]
+"""Whether a layer, by its number, has a window according to a config.json without layer_types."""
 
 COMMON = {
   "vocab_size": "vocab_size",
@@ -95,15 +98,35 @@ class Family:
   """The field of config.json with the coefficient of the load-balancing loss."""
   rope_theta: float = 10_000.0
   """Base of RoPE if config.json has none."""
+  local_theta: float | None = None
+  """The same for layers with a window, if it differs from that of other layers."""
+  sliding: Sliding | None = None
+  """Which layers have the window of config.json. None: the family has no windows."""
+  by_layer: bool = True
+  """Whether config.json has the type of each layer. Otherwise all layers have the window."""
+  attention: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Fields of attention layers that the family has at one value, where that is not the default."""
+
+
+def _all(i: int, config: Mapping[str, Any]) -> bool:
+  return True
+
+
+def _max_window_layers(config: Mapping[str, Any]) -> int:
+  return config.get("max_window_layers", 28)
+
+
+def _after_full(i: int, config: Mapping[str, Any]) -> bool:
+  return i >= _max_window_layers(config)
 
 
 FAMILIES = {
   family.model_type: family
   for family in (
     Family(model_type="llama", architecture="LlamaForCausalLM"),
-    Family(model_type="mistral", architecture="MistralForCausalLM"),
-    Family(model_type="qwen3", architecture="Qwen3ForCausalLM", only={"qk_norm": True}),
-    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", only={"attention_bias": True}),
+    Family(model_type="mistral", architecture="MistralForCausalLM", sliding=_all, by_layer=False),
+    Family(model_type="qwen3", architecture="Qwen3ForCausalLM", only={"qk_norm": True}, sliding=_after_full),
+    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", only={"attention_bias": True}, sliding=_after_full),
     Family(
       model_type="mixtral",
       architecture="MixtralForCausalLM",
@@ -115,6 +138,8 @@ FAMILIES = {
       },
       balance_loss="router_aux_loss_coef",
       rope_theta=1e6,
+      sliding=_all,
+      by_layer=False,
     ),
     Family(
       model_type="qwen3_moe",
@@ -123,6 +148,8 @@ FAMILIES = {
       moe=QWEN_EXPERTS,
       only={"qk_norm": True},
       balance_loss="router_aux_loss_coef",
+      sliding=_all,
+      by_layer=False,
     ),
     Family(
       model_type="qwen2_moe",
@@ -133,6 +160,7 @@ FAMILIES = {
       moe=QWEN_EXPERTS | {"moe.num_shared_experts": "shared_expert_intermediate_size"},
       only={"attention_bias": True, "moe.shared_gate": True},
       same={"qkv_bias": True},
+      sliding=lambda i, config: i % 2 == 0 and i < _max_window_layers(config),
       balance_loss="router_aux_loss_coef",
     ),
     Family(
@@ -147,7 +175,12 @@ FAMILIES = {
       model_type="deepseek",
       architecture="DeepseekForCausalLM",
       tensors=SPARSE | _of_feed_forward("feed_forward.shared", "mlp.shared_experts"),
-      moe=EXPERTS | {"moe.num_experts": "n_routed_experts", "moe.num_shared_experts": "n_shared_experts"},
+      moe=EXPERTS
+      | {
+        "moe.num_experts": "n_routed_experts",
+        "moe.num_shared_experts": "n_shared_experts",
+        "moe.leading_dense": "first_k_dense_replace",
+      },
       balance_loss="aux_loss_alpha",
     ),
   )

@@ -72,6 +72,10 @@ def layer_inputs(model: AbstractModel, parameters: Parameters, batches: Sequence
 
   attend, finish = jax.jit(attend, static_argnums=0), jax.jit(finish, static_argnums=0)
   xs = [embed(parameters["embedding_VD"], batch["tokens"]) for batch in placed]
+  for block in transformer.leading:
+    graph, state = nnx.split(block)
+    pairs = [attend(graph, state, x_BTD, batch) for x_BTD, batch in zip(xs, placed, strict=True)]
+    xs = [finish(graph, state, *pair, batch) for pair, batch in zip(pairs, placed, strict=True)]
   layers: Any = transformer.layers
   for p, period in enumerate(layers):
     for b, block in enumerate(period.blocks):

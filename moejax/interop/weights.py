@@ -93,26 +93,34 @@ def _shapes(tree: Mapping[Any, Any], path: Path = ()) -> Iterator[tuple[Path, tu
 def _parts(model: Model, path: Path, shape: tuple[int, ...], family: Family) -> list[Part] | None:
   """The parts of the parameter at `path`, None where the family has none."""
   name = ".".join(map(str, path))
-  if path[0] != "layers":
+  if path[0] not in ("layers", "leading"):
     return [_part(OF_MODEL[name], (), shape, str(path[-1]))] if name in OF_MODEL else None
-  stacked = path[1] == "blocks"
-  block, inner = (int(path[2]), path[3:]) if stacked else (int(path[3]), path[4:])
+  layers, stacked, inner = _layers(model, path)
   name = ".".join(map(str, inner))
   if name not in family.tensors:
     return None
   theirs = LAYER + family.tensors[name]
-  periods: Sequence[int] = range(model.num_periods) if stacked else [int(path[1])]
   experts: Sequence[int | None] = range(shape[1 if stacked else 0]) if "{expert}" in theirs else [None]
   return [
     _part(
-      theirs.format(layer=period * model.period + block, expert=expert),
-      (*((period,) if stacked else ()), *(() if expert is None else (expert,))),
+      theirs.format(layer=layer, expert=expert),
+      (*((i,) if stacked else ()), *(() if expert is None else (expert,))),
       shape[(1 if stacked else 0) + (0 if expert is None else 1) :],
       str(path[-1]),
     )
-    for period in periods
+    for i, layer in enumerate(layers)
     for expert in experts
   ]
+
+
+def _layers(model: Model, path: Path) -> tuple[Sequence[int], bool, Path]:
+  """The layers that have the parameter at `path`, whether it is a stack of them, and its path within a layer."""
+  if path[0] == "leading":
+    return [int(path[1])], False, path[2:]
+  first, period = model.leading_layers, model.period
+  if path[1] == "blocks":
+    return range(first + int(path[2]), model.num_layers, period), True, path[3:]
+  return [first + int(path[1]) * period + int(path[3])], False, path[4:]
 
 
 def _part(theirs: str, index: tuple[int, ...], shape: tuple[int, ...], ours: str) -> Part:

@@ -76,6 +76,8 @@ class GroupedQueryLayer(nnx.Module):
       if self.rotary is not None:
         angles = context.angles[self.rotary]
         q_BTNH, k_BTKH = rotate(q_BTNH, angles, by_product=on_tpu), rotate(k_BTKH, angles, by_product=on_tpu)
+      if self.config.score_scale != 1.0:
+        q_BTNH = q_BTNH * self.config.score_scale
       q_BTNH, k_BTKH = constrain(q_BTNH, *QUERIES), constrain(k_BTKH, *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):

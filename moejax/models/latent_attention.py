@@ -58,6 +58,8 @@ class LatentLayer(nnx.Module):
     angles = context.angles[self.rotary]
     with jax.named_scope("qkv"):
       q_BTNH = self.partitioner.constrain(self._queries(x_BTD), *QUERIES)
+      if self.config.score_scale != 1.0:
+        q_BTNH = q_BTNH * self.config.score_scale
       plain_BTNH, rotated_BTNH = jnp.split(q_BTNH, [self.head_dim], axis=-1)
       rotated_BTNH = rotate(rotated_BTNH, angles, by_product=on_tpu)
       narrow_BTX = product("BTD,DX->BTX", x_BTD, self._operand(self.w_kv_down_DX, x_BTD))

@@ -30,7 +30,8 @@ LayerCounts = dict[str, RouterCounts]
 """The counts of each kind of router, with a leading dimension of layers."""
 
 KVCaches = Any
-"""The KVCache of every layer: for each period a tuple of its blocks' caches, stacked or apart as the layers are."""
+"""The KVCache of every layer: a tuple of those of the leading layers, and for each period a tuple of its blocks'
+caches, stacked or apart as the layers are."""
 
 
 class TargetScores(NamedTuple):
@@ -123,6 +124,9 @@ class Transformer(nnx.Module):
     self.layers = arrange(lambda layer_rngs: Period(model, partitioner, layer_rngs), model.num_periods, rngs)
     self.final_norm = RMSNorm(D, model.norm_epsilon, "embed")
     self.w_logits_DV = None if model.tie_embeddings else weight(rngs, (D, V), ("embed", "vocab"), fan_in=D)
+    self.leading = nnx.List(
+      [Block(attention, model, False, partitioner, rngs) for attention in model.leading_attention]
+    )
     self.model = model
     self.partitioner = partitioner
 
@@ -198,8 +202,30 @@ class Transformer(nnx.Module):
       x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     context = context_of(self.model, segments_BT, positions_BT)
-    x_BTD, counts, caches = self._periods(x_BTD, context, caches, keys_B)
-    return self.final_norm(x_BTD), counts, caches
+    of_leading, of_periods = caches or (None, None)
+    x_BTD, of_leading = self._leading(x_BTD, context, of_leading)
+    x_BTD, counts, of_periods = self._periods(x_BTD, context, of_periods, keys_B)
+    return self.final_norm(x_BTD), counts, (of_leading, of_periods)
+
+  def _leading(
+    self, x_BTD: jax.Array, context: Context, caches: tuple[KVCache, ...] | None
+  ) -> tuple[jax.Array, tuple[KVCache | None, ...]]:
+    """Runs the dense layers before the repeated ones."""
+
+    def run(
+      graph: nnx.GraphDef, parameters: nnx.State, cache: KVCache | None, x_BTD: jax.Array
+    ) -> tuple[jax.Array, KVCache | None]:
+      x_BTD, _, cache = nnx.merge(graph, parameters)(x_BTD, context, cache, None)
+      return x_BTD, cache
+
+    if self.model.remat != "none":
+      run = jax.checkpoint(run, policy=POLICIES[self.model.remat], static_argnums=0)
+    after = []
+    for block, cache in zip(self.leading, caches or (None,) * len(self.leading), strict=True):
+      graph, parameters = nnx.split(block)
+      x_BTD, cache = run(graph, nnx.as_pure(parameters), cache, x_BTD)
+      after.append(cache)
+    return x_BTD, tuple(after)
 
   def _periods(
     self, x_BTD: jax.Array, context: Context, caches: KVCaches, keys_B: jax.Array | None

@@ -54,7 +54,7 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
 def sparse_layers(model: Model) -> list[str]:
   """Names of the sparse layers, numbered from 0 among all layers."""
   every = model.moe.every if model.moe else 1
-  return all_layers(model)[every - 1 :: every]
+  return all_layers(model)[model.leading_layers + every - 1 :: every]
 
 
 def all_layers(model: Model) -> list[str]:

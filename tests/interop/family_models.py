@@ -12,11 +12,22 @@ COMMON = {
   "num_key_value_heads": 2, "max_position_embeddings": 32, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
   "bos_token_id": 257, "eos_token_id": 258, "pad_token_id": 256,
 }  # fmt: skip
-OF_FAMILY = {
+LLAMA3 = {
+  "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 16,
+}  # fmt: skip
+MODELS = {
   "llama": {},
+  "llama 3.1": {"model_type": "llama", "rope_parameters": LLAMA3},
   "mistral": {"sliding_window": None, "head_dim": 6},
+  "mistral with windows": {"model_type": "mistral", "sliding_window": 3, "head_dim": 6},
   "qwen3": {"head_dim": 6, "tie_word_embeddings": True},
   "qwen2": {},
+  "qwen2 with windows": {
+    "model_type": "qwen2", "use_sliding_window": True, "sliding_window": 3, "layer_types": [
+      "sliding_attention", "full_attention", "sliding_attention", "full_attention",
+    ],
+  },
   "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
   "qwen3_moe": {
     "head_dim": 6, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "norm_topk_prob": True,
@@ -29,10 +40,11 @@ OF_FAMILY = {
   "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False, "clip_qkv": None},
   "deepseek": {
     "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
-    "norm_topk_prob": False, "first_k_dense_replace": 0,
+    "norm_topk_prob": False, "first_k_dense_replace": 1,
   },
 }  # fmt: skip
-CONFIGS = {name: {"model_type": name, **COMMON, **fields} for name, fields in OF_FAMILY.items()}
+CONFIGS = {name: {"model_type": name, **COMMON, **fields} for name, fields in MODELS.items()}
+"""config.json by the name of a model, which is its model_type where nothing else is said."""
 
 EIGHT = Mesh(data=2, expert=2, model=2)
 

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from moejax.config.attention import GroupedQuery
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.parameters import parameter_counts
@@ -22,6 +23,12 @@ LLAMA_2_7B = {
 LLAMA_3_8B = LLAMA_2_7B | {
   "vocab_size": 128256, "intermediate_size": 14336, "num_key_value_heads": 8, "rope_theta": 500000.0,
   "max_position_embeddings": 8192, "attention_bias": False, "attention_dropout": 0.0, "torch_dtype": "bfloat16",
+}  # fmt: skip
+LLAMA_31_8B = LLAMA_3_8B | {
+  "max_position_embeddings": 131072, "rope_scaling": {
+    "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+  },
 }  # fmt: skip
 MISTRAL_7B = {
   "model_type": "mistral", "vocab_size": 32768, "hidden_size": 4096, "intermediate_size": 14336, "head_dim": 128,
@@ -76,6 +83,8 @@ PUBLISHED = {
   "Qwen1.5 MoE A2.7B": (QWEN15_MOE_A27B, 14_315_784_192, 2.7e9),
   "OLMoE 1B-7B": (OLMOE_1B_7B, 6_919_161_856, 1.3e9),
   "Mixtral 8x7B": (MIXTRAL_8X7B, 46_702_792_704, 12.9e9),
+  "Llama 3.1 8B": (LLAMA_31_8B, 8_030_261_248, 8_030_261_248),
+  "DeepSeekMoE 16B": (DEEPSEEK_MOE_16B, 16_375_728_128, 2.83e9),
   "Qwen3 30B-A3B": (QWEN3_30B_A3B, 30_532_122_624, 3.3e9),
 }
 """config.json as published, total parameters of the safetensors on the hub, and active ones."""
@@ -96,10 +105,10 @@ def test_a_model_comes_back_from_the_config_json_that_is_written_for_it(name):
 
 
 REFUSED = {
-  "mlp_only_layers": [0], "first_k_dense_replace": 1, "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
+  "mlp_only_layers": [0], "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
   "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}, "hidden_act": "gelu", "attention_bias": True,
   "attention_dropout": 0.1, "clip_qkv": 8.0, "quantization_config": {"quant_method": "fp8"}, "scoring_func": "sigmoid",
-  "partial_rotary_factor": 0.5, "sliding_window": 1024, "layer_types": ["linear_attention"], "hidden_size": "4096",
+  "partial_rotary_factor": 0.5, "layer_types": ["linear_attention"], "hidden_size": "4096",
   "never_seen": 3, "model_type": "gpt2", "vocab_size": None, "max_position_embeddings": None, "head_dim": 7,
 }  # fmt: skip
 
@@ -108,24 +117,59 @@ REFUSED = {
 def test_what_the_model_cannot_express_is_refused_by_the_field(field):
   theirs = {"hidden_size": "model.d_model is '4096'", "head_dim": "model.head_dim=7"}.get(field, field)
   with pytest.raises(UserError) as caught:
-    model_of(QWEN3_30B_A3B | {field: REFUSED[field], **({"use_sliding_window": True} if "window" in field else {})})
+    model_of(QWEN3_30B_A3B | {field: REFUSED[field]})
   assert theirs in str(caught.value)
 
 
-def test_deepseek_moe_is_refused_for_its_dense_first_layer_alone():
-  with pytest.raises(UserError, match="first_k_dense_replace=1 is not supported; moejax supports only 0"):
-    model_of(DEEPSEEK_MOE_16B)
-  model = model_of(DEEPSEEK_MOE_16B | {"first_k_dense_replace": 0})
-  assert model.moe and (model.moe.num_shared_experts, model.moe.d_ff) == (2, 1408)
+def test_the_first_layers_of_deepseek_moe_are_dense():
+  model = model_of(DEEPSEEK_MOE_16B)
+  assert model.moe and (model.moe.num_shared_experts, model.moe.d_ff, model.moe.leading_dense) == (2, 1408, 1)
+  assert (model.d_ff, model.num_sparse_layers, model.num_periods) == (10944, 27, 27)
   assert not model.moe.router.renormalize
 
 
 def test_windows_count_only_for_texts_that_are_longer():
   windowed = MISTRAL_7B | {"sliding_window": 4096}
-  with pytest.raises(UserError, match="use --sequence-length 4096 or less"):
-    model_of(windowed)
+  assert model_of(windowed).attention == (GroupedQuery(window=4096),)
   assert model_of(windowed, sequence_length=4096) == model_of(MISTRAL_7B)
   assert model_of(MISTRAL_7B | {"sliding_window": 32768}) == model_of(MISTRAL_7B)
+  with pytest.raises(UserError, match="have no windows; use --sequence-length 1024 or less"):
+    model_of(LLAMA_3_8B | {"sliding_window": 1024})
+
+
+LOCAL = GroupedQuery(window=4096)
+WINDOWS = {
+  "all layers": (MISTRAL_7B | {"sliding_window": 4096}, (LOCAL,)),
+  "last layers": (
+    QWEN2_7B | {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 14},
+    (GroupedQuery(),) * 14 + (LOCAL,) * 14,
+  ),
+  "every second layer": (
+    QWEN15_MOE_A27B | {"use_sliding_window": True, "sliding_window": 4096}, (LOCAL, GroupedQuery()),
+  ),
+  "as listed": (
+    QWEN3_8B | {
+      "use_sliding_window": True, "sliding_window": 4096,
+      "layer_types": ["sliding_attention", "sliding_attention", "full_attention"] * 12,
+    },
+    (LOCAL, LOCAL, GroupedQuery()),
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_layers_with_windows_are_the_shortest_pattern_and_come_back(name):
+  config, pattern = WINDOWS[name]
+  model = model_of(config)
+  assert model.attention == pattern
+  assert model_of(config_of(model, 8192)) == model
+
+
+def test_a_pattern_that_is_written_twice_is_the_same_model():
+  once, twice = (dataclasses.replace(MODEL, attention=(GroupedQuery(),) * count) for count in (1, 2))
+  assert config_of(once, 8) == config_of(twice, 8)
+  with pytest.raises(UserError, match=r"model\.attention=.* is not supported by"):
+    config_of(dataclasses.replace(MODEL, attention=(GroupedQuery(window=2), GroupedQuery(window=3))), 8)
 
 
 def test_rope_has_its_base_where_either_version_of_transformers_writes_it():

@@ -17,6 +17,7 @@ from family_models import CONFIGS
 import moejax
 from moejax.inference.generate import Generator
 from moejax.inference.load import load_run
+from moejax.interop.families import FAMILIES
 from moejax.interop.safetensors import open_folder
 
 pytestmark = pytest.mark.nightly  # PyTorch alone is a large download
@@ -25,20 +26,22 @@ TOKENS_BT = np.random.default_rng(0).integers(0, 256, (4, 8)).astype(np.int32)
 EIGHT = {"mesh.data": 2, "mesh.expert": 2, "mesh.model": 2}
 
 
-@pytest.fixture(scope="module", params=[name for name in CONFIGS if name in transformers.CONFIG_MAPPING])
+@pytest.fixture(
+  scope="module",
+  params=[name for name, config in CONFIGS.items() if config["model_type"] in transformers.CONFIG_MAPPING],
+)
 def models(request, tmp_path_factory):
   """transformers' model, its folder, and the run that was imported from it to eight devices."""
-  tmp = tmp_path_factory.mktemp(request.param)
+  tmp = tmp_path_factory.mktemp(request.param.replace(" ", "_"))
+  kind = CONFIGS[request.param]["model_type"]
   fields = {name: value for name, value in CONFIGS[request.param].items() if name != "model_type"}
   torch.manual_seed(0)
-  model = transformers.AutoModelForCausalLM.from_config(
-    transformers.AutoConfig.for_model(request.param, **fields)
-  ).eval()
+  model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(kind, **fields)).eval()
   with torch.no_grad():
     for weight in model.parameters():
       weight.copy_(0.3 * torch.randn_like(weight) + (weight.ndim == 1))
   model.save_pretrained(tmp / "theirs")
-  sparse = request.param in ("mixtral", "qwen3_moe", "qwen2_moe", "olmoe")
+  sparse = bool(FAMILIES[kind].moe)
   text = tmp / "text.jsonl"
   text.write_text("".join(json.dumps({"text": f"Document {i} counts to {i + 1}."}) + "\n" for i in range(400)))
   moejax.import_model(

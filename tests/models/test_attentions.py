@@ -34,6 +34,12 @@ MODELS = {
     attention=(GroupedQuery(chunk=4), GroupedQuery(rotary_embedding=False)),
     moe=MoE(num_experts=4, experts_per_token=2, d_ff=8, every=2, dispatch="grouped"),
   ),
+  "leading dense layers": dataclasses.replace(
+    BASE,
+    num_layers=6,
+    attention=(GroupedQuery(window=3), GroupedQuery()),
+    moe=MoE(num_experts=4, experts_per_token=2, d_ff=8, every=1, leading_dense=2, dispatch="grouped"),
+  ),
   "latent": dataclasses.replace(BASE, num_kv_heads=4, attention=(Latent(kv_rank=8, rotary_dim=4),)),
   "latent, narrow queries": dataclasses.replace(
     BASE, num_kv_heads=4, layers="unrolled", attention=(Latent(kv_rank=8, rotary_dim=4, q_rank=6, value_dim=10),)
