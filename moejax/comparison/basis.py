@@ -23,6 +23,8 @@ def rests_on(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> l
   if seconds:
     runs = sum(map(_runs, trained))
     facts.append(("Training", f"{runs} runs, {quantities.duration(sum(seconds))} in all"))
+  if comparison.learning_rates:
+    facts.append(("Learning rates", comparison.learning_rates))
   device, count = comparison.provenance.get("device_kind"), comparison.provenance.get("device_count")
   if device:
     facts.append(("Devices", f"{count} x {device}" if known(count) else str(device)))
@@ -50,6 +52,7 @@ def would_change(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) 
       f"A higher capacity, or a dispatch that drops nothing: {_listed(dropped)} "
       f"dropped more than {MANY_DROPPED:.0%} of the choices of experts while the step was timed."
     )
+  reasons += _of_learning_rates(comparison)
   if any(member.mfu is None for member in trained) and "cpu" in str(comparison.provenance.get("device_kind")).lower():
     reasons.append("Other hardware. Step times on a CPU say little about accelerators: see `moejax plan`.")
   reasons.append("Another scale or a longer budget. The answer holds for the models and the budget that were trained.")
@@ -82,6 +85,21 @@ def next_steps(comparison: Comparison, metrics: Mapping[str, curves.Metrics], la
     steps.append("Train each member with several seeds: `seeds=2` of a `Pair` in the suite.")
   steps.append("Predict the step time at the scale that matters: `moejax plan NAME --topology v5p:4x8x8`.")
   return steps
+
+
+def _of_learning_rates(comparison: Comparison) -> list[str]:
+  """How other learning rates could turn the answer."""
+  trained = _trained(comparison)
+  swept = {member.name: [r for t in member.learning_rate_trials if known(r := t.learning_rate)] for member in trained}
+  if not any(swept.values()):
+    return ["A learning rate tuned for each member: `--learning-rates sweep`."] if trained else []
+  ends = [m.name for m in trained if (rates := swept[m.name]) and m.learning_rate in (min(rates), max(rates))]
+  if not ends:
+    return []
+  return [
+    f"A wider sweep: the best learning rate of {_listed(ends)} is the lowest or the highest that was tried. Use "
+    "`--learning-rates.factors`."
+  ]
 
 
 def _trained(comparison: Comparison) -> list[Member]:

@@ -3,6 +3,7 @@
 X = runs with different seeds  Y = documents
 """
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import Any
 from moejax.comparison.against import Results, accuracy, bits, matched_pair
 from moejax.comparison.budget import Allotment
 from moejax.comparison.findings import finding
+from moejax.comparison.learning_rates import chosen, method
 from moejax.comparison.match import Match
 from moejax.comparison.measurements import Measurements, Timing
-from moejax.comparison.record import GOODPUT, TASKS, Baselines, Comparison, Member
+from moejax.comparison.record import GOODPUT, TASKS, Baselines, Comparison, Member, Tried
 from moejax.comparison.stages import Result
 from moejax.comparison.statistics import Scores, SeedVariance, seed_variance
 from moejax.config.experiment import Experiment, Suite
@@ -27,6 +29,7 @@ def outcome(
   matches: list[Match],
   allotments: list[Allotment],
   results: Results,
+  tried: Mapping[str, Sequence[Tried]],
   baselines: Baselines,
   provenance: Mapping[str, Any],
 ) -> Comparison:
@@ -38,6 +41,7 @@ def outcome(
     matches: the candidate with the closest step time of each pair.
     allotments: budget of each member.
     results: results of the finished runs of each member, in the order of their seeds.
+    tried: results of the trials of learning rates of each member, if the suite has a sweep.
     baselines: n-gram baselines of the text.
     provenance: provenance of the comparison.
   """
@@ -47,7 +51,12 @@ def outcome(
   finished = [results[name] for name in experiments if results.get(name)]
   seeds = seed_variance([bits(each) for each in finished]), seed_variance([accuracy(each) for each in finished])
   members = [
-    _member(experiments[a.name], a, measurements.timing(a.name), results.get(a.name, ()), seeds, runs[a.name], matched)
+    dataclasses.replace(
+      _member(
+        experiments[a.name], a, measurements.timing(a.name), results.get(a.name, ()), seeds, runs[a.name], matched
+      ),
+      **_tuned(a.name, tried.get(a.name, ())),
+    )
     for a in allotments
   ]
   by_name = {member.name: member for member in members}
@@ -64,9 +73,15 @@ def outcome(
     finding=finding(pairs),
     bits_per_byte_seed_stddev=math.sqrt(seeds[0].variance) if seeds[0].degrees else None,
     seed_degrees_of_freedom=seeds[0].degrees,
+    learning_rates=method(suite.learning_rates),
     baselines=baselines,
     provenance=provenance,
   )
+
+
+def _tuned(name: str, tried: Sequence[Tried]) -> dict[str, Any]:
+  """The chosen learning rate and the trials behind it. Empty without trials."""
+  return {"learning_rate": chosen(name, tried), "learning_rate_trials": tuple(tried)} if tried else {}
 
 
 def _member(

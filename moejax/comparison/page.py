@@ -108,6 +108,7 @@ def _tables(
     "members": page_tables.members_table(comparison),
     "numbers": page_tables.numbers_table("numbers", "Every number of every member", numbers),
     "pair_numbers": page_tables.numbers_table("pairs", "Every number of every pair", pairs),
+    "learning_rates": page_tables.learning_rates_table(comparison),
     "candidates": statement.candidates_table(comparison),
     "fairness": statement.fairness_table(comparison),
     "benchmarks": page_tables.benchmarks_table(comparison, measures) if measures else None,

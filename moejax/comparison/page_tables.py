@@ -70,6 +70,27 @@ def benchmarks_table(comparison: Comparison, measures: Sequence[Measure]) -> Tab
   return Table("benchmarks", "Benchmarks", heads, rows)
 
 
+def learning_rates_table(comparison: Comparison) -> Table:
+  """One row per member: its learning rate, and the training loss of each rate that was tried."""
+  rows = []
+  for name, member in _named(comparison):
+    tried = [
+      f"{quantities.count(rate.learning_rate)}: {'diverged' if rate.loss is None else f'{rate.loss:.4f}'}"
+      for rate in member.learning_rate_trials
+    ]
+    steps = member.learning_rate_trials[0].steps if tried else None
+    seconds = [rate.train_time_s for rate in member.learning_rate_trials if rate.train_time_s is not None]
+    rows.append(
+      (
+        name, Cell(quantities.count(member.learning_rate), member.learning_rate),
+        Cell(", ".join(tried) or "not tuned"), Cell(quantities.whole(steps), steps),
+        Cell(quantities.duration(sum(seconds)), sum(seconds)) if tried else Cell(MISSING),
+      )
+    )  # fmt: skip
+  heads = ("Member", "Learning rate", "Training loss by learning rate", "Steps of a trial", "Time of the trials")
+  return Table("learning_rates", "Learning rates", heads, tuple(rows))
+
+
 def goodput_table(comparison: Comparison) -> Table:
   """One row per trained member: goodput, and lost time by cause."""
   fraction = f"{GOODPUT}fraction"

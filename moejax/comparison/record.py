@@ -31,6 +31,22 @@ Record = TypeVar("Record")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Tried:
+  """A short run of a member with one learning rate."""
+
+  learning_rate: Number
+  loss: Number = None
+  """Mean training loss over the last tenth of the steps. None if the run diverged."""
+  steps: Number = None
+  train_time_s: Number = None
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Further keys of a file."""
+
+  def to_json(self) -> dict[str, Any]:
+    return _flat(self)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Member:
   """One model of a comparison, as in comparison.json: its shape, step time, budget and results."""
 
@@ -86,6 +102,9 @@ class Member:
   feed_forward: str | None = None
   optimizer: str | None = None
   learning_rate: Number = None
+  """The peak learning rate with which it was trained."""
+  learning_rate_trials: tuple[Tried, ...] = ()
+  """The learning rates among which it was chosen, if the suite has a sweep."""
   sparse_every: Number = None
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Other keys of the file, such as those of a later version."""
@@ -96,7 +115,7 @@ class Member:
 
   def to_json(self) -> dict[str, Any]:
     """The object of the member in comparison.json."""
-    return _flat(self)
+    return _flat(self) | {"learning_rate_trials": [tried.to_json() for tried in self.learning_rate_trials]}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,6 +239,8 @@ class Comparison:
   """Standard deviation of the bits per byte of one run between seeds, pooled over members with several runs."""
   seed_degrees_of_freedom: Number = None
   """Degrees of freedom of this standard deviation. 0: no member has several runs."""
+  learning_rates: str | None = None
+  """How the learning rates of the members were chosen, as a sentence."""
   baselines: Baselines = Baselines()
   provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -360,27 +381,33 @@ def _member(value: Any, source: str) -> Member:
   _check_numbers(tasks | goodput, source, tasks | goodput)
   matched = bool(value.get("matched", value["kind"] == "dense"))
   others = {key: other for key, other in value.items() if key not in tasks | goodput}
+  others |= _records("learning_rate_trials", Tried, others, source, ("learning_rate",))
   return _record(Member, others | {"matched": matched, "tasks": tasks, "goodput": goodput}, source)
 
 
 def _pair(value: Any, source: str) -> MatchedPair:
   value = _object(value, source, ("dense", "moe"))
   _check_texts(value, source, "dense")
-  of_pair = _with_bases(value, source)
+  of_pair = value | _records("bases", Basis, value, source, ("equal",))
   if "candidates" in value:
     parts = [(item, f"{source}: candidates[{i}]") for i, item in _listed(value, "candidates", source)]
-    of_pair["candidates"] = tuple(
-      _record(Against, _with_bases(_object(item, at, ("moe",)), at), at) for item, at in parts
-    )
+    of_pair["candidates"] = tuple(_against(item, at) for item, at in parts)
   return _record(MatchedPair, of_pair, source)
 
 
-def _with_bases(value: dict[str, Any], source: str) -> dict[str, Any]:
-  """The object of a candidate with its bases as records."""
-  if "bases" not in value:
-    return value
-  parts = [(item, f"{source}: bases[{i}]") for i, item in _listed(value, "bases", source)]
-  return value | {"bases": tuple(_record(Basis, _object(item, at, ("equal",)), at) for item, at in parts)}
+def _against(value: Any, source: str) -> Against:
+  value = _object(value, source, ("moe",))
+  return _record(Against, value | _records("bases", Basis, value, source, ("equal",)), source)
+
+
+def _records(
+  key: str, kind: Callable[..., Record], value: dict[str, Any], source: str, names: tuple[str, ...]
+) -> dict[str, tuple[Record, ...]]:
+  """The list `key` of an object as records, or nothing if the object does not have it. `names` must be present."""
+  if key not in value:
+    return {}
+  parts = [(item, f"{source}: {key}[{i}]") for i, item in _listed(value, key, source)]
+  return {key: tuple(_record(kind, _object(item, at, names), at) for item, at in parts)}
 
 
 def _record(kind: Callable[..., Record], value: Any, source: str) -> Record:

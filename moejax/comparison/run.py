@@ -1,4 +1,4 @@
-"""Runs a comparison: measure, match, budget, train, evaluate and report. Completed stages are not repeated.
+"""Runs a comparison: measure, match, budget, tune, train, evaluate and report. Completed stages are not repeated.
 
 Any number of jobs can run one comparison in a shared directory. One job prepares the text and measures step times while
 the others wait. Then each job trains members that no other job has claimed (`claims.py`).
@@ -9,16 +9,17 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from moejax import processes
-from moejax.comparison import quantities
+from moejax.comparison import learning_rates, quantities
 from moejax.comparison.against import Results
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.claims import train_unclaimed
 from moejax.comparison.inference_cost import measure_inference, with_inference
 from moejax.comparison.judgement import equal_time
+from moejax.comparison.learning_rates import Trial
 from moejax.comparison.match import Match, match
 from moejax.comparison.measure import measure
 from moejax.comparison.measurements import (
@@ -30,10 +31,19 @@ from moejax.comparison.measurements import (
   step_time_ratio,
 )
 from moejax.comparison.outcome import outcome
-from moejax.comparison.record import ESTABLISHED, VIOLATED, Baselines, Comparison, from_json, read_comparison
+from moejax.comparison.record import (
+  ESTABLISHED,
+  VIOLATED,
+  Baselines,
+  Comparison,
+  Tried,
+  from_json,
+  read_comparison,
+)
 from moejax.comparison.report import write_report
 from moejax.comparison.stages import Result, read_baselines, read_measurements, read_result
 from moejax.config.experiment import Experiment, Pair, Suite
+from moejax.config.learning_rates import LearningRateSweep
 from moejax.data.baselines import ngram_baselines
 from moejax.data.target_count import TargetCounter
 from moejax.data.text import Text
@@ -82,6 +92,7 @@ def compare(
       comparison.count_ngrams()
       comparison.measure()
   with continuing(comparison.saved):
+    comparison.tune()
     shared = comparison.train()
     measure_inference(suite, workspace.corpus, directory, progress)
     return comparison.report(shared)
@@ -101,6 +112,8 @@ class _Comparison:
     self.directory = workspace.directory
     self.counter = TargetCounter(workspace.corpus)
     self._prepared: dict[str, Prepared] = {}
+    self._runs: dict[str, _Run] = {}
+    self._tried: dict[str, tuple[Tried, ...]] = {}
     self._evaluation_s = EVALUATION_S
     self._begin = time.perf_counter()
 
@@ -127,6 +140,7 @@ class _Comparison:
     self.step_times_s = {name: self.measurements.timing(name).step_time_s for pair in self._names for name in pair}
     self.matches = match(self.suite, self.step_times_s)
     self.allotments = allot(self.suite, self.matches, self.step_times_s, self.counter)
+    self._runs = self._make_runs()
     for matched in self.matches:
       ratio = self.measurements.ratio(matched.dense, matched.moe)
       signs = {ESTABLISHED: "=", VIOLATED: "has no match closer than"}
@@ -148,8 +162,56 @@ class _Comparison:
       self.progress.note,
     )
 
-  @functools.cached_property
-  def _runs(self) -> dict[str, "_Run"]:
+  def tune(self) -> None:
+    """Chooses the learning rate of each member that is trained, if the suite has a sweep."""
+    sweep = self.suite.learning_rates
+    if not isinstance(sweep, LearningRateSweep):
+      return
+    folder = self.directory / learning_rates.FOLDER
+    trials = {
+      allotment.name: learning_rates.trials(self._placed(allotment.name), sweep, allotment.steps)
+      for allotment in self.allotments
+      if allotment.trained
+    }
+    by_folder = {trial.folder: trial for of_member in trials.values() for trial in of_member}
+
+    def read(trial: Trial) -> Tried | None:
+      return learning_rates.read_tried(trial, folder / trial.folder)
+
+    train_unclaimed(
+      [*by_folder],
+      folder,
+      lambda name: read(by_folder[name]) is not None,
+      lambda name: self._try(by_folder[name], folder / name),
+      self.progress.note,
+    )
+    for name, of_member in trials.items():
+      self._tried[name] = tuple(Tried(**each) for each in processes.first(lambda: _plain(map(read, of_member))))  # noqa: B023
+      rate = learning_rates.chosen(name, self._tried[name])
+      self.progress.note(f"{name}: learning rate {quantities.count(rate)}")
+    self._runs = self._make_runs()
+    processes.first(self._write_so_far)
+
+  def _try(self, trial: Trial, directory: pathlib.Path) -> None:
+    """Trains a trial whose directory this job has locked."""
+    name = trial.experiment.name
+    prepared = with_seeds(self._prepare(name), trial.experiment)
+    self.progress.note(f"{name}: trial of learning rate {quantities.count(trial.learning_rate)}, {trial.steps} steps")
+
+    def warn(text: str) -> None:
+      self.progress.note(f"warning: {name}: {text}")
+
+    learning_rates.try_rate(
+      trial, directory, lambda: run(prepared, directory, trial.steps, {}, self.progress, lambda record: None, warn)
+    )
+
+  def _placed(self, name: str) -> Experiment:
+    """A member on the available devices, with its chosen learning rate."""
+    experiment = self.workspace.placed[name].experiment
+    tried = self._tried.get(name)
+    return learning_rates.with_rate(experiment, learning_rates.chosen(name, tried)) if tried else experiment
+
+  def _make_runs(self) -> dict[str, "_Run"]:
     """The runs to train by name, in order."""
     allotments = {allotment.name: allotment for allotment in self.allotments if allotment.trained}
     runs = [
@@ -157,7 +219,7 @@ class _Comparison:
       for pair in self.suite.pairs
       for member in pair.members
       if member.name in allotments
-      for experiment in pair.runs(self.workspace.placed[member.name].experiment)
+      for experiment in pair.runs(self._placed(member.name))
     ]
     return {run.name: run for run in runs}
 
@@ -255,6 +317,7 @@ class _Comparison:
       self.matches,
       self.allotments,
       self._results(),
+      self._tried,
       self.baselines,
       provenance() | {"corpus": self.workspace.corpus.summary()},
     )
@@ -341,8 +404,9 @@ class _Comparison:
     """Reports the estimated time left for the whole comparison while step times are measured."""
     left_s = rounds_of_steps * sum(step_times_s.values())
     for pair in self.suite.pairs:
-      trained = pair.seeds * (1 + (len(pair.candidates) if self.suite.train == "all" else 1))
-      left_s += trained * (self.counter.steps(pair.dense) * step_times_s[pair.dense.name] + self._evaluation_s)
+      trained = 1 + (len(pair.candidates) if self.suite.train == "all" else 1)
+      budget_s = self.counter.steps(pair.dense) * step_times_s[pair.dense.name]
+      left_s += trained * (pair.seeds * (budget_s + self._evaluation_s) + self.suite.learning_rates.cost * budget_s)
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
   def _is_done(self, of: "_Run") -> bool:
@@ -355,6 +419,10 @@ class _Comparison:
     if not check_run(directory, of.experiment, of.allotment.steps):
       return False  # it has none yet, or has lost it, and then it is evaluated again
     return read_result(directory, of.allotment.steps, self._note_damage) is not None
+
+
+def _plain(found: Iterable[Tried | None]) -> list[dict[str, Any]]:
+  return [each.to_json() for each in found if each is not None]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,6 +5,7 @@ from moejax.config.data import Data
 from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
 from moejax.config.feed_forward import MLP, FeedForward
+from moejax.config.learning_rates import GivenLearningRates, LearningRates, LearningRateSweep
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
@@ -41,9 +42,12 @@ __all__ = [
   "Experiment",
   "ExpertChoiceRouter",
   "FeedForward",
+  "GivenLearningRates",
   "GroupedDispatch",
   "GroupedQuery",
   "Latent",
+  "LearningRateSweep",
+  "LearningRates",
   "Linear",
   "LinearScaling",
   "Lion",

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 from moejax.config import checks
 from moejax.config.data import SEQIO, Data
 from moejax.config.kinds import described, running
+from moejax.config.learning_rates import GivenLearningRates, LearningRates
 from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
 from moejax.config.plain import check_storable
@@ -265,6 +266,8 @@ class Suite:
   """all: train every candidate for the time budget of its pair. matched: train only the match of each pair."""
   measurement: Measurement = Measurement()
   """How step times are measured."""
+  learning_rates: LearningRates = GivenLearningRates()
+  """How the learning rate of each member is chosen."""
 
   def __post_init__(self) -> None:
     checks.one_of(self, "train", get_args(Train))

@@ -458,6 +458,9 @@ def test_match_varies_the_free_fields(monkeypatch):
 
 ELSEWHERE = {
   "training.checkpoints.keep_best": "needs scores: tests/training/test_loop.py",
+  "learning_rates": "a comparison's: tests/comparison/test_learning_rates.py",
+  "learning_rates[sweep].factors": "a comparison's: tests/comparison/test_learning_rates.py",
+  "learning_rates[sweep].budget": "a comparison's: tests/comparison/test_learning_rates.py",
   "data.on_error": "needs damaged files: tests/data/test_damage.py",
   "model.feed_forward": "needs a layer of the user's: tests/models/test_feed_forward.py",
   "evaluation.tasks": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
