@@ -15,6 +15,7 @@ from moejax.experiments.ds_moe import (
   ds_smoe_5b,
 )
 from moejax.experiments.ds_moe_mini import ds_mini_dense, ds_mini_moe, ds_mini_moe_no_mi, ds_mini_smoe, ds_moe_mini
+from moejax.experiments.gemma3 import gemma3_12b
 from moejax.experiments.mixtral import mixtral_8x7b, mixtral_64e
 from moejax.experiments.published import (
   fuji_7b_v1,
@@ -27,6 +28,13 @@ from moejax.experiments.published import (
 )
 from moejax.experiments.quickstart import quick_large, quick_small, quickstart
 from moejax.experiments.qwen3 import qwen3_30b_a3b, qwen3_235b_a22b
+from moejax.experiments.sparse_families import (
+  deepseek_v3,
+  gpt_oss_20b,
+  gpt_oss_120b,
+  llama4_maverick,
+  llama4_scout,
+)
 from moejax.experiments.speed_accuracy import (
   dense_6b4,
   dense_12b6,
@@ -70,6 +78,12 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "maxtext_64b": maxtext_64b,
   "qwen3_30b_a3b": qwen3_30b_a3b,
   "qwen3_235b_a22b": qwen3_235b_a22b,
+  "gemma3_12b": gemma3_12b,
+  "gpt_oss_20b": gpt_oss_20b,
+  "gpt_oss_120b": gpt_oss_120b,
+  "deepseek_v3": deepseek_v3,
+  "llama4_scout": llama4_scout,
+  "llama4_maverick": llama4_maverick,
   "switch_base": switch_base,
   "switch_large": switch_large,
   "switch_xxl": switch_xxl,

@@ -25,6 +25,7 @@ NUMBERS_AND_TEXT = {
   "model.d-ff": ("1", "8", "16", "32"),
   "model.vocab-size": ("264", "272", "259", "512"),
   "model.rope-theta": ("1e-30", "1e-3", "1", "500", "1e9"),
+  "model.embedding-scale": ("1e-30", "1", "4"),
   "model.norm-epsilon": ("1e-30", "1e-5", "1"),
   "model.attention-experts": ("None", "1", "2", "4"),
   "model.logit-cap": ("None", "1e-6", "5", "1e6"),

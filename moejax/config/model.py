@@ -13,17 +13,19 @@ from moejax.config.plain import typed
 from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.errors import UserError
 
-Activation = Literal["swiglu", "gelu"]
+Activation = Literal["swiglu", "gelu", "geglu", "swiglu_clipped"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Layers = Literal["scanned", "unrolled"]
 QkNormOver = Literal["head", "all_heads"]
+Norm = Literal["rms", "zero_centered_rms", "layer"]
+NormPlaces = Literal["before", "after", "both"]
 GradientDtype = Literal["float32", "compute"]
 Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-  """A decoder-only transformer: RMSNorm, rotary positions, grouped-query attention, optional sparse layers."""
+  """A decoder-only transformer: normalization, rotary positions, grouped-query attention, optional sparse layers."""
 
   num_layers: int
   """Number of transformer layers (L)."""
@@ -55,10 +57,20 @@ class Model:
   """Whether queries, keys and values have a bias (Qwen2)."""
   rope_theta: float = 10_000.0
   """Base of the wavelengths of the rotary embedding (arXiv 2104.09864)."""
+  norm: Norm = "rms"
+  """Normalization. rms: RMSNorm (arXiv 1910.07467). zero_centered_rms: RMSNorm whose scale is 1 plus a parameter
+  (Gemma). layer: LayerNorm with a scale and a bias (arXiv 1607.06450); QK-norm and latent attention have RMSNorm."""
+  norm_places: NormPlaces = "before"
+  """Which norms each attention and feed-forward layer has. before: of its input. after: of its output, before it is
+  added to the residual stream (OLMo 2). both: of both (Gemma 3)."""
   norm_epsilon: float = 1e-5
-  """Epsilon of RMSNorm, added to the mean square."""
+  """Epsilon of the norms, added to the mean square or the variance."""
+  embedding_scale: float = 1.0
+  """Factor of the embedding of a token (Gemma: the square root of d_model). The output projection is not scaled."""
   activation: Activation = "swiglu"
-  """Activation of feed-forward layers and experts. swiglu has three matrices (arXiv 2002.05202), gelu has two."""
+  """Activation of feed-forward layers and experts. swiglu and geglu have three matrices (arXiv 2002.05202), gelu has
+  two. swiglu_clipped: (up + 1) x gate x sigmoid(1.702 x gate), of which gate is at most 7 and up between -7 and 7
+  (gpt-oss). GELU is computed by its tanh approximation."""
   attention_experts: int | None = None
   """Mixture of attention heads (MoA, arXiv 2404.05567, equations 7 and 8): the query heads form this number of experts
   with num_kv_heads heads each. They share keys and values, and are weighted by a softmax router. None: standard
@@ -89,12 +101,14 @@ class Model:
   def __post_init__(self) -> None:
     checks.positive(
       self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size", "rope_theta",
-      "norm_epsilon", "logit_chunks",
+      "norm_epsilon", "logit_chunks", "embedding_scale",
     )  # fmt: skip
     if self.logit_cap is not None:
       checks.positive(self, "logit_cap")
       checks.between(self, "logit_cap", 1e-6, 1e6)  # far above, logits / cap would be 0 in float32
     checks.one_of(self, "activation", get_args(Activation))
+    checks.one_of(self, "norm", get_args(Norm))
+    checks.one_of(self, "norm_places", get_args(NormPlaces))
     checks.one_of(self, "compute_dtype", get_args(Dtype))
     checks.one_of(self, "gradient_dtype", get_args(GradientDtype))
     if self.gradient_dtype == "compute" and self.compute_dtype == "float32":
@@ -196,7 +210,7 @@ class Model:
   @property
   def is_gated(self) -> bool:
     """Whether the activation multiplies by a gate."""
-    return self.activation == "swiglu"
+    return self.activation != "gelu"
 
   @property
   def feed_forward_matrices(self) -> int:

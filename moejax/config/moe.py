@@ -32,6 +32,8 @@ class MoE:
   """Number of experts of the same width that process every token (DeepSeekMoE, arXiv 2401.06066)."""
   shared_gate: bool = False
   """Whether the output of the shared experts is multiplied by a sigmoid gate (Qwen2-MoE)."""
+  bias: bool = False
+  """Whether the router and each matrix of the routed experts have a bias (gpt-oss)."""
   router: Router = Router()
   """The router, which selects the experts of each token and their weights. In Python, the kind alone, such as "dense",
   selects a router with default fields."""

@@ -48,7 +48,7 @@ def parameter_counts(model: Model) -> ParameterCounts:
 
   def with_experts(experts: int) -> int:
     layer = router + (experts + moe.num_shared_experts) * _expert(model, moe.d_ff)
-    return shared + embedding + model.num_sparse_layers * layer
+    return shared + embedding + model.num_sparse_layers * layer + _expert_biases(model, experts)
 
   return ParameterCounts(
     total=with_experts(moe.num_experts), active=with_experts(moe.experts_per_token), embedding=embedding
@@ -68,10 +68,21 @@ def _expert(model: Model, width: int) -> int:
   return model.feed_forward_matrices * model.d_model * width
 
 
+def _expert_biases(model: Model, experts: int) -> int:
+  """Number of parameters of the biases of this number of routed experts in each sparse layer."""
+  if not model.moe or not model.moe.bias:
+    return 0
+  of_expert = (model.feed_forward_matrices - 1) * model.moe.d_ff + model.d_model
+  return model.num_sparse_layers * experts * of_expert
+
+
 def _vectors(model: Model) -> int:
   """Number of parameters that are not in matrices: scales of norms, and biases of attention and routers."""
   of_attention = model.sum_of_attention(lambda attention: attention.other_parameters(model))
-  vectors = model.d_model * (2 * model.num_layers + 1) + of_attention
+  norms = (4 if model.norm_places == "both" else 2) * model.num_layers + 1
+  vectors = norms * model.d_model * (2 if model.norm == "layer" else 1) + of_attention
+  if model.moe and model.moe.bias:
+    vectors += model.num_sparse_layers * model.moe.num_experts  # of routers
   biased = model.moe is not None and model.moe.router.bias_rate > 0
   return vectors + (model.num_sparse_layers * model.moe.num_experts if model.moe and biased else 0)
 
@@ -83,7 +94,8 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   Follows PaLM (arXiv 2204.02311, appendix B): causal masking is not deducted, and neither recomputation nor the
   dispatch of sparse layers is counted.
   """
-  matrices = parameter_counts(model).active_non_embedding - _vectors(model) + model.vocab_size * model.d_model
+  biases = _vectors(model) + _expert_biases(model, model.moe.experts_per_token if model.moe else 0)
+  matrices = parameter_counts(model).active_non_embedding - biases + model.vocab_size * model.d_model
   attention = model.sum_of_attention(lambda attention: attention.score_flops_per_token(model, sequence_length))
   # A custom feed-forward layer may use a parameter more or less than once per token.
   feed_forward = model.feed_forward.flops_per_token(model.d_model, model.d_ff, model.is_gated)

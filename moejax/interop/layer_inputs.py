@@ -60,7 +60,7 @@ def layer_inputs(model: AbstractModel, parameters: Parameters, batches: Sequence
 
   @jax.jit
   def embed(table_VD: jax.Array, tokens_BT: jax.Array) -> jax.Array:
-    return table_VD.astype(dtype)[tokens_BT]
+    return table_VD.astype(dtype)[tokens_BT] * model.config.embedding_scale
 
   def attend(graph: nnx.GraphDef, state: nnx.State, x_BTD: jax.Array, batch: Batch) -> Any:
     context = context_of(model.config, jnp.asarray(batch["segments"]), jnp.asarray(batch["positions"]))

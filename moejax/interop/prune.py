@@ -30,7 +30,7 @@ from moejax.inference.unrolled import unroll
 from moejax.interop.first_checkpoint import check_new_run, save_first, stacked_as
 from moejax.interop.layer_inputs import Batch, LayerInputs, layer_inputs
 from moejax.models.abstract import AbstractModel, Parameters
-from moejax.models.activations import activate
+from moejax.models.moe.experts import Weights
 from moejax.models.moe.router import route
 from moejax.models.moe.routing import RouterContext
 from moejax.models.products import exact_product
@@ -155,7 +155,7 @@ def pruned_parameters(parameters: Parameters, chosen: dict[tuple[int, int], Prun
     whole = layers[period]["blocks"][block]
     feed_forward = dict(whole["feed_forward"])
     feed_forward["experts"] = {name: w[kept] for name, w in feed_forward["experts"].items()}
-    for name in {"w_router_DE", "bias_E"} & set(feed_forward):
+    for name in {"w_router_DE", "b_router_E", "bias_E"} & set(feed_forward):
       feed_forward[name] = feed_forward[name][..., kept]
     layers[period]["blocks"][block] = whole | {"feed_forward": feed_forward}
   return {**parameters, "layers": layers}
@@ -177,17 +177,23 @@ def _gram(graph: nnx.GraphDef, state: nnx.State, x_BTD: jax.Array) -> tuple[jax.
   """
   layer = nnx.merge(graph, state)
   router_DE = layer.w_router_DE[...]
-  weights = {name: weight.value for name, weight in layer.experts.weights(jnp.float32).items()}
+  weights = layer.experts.weights(jnp.float32)
 
   def of_sequence(x_TD: jax.Array) -> tuple[jax.Array, jax.Array]:
     x_TD = x_TD.astype(jnp.float32)
 
-    def expert(weights: dict[str, jax.Array]) -> jax.Array:
-      gate_TF = x_TD @ weights["gate"] if "gate" in weights else None
-      return activate(gate_TF, x_TD @ weights["up"]) @ weights["down"]
+    def expert(weights: Weights) -> jax.Array:
+      def times(x: jax.Array, name: str) -> jax.Array:
+        return x @ weights[name].value + (weights.biases[name][None] if name in weights.biases else 0.0)
+
+      gate_TF = times(x_TD, "gate") if "gate" in weights else None
+      return times(weights.activate(gate_TF, times(x_TD, "up")), "down")
 
     out_ETD = jax.lax.map(expert, weights)
-    return exact_product("TD,DE->TE", x_TD, router_DE), jnp.einsum("ETD,FTD->TEF", out_ETD, out_ETD)
+    logits_TE = exact_product("TD,DE->TE", x_TD, router_DE)
+    if layer.b_router_E is not None:
+      logits_TE = logits_TE + layer.b_router_E[...][None]
+    return logits_TE, jnp.einsum("ETD,FTD->TEF", out_ETD, out_ETD)
 
   return tuple(x.reshape(-1, *x.shape[2:]) for x in jax.lax.map(of_sequence, x_BTD))
 

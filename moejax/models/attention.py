@@ -16,7 +16,7 @@ from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION
 from moejax.models.attend import KEYS, QUERIES, Context, KVCache, attend, attend_cached
 from moejax.models.moe.router_counts import RouterCounts, count_probabilities
-from moejax.models.norms import RMSNorm
+from moejax.models.norms import RMSNorm, inner_norm
 from moejax.models.products import Operand, exact_product, operand, product
 from moejax.models.rotary import rotate
 from moejax.models.weights import residual_gain, weight
@@ -43,8 +43,8 @@ class GroupedQueryLayer(nnx.Module):
     self.b_out_D = nnx.Param(jnp.zeros((D,)), names=("embed",)) if config.output_bias else None
     self.sinks_N = nnx.Param(jnp.zeros((N,)), names=("heads",)) if config.sinks else None
     of_queries, of_keys = model.qk_norm_widths
-    self.q_norm = RMSNorm(of_queries, model.norm_epsilon, None) if model.qk_norm else None
-    self.k_norm = RMSNorm(of_keys, model.norm_epsilon, None) if model.qk_norm else None
+    self.q_norm = inner_norm(model, of_queries) if model.qk_norm else None
+    self.k_norm = inner_norm(model, of_keys) if model.qk_norm else None
     E = model.attention_experts
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
     self.config = config

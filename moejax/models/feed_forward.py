@@ -26,9 +26,10 @@ class MLPLayer(nnx.Module):
 
   def __init__(self, model: Model, width: int, partitioner: Partitioner, rngs: nnx.Rngs):
     D, F = model.d_model, width
-    self.w_gate_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D) if model.activation == "swiglu" else None
+    self.w_gate_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D) if model.is_gated else None
     self.w_up_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D)
     self.w_down_FD = weight(rngs, (F, D), ("mlp", "embed"), fan_in=F, gain=residual_gain(model.num_layers))
+    self.activation = model.activation
     self.gradients = model.gradient_dtype
     self.partitioner = partitioner
 
@@ -41,7 +42,7 @@ class MLPLayer(nnx.Module):
       if self.w_gate_DF is not None:
         gate_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_gate_DF[...], dtype, self.gradients)))
       up_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_up_DF[...], dtype, self.gradients)))
-      hidden_MF = constrain(activate(gate_MF, up_MF), "batch", "mlp")
+      hidden_MF = constrain(activate(self.activation, gate_MF, up_MF), "batch", "mlp")
       out_MD = keep(product("MF,FD->MD", hidden_MF, operand(self.w_down_FD[...], dtype, self.gradients)))
       return constrain(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
 

@@ -13,7 +13,7 @@ from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION
 from moejax.models.attend import QUERIES, Context, KVCache, attend, attend_cached
 from moejax.models.attention import join
-from moejax.models.norms import RMSNorm
+from moejax.models.norms import inner_norm
 from moejax.models.products import Operand, operand, product
 from moejax.models.rotary import rotate
 from moejax.models.weights import residual_gain, weight
@@ -30,10 +30,10 @@ class LatentLayer(nnx.Module):
       self.w_q_DNH = weight(rngs, (D, N, H + P), ("embed", *of_heads), fan_in=D)
     else:
       self.w_q_down_DX = weight(rngs, (D, config.q_rank), ("embed", None), fan_in=D)
-      self.q_norm = RMSNorm(config.q_rank, model.norm_epsilon, None)
+      self.q_norm = inner_norm(model, config.q_rank)
       self.w_q_up_XNH = weight(rngs, (config.q_rank, N, H + P), (None, *of_heads), fan_in=config.q_rank)
     self.w_kv_down_DX = weight(rngs, (D, R + P), ("embed", None), fan_in=D)
-    self.kv_norm = RMSNorm(R, model.norm_epsilon, None)
+    self.kv_norm = inner_norm(model, R)
     self.w_kv_up_XNH = weight(rngs, (R, N, H + values), (None, *of_heads), fan_in=R)
     self.w_out_NHD = weight(
       rngs, (N, values, D), (*of_heads, "embed"), fan_in=N * values, gain=residual_gain(model.num_layers)

@@ -19,7 +19,7 @@ from moejax.models.attentions import apply_attention, attention_layer
 from moejax.models.feed_forward import apply_feed_forward, feed_forward
 from moejax.models.moe.layer import MoELayer
 from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterCounts
-from moejax.models.norms import RMSNorm
+from moejax.models.norms import residual_norm
 from moejax.models.products import look_up, operand, product
 from moejax.models.remat import POLICIES
 from moejax.models.stacking import separate, stack
@@ -46,12 +46,15 @@ class TargetScores(NamedTuple):
 
 
 class Block(nnx.Module):
-  """One pre-norm layer: attention, then a dense or a sparse feed-forward."""
+  """One layer: attention, then a dense or a sparse feed-forward, with norms before or after each of them."""
 
   def __init__(self, attention: Attention, model: Model, sparse: bool, partitioner: Partitioner, rngs: nnx.Rngs):
-    self.attention_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
+    before, after = (model.norm_places in (place, "both") for place in ("before", "after"))
+    self.attention_norm = residual_norm(model) if before else None
     self.attention: Any = attention_layer(attention, model, partitioner, rngs)
-    self.feed_forward_norm = RMSNorm(model.d_model, model.norm_epsilon, "embed")
+    self.attention_out_norm = residual_norm(model) if after else None
+    self.feed_forward_norm = residual_norm(model) if before else None
+    self.feed_forward_out_norm = residual_norm(model) if after else None
     make = MoELayer if sparse else feed_forward
     self.feed_forward: Any = make(model, partitioner, rngs)
     self.of_attention, self.of_feed_forward = attention, model.feed_forward
@@ -69,17 +72,23 @@ class Block(nnx.Module):
   ) -> tuple[jax.Array, jax.Array, dict[str, RouterCounts], KVCache | None]:
     """Returns x_BTD after attention, the input of the feed-forward layer, the counts of the router over heads, and
     `cache` extended by the tokens."""
-    normed_BTD = self.attention_norm(x_BTD)
+    normed_BTD = x_BTD if self.attention_norm is None else self.attention_norm(x_BTD)
     out_BTD, of_heads, cache = apply_attention(self.of_attention, self.attention, normed_BTD, context, cache)
-    x_BTD = x_BTD + out_BTD
-    return x_BTD, self.feed_forward_norm(x_BTD), {} if of_heads is None else {HEADS: of_heads}, cache
+    x_BTD = x_BTD + (out_BTD if self.attention_out_norm is None else self.attention_out_norm(out_BTD))
+    normed_BTD = x_BTD if self.feed_forward_norm is None else self.feed_forward_norm(x_BTD)
+    return x_BTD, normed_BTD, {} if of_heads is None else {HEADS: of_heads}, cache
 
   def feed(
     self, x_BTD: jax.Array, normed_BTD: jax.Array, valid_BT: jax.Array, keys_B: jax.Array | None
   ) -> tuple[jax.Array, dict[str, RouterCounts]]:
     """Returns x_BTD after the feed-forward layer, and the counts of the router over experts."""
+    norm = self.feed_forward_out_norm
     if not isinstance(self.feed_forward, MoELayer):
-      return x_BTD + apply_feed_forward(self.of_feed_forward, self.feed_forward, normed_BTD), {}
+      out_BTD = apply_feed_forward(self.of_feed_forward, self.feed_forward, normed_BTD)
+      return x_BTD + (out_BTD if norm is None else norm(out_BTD)), {}
+    if norm is not None:
+      out_BTD, counts = self.feed_forward(normed_BTD, valid_BT, keys_B)
+      return x_BTD + norm(out_BTD), {EXPERTS: counts}
     x_BTD, counts = self.feed_forward(normed_BTD, valid_BT, keys_B, x_BTD)
     return x_BTD, {EXPERTS: counts}
 
@@ -122,7 +131,7 @@ class Transformer(nnx.Module):
     self.embedding_VD = weight(rngs, (V, D), ("vocab", "embed"), fan_in=D)
     arrange = stack if model.layers == "scanned" else separate
     self.layers = arrange(lambda layer_rngs: Period(model, partitioner, layer_rngs), model.num_periods, rngs)
-    self.final_norm = RMSNorm(D, model.norm_epsilon, "embed")
+    self.final_norm = residual_norm(model)
     self.w_logits_DV = None if model.tie_embeddings else weight(rngs, (D, V), ("embed", "vocab"), fan_in=D)
     self.leading = nnx.List(
       [Block(attention, model, False, partitioner, rngs) for attention in model.leading_attention]
@@ -200,6 +209,8 @@ class Transformer(nnx.Module):
     dtype = self.partitioner.compute_dtype(self.model)
     with jax.named_scope("embed"):
       x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
+      if self.model.embedding_scale != 1.0:
+        x_BTD = x_BTD * self.model.embedding_scale
       x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
     context = context_of(self.model, segments_BT, positions_BT)
     of_leading, of_periods = caches or (None, None)

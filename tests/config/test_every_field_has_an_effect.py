@@ -95,9 +95,9 @@ PROGRAM = {
   "dense": {
     "model.num_layers": 4, "model.d_model": 32, "model.num_heads": 8, "model.num_kv_heads": 4, "model.head_dim": 8,
     "model.d_ff": 32, "model.vocab_size": 272, "model.tie_embeddings": False, "model.qk_norm": True,
-    "model.attention_bias": True,
-    "model.rope_theta": 500.0, "model.norm_epsilon": 1e-6, "model.activation": "gelu", "model.attention_experts": 2,
-    "model.logit_cap": 5.0, "model.logit_chunks": 4,
+    "model.attention_bias": True, "model.rope_theta": 500.0, "model.norm_epsilon": 1e-6, "model.norm": "layer",
+    "model.norm_places": "after", "model.embedding_scale": 4.0,
+    "model.activation": "gelu", "model.attention_experts": 2, "model.logit_cap": 5.0, "model.logit_chunks": 4,
     "model.compute_dtype": "bfloat16", "model.remat": "products", "model.layers": "unrolled",
     "model.attention": (GroupedQuery(), GroupedQuery(window=4)), "model.attention[grouped_query].window": 4,
     "model.attention[grouped_query].chunk": 4, "model.attention[grouped_query].rotary_embedding": False,
@@ -112,7 +112,7 @@ PROGRAM = {
   "bfloat16": {"model.gradient_dtype": "compute"},
   "einsum": {
     "model.moe": None, "model.moe.num_experts": 16, "model.moe.experts_per_token": 3, "model.moe.d_ff": 16,
-    "model.moe.every": 2, "model.moe.leading_dense": 1,
+    "model.moe.every": 2, "model.moe.bias": True, "model.moe.leading_dense": 1,
     "model.moe.num_shared_experts": 1, "model.moe.dispatch": DenseDispatch(),
     "model.moe.capacity_factor": 0.5, "model.moe.group_size": 16, "model.moe.dispatch[einsum].priority": "token",
     "model.moe.router[top_k].scores": "sigmoid", "model.moe.router[top_k].renormalize": False,
@@ -134,8 +134,7 @@ PROGRAM = {
   "latent": {
     "model.attention[latent].kv_rank": 6, "model.attention[latent].q_rank": 8,
     "model.attention[latent].rotary_dim": 2, "model.attention[latent].value_dim": 6,
-    "model.attention[latent].score_scale": 0.5,
-    "model.attention[latent].rope_scaling": LinearScaling(factor=2.0),
+    "model.attention[latent].score_scale": 0.5, "model.attention[latent].rope_scaling": LinearScaling(factor=2.0),
   },
   "normed": {"model.qk_norm_over": "all_heads"},
   "shared": {"model.moe.shared_gate": True},

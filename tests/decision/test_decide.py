@@ -111,6 +111,13 @@ def test_variants_keep_the_active_width_when_experts_are_divided_and_are_valid()
   assert all(isinstance(one, UserError) for one in refused.values())
 
 
+def test_depths_are_those_that_a_pattern_of_layers_divides():
+  space = Space(width=(), depth=(0.3, 0.5, 0.7, 1.0, 1.3))
+  for name in ("gemma3_12b", "gpt_oss_20b", "deepseek_v3", "llama4_maverick"):
+    found = dict(variants(find_experiment(name), space))
+    assert len(found) == 5 and all(isinstance(one, Experiment) for one in found.values()), name
+
+
 def test_a_lower_precision_shortens_steps_of_dense_models_most():
   pair = [find_experiment(name) for name in ("dense_6b4", "moe_6b4_64e")]
   pod = parse_topology("v6e:16x16")

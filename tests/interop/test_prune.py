@@ -42,7 +42,7 @@ def layers_of(config):
 
 def output(x_D, layer, kept, moe):
   """The output of some of the experts for a token, as a pruned layer has it."""
-  weights = {name: np.asarray(w.value, np.float64) for name, w in layer.experts.weights(np.float32).items()}
+  weights = {name: np.asarray(w.value, np.float64) for name, w in layer.experts.weights(np.float32).matrices.items()}
   router_DE = np.asarray(layer.w_router_DE[...], np.float64)[:, kept]
   bias_E = np.zeros(len(kept)) if layer.bias_E is None else np.asarray(layer.bias_E[...])[kept]
   score_E = scores_of(x_D, router_DE, moe.router)

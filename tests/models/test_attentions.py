@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Attention, GroupedQuery, Latent, Mesh, Model, MoE
+from moejax.config import DATA_EXPERT_MODEL, Attention, GroupedQuery, Latent, Mesh, Model, MoE, YarnScaling
 from moejax.config.parameters import flops_per_token, parameter_counts
 from moejax.errors import UserError
 from moejax.inference.cache import empty_cache, extend
@@ -39,6 +39,24 @@ MODELS = {
     num_layers=6,
     attention=(GroupedQuery(window=3), GroupedQuery()),
     moe=MoE(num_experts=4, experts_per_token=2, d_ff=8, every=1, leading_dense=2, dispatch="grouped"),
+  ),
+  "as Gemma 3": dataclasses.replace(
+    BASE,
+    attention=(LOCAL, GroupedQuery(score_scale=0.8)),
+    norm="zero_centered_rms",
+    norm_places="both",
+    embedding_scale=4.0,
+    activation="geglu",
+    qk_norm=True,
+  ),
+  "as gpt-oss": dataclasses.replace(
+    BASE,
+    num_layers=2,
+    norm="layer",
+    attention_bias=True,
+    attention=(GroupedQuery(sinks=True, output_bias=True, rope_scaling=YarnScaling(factor=4.0, original_length=8)),),
+    activation="swiglu_clipped",
+    moe=MoE(num_experts=4, experts_per_token=2, d_ff=8, bias=True, dispatch="grouped"),
   ),
   "latent": dataclasses.replace(BASE, num_kv_heads=4, attention=(Latent(kv_rank=8, rotary_dim=4),)),
   "latent, narrow queries": dataclasses.replace(

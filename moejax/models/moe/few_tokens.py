@@ -9,7 +9,6 @@ M tokens  A experts per token  D embed  F hidden  E experts
 import jax
 import jax.numpy as jnp
 
-from moejax.models.activations import activate
 from moejax.models.moe.experts import Weights
 
 FEW = 32
@@ -38,13 +37,22 @@ def visit_experts(
 
   def visit(i: jax.Array, out_MD: jax.Array) -> jax.Array:
     e = experts_E[i]
-    matrix = {
-      name: jax.lax.dynamic_index_in_dim(weight.value, e, keepdims=False).astype(jnp.float32)
-      for name, weight in weights.items()
-    }
-    gate_MF = x_MD @ matrix["gate"] if "gate" in matrix else None
-    hidden_MF = activate(gate_MF, x_MD @ matrix["up"]) * weights_ME[:, e, None]
+
+    def of_expert(stack: jax.Array) -> jax.Array:
+      return jax.lax.dynamic_index_in_dim(stack, e, keepdims=False).astype(jnp.float32)
+
+    def times(x: jax.Array, name: str) -> jax.Array:
+      return x @ of_expert(weights[name].value)
+
+    def biased(x: jax.Array, name: str) -> jax.Array:
+      return x + of_expert(weights.biases[name])[None] if name in weights.biases else x
+
+    gate_MF = biased(times(x_MD, "gate"), "gate") if "gate" in weights else None
+    hidden_MF = weights.activate(gate_MF, biased(times(x_MD, "up"), "up")) * weights_ME[:, e, None]
     # Not a product with 0: the output of an expert that the token did not choose may be infinite.
-    return out_MD + jnp.where(takes_ME[:, e, None], hidden_MF, 0.0) @ matrix["down"]
+    out_MD = out_MD + times(jnp.where(takes_ME[:, e, None], hidden_MF, 0.0), "down")
+    if "down" in weights.biases:
+      out_MD = out_MD + weights_ME[:, e, None] * of_expert(weights.biases["down"])[None]
+    return out_MD
 
   return jax.lax.fori_loop(0, jnp.sum(used_E), visit, jnp.zeros(x_MD.shape, jnp.float32))

@@ -8,6 +8,7 @@ A lower-case letter is the size of one device's shard.
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,8 @@ import jax.numpy as jnp
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.moe import MoE
 from moejax.kernels.grouped_matmul import grouped_matmul
-from moejax.models.activations import activate
 from moejax.models.moe.exchange import exchange, plan_transfers
-from moejax.models.moe.experts import NAMES, Experts, Weights
+from moejax.models.moe.experts import NAMES, NAMES_OF_BIASES, Experts, Weights
 from moejax.models.moe.few_tokens import FEW, visit_experts
 from moejax.models.moe.routing import TOKENS, Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
@@ -56,7 +56,9 @@ def grouped_dispatch(
     return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), dropped_ou
 
   weights = experts.weights(x_OUMD.dtype)
-  names = {name: jax.tree.map(lambda _, name=name: NAMES[name], weight) for name, weight in weights.items()}
+  of_matrices = {name: jax.tree.map(lambda _, name=name: NAMES[name], w) for name, w in weights.matrices.items()}
+  of_biases: Any = {name: NAMES_OF_BIASES[name] for name in weights.biases}
+  names = Weights(of_matrices, of_biases, weights.activation)
   run = partitioner.on_each_device(on_device, (X, TOKENS, TOKENS, TOKENS, names), (X, TOKENS[:2]), exchanging=True)
   return run(x_OUMD, routing.experts_OUMA, routing.weights_OUMA, routing.chosen_OUMA, weights)
 
@@ -164,24 +166,37 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
     def multiply(rows_RX: jax.Array, weight: Operand) -> jax.Array:
       return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
 
+    expert_R = jnp.repeat(jnp.arange(len(sizes_e)), sizes_e, total_repeat_length=len(rows_RD))
+
+    def biased(name: str, rows_RX: jax.Array) -> jax.Array:
+      return rows_RX + weights.biases[name][expert_R] if name in weights.biases else rows_RX
+
+    def down(gate_Rf: jax.Array | None, up_Rf: jax.Array) -> jax.Array:
+      gate_Rf = None if gate_Rf is None else biased("gate", gate_Rf)
+      return biased("down", multiply(weights.activate(gate_Rf, biased("up", up_Rf)), weights["down"]))
+
     if "gate" not in weights:
-      return multiply(activate(None, keep(multiply(rows_RD, weights["up"]))), weights["down"])
+      return down(None, keep(multiply(rows_RD, weights["up"])))
     if weights["up"].shape[-1] < NARROW:
       side_by_side = lambda *pair: jnp.concatenate(pair, axis=-1)  # noqa: E731
       both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])))
       gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
     else:
       gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
-    return multiply(activate(gate_Rf, up_Rf), weights["down"])
+    return down(gate_Rf, up_Rf)
 
 
 def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
-  """The weights of this device's experts, gathered along D."""
+  """The weights of this device's experts, gathered along D. Of devices whose outputs are summed, one has the bias."""
 
   def gather(name: str, weight: Operand) -> Operand:
     return jax.tree.map(lambda w: partitioner.gather(w, "expert_embed", NAMES[name].index("expert_embed")), weight)
 
-  return {name: gather(name, weight) for name, weight in weights.items()}
+  biases = dict(weights.biases)
+  if "down" in biases and partitioner.axes("expert_mlp"):
+    biases["down"] = jnp.where(partitioner.index("expert_mlp") == 0, biases["down"], 0)
+  matrices = {name: gather(name, weight) for name, weight in weights.matrices.items()}
+  return Weights(matrices, biases, weights.activation)
 
 
 def _summed(x_xD: jax.Array, partitioner: Partitioner) -> jax.Array:

@@ -34,6 +34,7 @@ class MoELayer(nnx.Module):
     D, E, shared = model.d_model, model.moe.num_experts, model.moe.num_shared_experts
     # Replicated, as in Table 1 of arXiv 2405.15052: every device routes its own tokens.
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D)
+    self.b_router_E = nnx.Param(jnp.zeros((E,)), names=(None,)) if model.moe.bias else None
     self.bias_E = nnx.Param(jnp.zeros((E,)), names=(None,)) if model.moe.router.bias_rate else None
     self.experts = Experts(model, partitioner, rngs)
     self.shared = MLPLayer(model, shared * model.moe.d_ff, partitioner, rngs) if shared else None
@@ -93,6 +94,8 @@ class MoELayer(nnx.Module):
     if keys_B is not None and self.moe.router.jitter:
       x_OUMD = x_OUMD * _jitter(keys_B, x_OUMD.shape, self.moe.router.jitter)
     logits_OUME = exact_product("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
+    if self.b_router_E is not None:
+      logits_OUME = logits_OUME + self.b_router_E[...].reshape(1, 1, 1, -1)
     return keep(self.partitioner.constrain(logits_OUME, *TOKENS))
 
 

@@ -11,6 +11,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from moe_reference import expert
 
+from moejax.models.moe.experts import Weights
 from moejax.models.moe.few_tokens import visit_experts
 from moejax.models.moe.grouped import _by_rows, _of_few_tokens
 from moejax.models.products import Operand
@@ -26,7 +27,13 @@ MATRICES = {name: RANDOM.normal(size=shape) for name, shape in SHAPES.items()}
 
 def arrays(names=tuple(SHAPES), dtype=jnp.float32):
   weights = {name: Operand(jnp.asarray(MATRICES[name], dtype), None) for name in names}
-  return jnp.asarray(X_MD, dtype), EXPERTS_MA, jnp.asarray(WEIGHTS_MA, jnp.float32), CHOSEN_MA, weights
+  return (
+    jnp.asarray(X_MD, dtype),
+    EXPERTS_MA,
+    jnp.asarray(WEIGHTS_MA, jnp.float32),
+    CHOSEN_MA,
+    Weights(weights, {}, "swiglu"),
+  )
 
 
 @pytest.mark.parametrize("names", [("gate", "up", "down"), ("up", "down")], ids=["swiglu", "gelu"])
@@ -44,13 +51,17 @@ def test_an_infinite_expert_changes_only_the_tokens_that_chose_it():
   x_MD, experts_MA, weights_MA, chosen_MA, weights = arrays()
   expected = visit_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights)
   up_EDF = weights["up"].value.at[2].set(jnp.inf)
-  got = visit_experts(x_MD, experts_MA, weights_MA, chosen_MA, weights | {"up": Operand(up_EDF, None)})
+  infinite = Weights(weights.matrices | {"up": Operand(up_EDF, None)}, {}, "swiglu")
+  got = visit_experts(x_MD, experts_MA, weights_MA, chosen_MA, infinite)
   assert not np.all(np.isfinite(got[0]))
   np.testing.assert_array_equal(got[1:], expected[1:])
 
 
 def test_it_has_the_values_and_gradients_of_sorted_rows():
   x_MD, experts_MA, weights_MA, chosen_MA, weights = arrays()
+  widths = {"gate": F, "up": F, "down": D}
+  biases = {name: jnp.asarray(RANDOM.normal(size=(E, width)), jnp.float32) for name, width in widths.items()}
+  weights = Weights(weights.matrices, biases, "swiglu_clipped")
 
   def of(function):
     loss = lambda x_MD, weights_MA, weights: jnp.sum(  # noqa: E731
