@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, LinearScaling, Mesh, Model, MoE, Training
 
 DENSE = Experiment(
   name="dense",
@@ -13,6 +13,16 @@ DENSE = Experiment(
   evaluation=Evaluation(batch_size=8),
   mesh=Mesh(data=1),
 )
+
+GROUPED_QUERY = {
+  "window": 4, "chunk": 4, "rotary_embedding": False, "rope_theta": 500.0, "sinks": True, "output_bias": True,
+  "score_scale": 0.5, "rope_scaling": LinearScaling(factor=2.0),
+}  # fmt: skip
+LATENT = {
+  "kv_rank": 6, "q_rank": 8, "rotary_dim": 2, "value_dim": 6, "score_scale": 0.5,
+  "rope_scaling": LinearScaling(factor=2.0),
+}  # fmt: skip
+"""Other values of the fields of attention layers."""
 
 
 def sparse(mesh: Mesh = DENSE.mesh, **moe) -> Experiment:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from effect_fixtures import DENSE, sparse
+from effect_fixtures import DENSE, GROUPED_QUERY, LATENT, sparse
 
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
@@ -31,7 +31,6 @@ from moejax.config import (
   ExpertChoiceRouter,
   GroupedQuery,
   Latent,
-  LinearScaling,
   Lion,
   Mesh,
   Muon,
@@ -99,11 +98,8 @@ PROGRAM = {
     "model.norm_places": "after", "model.embedding_scale": 4.0,
     "model.activation": "gelu", "model.attention_experts": 2, "model.logit_cap": 5.0, "model.logit_chunks": 4,
     "model.compute_dtype": "bfloat16", "model.remat": "products", "model.layers": "unrolled",
-    "model.attention": (GroupedQuery(), GroupedQuery(window=4)), "model.attention[grouped_query].window": 4,
-    "model.attention[grouped_query].chunk": 4, "model.attention[grouped_query].rotary_embedding": False,
-    "model.attention[grouped_query].rope_theta": 500.0, "model.attention[grouped_query].sinks": True,
-    "model.attention[grouped_query].output_bias": True, "model.attention[grouped_query].score_scale": 0.5,
-    "model.attention[grouped_query].rope_scaling": LinearScaling(factor=2.0),
+    "model.attention": (GroupedQuery(), GroupedQuery(window=4)),
+    **{f"model.attention[grouped_query].{name}": value for name, value in GROUPED_QUERY.items()},
     "training.batch_size": 16, "training.gradient_accumulation": 2, "training.losses.z": 0.1,
     "training.anomalies.spike": 3.0,
     "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5, "optimizer[AdamW].beta1": 0.8,
@@ -131,11 +127,7 @@ PROGRAM = {
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
   "grouped": {"model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].receive_factor": 1.0},
   "heads": {"training.losses.attention_mutual_information": 0.1},
-  "latent": {
-    "model.attention[latent].kv_rank": 6, "model.attention[latent].q_rank": 8,
-    "model.attention[latent].rotary_dim": 2, "model.attention[latent].value_dim": 6,
-    "model.attention[latent].score_scale": 0.5, "model.attention[latent].rope_scaling": LinearScaling(factor=2.0),
-  },
+  "latent": {f"model.attention[latent].{name}": value for name, value in LATENT.items()},
   "normed": {"model.qk_norm_over": "all_heads"},
   "shared": {"model.moe.shared_gate": True},
   "meshed": {
