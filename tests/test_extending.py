@@ -72,6 +72,7 @@ def run(tmp_path_factory):
   return directory
 
 
+@pytest.mark.slow
 def test_a_run_names_the_kinds_and_counts_what_they_choose_and_drop(run):
   stored = json.loads((run / "experiment.json").read_text())
   model, optimizer = stored["model"], stored["optimizer"]

@@ -1,6 +1,7 @@
 """The state of training, its sharding and its initialization."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,8 @@ class TrainSpec:
   optimizer: optax.GradientTransformation
   abstract_state: Any
   """A State that holds a `jax.ShapeDtypeStruct` with its sharding for each array."""
+  initialize: Callable[[jax.Array], State]
+  """Initializes the state directly on the devices from a PRNG key. Compiled at the first call."""
 
   @property
   def partitioner(self) -> Partitioner:
@@ -45,16 +48,11 @@ class TrainSpec:
   @property
   def shardings(self) -> State:
     """The sharding of each array of the state."""
-    return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
+    return _shardings(self.abstract_state)
 
   def init_state(self, seed: int) -> State:
     """Initializes the state directly on the devices. Its values depend only on the seed, not on the mesh."""
-
-    def make(key: jax.Array) -> State:
-      parameters = self.model.init(key)
-      return State(jnp.zeros((), jnp.int32), parameters, self.optimizer.init(parameters))
-
-    return jax.jit(make, out_shardings=self.shardings)(jax.random.key(seed))
+    return self.initialize(jax.random.key(seed))
 
 
 def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSpec:
@@ -64,11 +62,20 @@ def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSp
     UserError: If the rules cannot shard a parameter.
   """
   model = abstract_model(experiment.model, partitioner)
-  parameters = model.parameters
   optimizer = watched(make_optimizer(experiment.optimizer, model.variables), experiment.training.anomalies)
   step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated)
-  moments = _abstract_moments(optimizer, parameters, partitioner.replicated)
-  return TrainSpec(experiment, model, optimizer, State(step, parameters, moments))
+  abstract_state = State(step, model.parameters, _abstract_moments(optimizer, model.parameters, partitioner.replicated))
+
+  def initialize(key: jax.Array) -> State:
+    parameters = model.init(key)
+    return State(jnp.zeros((), jnp.int32), parameters, optimizer.init(parameters))
+
+  compiled = jax.jit(initialize, out_shardings=_shardings(abstract_state))
+  return TrainSpec(experiment, model, optimizer, abstract_state, compiled)
+
+
+def _shardings(abstract_state: State) -> State:
+  return jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
 
 
 def _abstract_moments(
