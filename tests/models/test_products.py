@@ -121,7 +121,7 @@ def matrices_widened(program, spec):
 
 
 @pytest.mark.parametrize(
-  "case", [pytest.param(case, marks=[] if case == "grouped" else [pytest.mark.slow]) for case in CASES]
+  "case", [pytest.param(case, marks=[] if case == "dense" else [pytest.mark.slow]) for case in CASES]
 )
 def test_no_matrixs_gradient_is_ever_bfloat16_in_the_train_step(case):
   assert not matrices_widened(*lowered(case, "float32"))

@@ -81,8 +81,8 @@ WAYS = {
 
 
 @on_meshes(
-  {"to the experts": (CUBE,), "to all devices": (), "dense": ()},
-  {"to the experts": (EXPERTS,), "to all devices": (NARROW,), "dense": (CUBE,)},
+  {"to the experts": (), "to all devices": (), "dense": ()},
+  {"to the experts": (CUBE, EXPERTS), "to all devices": (NARROW,), "dense": (CUBE,)},
 )
 def test_every_dispatch_trains_on_every_mesh_as_on_one_device(way, mesh):
   if mesh.expert == 1 and way == "to all devices":
