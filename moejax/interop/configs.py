@@ -12,9 +12,10 @@ from moejax.config.dispatch import GroupedDispatch
 from moejax.config.fields import get_field
 from moejax.config.model import Model
 from moejax.config.plain import from_plain
+from moejax.config.router import Router, TopKRouter
 from moejax.errors import UserError
-from moejax.interop.families import COMMON, FAMILIES, Family
-from moejax.interop.layer_types import attention_of, config_of_attention, rope_of, shortest_pattern
+from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, Family
+from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of, shortest_pattern
 
 Config = Mapping[str, Any]
 """The content of a config.json."""
@@ -37,7 +38,9 @@ SAME: dict[str, Any] = {
 
 WITHOUT_EFFECT = frozenset(
   """
-  _attn_implementation _commit_hash _name_or_path architectures attn_implementation auto_map aux_loss_alpha
+  _attn_implementation _commit_hash _name_or_path _sliding_window_pattern architectures cache_implementation ep_size
+  experts_per_token head_dim initial_context_length num_mtp_layers num_nextn_predict_layers qk_head_dim
+  rope_local_base_freq sliding_window_pattern attn_implementation auto_map aux_loss_alpha
   bos_token_id dtype eos_token_id gradient_checkpointing id2label initializer_range is_encoder_decoder label2id
   layer_types max_position_embeddings max_window_layers model_type output_attentions output_hidden_states
   output_router_logits pad_token_id pretraining_tp return_dict rope_parameters rope_scaling rope_theta
@@ -107,11 +110,13 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
     UserError: If the model is not supported. The message gives the field of config.json and its value.
   """
   family = family_of(config)
-  fields = {**COMMON, **family.moe}
+  fields = {**COMMON, **family.fields, **family.moe}
   _check_same(config, family)
   plain: dict[str, Any] = {"layers": "scanned"}
   for ours, theirs in fields.items():
     _put(plain, ours, _value(config, family, theirs))
+  if family.scales_embedding and type(plain["d_model"]) is int:
+    plain["embedding_scale"] = plain["d_model"] ** 0.5
   for ours, value in family.only.items():
     _put(plain, ours, value)
   plain["attention"] = attention_of(config, family, sequence_length or max_length(config))
@@ -160,16 +165,16 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
 
 def _config_in(family: Family, model: Model) -> dict[str, Any]:
   """The fields of config.json that determine the function of a model of this family."""
-  fields = {theirs: get_field(model, ours) for ours, theirs in {**COMMON, **family.moe}.items()}
+  fields = {theirs: get_field(model, ours) for ours, theirs in {**COMMON, **family.fields, **family.moe}.items()}
   if "shared_expert_intermediate_size" in fields:
     fields["shared_expert_intermediate_size"] *= fields["moe_intermediate_size"]
   return {
     "architectures": [family.architecture],
     "model_type": family.model_type,
     **fields,
-    **family.same,
     "hidden_act": "silu",
     "attention_bias": False,
+    **family.same,
     **config_of_attention(model, family),
   }
 
@@ -199,11 +204,17 @@ def _computed(model: Model) -> Model:
     dispatch=GroupedDispatch(),
     capacity_factor=1.0,
     group_size=None,
-    router=moe.router.without_noise(),
+    router=_of_function(moe.router),
   )
   if model.num_sparse_layers == model.num_layers:
     model = dataclasses.replace(model, d_ff=moe.d_ff)  # no layer has it
   return dataclasses.replace(model, moe=moe, **of_program)
+
+
+def _of_function(router: Router) -> Router:
+  """The router without what only training uses."""
+  router = router.without_noise()
+  return dataclasses.replace(router, bias_rate=0.001) if isinstance(router, TopKRouter) and router.bias_rate else router
 
 
 def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -219,7 +230,8 @@ def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, 
 
 def _check_same(config: Config, family: Family) -> None:
   """Raises UserError for a field that would change the function of the model, or that is unknown."""
-  used = {*COMMON.values(), *family.moe.values()}
+  used = {*COMMON.values(), *family.fields.values(), *family.moe.values(), OF_SCORES}
+  used |= {*LATENT_FIELDS.values()} if family.latent else set()
   used |= {ALSO[name] for name in used if name in ALSO}
   same = {**SAME, **family.same}
   for name, value in config.items():
@@ -247,6 +259,8 @@ def _value(config: Config, family: Family, theirs: str) -> Any:
   for name in (theirs, ALSO.get(theirs, theirs)):
     if (value := config.get(name)) is not None:
       return value
+  if theirs in family.defaults:
+    return family.defaults[theirs]
   match theirs:
     case "tie_word_embeddings" | "norm_topk_prob":
       return False

@@ -79,6 +79,62 @@ OF_MIXTRAL = OF_ATTENTION | {
 """Our parameters of a layer, and Hugging Face's tensors, of a stack of experts one for each. A family may lack some."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+  """A tensor that is not stored as the transposed matrix of a parameter."""
+
+  name: str
+  as_ours: bool = False
+  """Whether its dimensions are those of the parameter, in the same order."""
+  every: tuple[int, int] | None = None
+  """The parameter is each n-th entry of the last dimension from the k-th one, as (k, n)."""
+  pairs: bool = False
+  """Whether the dimensions of outputs that have a rotary embedding, which are the last ones, are stored as pairs that
+  are rotated together. In the parameter, they are two halves."""
+
+
+OF_GPT_OSS: Mapping[str, str | Tensor] = OF_ATTENTION | {
+  "attention.sinks_N": "self_attn.sinks",
+  "attention.b_out_D": "self_attn.o_proj.bias",
+  "feed_forward.w_router_DE": "mlp.router.weight",
+  "feed_forward.b_router_E": "mlp.router.bias",
+  "feed_forward.experts.w_gate_EDF": Tensor("mlp.experts.gate_up_proj", as_ours=True, every=(0, 2)),
+  "feed_forward.experts.b_gate_EF": Tensor("mlp.experts.gate_up_proj_bias", as_ours=True, every=(0, 2)),
+  "feed_forward.experts.w_up_EDF": Tensor("mlp.experts.gate_up_proj", as_ours=True, every=(1, 2)),
+  "feed_forward.experts.b_up_EF": Tensor("mlp.experts.gate_up_proj_bias", as_ours=True, every=(1, 2)),
+  "feed_forward.experts.w_down_EFD": Tensor("mlp.experts.down_proj", as_ours=True),
+  "feed_forward.experts.b_down_ED": Tensor("mlp.experts.down_proj_bias", as_ours=True),
+}
+OF_GEMMA_3 = DENSE | {
+  "attention_out_norm.scale_D": "post_attention_layernorm.weight",
+  "feed_forward_norm.scale_D": "pre_feedforward_layernorm.weight",
+  "feed_forward_out_norm.scale_D": "post_feedforward_layernorm.weight",
+}
+_WITHOUT_KEYS = {
+  name: tensor
+  for name, tensor in SPARSE.items()
+  if not name.startswith(("attention.b_", "attention.k_norm", "attention.w_k", "attention.w_v"))
+}
+OF_DEEPSEEK_V3: Mapping[str, str | Tensor] = (
+  _WITHOUT_KEYS
+  | _of_feed_forward("feed_forward.shared", "mlp.shared_experts")
+  | {
+    "attention.w_q_DNH": Tensor("self_attn.q_proj.weight", pairs=True),
+    "attention.w_q_down_DX": "self_attn.q_a_proj.weight",
+    "attention.q_norm.scale_D": "self_attn.q_a_layernorm.weight",
+    "attention.w_q_up_XNH": Tensor("self_attn.q_b_proj.weight", pairs=True),
+    "attention.w_kv_down_DX": Tensor("self_attn.kv_a_proj_with_mqa.weight", pairs=True),
+    "attention.kv_norm.scale_D": "self_attn.kv_a_layernorm.weight",
+    "attention.w_kv_up_XNH": "self_attn.kv_b_proj.weight",
+    "feed_forward.bias_E": "mlp.gate.e_score_correction_bias",
+  }
+)
+LATENT_FIELDS = {
+  "kv_rank": "kv_lora_rank", "q_rank": "q_lora_rank", "rotary_dim": "qk_rope_head_dim", "value_dim": "v_head_dim",
+}  # fmt: skip
+"""Fields of latent attention, and those of config.json."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
   """One `model_type`."""
@@ -86,8 +142,16 @@ class Family:
   model_type: str
   architecture: str
   """The class of its causal language model."""
-  tensors: Mapping[str, str] = dataclasses.field(default_factory=lambda: DENSE)
+  tensors: Mapping[str, str | Tensor] = dataclasses.field(default_factory=lambda: DENSE)
   """Our parameters of a layer and the names of its tensors."""
+  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  """Other fields of Model, and those of config.json that say the same."""
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Values of fields of config.json that are missing or null."""
+  latent: bool = False
+  """Whether attention is latent, with LATENT_FIELDS."""
+  scales_embedding: bool = False
+  """Whether the embedding of a token is multiplied by the square root of its width."""
   moe: Mapping[str, str] = dataclasses.field(default_factory=dict)
   """Fields of sparse layers, by their dotted path in Model, and those of config.json that say the same."""
   only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -182,6 +246,58 @@ FAMILIES = {
         "moe.leading_dense": "first_k_dense_replace",
       },
       balance_loss="aux_loss_alpha",
+    ),
+    Family(
+      model_type="gemma3_text",
+      architecture="Gemma3ForCausalLM",
+      tensors=OF_GEMMA_3,
+      fields={"logit_cap": "final_logit_softcapping"},
+      defaults={"final_logit_softcapping": None, "tie_word_embeddings": True},
+      scales_embedding=True,
+      only={"qk_norm": True, "norm": "zero_centered_rms", "norm_places": "both", "activation": "geglu"},
+      same={
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_act": "gelu_pytorch_tanh",
+        "attn_logit_softcapping": None,
+      },
+      rope_theta=1e6,
+      local_theta=10_000.0,
+      sliding=lambda i, config: (i + 1) % config.get("sliding_window_pattern", 6) != 0,
+    ),
+    Family(
+      model_type="gpt_oss",
+      architecture="GptOssForCausalLM",
+      tensors=OF_GPT_OSS,
+      moe={
+        "moe.num_experts": "num_local_experts",
+        "moe.experts_per_token": "num_experts_per_tok",
+        "moe.d_ff": "intermediate_size",
+      },
+      only={"attention_bias": True, "activation": "swiglu_clipped", "moe.bias": True},
+      same={"attention_bias": True, "swiglu_limit": 7.0, "swiglu_alpha": 1.702},
+      attention={"sinks": True, "output_bias": True},
+      balance_loss="router_aux_loss_coef",
+      rope_theta=150_000.0,
+      sliding=lambda i, config: i % 2 == 0,
+    ),
+    Family(
+      model_type="deepseek_v3",
+      architecture="DeepseekV3ForCausalLM",
+      tensors=OF_DEEPSEEK_V3,
+      fields={"head_dim": "qk_nope_head_dim"},
+      latent=True,
+      moe=EXPERTS
+      | {
+        "moe.num_experts": "n_routed_experts",
+        "moe.num_shared_experts": "n_shared_experts",
+        "moe.leading_dense": "first_k_dense_replace",
+        "moe.router.scale": "routed_scaling_factor",
+        "moe.router.expert_groups": "n_group",
+        "moe.router.groups_per_token": "topk_group",
+      },
+      only={"moe.router.scores": "sigmoid", "moe.router.bias_rate": 0.001},
+      same={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": True},
+      defaults={"routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
     ),
   )
 }

@@ -12,11 +12,14 @@ from typing import Any
 from moejax.config.model import Model
 from moejax.errors import UserError
 from moejax.interop.configs import model_of, read_config
+from moejax.interop.families import FAMILIES, Family
+from moejax.interop.layer_types import ROPE_TYPES
 
 Config = dict[str, Any]
 
 NEUTRAL: Mapping[str, tuple[Any, str]] = {
   "rope_scaling": (None, "scaling of the rotary embedding"),
+  "rope_parameters": (None, "scaling of the rotary embedding"),
   "attention_bias": (False, "biases of the attention projections"),
   "qkv_bias": (False, "biases of queries, keys and values"),
   "mlp_bias": (False, "biases of the feed-forward layers"),
@@ -55,29 +58,12 @@ GEMMA_FIELDS = (
 )  # fmt: skip
 
 KIN: Mapping[str, _Kin] = {
-  "qwen2": _Kin("llama", without={"qkv_bias": "biases of queries, keys and values"}, dropped=("layer_types",)),
-  "olmoe": _Kin(
-    "qwen3_moe",
-    fields={"moe_intermediate_size": "intermediate_size"},
-    without={"whole_qk_norm": "QK norm of the whole width: planned with a norm of each head"},
-  ),
-  "gpt_oss": _Kin(
-    "mixtral",
-    without={
-      "sinks": "attention sinks",
-      "expert_bias": "biases of experts and routers",
-      "clamped_swiglu": "clamping of the gated activation",
-    },
-    dropped=("swiglu_limit", "initial_context_length", "experts_per_token", "layer_types"),
-  ),
   "gemma": _Kin("llama", only={"tie_word_embeddings": True}, without=GEGLU, dropped=GEMMA_FIELDS),
   "gemma2": _Kin("llama", only={"tie_word_embeddings": True}, without=GEGLU | SANDWICH | SOFTCAP, dropped=GEMMA_FIELDS),
-  "gemma3_text": _Kin("qwen3", only={"tie_word_embeddings": True}, without=GEGLU | SANDWICH, dropped=GEMMA_FIELDS),
 }
 
 IMPOSSIBLE = {
   "deepseek_v2": "kv_lora_rank: multi-head latent attention (MLA)",
-  "deepseek_v3": "kv_lora_rank: multi-head latent attention (MLA)",
 }
 """Model types of which too much of a step would be left out, and what that is."""
 
@@ -133,17 +119,23 @@ def _neutralize(config: Config, sequence_length: int, missing: dict[str, str]) -
   """Takes fields that moejax lacks out of a config.json, and notes them."""
   has: dict[str, Callable[[Any], bool]] = {
     "sliding_window": lambda window: window < sequence_length and config.get("use_sliding_window", True),
-    "rope_scaling": lambda rope: rope.get("rope_type", rope.get("type", "default")) != "default",
   }
-  scaling = config.get("rope_parameters") or {}
-  if scaling.get("rope_type", "default") != "default":
-    config["rope_scaling"] = scaling
-    config["rope_parameters"] = {"rope_type": "default", "rope_theta": scaling.get("rope_theta", 10_000.0)}
+  family = FAMILIES.get(str(config.get("model_type")))
   for name, (neutral, what) in NEUTRAL.items():
     value = config.get(name)
-    if value is None or value == neutral:
+    neutral = family.same.get(name, neutral) if family else neutral
+    if value is None or value == neutral or (family and _supports(family, name, value)):
       continue
     if has.get(name, lambda _: True)(value):
       missing[name] = what
     config[name] = neutral
-  config.pop("layer_types", None)
+  if family is None or family.sliding is None:
+    config.pop("layer_types", None)
+
+
+def _supports(family: Family, name: str, value: Any) -> bool:
+  """Whether models of a family are imported with this field."""
+  if name == "sliding_window":
+    return family.sliding is not None
+  kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, dict) else value
+  return name in ("rope_scaling", "rope_parameters") and ("full_attention" in value or kind in ROPE_TYPES)

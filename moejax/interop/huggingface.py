@@ -16,7 +16,7 @@ from moejax.interop.configs import check_model, config_of, family_of, max_length
 from moejax.interop.families import FAMILIES
 from moejax.interop.first_checkpoint import check_new_run, save_first
 from moejax.interop.safetensors import open_folder, write_folder
-from moejax.interop.weights import arrays_of, layout, read_parameters
+from moejax.interop.weights import arrays_of, layout, read_parameters, tensors_of
 from moejax.progress import SILENT, Progress
 from moejax.training.prepare import on_devices
 from moejax.training.run_directory import prepare_directory
@@ -122,7 +122,7 @@ def export_model(
   if present := sorted(path.name for path in folder.glob("*.safetensors*")):
     raise UserError(f"{folder} contains {present[0]}; choose another folder")
   places = layout(experiment.model, loaded.parameters, FAMILIES[str(config["model_type"])])
-  tensors = [(part.theirs, part.their_shape) for parts in places.values() for part in parts]
+  tensors = list(tensors_of(places).items())
   progress.stage(f"write {folder}")
   write_folder(folder, tensors, (array for _, array in arrays_of(places, loaded.parameters)), DTYPES[dtype])
   tokenizer = make_tokenizer(experiment.data.tokenizer)

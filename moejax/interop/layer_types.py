@@ -3,17 +3,21 @@
 A config.json has windows and rotary embeddings for the whole model, or for each type of layer.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from moejax.config.attention import GroupedQuery
+from moejax.config.attention import GroupedQuery, Latent
+from moejax.config.checks import LARGEST_INTEGER
 from moejax.config.model import Model
 from moejax.config.rope import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, YarnScaling
 from moejax.errors import UserError
-from moejax.interop.families import Family
+from moejax.interop.families import LATENT_FIELDS, Family
 
 Layer = TypeVar("Layer")
 Config = Mapping[str, Any]
+OF_SCORES = "query_pre_attn_scalar"
+"""Field of config.json for the number whose square root divides scores, in place of the dimension of a head."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 """Types of layers."""
 
@@ -38,6 +42,8 @@ SCALINGS: Mapping[type[RopeScaling], Mapping[str, str]] = {
 """The fields of each scaling, and those of config.json."""
 OPTIONAL = ("beta_fast", "beta_slow", "truncate", "attention_factor")
 """Fields of config.json that a scaling may lack. Their defaults are those of moejax."""
+MSCALES = ("mscale", "mscale_all_dim")
+"""Fields of config.json that scale the logarithm in the factors of YaRN (DeepSeek)."""
 ROPE_TYPES = {"default": NoScaling, "linear": LinearScaling, "llama3": Llama3Scaling, "yarn": YarnScaling}
 
 
@@ -53,7 +59,8 @@ def attention_of(config: Config, family: Family, length: int) -> list[dict[str, 
     UserError: If the layers are not supported.
   """
   types = layer_types(config, family, length)
-  layers = {name: _layer(config, family, name) for name in dict.fromkeys(types)}
+  make = _latent_layer if family.latent else _layer
+  layers = {name: make(config, family, name, length) for name in dict.fromkeys(types)}
   return [layers[name] for name in shortest_pattern(tuple(types))]
 
 
@@ -78,8 +85,8 @@ def layer_types(config: Config, family: Family, length: int) -> list[str]:
       f"config.json: layer_types has {len(given)} layers of {', '.join(sorted(set(given)))}; moejax supports only "
       f"{FULL} and {SLIDING}, for each of num_hidden_layers={count}"
     )
-  window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-  if window is None or window >= length:
+  window = _window(config, length)
+  if window is None and family.local_theta is None:
     return [FULL] * count
   sliding = family.sliding
   types = given or [SLIDING if sliding is None or sliding(i, config) else FULL for i in range(count)]
@@ -92,14 +99,37 @@ def layer_types(config: Config, family: Family, length: int) -> list[str]:
   return types
 
 
-def _layer(config: Config, family: Family, layer_type: str) -> dict[str, Any]:
+def _window(config: Config, length: int) -> int | None:
+  """The window of layers that have one. None if it has no effect."""
+  window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+  return None if window is None or window >= length else window
+
+
+def _layer(config: Config, family: Family, layer_type: str, length: int) -> dict[str, Any]:
   theta, scaling = rope_of(config, family, layer_type)
   layer = {"rope_scaling": scaling, **family.attention}
   if layer_type == SLIDING:
-    layer["window"] = config["sliding_window"]
+    layer["window"] = _window(config, length)
     if family.local_theta is not None:
       layer["rope_theta"] = theta
+  if config.get(OF_SCORES) is not None:
+    layer["score_scale"] = math.sqrt(config["head_dim"] / config[OF_SCORES])
   return layer
+
+
+def _latent_layer(config: Config, family: Family, layer_type: str, length: int) -> dict[str, Any]:
+  _, scaling = rope_of(config, family, layer_type)
+  layer = {ours: config.get(theirs) for ours, theirs in LATENT_FIELDS.items()}
+  if layer["value_dim"] == config.get("qk_nope_head_dim"):
+    layer["value_dim"] = None
+  rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+  scale = _mscale(rope["factor"], rope.get("mscale_all_dim") or 0.0) ** 2 if scaling["kind"] == "yarn" else 1.0
+  return {"kind": "latent", **layer, "rope_scaling": scaling, "score_scale": scale}
+
+
+def _mscale(factor: float, of_log: float) -> float:
+  """The factor of queries and keys of YaRN, whose logarithm config.json may scale."""
+  return 0.1 * of_log * math.log(factor) + 1.0
 
 
 def rope_of(config: Config, family: Family, layer_type: str = FULL) -> tuple[float, dict[str, Any]]:
@@ -134,7 +164,14 @@ def _scaling(rope: Any, name: str) -> dict[str, Any]:
   fields = SCALINGS[ROPE_TYPES[kind]]
   if kind == "default" and not isinstance(rope, dict):
     return {"kind": "none"}
-  known = {*fields.values(), "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+  known = {
+    *fields.values(),
+    *(MSCALES if kind == "yarn" else ()),
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+  }
   unknown = [field for field, value in rope.items() if field not in known and value is not None]
   if rope.get("partial_rotary_factor", 1.0) != 1.0 or unknown:
     raise UserError(f"config.json: {name}={rope!r} is not supported; moejax supports only {', '.join(sorted(known))}")
@@ -142,6 +179,9 @@ def _scaling(rope: Any, name: str) -> dict[str, Any]:
   if absent:
     raise UserError(f"config.json: {name}={rope!r} lacks {', '.join(absent)}; add it")
   found = {ours: rope[theirs] for ours, theirs in fields.items() if rope.get(theirs) is not None}
+  if kind == "yarn" and "attention_factor" not in found and all(rope.get(name) for name in MSCALES):
+    over, under = (_mscale(rope["factor"], rope[name]) for name in MSCALES)
+    found["attention_factor"] = over / under
   return {"kind": ROPE_TYPES[kind].kind, **found}
 
 
@@ -149,20 +189,39 @@ def config_of_attention(model: Model, family: Family) -> dict[str, Any]:
   """The fields of config.json for the attention layers of a model. If the family does not support them, reading the
   fields gives another model."""
   layers = [*model.leading_attention, *model.attention_layers * model.num_periods]
+  if family.latent:
+    return _config_of_latent(model, layers[0]) if isinstance(layers[0], Latent) else {}
   grouped = [layer for layer in layers if isinstance(layer, GroupedQuery)]
   windows = [layer.window for layer in grouped if layer.window is not None]
-  full = next((layer for layer in grouped if layer.window is None), grouped[0] if grouped else GroupedQuery())
-  local = next((layer for layer in grouped if layer.window is not None), full)
+  local_layers = [layer for layer in grouped if _is_local(layer, family)]
+  full_layers = [layer for layer in grouped if not _is_local(layer, family)]
+  full, local = ((*first, *grouped, GroupedQuery())[0] for first in (full_layers, local_layers))
   rope = _rope_parameters(model.rope_theta, full.rope_scaling)
   if family.local_theta is not None:
     rope = {FULL: rope, SLIDING: _rope_parameters(local.rope_theta or model.rope_theta, local.rope_scaling)}
-  found: dict[str, Any] = {"rope_parameters": rope, "sliding_window": windows[0] if windows else None}
+  window = windows[0] if windows else LARGEST_INTEGER if local_layers else None
+  found: dict[str, Any] = {"rope_parameters": rope, "sliding_window": window}
+  if family.local_theta is not None:
+    found[OF_SCORES] = round(model.head_dim / full.score_scale**2)
   if family.local_theta is None and not isinstance(full.rope_scaling, NoScaling):
     found["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}  # transformers 4
-  if windows and family.by_layer:
-    types = [SLIDING if isinstance(layer, GroupedQuery) and layer.window else FULL for layer in layers]
+  if local_layers and family.by_layer:
+    types = [SLIDING if isinstance(layer, GroupedQuery) and _is_local(layer, family) else FULL for layer in layers]
     found |= {"layer_types": types, "use_sliding_window": True}
   return found
+
+
+def _is_local(layer: GroupedQuery, family: Family) -> bool:
+  return layer.window is not None or (family.local_theta is not None and layer.rope_theta is not None)
+
+
+def _config_of_latent(model: Model, layer: Latent) -> dict[str, Any]:
+  rope = _rope_parameters(model.rope_theta, layer.rope_scaling)
+  if isinstance(layer.rope_scaling, YarnScaling) and layer.score_scale != 1.0:
+    of_log = (math.sqrt(layer.score_scale) - 1) / (0.1 * math.log(layer.rope_scaling.factor))
+    rope |= {"attention_factor": layer.rope_scaling.magnitude, "mscale_all_dim": round(of_log, 9)}
+  fields = {theirs: getattr(layer, ours) for ours, theirs in LATENT_FIELDS.items()}
+  return fields | {"v_head_dim": layer.values(model), "rope_parameters": rope}
 
 
 def _rope_parameters(theta: float, scaling: RopeScaling) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from moejax.config.model import Model
 from moejax.errors import UserError
-from moejax.interop.families import EMBEDDING, LAYER, OF_MODEL, OUTPUT, Family
+from moejax.interop.families import EMBEDDING, LAYER, OF_MODEL, OUTPUT, Family, Tensor
 from moejax.interop.safetensors import TensorFiles
 from moejax.models.abstract import AbstractModel, Parameters
 
@@ -37,8 +37,15 @@ class Part:
   inputs: int | None
   """Leading dimensions of the part that a product sums over, 0 for a bias; None for what is no part of a product."""
 
+  every: tuple[int, int] | None = None
+  """As `Tensor.every`."""
+  pairs: int = 0
+  """Last dimensions that are stored as pairs, as in `Tensor.pairs`."""
+
   @property
   def their_shape(self) -> tuple[int, ...]:
+    if self.every:
+      return (*self.shape[:-1], self.shape[-1] * self.every[1])
     if self.inputs is None:
       return self.shape
     if self.inputs == 0:
@@ -46,12 +53,22 @@ class Part:
     return math.prod(self.shape[self.inputs :]), math.prod(self.shape[: self.inputs])
 
   def to_theirs(self, ours: np.ndarray) -> np.ndarray:
-    """Their tensor from our part."""
+    """Their tensor, or the entries of it that are the part, from our part."""
+    if self.pairs:
+      first, second = np.split(ours[..., -self.pairs :], 2, axis=-1)
+      paired = np.stack([first, second], axis=-1).reshape(*ours.shape[:-1], self.pairs)
+      ours = np.concatenate([ours[..., : -self.pairs], paired], axis=-1)
     return ours if self.inputs is None else ours.reshape(self.their_shape[::-1]).T
 
   def to_ours(self, theirs: np.ndarray) -> np.ndarray:
     """Our part from their tensor, without a copy where that can be."""
-    return theirs if self.inputs is None else theirs.T.reshape(self.shape)
+    if self.every:
+      return theirs[..., self.every[0] :: self.every[1]]
+    ours = theirs if self.inputs is None else theirs.T.reshape(self.shape)
+    if self.pairs:
+      paired = ours[..., -self.pairs :]
+      ours = np.concatenate([ours[..., : -self.pairs], paired[..., 0::2], paired[..., 1::2]], axis=-1)
+    return ours
 
 
 Layout = dict[Path, list[Part]]
@@ -99,7 +116,9 @@ def _parts(model: Model, path: Path, shape: tuple[int, ...], family: Family) -> 
   name = ".".join(map(str, inner))
   if name not in family.tensors:
     return None
-  theirs = LAYER + family.tensors[name]
+  entry = family.tensors[name]
+  tensor = entry if isinstance(entry, Tensor) else Tensor(entry)
+  theirs = LAYER + tensor.name
   experts: Sequence[int | None] = range(shape[1 if stacked else 0]) if "{expert}" in theirs else [None]
   return [
     _part(
@@ -107,6 +126,8 @@ def _parts(model: Model, path: Path, shape: tuple[int, ...], family: Family) -> 
       (*((i,) if stacked else ()), *(() if expert is None else (expert,))),
       shape[(1 if stacked else 0) + (0 if expert is None else 1) :],
       str(path[-1]),
+      tensor,
+      getattr(model.attention[0], "rotary_dim", 0) if tensor.pairs else 0,
     )
     for i, layer in enumerate(layers)
     for expert in experts
@@ -123,9 +144,17 @@ def _layers(model: Model, path: Path) -> tuple[Sequence[int], bool, Path]:
   return [first + int(path[1]) * period + int(path[3])], False, path[4:]
 
 
-def _part(theirs: str, index: tuple[int, ...], shape: tuple[int, ...], ours: str) -> Part:
+def _part(
+  theirs: str,
+  index: tuple[int, ...],
+  shape: tuple[int, ...],
+  ours: str,
+  tensor: Tensor | None = None,
+  pairs: int = 0,
+) -> Part:
   of_product = {"w": 2 if ours.endswith("_NHD") else 1, "b": 0}
-  return Part(theirs, index, shape, of_product.get(ours.partition("_")[0]))
+  inputs = None if tensor and tensor.as_ours else of_product.get(ours.partition("_")[0])
+  return Part(theirs, index, shape, inputs, tensor.every if tensor else None, pairs)
 
 
 def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool) -> None:
@@ -180,15 +209,35 @@ def read_parameters(files: TensorFiles, model: AbstractModel, family: Family) ->
   return jax.tree_util.tree_map_with_path(read, abstract)
 
 
-def arrays_of(places: Layout, parameters: Parameters) -> Iterator[tuple[Part, np.ndarray]]:
-  """Their tensors, one after the other, from our parameters on their devices."""
-  take = jax.jit(lambda array, index: array[tuple(index)] if index else array)
+def tensors_of(places: Layout) -> dict[str, tuple[int, ...]]:
+  """The shapes of their tensors by name."""
+  return {part.theirs: part.their_shape for parts in places.values() for part in parts}
+
+
+def arrays_of(places: Layout, parameters: Parameters) -> Iterator[tuple[str, np.ndarray]]:
+  """Their tensors, one after the other in the order of `tensors_of`, from our parameters on their devices."""
+  sharing: dict[str, list[tuple[Path, Part]]] = {}
   for path, parts in places.items():
+    for part in parts:
+      sharing.setdefault(part.theirs, []).append((path, part))
+  take = jax.jit(lambda array, index: array[tuple(index)] if index else array)
+
+  def theirs(path: Path, part: Part) -> np.ndarray:
     array: Any = parameters
     for key in path:
       array = array[key]
-    for part in parts:
-      yield part, part.to_theirs(np.asarray(take(array, part.index)))
+    return part.to_theirs(np.asarray(take(array, part.index)))
+
+  for name, found in sharing.items():
+    pieces = [theirs(*piece) for piece in found]
+    if found[0][1].every is None:
+      (whole,) = pieces
+    else:
+      whole = np.empty(found[0][1].their_shape, pieces[0].dtype)
+      for (_, part), piece in zip(found, pieces, strict=True):
+        assert part.every
+        whole[..., part.every[0] :: part.every[1]] = piece
+    yield name, whole
 
 
 def _some(names: list[str]) -> str:

@@ -79,7 +79,7 @@ def theirs(ours):
   )  # fmt: skip
   llama = transformers.LlamaForCausalLM(config).eval()
   tensors = arrays_of(layout(DENSE.model, parameters, FAMILIES["llama"]), parameters)
-  weights = {part.theirs: torch.tensor(array) for part, array in tensors}
+  weights = {name: torch.tensor(array) for name, array in tensors}
   missing, unexpected = llama.load_state_dict(weights, strict=False)
   assert not unexpected and set(missing) <= {"lm_head.weight"}  # tied
 

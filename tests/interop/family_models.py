@@ -16,6 +16,15 @@ LLAMA3 = {
   "rope_type": "llama3", "rope_theta": 100.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
   "original_max_position_embeddings": 16,
 }  # fmt: skip
+DEEPSEEK_V3 = {
+  "num_key_value_heads": 4, "n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2,
+  "moe_intermediate_size": 8, "norm_topk_prob": True, "first_k_dense_replace": 2, "n_group": 4, "topk_group": 2,
+  "routed_scaling_factor": 2.5, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 6,
+  "rms_norm_eps": 1e-6, "num_nextn_predict_layers": 0, "rope_parameters": {
+    "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "original_max_position_embeddings": 16,
+  },
+}  # fmt: skip
 MODELS = {
   "llama": {},
   "llama 3.1": {"model_type": "llama", "rope_parameters": LLAMA3},
@@ -38,6 +47,25 @@ MODELS = {
     "norm_topk_prob": False, "decoder_sparse_step": 1, "mlp_only_layers": [],
   },
   "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": False, "clip_qkv": None},
+  "gemma3_text": {
+    "num_hidden_layers": 4, "head_dim": 6, "sliding_window": 3, "query_pre_attn_scalar": 5, "tie_word_embeddings": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "final_logit_softcapping": 20.0,
+    "hidden_activation": "gelu_pytorch_tanh", "rope_parameters": {
+      "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1000.0},
+      "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    },
+  },
+  "gpt_oss": {
+    "head_dim": 6, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 3, "attention_bias": True,
+    "layer_types": ["sliding_attention", "full_attention"] * 2, "rope_parameters": {
+      "rope_type": "yarn", "rope_theta": 100.0, "factor": 4.0, "beta_fast": 4.0, "beta_slow": 1.0, "truncate": False,
+      "original_max_position_embeddings": 16,
+    },
+  },
+  "deepseek_v3": {**DEEPSEEK_V3, "q_lora_rank": 8},
+  "deepseek_v3 without a query rank": {
+    "model_type": "deepseek_v3", **DEEPSEEK_V3, "q_lora_rank": None, "v_head_dim": 4,
+  },
   "deepseek": {
     "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
     "norm_topk_prob": False, "first_k_dense_replace": 1,

@@ -217,7 +217,9 @@ def test_a_family_has_the_defaults_of_transformers(family):
   if family.model_type not in transformers.CONFIG_MAPPING:
     pytest.skip("the class is not part of transformers")
   theirs = transformers.CONFIG_MAPPING[family.model_type]().to_dict()
-  assert theirs["rope_parameters"]["rope_theta"] == family.rope_theta
+  rope = theirs["rope_parameters"]
+  assert rope.get("full_attention", rope)["rope_theta"] == family.rope_theta
+  assert family.local_theta is None or rope["sliding_attention"]["rope_theta"] == family.local_theta
   assert family.balance_loss is None or family.balance_loss in theirs
   needed = {"vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"}
   for name in (*needed, *family.moe.values()):

@@ -24,7 +24,7 @@ def folder_of(name, folder):
   folder.mkdir()
   model = model_of(CONFIGS[name])
   parameters = draw(on(Mesh(data=1), model))
-  found = [(part.theirs, array) for part, array in arrays_of(layout(model, parameters, FAMILIES[name]), parameters)]
+  found = list(arrays_of(layout(model, parameters, FAMILIES[name]), parameters))
   write_folder(folder, [(n, a.shape) for n, a in found], (a for _, a in found), "F32")
   (folder / "config.json").write_text(json.dumps(CONFIGS[name]))
   return folder
