@@ -1,7 +1,8 @@
 """moejax compares dense and mixture-of-experts language models at equal step time.
 
-The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `plan`, `match`, `calibrate`,
-`decide`, `check_claim`, `fit`, `evaluate`, `generate`, `prune`, `import_model` and `export_model` (`moejax/api.py`).
+The commands are functions of this package: `moejax.find`, `replace`, `train`, `compare`, `evaluate`, `generate`,
+`sparsity`, `prune`, `import_model` and `export_model` (`moejax/api.py`), and `plan`, `match`, `calibrate`, `decide`,
+`check_claim` and `fit` (`moejax/api_planning.py`).
 Importing this package is fast: JAX is imported by the functions that need it.
 """
 
@@ -12,7 +13,7 @@ __version__ = "0.1.0"
 
 FUNCTIONS = (
   "calibrate", "check_claim", "compare", "decide", "evaluate", "export_model", "find", "fit", "generate",
-  "import_model", "match", "plan", "prune", "replace", "train",
+  "import_model", "match", "plan", "prune", "replace", "sparsity", "train",
 )  # fmt: skip
 
 

@@ -8,7 +8,9 @@ from moejax.api import export_model as export_model
 from moejax.api import find as find
 from moejax.api import generate as generate
 from moejax.api import import_model as import_model
+from moejax.api import prune as prune
 from moejax.api import replace as replace
+from moejax.api import sparsity as sparsity
 from moejax.api import train as train
 from moejax.comparison.pod_match import PodMatch
 from moejax.config.experiment import Experiment

@@ -1,4 +1,5 @@
-"""The functions of the package: those of `moejax.api`, with checks of argument types and messages for Python.
+"""The functions of the package: those of `moejax.api` and `moejax.api_planning`, with checks of argument types and
+messages for Python.
 
 `moejax.command_line` parses the text of a command line. In Python, arguments can be any object.
 """
@@ -14,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from moejax import api
+from moejax import api, api_planning
 from moejax.config.experiment import Experiment, Suite
 from moejax.errors import UserError
 from moejax.progress import Progress
@@ -38,6 +39,10 @@ KINDS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     lambda value: isinstance(value, list | tuple) and all(isinstance(item, str) for item in value),
     "a list of strings, such as ['a']",
   ),
+  Sequence[int]: (
+    lambda value: isinstance(value, list | tuple) and all(_fits(int, item) for item in value),
+    "a list of integers, such as [1, 16]",
+  ),
   Sequence[Experiment]: (
     lambda value: isinstance(value, list | tuple) and all(isinstance(item, Experiment) for item in value),
     "a list of experiments, such as [moejax.find('quick_small')]",
@@ -60,7 +65,7 @@ def function(name: str) -> Callable[..., Any]:
 
   If an argument has the wrong type, is missing or is unknown, it raises UserError before anything is done.
   """
-  of_api = getattr(api, name)
+  of_api = _of_api(name)
   signature, checked = inspect.signature(of_api), types_of_arguments(name)
 
   @functools.wraps(of_api)
@@ -81,9 +86,13 @@ def function(name: str) -> Callable[..., Any]:
 
 def types_of_arguments(name: str) -> dict[str, Any]:
   """The types of the arguments of a function of `moejax.api`, without `**fields`."""
-  of_api = getattr(api, name)
+  of_api = _of_api(name)
   hints, parameters = typing.get_type_hints(of_api), inspect.signature(of_api).parameters.values()
   return {each.name: hints[each.name] for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD}
+
+
+def _of_api(name: str) -> Callable[..., Any]:
+  return getattr(api, name, None) or getattr(api_planning, name)
 
 
 def in_python(message: str) -> str:

@@ -2,7 +2,7 @@
 
 import argparse
 
-from moejax import api
+from moejax import api_planning
 from moejax.command_line import path
 from moejax.display import Display
 from moejax.terminal import output
@@ -35,7 +35,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   file = required(known, "out", "--out FILE")
   prepare_files(known, "out")
   with Display("calibrate") as display:
-    found = api.calibrate(file, progress=display)
+    found = api_planning.calibrate(file, progress=display)
   from moejax.planning.page import calibration_page
 
   output().print(calibration_page(found), soft_wrap=True)

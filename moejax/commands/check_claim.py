@@ -4,7 +4,7 @@ import argparse
 
 from rich.text import Text
 
-from moejax import api
+from moejax import api_planning
 from moejax.command_line import path
 from moejax.display import Display
 from moejax.files import write_json
@@ -43,7 +43,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   file = required(known, "file", "FILE")
   prepare_files(known, "json")
   with Display("check-claim"):
-    checked = api.check_claim(file, known.topology, slices=known.slices, seed=known.seed)
+    checked = api_planning.check_claim(file, known.topology, slices=known.slices, seed=known.seed)
   output().print(Text(f"{checked.claim} ({checked.source})", style="bold"), soft_wrap=True)
   for sentence in checked.sentences:
     output().print(Text(f"- {sentence}"), soft_wrap=True)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from moejax import api, lookup
+from moejax import api_planning, lookup
 from moejax.command_line import NAME, path
 from moejax.commands.plan import add_topology
 from moejax.display import Display
@@ -78,7 +78,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     sparse = [override_pair(dense[0], one, overrides)[1] for one in sparse]
   prepare_files(known, "json", "html")
   with Display("decide") as display:
-    decision = api.decide(
+    decision = api_planning.decide(
       [*dense, *sparse], topology, days=known.days, money=known.money, price_per_chip_hour=known.price_per_chip_hour,
       space={name.replace("-", "_"): values for name in SPACE if (values := getattr(known, name.replace("-", "_")))},
       runs=known.runs, measure=known.measure, compile=known.compile, seed=known.seed, slices=known.slices,

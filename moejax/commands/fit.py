@@ -2,7 +2,7 @@
 
 import argparse
 
-from moejax import api
+from moejax import api_planning
 from moejax.command_line import path
 from moejax.display import Display
 from moejax.errors import UserError
@@ -45,7 +45,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     raise UserError(f"--plot {known.plot} must end in .png or .svg")
   prepare_files(known, "json", "plot")
   with Display("fit") as display:
-    fitted = api.fit(known.runs, seed=known.seed, progress=display)
+    fitted = api_planning.fit(known.runs, seed=known.seed, progress=display)
   from moejax.scaling.fit_page import fit_page, plot_fit
 
   output().print(fit_page(fitted), soft_wrap=True)

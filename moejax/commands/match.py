@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from moejax import api, lookup
+from moejax import api_planning, lookup
 from moejax.command_line import NAME, path
 from moejax.commands.plan import add_topology
 from moejax.display import Display
@@ -38,7 +38,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   topology = required(known, "topology", "--topology NAME")
   prepare_files(known, "out")
   with Display(f"match {dense.name}") as display:
-    found = api.match(
+    found = api_planning.match(
       dense, moe, topology, slices=known.slices, tolerance=known.tolerance, calibration=known.calibration,
       progress=display,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from moejax import api, lookup
+from moejax import api_planning, lookup
 from moejax.command_line import NAME, path
 from moejax.config.experiment import Experiment
 from moejax.display import Display
@@ -87,7 +87,9 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   experiment = override(experiment, overrides)
   if known.search:
     return _search(known, experiment, topology)
-  described = api.described_topology(topology, known.slices, known.calibration, to_record=known.against is not None)
+  described = api_planning.described_topology(
+    topology, known.slices, known.calibration, to_record=known.against is not None
+  )
   from moejax.planning.against import measured_step_s, record_step
   from moejax.planning.compile import compile_step
   from moejax.planning.hints import hints
@@ -145,7 +147,7 @@ def _beside(known: argparse.Namespace, first: Experiment, topology: str, overrid
   first, second = override_pair(first, second, overrides)
   with Display(f"plan {first.name} and {second.name}") as display:
     plans = [
-      api.plan(each, topology, slices=known.slices, calibration=known.calibration, progress=display)
+      api_planning.plan(each, topology, slices=known.slices, calibration=known.calibration, progress=display)
       for each in (first, second)
     ]
   from moejax.planning.beside import beside, beside_page
@@ -167,7 +169,7 @@ def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Exper
   from moejax.interop.foreign import foreign_experiment, is_foreign
 
   if is_foreign(name):
-    devices = api.described_topology(topology, known.slices).devices
+    devices = api_planning.described_topology(topology, known.slices).devices
     return foreign_experiment(name, devices, tuple(known.without))
   if known.without:
     raise UserError(
@@ -177,7 +179,7 @@ def _planned(known: argparse.Namespace, name: str, topology: str) -> tuple[Exper
 
 
 def _search(known: argparse.Namespace, experiment: Experiment, topology: str) -> int:
-  described = api.described_topology(topology, known.slices, known.calibration)
+  described = api_planning.described_topology(topology, known.slices, known.calibration)
   from moejax.planning.page import as_html
   from moejax.planning.search import search, search_page
 

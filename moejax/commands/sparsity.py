@@ -57,19 +57,20 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   there = read_experiment(directory)
   experiment = override(with_fields(there, {"evaluation.task_limit": None}), overrides)
   check_only_operational(there, experiment)
-  from moejax.comparison.sparsity_run import run_sparsity
-  from moejax.evaluation.sparsity import Sweep
-  from moejax.evaluation.tasks import flat
-
-  sweep = Sweep.of(experiment.model, known.modes or (), known.max_increase, known.batch_sizes, known.rounds)
   api.join()
   with make_display(f"sparsity {directory}") as progress:
-
-    def score(mode: str | None) -> dict[str, float]:
-      options: Any = {"limit": known.limit, "experiment": experiment, "progress": progress}
-      return flat(api.evaluate(directory, known.tasks, sparse=mode, **options).scores)
-
-    found = run_sparsity(directory, experiment, sweep, known.data or (), score if known.tasks else None, progress)
+    found = api.sparsity(
+      directory,
+      known.modes or (),
+      data=known.data or (),
+      max_increase=known.max_increase,
+      batch_sizes=known.batch_sizes,
+      rounds=known.rounds,
+      tasks=known.tasks or (),
+      limit=known.limit,
+      experiment=experiment,
+      progress=progress,
+    )
   for line in _table(found) if processes.is_first() else ():
     output().print(line, highlight=False, markup=False, soft_wrap=True)
   return 0

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from harness_fixtures import write_benchmarks
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from training_fixtures import spec_of, tiny
 
+import moejax
 from moejax import cli
 from moejax.config import Data, DenseRouter, Mesh, MoE
 from moejax.config.parameters import parameter_counts
+from moejax.errors import UserError
 from moejax.evaluation.sparsity import experts_used
 from moejax.models.moe.router_counts import EXPERTS, HEADS
 from moejax.training.checkpoint import Checkpointer
@@ -129,3 +132,14 @@ def test_a_model_that_was_trained_otherwise_is_refused(tmp_path, capsys):
   claim(tmp_path / "run", tiny(True), 6)
   assert sparsity(tmp_path / "run") == 2
   assert "moejax sparsity is for models that were trained with router.kind='dense'" in capsys.readouterr().err
+
+
+def test_the_python_function_returns_what_it_writes(trained, tmp_path):
+  run, _ = trained
+  copy = tmp_path / "run"
+  shutil.copytree(run, copy)
+  found = moejax.sparsity(copy, ["top_k:2"], batch_sizes=[], max_increase=10.0)
+  assert [row["mode"] for row in found["modes"]] == ["all", "top_k:2"] and found["chosen"] == "top_k:2"
+  assert "tokens_per_s" not in found["modes"][0] and json.loads((copy / "sparsity.json").read_text()) == found
+  with pytest.raises(UserError, match=r"^max_increase -1.0 must be 0 or above"):
+    moejax.sparsity(copy, max_increase=-1.0)
