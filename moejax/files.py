@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moejax import processes
+from moejax.config.plain import parse_json
 
 
 def write_whole(path: pathlib.Path, content: str | bytes) -> None:
@@ -37,12 +38,18 @@ def read_json(path: pathlib.Path) -> Any:
 
   Raises:
     OSError: If the file cannot be read.
-    ValueError: If it is not JSON.
+    ValueError: If its content is refused by `parse_json`.
   """
+  return parse_json(path.read_bytes())
+
+
+def parse_record(line: bytes | str) -> dict[str, Any] | None:
+  """The object in a line of a JSONL file, in which NaN and infinity become None. None if the line is damaged."""
   try:
-    return json.loads(path.read_bytes())
-  except RecursionError as error:
-    raise ValueError("it is nested too deeply") from error
+    content = parse_json(line, float)
+  except ValueError:
+    return None
+  return finite(content) if isinstance(content, dict) else None
 
 
 def finite(content: Any) -> Any:

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import Callable, Iterator
 
 from moejax.errors import UserError
+from moejax.files import read_json
 from moejax.interrupts import cleanup
 
 LOCK = "lock"
@@ -100,7 +101,7 @@ def locked(directory: pathlib.Path, what: str, note: Callable[[str], None], wait
 def holder(path: pathlib.Path) -> Holder | None:
   """Reads the holder from a lock file. Returns None if the file does not exist, is empty or is damaged."""
   try:
-    there = json.loads(path.read_text())
+    there = read_json(path)
     return Holder(str(there["host"]), int(there["pid"]), float(there["started"]), str(there["what"]))
   except (FileNotFoundError, ValueError, TypeError, KeyError, OverflowError):
     return None

@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from moejax.files import finite, replacing, write_json, write_whole
+from moejax.files import finite, parse_record, read_json, replacing, write_json, write_whole
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -92,6 +92,22 @@ def test_json_has_null_for_nan_and_infinity_however_deep(tmp_path):
   assert finite(content) == {"a": [None, {"b": [None, None, 1.0]}], "c": "nan", "d": 3}
   write_json(tmp_path / "content.json", content)
   assert json.loads((tmp_path / "content.json").read_text()) == finite(content)
+
+
+REFUSED = {
+  b'{"a": NaN}': "NaN is not a finite number", b'{"a": [-Infinity]}': "-Infinity is not", b"1e999": "1e999 is not",
+  b"[" * 100_000: "nested too deeply", b'{"a":' * 60 + b"1" + b"}" * 60: "nested too deeply", b"": "Expecting value",
+  b"\x00\x00": ".", b"\xff{": ".", b'{"a": 1': ".", b"9" * 5000: ".",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("content", REFUSED, ids=range(len(REFUSED)))
+def test_what_is_not_json_or_no_number_is_a_value_error(tmp_path, content):
+  path = tmp_path / "content.json"
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=REFUSED[content]):
+    read_json(path)
+  assert parse_record(content) in (None, {"a": None}, {"a": [None]})
 
 
 def test_every_file_is_written_by_these_functions():

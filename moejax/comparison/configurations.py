@@ -1,6 +1,5 @@
 """The configuration of each run of a comparison, and how it differs from that of the dense model of its pair."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from moejax.comparison.page_tables import Cell, Table, flat
 from moejax.comparison.quantities import MISSING
 from moejax.comparison.record import Comparison, dense_names, pair_members
+from moejax.files import read_json
 
 
 def read_configurations(comparison: Comparison, directory: Path) -> dict[str, dict[str, str]]:
@@ -15,7 +15,7 @@ def read_configurations(comparison: Comparison, directory: Path) -> dict[str, di
   configurations = {}
   for member in comparison.members:
     try:
-      content = json.loads((directory / "runs" / member.name / "experiment.json").read_text(encoding="utf-8"))
+      content = read_json(directory / "runs" / member.name / "experiment.json")
     except (OSError, ValueError):  # it has not been started, or the file is damaged, which is for `compare` to report
       continue
     if isinstance(content, dict):

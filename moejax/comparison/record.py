@@ -1,7 +1,6 @@
 """Reads and checks the files of a comparison: comparison.json and the metrics.jsonl of each member."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 from moejax.comparison.quantities import Number
 from moejax.errors import UserError
-from moejax.files import finite
+from moejax.files import finite, parse_record, read_json
 
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
@@ -267,7 +266,7 @@ def read_comparison(directory: Path) -> Comparison:
   if not path.is_file():
     raise UserError(f"{path} does not exist; give a directory written by `moejax compare`")
   try:
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = read_json(path)
   except ValueError as error:
     raise UserError(f"{path} is not JSON ({error}); {AGAIN}") from error
   return from_json(content, str(path))
@@ -305,11 +304,8 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return []
   by_step: dict[float, dict[str, Any]] = {}
   for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-    try:
-      values = json.loads(line)
-    except ValueError:
-      continue
-    if isinstance(values, dict) and known(values.get("step")):
+    values = parse_record(line)
+    if values is not None and known(values.get("step")):
       by_step.setdefault(values["step"], {}).update(values)
   return [by_step[step] for step in sorted(by_step)]
 

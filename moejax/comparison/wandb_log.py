@@ -5,7 +5,6 @@ comparison, and a fault of the network cannot stop training.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 from moejax.comparison.page_tables import flat
 from moejax.comparison.record import known, read_metrics
 from moejax.errors import UserError
+from moejax.files import read_json
 from moejax.optional import library
 
 
@@ -52,7 +52,7 @@ class Log:
       project=project,
       name=directory.name,
       id=hashlib.sha256(str(directory.resolve()).encode()).hexdigest()[:12],
-      config=_configuration(directory),
+      config=_content(directory / "experiment.json"),
       dir=str(directory),
       resume=None if offline else "allow",
       mode="offline" if offline else "online",
@@ -71,9 +71,7 @@ class Log:
 
   def close(self) -> None:
     """Sends the summary and ends the run."""
-    path = self.directory / "summary.json"
-    if path.is_file():
-      self._run.summary.update(dict(flat(json.loads(path.read_text(encoding="utf-8")))))
+    self._run.summary.update(dict(flat(_content(self.directory / "summary.json"))))
     self._run.finish()
 
 
@@ -102,10 +100,10 @@ def log(directory: Path, project: str, offline: bool, follow: bool, note: Callab
       library("wandb", extra="wandb").teardown()  # its service writes the rest of the files
 
 
-def _configuration(directory: Path) -> dict[str, Any]:
-  """The experiment of a run as nested values, or an empty dictionary."""
+def _content(path: Path) -> dict[str, Any]:
+  """The object in a file, or an empty dictionary if it is missing or damaged."""
   try:
-    content = json.loads((directory / "experiment.json").read_text(encoding="utf-8"))
+    content = read_json(path)
   except (OSError, ValueError):
     return {}
   return content if isinstance(content, dict) else {}

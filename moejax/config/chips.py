@@ -176,9 +176,9 @@ def peak_flops(device_kind: str) -> float | None:
   return BFLOAT16_FLOPS.get(device_kind)
 
 
-def without_mfu(device_kind: str) -> str | None:
-  """The reason why MFU is not reported on such devices, and the remedy. None if MFU is reported."""
-  if device_kind in BFLOAT16_FLOPS:
+def without_mfu(platform: str, device_kind: str) -> str | None:
+  """The reason why MFU is not reported on such accelerators, and the remedy. None if it is reported, and on CPUs."""
+  if platform == "cpu" or device_kind in BFLOAT16_FLOPS:
     return None
   return (
     f"MFU is not reported because the peak FLOP/s of device_kind={device_kind!r} is not known; "

@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import inspect
+import json
 import math
 import types
 import typing
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from moejax.config.kinds import KIND, OfSeveralKinds, described, is_built_in, kinds
@@ -168,3 +170,38 @@ def _short(value: Any) -> str:
 
 def _has_no_default(field: dataclasses.Field) -> bool:
   return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+MAX_DEPTH = 50
+"""Maximum number of nested lists and dictionaries."""
+
+
+def finite_float(text: str) -> float:
+  """A number in JSON. Raises ValueError if it is NaN or infinite."""
+  value = float(text)
+  if not math.isfinite(value):
+    raise ValueError(f"{text[:20]} is not a finite number")
+  return value
+
+
+def parse_json(text: bytes | str, number: Callable[[str], float] = finite_float) -> Any:
+  """Parses JSON. `number` converts numbers with a fraction or an exponent, NaN and infinity.
+
+  Raises:
+    ValueError: If it is not JSON, has a number that `number` refuses, or is nested too deeply for recursive functions.
+  """
+  try:
+    content = json.loads(text, parse_float=number, parse_constant=number)
+    _check_depth(content, MAX_DEPTH)
+  except RecursionError:
+    raise ValueError("it is nested too deeply") from None
+  return content
+
+
+def _check_depth(content: Any, levels: int) -> None:
+  """Raises RecursionError if lists and dictionaries are nested in more than this number of levels."""
+  if isinstance(content, dict | list):
+    if not levels:
+      raise RecursionError
+    for value in content.values() if isinstance(content, dict) else content:
+      _check_depth(value, levels - 1)

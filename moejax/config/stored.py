@@ -1,7 +1,6 @@
 """Reads an experiment or a suite from the JSON file that a run or a comparison wrote."""
 
 import dataclasses
-import json
 import pathlib
 from typing import Any
 
@@ -9,7 +8,7 @@ from moejax.config.data import SEQIO, seqio_module
 from moejax.config.dispatch import Dispatch
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.kinds import KIND, kinds
-from moejax.config.plain import from_plain
+from moejax.config.plain import from_plain, parse_json
 from moejax.config.router import Router
 from moejax.errors import UserError
 
@@ -47,10 +46,10 @@ def read_experiment_file(path: pathlib.Path) -> Experiment:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   try:
-    plain = json.loads(path.read_text())
+    plain = parse_json(path.read_bytes())
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}; give the experiment.json of a run") from error
-  except (ValueError, RecursionError) as error:
+  except ValueError as error:
     raise UserError(f"{path} is not JSON ({error}); give the experiment.json of a run") from error
   if not isinstance(plain, dict):
     raise UserError(

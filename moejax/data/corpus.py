@@ -24,7 +24,7 @@ from moejax.data.text import Text
 from moejax.data.token_stream import StreamWriter, TokenStream, open_stream
 from moejax.data.tokenizers import Tokenizer, encoded
 from moejax.errors import UserError
-from moejax.files import write_json
+from moejax.files import read_json, write_json
 
 Progress = Callable[[str, float], None]
 """Called with a description of the work and the fraction that is done, 0 to 1."""
@@ -116,7 +116,7 @@ def _read_summary(folder: pathlib.Path) -> dict[str, Any]:
   """
   path = folder / "summary.json"
   try:
-    summary = json.loads(path.read_bytes())
+    summary = read_json(path)
     if content_checksum({name: summary[name] for name in summary if name != "checksum"}) == summary["checksum"]:
       return summary
   except (OSError, ValueError, TypeError, KeyError):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from moejax.errors import UserError
-from moejax.files import write_json
+from moejax.files import read_json, write_json
 
 VERIFIED = "verified.json"
 
@@ -20,7 +20,7 @@ class Verified:
     self._path = folder / VERIFIED
     self._known: dict[str, Any] = {}
     with contextlib.suppress(OSError, ValueError):
-      content = json.loads(self._path.read_bytes())
+      content = read_json(self._path)
       self._known = content if isinstance(content, dict) else {}
 
   def check(self, path: pathlib.Path, expected: str, digest: Callable[[pathlib.Path], str], remedy: str) -> None:

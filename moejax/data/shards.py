@@ -26,7 +26,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from moejax.data.integrity import Verified, content_checksum, file_hash
 from moejax.data.token_stream import TokenStream, token_dtype, tokens_key
 from moejax.errors import UserError, reason
-from moejax.files import replacing, write_json, write_whole
+from moejax.files import read_json, replacing, write_json, write_whole
 from moejax.lock import LOCK
 
 FORMAT = 2
@@ -69,7 +69,7 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     UserError: If it does not exist, is damaged, or has another format.
   """
   try:
-    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest = read_json(folder / MANIFEST)
   except (OSError, ValueError) as error:
     raise UserError(f"{folder} is not a packed folder ({error}); write it with `moejax data pack`") from None
   if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

@@ -1,5 +1,6 @@
 """Compiles the training step for a topology, without the hardware, and caches the result."""
 
+import contextlib
 import dataclasses
 import gzip
 import hashlib
@@ -8,14 +9,16 @@ import os
 import pathlib
 import re
 import time
+import zlib
 from importlib import metadata
 
 import jax
 
 from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
+from moejax.data.integrity import content_checksum
 from moejax.errors import UserError
-from moejax.files import write_json, write_whole
+from moejax.files import read_json, write_json, write_whole
 from moejax.partitioning import make_partitioner
 from moejax.planning import gpu_target
 from moejax.planning.collectives import Network
@@ -39,7 +42,7 @@ BEYOND_MEMORY: Options = {"xla_tpu_no_crash_on_oom": True}
 # The GPU compiler writes its own estimate of each operation's time into the program.
 ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
 
-FORMAT = 3
+FORMAT = 4
 """Of what is cached; another number leaves what was cached before."""
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -181,13 +184,17 @@ def _version(name: str) -> str | None:
 
 def _read(directory: pathlib.Path) -> tuple[str, dict[str, int], float] | None:
   try:
-    facts = json.loads((directory / "facts.json").read_text())
+    checksum, facts = read_json(directory / "facts.json")
+    if checksum != content_checksum(facts):
+      return None
     return gzip.decompress((directory / "program.txt.gz").read_bytes()).decode(), facts["memory"], facts["seconds"]
-  except FileNotFoundError:
+  except (OSError, ValueError, TypeError, EOFError, zlib.error):  # missing or damaged: it is compiled again
     return None
 
 
 def _write(directory: pathlib.Path, text: str, memory: dict[str, int], seconds: float) -> None:
-  directory.mkdir(parents=True, exist_ok=True)
-  write_whole(directory / "program.txt.gz", gzip.compress(text.encode(), 6))
-  write_json(directory / "facts.json", {"memory": memory, "seconds": seconds})  # last: `_read` opens it first
+  facts = {"memory": memory, "seconds": seconds}
+  with contextlib.suppress(OSError):  # the cache is optional
+    directory.mkdir(parents=True, exist_ok=True)
+    write_whole(directory / "program.txt.gz", gzip.compress(text.encode(), 6))
+    write_json(directory / "facts.json", [content_checksum(facts), facts])  # last: `_read` opens it first

@@ -1,6 +1,5 @@
 """Ensures that the text does not change within a run or between the members of a comparison."""
 
-import json
 import pathlib
 import re
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 from moejax import processes
 from moejax.data.corpus import PARTS, Corpus
 from moejax.errors import UserError
-from moejax.files import write_json
+from moejax.files import read_json, write_json
 
 TEXT = "text.json"
 
@@ -50,7 +49,7 @@ def _read(path: pathlib.Path) -> dict[str, str] | None:
     UserError: If the file is damaged.
   """
   try:
-    there = json.loads(path.read_bytes())
+    there = read_json(path)
     if isinstance(there["sha256"], str) and re.fullmatch(r"[0-9a-f]+", there["corpus"]):
       return there
   except FileNotFoundError:
@@ -77,4 +76,4 @@ def _changes(there: pathlib.Path, here: pathlib.Path) -> str:
 
 
 def _by_place(folder: pathlib.Path) -> dict[str, Any]:
-  return {part["place"]: (part["stream"], part["sha256"]) for part in json.loads((folder / PARTS).read_bytes())}
+  return {part["place"]: (part["stream"], part["sha256"]) for part in read_json(folder / PARTS)}

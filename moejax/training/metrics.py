@@ -19,7 +19,7 @@ from tensorboardX.summary import hparams
 
 from moejax import processes
 from moejax.config.model import Model
-from moejax.files import finite, read_json, write_whole
+from moejax.files import finite, parse_record, read_json, write_whole
 
 Record = dict[str, Any]
 
@@ -183,8 +183,5 @@ def _read(path: pathlib.Path) -> tuple[list[Record], int]:
 
 
 def _record(line: bytes) -> Record | None:
-  try:
-    record = json.loads(line)
-  except ValueError:
-    return None
-  return record if isinstance(record, dict) and isinstance(record.get("step"), int) else None
+  record = parse_record(line)
+  return record if record is not None and type(record.get("step")) is int else None

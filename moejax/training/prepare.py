@@ -99,7 +99,8 @@ def open_workspace(
     for experiment in experiments:
       for caution in experiment.cautions:
         progress.note(f"caution: {experiment.name}: {caution}" if len(experiments) > 1 else f"caution: {caution}")
-    if no_mfu := without_mfu(next(iter(placed.values())).partitioner.device.device_kind):
+    device = next(iter(placed.values())).partitioner.device
+    if no_mfu := without_mfu(device.platform, device.device_kind):
       progress.note(no_mfu)
     progress.stage("text: reading and tokenizing", total=1.0)
     corpus = processes.first_then_all(

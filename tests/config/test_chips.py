@@ -34,7 +34,7 @@ from moejax.config.chips import BFLOAT16_FLOPS, CHIPS, chip_of, peak_flops, with
 )
 def test_a_device_of_a_listed_name_has_the_peak_of_its_data_sheet(device_kind, peak):
   assert peak_flops(device_kind) == peak
-  assert without_mfu(device_kind) is None
+  assert without_mfu("gpu", device_kind) is None
 
 
 @pytest.mark.parametrize(
@@ -42,8 +42,12 @@ def test_a_device_of_a_listed_name_has_the_peak_of_its_data_sheet(device_kind, p
 )
 def test_another_name_has_no_peak_and_a_line_that_names_it_and_what_to_do(device_kind):
   assert peak_flops(device_kind) is None
-  told = without_mfu(device_kind)
+  told = without_mfu("gpu", device_kind)
   assert repr(device_kind) in told and "BFLOAT16_FLOPS" in told and "\n" not in told
+
+
+def test_nothing_is_said_about_mfu_on_cpus():
+  assert without_mfu("cpu", "cpu") is None
 
 
 def test_nothing_is_known_by_the_beginning_or_a_variant_of_a_listed_name():

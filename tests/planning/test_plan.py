@@ -4,6 +4,8 @@ import gzip
 import importlib.util
 import io
 import json
+import os
+import pathlib
 import subprocess
 import sys
 from dataclasses import replace
@@ -72,6 +74,11 @@ def test_a_plan_has_the_promised_keys_and_adds_up_and_is_remembered(tiny_moe, di
   again = plan(experiment, CPU, display)
   assert again.cached and not planned.cached
   assert replace(again, cached=False) == planned
+  (facts,) = (pathlib.Path(os.environ["XDG_CACHE_HOME"]) / "moejax" / "plans").rglob("facts.json")
+  content = facts.read_text()
+  facts.write_text(content.replace("1", "2", 1))
+  repeated = plan(experiment, CPU, display)
+  assert not repeated.cached and repeated.hbm_bytes_per_device == planned.hbm_bytes_per_device
   assert "fits" in verdict(planned) and "most expensive operations" in as_html("tiny", plan_page(planned))
 
 
