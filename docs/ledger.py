@@ -1,31 +1,35 @@
 """Writes docs/ledger.jsonl: predictions of published training runs.
 
-`python docs/ledger.py ROWS.jsonl` reads one run a line (shape, chip, topology, sharding, remat and precision), plans it
-and adds a line. It resumes. `--formula` predicts by formula alone, in seconds; without it, each program is compiled,
-those of GPUs and of small models first. `--fit` fits the constants of the formula to the rows that have `published_s`
-or `published_teraflops`, prints them, and adds to the lines of these rows their time as published and as predicted by
-constants that are fitted to the others (`left_out_s`), from which `python docs/half_widths.py` computes intervals.
+`python docs/ledger.py ROWS.jsonl` reads one run a line (shape, chip, topology, sharding, remat and precision), predicts
+it by formula, in seconds, and adds a line. `--compile` compiles the programs of rows that have no line from a program
+yet, the cheapest first, and resumes; `--only ID ...` selects rows. `--fit` fits the constants of the formula to the
+rows that have `published_s` or `published_teraflops`, prints them, and adds to the lines of these rows their time as
+published and as predicted by constants that are fitted to the others (`left_out_s`), from which `python
+docs/half_widths.py` computes intervals.
 """
 
 import argparse
 import dataclasses
-import itertools
 import json
 import math
 import pathlib
 import re
+import statistics
 import sys
 from importlib import metadata
 from typing import Any
 
 from moejax import __version__
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
+from moejax.config.attention import Attention, GroupedQuery, Latent
 from moejax.config.chips import CHIPS
 from moejax.config.model import Remat
 from moejax.config.parameters import flops_per_token, tokens_per_step
+from moejax.config.router import Router
+from moejax.config.sharding import DATA_EXPERT_MODEL, Rules
 from moejax.errors import UserError
 from moejax.files import write_whole
-from moejax.planning.estimate import Constants, estimate
+from moejax.planning.estimate import OTHERS, estimate
 from moejax.planning.interval import interval
 from moejax.planning.kernels import product_speedup
 from moejax.planning.meshes import on_topology
@@ -33,8 +37,11 @@ from moejax.planning.topology import Topology, parse_topology, prepare_environme
 
 LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
 
-LEAVES_TOO_MUCH_OUT = ("MLA", "context parallelism", "gb200")
+LEAVES_TOO_MUCH_OUT = ("gb200",)
 """Features of `needs` without which a prediction would be of something else."""
+
+SUPPORTED = ("sliding window", "sliding window and sinks", "MLA")
+"""Features of `needs` that an experiment expresses."""
 
 EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
 """Features of `needs` that the formula prices by the rate of their products, where the chip has it."""
@@ -44,10 +51,20 @@ FUSED = "fused attention on GPU"
 PLAIN_ATTENTION = "axlearn"
 """The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
 
+ROOM = 1.35
+"""Programs are compiled if their memory according to the formula is at most this multiple of the limit."""
+
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
+
+UNLIKE = (
+  ("global with head dim", "other heads in global layers"),
+  ("dense_layers_first", "dense layers before sparse ones"),
+)
+"""Words of the shape of a row, and the features that moejax lacks for it."""
 
 REMAT: tuple[tuple[str, Remat], ...] = (
   # Words of a row's `remat`, the first that is there.
+  ("as moejax's maxtext", "layer_inputs"),
   ("q, k, v", "attention"),
   ("attention context and second", "attention"),
   ("kept but those of the feed-forward", "attention"),
@@ -60,10 +77,8 @@ REMAT: tuple[tuple[str, Remat], ...] = (
 )
 
 
-UTILISATIONS = [n / 40 for n in range(14, 40)]
-PARTS = [n / 10 for n in range(10)]
-"""Values of the formula's constants that `--fit` tries. Collectives are never hidden as a whole: of two layouts whose
-products take the same time, the one that moves less should be estimated faster."""
+UTILISATIONS = [n / 200 for n in range(40, 200)]
+"""Values that `--fit` tries."""
 
 
 class InexpressibleError(Exception):
@@ -82,6 +97,8 @@ class Row:
   speedup: float
   """Of products that are not in bfloat16."""
   published_s: float | None
+  calibrates: bool = True
+  """Whether the utilisation of the chip is fitted to it, if its time is given."""
 
 
 def read_row(values: dict[str, Any]) -> Row:
@@ -95,30 +112,31 @@ def read_row(values: dict[str, Any]) -> Row:
   shape = values.get("shape")
   if impossible or shape is None:
     raise InexpressibleError(*needs)
-  missing, speedup = list(needs), 1.0
+  missing, speedup = [need for need in needs if need not in SUPPORTED], 1.0
   if "fsdp 2 between slices" in values["sharding"]:
     missing.append("FSDP across slices")
+  missing += [what for words, what in UNLIKE if words in f"{shape.get('attention')} {list(shape)}"]
   topology = _topology(values)
   for need in (need for need in needs if need in EIGHT_BITS):
     try:
       speedup = product_speedup(topology.chip, EIGHT_BITS[need])
-    except UserError as error:
-      raise InexpressibleError(*needs) from error
+    except UserError:  # the chip computes such products in bfloat16
+      speedup = 1.0
   if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
     missing.append(FUSED)
-  remat = as_in(values["remat"]) or next(policy for words, policy in REMAT if words in values["remat"])
+  remat = next(policy for words, policy in REMAT if words in values["remat"])
   if "sequence" not in values or not values["sequence"]:
     raise InexpressibleError("a stated sequence length")
-  parts = re.search(r"(\d+) parts", values["sharding"])
+  mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
   experiment = Experiment(
     name=values["id"],
     model=_model(shape, remat, values),
     data=Data(sequence_length=values["sequence"]),
-    training=Training(batch_size=values["global_batch"], gradient_accumulation=int(parts[1]) if parts else 1),
+    training=Training(batch_size=values["global_batch"], gradient_accumulation=_parts(values, mesh)),
     optimizer=AdamW(learning_rate=3e-4),
     evaluation=Evaluation(batch_size=values["global_batch"]),
+    rules=_rules(values["sharding"]),
   )
-  mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
   if shape["d_model"] % mesh.data:  # more shards than the width can have: the rest are replicas
     shards = math.gcd(shape["d_model"], mesh.data)
     missing.append(f"{mesh.data} shards of a width of {shape['d_model']}")
@@ -127,12 +145,18 @@ def read_row(values: dict[str, Any]) -> Row:
     experiment = on_topology(dataclasses.replace(experiment, mesh=mesh), topology)
   except UserError as error:
     raise InexpressibleError(f"mesh: {error}") from error
-  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None)
+  moe = experiment.model.moe
+  calibrates = not values["framework"].startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
+  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None, calibrates)
   return dataclasses.replace(row, published_s=_published_s(values, row))
 
 
 def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
-  """A row with what it has `as its bf16 row`: the first row of the same chip and model."""
+  """A row with what it has `as its bf16 row`: the first row of the same chip and model. Rematerialization `as on` some
+  number of chips is that of the row of that number."""
+  if chips := re.fullmatch(r"as on (\d+)", values.get("remat", "")):
+    same = (row for row in rows if (row["chip"], row["model"]) == (values["chip"], values["model"]))
+    return values | {"remat": next(row["remat"] for row in same if row["chips"] == int(chips[1]))}
   if values["topology"] != "as its bf16 row":
     return values
   name = f"{values['chip']}-{values['model']}"
@@ -141,12 +165,19 @@ def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, A
   return base | kept | {"needs": [*base.get("needs", ()), *values["needs"]]}
 
 
-def as_in(remat: str) -> Remat | None:
-  """The policy of a listed experiment that a row names, as in `as moejax's maxtext_16b on one slice`."""
-  named = re.search(r"as moejax's (\w+)", remat)
-  if remat.startswith("as on"):
-    return "dots"
-  return "layer_inputs" if named else None
+def _parts(values: dict[str, Any], mesh: Mesh) -> int:
+  """Microbatches of a step, as in `16 parts` or `micro batch 4`, which is of one data-parallel device."""
+  if stated := re.search(r"(\d+) parts", values["sharding"]):
+    return int(stated[1])
+  if local := re.search(r"(?:micro|local) batch (\d+)", values["sharding"]):
+    return max(1, values["global_batch"] // (int(local[1]) * mesh.size // mesh.model))
+  return 1
+
+
+def _rules(sharding: str) -> Rules:
+  """Without `fsdp`, each device of a row of GPUs has all dense weights."""
+  replicated = "fsdp" not in sharding and "micro batch" in sharding
+  return tuple((name, () if name == "embed" and replicated else axes) for name, axes in DATA_EXPERT_MODEL)
 
 
 def _topology(values: dict[str, Any]) -> Topology:
@@ -169,46 +200,57 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
       dispatch="einsum" if capacity else "grouped",  # type: ignore[arg-type]  # a name stands for its class
       capacity_factor=float(capacity[1].rstrip(".")) if capacity else 1.0,
       group_size=values["sequence"] if capacity and "group = a sequence" in values.get("note", "") else None,
-      **({"router": _scores_only(shape["top_k"])} if shape["top_k"] == 1 else {}),
+      **({"router": Router(renormalize=False)} if shape["top_k"] == 1 else {}),
     )
   return Model(
     num_layers=shape["layers"],
     d_model=shape["d_model"],
     num_heads=shape["heads"],
     num_kv_heads=shape.get("kv_heads", shape["heads"]),
-    head_dim=shape["head_dim"],
+    head_dim=shape["mla"]["nope"] if "mla" in shape else shape["head_dim"],
     d_ff=shape.get("d_ff_dense", shape["d_ff"]),
     vocab_size=shape["vocab"],
     tie_embeddings=shape.get("tied", False),
     qk_norm=shape.get("qk_norm", False),
     activation="swiglu" if gated else "gelu",
     moe=moe,
+    attention=_attention(shape),
     compute_dtype="bfloat16",
     gradient_dtype="compute",  # as the frameworks that were timed
     remat=remat,
   )
 
 
-def _scores_only(experts_per_token: int) -> Any:
-  """A router whose weights are the scores, as one choice a token needs."""
-  from moejax.config.router import Router
-
-  return Router(renormalize=experts_per_token > 1)
+def _attention(shape: dict[str, Any]) -> tuple[Attention, ...]:
+  """As in `5 local layers (window 1024) to 1 global`, `window of 128 in every second layer` or `every fourth layer
+  full`. A pattern that does not divide the layers is spelled out."""
+  if "mla" in shape:
+    mla = shape["mla"]
+    return (Latent(kv_rank=mla["kv_rank"], q_rank=mla["q_rank"], rotary_dim=mla["rope"], value_dim=mla["v"]),)
+  words = shape.get("attention", "")
+  window = re.search(r"window (?:of )?(\d+)", words)
+  if not window:
+    return (GroupedQuery(),)
+  every = next(number for word, number in (("every second", 2), ("every fourth", 4), ("5 local", 6)) if word in words)
+  local, full = (GroupedQuery(window=of, sinks="sinks" in words) for of in (int(window[1]), None))
+  pattern = (*[local] * (every - 1), full)
+  layers = shape["layers"]
+  return pattern if layers % every == 0 else tuple(pattern[layer % every] for layer in range(layers))
 
 
 def _mesh(sharding: str, topology: Topology, sparse: bool) -> Mesh:
   """As in `fsdp 64 x expert 4`, `data 2 x fsdp 8` or `experts over the same 8`. The data axis takes what is left."""
   devices = topology.devices
   sizes = {name: 1 for name in ("fsdp", "tensor", "expert", "data")}
-  for name, size in re.findall(r"(fsdp|tensor|experts?|data) (\d+)", sharding):
+  for name, size in re.findall(r"(fsdp|tensor|experts?|data) (?:over )?(\d+)", sharding):
     sizes[name.removesuffix("s") if name.startswith("expert") else name] *= int(size)
   if shared := re.search(r"experts over the same (\d+)", sharding):
     sizes["expert"] = int(shared[1])
   model, expert = sizes["tensor"], sizes["expert"] if sparse else 1
   if "fsdp" in sharding or not sparse:
     replica = max(topology.slices, sizes["data"] if "fsdp" in sharding else 1)
-  else:
-    replica = topology.slices
+  else:  # without `fsdp`, GPUs with the same experts are replicas
+    replica = devices // (model * expert) if "micro batch" in sharding else topology.slices
   inside = devices // (replica * model * expert)
   return Mesh(replica=replica, data=max(1, inside), expert=expert, model=model)
 
@@ -223,30 +265,98 @@ def _published_s(values: dict[str, Any], row: Row) -> float | None:
   return flops / values["chips"] / (values["published_teraflops"] * 1e12)
 
 
-def predicted(row: Row, by_formula: bool) -> dict[str, Any]:
-  """The line of the ledger for a row."""
-  sparse = row.experiment.model.moe is not None
-  facts: dict[str, Any] = {"id": row.id, "model": "moe" if sparse else "dense", "chip": row.topology.chip.name}
-  if by_formula:
-    estimated = estimate(row.experiment, row.topology, speedup=row.speedup)
-    seconds, size = estimated.step_time_s, estimated.memory_bytes
-    fits, source = size <= row.topology.chip.hbm_bytes, "formula"
-    low, high = interval(seconds, row.topology.chip, sparse, formula=True)
-  else:
-    from moejax.display import Display
-    from moejax.planning.plan import plan
+def by_formula(row: Row) -> dict[str, Any]:
+  """The line of the ledger for a row, by formula."""
+  estimated = estimate(row.experiment, row.topology, speedup=row.speedup)
+  fits = estimated.memory_bytes <= row.topology.chip.hbm_bytes
+  return _line(row, estimated.step_time_s, estimated.memory_bytes, fits, "formula") | {
+    "missing": list(row.missing),
+    "microbatches": row.experiment.training.gradient_accumulation,
+  }
 
+
+def by_program(row: Row) -> dict[str, Any] | None:
+  """The line of the ledger for a row, from its compiled program. None if the compiler finds no room for it.
+
+  A row that moved activations to the host has no room for its batch as a whole, which is then planned in more
+  microbatches.
+  """
+  from moejax.display import Display
+  from moejax.planning.compile import compile_step
+  from moejax.planning.plan import plan_of
+  from moejax.planning.precision import SCOPES
+
+  training = row.experiment.training
+  for parts in _possible_parts(row):
+    changed = dataclasses.replace(training, gradient_accumulation=parts)
     with Display(row.id) as display:
-      found = plan(row.experiment, row.topology, display)
-    seconds, size, fits = found.step_time_s, found.hbm_bytes_per_device, found.fits
-    source = "formula" if found.refused else "program"
-    low, high = found.step_time_interval_s
-  return facts | {
+      compiled = compile_step(dataclasses.replace(row.experiment, training=changed), row.topology, display)
+    if not compiled.text:
+      continue
+    found = plan_of(compiled, row.topology, dict.fromkeys(SCOPES, row.speedup))
+    assert found.breakdown_s
+    exposed_s = found.breakdown_s["collective_exposed"]
+    line = _line(row, found.step_time_s, found.hbm_bytes_per_device, found.fits, "program")
+    more = [f"room for one microbatch ({parts} here)"] if parts > training.gradient_accumulation else []
+    return line | {
+      "missing": [*row.missing, *more],
+      "microbatches": parts,
+      "exposed_s": round(exposed_s, 4),
+      "uncalibrated_s": round(exposed_s + (found.step_time_s - exposed_s) * row.topology.chip.efficiency, 4),
+    }
+  return None
+
+
+def _possible_parts(row: Row) -> list[int]:
+  """Numbers of microbatches to compile, at most three: from the first that may fit by formula."""
+  experiment, stated = row.experiment, row.experiment.training.gradient_accumulation
+  of_device = experiment.training.batch_size // (experiment.mesh.size // experiment.mesh.model)
+  possible = [parts for parts in range(stated, of_device + 1) if of_device % parts == 0 and parts % stated == 0]
+  room = ROOM * row.topology.chip.hbm_bytes
+  fitting = [parts for parts in possible if _memory(experiment, row.topology, parts) <= room]
+  return (fitting or possible[-1:] or [stated])[:3]
+
+
+def _memory(experiment: Experiment, topology: Topology, parts: int) -> float:
+  training = dataclasses.replace(experiment.training, gradient_accumulation=parts)
+  return estimate(dataclasses.replace(experiment, training=training), topology).memory_bytes
+
+
+def preferred(formula: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+  """The line of a row from its program, if it has one, or by formula. The line has both predictions.
+
+  A program of a dense model in more microbatches than the run had gathers its weights more often, and the formula is
+  closer. Of dropless layers, the formula does not know all that moves their rows.
+  """
+  if "uncalibrated_s" not in before:
+    return formula | {"formula_s": formula["predicted_s"]}
+  program = again(before)
+  kept = {key: program[key] for key in ("uncalibrated_s", "exposed_s", "microbatches")}
+  alike = program["microbatches"] == formula["microbatches"]
+  line = program if alike or formula["model"] == "moe" else formula | kept
+  return line | {"formula_s": formula["predicted_s"], "program_s": program["predicted_s"]}
+
+
+def again(line: dict[str, Any]) -> dict[str, Any]:
+  """A line from a program with today's efficiency and intervals, which needs no compilation."""
+  chip = CHIPS[line["chip"]]
+  exposed_s = line["exposed_s"]
+  seconds = exposed_s + (line["uncalibrated_s"] - exposed_s) / chip.efficiency
+  low, high = interval(seconds, chip, line["model"] == "moe", formula=False)
+  return line | {"predicted_s": round(seconds, 4), "interval_s": [round(low, 4), round(high, 4)], "source": "program"}
+
+
+def _line(row: Row, seconds: float, size: float, fits: bool, source: str) -> dict[str, Any]:
+  sparse = row.experiment.model.moe is not None
+  low, high = interval(seconds, row.topology.chip, sparse, formula=source == "formula")
+  return {
+    "id": row.id,
+    "model": "moe" if sparse else "dense",
+    "chip": row.topology.chip.name,
     "predicted_s": round(seconds, 4),
     "interval_s": [round(low, 4), round(high, 4)],
     "fits": fits,
     "hbm_bytes_per_device": round(size),
-    "missing": list(row.missing),
     "source": source,
     **_versions(),
   }
@@ -269,66 +379,116 @@ def _cheap_first(row: Row) -> tuple[bool, int, int]:
   return row.topology.chip.platform != "gpu", slow.get(row.topology.chip.name, 0), model.num_layers * model.d_model
 
 
+def read() -> dict[str, dict[str, Any]]:
+  """The lines of the ledger, by id."""
+  return {line["id"]: line for line in map(json.loads, LEDGER.read_text().splitlines())} if LEDGER.exists() else {}
+
+
 def write(lines: dict[str, dict[str, Any]]) -> None:
   """Writes the ledger, in the order of ids."""
   write_whole(LEDGER, "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines)))
 
 
-def fit(rows: list[Row]) -> tuple[Constants, dict[str, float]]:
-  """The constants of the formula that have the smallest mean error on the rows whose time is given, and the predictions
-  of each of these rows, by id, by constants that are fitted to the others."""
-  given = [row for row in rows if row.published_s]
-  errors = {
-    constants: [
-      abs(math.log(estimate(row.experiment, row.topology, constants).step_time_s / row.published_s)) for row in given
-    ]
-    for constants in map(Constants, *zip(*itertools.product(UTILISATIONS, PARTS, PARTS), strict=True))
-  }
+def fit(rows: list[Row]) -> tuple[dict[str, float], float, dict[str, float]]:
+  """The utilisation of each chip with which the formula has the smallest median error on its rows whose time is given,
+  that of a GPU without such rows, and the predictions of each of these rows, by id, with what is fitted to the others.
+
+  Dropless rows and those of axlearn, whose attention may not be fused, are predicted and not fitted: their products are
+  not what takes longer.
+  """
+  own: dict[str, dict[float, float]] = {}  # by published time, since a run may be in two lists
+  for row in (row for row in rows if row.published_s and row.calibrates):
+    own.setdefault(row.topology.chip.name, {})[round(row.published_s or 0, 3)] = _exact_utilisation(row)
+  of_chip = {chip: statistics.median(found.values()) for chip, found in own.items()}
+  others = statistics.median(value for chip, value in of_chip.items() if CHIPS[chip].platform == "gpu")
   left_out = {}
-  for i, row in enumerate(given):
-    of_others = min(errors, key=lambda constants: sum(errors[constants]) - errors[constants][i])
-    left_out[row.id] = estimate(row.experiment, row.topology, of_others).step_time_s
-  return min(errors, key=lambda constants: sum(errors[constants])), left_out
+  for row in (row for row in rows if row.published_s):
+    chip = row.topology.chip.name
+    alone = [value for time_s, value in own.get(chip, {}).items() if time_s != round(row.published_s or 0, 3)]
+    known = statistics.median(alone or _of_sisters(of_chip, chip) or [others])
+    left_out[row.id] = _with(row, known)
+  return of_chip, others, left_out
+
+
+def runs_of_the_page() -> list[Row]:
+  """The runs of docs/step-time.md."""
+  sys.path.insert(0, str(LEDGER.parent))
+  import step_time
+
+  found = []
+  for run in (*step_time.CALIBRATING, *step_time.CHECKING):
+    experiment, moe = on_topology(run.experiment, run.pod), run.experiment.model.moe
+    calibrates = not run.source.startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
+    found.append(Row(f"{run.topology} {run.name}", experiment, run.pod, (), 1.0, run.published_s, calibrates))
+  return found
+
+
+def _of_sisters(of_chip: dict[str, float], chip: str) -> list[float]:
+  """The utilisations of the other chips of its platform."""
+  platform = CHIPS[chip].platform
+  return [value for name, value in of_chip.items() if name != chip and CHIPS[name].platform == platform]
+
+
+def _with(row: Row, utilisation: float) -> float:
+  """The step time by the formula with this utilisation."""
+  constants = dataclasses.replace(OTHERS, utilisation=utilisation)
+  return estimate(row.experiment, row.topology, constants, row.speedup).step_time_s
+
+
+def _exact_utilisation(row: Row) -> float:
+  """That of UTILISATIONS with which the formula is closest to the published time."""
+  published_s = row.published_s or 0.0
+  return min(UTILISATIONS, key=lambda tried: abs(math.log(_with(row, tried) / published_s)))
 
 
 def main() -> None:
-  """Adds what is not in the ledger yet, one row at a time."""
+  """Predicts every row by formula, or compiles those that are not in the ledger yet, one at a time."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("rows", type=pathlib.Path)
-  parser.add_argument("--formula", action="store_true")
+  parser.add_argument("--compile", action="store_true")
   parser.add_argument("--fit", action="store_true")
-  parser.add_argument("--chips", nargs="+", default=list(CHIPS), help="only rows of these chips")
+  parser.add_argument("--only", nargs="+", metavar="ID", help="only these rows are compiled")
   known = parser.parse_args()
-  lines = {line["id"]: line for line in map(json.loads, LEDGER.read_text().splitlines())} if LEDGER.exists() else {}
-  rows = []
   lists = [json.loads(line) for line in known.rows.read_text().splitlines()]
+  rows, inexpressible = [], {}
   for values in lists:
     try:
       rows.append(read_row(whole_row(values, lists)))
     except InexpressibleError as error:
-      lines[values["id"]] = {"id": values["id"], "predicted_s": None, "interval_s": None, "fits": None,
-                             "hbm_bytes_per_device": None, "missing": list(error.args), **_versions()}  # fmt: skip
-  if known.fit:
-    fitted, left_out = fit(rows)
-    print(fitted)
-    for row in (row for row in rows if row.id in left_out and row.published_s):
-      lines[row.id] |= {"published_s": round(row.published_s, 4), "left_out_s": round(left_out[row.id], 4)}
-    write(lines)
+      nothing = dict.fromkeys(("predicted_s", "interval_s", "fits", "hbm_bytes_per_device"))
+      inexpressible[values["id"]] = {"id": values["id"], **nothing, "missing": list(error.args), **_versions()}
+  if known.compile:
+    compile_rows([row for row in rows if not known.only or row.id in known.only])
     return
+  before = read()
+  lines = inexpressible | {row.id: preferred(by_formula(row), before.get(row.id, {})) for row in rows}
+  if known.fit:
+    of_chip, others, left_out = fit([*rows, *runs_of_the_page()])
+    print(f"UTILISATION = {of_chip}, of other GPUs {others}")
+  for row in (row for row in rows if row.published_s):
+    alone = left_out[row.id] if known.fit else before[row.id]["left_out_s"]
+    lines[row.id] |= {"published_s": round(row.published_s, 4), "left_out_s": round(alone, 4)}
+  write(lines)
+
+
+def compile_rows(rows: list[Row]) -> None:
+  """Adds the lines of rows from their programs. One that has no room, or that the compiler rejects, keeps its line."""
   for row in sorted(rows, key=_cheap_first):
-    done = lines.get(row.id, {}).get("source")
-    if row.topology.chip.name not in known.chips or done == "program":
+    # Plain attention would be most of a program's time on GPU.
+    if "uncalibrated_s" in read().get(row.id, {}) or FUSED in row.missing:
       continue
     prepare_environment(row.topology)
     try:
-      # Plain attention would be most of a program's time on GPU, and moejax has no 8-bit products.
-      by_formula = known.formula or FUSED in row.missing or row.speedup != 1
-      kept = {key: lines[row.id][key] for key in ("published_s", "left_out_s") if key in lines.get(row.id, {})}
-      lines[row.id] = predicted(row, by_formula) | kept
-    except UserError as error:  # the line by formula stays
+      line = by_program(row)
+    except UserError as error:
       print(f"{row.id}: {error}", file=sys.stderr)
-    write(lines)
-  write(lines)
+      continue
+    if line is None:
+      print(f"{row.id}: the compiler finds no room for it", file=sys.stderr)
+      continue
+    lines = read()
+    kept = {key: lines[row.id][key] for key in ("published_s", "left_out_s") if key in lines.get(row.id, {})}
+    write(lines | {row.id: line | kept})
 
 
 if __name__ == "__main__":

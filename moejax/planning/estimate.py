@@ -8,12 +8,14 @@ Parameters, gradients and each moment of the optimizer have 4 bytes per element.
 import dataclasses
 import math
 
+from moejax.config.chips import Chip
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Model
 from moejax.config.optimizer import AdamW
-from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
+from moejax.config.parameters import parameter_counts, tokens_per_step
 from moejax.config.sharding import shards
+from moejax.planning.kernels import LANES, VECTOR_OPERATIONS
 from moejax.planning.topology import Topology
 
 
@@ -22,18 +24,31 @@ class Constants:
   """What the formula is fitted with."""
 
   utilisation: float
-  """Of the matrix units' peak by products on TPU. GPUs have their own efficiency on top."""
+  """Fraction of the peak of the matrix units that matrix products reach."""
   hidden: float
   """Maximum fraction of the time of collectives that is hidden by products."""
   beside: float
   """Fraction of the time of products during which collectives can overlap."""
 
 
-FITTED = Constants(utilisation=0.7, hidden=0.9, beside=0.6)
-"""Fitted to published runs; `python docs/ledger.py ROWS.jsonl --fit` prints them."""
+UTILISATION = {"v4": 0.72, "v5e": 0.785, "v5p": 0.73, "v6e": 0.59, "tpu7x": 0.725, "h100": 0.46, "h200": 0.6}
+OTHERS = Constants(utilisation=0.53, hidden=0.9, beside=0.6)
+"""Fitted to published runs: the utilisation by chip, and the constants of a GPU without runs, which differ from those
+of the other chips only in the utilisation. `python docs/ledger.py ROWS.jsonl --fit` prints them."""
 
-SMALLEST_SHARD = 64
-"""For smaller shards of a weight, the compiler replaces all-gathers by all-reduces."""
+GROUPED = 1.9
+"""Time of a FLOP of a dropless grouped product, in which the rows of each expert are padded to tiles, relative to one
+of a large product: cuBLAS against the grouped products of `moejax.planning.kernels`, 0.79 to 0.42 of the peak."""
+
+GPU_ATTENTION = 0.55
+"""Fraction of peak that fused attention reaches on H100: 645 TFLOP/s forward (tokamax 0.0.12), about 500 backward."""
+
+PASSES = 3
+"""Passes over the activations of a layer outside products: forward, recomputed or saved, and backward."""
+
+REDUCES_TWICE = ("v4", "v5e", "v5p", "v6e")
+"""TPUs for which libtpu sums gradients over all chips of a slice by an all-reduce, which moves twice the bytes of the
+reduce-scatter that it uses over fewer chips."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,93 +67,166 @@ class Estimate:
 
 
 def estimate(
-  experiment: Experiment, topology: Topology, constants: Constants = FITTED, speedup: float = 1.0
+  experiment: Experiment, topology: Topology, constants: Constants | None = None, speedup: float = 1.0
 ) -> Estimate:
-  """Estimates memory, and the time of products, gathers of weights, exchanges of tokens, reductions over `model` and
-  sums of gradients over replicas. Products hide a part of the communication.
+  """Estimates memory and step time: products, attention, passes over memory and the update, and the collectives that
+  products do not hide. `speedup` is that of products of projections and dense layers in 8 bits.
   """
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
-  moe = model.moe
-  devices = mesh.size
-  tokens = tokens_per_step(experiment) / devices
-  parts = experiment.training.gradient_accumulation
-  counted = parameter_counts(model)
-  expert_parameters = (
-    model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
-  )
-  dense_parameters = counted.total - expert_parameters
-  per_token = flops_per_token(model, experiment.data.sequence_length) * (1 + _again(experiment))
-  low = 6 * _projections(model) * (1 + _again(experiment)) * (1 - 1 / speedup)
-  flops = tokens * ((per_token - low) + _of_masks(experiment))
-  seconds = flops / (constants.utilisation * (chip.bfloat16_flops or chip.vector_flops))
-  link = chip.link_bandwidth * max(1, chip.torus)
-  of_gradient = 4 if model.gradient_dtype == "float32" else 2
-
-  def gathered(parameters: float, ways: int) -> float:
-    """Seconds to gather weights in both passes and to reduce their gradients, over these shards."""
-    thin = 2 if ways > SMALLEST_SHARD else 1
-    return 0 if ways == 1 else parts * thin * (2 + 2 + of_gradient) * parameters / link
-
-  embed = shards(experiment.rules, mesh, "embed")
-  moved = gathered(dense_parameters / mesh.model, embed)
-  if moe:
-    moved += gathered(expert_parameters / (mesh.expert * mesh.model), shards(experiment.rules, mesh, "expert_embed"))
-    rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch.has_capacity else 1.0)
-    ring = math.ceil(mesh.expert ** (1 / max(1, min(2, chip.torus)))) if mesh.expert > 1 else 0
-    moved += 6 * model.num_sparse_layers * rows * model.d_model * 2 * ring / (8 * chip.link_bandwidth)
-  if mesh.model > 1:
-    # Four reductions per layer in the forward and backward pass, each of the tokens of this device.
-    moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / link
-  own = dense_parameters / (embed * mesh.model)
-  if moe:
-    own += expert_parameters / (mesh.expert * mesh.model * shards(experiment.rules, mesh, "expert_embed"))
-  near = max(1, mesh.replica // topology.slices)
-  moved += 2 * (1 - 1 / near) * of_gradient * own / link
-  moved += 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
-  of_part = tokens * mesh.model / parts
-  memory = _memory(experiment, of_part, dense_parameters, expert_parameters)
-  hidden = min(constants.hidden * moved, constants.beside * seconds)
+  if constants is None:
+    constants = dataclasses.replace(OTHERS, utilisation=UTILISATION.get(chip.name, OTHERS.utilisation))
+  tokens = tokens_per_step(experiment) / mesh.size
+  split = _split(model)
+  rate = constants.utilisation * (chip.bfloat16_flops or chip.vector_flops)
+  products_s = tokens * _product_flops(experiment, speedup) / rate
+  other_s = tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, tokens)
+  moved_s = _moved_s(experiment, topology, tokens, split)
+  hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
+  of_part = tokens * mesh.model / experiment.training.gradient_accumulation
   return Estimate(
-    (seconds + moved - hidden) / (chip.efficiency if chip.platform == "gpu" else 1.0),
-    memory,
+    products_s + other_s + moved_s - hidden_s,
+    _memory(experiment, of_part, *split),
     _saved(experiment, of_part),
   )
 
 
-def _projections(model: Model) -> int:
-  """Parameters of attention, of dense feed-forward layers and of shared experts: what 8-bit products may take."""
-  routed = (
-    model.moe.experts_per_token * model.feed_forward_matrices * model.d_model * model.moe.d_ff if model.moe else 0
+def _split(model: Model) -> tuple[float, float]:
+  """Parameters outside routed experts, and in them."""
+  moe = model.moe
+  experts = (
+    model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
   )
-  return parameter_counts(model).active_non_embedding - model.num_sparse_layers * routed
+  return parameter_counts(model).total - experts, experts
+
+
+def _product_flops(experiment: Experiment, speedup: float) -> float:
+  """FLOPs per token of all products except those of attention scores, each as many as take its time in bfloat16.
+
+  The backward pass recomputes all products but the last of each layer, whose result it does not need, or those whose
+  results are not saved.
+  """
+  model = experiment.model
+  projections = model.num_periods * sum(one.matrix_parameters(model) for one in model.attention_layers)
+  dense = (model.num_layers - model.num_sparse_layers) * model.feed_forward.parameters(
+    model.d_model, model.d_ff, model.is_gated
+  )
+  routed = 0.0
+  if moe := model.moe:
+    expert = model.num_sparse_layers * model.feed_forward_matrices * model.d_model * moe.d_ff
+    dense += moe.num_shared_experts * expert
+    # The formula prices the balanced load, not the whole receive buffer of a dropless layer.
+    grouped = GROUPED if isinstance(moe.dispatch, GroupedDispatch) else 1.0
+    rows = moe.num_experts if isinstance(moe.dispatch, DenseDispatch) else moe.experts_per_token
+    routed = expert * rows * (moe.capacity_factor if moe.dispatch.has_capacity else grouped)
+  again = {
+    "dots": (0.0, 0.0, 1.0),
+    "attention": (0.0, 1.0, 1.0),
+    "layer_inputs": (1.0, 1.0, 1.0),
+  }.get(model.remat, (0.0, 0.0, 0.0))
+  kept = 1 - 1 / model.feed_forward_matrices
+  low = (3 + again[0]) * projections + (3 + again[1] * kept) * dense
+  full = (3 + again[2] * kept) * routed + 3 * model.vocab_size * model.d_model * (
+    4 / 3 if model.logit_chunks > 1 else 1
+  )
+  return 2 * (low / speedup + full) + _of_masks(experiment)
+
+
+def _attention_s(experiment: Experiment, chip: Chip) -> float:
+  """Seconds per token of scores and values in a fused kernel: on TPU, the price of the kernel that plans price
+  (`moejax.planning.kernels`), whose vector operations are not hidden by its products."""
+  model, T = experiment.model, experiment.data.sequence_length
+  passes = 4 if model.remat == "layer_inputs" else 3  # two products, and again, and three and four
+  products = 9 + 2 * (passes - 3)
+  seconds = 0.0
+  for attention in model.attention_layers:
+    flops = attention.score_flops_per_token(model, T)  # of 12 products over all keys
+    width = flops / 12 / model.num_heads / T
+    seen = min(T, T * width / model.head_dim) if width < model.head_dim else T
+    scores = model.num_heads * seen * (1 - seen / (2 * T))
+    head = max(model.head_dim, width)
+    if chip.platform == "gpu":
+      seconds += 2 * products * scores * head / (GPU_ATTENTION * (chip.bfloat16_flops or chip.vector_flops))
+      continue
+    padded = math.ceil(head / LANES) * LANES
+    seconds += 2 * products * scores * padded / (chip.bfloat16_flops or chip.vector_flops)
+    seconds += passes * VECTOR_OPERATIONS * scores / chip.vector_flops
+  return model.num_periods * seconds
+
+
+def _passes_s(experiment: Experiment, chip: Chip, tokens: float) -> float:
+  """Seconds of what memory bandwidth limits: norms, activations and residuals, the rows that sparse layers sort, logits
+  in float32, and the optimizer's update."""
+  model, mesh = experiment.model, experiment.mesh
+  of_layer = 8 * model.d_model + 1.5 * _wide(experiment)
+  if model.moe and isinstance(model.moe.dispatch, GroupedDispatch):
+    of_layer += 4 * model.moe.experts_per_token * model.d_model / model.moe.every
+  passed = 2 * PASSES * model.num_layers * of_layer + 4 * 4 * model.vocab_size
+  dense, experts = _split(model)
+  own = dense / shards(experiment.rules, mesh, "embed")
+  own += experts / mesh.expert / shards(experiment.rules, mesh, "expert_embed")
+  return (tokens * passed + 28 * own / mesh.model) / chip.hbm_bandwidth
+
+
+def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: tuple[float, float]) -> float:
+  """Seconds of all collectives, if nothing hid them: gathers of weights, reductions of their gradients, exchanges of
+  tokens, reductions over `model`, and sums of gradients over replicas."""
+  model, mesh, rules, chip = experiment.model, experiment.mesh, experiment.rules, topology.chip
+  dense, experts = split
+  moe = model.moe
+  of_gradient = 4 if model.gradient_dtype == "float32" else 2
+  per_slice = topology.devices // topology.slices
+
+  def gathered(parameters: float, ways: int, stride: int) -> float:
+    """Seconds to gather weights in both passes and to reduce their gradients, over these shards."""
+    passes = 2 if ways == per_slice and chip.name in REDUCES_TWICE else 1
+    size = (2 + 2 + passes * of_gradient) * parameters * (1 - 1 / ways)
+    return experiment.training.gradient_accumulation * size / _rate(chip, ways, stride)
+
+  embed, of_experts = shards(rules, mesh, "embed"), shards(rules, mesh, "expert_embed")
+  moved = gathered(dense / mesh.model, embed, mesh.model)
+  own = dense / (embed * mesh.model)
+  if moe:
+    moved += gathered(experts / (mesh.expert * mesh.model), of_experts, mesh.model * mesh.expert)
+    own += experts / (mesh.expert * mesh.model * of_experts)
+    rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch.has_capacity else 1.0)
+    size = 6 * model.num_sparse_layers * rows * model.d_model * 2
+    if chip.torus:
+      ring = math.ceil(mesh.expert ** (1 / min(2, chip.torus))) if mesh.expert > 1 else 0
+      moved += size * ring / (8 * chip.link_bandwidth)
+    elif mesh.expert > 1:
+      near = min(mesh.expert * mesh.model, chip.domain or 1)
+      far = 1 - near / (mesh.expert * mesh.model)
+      moved += size * ((1 - far) / chip.link_bandwidth + far / chip.dcn_bandwidth)
+  if mesh.model > 1:
+    # Four reductions per layer in the forward and backward pass, each of the tokens of this device.
+    moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / _rate(chip, mesh.model, 1)
+  near = max(1, mesh.replica // topology.slices)
+  inside = chip.link_bandwidth * max(1, 2 * chip.torus) if chip.torus else chip.dcn_bandwidth
+  if not chip.torus and mesh.size <= (chip.domain or 1):
+    inside = chip.link_bandwidth
+  moved += 2 * (1 - 1 / near) * of_gradient * own / inside
+  return moved + 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
+
+
+def _rate(chip: Chip, ways: int, stride: int) -> float:
+  """Bytes per second at which a device gathers from this many devices, which are `stride` apart: both directions of all
+  rings of a torus, or the switch and, between its domains, the part of the network that each of its devices has."""
+  if chip.torus:
+    return 2 * chip.link_bandwidth * chip.torus
+  near = max(1, (chip.domain or 1) // stride)
+  if ways <= near:
+    return chip.link_bandwidth
+  return 1 / (1 / chip.link_bandwidth + 1 / (near * chip.dcn_bandwidth))
 
 
 def _of_masks(experiment: Experiment) -> float:
-  """FLOPs per token of dispatch masks, and of expert rows beyond (or below) the token's choices."""
+  """FLOPs per token of products with dispatch masks."""
   model, moe = experiment.model, experiment.model.moe
   if moe is None or not moe.dispatch.has_masks:
     return 0.0
   rows = moe.experts_per_token * moe.capacity_factor
   masks = 12 * model.d_model * rows * moe.group_tokens(experiment.data.sequence_length)
-  experts = 6 * model.feed_forward_matrices * model.d_model * moe.d_ff * (rows - moe.experts_per_token)
-  return model.num_sparse_layers * (masks + experts)
-
-
-def _again(experiment: Experiment) -> float:
-  """Fraction of the products that the backward pass recomputes."""
-  model = experiment.model
-  counted = parameter_counts(model)
-  matrices = counted.active_non_embedding + model.vocab_size * model.d_model
-  feed_forward = model.feed_forward_matrices * model.d_model
-  dense = model.feed_forward.parameters(model.d_model, model.d_ff, model.is_gated)
-  of_dense = (model.num_layers - model.num_sparse_layers) * dense
-  of_experts = model.num_sparse_layers * feed_forward * model.moe.d_ff * model.moe.experts_per_token if model.moe else 0
-  recomputed = {
-    "dots": of_experts,
-    "attention": of_dense + of_experts,
-    "layer_inputs": counted.active_non_embedding,
-  }.get(model.remat, 0)
-  return recomputed / matrices / 3
+  return model.num_sparse_layers * masks
 
 
 def _memory(

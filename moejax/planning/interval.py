@@ -15,7 +15,7 @@ from moejax.planning.calibrated_chip import calibration_of
 HALF_WIDTH = {
   "calibrated": {"dense": 0.41, "moe": 0.41},
   "sister": {"dense": 0.41, "moe": 0.41},
-  "formula": {"dense": 0.34, "moe": 0.71},
+  "formula": {"dense": 0.26, "moe": 0.59},
 }
 """Of the logarithm of a step time, at 80 %, by kind of model. calibrated: 12 runs of docs/step-time.md on chips with
 other runs; only one is of an MoE model, so that both kinds have the quantile of all. sister: 7 runs on TPU, each with

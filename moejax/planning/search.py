@@ -19,7 +19,7 @@ from moejax.config.model import Remat
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 from moejax.planning.compile import RefusedError
-from moejax.planning.estimate import SMALLEST_SHARD, Estimate, estimate
+from moejax.planning.estimate import Estimate, estimate
 from moejax.planning.meshes import mesh_options, meshes
 from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology
@@ -27,6 +27,10 @@ from moejax.progress import SILENT, Progress
 from moejax.terminal import Fitting
 
 LARGEST_MODEL_AXIS = 16
+
+MOST_SHARDS = 64
+"""Dense weights are sharded over at most so many devices if a mesh axis allows it: sums of gradients over all chips of
+a slice move twice the bytes of those over fewer chips (`moejax.planning.estimate`)."""
 
 ROOM = 1.35
 """Configurations are tried if their memory according to the formula is at most this multiple of the limit."""
@@ -184,10 +188,10 @@ def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
 
 
 def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
-  """Combinations of data and expert that can shard dense weights without shards smaller than a tile."""
+  """Combination of data and expert that shards dense weights over the most devices, up to MOST_SHARDS."""
   assert mesh.data
   sizes = {("data", "expert"): mesh.data * mesh.expert, ("data",): mesh.data, ("expert",): mesh.expert}
-  thick = {axes: size for axes, size in sizes.items() if size <= SMALLEST_SHARD}
+  thick = {axes: size for axes, size in sizes.items() if size <= MOST_SHARDS}
   most = max(thick.values(), default=0)
   return [axes for axes, size in thick.items() if size == most][:1] or [("data", "expert")]
 

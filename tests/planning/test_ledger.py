@@ -28,7 +28,8 @@ DENSE = {
   "published_teraflops": 100,
 }  # fmt: skip
 SPARSE = DENSE | {
-  "id": "b", "chip": "h100", "topology": "gpu:h100:64", "chips": 64, "slices": 1, "needs": ["sliding window"],
+  "id": "b", "chip": "h100", "topology": "gpu:h100:64", "chips": 64, "slices": 1,
+  "needs": ["sliding window", "context parallelism"],
   "shape": DENSE["shape"] | {"d_ff": 768, "experts": 128, "top_k": 8, "every": 1, "qk_norm": True},
   "sharding": "fsdp 64, experts over the same 64; local batch 4, 4 parts", "given": False,
 }  # fmt: skip
@@ -47,17 +48,61 @@ def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
   moe = row.experiment.model.moe
   assert (moe.num_experts, moe.experts_per_token, moe.dispatch.kind) == (128, 8, "grouped")
   assert row.experiment.mesh.expert == 64 and row.experiment.training.gradient_accumulation == 4
-  assert row.missing == ("sliding window", "fused attention on GPU") and row.published_s is None
+  assert row.missing == ("context parallelism", "fused attention on GPU") and row.published_s is None
 
 
 def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
-  for need in ("fp8", "MLA"):  # v5e has int8 alone
-    with pytest.raises(ledger.InexpressibleError, match=need):
-      ledger.read_row(DENSE | {"needs": [need]})
+  with pytest.raises(ledger.InexpressibleError, match="gb200"):
+    ledger.read_row(DENSE | {"needs": ["gb200"]})
+
+
+@pytest.mark.parametrize(
+  ("words", "layers", "windows"),
+  [
+    ("5 local layers (window 1024) to 1 global", 48, (1024, 1024, 1024, 1024, 1024, None)),
+    ("sinks; window of 128 in every second layer", 36, (128, None)),
+    ("window 2048, every fourth layer full", 8, (2048, 2048, 2048, None)),
+    ("window 2048, every fourth layer full", 5, (2048, 2048, 2048, None, 2048)),
+  ],
+)
+def test_a_row_has_the_attention_that_it_describes(ledger, words, layers, windows):
+  model = ledger.read_row(DENSE | {"shape": DENSE["shape"] | {"attention": words, "layers": layers}}).experiment.model
+  assert tuple(layer.window for layer in model.attention) == windows
+  assert {layer.sinks for layer in model.attention} == {"sinks" in words}
+
+
+def test_a_row_with_latent_attention_has_its_ranks(ledger):
+  mla = {"q_rank": 1536, "kv_rank": 512, "nope": 128, "rope": 64, "v": 128}
+  shape = {key: value for key, value in DENSE["shape"].items() if key not in ("head_dim", "kv_heads")} | {"mla": mla}
+  (layer,) = ledger.read_row(DENSE | {"shape": shape, "needs": ["MLA"]}).experiment.model.attention
+  assert (layer.kind, layer.kv_rank, layer.q_rank, layer.rotary_dim, layer.values(None)) == (
+    "latent",
+    512,
+    1536,
+    64,
+    128,
+  )
+
+
+def test_microbatches_are_as_many_as_a_device_needs_for_its_share_of_the_batch(ledger):
+  for words, parts in (("fsdp 64; micro batch 4", 4), ("fsdp 32 x tensor 2; local batch 8", 4), ("fsdp 64", 1)):
+    assert ledger.read_row(SPARSE | {"sharding": words, "global_batch": 1024}).experiment.training \
+      .gradient_accumulation == parts, words  # fmt: skip
+
+
+def test_remat_as_on_another_number_of_chips_is_that_of_its_row(ledger):
+  base = DENSE | {"model": "m", "chips": 64, "remat": "layer input, attention context, q, k, v kept on the device"}
+  other = base | {"id": "c", "chips": 256, "remat": "as on 64"}
+  assert ledger.read_row(ledger.whole_row(other, [base, other])).experiment.model.remat == "attention"
+
+
+def test_eight_bits_take_no_less_time_on_a_chip_that_lacks_them(ledger):
+  plain, low = (ledger.by_formula(ledger.read_row(DENSE | {"needs": of})) for of in ([], ["fp8"]))  # v5e has int8 alone
+  assert low["predicted_s"] == plain["predicted_s"] and low["missing"] == ["fp8"]
 
 
 def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
-  plain, low = (ledger.predicted(ledger.read_row(DENSE | {"needs": of}), True) for of in ([], ["int8"]))
+  plain, low = (ledger.by_formula(ledger.read_row(DENSE | {"needs": of})) for of in ([], ["int8"]))
   assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == ["int8"]
 
 
@@ -83,10 +128,38 @@ def test_a_row_with_more_shards_than_its_width_has_is_planned_with_replicas(ledg
 def test_the_formula_is_fitted_to_all_rows_but_the_one_that_it_predicts(ledger):
   """A row with another time changes the predictions of the others, and not its own."""
   rows = [ledger.read_row(DENSE | {"id": str(n), "published_teraflops": 90 + 10 * n}) for n in range(2)]
-  _, before = ledger.fit(rows)
-  fast = dataclasses.replace(rows[0], published_s=0.5 * rows[0].published_s)
-  _, after = ledger.fit([fast, *rows[1:]])
-  assert after["0"] == before["0"] and after["1"] < 0.9 * before["1"]
+  of_chip, _, before = ledger.fit(rows + [_on_gpu(ledger)])
+  slow = dataclasses.replace(rows[0], published_s=2 * rows[0].published_s)
+  slower, _, after = ledger.fit([slow, *rows[1:], _on_gpu(ledger)])
+  assert after["0"] == before["0"] and after["1"] > 1.2 * before["1"] and slower["v5e"] < of_chip["v5e"]
+
+
+def test_a_row_that_does_not_calibrate_is_predicted_with_what_is_fitted_to_the_others(ledger):
+  rows = [
+    ledger.read_row(DENSE),
+    ledger.read_row(DENSE | {"id": "d", "framework": "axlearn", "published_teraflops": 9}),
+  ]
+  of_chip, _, left_out = ledger.fit([*rows, _on_gpu(ledger)])
+  assert of_chip["v5e"] == ledger.fit([rows[0], _on_gpu(ledger)])[0]["v5e"]
+  assert left_out["d"] < 0.5 * rows[1].published_s
+
+
+def test_a_line_from_a_program_follows_the_efficiency_of_its_chip(ledger, monkeypatch):
+  line = {"id": "a", "chip": "v5e", "model": "dense", "exposed_s": 1.0, "uncalibrated_s": 3.0, "microbatches": 1}
+  monkeypatch.setitem(ledger.CHIPS, "v5e", dataclasses.replace(ledger.CHIPS["v5e"], efficiency=0.5))
+  formula = {"predicted_s": 7.0, "model": "dense", "microbatches": 1, "source": "formula"}
+  assert ledger.preferred(formula, line)["predicted_s"] == 5.0
+  # Of a program in more microbatches than the run had, only that of sparse layers is closer than the formula.
+  more = line | {"microbatches": 2}
+  assert ledger.preferred(formula, more)["predicted_s"] == ledger.preferred(formula, {})["predicted_s"] == 7.0
+  assert ledger.preferred(formula | {"model": "moe"}, more | {"model": "moe"})["predicted_s"] == 5.0
+  for before in (line, more):
+    found = ledger.preferred(formula, before)
+    assert (found["formula_s"], found["program_s"]) == (7.0, 5.0)
+
+
+def _on_gpu(ledger: Any) -> Any:
+  return ledger.read_row(SPARSE | {"id": "g", "shape": DENSE["shape"], "sharding": "fsdp 64", "given": True})
 
 
 def test_the_committed_ledger_has_every_key_and_an_interval_around_each_prediction():
