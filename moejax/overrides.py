@@ -55,13 +55,15 @@ def override(configuration: Configuration, arguments: Sequence[str]) -> Configur
   shared = [group for group in groups if _path(group).split(".")[0] in OF_EVERY_MEMBER]
   own = [argument for group in groups if group not in shared for argument in group]
   known = [*dict.fromkeys(leaf for member in configuration.members for leaf in _leaves(member))]
-  suite = _parse(cast(Suite, configuration), own, known)
   of_all = [argument for group in shared for argument in group]
   of_dense = [argument for group in shared if not _path(group).startswith(OF_SPARSE_MEMBERS) for argument in group]
+  # The members first, so that the suite is checked with them, and a field of one member replaces that of all.
   changed = with_members(
-    suite, lambda dense: _parse(dense, of_dense, known), lambda candidate: _parse(candidate, of_all, known)
+    cast(Suite, configuration),
+    lambda dense: _parse(dense, of_dense, known),
+    lambda candidate: _parse(candidate, of_all, known),
   )
-  return cast(Configuration, changed)
+  return cast(Configuration, _parse(changed, own, known))
 
 
 def override_pair(dense: Experiment, moe: Experiment, arguments: Sequence[str]) -> tuple[Experiment, Experiment]:

@@ -16,6 +16,7 @@ from moejax.comparison.learning_rates import chosen, method
 from moejax.comparison.match import Match
 from moejax.comparison.measurements import Measurements, Timing
 from moejax.comparison.record import GOODPUT, TASKS, Baselines, Comparison, Member, Tried
+from moejax.comparison.shorter_budgets import with_shorter_budgets
 from moejax.comparison.stages import Result
 from moejax.comparison.statistics import Scores, SeedVariance, seed_variance
 from moejax.config.experiment import Experiment, Suite
@@ -29,6 +30,7 @@ def outcome(
   matches: list[Match],
   allotments: list[Allotment],
   results: Results,
+  shorter: Mapping[float, Results],
   tried: Mapping[str, Sequence[Tried]],
   baselines: Baselines,
   provenance: Mapping[str, Any],
@@ -41,6 +43,7 @@ def outcome(
     matches: the candidate with the closest step time of each pair.
     allotments: budget of each member.
     results: results of the finished runs of each member, in the order of their seeds.
+    shorter: results of the finished branches of each member, by the fraction of the budget.
     tried: results of the trials of learning rates of each member, if the suite has a sweep.
     baselines: n-gram baselines of the text.
     provenance: provenance of the comparison.
@@ -64,6 +67,7 @@ def outcome(
     matched_pair(pair, match, by_name, measurements, results, seeds, suite.tolerance)
     for pair, match in zip(suite.pairs, matches, strict=True)
   ]
+  pairs = [with_shorter_budgets(pair, shorter, by_name[pair.dense].budget_s or 0.0, suite.tolerance) for pair in pairs]
   return Comparison(
     suite=suite.name,
     tolerance=suite.tolerance,

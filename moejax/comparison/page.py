@@ -111,6 +111,7 @@ def _tables(
     "learning_rates": page_tables.learning_rates_table(comparison),
     "candidates": statement.candidates_table(comparison),
     "fairness": statement.fairness_table(comparison),
+    "shorter_budgets": statement.shorter_budgets_table(comparison),
     "benchmarks": page_tables.benchmarks_table(comparison, measures) if measures else None,
     "inference": page_tables.inference_table(comparison),
     "goodput": page_tables.goodput_table(comparison) if any(m.goodput for m in comparison.members) else None,

@@ -136,6 +136,23 @@ class Basis:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Shorter:
+  """A candidate against its dense model after a fraction of the training budget, from branches of the same runs."""
+
+  budget: Number
+  """The fraction."""
+  budget_s: Number = None
+  bits_per_byte: Number = None
+  bits_per_byte_dense: Number = None
+  bits_per_byte_difference: Number = None
+  bits_per_byte_difference_interval: Interval = None
+  whole_run_ratio: Number = None
+  outcome: str | None = None
+  """As of `Against`."""
+  more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Against:
   """A candidate against its dense model. Differences are candidate minus dense."""
 
@@ -168,6 +185,8 @@ class Against:
   parameters_active_ratio: Number = None
   bases: tuple[Basis, ...] = ()
   """The same comparison at equal time, tokens and FLOPs."""
+  shorter_budgets: tuple[Shorter, ...] = ()
+  """The same comparison after shorter budgets."""
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Further keys of a file."""
 
@@ -190,11 +209,7 @@ class MatchedPair(Against):
 
   def to_json(self) -> dict[str, Any]:
     """The object of the pair in comparison.json."""
-    bases = [_flat(basis) for basis in self.bases]
-    candidates = [
-      _flat(candidate) | {"bases": [_flat(basis) for basis in candidate.bases]} for candidate in self.candidates
-    ]
-    return _flat(self) | {"bases": bases, "candidates": candidates}
+    return _with_lists(self) | {"candidates": [_with_lists(candidate) for candidate in self.candidates]}
 
   def against(self, name: str) -> Against | None:
     """The candidate with this name."""
@@ -384,7 +399,7 @@ def _member(value: Any, source: str) -> Member:
 def _pair(value: Any, source: str) -> MatchedPair:
   value = _object(value, source, ("dense", "moe"))
   _check_texts(value, source, "dense")
-  of_pair = value | _records("bases", Basis, value, source, ("equal",))
+  of_pair = value | _lists(value, source)
   if "candidates" in value:
     parts = [(item, f"{source}: candidates[{i}]") for i, item in _listed(value, "candidates", source)]
     of_pair["candidates"] = tuple(_against(item, at) for item, at in parts)
@@ -393,7 +408,12 @@ def _pair(value: Any, source: str) -> MatchedPair:
 
 def _against(value: Any, source: str) -> Against:
   value = _object(value, source, ("moe",))
-  return _record(Against, value | _records("bases", Basis, value, source, ("equal",)), source)
+  return _record(Against, value | _lists(value, source), source)
+
+
+def _lists(value: dict[str, Any], source: str) -> dict[str, Any]:
+  bases = _records("bases", Basis, value, source, ("equal",))
+  return bases | _records("shorter_budgets", Shorter, value, source, ("budget",))
 
 
 def _records(
@@ -425,6 +445,11 @@ def _flat(record: Any) -> dict[str, Any]:
     value = getattr(record, field.name)
     flat |= value if field.name in ("tasks", "goodput", "more") else {field.name: value}
   return flat
+
+
+def _with_lists(against: Against) -> dict[str, Any]:
+  lists = {"bases": against.bases, "shorter_budgets": against.shorter_budgets}
+  return _flat(against) | {name: [_flat(each) for each in found] for name, found in lists.items()}
 
 
 def _object(value: Any, source: str, names: tuple[str, ...]) -> dict[str, Any]:

@@ -9,12 +9,13 @@ import dataclasses
 import functools
 import pathlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from moejax import processes
 from moejax.comparison import learning_rates, quantities
 from moejax.comparison.against import Results
+from moejax.comparison.branches import Branch, branch
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.claims import train_unclaimed
 from moejax.comparison.inference_cost import measure_inference, with_inference
@@ -57,7 +58,7 @@ from moejax.training.memory import check_together
 from moejax.training.prepare import Prepared, Workspace, open_workspace, prepare, with_seeds
 from moejax.training.provenance import provenance
 from moejax.training.run import Evaluators, MakeEvaluators, run
-from moejax.training.run_directory import check_run, claim_comparison, open_run
+from moejax.training.run_directory import check_run, claim_comparison, open_run, prepare_directory
 from moejax.training.state import State
 
 BEFORE = "before training"
@@ -224,11 +225,32 @@ class _Comparison:
     return {run.name: run for run in runs}
 
   def _train(self, of: "_Run") -> None:
-    """Trains and evaluates a run whose directory this job has locked, and measures its pair again."""
-    run_directory = self.directory / "runs" / of.name
+    """Trains and evaluates a run whose directory this job has locked, and measures its pair again. Then trains its
+    branches."""
     self._show_left(of, 0)
-    prepared = with_seeds(self._prepare(of.allotment.name), of.experiment)
-    open_run(run_directory, of.experiment, of.allotment.steps)
+    if not self._has_result(of.experiment, of.allotment.steps):
+      runs = self.directory / "runs"
+      copies = {each.begin: runs / each.experiment.name for each in of.branches(self.suite) if each.begin}
+      self._run(of.allotment.name, of.experiment, of.allotment.steps, lambda step: self._show_left(of, step), copies)
+    for each in of.branches(self.suite):
+      if not self._has_result(each.experiment, each.steps):
+        self._run(of.allotment.name, each.experiment, each.steps)
+    self._finish_run(of)
+
+  def _run(
+    self,
+    member: str,
+    experiment: Experiment,
+    steps: int,
+    observe: Callable[[int], None] = lambda step: None,
+    copies: Mapping[int, pathlib.Path] | None = None,
+  ) -> None:
+    """Trains and evaluates a run of a member."""
+    run_directory = self.directory / "runs" / experiment.name
+    prepared = with_seeds(self._prepare(member), experiment)
+    open_run(run_directory, experiment, steps)
+    for there in (copies or {}).values():
+      prepare_directory(there)
 
     def timed(evaluators: Evaluators) -> Evaluators:
       """The evaluators, with measurement of their time."""
@@ -246,12 +268,16 @@ class _Comparison:
     run(
       prepared,
       run_directory,
-      of.allotment.steps,
+      steps,
       timed(self.make_evaluators(prepared, run_directory, self.progress)),
       self.progress,
-      lambda record: self._show_left(of, record["step"]),
-      lambda text: self.progress.note(f"warning: {of.name}: {text}"),
+      lambda record: observe(record["step"]),
+      lambda text: self.progress.note(f"warning: {experiment.name}: {text}"),
+      copies,
     )
+
+  def _finish_run(self, of: "_Run") -> None:
+    """Measures the pair of a run again, and writes the results so far."""
     moment = f"after {of.name}"
     # A run whose results were lost is only evaluated again.
     measured = processes.first(lambda: any(s.moment == moment for s in self._read_measurements().sessions))
@@ -317,6 +343,7 @@ class _Comparison:
       self.matches,
       self.allotments,
       self._results(),
+      self._shorter_results(),
       self._tried,
       self.baselines,
       provenance() | {"corpus": self.workspace.corpus.summary()},
@@ -332,6 +359,16 @@ class _Comparison:
       if result := read_result(self.directory / "runs" / name, of.allotment.steps, self._note_damage):
         results.setdefault(of.allotment.name, []).append(result)
     return results
+
+  def _shorter_results(self) -> dict[float, Results]:
+    """Results of the finished branches of each member, by the fraction of the budget."""
+    results: dict[float, dict[str, list[Result]]] = {fraction: {} for fraction in self.suite.shorter_budgets}
+    for of in self._runs.values():
+      for each in of.branches(self.suite):
+        directory = self.directory / "runs" / each.experiment.name
+        if result := read_result(directory, each.steps, self._note_damage):
+          results[each.fraction].setdefault(of.allotment.name, []).append(result)
+    return dict(results)
 
   def _read_measurements(self) -> Measurements:
     return read_measurements(self._measurements, self.suite)
@@ -415,10 +452,17 @@ class _Comparison:
     Raises:
       UserError: If its directory contains another experiment, or its experiment.json is damaged.
     """
-    directory = self.directory / "runs" / of.name
-    if not check_run(directory, of.experiment, of.allotment.steps):
-      return False  # it has none yet, or has lost it, and then it is evaluated again
-    return read_result(directory, of.allotment.steps, self._note_damage) is not None
+    parts = [(of.experiment, of.allotment.steps), *((b.experiment, b.steps) for b in of.branches(self.suite))]
+    return all(self._has_result(experiment, steps) for experiment, steps in parts)
+
+  def _has_result(self, experiment: Experiment, steps: int) -> bool:
+    def found() -> bool:
+      directory = self.directory / "runs" / experiment.name
+      if not check_run(directory, experiment, steps):
+        return False  # it has none yet, or has lost it, and then it is evaluated again
+      return read_result(directory, steps, self._note_damage) is not None
+
+    return processes.first(found)
 
 
 def _plain(found: Iterable[Tried | None]) -> list[dict[str, Any]]:
@@ -437,3 +481,7 @@ class _Run:
   @property
   def name(self) -> str:
     return self.experiment.name
+
+  def branches(self, suite: Suite) -> list[Branch]:
+    """Its runs with shorter budgets."""
+    return [branch(self.experiment, self.allotment.steps, fraction) for fraction in suite.shorter_budgets]

@@ -116,5 +116,25 @@ def fairness_table(comparison: Comparison) -> Table | None:
   return Table("fairness", "Three kinds of fairness", heads, tuple(rows)) if rows else None
 
 
+def shorter_budgets_table(comparison: Comparison) -> Table | None:
+  """The comparison after shorter budgets and the whole one, or None if there are no shorter ones."""
+  rows = []
+  for pair, one in candidates(comparison):
+    for shorter in one.shorter_budgets:
+      rows.append(
+        (
+          Cell(str(one.moe), below=f"against {pair.dense}"),
+          Cell(quantities.percent(shorter.budget, 0), shorter.budget),
+          Cell(quantities.duration(shorter.budget_s), shorter.budget_s),
+          Cell(quantities.ratio(shorter.bits_per_byte_dense), shorter.bits_per_byte_dense),
+          Cell(quantities.ratio(shorter.bits_per_byte), shorter.bits_per_byte),
+          Cell(written(shorter, "bits_per_byte_difference"), shorter.bits_per_byte_difference),
+          Cell(str(shorter.outcome or MISSING)),
+        )
+      )
+  heads = ("Candidate", "Of the budget", "Time", "Bits per byte, dense", "Bits per byte, MoE", "Difference", "Outcome")
+  return Table("shorter-budgets", "Shorter budgets", heads, tuple(rows)) if rows else None
+
+
 def _amount(equal: str, value: Any) -> str:
   return quantities.duration(value) if equal == "time" else quantities.count(value)

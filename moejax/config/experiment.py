@@ -12,6 +12,7 @@ from moejax.config.model import Model
 from moejax.config.optimizer import Optimizer
 from moejax.config.plain import check_storable
 from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
+from moejax.config.schedule import WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
 from moejax.config.tensors import check_activations, check_parameters
 from moejax.config.training import Training
@@ -158,6 +159,10 @@ class Experiment:
       ]
     return tuple(found)
 
+  def branch_name(self, fraction: float) -> str:
+    """Name of the run of this experiment with a fraction of its budget."""
+    return f"{self.name}-at-{fraction:g}"
+
   @property
   def micro_batch_size(self) -> int:
     """Number of sequences per microbatch."""
@@ -268,6 +273,9 @@ class Suite:
   """How step times are measured."""
   learning_rates: LearningRates = GivenLearningRates()
   """How the learning rate of each member is chosen."""
+  shorter_budgets: tuple[float, ...] = ()
+  """Fractions of the training budget after which members are compared as well, from the same runs: at each of them, a
+  branch of a run decays the learning rate. The schedule of all members must be WarmupStableDecay."""
 
   def __post_init__(self) -> None:
     checks.one_of(self, "train", get_args(Train))
@@ -275,11 +283,24 @@ class Suite:
     if not self.pairs:
       raise UserError(f"suite {self.name!r} has no pairs; give it at least one")
     names = [run.name for pair in self.pairs for member in pair.members for run in pair.runs(member)]
+    names += [member.branch_name(f) for member in self.members for f in self.shorter_budgets]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
       raise UserError(f"suite {self.name!r} has two members named {', '.join(repeated)}; names must differ")
     self._check_text()
+    self._check_shorter_budgets()
     check_storable(self)
+
+  def _check_shorter_budgets(self) -> None:
+    for fraction in self.shorter_budgets:
+      if not 0.0 < fraction < 1.0:
+        raise UserError(f"shorter_budgets={fraction} must be above 0 and below 1, the whole budget")
+    for member in self.members if self.shorter_budgets else ():
+      if not isinstance(member.optimizer.schedule, WarmupStableDecay):
+        raise UserError(
+          f"shorter_budgets={self.shorter_budgets} needs a stable learning rate, but optimizer.schedule of "
+          f"{member.name!r} is {member.optimizer.schedule.kind}; use WarmupStableDecay"
+        )
 
   def _check_text(self) -> None:
     """Checks that all members have the same text, which a comparison prepares once."""

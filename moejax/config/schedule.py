@@ -22,10 +22,14 @@ class Schedule(OfSeveralKinds):
 
   def fraction(self, step: int, steps: int) -> float:
     """Fraction of the peak learning rate at step 0, 1, ..., steps - 1."""
-    warmup = math.ceil(self.warmup_fraction * steps)
+    warmup = self.warmup_steps(steps)
     if step < warmup:
       return (step + 1) / warmup
     return self.after_warmup(min(1.0, (step - warmup) / max(1, steps - 1 - warmup)))
+
+  def warmup_steps(self, steps: int) -> int:
+    """Number of steps of the warm-up in a run of `steps` steps."""
+    return math.ceil(self.warmup_fraction * steps)
 
   def after_warmup(self, progress: float) -> float:
     """Fraction of the peak, with `progress` from 0 at the end of warm-up to 1 at the last step."""
@@ -66,7 +70,8 @@ class WarmupStableDecay(Schedule):
   def after_warmup(self, progress: float) -> float:
     if progress <= 1.0 - self.decay_fraction:
       return 1.0
-    return 1.0 - (1.0 - self.final_fraction) * (progress - (1.0 - self.decay_fraction)) / self.decay_fraction
+    # From the end, where the fraction is exact and never below 0 by rounding.
+    return self.final_fraction + (1.0 - self.final_fraction) * min(1.0, (1.0 - progress) / self.decay_fraction)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

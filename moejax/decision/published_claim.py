@@ -239,9 +239,16 @@ def _run(path: pathlib.Path, kind: str, row: Mapping[str, Any], topology: Topolo
   if unknown := sorted(row.keys() - {*KEYS}):
     raise UserError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(KEYS)}")
   for key in ("tokens", "loss", *COUNTS, *CLOCKS):
-    value = row.get(key)
-    if key in row and (not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf):
+    value = row.get(key, 1.0)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
       raise UserError(f"{where}: {key}={value!r} is not a number above 0")
+    if not 1e-30 <= value <= 1e30:
+      raise UserError(f"{where}: {key}={value!r} must lie between 1e-30 and 1e30")
+  if (mfu := row.get("mfu", 0.0)) > 1.0:
+    raise UserError(f"{where}: mfu={mfu!r} is above 1; give a fraction of the peak, such as 0.4")
+  active, total = (row.get(f"{what}_parameters") for what in ("active", "total"))
+  if active is not None and total is not None and active > total:
+    raise UserError(f"{where}: active_parameters={active!r} is more than total_parameters={total!r}")
   if "tokens" not in row:
     raise UserError(f"{where} has no 'tokens'")
   experiment = _experiment(where, row)

@@ -26,7 +26,7 @@ from moejax.training.not_finite import ESSENTIAL, explain, not_finite
 from moejax.training.optimizers import learning_rate
 from moejax.training.process_sync import ProcessSync
 from moejax.training.provenance import provenance
-from moejax.training.run_directory import check_run, claim
+from moejax.training.run_directory import check_run, claim, copy_start
 from moejax.training.skips import SKIPPED, Skips
 from moejax.training.state import State, TrainSpec
 from moejax.training.step import TrainStep
@@ -62,6 +62,8 @@ class Run:
   """Called with the record of each step, to display it."""
   warn: Callable[[str], None] = lambda text: None
   """Called with each warning."""
+  copies: Mapping[int, pathlib.Path] = dataclasses.field(default_factory=dict)
+  """Directories of other runs, which begin with the checkpoint of these steps of this run."""
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -149,6 +151,7 @@ class _Training:
     self.clock.restart()
     if _is_evaluated(self.step, run) and not self.writer.evaluated:  # stopped before its evaluation
       results = self._evaluate()
+    self._copy()  # the process may have been killed before it
     while self.step < run.steps:
       self._train_step()
       stopping = self.sync.should_stop(self.stop)
@@ -159,6 +162,7 @@ class _Training:
           continue
         processes.report_step(None)
         self._save()
+        self._copy()
         if stopping or evaluate:
           if processes.count() > 1:  # process 0 completes the checkpoint, and all exit codes must tell of it
             self.checkpointer.finished()
@@ -252,8 +256,10 @@ class _Training:
 
   def _is_save_due(self) -> bool:
     policy = self.experiment.training.checkpoints
-    if self.step % policy.every == 0 or policy.every_minutes is None:
-      return self.step % policy.every == 0
+    if self.step % policy.every == 0 or self.step in self.run.copies:
+      return True
+    if policy.every_minutes is None:
+      return False
     due = time.monotonic() - self.last_save >= 60 * policy.every_minutes
     return processes.first(lambda: due)  # the clocks of processes differ, but all must save the same steps
 
@@ -270,6 +276,12 @@ class _Training:
     self.checkpointer.save(self.state, self.step, progress)
     self.last_save = time.monotonic()
     self.goodput.add("save_s", time.perf_counter() - begin)
+
+  def _copy(self) -> None:
+    """Copies the checkpoint of this step to the run that begins with it."""
+    there = self.run.copies.get(self.step)
+    if there is not None and self.checkpointer.finished() == self.step:
+      processes.first_writes(lambda: copy_start(self.run.directory, self.step, there))
 
   def _evaluate(self) -> dict[str, float]:
     """Evaluates this step. If files of an evaluation before the last step cannot be written, a warning is shown."""

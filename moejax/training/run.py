@@ -72,10 +72,12 @@ def run(
   progress: Progress,
   observe: Observer,
   warn: Callable[[str], None],
+  copies: Mapping[int, pathlib.Path] | None = None,
 ) -> dict[str, Any]:
   """Trains a prepared experiment for `steps` steps, from the latest checkpoint in its directory.
 
   Returns the content of summary.json. Calls `observe` with the record of each step, and `warn` with each warning.
+  `copies` are directories of other runs, which begin with the checkpoint of these steps.
 
   Raises:
     UserError, FloatingPointError, Interrupted: See `moejax.training.loop.train`.
@@ -98,6 +100,7 @@ def run(
       evaluators=evaluators,
       observe=observed,
       warn=warn,
+      copies=copies or {},
     )
   )
   progress.note(f"{experiment.name}: {describe(summary['goodput'])}")

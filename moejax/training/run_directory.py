@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Collection
 from typing import Any
 
@@ -76,6 +77,19 @@ def saved_step(directory: pathlib.Path) -> int:
   """Step of the latest checkpoint of a run, or 0."""
   folders = (directory / "checkpoints").glob("*")
   return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
+
+
+def copy_start(directory: pathlib.Path, step: int, there: pathlib.Path) -> None:
+  """Copies the checkpoint and the metrics of a run to the directory of another run, unless that one has started."""
+  checkpoint = there / "checkpoints" / str(step)
+  if (there / RUN).exists() or checkpoint.exists():
+    return
+  part = there / ".part"
+  shutil.rmtree(part, ignore_errors=True)
+  shutil.copytree(directory / "checkpoints" / str(step), part)
+  shutil.copyfile(directory / "metrics.jsonl", there / "metrics.jsonl")
+  checkpoint.parent.mkdir(exist_ok=True)
+  part.rename(checkpoint)
 
 
 def run_configuration(experiment: Experiment, steps: int) -> dict[str, Any]:

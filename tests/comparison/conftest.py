@@ -55,6 +55,13 @@ def against(moe, ratio, bits_difference, accuracy_difference):
     "accuracy_difference": accuracy_difference, "accuracy_difference_stderr": 0.0011,
     "accuracy_difference_interval": [accuracy_difference - 0.0025, accuracy_difference + 0.0025],
     "parameters_active_ratio": 1.08,
+    "shorter_budgets": [
+      {
+        "budget": 0.5, "budget_s": 9.1, "bits_per_byte": 2.5, "bits_per_byte_dense": 2.6,
+        "bits_per_byte_difference": -0.1, "bits_per_byte_difference_interval": [-0.2, 0.0], "whole_run_ratio": 1.01,
+        "outcome": "no difference found",
+      }
+    ],
     "bases": [
       {
         "equal": name, "at": 17.5, "bits_per_byte_difference": bits_difference,

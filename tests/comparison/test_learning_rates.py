@@ -102,11 +102,11 @@ def test_the_command_line_sets_a_sweep(tiny_suite):
 
 
 class Watching(Display):
-  """Notes every stage and note; sends Ctrl-C to this process at a step of the `stop`-th stage of training."""
+  """Notes every stage and note; sends Ctrl-C to this process at `step` of the `stop`-th stage of training."""
 
-  def __init__(self, stop: int | None = None):
+  def __init__(self, stop: int | None = None, step: int = 3):
     super().__init__("test", Console(quiet=True))
-    self.notes, self.stages, self.stop = [], [], stop
+    self.notes, self.stages, self.stop, self.step = [], [], stop, step
 
   def note(self, text):
     self.notes.append(text)
@@ -119,7 +119,7 @@ class Watching(Display):
   def advance(self, completed, facts=""):
     super().advance(completed, facts)
     trained = [name for name, _ in self.stages if name.startswith("train ")]
-    if self.stop == len(trained) and self.stages[-1][0] == trained[-1] and completed == 3:
+    if self.stop == len(trained) and self.stages[-1][0] == trained[-1] and completed == self.step:
       self.stop = None
       os.kill(os.getpid(), signal.SIGINT)
 

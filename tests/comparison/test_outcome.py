@@ -47,7 +47,7 @@ def outcome_of(suite, trained=(), held_out=None, programs=PROGRAMS, fill=1.0):
     name: [Result(SUMMARY | {"tokens": tokens[name]}, scored) for scored in held_out.get(name, [scores([4.0, 6.0])])]
     for name in trained
   }
-  return outcome(suite, measurements, matches, allotments, results, {}, Baselines(), {})
+  return outcome(suite, measurements, matches, allotments, results, {}, {}, Baselines(), {})
 
 
 def scores(bits) -> HeldOut:

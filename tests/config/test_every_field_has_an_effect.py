@@ -448,15 +448,12 @@ def test_match_varies_the_free_fields(monkeypatch):
 # ---- that this is all
 
 ELSEWHERE = {
+  "shorter_budgets": "a comparison's: tests/comparison/test_branches.py",
+  **{f"learning_rates{part}": "a comparison's: tests/comparison" for part in ("", "[sweep].factors", "[sweep].budget")},
+  **{f"evaluation.{name}": "needs lm-evaluation-harness" for name in ("tasks", "task_limit", "allow_cut_prompts")},
   "training.checkpoints.keep_best": "needs scores: tests/training/test_loop.py",
-  "learning_rates": "a comparison's: tests/comparison/test_learning_rates.py",
-  "learning_rates[sweep].factors": "a comparison's: tests/comparison/test_learning_rates.py",
-  "learning_rates[sweep].budget": "a comparison's: tests/comparison/test_learning_rates.py",
   "data.on_error": "needs damaged files: tests/data/test_damage.py",
   "model.feed_forward": "needs a layer of the user's: tests/models/test_feed_forward.py",
-  "evaluation.tasks": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
-  "evaluation.task_limit": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
-  "evaluation.allow_cut_prompts": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
   "evaluation.task_data": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
 }
 HERE = {
