@@ -228,12 +228,12 @@ class _Comparison:
     """Trains and evaluates a run whose directory this job has locked, and measures its pair again. Then trains its
     branches."""
     self._show_left(of, 0)
-    if not self._has_result(of.experiment, of.allotment.steps):
+    if not processes.first(lambda: self._has_result(of.experiment, of.allotment.steps)):
       runs = self.directory / "runs"
       copies = {each.begin: runs / each.experiment.name for each in of.branches(self.suite) if each.begin}
       self._run(of.allotment.name, of.experiment, of.allotment.steps, lambda step: self._show_left(of, step), copies)
     for each in of.branches(self.suite):
-      if not self._has_result(each.experiment, each.steps):
+      if not processes.first(lambda: self._has_result(each.experiment, each.steps)):  # noqa: B023
         self._run(of.allotment.name, each.experiment, each.steps)
     self._finish_run(of)
 
@@ -456,13 +456,11 @@ class _Comparison:
     return all(self._has_result(experiment, steps) for experiment, steps in parts)
 
   def _has_result(self, experiment: Experiment, steps: int) -> bool:
-    def found() -> bool:
-      directory = self.directory / "runs" / experiment.name
-      if not check_run(directory, experiment, steps):
-        return False  # it has none yet, or has lost it, and then it is evaluated again
-      return read_result(directory, steps, self._note_damage) is not None
-
-    return processes.first(found)
+    """Whether a run has been trained for its whole budget. For process 0."""
+    directory = self.directory / "runs" / experiment.name
+    if not check_run(directory, experiment, steps):
+      return False  # it has none yet, or has lost it, and then it is evaluated again
+    return read_result(directory, steps, self._note_damage) is not None
 
 
 def _plain(found: Iterable[Tried | None]) -> list[dict[str, Any]]:
