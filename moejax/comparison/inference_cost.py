@@ -47,15 +47,16 @@ def measure_inference(suite: Suite, corpus: Corpus, directory: pathlib.Path, pro
     costs = inference_costs(pairs[dense], directory / "runs", corpus, progress)
     processes.first(lambda: write_json(_path(directory, dense), costs))
 
-  train_unclaimed([*pairs], directory / FOLDER, lambda dense: _path(directory, dense).exists(), measure, progress.note)
+  train_unclaimed(
+    [*pairs], directory / FOLDER, lambda dense: _read(directory, dense) is not None, measure, progress.note
+  )
 
 
 def with_inference(comparison: Comparison, directory: pathlib.Path) -> Comparison:
   """Adds to each member its inference cost, if it has been measured."""
   costs: dict[str, Any] = {}
   for pair in comparison.pairs:
-    if _path(directory, pair.dense).exists():
-      costs |= read_json(_path(directory, pair.dense))
+    costs |= _read(directory, pair.dense) or {}
   members = [
     dataclasses.replace(member, more={**member.more, INFERENCE: costs[member.name]}) if member.name in costs else member
     for member in comparison.members
@@ -112,6 +113,17 @@ def _sparsest(loaded: Loaded, corpus: Corpus, progress: Progress) -> dict[str, A
 def _is_ds_moe(experiment: Experiment) -> bool:
   """Whether it is trained with all experts."""
   return experiment.model.moe is not None and experiment.model.moe.router.kind == "dense"
+
+
+def _read(directory: pathlib.Path, dense: str) -> dict[str, Any] | None:
+  """The costs of the members of a pair. None if they are missing or damaged, and so have to be measured."""
+  try:
+    costs = read_json(_path(directory, dense))
+  except (OSError, ValueError):
+    return None
+  keys = {"mode", "parameters_active", "perplexity_increase", "tokens_per_s"}
+  whole = isinstance(costs, dict) and all(isinstance(cost, dict) and cost.keys() == keys for cost in costs.values())
+  return costs if whole else None
 
 
 def _path(directory: pathlib.Path, dense: str) -> pathlib.Path:

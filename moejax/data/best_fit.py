@@ -12,6 +12,11 @@ import pathlib
 import numpy as np
 
 from moejax.data.appearing import appearing
+from moejax.data.integrity import Verified, file_hash
+from moejax.errors import UserError, reason
+
+HASHES = "hashes.npy"
+"""File with the hashes of the arrays of a plan."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,11 +101,25 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
 
 
 def cached_plan(folder: pathlib.Path, document_starts: np.ndarray, sequence_length: int) -> PackingPlan:
-  """The plan in `folder`, which is computed and written if it is missing, and memory-mapped."""
+  """The plan in `folder`, which is computed and written if it is missing, and memory-mapped.
+
+  Raises:
+    UserError: If a file is damaged.
+  """
   fields = [field.name for field in dataclasses.fields(PackingPlan)]
   if not folder.is_dir():
     plan = make_plan(document_starts, sequence_length)
     with appearing(folder) as part:
       for name in fields:
         np.save(part / f"{name}.npy", getattr(plan, name))
+      np.save(part / HASHES, [file_hash(part / f"{name}.npy") for name in fields])
+  remedy = f"delete {folder} and run again to compute it again"
+  try:
+    hashes = np.load(folder / HASHES, allow_pickle=False).tolist()
+    expected = dict(zip(fields, hashes, strict=True))
+  except (OSError, ValueError, TypeError, EOFError) as error:
+    raise UserError(f"{folder / HASHES} is damaged ({reason(error)[:100]}); {remedy}") from error
+  verified = Verified(folder)
+  for name in fields:
+    verified.check(folder / f"{name}.npy", str(expected[name]), file_hash, remedy)
   return PackingPlan(*(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in fields))

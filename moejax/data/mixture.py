@@ -27,7 +27,7 @@ def training_mixture(corpus: Corpus, data: Data) -> Mixture:
     UserError: If a stream is shorter than one window.
   """
   windows = (
-    _windows(stream, data, corpus.folder / f"best_fit-{data.sequence_length}-{index}")
+    _windows(stream, data, corpus.folder / f"packing-{data.sequence_length}-{index}")
     for index, stream in enumerate(corpus.train)
   )
   return Mixture(tuple(windows), corpus.weights)

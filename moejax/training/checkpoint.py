@@ -21,6 +21,7 @@ from moejax.models.abstract import Parameters
 from moejax.training.checksum import checksums
 from moejax.training.metrics import read_scores
 from moejax.training.not_finite import is_finite
+from moejax.training.run_directory import STEP
 from moejax.training.saver import ITEMS, Saver, ignore_abandoned_files
 from moejax.training.state import State
 
@@ -179,7 +180,7 @@ def _chosen(directory: pathlib.Path, choice: str) -> list[int]:
       f"no checkpoint of {directory.parent} was evaluated (its checkpoints: {listed}); train with evaluation.every, or "
       f"choose {LATEST} or a step"
     )
-  if not choice.isdigit():
+  if not STEP.fullmatch(choice):
     raise UserError(f"checkpoint={choice!r} is not {LATEST}, {BEST} or a step; the checkpoints are {listed}")
   if int(choice) not in steps:
     raise UserError(f"{directory.parent} has no checkpoint of step {choice}; its checkpoints are {listed}")
@@ -267,7 +268,7 @@ def _check_arrays(tree: Any, expected: dict[str, str] | None, folder: pathlib.Pa
 
 def _saved_steps(directory: pathlib.Path) -> list[int]:
   """Steps of the folders whose name is that of a complete checkpoint."""
-  return [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+  return [int(path.name) for path in directory.iterdir() if STEP.fullmatch(path.name)]
 
 
 def _damage(folder: pathlib.Path, why: str) -> str:

@@ -19,6 +19,9 @@ from moejax.files import read_json, write_json
 RUN, COMPARISON = "experiment.json", "suite.json"
 """Files with the configuration of a run and of a comparison."""
 
+STEP = re.compile(r"0|[1-9][0-9]{0,17}")
+"""Names of the directories of complete checkpoints."""
+
 LENGTH = ("steps", "training.steps", "training.budget", EARLIER)
 """Fields of the training length, which are compared by their result."""
 
@@ -76,7 +79,7 @@ def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None
 def saved_step(directory: pathlib.Path) -> int:
   """Step of the latest checkpoint of a run, or 0."""
   folders = (directory / "checkpoints").glob("*")
-  return max((int(folder.name) for folder in folders if folder.name.isdigit()), default=0)
+  return max((int(folder.name) for folder in folders if STEP.fullmatch(folder.name)), default=0)
 
 
 def copy_start(directory: pathlib.Path, step: int, there: pathlib.Path) -> None:

@@ -6,6 +6,8 @@ import json
 import pytest
 
 import moejax
+from moejax.comparison.inference_cost import FOLDER, with_inference
+from moejax.comparison.record import Comparison, MatchedPair, Member
 from moejax.config import (
   AdamW,
   Data,
@@ -86,3 +88,13 @@ def test_a_ds_moe_is_a_candidate_whose_inference_cost_stands_beside_those_of_the
   # It is measured once, and kept by later reports.
   again = moejax.compare(tried, tmp_path / "work")
   assert {member.name: member.more["inference"] for member in again.members} == costs
+
+
+@pytest.mark.parametrize("content", ["", "null", '{"dense": 3}', '{"dense": {"mode": NaN}}', "[" * 100_000])
+def test_damaged_costs_are_not_used(tmp_path, content):
+  path = tmp_path / FOLDER / "dense" / "costs.json"
+  path.parent.mkdir(parents=True)
+  path.write_text(content)
+  members = tuple(Member(name=kind, kind=kind, pair="dense", matched=True) for kind in ("dense", "moe"))
+  comparison = Comparison(suite="suite", members=members, pairs=(MatchedPair(dense="dense", moe="moe"),))
+  assert with_inference(comparison, tmp_path) == comparison

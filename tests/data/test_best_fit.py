@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moejax.data.best_fit import best_fit, cached_plan, make_plan
+from moejax.errors import UserError
 
 
 def plain(lengths, capacity):
@@ -69,6 +70,17 @@ def test_a_plan_is_made_once_and_then_read(tmp_path):
   assert [made.pieces(i) for i in range(len(made))] == [[(start, 8), (start + 9, 8)] for start in range(0, 72, 18)] + [
     [(72, 8)]
   ]
+
+
+@pytest.mark.parametrize("name", ["bounds.npy", "starts.npy", "lengths.npy", "hashes.npy"])
+def test_a_damaged_plan_is_named(tmp_path, name):
+  path = tmp_path / "plan" / name
+  cached_plan(path.parent, np.arange(0, 90, 9), 16)
+  content = path.read_bytes()
+  for damaged in (content[:-1] + bytes([content[-1] ^ 1]), content[:40], b"", None):
+    path.unlink() if damaged is None else path.write_bytes(damaged)
+    with pytest.raises(UserError, match=r"plan/\w+\.npy (is damaged|cannot be read).*delete .*plan and run again"):
+      cached_plan(path.parent, None, 16)
 
 
 def test_a_million_documents_take_seconds():

@@ -204,6 +204,14 @@ def test_an_array_whose_checksum_is_missing_is_not_trusted(copy, spec, states):
   assert_same(found, states)
 
 
+@pytest.mark.parametrize("name", ["²", "٣", "007", "9" * 200, "a\nb"])
+def test_another_directory_among_the_checkpoints_is_no_step(name, copy, spec, states):
+  (copy / name).mkdir()
+  found, told = restore(copy, spec)
+  assert found[0] == 4 and not told
+  assert_same(found, states)
+
+
 def test_checksums_hold_on_another_mesh(copy, states):
   found, told = restore(copy, spec_of(tiny(False, mesh=Mesh(data=2, expert=1, model=4))))
   assert found[0] == 4 and not told
