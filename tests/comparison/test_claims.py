@@ -138,5 +138,8 @@ def _kill_one_that_trains(shared: pathlib.Path, jobs: list[subprocess.Popen]) ->
 
 def untimed(comparison: dict) -> dict:
   """What two runs of a comparison have in common."""
-  members = [{k: v for k, v in member.items() if k not in TIMES} for member in comparison["members"]]
+  members = [
+    {k: v for k, v in member.items() if k not in TIMES and not k.startswith("goodput/")}
+    for member in comparison["members"]
+  ]
   return {**comparison, "members": members, "pairs": None, "finding": None, "provenance": None}
