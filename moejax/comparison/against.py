@@ -115,7 +115,8 @@ def _against(
   if member.name in by_bits:
     found = dataclasses.replace(found, bases=_bases(dense, member, results, by_bits[member.name]))
   dropped = member.dropped_fraction if member.dropped_fraction_trained is None else member.dropped_fraction_trained
-  found = dataclasses.replace(found, notes=judgement.notes(found, dense.name, tolerance, dropped))
+  rounds = measurements.rounds(dense.name, member.name)
+  found = dataclasses.replace(found, notes=judgement.notes(found, dense.name, tolerance, dropped, rounds))
   return dataclasses.replace(found, outcome=judgement.outcome(found, tolerance))
 
 

@@ -9,6 +9,11 @@ from moejax.comparison.record import CANDIDATE, DENSE, NO_DIFFERENCE, Against, M
 CERTAINTY = "Intervals are at 95 %, over seeds and held-out documents, and hold for all candidates of a pair together."
 
 
+def with_certainty(finding: str | None) -> str:
+  """A finding as figures state it, which are shown without the page."""
+  return f"{finding} {CERTAINTY}" if finding else ""
+
+
 def verdict(pair: MatchedPair, tolerance: float) -> str:
   """Sentences about a pair."""
   if pair.bits_per_byte_difference is None:

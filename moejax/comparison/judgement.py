@@ -77,8 +77,18 @@ def pair_outcome(candidates: Sequence[Against], tolerance: float) -> tuple[str, 
   return (DENSE if set(found) == {DENSE} else NO_DIFFERENCE), best
 
 
-def notes(against: Against, dense: str, tolerance: float, dropped_fraction: float | None) -> tuple[str, ...]:
-  """What limits the outcome of a candidate, most important first."""
+def notes(
+  against: Against, dense: str, tolerance: float, dropped_fraction: float | None, rounds: int
+) -> tuple[str, ...]:
+  """What limits the outcome of a candidate, most important first.
+
+  Args:
+    against: the candidate.
+    dense: name of its dense model.
+    tolerance: relative difference up to which step times are considered equal.
+    dropped_fraction: fraction of dropped choices of experts.
+    rounds: number of rounds in which the step times of both were measured.
+  """
   found, low_high, equal = [], limits(tolerance), percent(tolerance, 0)
   times = against.step_time_ratio_interval
   measured = f"{ratio(against.step_time_ratio)} ({interval(times)}) times that of {dense}"
@@ -86,8 +96,13 @@ def notes(against: Against, dense: str, tolerance: float, dropped_fraction: floa
     found.append(f"the step time of {against.moe} is {measured}, and too few rounds were measured for an interval")
   elif against.step_time_ratio is not None and not has_equal_steps(against, tolerance):
     outside = Estimate(against.step_time_ratio, times[0] or 0.0, times[1] or math.inf).is_outside(*low_high)
-    is_equal = "which is not equal" if outside else "so it is not known whether it is equal"
-    found.append(f"the step time of {against.moe} is {measured}, {is_equal} within {equal}")
+    if outside:
+      found.append(f"the step time of {against.moe} is {measured}, which is not equal within {equal}")
+    else:
+      found.append(
+        f"the step time of {against.moe} is {measured}, so after {rounds} rounds it is not known whether it is equal "
+        f"within {equal} (raise measurement.max_rounds, or measure on an idle machine)"
+      )
   if against.bits_per_byte_difference is not None and better(against.bits_per_byte_difference_interval) == (
     NOT_ESTABLISHED
   ):

@@ -103,8 +103,14 @@ class Measurements:
 
   def ratio(self, dense: str, moe: str) -> Estimate:
     """Step time of a candidate divided by that of its dense model, over all sessions."""
-    sessions = [session.turns for session in self.sessions if {dense, moe} <= session.turns.keys()]
-    return step_time_ratio(sessions, dense, moe)
+    return step_time_ratio(self._with_both(dense, moe), dense, moe)
+
+  def rounds(self, dense: str, moe: str) -> int:
+    """Number of rounds in which both were measured."""
+    return sum(len(turns[moe]) for turns in self._with_both(dense, moe))
+
+  def _with_both(self, dense: str, moe: str) -> list[Turns]:
+    return [session.turns for session in self.sessions if {dense, moe} <= session.turns.keys()]
 
   def after(self, session: Session) -> "Measurements":
     """These measurements and another session."""

@@ -29,7 +29,7 @@ def write_report(directory: Path) -> Path:
   colors = palette.variables(comparison)
   for figure in figures.all():
     for name, spec in figure.drawings().items():
-      svg, png = draw(spec, figure.title, colors)
+      svg, png = draw(spec, figure.title, figure.statement, colors)
       write_whole(report / f"{name}.svg", svg)
       write_whole(report / f"{name}.png", png)
   # The page is written last, so that its figures exist.

@@ -44,7 +44,7 @@ def run_sparsity(
   if processes.is_first():
     write_json(directory / "sparsity.json", found)
     for figure in sparsity_plots(found):
-      svg, png = draw(figure.spec, figure.title, LIGHT)
+      svg, png = draw(figure.spec, figure.title, figure.statement, LIGHT)
       write_whole(directory / f"{figure.name}.svg", svg)
       write_whole(directory / f"{figure.name}.png", png)
   return found

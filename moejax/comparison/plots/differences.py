@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from moejax.comparison.findings import with_certainty
 from moejax.comparison.palette import member_colors
 from moejax.comparison.plots.figure import (
   HIDDEN,
@@ -55,6 +56,7 @@ def differences(comparison: Comparison) -> Figure | None:
     spec=patched(_spec(entries, MEASURES[0][1]), options[0].patch),
     choices=(Choice("Quantity", tuple(options)),),
     legend=tuple(entries),
+    statement=with_certainty(comparison.finding),
   )
 
 

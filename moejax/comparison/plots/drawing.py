@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from moejax.comparison.plots.figure import SCHEMA, Spec
 
 VERSION = "6.4"
 """The version of Vega-Lite for which the specifications are written."""
+LINE = 92
+"""Maximum number of characters in a line of a statement."""
 FONT = "Liberation Sans, Arial, sans-serif"
 
 
@@ -37,14 +40,17 @@ def theme(font: str = FONT) -> dict[str, Any]:
     },
     "header": {"labelColor": "var(--ink)", "titleColor": "var(--ink)", "labelFont": font, "labelFontSize": 12,
                "labelAnchor": "start", "labelPadding": 4},
-    "title": {"color": "var(--ink)", "font": font, "fontSize": 13, "fontWeight": 600, "anchor": "start"},
+    "title": {"color": "var(--ink)", "font": font, "fontSize": 13, "fontWeight": 600, "anchor": "start",
+              "frame": "bounds", "subtitleColor": "var(--ink)", "subtitleFont": font, "subtitleFontSize": 11.5,
+              "subtitlePadding": 6, "offset": 10},
     "text": {"font": font, "fontSize": 11.5, "color": "var(--ink)"},
   }  # fmt: skip
 
 
-def draw(spec: Spec, title: str, colors: Mapping[str, str]) -> tuple[str, bytes]:
-  """The SVG and the PNG of a specification, on a white page with these colors."""
-  whole = {"$schema": SCHEMA, "title": {"text": title}} | spec
+def draw(spec: Spec, title: str, statement: str, colors: Mapping[str, str]) -> tuple[str, bytes]:
+  """The SVG and the PNG of a specification, on a white page with these colors, below a title and a statement."""
+  heading = {"text": title} | ({"subtitle": textwrap.wrap(statement, LINE)} if statement else {})
+  whole = {"$schema": SCHEMA, "title": heading} | spec
   whole["config"] = theme() | {"background": colors["card"]}
   resolved = json.loads(palette.resolve(json.dumps(whole), colors))
   svg = _numbered(vl_convert.vegalite_to_svg(resolved, vl_version=VERSION))

@@ -66,6 +66,8 @@ class Figure:
   spec: Spec = dataclasses.field(repr=False)
   choices: tuple[Choice, ...] = ()
   legend: tuple[Entry, ...] = ()
+  statement: str = ""
+  """What its files say below the title, since they are shown without the page."""
 
   def drawings(self) -> dict[str, Spec]:
     """Specification of each drawing by the name of its file."""

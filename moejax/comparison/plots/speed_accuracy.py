@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from moejax.comparison.findings import with_certainty
 from moejax.comparison.palette import member_colors
 from moejax.comparison.plots import labels
 from moejax.comparison.plots.figure import (
@@ -110,6 +111,7 @@ def speed_accuracy(comparison: Comparison) -> Figure | None:
     spec=patched(_spec(entries, titles["step_time"]), options[0].patch),
     choices=(Choice("Quality", tuple(options)), Choice("Against", across), scales("linear", "log")),
     legend=tuple(entries),
+    statement=with_certainty(comparison.finding),
   )
 
 
