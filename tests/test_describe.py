@@ -114,6 +114,7 @@ def test_a_suites_page_has_its_members_side_by_side_and_its_settings(tiny_suite)
     "measurement.rounds = 5",
     "measurement.max_rounds = None",
     "measurement.steps_per_round = 8",
+    "learning_rates.kind = given",
   ]
 
 

@@ -123,5 +123,5 @@ def test_every_file_is_written_by_these_functions():
     "moejax/data/appearing.py": ["part.rename(folder)"],
     "moejax/lock.py": ["path.rename(aside)"],
     "moejax/training/checkpoint.py": ["return folder.rename(aside).name"],
-    "moejax/training/run_directory.py": ["probe.write_bytes(bytes(4096))"],
+    "moejax/training/run_directory.py": ["part.rename(checkpoint)", "probe.write_bytes(bytes(4096))"],
   }

@@ -124,7 +124,7 @@ def test_who_waits_says_for_whom_once_and_holds_it_when_it_is_released(tmp_path,
 CONTEND = """
 import pathlib, sys, time
 from moejax import lock
-lock.STALE_S = 1.0
+lock.STALE_S = 5.0  # longer than a busy machine delays the thread that touches the lock
 if sys.argv[2] == "no flock":
   def no_locks(descriptor, operation): raise OSError(95, "Operation not supported")
   lock.fcntl.flock = no_locks

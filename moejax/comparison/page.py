@@ -58,7 +58,7 @@ def page(
 
   Args:
     comparison: the content of comparison.json.
-    metrics: the records of metrics.jsonl by member.
+    metrics: the records of metrics.jsonl by run.
     configurations: the fields of experiment.json by member.
     figures: the figures.
     library: the script that draws them.
@@ -115,7 +115,7 @@ def _tables(
     "benchmarks": page_tables.benchmarks_table(comparison, measures) if measures else None,
     "inference": page_tables.inference_table(comparison),
     "goodput": page_tables.goodput_table(comparison) if any(m.goodput for m in comparison.members) else None,
-    "routers": {name: _router_table(name, metrics) for name in metrics},
+    "routers": {member.name: _router_table(member.name, metrics) for member in comparison.members},
     "differences": differences(comparison, configurations),
     "configurations": configuration_table(configurations) if configurations else None,
     "provenance": page_tables.provenance_table(comparison.provenance),

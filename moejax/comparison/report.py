@@ -53,14 +53,16 @@ def report_page(directory: Path, live: bool = False) -> str:
 def _made(directory: Path, live: bool) -> tuple[record.Comparison, Figures, str]:
   comparison = record.read_comparison(directory)
   names = [member.name for member in comparison.members]
-  metrics = {name: record.read_metrics(directory / "runs" / name / "metrics.jsonl") for name in names}
+  runs = dict.fromkeys([*names, *(run for member in comparison.members for run in member.runs)])
+  metrics = {run: record.read_metrics(directory / "runs" / run / "metrics.jsonl") for run in runs}
+  first = {name: metrics[name] for name in names}
   pairs, speed = differences(comparison), speed_accuracy(comparison)
   figures = Figures(
     (pairs,) if pairs else (),
     (speed,) if speed else (),
     tuple(loss_curves(comparison, metrics)),
-    expert_load(comparison, metrics),
-    routing(comparison, metrics),
+    expert_load(comparison, first),
+    routing(comparison, first),
   )
   configurations = read_configurations(comparison, directory)
   return comparison, figures, page(comparison, metrics, configurations, figures, library(), live)

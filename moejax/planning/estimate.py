@@ -36,9 +36,14 @@ OTHERS = Constants(utilisation=0.53, hidden=0.9, beside=0.6)
 """Fitted to published runs: the utilisation by chip, and the constants of a GPU without runs, which differ from those
 of the other chips only in the utilisation. `python docs/ledger.py ROWS.jsonl --fit` prints them."""
 
-GROUPED = 1.9
+GROUPED = {"tpu": 4.0, "gpu": 1.9}
 """Time of a FLOP of a dropless grouped product, in which the rows of each expert are padded to tiles, relative to one
-of a large product: cuBLAS against the grouped products of `moejax.planning.kernels`, 0.79 to 0.42 of the peak."""
+of a large product.
+
+On GPU, this is cuBLAS against the grouped products of `moejax.planning.kernels`: 0.79 to 0.42 of the peak. On TPU, it
+includes what surrounds the product and is not priced otherwise (sorting, copies of rows, buffers for uneven load): 6
+from the published run of Llama 4 Maverick, 5 and 3 from the compiled programs of Qwen3 235B and Llama 4 Scout, and 4.7
+from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips."""
 
 GPU_ATTENTION = 0.55
 """Fraction of peak that fused attention reaches on H100: 645 TFLOP/s forward (tokamax 0.0.12), about 500 backward."""
@@ -78,7 +83,7 @@ def estimate(
   tokens = tokens_per_step(experiment) / mesh.size
   split = _split(model)
   rate = constants.utilisation * (chip.bfloat16_flops or chip.vector_flops)
-  products_s = tokens * _product_flops(experiment, speedup) / rate
+  products_s = tokens * _product_flops(experiment, speedup, chip.platform) / rate
   other_s = tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, tokens)
   moved_s = _moved_s(experiment, topology, tokens, split)
   hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
@@ -99,7 +104,7 @@ def _split(model: Model) -> tuple[float, float]:
   return parameter_counts(model).total - experts, experts
 
 
-def _product_flops(experiment: Experiment, speedup: float) -> float:
+def _product_flops(experiment: Experiment, speedup: float, platform: str) -> float:
   """FLOPs per token of all products except those of attention scores, each as many as take its time in bfloat16.
 
   The backward pass recomputes all products but the last of each layer, whose result it does not need, or those whose
@@ -115,7 +120,7 @@ def _product_flops(experiment: Experiment, speedup: float) -> float:
     expert = model.num_sparse_layers * model.feed_forward_matrices * model.d_model * moe.d_ff
     dense += moe.num_shared_experts * expert
     # The formula prices the balanced load, not the whole receive buffer of a dropless layer.
-    grouped = GROUPED if isinstance(moe.dispatch, GroupedDispatch) else 1.0
+    grouped = GROUPED.get(platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
     rows = moe.num_experts if isinstance(moe.dispatch, DenseDispatch) else moe.experts_per_token
     routed = expert * rows * (moe.capacity_factor if moe.dispatch.has_capacity else grouped)
   again = {

@@ -75,7 +75,7 @@ def test_speed_accuracy_has_every_member_in_words_and_in_the_drawing(comparison,
   # The bars are the intervals that the verdict states: of the difference from the dense model, which has none itself.
   expected = [0.0092 if member["num_experts"] else 0.0 for member in comparison["members"]]
   assert [row["high"] - row["value"] for row in first] == pytest.approx(expected, abs=1e-4)
-  svg, png = draw(figure.drawings()["speed_accuracy"], figure.title, palette.variables(from_json(comparison)))
+  svg, png = draw(figure.drawings()["speed_accuracy"], figure.title, "", palette.variables(from_json(comparison)))
   assert set(names) <= set(texts(svg)) and figure.title in texts(svg)
   assert "var(" not in svg and png.startswith(b"\x89PNG")
 
@@ -167,6 +167,18 @@ def test_loss_is_a_figure_for_each_pair_against_time_tokens_or_flops(comparison,
   assert last["raw"] == pytest.approx(metrics["moe_small_8e"][-1]["loss"], rel=1e-4)
 
 
+def test_loss_curves_show_every_seed(comparison, metrics_of):
+  member = comparison["members"][0]
+  runs = [member["name"], f"{member['name']}-seed1"]
+  comparison = {**comparison, "members": [{**member, "runs": runs}, *comparison["members"][1:]]}
+  (figure,) = loss_curves(from_json(comparison), {runs[0]: metrics_of(member), runs[1]: metrics_of(member)[:200]})
+  points = {run: [row for row in figure.spec["data"]["values"] if row["run"] == run] for run in runs}
+  assert all({row["member"] for row in rows} == {runs[0]} for rows in points.values())
+  assert len(points[runs[0]]) > len(points[runs[1]]) > 0
+  finals = [points[run][-1]["loss"] for run in runs]
+  assert f"{member['name']} {sum(finals) / 2:.3f}" in figure.alt
+
+
 @pytest.mark.parametrize("points", [1, 2, 3])
 def test_loss_curves_of_runs_that_just_began(comparison, metrics_of, points):
   comparison = {**comparison, "members": comparison["members"][:2], "pairs": comparison["pairs"][:1]}
@@ -199,13 +211,13 @@ def test_a_drawing_of_expert_load_names_its_layers(comparison, metrics_of):
   read = from_json(comparison)
   moe = comparison["members"][1]
   figure = expert_load(read, {moe["name"]: metrics_of(moe)[:8]})[moe["name"]]
-  svg, _ = draw(figure.spec, figure.title, palette.variables(read))
+  svg, _ = draw(figure.spec, figure.title, "", palette.variables(read))
   assert {"layer 2", "layer 4", "training step", "expert"} <= set(texts(svg))
 
 
 def test_equal_data_give_equal_bytes(comparison):
   read = from_json(comparison)
-  one, other = (draw(speed_accuracy(read).spec, "t", palette.variables(read)) for _ in range(2))
+  one, other = (draw(speed_accuracy(read).spec, "t", "A statement.", palette.variables(read)) for _ in range(2))
   assert one == other
 
 
@@ -239,13 +251,13 @@ def test_the_sparsity_plots_name_every_mode_and_show_the_layers_at_the_default_t
   rows += [row("threshold:0.48", 0.45, 0.01, **used), row("top_k:4", 0.4, 0.05)]
   found = {"num_experts": 32, "attention_experts": 4, "max_increase": 0.03, "chosen": "threshold:0.48", "modes": rows}
   trade_off, layers = sparsity_plots(found)
-  drawn = texts(draw(trade_off.spec, trade_off.title, palette.LIGHT)[0])
+  drawn = texts(draw(trade_off.spec, trade_off.title, "", palette.LIGHT)[0])
   for mode in ("all", "threshold:0.24", "threshold:0.48", "top_k:4"):
     assert mode in trade_off.alt and mode in drawn
   assert "threshold:0.48 45% active, perplexity +1.0%" in trade_off.alt
   assert "sciq/acc" in drawn and "batch 1: all experts 300 tokens/s" in drawn
   assert "feed-forward: 12%, 25%; attention: 75%, 100%" in layers.alt and "threshold:0.48" in layers.alt
-  assert {"feed-forward", "attention"} <= {*texts(draw(layers.spec, layers.title, palette.LIGHT)[0])}
+  assert {"feed-forward", "attention"} <= {*texts(draw(layers.spec, layers.title, "", palette.LIGHT)[0])}
   alone = [{key: value for key, value in row.items() if key not in ("tokens_per_s", "tasks")} for row in rows[::3]]
   (trade_off,) = sparsity_plots(found | {"chosen": "all", "modes": alone})
   assert "top_k:4 40% active" in trade_off.alt
