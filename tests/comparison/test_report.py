@@ -287,8 +287,8 @@ def test_the_text_of_a_user_is_no_expression_and_no_field_of_a_figure(comparison
 
   for figure in figures:
     places = {re.sub(r"\d+", "N", place) for place in values(figure.spec)}
-    assert places <= {"/data/values/N/member", "/data/values/N/run", "/data/values/N/pair", "/encoding/color/scale/domain/N",
-                      "/layer/N/encoding/fill/scale/domain/N"}  # fmt: skip
+    assert places <= {"/data/values/N/member", "/data/values/N/run", "/data/values/N/pair",
+                      "/encoding/color/scale/domain/N", "/layer/N/encoding/fill/scale/domain/N"}  # fmt: skip
     svg, _ = draw(figure.spec, figure.title, figure.statement, palette.variables(read))
     assert "a.b[0]&apos;" in svg or "a.b[0]'" in svg
 
