@@ -28,7 +28,7 @@ def run(count: int, words: list[str], folder: pathlib.Path, failing: str = "") -
   """Exit code, which must be that of all processes, and outputs. The file `failing` cannot be written."""
   variables = {"FAILING": failing, "LOG": str(folder / "written")}
   with started(count, 2 // count, [sys.executable, "-c", FULL, *words], folder, **variables) as all_of_them:
-    codes = [process.wait(120) for process in all_of_them]
+    codes = [process.wait(300) for process in all_of_them]
     outputs = [process.output for process in all_of_them]
   text = "\n".join(outputs)
   assert len(set(codes)) == 1, text
