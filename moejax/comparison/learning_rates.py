@@ -48,8 +48,8 @@ def trials(experiment: Experiment, sweep: LearningRateSweep, steps: int) -> tupl
   )
   found = []
   for factor in sweep.factors:
-    optimizer = dataclasses.replace(experiment.optimizer, learning_rate=factor * experiment.optimizer.learning_rate)
-    tried = dataclasses.replace(experiment, training=training, optimizer=optimizer)
+    rate = factor * experiment.optimizer.learning_rate
+    tried = with_rate(dataclasses.replace(experiment, training=training), rate)
     found.append(Trial(tried, short, f"{experiment.name}-x{factor!r}"))
   return tuple(found)
 
