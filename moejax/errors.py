@@ -35,12 +35,17 @@ class UserError(ValueError):
   is 2."""
 
   def __init__(self, message: str):
-    # It may quote what the user gave: a line end in it would make two lines, and a terminal would obey others.
-    super().__init__("".join(c if c == " " or c.isprintable() else ascii(c)[1:-1] for c in message))
+    super().__init__(printable(message))
 
 
 class Failure(RuntimeError):
   """A failure of the environment, such as a disk that stays full or a missing process. The exit code is 1."""
+
+
+def printable(message: str) -> str:
+  """Escapes line ends, which would make two lines of one, and other characters that control a terminal. A message may
+  quote what the user gave, such as the name of a file."""
+  return "".join(c if c == " " or c.isprintable() else ascii(c)[1:-1] for c in message)
 
 
 def users_mistake(error: BaseException) -> str | None:
@@ -54,8 +59,8 @@ def users_mistake(error: BaseException) -> str | None:
       return str(cause).partition("\n")[0]  # Grain appends lines to the messages of exceptions in its threads
     if isinstance(cause, OSError) and cause.errno in OF_THE_MACHINE:
       where = f" ({cause.filename})" if cause.filename else ""
-      return f"{cause.strerror or cause}{where}; {OF_THE_MACHINE[cause.errno]}"
-    text = " ".join(str(cause).split())
+      return printable(f"{cause.strerror or cause}{where}; {OF_THE_MACHINE[cause.errno]}")
+    text = printable(" ".join(str(cause).split()))
     code = _TENSORSTORE.search(text)
     if code and (number := int(code[1])) in OF_THE_MACHINE and number != errno.EIO:  # which is damage of one file
       return f"{os.strerror(number)}; {OF_THE_MACHINE[number]}"

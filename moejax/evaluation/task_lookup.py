@@ -26,7 +26,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from moejax.errors import UserError
 from moejax.evaluation.task_data import absent_splits, reading, task_files
-from moejax.files import write_whole
+from moejax.files import read_json, write_whole
 
 TASKS = pathlib.Path(lm_eval.tasks.__file__).parent
 HUB_WAIT_S = 5.0
@@ -170,15 +170,28 @@ def harness_index() -> dict[str, Entry]:
   root = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
   cached = root / "moejax" / "tasks" / f"{hashlib.sha256(state.encode()).hexdigest()[:32]}.json"
   try:
-    rows = json.loads(cached.read_text())
-  except (OSError, ValueError):
+    return _entries(read_json(cached))
+  except (OSError, ValueError, TypeError, LookupError, AttributeError):  # there is none, or it is damaged
     index = TaskIndex.build([TASKS])
-    rows = [
-      [name, entry.kind.name, entry.yaml_path and str(entry.yaml_path.relative_to(TASKS)), sorted(entry.tags)]
-      for name, entry in index.items()
-    ]
-    _write(cached, json.dumps(rows))
-  return {name: Entry(name, Kind[kind], path and TASKS / path, tags=set(tags)) for name, kind, path, tags in rows}
+  rows = [
+    [name, entry.kind.name, entry.yaml_path and str(entry.yaml_path.relative_to(TASKS)), sorted(entry.tags)]
+    for name, entry in index.items()
+  ]
+  content = {"rows": rows, "sha256": _hash(rows)}
+  _write(cached, json.dumps(content))
+  return _entries(content)
+
+
+def _entries(cached: dict[str, Any]) -> dict[str, Entry]:
+  if cached["sha256"] != _hash(cached["rows"]):
+    raise ValueError("the index is damaged")
+  return {
+    name: Entry(name, Kind[kind], path and TASKS / path, tags=set(tags)) for name, kind, path, tags in cached["rows"]
+  }
+
+
+def _hash(rows: list[list[Any]]) -> str:
+  return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 def explained(name: str, error: BaseException) -> str:

@@ -198,5 +198,9 @@ def test_the_index_is_read_from_the_cache_and_anew_where_that_is_damaged(monkeyp
   assert harness_index() == first
   monkeypatch.setattr(task_lookup.TaskIndex, "build", lambda paths: {})
   assert harness_index() == first
-  next((tmp_path / "moejax" / "tasks").iterdir()).write_text("[")
-  assert harness_index() == {}
+  (cached,) = (tmp_path / "moejax" / "tasks").iterdir()
+  whole = cached.read_text()
+  edited = ("[", "[1]", "{}", "[" * 10_000, whole.replace("TASK", "GROUP"), whole.replace('"a.yaml"', "7"))
+  for content in (*edited, whole[:-1], whole + "}", whole.replace("a.yaml", "b.yaml")):
+    cached.write_text(content)
+    assert harness_index() == {}
