@@ -121,6 +121,12 @@ def end(code: int, line: str) -> NoReturn:
   os._exit(code)
 
 
+def exit_now(code: int) -> NoReturn:
+  """Exits without finalizing the interpreter. If another thread is calling `end`, its line and its exit code hold."""
+  _PROCESS.leaving.acquire()
+  os._exit(code)
+
+
 def stop_line() -> str:
   """The message that is printed after a stop signal."""
   saved = continuation()
@@ -156,9 +162,12 @@ def continuation() -> str | None:
 def finish() -> None:
   """Ignores signals from now on, because the command is done.
 
-  Without this, a signal during the finalization of the interpreter would have its default effect.
+  Without this, a signal during the finalization of the interpreter would have its default effect. If another thread is
+  calling `end`, it ends the process here.
   """
   _PROCESS.held = True
+  with _PROCESS.leaving:
+    pass
   for number in SIGNALS:
     signal.signal(number, signal.SIG_IGN)
 

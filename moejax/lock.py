@@ -13,6 +13,7 @@ import json
 import os
 import pathlib
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -134,9 +135,9 @@ def _take(path: pathlib.Path, note: Callable[[str], None]) -> int:
         if left_by := left_by or there:
           note(f"took over the lock of {left_by}, which is no longer running")
         return descriptor
-      elif not status.st_size and 0 <= time.time() - status.st_mtime < WRITTEN_S:
+      elif not status.st_size and 0 <= _now(path.parent) - status.st_mtime < WRITTEN_S:
         time.sleep(POLL_S / 10)  # its creator has not written its content yet
-      elif there is not None and not _is_stale(there, time.time() - status.st_mtime):
+      elif there is not None and not _is_stale(there, _now(path.parent) - status.st_mtime):
         raise InUse(path, there)
       else:
         _remove(path, descriptor)
@@ -187,6 +188,14 @@ def _is_stale(there: Holder, age_s: float) -> bool:
   return not _runs(there) if there.host == socket.gethostname() else age_s > STALE_S
 
 
+def _now(directory: pathlib.Path) -> float:
+  """Seconds since 1970 by the clock that sets modification times, which is that of the server on a shared file system.
+  The clock of this host may differ."""
+  with tempfile.TemporaryFile(dir=directory) as file:
+    os.utime(file.fileno())
+    return os.fstat(file.fileno()).st_mtime
+
+
 def _runs(there: Holder) -> bool:
   """Whether the process that wrote the lock is still running on this host."""
   try:
@@ -195,10 +204,17 @@ def _runs(there: Holder) -> bool:
     return False
   except PermissionError:
     return True
+  age_s = _process_age_s(there.pid)
+  return age_s is None or age_s > time.time() - there.started - 60  # else it is a new process with the same ID
+
+
+def _process_age_s(pid: int) -> float | None:
+  """Seconds since a process of this host was started, or None if they are unknown."""
   try:
-    return pathlib.Path(f"/proc/{there.pid}").stat().st_ctime <= there.started + 60
-  except OSError:
-    return True
+    ticks = int(pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])  # see proc_pid_stat(5)
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+  except (OSError, ValueError, IndexError, AttributeError):  # it has ended, or this is not Linux
+    return None
 
 
 def _is_file(path: pathlib.Path, descriptor: int) -> bool:
@@ -215,6 +231,7 @@ def _touch(path: pathlib.Path, done: threading.Event) -> None:
 
 
 def _age(seconds: float) -> str:
+  seconds = max(0.0, seconds)  # the clocks of two hosts may differ
   minutes = int(seconds) // 60
   if minutes < 1:
     return f"{int(seconds)} s"

@@ -122,3 +122,18 @@ def test_without_watch_handlers_are_restored_and_the_signal_is_an_exception():
   assert interrupts.exit_code() == 143
   with interrupts.deferral() as section:
     assert not section.requested
+
+
+@pytest.mark.parametrize("then", ["interrupts.exit_now(1)", "interrupts.finish(); sys.exit(1)"])
+def test_the_line_of_a_thread_that_ends_the_process_is_printed_even_if_the_main_thread_exits_meanwhile(then):
+  body = (
+    "import threading\nbegun = threading.Event()\n"
+    "interrupts.at_the_end(lambda: (begun.set(), time.sleep(0.5)))\n"
+    "interrupts.watch()\n"
+    "threading.Thread(target=interrupts.end, args=(3, 'another process failed'), daemon=True).start()\n"
+    f"begun.wait()\n{then}"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", BEGIN + body, "SIGINT"], capture_output=True, text=True, timeout=60, check=False
+  )
+  assert (done.returncode, done.stderr.strip()) == (3, "another process failed")

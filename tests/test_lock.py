@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from moejax import lock
 from moejax.errors import UserError
 from moejax.lock import LOCK, POLL_S, STALE_S, WRITTEN_S, InUse, holder, locked
 
@@ -100,6 +101,26 @@ def test_a_lock_of_another_host_is_stale_only_when_it_was_not_touched_for_long(t
   notes: list[str] = []
   with locked(tmp_path, "train", notes.append):
     assert notes and "took over the lock of `train dense` (host elsewhere, pid 1, started 6 min ago)" in notes[0]
+
+
+@pytest.mark.parametrize("error_s", [-10 * STALE_S, 10 * STALE_S])
+def test_a_lock_of_another_host_is_held_however_wrong_the_clock_of_this_host_is(tmp_path, monkeypatch, error_s):
+  left_by(tmp_path / LOCK, "elsewhere", 1, 5)
+  right = time.time
+  monkeypatch.setattr("moejax.lock.time.time", lambda: right() + error_s)
+  with pytest.raises(InUse, match=r"host elsewhere, pid 1, started (0 s|50 min) ago"):
+    locked(tmp_path, "train", refuse_notes).__enter__()
+  os.utime(tmp_path / LOCK, (right() - STALE_S - 60,) * 2)
+  notes: list[str] = []
+  with locked(tmp_path, "train", notes.append):
+    assert len(notes) == 1
+
+
+def test_the_age_of_a_process_is_that_since_its_start():
+  with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as new:
+    old_s, new_s = lock._process_age_s(os.getpid()), lock._process_age_s(new.pid)
+    assert old_s is not None and new_s is not None and -1 < new_s < 60 and old_s > new_s
+  assert lock._process_age_s(new.pid) is None
 
 
 def test_an_empty_or_damaged_lock_of_nobody_is_no_obstacle(tmp_path):

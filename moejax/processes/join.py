@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 from jax._src import clusters  # JAX's detection of SLURM, Open MPI and TPU pods, which has no public name
 
-from moejax import processes
+from moejax import interrupts, processes
 from moejax.errors import UserError, reason
 from moejax.processes.channel import Channel
 from moejax.processes.environment import CONNECT_TIMEOUT_S, HANG_TIMEOUT_S, given_place, make_place, seconds
@@ -90,7 +90,7 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
       with contextlib.suppress(OSError, ValueError):
         stream.flush()
-    os._exit(code)
+    interrupts.exit_now(code)
   jax.distributed.shutdown()
   processes.leave(0)
 
