@@ -40,8 +40,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--load", nargs="+", default=[], metavar="LOAD",
-    help="also plan these unbalanced router loads: numbers (load of the busiest device or expert divided by the mean) "
-    "or worst",
+    help="also plan these unbalanced router loads: numbers (load of the busiest device or expert divided by the mean), "
+    "directories of finished runs, whose measured load is used, or worst",
   )  # fmt: skip
   parser.add_argument(
     "--precision", nargs="+", default=[], metavar="TYPE",

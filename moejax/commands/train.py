@@ -2,6 +2,8 @@
 
 import argparse
 
+from rich.text import Text
+
 from moejax import api, lookup, processes
 from moejax.command_line import NAME, path
 from moejax.display import make_display
@@ -25,4 +27,14 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     trained = api.train(experiment, directory, progress=progress)
   if processes.is_first():
     output().print(trained, soft_wrap=True)
+    if experiment.model.moe is not None:
+      from moejax.planning.measured_run import read_measured_run
+
+      run = read_measured_run(directory, "--workdir")
+      if run.loads:
+        load = run.load(experiment.model.moe.num_experts)
+        output().print(
+          Text(f"router load: {load:.2f} times the mean on the busiest expert; --load {directory} plans with it"),
+          soft_wrap=True,
+        )
   return 0

@@ -5,6 +5,7 @@ import functools
 import inspect
 import json
 import math
+import sys
 import types
 import typing
 from collections.abc import Callable
@@ -135,6 +136,7 @@ def typed(kind: Any, value: Any, path: str) -> Any:
   if kind not in SCALARS:
     raise UserError(f"{path} has the type {getattr(kind, '__name__', kind)}, which JSON cannot hold")
   if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    _checked(abs(value) <= sys.float_info.max, value, path, "a finite number")
     return float(value)
   if kind is float and isinstance(value, float):
     _checked(math.isfinite(value), value, path, "a finite number")

@@ -1,20 +1,16 @@
 """A measured step time beside its prediction."""
 
 import dataclasses
-import json
 import pathlib
-import statistics
 from typing import Any
 
-from moejax.config.chips import chip_of
 from moejax.config.experiment import Experiment
 from moejax.errors import UserError
-from moejax.files import read_json
 from moejax.planning.calibrated_chip import efficiency_of
 from moejax.planning.calibration import TimedStep, add_step
+from moejax.planning.measured_run import check_same_step, read_measured_run
 from moejax.planning.plan import Plan
 from moejax.planning.topology import Topology
-from moejax.training.run_directory import read_experiment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +65,9 @@ def measured_step_s(measured: str, experiment: Experiment, topology: Topology) -
   except ValueError:
     if not measured.strip() or not pathlib.Path(measured).is_dir():
       raise UserError(f"--against {measured} is neither a number of seconds nor the directory of a run") from None
-    return _of_run(pathlib.Path(measured), experiment, topology)
+    run = read_measured_run(pathlib.Path(measured), "--against")
+    check_same_step(run, experiment, topology, "--against")
+    return run.median_step_s("--against")
   if not 0 < seconds < float("inf"):
     raise UserError(f"--against {measured} must be a positive number of seconds")
   return seconds
@@ -105,29 +103,3 @@ def record_step(plan: Plan, measured_s: float, path: pathlib.Path | None) -> Aga
   )
   add_step(path, chip, step)
   return Against(plan, measured_s, path)
-
-
-def _of_run(directory: pathlib.Path, experiment: Experiment, topology: Topology) -> float:
-  """The median step time of a finished run, without its first record, which may include compilation."""
-  there = read_experiment(directory)
-  for what, of in (("model", lambda e: e.model), ("sequence length", lambda e: e.data.sequence_length),
-                   ("batch size", lambda e: e.training.batch_size),
-                   ("gradient accumulation", lambda e: e.training.gradient_accumulation)):  # fmt: skip
-    if of(there) != of(experiment):
-      raise UserError(f"--against {directory}: the run has another {what}; plan {directory}/experiment.json instead")
-  try:
-    ran = read_json(directory / "summary.json")["provenance"]
-    lines = (directory / "metrics.jsonl").read_text().splitlines()
-    times = [record["step_time_s"] for record in map(json.loads, lines) if record.get("step_time_s")]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"--against {directory}: the run has not finished, or a file is damaged ({error})") from error
-  chip = chip_of(ran["device_kind"])
-  name = chip.name if chip else ran["device_kind"]
-  if name != topology.chip.name or ran["device_count"] != topology.devices:
-    raise UserError(
-      f"--against {directory}: the run used {ran['device_count']} devices of the kind {name}, but {topology.name} has "
-      f"{topology.devices} of {topology.chip.name}; use the topology of the run"
-    )
-  if len(times) < 2:
-    raise UserError(f"--against {directory}: the run has fewer than two records with a step time; train longer")
-  return statistics.median(times[1:])

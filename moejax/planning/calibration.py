@@ -9,9 +9,11 @@ import dataclasses
 import math
 import pathlib
 import statistics
+import typing
 from typing import Any
 
 from moejax.config.chips import CHIPS, Chip
+from moejax.config.plain import from_plain, typed
 from moejax.errors import UserError
 from moejax.files import read_json, write_json
 from moejax.notebook import html_table
@@ -22,6 +24,9 @@ from moejax.planning.topology import Topology
 FORMAT = 1
 
 KINDS = ("matrix", "kernel", "memory")
+SHORTEST_S, LONGEST_S = 1e-9, 1e6
+"""Limits of a measured or predicted time."""
+
 LINK = "link"
 """The kind of an operation between devices. It has no part in the factor that measured steps give."""
 
@@ -222,17 +227,28 @@ def _known(name: str) -> str:
 
 def _measurements(values: dict[str, Any]) -> Measurements:
   found = Measurements(
-    operations=tuple(TimedOperation(**one) for one in values["operations"]),
-    overhead_s=float(values["overhead_s"]),
-    steps=tuple(TimedStep(**one) for one in values["steps"]),
+    operations=tuple(from_plain(TimedOperation, one, "operations") for one in values["operations"]),
+    overhead_s=typed(float, values["overhead_s"], "overhead_s"),
+    steps=tuple(_step(one) for one in values["steps"]),
   )
-  times = [(one.predicted_s, one.measured_s) for one in found.operations]
-  times += [(step.predicted_s, step.measured_s - step.exposed_s) for step in found.steps]
-  if not all(predicted_s > 0 and measured_s > 0 for predicted_s, measured_s in times):
-    raise ValueError("a time is not positive")
+  times = [time for one in found.operations for time in (one.predicted_s, one.measured_s)]
+  for step in found.steps:
+    times += [sum(getattr(step, f"{kind}_s") for kind in KINDS), step.predicted_s, step.measured_s - step.exposed_s]
+  if not all(SHORTEST_S <= time <= LONGEST_S for time in times):
+    raise ValueError(f"a time is not between {SHORTEST_S:g} and {LONGEST_S:g} s")
+  parts = [found.overhead_s, *(getattr(step, f"{part}_s") for step in found.steps for part in (*KINDS, "exposed"))]
+  if not all(0 <= part <= LONGEST_S for part in parts):
+    raise ValueError(f"a time is not between 0 and {LONGEST_S:g} s")
   if any(one.kind not in (*KINDS, LINK) for one in found.operations):
     raise ValueError(f"a kind of operation is none of {', '.join((*KINDS, LINK))}")
   return found
+
+
+def _step(values: dict[str, Any]) -> TimedStep:
+  hints = typing.get_type_hints(TimedStep)
+  mesh = {axis: typed(int, size, f"steps.mesh.{axis}") for axis, size in values["mesh"].items()}
+  others = {name: typed(hints[name], value, f"steps.{name}") for name, value in values.items() if name != "mesh"}
+  return TimedStep(mesh=mesh, **others)
 
 
 def _write(path: pathlib.Path, chips: dict[str, Measurements]) -> None:

@@ -185,9 +185,10 @@ def _version(name: str) -> str | None:
 def _read(directory: pathlib.Path) -> tuple[str, dict[str, int], float] | None:
   try:
     checksum, facts = read_json(directory / "facts.json")
-    if checksum != content_checksum(facts):
+    program = (directory / "program.txt.gz").read_bytes()
+    if checksum != content_checksum(facts) or not program:
       return None
-    return gzip.decompress((directory / "program.txt.gz").read_bytes()).decode(), facts["memory"], facts["seconds"]
+    return gzip.decompress(program).decode(), facts["memory"], facts["seconds"]
   except (OSError, ValueError, TypeError, EOFError, zlib.error):  # missing or damaged: it is compiled again
     return None
 

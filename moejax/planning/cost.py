@@ -13,7 +13,7 @@ from types import MappingProxyType
 from moejax.planning.calibrated_chip import calibration_of, efficiency_of
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
-from moejax.planning.kernels import CUBLAS, GPU_CALLS, gpu_call, price, product_rate
+from moejax.planning.kernels import CUBLAS, GPU_CALLS, GROUPED_PRODUCTS, gpu_call, price, product_rate
 from moejax.planning.links import Links
 from moejax.planning.program import Computation, Instruction, Program, trip_count
 
@@ -69,6 +69,15 @@ class PricedCollective:
     return self.count * self.collective.time_s
 
 
+@dataclasses.dataclass(frozen=True)
+class Received:
+  """How many rows the busiest device receives in dropless layers, as multiples of the balanced load."""
+
+  load: float = 1.0
+  room: float = 1.0
+  """Size of the receive buffer. Grouped products skip the rows that are not filled."""
+
+
 @dataclasses.dataclass
 class Cost:
   """The cost of one run of the program on one device."""
@@ -83,15 +92,24 @@ class Cost:
   """Seconds of kernels, which are included in matrix and priced by a roofline, since the compiler has no estimate."""
 
 
-def cost(program: Program, network: Network, speedups: Mapping[str, float] = MappingProxyType({})) -> Cost:
+EVEN = Received()
+
+
+def cost(
+  program: Program,
+  network: Network,
+  speedups: Mapping[str, float] = MappingProxyType({}),
+  received: Received = EVEN,
+) -> Cost:
   """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any.
 
   Args:
     program: what is priced.
     network: the chips that run it.
     speedups: what the time of matrix products is divided by, by scope.
+    received: the rows that the busiest device receives.
   """
-  reader, chip = _Reader(program, network, speedups), network.chip
+  reader, chip = _Reader(program, network, speedups, received), network.chip
   reader.run(program.computations[program.entry], 1)
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
   collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)
@@ -114,8 +132,9 @@ def cost(program: Program, network: Network, speedups: Mapping[str, float] = Map
 class _Reader:
   """Traverses a program, each loop body once, and sums the costs."""
 
-  def __init__(self, program: Program, network: Network, speedups: Mapping[str, float]):
+  def __init__(self, program: Program, network: Network, speedups: Mapping[str, float], received: Received):
     self.program, self.network, self.chip, self.speedups = program, network, network.chip, speedups
+    self.received = received
     self.exposed_s = 0.0
     self.operations: dict[tuple[str, str, str], Operation] = {}
     self.collectives: dict[str, PricedCollective] = {}
@@ -165,7 +184,8 @@ class _Reader:
     if instruction.opcode == "call":
       return self.run(called[instruction.called("to_apply", "calls")[0]], times)
     branches = instruction.called("branch_computations", "true_computation", "false_computation")
-    slowest = max(branches, key=lambda name: _Reader(self.program, self.network, self.speedups).run(called[name], 1))
+    parts = (self.program, self.network, self.speedups, self.received)
+    slowest = max(branches, key=lambda name: _Reader(*parts).run(called[name], 1))
     return self.run(called[slowest], times)
 
   def _started(self, instruction: Instruction) -> str | None:
@@ -196,10 +216,18 @@ class _Reader:
 
   def _exchange(self, computation: Computation, instruction: Instruction, times: int) -> Collective | None:
     moved = collective(self.network, self.program, instruction)
+    if moved is not None and moved.kind == "ragged-all-to-all":
+      moved = self._at_load(computation, instruction, moved)
     if moved is not None and moved.devices > 1:
       scope = _scope_nearby(computation, instruction, self.program)
       self.collectives[instruction.name] = PricedCollective(scope, moved, times, 0.0)
     return moved
+
+  def _at_load(self, computation: Computation, instruction: Instruction, moved: Collective) -> Collective:
+    """An exchange of rows between a buffer for the balanced load and a receive buffer, at the load."""
+    sent = computation.by_name.get(instruction.operands[0])
+    fraction = self.received.load * min(1.0, sent.bytes / moved.bytes if sent and moved.bytes else 1.0)
+    return dataclasses.replace(moved, bytes=round(fraction * moved.bytes), time_s=fraction * moved.time_s)
 
   def _expose(self, name: str, seconds: float, times: int) -> None:
     if name in self.collectives:
@@ -229,6 +257,9 @@ class _Reader:
       seconds = seconds if flops or instruction.estimated_s is None else instruction.estimated_s
     else:
       return 0.0
+    if name in GROUPED_PRODUCTS:
+      filled = self.received.load / self.received.room
+      flops, seconds = filled * flops, filled * seconds
     seconds /= self._speedup(instruction, flops)
     self._work(instruction, f"kernel {name}", seconds, flops, times)
     return seconds

@@ -295,11 +295,17 @@ def buffer_factor(experiment: Experiment) -> float:
   """Rows of the receive buffer of a dropless layer divided by the balanced load. The worst case if it is not
   limited."""
   moe, ways = experiment.model.moe, experiment.mesh.expert
-  if moe is None or ways == 1 or not isinstance(moe.dispatch, GroupedDispatch) or moe.dispatch.exchange != "all_to_all":
+  if moe is None or not isinstance(moe.dispatch, GroupedDispatch) or not exchanges_rows(experiment):
     return 1.0
   per_token = moe.choices_per_token(moe.group_tokens(experiment.data.sequence_length))
   worst = ways * min(moe.experts_per_token, moe.num_experts // ways) / per_token
   return worst if moe.dispatch.receive_factor is None else min(worst, moe.dispatch.receive_factor)
+
+
+def exchanges_rows(experiment: Experiment) -> bool:
+  """Whether dropless layers send rows to the devices of their experts."""
+  dispatch = experiment.model.moe.dispatch if experiment.model.moe else None
+  return experiment.mesh.expert > 1 and isinstance(dispatch, GroupedDispatch) and dispatch.exchange == "all_to_all"
 
 
 def _exchange_buffers(experiment: Experiment, tokens: float) -> float:

@@ -26,8 +26,8 @@ def hints(plan: Plan) -> list[str]:
   ]
   if (factor := buffer_factor(plan.experiment)) > 1.5:
     found.append(
-      f"the plan assumes a full receive buffer of the dropless layers, {factor:.3g} times the balanced load; use "
-      "--load 1.0 1.5 2.0 to plan smaller loads"
+      f"the receive buffer of the dropless layers has room for the worst case, {factor:.3g} times the balanced load; "
+      "use --load 1.5 2.0, or --load RUN with a trained run, to plan smaller buffers"
     )
   if plan.topology.chip.platform == "cpu":
     found.append("this is a roofline estimate of the program for CPU, whose fusions differ from those for accelerators")

@@ -31,6 +31,9 @@ TRITON_SHARE = {"gmm": 0.42, "tgmm": 0.60}
 """Fraction of peak that Triton kernels of grouped products reach on H100, by their name in `moejax/kernels`: 414 and
 591 of 989 TFLOP/s, the best times that tokamax 0.0.12 has for its kernels of the same names."""
 
+GROUPED_PRODUCTS = ("gmm", "tgmm")
+"""Names of the kernels of grouped products, on TPU and GPU."""
+
 EIGHT_BITS: dict[str, tuple[str, ...]] = {
   "v5e": ("int8",), "v5p": ("int8",), "v6e": ("int8",), "tpu7x": ("fp8",), "a100": ("int8",), "h100": ("fp8", "int8"),
   "h200": ("fp8", "int8"), "b200": ("fp8", "int8"),

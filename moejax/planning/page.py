@@ -12,7 +12,7 @@ from moejax.config.parameters import parameter_counts
 from moejax.planning.calibrated_chip import calibration_of
 from moejax.planning.calibration import Calibrated
 from moejax.planning.hints import hints
-from moejax.planning.plan import SHOWN_OPERATIONS, Plan
+from moejax.planning.plan import ROUTER_LOAD, SHOWN_OPERATIONS, Plan
 from moejax.terminal import Fitting
 
 MIB, GIB = 2**20, 2**30
@@ -82,6 +82,11 @@ def _facts(plan: Plan) -> Table:
     rows.append(
       ("executed FLOPs per device", f"{plan.executed_flops_per_device:.4g} (remat {plan.experiment.model.remat})")
     )
+  if plan.router_load is not None:
+    usual = (
+      " (as routers have it after training; --load RUN uses that of a run)" if plan.router_load == ROUTER_LOAD else ""
+    )
+    rows.append(("router load", f"{plan.router_load:.3g} times the mean on the busiest device{usual}"))
   low, high = plan.step_time_interval_s
   rows += [
     ("step time", Text(f"{plan.step_time_s:.4g} s{' by formula' if plan.refused else ''}", style="bold")),
