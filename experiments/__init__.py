@@ -30,6 +30,7 @@ from moejax.experiments.quickstart import quick_large, quick_small, quickstart
 from moejax.experiments.qwen3 import qwen3_30b_a3b, qwen3_235b_a22b
 from moejax.experiments.sparse_families import (
   deepseek_v3,
+  deepseek_v3_mtp,
   gpt_oss_20b,
   gpt_oss_120b,
   llama4_maverick,
@@ -82,6 +83,7 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "gpt_oss_20b": gpt_oss_20b,
   "gpt_oss_120b": gpt_oss_120b,
   "deepseek_v3": deepseek_v3,
+  "deepseek_v3_mtp": deepseek_v3_mtp,
   "llama4_scout": llama4_scout,
   "llama4_maverick": llama4_maverick,
   "switch_base": switch_base,

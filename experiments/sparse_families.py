@@ -1,5 +1,7 @@
 """Published sparse models: gpt-oss (arXiv 2508.10925), DeepSeek-V3 (arXiv 2412.19437) and Llama 4."""
 
+import dataclasses
+
 from moejax.config import (
   DATA_EXPERT_MODEL,
   AdamW,
@@ -59,6 +61,18 @@ def deepseek_v3() -> Experiment:
   )
   losses = Losses(sequence_balance=0.0001)
   return _experiment("deepseek_v3", model, Mesh(data=32, expert=64), 4096, 4096, losses)
+
+
+def deepseek_v3_mtp() -> Experiment:
+  """DeepSeek-V3 with its module for multi-token prediction of 11.6B more parameters, as it was pretrained."""
+  base = deepseek_v3()
+  losses = dataclasses.replace(base.training.losses, multi_token=0.3)
+  return dataclasses.replace(
+    base,
+    name="deepseek_v3_mtp",
+    model=dataclasses.replace(base.model, multi_token_depth=1),
+    training=dataclasses.replace(base.training, losses=losses),
+  )
 
 
 def llama4_scout() -> Experiment:

@@ -26,6 +26,7 @@ def facts(experiment: Experiment) -> dict[str, Any]:
     "parameters_total": parameters.total,
     "parameters_active": parameters.active,
     "parameters_embedding": parameters.embedding,
+    "parameters_multi_token": parameters.total - parameter_counts(experiment.model.main).total,
     "parameters_non_embedding": parameters.non_embedding,
     "parameters_active_non_embedding": parameters.active_non_embedding,
     "model_flops_per_token": flops_per_token(experiment.model, experiment.data.sequence_length),
@@ -64,6 +65,7 @@ def experiment_page(experiment: Experiment) -> RenderableType:
     ("parameters", f"{numbers['parameters_total']:,}"),
     ("active", f"{numbers['parameters_active']:,}"),
     ("embedding", f"{numbers['parameters_embedding']:,}"),
+    ("multi-token prediction", f"{numbers['parameters_multi_token']:,}"),
     ("non-embedding", f"{numbers['parameters_non_embedding']:,}"),
     ("training FLOPs per token", f"{numbers['model_flops_per_token']:,}"),
     ("tokens per step", f"{numbers['tokens_per_step']:,}"),
@@ -71,6 +73,8 @@ def experiment_page(experiment: Experiment) -> RenderableType:
     ("training FLOPs", f"{numbers['training_flops']:.3e}"),
   ]
   for name, value in rows:
+    if value == "0":  # the model has none
+      continue
     table.add_row(Text(name, style="dim"), value)
   return Group(Text(experiment.name, style="bold"), table, Text(), _tree(experiment))
 

@@ -57,9 +57,10 @@ def relative_load(metrics: Metrics) -> tuple[np.ndarray, np.ndarray]:
   return np.array([step for step, _ in rows], dtype=float), load_ZLE * load_ZLE.shape[-1]
 
 
-def per_layer(metrics: Metrics, name: str) -> tuple[np.ndarray, list[int], np.ndarray]:
-  """Steps [Z], layer numbers [L] and values [Z, L] of `name`/layer_NN, at the steps that have every layer."""
-  pattern = re.compile(re.escape(name) + r"/layer_(\d+)")
+def per_layer(metrics: Metrics, name: str, of: str = "layer") -> tuple[np.ndarray, list[int], np.ndarray]:
+  """Steps [Z], layer numbers [L] and values [Z, L] of `name`/layer_NN, at the steps that have every layer. Those of
+  multi-token prediction are `of` "multi_token"."""
+  pattern = re.compile(re.escape(name) + rf"/{of}_(\d+)")
   keys = {key: int(match[1]) for row in metrics for key in row if (match := pattern.fullmatch(key))}
   ordered = sorted(keys, key=lambda key: keys[key])
   rows = [[row["step"], *(row[key] for key in ordered)] for row in metrics if all(known(row.get(k)) for k in ordered)]
@@ -71,9 +72,9 @@ def per_layer(metrics: Metrics, name: str) -> tuple[np.ndarray, list[int], np.nd
 
 def layer_names(metrics: Metrics, sparse_layers: int) -> list[str]:
   """Labels of the rows of `router/load`: the layer numbers of the metrics, or else consecutive numbers."""
-  _, layers, _ = per_layer(metrics, "router/load_max_over_mean")
-  if len(layers) == sparse_layers:
-    return [f"layer {layer}" for layer in layers]
+  layers, modules = (per_layer(metrics, "router/load_max_over_mean", of)[1] for of in ("layer", "multi_token"))
+  if len(layers) + len(modules) == sparse_layers:
+    return [f"layer {layer}" for layer in layers] + [f"multi-token {depth}" for depth in modules]
   return [f"sparse layer {i + 1}" for i in range(sparse_layers)]
 
 

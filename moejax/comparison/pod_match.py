@@ -108,7 +108,7 @@ def _for_steps(experiment: Experiment, steps: int, dense: Experiment) -> Experim
   if dense.training.steps is not None:
     return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=steps))
   tokens = (steps - 0.5) * tokens_per_step(experiment)  # half a step less, so that rounding up results in `steps`
-  counted = parameter_counts(experiment.model).counted(training.budget.parameters)
+  counted = parameter_counts(experiment.model.main).counted(training.budget.parameters)
   budget = dataclasses.replace(training.budget, tokens_per_parameter=tokens / counted)
   return dataclasses.replace(experiment, training=dataclasses.replace(training, steps=None, budget=budget))
 

@@ -89,6 +89,7 @@ class Experiment:
       self.model.moe.check_combinations()
     checks.divides(self.model.logit_chunks, "model.logit_chunks", self.data.sequence_length, "data.sequence_length")
     self._check_losses()
+    self._check_multi_token()
     if (best := self.training.checkpoints.keep_best) and self.evaluation.every is None:
       raise UserError(
         f"training.checkpoints.keep_best={best} would have no effect: evaluation.every is None, so that only the last "
@@ -109,12 +110,28 @@ class Experiment:
         continue
       if name == "attention_mutual_information":
         why, remedy = "model.attention_experts is None", "set model.attention_experts"
+      elif name == "multi_token":
+        why, remedy = "model.multi_token_depth is 0", "set model.multi_token_depth"
       elif self.model.moe is None:
         why, remedy = "no layer is sparse", "set model.moe"
       else:
         why = f"router.kind={self.model.moe.router.kind!r} always balances the load"
         remedy = "use another router"
       raise UserError(f"training.losses.{name}={coefficient} would have no effect: {why}; set it to 0 or {remedy}")
+
+  def _check_multi_token(self) -> None:
+    """Checks that the loss of multi-token prediction has targets and a coefficient."""
+    depth, length = self.model.multi_token_depth, self.data.sequence_length
+    if depth and not self.training.losses.multi_token:
+      raise UserError(
+        f"model.multi_token_depth={depth} would have no effect with training.losses.multi_token=0; set it, such as to "
+        "0.3, or the depth to 0"
+      )
+    if depth and length <= depth:
+      raise UserError(
+        f"model.multi_token_depth={depth} needs sequences of at least {depth + 1} tokens, but data.sequence_length="
+        f"{length}, so that its loss would have no target; raise data.sequence_length or lower the depth"
+      )
 
   def _check_schedule(self) -> None:
     """Checks a few learning rates, which a user's own schedule may compute."""

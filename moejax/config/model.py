@@ -81,6 +81,10 @@ class Model:
   """Number of parts of each sequence whose logits and cross-entropy are computed one after the other, and again in the
   backward pass. With a large vocabulary, this reduces the memory of logits by that factor, at the cost of one more
   product with the vocabulary. Must divide data.sequence_length."""
+  multi_token_depth: int = 0
+  """Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2): number of additional modules (D), each with a
+  layer like the last one. Module k predicts the token k + 1 positions ahead, for training.losses.multi_token. They are
+  trained with the model, and not used to evaluate it or to generate text."""
   moe: MoE | None = None
   """The sparse layers. None makes every layer dense."""
   compute_dtype: Dtype = "auto"
@@ -103,6 +107,7 @@ class Model:
       self, "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "vocab_size", "rope_theta",
       "norm_epsilon", "logit_chunks", "embedding_scale",
     )  # fmt: skip
+    checks.not_negative(self, "multi_token_depth")
     if self.logit_cap is not None:
       checks.positive(self, "logit_cap")
       checks.between(self, "logit_cap", 1e-6, 1e6)  # far above, logits / cap would be 0 in float32
@@ -195,6 +200,24 @@ class Model:
     """The attention layers of the layers before the repeated ones."""
     return self._attention_at(0, self.leading_layers)
 
+  @property
+  def main(self) -> "Model":
+    """The model without modules for multi-token prediction, as it is used after training."""
+    return dataclasses.replace(self, multi_token_depth=0) if self.multi_token_depth else self
+
+  @property
+  def last_layer(self) -> "Model":
+    """A model with one layer, which is like the last one of this model."""
+    moe = self.moe and dataclasses.replace(self.moe, every=1, leading_dense=0)
+    return dataclasses.replace(
+      self,
+      num_layers=1,
+      attention=self.attention_layers[-1:],
+      feed_forward=FeedForward() if moe else self.feed_forward,
+      moe=moe,
+      multi_token_depth=0,
+    )
+
   def _attention_at(self, first: int, count: int) -> tuple[Attention, ...]:
     return tuple(self.attention[layer % len(self.attention)] for layer in range(first, first + count))
 
@@ -221,4 +244,5 @@ class Model:
   def auxiliary_losses(self) -> tuple[str, ...]:
     """Losses that the layers return, as fields of training.losses."""
     of_attention = ("attention_mutual_information",) if self.attention_experts else ()
-    return (*(self.moe.losses if self.moe else ()), *of_attention)
+    of_tokens = ("multi_token",) if self.multi_token_depth else ()
+    return (*(self.moe.losses if self.moe else ()), *of_attention, *of_tokens)

@@ -37,7 +37,20 @@ class ParameterCounts:
 
 
 def parameter_counts(model: Model) -> ParameterCounts:
-  """Parameters of `model`."""
+  """Parameters of `model`, with those of its modules for multi-token prediction, which every token uses in training."""
+  main = _of_main(model)
+  if not model.multi_token_depth:
+    return main
+  of_layer, depth = _of_main(model.last_layer), model.multi_token_depth
+  projection = 2 * model.d_model * model.d_model + 2 * _norm(model)
+  return ParameterCounts(
+    total=main.total + depth * (of_layer.non_embedding + projection),
+    active=main.active + depth * (of_layer.active_non_embedding + projection),
+    embedding=main.embedding,
+  )
+
+
+def _of_main(model: Model) -> ParameterCounts:
   dense_layers = model.num_layers - model.num_sparse_layers
   shared = _attention(model) + dense_layers * _dense_feed_forward(model) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
@@ -76,11 +89,16 @@ def _expert_biases(model: Model, experts: int) -> int:
   return model.num_sparse_layers * experts * of_expert
 
 
+def _norm(model: Model) -> int:
+  """Number of parameters of a norm of the residual stream."""
+  return model.d_model * (2 if model.norm == "layer" else 1)
+
+
 def _vectors(model: Model) -> int:
   """Number of parameters that are not in matrices: scales of norms, and biases of attention and routers."""
   of_attention = model.sum_of_attention(lambda attention: attention.other_parameters(model))
   norms = (4 if model.norm_places == "both" else 2) * model.num_layers + 1
-  vectors = norms * model.d_model * (2 if model.norm == "layer" else 1) + of_attention
+  vectors = norms * _norm(model) + of_attention
   if model.moe and model.moe.bias:
     vectors += model.num_sparse_layers * model.moe.num_experts  # of routers
   biased = model.moe is not None and model.moe.router.bias_rate > 0
@@ -94,6 +112,10 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   Follows PaLM (arXiv 2204.02311, appendix B): causal masking is not deducted, and neither recomputation nor the
   dispatch of sparse layers is counted.
   """
+  if model.multi_token_depth:
+    # Each module has one layer, a projection, and logits.
+    of_module = flops_per_token(model.last_layer, sequence_length) + 6 * 2 * model.d_model * model.d_model
+    return flops_per_token(model.main, sequence_length) + model.multi_token_depth * of_module
   biases = _vectors(model) + _expert_biases(model, model.moe.experts_per_token if model.moe else 0)
   matrices = parameter_counts(model).active_non_embedding - biases + model.vocab_size * model.d_model
   attention = model.sum_of_attention(lambda attention: attention.score_flops_per_token(model, sequence_length))
@@ -112,7 +134,7 @@ def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: fl
   flops = flops_per_token(model, sequence_length)
   if model.moe is None or choices_per_token is None:
     return flops
-  expert = model.num_sparse_layers * _expert(model, model.moe.d_ff)
+  expert = (model.num_sparse_layers + model.multi_token_depth) * _expert(model, model.moe.d_ff)
   return flops + 6 * expert * (choices_per_token - model.moe.experts_per_token)
 
 
@@ -138,8 +160,8 @@ def tokens_per_step(experiment: Experiment) -> int:
 
 
 def budget_tokens(model: Model, budget: Budget) -> int:
-  """Number of training tokens of `model` in this budget."""
-  return math.ceil(budget.tokens_per_parameter * parameter_counts(model).counted(budget.parameters))
+  """Number of training tokens of `model` in this budget. Modules for multi-token prediction are not counted."""
+  return math.ceil(budget.tokens_per_parameter * parameter_counts(model.main).counted(budget.parameters))
 
 
 def full_sequence_steps(experiment: Experiment) -> int:

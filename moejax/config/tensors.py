@@ -20,20 +20,22 @@ def parameters(model: Model) -> Iterator[tuple[str, Dimensions]]:
   D = model.d_model
   yield "model.d_model", {"embed": D}
   yield "model.vocab_size", {"vocab": model.vocab_size, "embed": D}
-  of_layers: list[tuple[str, Dimensions]] = [
-    ("model.d_model", {"embed": D}),
-    *_of_attention(model),
-    *_of_feed_forward(model),
-  ]
-  if model.moe:
-    E, F = model.moe.num_experts, model.moe.d_ff
-    of_layers.append(("moe.num_experts", {"experts": E, "expert_embed": D, "expert_mlp": F}))
-  if model.moe:
-    of_layers.append(("model.num_layers", {}))  # routers
   stacked = {"layers": model.num_periods} if model.layers == "scanned" else {}
-  yield from ((field, stacked | dimensions) for field, dimensions in of_layers)
+  yield from ((field, stacked | dimensions) for field, dimensions in _of_layers(model))
   if model.leading_layers:
     yield from (*_of_attention(model), *_of_feed_forward(model))
+  if model.multi_token_depth:
+    yield from _of_layers(model.last_layer)
+
+
+def _of_layers(model: Model) -> Iterator[tuple[str, Dimensions]]:
+  """Parameters of the layers of a period, each without a dimension of layers."""
+  yield "model.d_model", {"embed": model.d_model}
+  yield from (*_of_attention(model), *_of_feed_forward(model))
+  if model.moe:
+    E, F = model.moe.num_experts, model.moe.d_ff
+    yield "moe.num_experts", {"experts": E, "expert_embed": model.d_model, "expert_mlp": F}
+    yield "model.num_layers", {}  # routers
 
 
 def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> Iterator[Dimensions]:

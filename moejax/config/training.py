@@ -32,6 +32,9 @@ class Losses:
   lowest if each token prefers few experts and all experts are used (DS-MoE, arXiv 2404.05567, equation 5)."""
   attention_mutual_information: float = 0.0
   """Mutual-information loss of the routers of model.attention_experts."""
+  multi_token: float = 0.0
+  """Multi-token prediction: mean cross-entropy of the modules of model.multi_token_depth, each averaged over its
+  targets. DeepSeek-V3: 0.3, later 0.1 (arXiv 2412.19437, equation 25)."""
 
   def __post_init__(self) -> None:
     checks.not_negative(self, *(field.name for field in dataclasses.fields(self)))

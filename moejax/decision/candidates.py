@@ -60,7 +60,7 @@ class Candidate:
     if not moe or not exchanged:
       return 0.0
     expert = model.feed_forward_matrices * model.d_model * moe.d_ff
-    routed = 6 * model.num_sparse_layers * moe.experts_per_token * expert
+    routed = 6 * (model.num_sparse_layers + model.multi_token_depth) * moe.experts_per_token * expert
     return routed / shape_of(self.experiment).training_flops
 
   def to_json(self) -> dict[str, Any]:

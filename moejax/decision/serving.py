@@ -8,8 +8,7 @@ from typing import Any
 
 from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
-from moejax.config.parameters import parameter_counts
-from moejax.scaling.shapes import shape_of
+from moejax.config.parameters import flops_per_token, parameter_counts
 
 SEQUENCES = 64
 """Number of sequences that are decoded at a time."""
@@ -43,7 +42,7 @@ class Serving:
 
 def serving(experiment: Experiment, chip: Chip, sequences: int = SEQUENCES, context: int | None = None) -> Serving:
   """The cost of decoding with this number of tokens in the context of each sequence, or with the length of training."""
-  model, length = experiment.model, context or experiment.data.sequence_length
+  model, length = experiment.model.main, context or experiment.data.sequence_length
   total = parameter_counts(model).total
   weights = BYTES * total
   per_token = BYTES * 2 * model.num_layers * model.num_kv_heads * model.head_dim
@@ -52,7 +51,7 @@ def serving(experiment: Experiment, chip: Chip, sequences: int = SEQUENCES, cont
   while weights + cache > USABLE * devices * chip.hbm_bytes:
     devices *= 2
   read = BYTES * (total - _unread(experiment, sequences)) + cache
-  flops = sequences * shape_of(experiment).training_flops / 3
+  flops = sequences * flops_per_token(model, experiment.data.sequence_length) / 3
   seconds = max(read / chip.hbm_bandwidth, flops / (chip.bfloat16_flops or chip.vector_flops)) / devices
   return Serving(
     devices=devices, memory_bytes=weights + cache, weight_bytes=weights, step_time_s=seconds, sequences=sequences

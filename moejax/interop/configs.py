@@ -14,7 +14,7 @@ from moejax.config.model import Model
 from moejax.config.plain import from_plain
 from moejax.config.router import Router, TopKRouter
 from moejax.errors import UserError
-from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, Family
+from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
 from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of, shortest_pattern
 
 Config = Mapping[str, Any]
@@ -96,6 +96,20 @@ def max_length(config: Config) -> int:
   if type(length) is not int or length < 1:
     raise UserError(f"config.json: max_position_embeddings={length!r} must be an integer above 0")
   return length
+
+
+def multi_token_modules(config: Config) -> tuple[str, ...]:
+  """How the names of the tensors of modules for multi-token prediction begin. They stand after those of the layers
+  (DeepSeek-V3: `model.layers.61.`), and transformers does not use them either.
+
+  Raises:
+    UserError: If config.json does not have a valid number of them.
+  """
+  count = config.get("num_nextn_predict_layers") or 0
+  if type(count) is not int or count < 0:
+    raise UserError(f"config.json: num_nextn_predict_layers={count!r} must be an integer of 0 or above")
+  first = _value(config, family_of(config), "num_hidden_layers")
+  return tuple(LAYER.format(layer=layer) for layer in range(first, first + count))
 
 
 def model_of(config: Config, sequence_length: int | None = None) -> Model:

@@ -12,7 +12,15 @@ from moejax.data.tokenizers import Tokenizer, make_tokenizer
 from moejax.errors import UserError
 from moejax.files import write_json
 from moejax.inference.load import load_run
-from moejax.interop.configs import check_model, config_of, family_of, max_length, model_of, read_config
+from moejax.interop.configs import (
+  check_model,
+  config_of,
+  family_of,
+  max_length,
+  model_of,
+  multi_token_modules,
+  read_config,
+)
 from moejax.interop.families import FAMILIES
 from moejax.interop.first_checkpoint import check_new_run, save_first
 from moejax.interop.safetensors import open_folder, write_folder
@@ -94,7 +102,10 @@ def import_model(
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
   spec = make_train_spec(placed.experiment, placed.partitioner)
   progress.stage(f"read {folder}")
-  parameters = read_parameters(files, spec.model, family_of(config))
+  modules = multi_token_modules(config)
+  if ignored := sorted({module for module in modules for name in files.places if name.startswith(module)}):
+    progress.note(f"{', '.join(ignored)}*: the modules for multi-token prediction are not imported")
+  parameters = read_parameters(files, spec.model, family_of(config), modules)
   progress.stage(f"write {directory}")
   save_first(spec, parameters, directory)
 

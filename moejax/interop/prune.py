@@ -62,6 +62,11 @@ def pruned_model(model: Model, keep: int) -> Model:
   moe = model.moe
   if moe is None:
     raise UserError("the run has no sparse layers, so there are no experts to drop")
+  if model.multi_token_depth:
+    raise UserError(
+      f"model.multi_token_depth={model.multi_token_depth} is not supported by pruning: the experts of its modules are "
+      "used in training alone; use a run without it"
+    )
   if not 0 < keep < moe.num_experts:
     raise UserError(f"--keep {keep} must be between 1 and {moe.num_experts - 1}, below moe.num_experts")
   if moe.router.kind not in ("top_k", "top_p", "dense") or getattr(moe.router, "expert_groups", 1) > 1:

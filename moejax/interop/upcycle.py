@@ -91,6 +91,11 @@ def upcycled_model(model: Model, how: Upcycling) -> Model:
   """
   if model.moe is not None:
     raise UserError(f"the run has sparse layers (moe.num_experts={model.moe.num_experts}); use a dense run")
+  if model.multi_token_depth:
+    raise UserError(
+      f"model.multi_token_depth={model.multi_token_depth} is not supported by upcycling: the modules would have other "
+      "layers; use a run without it"
+    )
   checks.divides(how.granularity, "granularity", model.d_ff, "model.d_ff")
   moe = MoE(
     num_experts=how.experts * how.granularity,

@@ -157,13 +157,14 @@ def _part(
   return Part(theirs, index, shape, inputs, tensor.every if tensor else None, pairs)
 
 
-def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool) -> None:
+def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool, ignored: tuple[str, ...] = ()) -> None:
   """Checks that the files have every tensor of a layout, in its shape, and no other.
 
   Args:
     files: the tensors of the files.
     parts: the required tensors.
     tied: whether the output projection is the embedding, so that the files may contain it twice.
+    ignored: how the names of tensors begin that are not imported.
 
   Raises:
     UserError: If tensors are missing, unused, or have another shape. The message lists them.
@@ -173,6 +174,7 @@ def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool) -> None:
   if missing:
     raise UserError(f"the files lack {_some(missing)}; they are incomplete or do not match config.json")
   left = [name for name in files.places if name not in needed and not COMPUTED.fullmatch(name)]
+  left = [name for name in left if not name.startswith(ignored)]
   if tied and OUTPUT in left and np.array_equal(files.read(OUTPUT), files.read(EMBEDDING)):
     left.remove(OUTPUT)
   if left:
@@ -182,15 +184,18 @@ def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool) -> None:
       raise UserError(f"{name} has the shape {files.shape(name)}, but the model needs {shape}")
 
 
-def read_parameters(files: TensorFiles, model: AbstractModel, family: Family) -> Parameters:
-  """The parameters of a model on its mesh, each shard read from the files where it belongs.
+def read_parameters(
+  files: TensorFiles, model: AbstractModel, family: Family, ignored: tuple[str, ...] = ()
+) -> Parameters:
+  """The parameters of a model on its mesh, each shard read from the files where it belongs. `ignored` is as in
+  `check_files`.
 
   Raises:
     UserError: as `layout` and `check_files`.
   """
   abstract = model.parameters
   places = layout(model.config, abstract, family)
-  check_files(files, (part for parts in places.values() for part in parts), model.config.tie_embeddings)
+  check_files(files, (part for parts in places.values() for part in parts), model.config.tie_embeddings, ignored)
 
   def read(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
     parts = {part.index: part for part in places[tuple(key.key for key in path)]}

@@ -1,9 +1,11 @@
 """Rematerialization: which values of a layer are saved for the backward pass, and which are recomputed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
+from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from moejax.kernels.attention import ATTENTION
@@ -21,6 +23,21 @@ POLICIES = {
   "layer_inputs": jax.checkpoint_policies.nothing_saveable,
 }
 """Policies of `jax.checkpoint` by the value of `model.remat`."""
+
+
+def recomputed(module: nnx.Module, remat: str, call: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns the function of more arguments that `call` is of a module and these, with the policy of `model.remat`.
+
+  What `call` has from elsewhere, such as masks, is saved for the backward pass.
+  """
+  graph, parameters = nnx.split(module)
+
+  def run(parameters: nnx.State, *arguments: Any) -> Any:
+    return call(nnx.merge(graph, parameters), *arguments)
+
+  if remat != "none":
+    run = jax.checkpoint(run, policy=POLICIES[remat])
+  return functools.partial(run, nnx.as_pure(parameters))
 
 
 def keep(x: jax.Array) -> jax.Array:

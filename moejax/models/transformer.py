@@ -5,23 +5,22 @@ Z = chunks of a sequence
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from moejax.config.attention import Attention
 from moejax.config.model import Model
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.attend import Context, KVCache, context_of
-from moejax.models.attentions import apply_attention, attention_layer
-from moejax.models.feed_forward import apply_feed_forward, feed_forward
-from moejax.models.moe.layer import MoELayer
-from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterCounts
+from moejax.models.block import Block
+from moejax.models.moe.router_counts import RouterCounts
+from moejax.models.multi_token import MultiTokenModule, Tokens
 from moejax.models.norms import residual_norm
 from moejax.models.products import look_up, operand, product
-from moejax.models.remat import POLICIES
+from moejax.models.remat import POLICIES, recomputed
 from moejax.models.stacking import separate, stack
 from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
@@ -43,54 +42,6 @@ class TargetScores(NamedTuple):
   """Logarithm of the sum of the exponentials of the logits, float32."""
   is_best_BT: jax.Array
   """Whether the target has the largest logit."""
-
-
-class Block(nnx.Module):
-  """One layer: attention, then a dense or a sparse feed-forward, with norms before or after each of them."""
-
-  def __init__(self, attention: Attention, model: Model, sparse: bool, partitioner: Partitioner, rngs: nnx.Rngs):
-    before, after = (model.norm_places in (place, "both") for place in ("before", "after"))
-    self.attention_norm = residual_norm(model) if before else None
-    self.attention: Any = attention_layer(attention, model, partitioner, rngs)
-    self.attention_out_norm = residual_norm(model) if after else None
-    self.feed_forward_norm = residual_norm(model) if before else None
-    self.feed_forward_out_norm = residual_norm(model) if after else None
-    make = MoELayer if sparse else feed_forward
-    self.feed_forward: Any = make(model, partitioner, rngs)
-    self.of_attention, self.of_feed_forward = attention, model.feed_forward
-
-  def __call__(
-    self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
-  ) -> tuple[jax.Array, dict[str, RouterCounts], KVCache | None]:
-    """Returns x_BTD, the counts of each router of the layer, and `cache` extended by the tokens."""
-    x_BTD, normed_BTD, counts, cache = self.attend(x_BTD, context, cache)
-    x_BTD, of_experts = self.feed(x_BTD, normed_BTD, context.segments_BT > 0, keys_B)
-    return x_BTD, counts | of_experts, cache
-
-  def attend(
-    self, x_BTD: jax.Array, context: Context, cache: KVCache | None
-  ) -> tuple[jax.Array, jax.Array, dict[str, RouterCounts], KVCache | None]:
-    """Returns x_BTD after attention, the input of the feed-forward layer, the counts of the router over heads, and
-    `cache` extended by the tokens."""
-    normed_BTD = x_BTD if self.attention_norm is None else self.attention_norm(x_BTD)
-    out_BTD, of_heads, cache = apply_attention(self.of_attention, self.attention, normed_BTD, context, cache)
-    x_BTD = x_BTD + (out_BTD if self.attention_out_norm is None else self.attention_out_norm(out_BTD))
-    normed_BTD = x_BTD if self.feed_forward_norm is None else self.feed_forward_norm(x_BTD)
-    return x_BTD, normed_BTD, {} if of_heads is None else {HEADS: of_heads}, cache
-
-  def feed(
-    self, x_BTD: jax.Array, normed_BTD: jax.Array, valid_BT: jax.Array, keys_B: jax.Array | None
-  ) -> tuple[jax.Array, dict[str, RouterCounts]]:
-    """Returns x_BTD after the feed-forward layer, and the counts of the router over experts."""
-    norm = self.feed_forward_out_norm
-    if not isinstance(self.feed_forward, MoELayer):
-      out_BTD = apply_feed_forward(self.of_feed_forward, self.feed_forward, normed_BTD)
-      return x_BTD + (out_BTD if norm is None else norm(out_BTD)), {}
-    if norm is not None:
-      out_BTD, counts = self.feed_forward(normed_BTD, valid_BT, keys_B)
-      return x_BTD + norm(out_BTD), {EXPERTS: counts}
-    x_BTD, counts = self.feed_forward(normed_BTD, valid_BT, keys_B, x_BTD)
-    return x_BTD, {EXPERTS: counts}
 
 
 class Period(nnx.Module):
@@ -136,6 +87,8 @@ class Transformer(nnx.Module):
     self.leading = nnx.List(
       [Block(attention, model, False, partitioner, rngs) for attention in model.leading_attention]
     )
+    depths = range(model.multi_token_depth)
+    self.multi_token = nnx.List([MultiTokenModule(model, partitioner, rngs) for _ in depths])
     self.model = model
     self.partitioner = partitioner
 
@@ -152,6 +105,26 @@ class Transformer(nnx.Module):
     """
     x_BTD, counts, _ = self._layers(tokens_BT, segments_BT, positions_BT, None, keys_B)
     return x_BTD, counts
+
+  def predict_ahead(
+    self, x_BTD: jax.Array, of_depths: Sequence[Tokens], keys_B: jax.Array | None = None
+  ) -> list[tuple[jax.Array, LayerCounts]]:
+    """Returns x_BTD and the routers' counts of each module for multi-token prediction (arXiv 2412.19437, section 2.2).
+
+    Args:
+      x_BTD: what `__call__` returns.
+      of_depths: the tokens of each depth, from `tokens_ahead`.
+      keys_B: as in `__call__`.
+    """
+    found = []
+    for depth, (module, tokens) in enumerate(zip(self.multi_token, of_depths, strict=True)):
+      context = context_of(self.model, tokens.segments_BT, tokens.positions_BT)
+      number = self.model.num_periods + depth
+      of_depth = None if keys_B is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number)
+      run = recomputed(module, self.model.remat, lambda run, x, own=(context, of_depth): run(*x, *own))
+      x_BTD, counts = run((x_BTD, self._embed(tokens.tokens_BT)))
+      found.append((module.final_norm(x_BTD), counts))
+    return found
 
   def extend(
     self, tokens_BT: jax.Array, segments_BT: jax.Array, positions_BT: jax.Array, caches: KVCaches
@@ -206,35 +179,30 @@ class Transformer(nnx.Module):
     caches: KVCaches,
     keys_B: jax.Array | None,
   ) -> tuple[jax.Array, LayerCounts, KVCaches]:
-    dtype = self.partitioner.compute_dtype(self.model)
-    with jax.named_scope("embed"):
-      x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
-      if self.model.embedding_scale != 1.0:
-        x_BTD = x_BTD * self.model.embedding_scale
-      x_BTD = self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
+    x_BTD = self._embed(tokens_BT)
     context = context_of(self.model, segments_BT, positions_BT)
     of_leading, of_periods = caches or (None, None)
     x_BTD, of_leading = self._leading(x_BTD, context, of_leading)
     x_BTD, counts, of_periods = self._periods(x_BTD, context, of_periods, keys_B)
     return self.final_norm(x_BTD), counts, (of_leading, of_periods)
 
+  def _embed(self, tokens_BT: jax.Array) -> jax.Array:
+    dtype = self.partitioner.compute_dtype(self.model)
+    with jax.named_scope("embed"):
+      x_BTD = look_up(operand(self.embedding_VD[...], dtype, self.model.gradient_dtype), tokens_BT)
+      if self.model.embedding_scale != 1.0:
+        x_BTD = x_BTD * self.model.embedding_scale
+      return self.partitioner.constrain(x_BTD, "batch", "sequence", "act_embed")
+
   def _leading(
     self, x_BTD: jax.Array, context: Context, caches: tuple[KVCache, ...] | None
   ) -> tuple[jax.Array, tuple[KVCache | None, ...]]:
     """Runs the dense layers before the repeated ones."""
 
-    def run(
-      graph: nnx.GraphDef, parameters: nnx.State, cache: KVCache | None, x_BTD: jax.Array
-    ) -> tuple[jax.Array, KVCache | None]:
-      x_BTD, _, cache = nnx.merge(graph, parameters)(x_BTD, context, cache, None)
-      return x_BTD, cache
-
-    if self.model.remat != "none":
-      run = jax.checkpoint(run, policy=POLICIES[self.model.remat], static_argnums=0)
     after = []
     for block, cache in zip(self.leading, caches or (None,) * len(self.leading), strict=True):
-      graph, parameters = nnx.split(block)
-      x_BTD, cache = run(graph, nnx.as_pure(parameters), cache, x_BTD)
+      run = recomputed(block, self.model.remat, lambda block, x_BTD, cache: block(x_BTD, context, cache, None))
+      x_BTD, _, cache = run(x_BTD, cache)
       after.append(cache)
     return x_BTD, tuple(after)
 

@@ -8,6 +8,7 @@ Parameters, gradients and each moment of the optimizer have 4 bytes per element.
 import dataclasses
 import math
 
+from moejax.config.attention import Attention
 from moejax.config.chips import Chip
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
@@ -99,7 +100,7 @@ def _split(model: Model) -> tuple[float, float]:
   """Parameters outside routed experts, and in them."""
   moe = model.moe
   experts = (
-    model.num_sparse_layers * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
+    _sparse_layers(model) * moe.num_experts * model.feed_forward_matrices * model.d_model * moe.d_ff if moe else 0
   )
   return parameter_counts(model).total - experts, experts
 
@@ -111,13 +112,15 @@ def _product_flops(experiment: Experiment, speedup: float, platform: str) -> flo
   results are not saved.
   """
   model = experiment.model
-  projections = model.num_periods * sum(one.matrix_parameters(model) for one in model.attention_layers)
-  dense = (model.num_layers - model.num_sparse_layers) * model.feed_forward.parameters(
+  depth = model.multi_token_depth
+  projections = sum(count * one.matrix_parameters(model) for one, count in _attention_layers(model))
+  projections += depth * 2 * model.d_model * model.d_model
+  dense = (model.num_layers + depth - _sparse_layers(model)) * model.feed_forward.parameters(
     model.d_model, model.d_ff, model.is_gated
   )
   routed = 0.0
   if moe := model.moe:
-    expert = model.num_sparse_layers * model.feed_forward_matrices * model.d_model * moe.d_ff
+    expert = _sparse_layers(model) * model.feed_forward_matrices * model.d_model * moe.d_ff
     dense += moe.num_shared_experts * expert
     # The formula prices the balanced load, not the whole receive buffer of a dropless layer.
     grouped = GROUPED.get(platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
@@ -130,9 +133,8 @@ def _product_flops(experiment: Experiment, speedup: float, platform: str) -> flo
   }.get(model.remat, (0.0, 0.0, 0.0))
   kept = 1 - 1 / model.feed_forward_matrices
   low = (3 + again[0]) * projections + (3 + again[1] * kept) * dense
-  full = (3 + again[2] * kept) * routed + 3 * model.vocab_size * model.d_model * (
-    4 / 3 if model.logit_chunks > 1 else 1
-  )
+  logits = (1 + depth) * model.vocab_size * model.d_model
+  full = (3 + again[2] * kept) * routed + 3 * logits * (4 / 3 if model.logit_chunks > 1 else 1)
   return 2 * (low / speedup + full) + _of_masks(experiment)
 
 
@@ -143,19 +145,30 @@ def _attention_s(experiment: Experiment, chip: Chip) -> float:
   passes = 4 if model.remat == "layer_inputs" else 3  # two products, and again, and three and four
   products = 9 + 2 * (passes - 3)
   seconds = 0.0
-  for attention in model.attention_layers:
+  for attention, count in _attention_layers(model):
     flops = attention.score_flops_per_token(model, T)  # of 12 products over all keys
     width = flops / 12 / model.num_heads / T
     seen = min(T, T * width / model.head_dim) if width < model.head_dim else T
     scores = model.num_heads * seen * (1 - seen / (2 * T))
     head = max(model.head_dim, width)
     if chip.platform == "gpu":
-      seconds += 2 * products * scores * head / (GPU_ATTENTION * (chip.bfloat16_flops or chip.vector_flops))
+      seconds += count * 2 * products * scores * head / (GPU_ATTENTION * (chip.bfloat16_flops or chip.vector_flops))
       continue
     padded = math.ceil(head / LANES) * LANES
-    seconds += 2 * products * scores * padded / (chip.bfloat16_flops or chip.vector_flops)
-    seconds += passes * VECTOR_OPERATIONS * scores / chip.vector_flops
-  return model.num_periods * seconds
+    seconds += count * 2 * products * scores * padded / (chip.bfloat16_flops or chip.vector_flops)
+    seconds += count * passes * VECTOR_OPERATIONS * scores / chip.vector_flops
+  return seconds
+
+
+def _attention_layers(model: Model) -> list[tuple[Attention, int]]:
+  """The attention layers of a period and the number of each, and those of multi-token prediction."""
+  of_period = model.attention_layers
+  return [(one, model.num_periods) for one in of_period] + [(of_period[-1], model.multi_token_depth)]
+
+
+def _sparse_layers(model: Model) -> int:
+  """Number of sparse layers, with those of multi-token prediction."""
+  return model.num_sparse_layers + (model.multi_token_depth if model.moe else 0)
 
 
 def _passes_s(experiment: Experiment, chip: Chip, tokens: float) -> float:
@@ -165,7 +178,8 @@ def _passes_s(experiment: Experiment, chip: Chip, tokens: float) -> float:
   of_layer = 8 * model.d_model + 1.5 * _wide(experiment)
   if model.moe and isinstance(model.moe.dispatch, GroupedDispatch):
     of_layer += 4 * model.moe.experts_per_token * model.d_model / model.moe.every
-  passed = 2 * PASSES * model.num_layers * of_layer + 4 * 4 * model.vocab_size
+  layers, logits = model.num_layers + model.multi_token_depth, 1 + model.multi_token_depth
+  passed = 2 * PASSES * layers * of_layer + 4 * 4 * logits * model.vocab_size
   dense, experts = _split(model)
   own = dense / shards(experiment.rules, mesh, "embed")
   own += experts / mesh.expert / shards(experiment.rules, mesh, "expert_embed")
@@ -194,7 +208,7 @@ def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: t
     moved += gathered(experts / (mesh.expert * mesh.model), of_experts, mesh.model * mesh.expert)
     own += experts / (mesh.expert * mesh.model * of_experts)
     rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch.has_capacity else 1.0)
-    size = 6 * model.num_sparse_layers * rows * model.d_model * 2
+    size = 6 * _sparse_layers(model) * rows * model.d_model * 2
     if chip.torus:
       ring = math.ceil(mesh.expert ** (1 / min(2, chip.torus))) if mesh.expert > 1 else 0
       moved += size * ring / (8 * chip.link_bandwidth)
@@ -204,7 +218,15 @@ def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: t
       moved += size * ((1 - far) / chip.link_bandwidth + far / chip.dcn_bandwidth)
   if mesh.model > 1:
     # Four reductions per layer in the forward and backward pass, each of the tokens of this device.
-    moved += 8 * model.num_layers * tokens * mesh.model * model.d_model * 2 / _rate(chip, mesh.model, 1)
+    moved += (
+      8
+      * (model.num_layers + model.multi_token_depth)
+      * tokens
+      * mesh.model
+      * model.d_model
+      * 2
+      / _rate(chip, mesh.model, 1)
+    )
   near = max(1, mesh.replica // topology.slices)
   inside = chip.link_bandwidth * max(1, 2 * chip.torus) if chip.torus else chip.dcn_bandwidth
   if not chip.torus and mesh.size <= (chip.domain or 1):
@@ -231,7 +253,7 @@ def _of_masks(experiment: Experiment) -> float:
     return 0.0
   rows = moe.experts_per_token * moe.capacity_factor
   masks = 12 * model.d_model * rows * moe.group_tokens(experiment.data.sequence_length)
-  return model.num_sparse_layers * masks
+  return _sparse_layers(model) * masks
 
 
 def _memory(
@@ -244,7 +266,7 @@ def _memory(
   moments = 2 if isinstance(experiment.optimizer, AdamW) else 1
   layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
   if model.moe:
-    layer += 2 * 2 * expert_parameters / model.num_sparse_layers / (mesh.expert * mesh.model)
+    layer += 2 * 2 * expert_parameters / _sparse_layers(model) / (mesh.expert * mesh.model)
   return {
     "parameters": 4 * own,
     "gradients": 4 * own,
@@ -268,7 +290,7 @@ def _saved(experiment: Experiment, tokens: float) -> float:
     "layer_inputs": (0, 0),
   }[model.remat]
   kept = within / mesh.model + (1 + residual) * model.d_model
-  return 2 * tokens * model.num_layers * kept
+  return 2 * tokens * (model.num_layers + model.multi_token_depth) * kept
 
 
 def _wide(experiment: Experiment) -> float:

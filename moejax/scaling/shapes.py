@@ -45,15 +45,16 @@ class Shape:
 
 
 def shape_of(experiment: Experiment) -> Shape:
-  """The shape of the model of an experiment."""
-  model, counted = experiment.model, parameter_counts(experiment.model)
+  """The shape of the model of an experiment, without modules for multi-token prediction except in FLOPs."""
+  model = experiment.model.main
+  counted = parameter_counts(model)
   return Shape(
     active=counted.active,
     total=counted.total,
     embedding=counted.embedding,
     expansion=_expansion(model, counted.total - counted.active),
     granularity=model.moe.experts_per_token + model.moe.num_shared_experts if model.moe else 1.0,
-    flops_per_token=flops_per_token(model, experiment.data.sequence_length),
+    flops_per_token=flops_per_token(experiment.model, experiment.data.sequence_length),
   )
 
 

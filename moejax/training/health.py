@@ -1,4 +1,5 @@
-"""Detects routers that fail while the loss looks normal: experts without tokens, and collapsed entropy.
+"""Detects what fails while the loss looks normal: experts without tokens, collapsed entropy of routers, and
+multi-token prediction without targets.
 
 E experts
 """
@@ -17,7 +18,7 @@ COLLAPSED = 0.02
 loss, which minimizes the entropy."""
 
 
-class RouterHealth:
+class Health:
   """Checks each logged record. A problem is reported once, and again if it disappears and returns."""
 
   def __init__(self, model: Model, losses: frozenset[str], start_step: int):
@@ -29,8 +30,9 @@ class RouterHealth:
     self._told: set[str] = set()
 
   def warnings(self, record: Record) -> list[str]:
-    """One line for each new problem in this record, with the name of the layer."""
-    found = dict(self._dead_experts(record)) | dict(self._collapsed_routers(record))
+    """One line for each new problem in this record, with the name of the layer or the depth."""
+    checks = (self._dead_experts, self._collapsed_routers, self._depths_without_targets)
+    found = {key: text for check in checks for key, text in check(record)}
     new = [text for key, text in found.items() if key not in self._told]
     self._told = set(found)
     return new
@@ -52,6 +54,16 @@ class RouterHealth:
     if has_tokens:
       self._seen[name] = step
     return self._seen.get(name, self._start)
+
+  def _depths_without_targets(self, record: Record) -> Iterator[tuple[str, str]]:
+    for depth in range(1, self._model.multi_token_depth + 1):
+      if record.get(f"multi_token/targets/depth_{depth}") == 0:
+        yield (
+          f"no targets {depth}",
+          f"multi-token prediction: no document has a token {depth + 1} positions after another one in its sequence "
+          f"(step {record['step']}), so loss/multi_token/depth_{depth} is 0; lower model.multi_token_depth, or use "
+          "longer documents",
+        )
 
   def _collapsed_routers(self, record: Record) -> Iterator[tuple[str, str]]:
     moe, heads = self._model.moe, self._model.attention_experts

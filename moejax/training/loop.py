@@ -19,7 +19,7 @@ from moejax.partitioning import LocalRows, local_rows, to_devices
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.clock import Clock, fetch_work
 from moejax.training.goodput import Goodput
-from moejax.training.health import RouterHealth
+from moejax.training.health import Health
 from moejax.training.loss import Metrics
 from moejax.training.metrics import MetricsWriter, Record, flatten
 from moejax.training.not_finite import ESSENTIAL, explain, not_finite
@@ -300,9 +300,9 @@ class _Training:
     self.goodput.add("evaluation_s", time.perf_counter() - begin)
     return scores
 
-  def _new_health(self) -> RouterHealth:
+  def _new_health(self) -> Health:
     losses = dataclasses.asdict(self.experiment.training.losses)
-    return RouterHealth(self.experiment.model, frozenset(name for name, c in losses.items() if c), self.step)
+    return Health(self.experiment.model, frozenset(name for name, c in losses.items() if c), self.step)
 
 
 def _check_saved(run: Run, checkpointer: Checkpointer) -> None:

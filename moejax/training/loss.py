@@ -17,6 +17,7 @@ from moejax.config.training import Losses
 from moejax.errors import UserError
 from moejax.models.moe.router_counts import RouterSums, TokenCounts, sum_counts, token_counts
 from moejax.models.moe.router_metrics import router_metrics
+from moejax.models.multi_token import Tokens, tokens_ahead
 from moejax.models.transformer import Transformer
 
 Batch = dict[str, jax.Array]
@@ -24,8 +25,9 @@ Batch = dict[str, jax.Array]
 
 Metrics = dict[str, jax.Array]
 
-LossSums = dict[str, RouterSums]
-"""The sums of each kind of router, and of TEXT: `loss` and `z`, weighted by the weights of targets."""
+LossSums = tuple[dict[str, RouterSums], ...]
+"""The sums of each kind of router, and of TEXT: `loss` and `z`, weighted by the weights of targets. The first
+dictionary is that of the model, and the others are those of its modules for multi-token prediction."""
 
 TEXT = "text"
 
@@ -34,15 +36,28 @@ class Denominators(NamedTuple):
   """The denominators of the losses and metrics of a whole batch."""
 
   weight: jax.Array
-  """The sum of the weights of the targets."""
+  """The sum of the weights of the targets, at least 1."""
   tokens: TokenCounts
+  targets: jax.Array
+  """Number of targets with a weight."""
 
 
-def denominators(batch: Batch, model: Model) -> Denominators:
-  """The denominators of a whole batch."""
+def denominators(batch: Batch, model: Model) -> tuple[Denominators, ...]:
+  """The denominators of a whole batch: those of the model, and of each module for multi-token prediction."""
   T = batch["tokens"].shape[1]
   group = model.moe.group_tokens(T) if model.moe else T
-  return Denominators(jnp.maximum(jnp.sum(batch["weights"]), 1.0), token_counts(batch["segments"] > 0, group))
+
+  def of_depth(tokens: Tokens) -> Denominators:
+    weight, targets = jnp.maximum(jnp.sum(tokens.weights_BT), 1.0), jnp.sum(tokens.weights_BT > 0)
+    return Denominators(weight, token_counts(tokens.segments_BT > 0, group), targets)
+
+  return tuple(map(of_depth, _tokens(batch, model)))
+
+
+def _tokens(batch: Batch, model: Model) -> list[Tokens]:
+  """The tokens of the model and of each module for multi-token prediction."""
+  tokens = Tokens(*(batch[name] for name in ("tokens", "targets", "segments", "positions", "weights")))
+  return [tokens_ahead(tokens, depth) for depth in range(model.multi_token_depth + 1)]
 
 
 def loss_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> LossSums:
@@ -53,23 +68,31 @@ def loss_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None)
     batch: rows that contain whole routing groups.
     keys_B: random keys of the sequences, for the noise of routers. None disables noise.
   """
-  x_BTD, of_routers = router_sums(model, batch, keys_B)
-  scores = model.score(x_BTD, batch["targets"])
+  features, sums = router_sums(model, batch, keys_B)
+  of_depths = zip(features, _tokens(batch, model.model), sums, strict=True)
+  return tuple({TEXT: _text_sums(model, x_BTD, tokens)} | of_routers for x_BTD, tokens, of_routers in of_depths)
+
+
+def _text_sums(model: Transformer, x_BTD: jax.Array, tokens: Tokens) -> RouterSums:
+  scores = model.score(x_BTD, tokens.targets_BT)
   with jax.named_scope("loss"):
     terms_BT = {"loss": scores.loss_BT, "z": jnp.square(scores.log_normalizer_BT)}
-    of_text = {name: jnp.sum(term_BT * batch["weights"]) for name, term_BT in terms_BT.items()}
-  return {TEXT: of_text} | of_routers
+    return {name: jnp.sum(term_BT * tokens.weights_BT) for name, term_BT in terms_BT.items()}
 
 
-def router_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> tuple[jax.Array, LossSums]:
-  """Returns x_BTD and the sums of routers alone. The arguments are those of `loss_sums`."""
+def router_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = None) -> tuple[list[jax.Array], LossSums]:
+  """Returns the features x_BTD of the model and of its modules for multi-token prediction, and the sums of routers
+  alone. The arguments are those of `loss_sums`."""
   x_BTD, counts = model(batch["tokens"], batch["segments"], batch["positions"], keys_B)
+  found = [(x_BTD, counts), *model.predict_ahead(x_BTD, _tokens(batch, model.model)[1:], keys_B)]
   T, moe = x_BTD.shape[1], model.model.moe
+  group = moe.group_tokens(T) if moe else T
   with jax.named_scope("router"):
-    return x_BTD, {kind: sum_counts(of_kind, moe.group_tokens(T) if moe else T, T) for kind, of_kind in counts.items()}
+    sums = tuple({kind: sum_counts(of_kind, group, T) for kind, of_kind in counts.items()} for _, counts in found)
+  return [x_BTD for x_BTD, _ in found], sums
 
 
-def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
+def objective(sums: LossSums, by: tuple[Denominators, ...], model: Model, losses: Losses) -> tuple[jax.Array, Metrics]:
   """Returns the loss that is minimized, and its parts.
 
   Args:
@@ -82,14 +105,18 @@ def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) ->
 
   Returns:
     The objective, and the metrics `loss` (cross-entropy in nats per token), `loss/NAME` for each auxiliary loss
-    (averaged over the layers that have it) and `router/NAME` by layer.
+    (averaged over the layers that have it, or over the depths of multi-token prediction) and `router/NAME` by layer,
+    after which come those of the modules for multi-token prediction.
 
   Raises:
     UserError: If a loss has a coefficient, but no layer returns it.
   """
-  auxiliary = router_metrics(sums, by.tokens, model)
-  metrics = {"loss": sums[TEXT]["loss"] / by.weight, "loss/z": sums[TEXT]["z"] / by.weight}
+  of_depths = [router_metrics(sums, by.tokens, model) for sums, by in zip(sums, by, strict=True)]
+  auxiliary = jax.tree.map(lambda *of_layers: jnp.concatenate(of_layers), *of_depths)
+  text, first = sums[0][TEXT], by[0]
+  metrics = {"loss": text["loss"] / first.weight, "loss/z": text["z"] / first.weight}
   metrics |= {f"loss/{name}": jnp.mean(loss_L) for name, loss_L in auxiliary.losses.items()}
+  metrics |= _of_multi_token(sums, by)
   total = metrics["loss"]
   for name, coefficient in dataclasses.asdict(losses).items():
     if coefficient and f"loss/{name}" not in metrics:
@@ -98,3 +125,13 @@ def objective(sums: LossSums, by: Denominators, model: Model, losses: Losses) ->
       total = total + coefficient * metrics[f"loss/{name}"]
   metrics |= {f"router/{name}": value for name, value in auxiliary.statistics.items()}
   return total, metrics
+
+
+def _of_multi_token(sums: LossSums, by: tuple[Denominators, ...]) -> Metrics:
+  """The mean cross-entropy of multi-token prediction, and the cross-entropy and number of targets of each depth."""
+  ahead = list(enumerate(zip(sums, by, strict=True)))[1:]
+  if not ahead:
+    return {}
+  metrics = {f"loss/multi_token/depth_{depth}": sums[TEXT]["loss"] / by.weight for depth, (sums, by) in ahead}
+  mean = sum(metrics.values()) / len(ahead)
+  return {"loss/multi_token": mean} | metrics | {f"multi_token/targets/depth_{i}": by.targets for i, (_, by) in ahead}

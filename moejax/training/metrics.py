@@ -39,7 +39,8 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
     if array.ndim == 0:
       record[name] = float(array)
     elif array.ndim == 1:
-      layers = sparse_layers(model) if len(array) == model.num_sparse_layers else all_layers(model)
+      sparse = sparse_layers(model)
+      layers = sparse if len(array) == len(sparse) else all_layers(model)
       record |= {f"{name}/{layer}": float(x) for layer, x in zip(layers, array, strict=True)}
   if "router/load" in metrics:
     load_LE = np.asarray(metrics["router/load"])
@@ -52,14 +53,22 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
 
 
 def sparse_layers(model: Model) -> list[str]:
-  """Names of the sparse layers, numbered from 0 among all layers."""
+  """Names of the sparse layers, numbered from 0 among all layers, and of those for multi-token prediction."""
   every = model.moe.every if model.moe else 1
-  return all_layers(model)[model.leading_layers + every - 1 :: every]
+  return _layers(model)[model.leading_layers + every - 1 :: every] + _modules(model)
 
 
 def all_layers(model: Model) -> list[str]:
-  """Names of all layers, from 0."""
+  """Names of all layers, from 0, and of those for multi-token prediction, from depth 1."""
+  return _layers(model) + _modules(model)
+
+
+def _layers(model: Model) -> list[str]:
   return [f"layer_{layer:02d}" for layer in range(model.num_layers)]
+
+
+def _modules(model: Model) -> list[str]:
+  return [f"multi_token_{depth}" for depth in range(1, model.multi_token_depth + 1)]
 
 
 class MetricsWriter:

@@ -109,10 +109,10 @@ def _gradients(
 
   gradient = jax.grad(loss, has_aux=True)
   if training.gradient_accumulation == 1:
-    gradients, sums = gradient(parameters, {}, batch, keys_B)
+    gradients, sums = gradient(parameters, (), batch, keys_B)
   else:
     parts = _parts(spec, batch, keys_B)
-    of_whole: LossSums = {}
+    of_whole: LossSums = ()
     if training.losses.of_whole_batch:
       of_whole = _sum_over(parts, lambda *part: router_sums(spec.model.module(parameters), *part)[1])
     gradients, sums = _sum_over(parts, lambda *part: gradient(parameters, of_whole, *part))
@@ -151,4 +151,7 @@ def _within(of_whole: LossSums, of_part: LossSums) -> LossSums:
   def value_of(whole: jax.Array, part: jax.Array) -> jax.Array:
     return whole + (part - jax.lax.stop_gradient(part))
 
-  return of_part | {kind: jax.tree.map(value_of, sums, of_part[kind]) for kind, sums in of_whole.items()}
+  return tuple(
+    part | {kind: jax.tree.map(value_of, sums, part[kind]) for kind, sums in whole.items()}
+    for whole, part in zip(of_whole or ({},) * len(of_part), of_part, strict=True)
+  )

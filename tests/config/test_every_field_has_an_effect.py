@@ -87,6 +87,11 @@ BASES = {
   "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True)),
   "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
+  "ahead": replace(
+    DENSE,
+    model=replace(DENSE.model, multi_token_depth=1),
+    training=replace(DENSE.training, losses=replace(DENSE.training.losses, multi_token=0.3)),
+  ),
   "lion": replace(DENSE, optimizer=Lion(learning_rate=1e-3)),
   "muon": replace(DENSE, optimizer=Muon(learning_rate=1e-3)),
 }
@@ -134,6 +139,7 @@ PROGRAM = {
     "mesh.data": 2, "mesh.expert": 1, "mesh.model": 1, "mesh.replica": 2,
     "rules": tuple((name, () if name == "expert_mlp" else axes) for name, axes in DENSE.rules),
   },
+  "ahead": {"model.multi_token_depth": 2, "training.losses.multi_token": 0.1},
   "lion": {"optimizer[Lion].beta1": 0.8, "optimizer[Lion].beta2": 0.8},
   "muon": {
     "optimizer[Muon].beta": 0.8, "optimizer[Muon].iterations": 3, "optimizer[Muon].update_rms": 0.1,

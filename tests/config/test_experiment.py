@@ -316,3 +316,26 @@ def test_an_experiment_is_frozen_down_to_its_leaves(tiny_moe):
     with pytest.raises(dataclasses.FrozenInstanceError):
       setattr(part, dataclasses.fields(part)[0].name, None)
   assert hash(tiny_moe) == hash(replace(tiny_moe))
+
+
+@pytest.mark.parametrize(
+  ("depth", "coefficient", "length", "message"),
+  [
+    (1, 0.0, 32, r"model\.multi_token_depth=1 would have no effect with training\.losses\.multi_token=0; set it,"),
+    (0, 0.3, 32, r"training\.losses\.multi_token=0\.3 would have no effect: model\.multi_token_depth is 0;"),
+    (32, 0.3, 32, r"model\.multi_token_depth=32 needs sequences of at least 33 tokens, but data\.sequence_length=32"),
+    (-1, 0.3, 32, r"model\.multi_token_depth=-1 must"),
+  ],
+)
+def test_multi_token_prediction_whose_loss_would_be_zero_is_refused(tiny_dense, depth, coefficient, length, message):
+  losses = Losses(multi_token=coefficient)
+  with pytest.raises(UserError, match=f"^{message}"):
+    replace(
+      tiny_dense,
+      model=replace(tiny_dense.model, multi_token_depth=depth),
+      training=replace(tiny_dense.training, losses=losses),
+      data=replace(tiny_dense.data, sequence_length=length),
+    )
+  if depth == 32:
+    training = replace(tiny_dense.training, losses=losses)
+    replace(tiny_dense, model=replace(tiny_dense.model, multi_token_depth=31), training=training)

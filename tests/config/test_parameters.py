@@ -145,3 +145,16 @@ def test_a_budget_is_a_multiple_of_the_parameters_that_it_counts(tiny_moe, budge
 def test_steps_are_as_many_as_the_budget_needs_or_as_set(tiny_dense):
   assert full_sequence_steps(tiny_dense) == 637  # 20 x 8144 / 256 = 636.25
   assert full_sequence_steps(replace(tiny_dense, training=replace(tiny_dense.training, steps=7))) == 7
+
+
+def test_modules_for_multi_token_prediction_add_a_layer_a_projection_and_logits(tiny_dense, tiny_moe):
+  for model, layer in ((tiny_dense.model, ATTENTION + FEED_FORWARD), (tiny_moe.model, ATTENTION + ROUTER + 2 * EXPERT)):
+    ahead, projection, norms = replace(model, multi_token_depth=2), 2 * 16 * 16, 5 * 16
+    before, after = parameter_counts(model), parameter_counts(ahead)
+    assert after.active - before.active == 2 * (layer + projection + norms)
+    assert after.embedding == before.embedding
+    per_module = 6 * (layer + projection + EMBEDDING) + 12 * 4 * 4 * 32
+    assert flops_per_token(ahead, 32) - flops_per_token(model, 32) == 2 * per_module
+    assert budget_tokens(ahead, Budget()) == budget_tokens(model, Budget())
+  total = parameter_counts(replace(tiny_moe.model, multi_token_depth=1)).total - parameter_counts(tiny_moe.model).total
+  assert total == ATTENTION + ROUTER + 4 * EXPERT + 2 * 16 * 16 + 5 * 16

@@ -11,6 +11,8 @@ PUBLISHED = {
   "gpt_oss_20b": (20.91e9, 3.61e9, lambda model: 0),
   "gpt_oss_120b": (116.83e9, 5.13e9, lambda model: 0),
   "deepseek_v3": (671.03e9, 37.55e9, lambda model: 0),
+  # With the embedding and the output projection again, as its checkpoint has them, 685B.
+  "deepseek_v3_mtp": (684.5e9, 40.09e9, lambda model: -2 * model.vocab_size * model.d_model),
   "llama4_scout": (107.77e9, 17.17e9, lambda model: 0),
   "llama4_maverick": (400.71e9, 17.17e9, lambda model: 0),
   "qwen3_30b_a3b": (30.53e9, 3.35e9, lambda model: 0),

@@ -13,7 +13,7 @@ from family_models import CONFIGS, EIGHT, draw, on
 
 from moejax.config import Mesh
 from moejax.errors import UserError
-from moejax.interop.configs import model_of
+from moejax.interop.configs import model_of, multi_token_modules
 from moejax.interop.families import FAMILIES, OF_MODEL
 from moejax.interop.safetensors import open_folder, write_folder
 from moejax.interop.weights import arrays_of, layout, read_parameters
@@ -105,6 +105,23 @@ def test_an_output_projection_beside_a_tied_embedding_must_be_equal_to_it(same, 
   else:
     with pytest.raises(UserError, match=f"the files have {OUTPUT}, which the model of config.json does not use"):
       read_parameters(open_folder(tmp_path / "hf"), target, family)
+
+
+def test_modules_for_multi_token_prediction_are_left_out_by_name(tmp_path):
+  family, config = FAMILIES["deepseek_v3"], CONFIGS["deepseek_v3"] | {"num_nextn_predict_layers": 2}
+  model, after = model_of(config), config["num_hidden_layers"]
+  target = on(Mesh(data=1), model)
+  parameters = draw(target)
+  added = [
+    (f"model.layers.{after + i}.{name}.weight", np.ones((4, 8))) for i in (0, 1) for name in ("eh_proj", "enorm")
+  ]
+  write(tmp_path / "hf", model, parameters, family, add=added)
+  files = open_folder(tmp_path / "hf")
+  with pytest.raises(UserError, match=rf"have model\.layers\.{after}\.eh_proj\.weight, .*does not use"):
+    read_parameters(files, target, family)
+  read = read_parameters(files, target, family, multi_token_modules(config))
+  jax.tree.map(np.testing.assert_array_equal, read, parameters)
+  assert multi_token_modules(config | {"num_nextn_predict_layers": None}) == ()
 
 
 def test_a_parameter_without_a_tensor_is_named():

@@ -33,8 +33,11 @@ DS_MOE = dataclasses.replace(
   moe=MoE(num_experts=4, experts_per_token=4, d_ff=12, every=2, dispatch="dense",
           router=DenseRouter()),
 )  # fmt: skip
+AHEAD = dataclasses.replace(SPARSE, multi_token_depth=2, tie_embeddings=False, norm="layer", norm_places="both")
+AHEAD_DENSE = dataclasses.replace(DENSE, multi_token_depth=1)
 MODELS = {
   "dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL, "dropless": DROPLESS, "ds_moe": DS_MOE,
+  "ahead": AHEAD, "ahead, dense": AHEAD_DENSE,
 }  # fmt: skip
 
 

@@ -67,6 +67,13 @@ def experiments():
   yield "unrolled", dense, {"qk_norm": True, "layers": "unrolled"}
   yield "mixture of attention", dense, {"num_kv_heads": 2, "attention_experts": 4}
   moe = tiny(True, mesh=mesh)
+  for name, base in (("dense", dense), ("sparse", moe)):
+    losses = dataclasses.replace(base.training.losses, multi_token=0.3)
+    training = dataclasses.replace(base.training, losses=losses)
+    model = dataclasses.replace(base.model, multi_token_depth=2)
+    for layers in ("scanned", "unrolled"):
+      ahead = dataclasses.replace(base, model=model, training=training)
+      yield f"multi-token, {name}, {layers}", ahead, {"layers": layers}
   for dispatch in ("einsum", "grouped", "dense"):
     for router in (TopKRouter(), ExpertChoiceRouter()):
       fields = dataclasses.replace(moe.model.moe, dispatch=dispatch, router=router, num_shared_experts=3)

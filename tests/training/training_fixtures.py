@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import math
 
 import jax
 import jax.numpy as jnp
@@ -96,3 +97,17 @@ def run_steps(experiment: Experiment, steps: int = 5):
     state, metrics = step(state, batch, jnp.float32(3e-3))
     losses.append(float(metrics["loss"]))
   return jax.device_get(state), losses, jax.device_get(metrics)
+
+
+def product_flops(jaxpr) -> int:
+  """FLOPs of all matrix products of a traced function without loops."""
+  total = 0
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == "dot_general":
+      (contracted, _), _ = equation.params["dimension_numbers"]
+      left = equation.invars[0].aval.shape
+      total += 2 * equation.outvars[0].aval.size * math.prod(left[i] for i in contracted)
+    for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+      inner = getattr(value, "jaxpr", value)
+      total += product_flops(inner) if hasattr(inner, "eqns") else 0
+  return total
