@@ -38,7 +38,6 @@ setup(
     "array_record>=0.8",
     "jinja2>=3.1",
     "markupsafe>=3.0",
-    "matplotlib>=3.10",
     "numpy>=2.1",
     "pyyaml>=6.0",
     "rich>=14.0",

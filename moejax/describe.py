@@ -43,7 +43,12 @@ def facts(experiment: Experiment) -> dict[str, Any]:
 def suite_facts(suite: Suite) -> dict[str, Any]:
   """`facts` of every member, and the settings of the suite."""
   pairs = [
-    {"dense": pair.dense.name, "candidates": [candidate.name for candidate in pair.candidates], "seeds": pair.seeds}
+    {
+      "dense": pair.dense.name,
+      "candidates": [candidate.name for candidate in pair.candidates],
+      "seeds": pair.seeds,
+      "upcycled": [to_plain(each) for each in pair.upcycled],
+    }
     for pair in suite.pairs
   ]
   return {**to_plain(suite), "pairs": pairs, "members": [facts(member) for member in suite.members]}

@@ -53,7 +53,7 @@ def test_facts_of_a_suite_are_its_settings_and_those_of_its_members(tiny_suite):
   numbers = suite_facts(tiny_suite)
   assert numbers["name"] == "suite" and numbers["tolerance"] == 0.05 and numbers["train"] == "all"
   assert numbers["measurement"] == to_plain(tiny_suite.measurement)
-  assert numbers["pairs"] == [{"dense": "dense", "candidates": ["sparse", "wide"], "seeds": 1}]
+  assert numbers["pairs"] == [{"dense": "dense", "candidates": ["sparse", "wide"], "seeds": 1, "upcycled": []}]
   assert numbers["members"] == [facts(member) for member in tiny_suite.members]
   assert json.loads(json.dumps(numbers))["members"][0]["config"]["data"]["train"] == ["python-standard-library"]
 

@@ -46,11 +46,12 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   prepare_files(known, "json", "plot")
   with Display("fit") as display:
     fitted = api_planning.fit(known.runs, seed=known.seed, progress=display)
-  from moejax.scaling.fit_page import fit_page, plot_fit
+  from moejax.decision.figures import drawn, fit_figure
+  from moejax.decision.fit_page import fit_page
 
   output().print(fit_page(fitted), soft_wrap=True)
   if known.json:
     write_json(known.json, fitted.to_json())
   if known.plot:
-    write_whole(known.plot, plot_fit(fitted.fits[0], known.plot.suffix[1:]))
+    write_whole(known.plot, drawn(fit_figure(fitted.fits[0]), known.plot.suffix[1:]))
   return 0

@@ -1,6 +1,6 @@
 """Compares each candidate of a pair with its dense model: step time, training time, quality, and other bases.
 
-X = runs with different seeds  Y = documents  Z = points of a curve
+X = runs with different seeds  Y = documents
 """
 
 import dataclasses
@@ -10,17 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from moejax.comparison import fairness, judgement
+from moejax.comparison import judgement
+from moejax.comparison.bases import Runs, bases
 from moejax.comparison.findings import verdict
 from moejax.comparison.match import Match
 from moejax.comparison.measurements import Measurements
-from moejax.comparison.record import Against, Basis, MatchedPair, Member
+from moejax.comparison.record import Against, MatchedPair, Member
 from moejax.comparison.stages import Result
-from moejax.comparison.statistics import Difference, Scores, SeedVariance, differences, ends
+from moejax.comparison.statistics import Difference, Scores, SeedVariance, differences
 from moejax.config.experiment import Pair
 from moejax.evaluation.held_out import NATS_PER_BIT
-
-BASES = ("time", "tokens", "flops")
 
 Results = Mapping[str, Sequence[Result]]
 """Results of the finished runs of each member."""
@@ -64,9 +63,9 @@ def matched_pair(
     differences(of(results[dense]), {name: of(results[name]) for name in trained}, variance) if trained else {}
     for of, variance in zip((bits, accuracy), seeds, strict=True)
   )
+  runs = Runs(members, results, bits, seeds[0], tolerance)
   candidates = tuple(
-    _against(members[dense], members[c.name], measurements, results, by_bits, by_accuracy, tolerance)
-    for c in pair.candidates
+    _against(members[dense], members[c.name], measurements, runs, by_bits, by_accuracy) for c in pair.candidates
   )
   outcome, best = judgement.pair_outcome(candidates, tolerance)
   nearest = next(candidate for candidate in candidates if candidate.moe == match.moe)
@@ -92,16 +91,16 @@ def _against(
   dense: Member,
   member: Member,
   measurements: Measurements,
-  results: Results,
+  runs: Runs,
   by_bits: Mapping[str, Difference],
   by_accuracy: Mapping[str, Difference],
-  tolerance: float,
 ) -> Against:
+  tolerance = runs.tolerance
   ratio = measurements.ratio(dense.name, member.name)
   low, high = judgement.limits(tolerance)
   whole = None
   if dense.train_time_s and member.train_time_s:
-    whole = member.train_time_s / dense.train_time_s
+    whole = (member.train_time_s + member.counted("time_s")) / dense.train_time_s
   found = Against(
     moe=member.name,
     step_time_ratio=ratio.value,
@@ -110,10 +109,11 @@ def _against(
     whole_run_ratio=whole,
     equal_time=judgement.equal_time(ratio, whole, tolerance),
     parameters_active_ratio=(member.parameters_active or 0) / (dense.parameters_active or 1),
+    start=member.start,
     **_quality(by_bits.get(member.name), by_accuracy.get(member.name)),
   )
   if member.name in by_bits:
-    found = dataclasses.replace(found, bases=_bases(dense, member, results, by_bits[member.name]))
+    found = dataclasses.replace(found, bases=bases(runs, dense.name, member.name, by_bits[member.name]))
   dropped = member.dropped_fraction if member.dropped_fraction_trained is None else member.dropped_fraction_trained
   rounds = measurements.rounds(dense.name, member.name)
   found = dataclasses.replace(found, notes=judgement.notes(found, dense.name, tolerance, dropped, rounds))
@@ -133,41 +133,3 @@ def _quality(of_bits: Difference | None, of_accuracy: Difference | None) -> dict
     "accuracy_difference_stderr": of_accuracy.stderr,
     "accuracy_difference_interval": of_accuracy.interval,
   }
-
-
-def _bases(dense: Member, member: Member, results: Results, difference: Difference) -> tuple[Basis, ...]:
-  """The comparison at equal time, tokens and FLOPs. Empty if a run has no training loss."""
-  relative = {each.name: [result.relative_Z for result in results[each.name]] for each in (dense, member)}
-  found, half = [], difference.high - difference.value
-  for basis in BASES:
-    curves = []
-    for each in (dense, member):
-      known = [relative_Z for relative_Z in relative[each.name] if relative_Z is not None]
-      if len(known) == len(relative[each.name]):
-        scores = [float(score) for score in bits(results[each.name]).by_seed]
-        curves.append(fairness.curve(known, scores, _end(each, basis)))
-    if len(curves) == 2:
-      equal = fairness.equal(curves[0], curves[1], half)
-      interval = ends(equal.difference - half, equal.difference + half)
-      found.append(
-        Basis(
-          equal=basis,
-          at=equal.at,
-          bits_per_byte_difference=equal.difference,
-          bits_per_byte_difference_interval=interval,
-          outcome=judgement.better(interval),
-          factor=equal.factor.value,
-          factor_interval=equal.factor.interval,
-        )
-      )
-  return tuple(found)
-
-
-def _end(member: Member, basis: str) -> float:
-  """Time, tokens or model FLOPs of a whole run."""
-  tokens = member.tokens or 0.0
-  return {
-    "time": member.train_time_s or 0.0,
-    "tokens": tokens,
-    "flops": tokens * (member.model_flops_per_token or 0.0),
-  }[basis]

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from moejax.comparison.match import Match
-from moejax.config.experiment import Experiment, Suite
+from moejax.config.experiment import Experiment, Pair, Suite
 from moejax.errors import UserError
 
 
@@ -19,7 +19,8 @@ class Allotment:
   budget_s: float
   """Training time in seconds: the steps of the dense member times its step time."""
   steps: int
-  """Number of steps that fit into that time at the step time of this member."""
+  """Number of steps that fit into that time at the step time of this member. For an upcycled candidate whose parent
+  counts, those that fit into the rest of it."""
   tokens: int
   """Number of targets of weight 1 in these steps, without padding."""
   trained: bool
@@ -47,7 +48,7 @@ def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float],
   """
   return [
     _allotment(
-      experiment, pair.dense, step_times_s, counter, trained=suite.train == "all" or experiment.name in (m.dense, m.moe)
+      experiment, pair, step_times_s, counter, trained=suite.train == "all" or experiment.name in (m.dense, m.moe)
     )
     for pair, m in zip(suite.pairs, matches, strict=True)
     for experiment in (pair.dense, *pair.candidates)
@@ -55,11 +56,13 @@ def allot(suite: Suite, matches: list[Match], step_times_s: Mapping[str, float],
 
 
 def _allotment(
-  experiment: Experiment, dense: Experiment, step_times_s: Mapping[str, float], counter: Counter, trained: bool
+  experiment: Experiment, pair: Pair, step_times_s: Mapping[str, float], counter: Counter, trained: bool
 ) -> Allotment:
+  dense, start = pair.dense, pair.start(experiment.name)
   of_dense = counter.steps(dense)
   budget_s = of_dense * step_times_s[dense.name]
-  fitting = of_dense if experiment is dense else steps_within(budget_s, experiment, dense, step_times_s)
+  own_s = start.own_fraction * budget_s if start else budget_s
+  fitting = of_dense if experiment is dense else steps_within(own_s, experiment, dense, step_times_s)
   return Allotment(experiment.name, dense.name, budget_s, fitting, counter.tokens(experiment, fitting), trained)
 
 

@@ -18,6 +18,7 @@ def train_unclaimed(
   is_done: Callable[[str], bool],
   train: Callable[[str], None],
   note: Callable[[str], None],
+  is_ready: Callable[[str], bool] = lambda name: True,
 ) -> bool:
   """Trains each member that no other job has claimed, and waits until the others are done.
 
@@ -30,6 +31,7 @@ def train_unclaimed(
     is_done: whether a member is completely trained.
     train: trains a member, whose directory is locked.
     note: called with a message for each member that another job trains or that is taken over.
+    is_ready: whether all that a member needs is there. Members that are not ready wait.
 
   Returns:
     Whether other jobs took part.
@@ -38,6 +40,8 @@ def train_unclaimed(
   while left := processes.first(lambda: [name for name in members if not is_done(name)]):
     trained = False
     for name in left:
+      if not processes.first(functools.partial(is_ready, name)):
+        continue
       with claimed(runs / name, f"train {name}", note) as other:
         if other is not None:
           who = name, other.partition(", started")[0]

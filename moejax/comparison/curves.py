@@ -1,8 +1,9 @@
-"""Extracts series from metrics.jsonl for plots.
+"""Reads metrics.jsonl, and extracts series from it for plots.
 
 L stacked layers  E experts  Z = points of a curve  Y = columns of a heat map
 """
 
+import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -10,8 +11,26 @@ from typing import Any
 import numpy as np
 
 from moejax.comparison.record import known
+from moejax.files import parse_record
 
 Metrics = Sequence[dict[str, Any]]
+
+
+def read_metrics(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Reads the records of a metrics.jsonl, sorted by step. Returns an empty list if the file does not exist.
+
+  Invalid lines are ignored, since a killed process can leave an incomplete line. Lines of the same step are merged, and
+  later values replace earlier ones: an evaluation is a separate line, and a run that resumes from a checkpoint writes
+  the later steps again.
+  """
+  if not path.is_file():
+    return []
+  by_step: dict[float, dict[str, Any]] = {}
+  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    values = parse_record(line)
+    if values is not None and known(values.get("step")):
+      by_step.setdefault(values["step"], {}).update(values)
+  return [by_step[step] for step in sorted(by_step)]
 
 
 def series(metrics: Metrics, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -56,11 +56,25 @@ def relative_curve(steps_Z: np.ndarray, loss_Z: np.ndarray) -> np.ndarray | None
   return np.interp(POINTS * steps_Z[-1], steps_Z, loss_Z) / loss_Z[-1]
 
 
-def curve(relative: Sequence[np.ndarray], bits_per_byte: Sequence[float], end: float) -> Curve:
-  """The curve of a member whose runs have these relative losses and final scores, and end at `end` seconds, tokens or
-  FLOPs. Held-out bits per byte are taken to be proportional to the training loss."""
+def between(one: Curve, other: Curve, part: float) -> Curve:
+  """The curve that is this part of the way from one curve to another, as far as both reach."""
+  x_Z = POINTS * min(one.end, other.end)
+  bits_Z = [(1.0 - part) * one.at(x) + part * other.at(x) for x in x_Z]
+  return Curve(x_Z, np.array(bits_Z))
+
+
+def curve(relative: Sequence[np.ndarray], bits_per_byte: Sequence[float], own: float, before: float = 0.0) -> Curve:
+  """The curve of a member whose runs have these relative losses and final scores. Held-out bits per byte are taken to
+  be proportional to the training loss.
+
+  Args:
+    relative: losses of the runs at `POINTS`, relative to those at the end.
+    bits_per_byte: scores of the runs at the end.
+    own: seconds, tokens or FLOPs of a run.
+    before: those of the parent of an upcycled candidate, if they count.
+  """
   bits = np.mean([one * final for one, final in zip(relative, bits_per_byte, strict=True)], axis=0)
-  return Curve(POINTS * end, bits)
+  return Curve(before + POINTS * own, bits)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,8 @@ def verdict(pair: MatchedPair, tolerance: float) -> str:
   else:
     reasons = "; ".join(shown.notes) or "the loss curves at equal time give another result"
     return f"not established: {reasons} (measured difference of {shown.moe}: {_difference(shown)})"
-  return "; ".join([said, _times(shown, pair.dense, tolerance), *shown.notes])
+  start = [f"{shown.moe} is {shown.start}"] if shown.start else []
+  return "; ".join([said, _times(shown, pair.dense, tolerance), *start, *shown.notes])
 
 
 def finding(pairs: Sequence[MatchedPair]) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 from moejax import processes
 from moejax.comparison import curves
 from moejax.comparison.quantities import count, percent
-from moejax.comparison.record import Tried, known, read_metrics
-from moejax.config.experiment import Experiment
-from moejax.config.learning_rates import LearningRates, LearningRateSweep
+from moejax.comparison.record import Tried, known
+from moejax.config.experiment import Experiment, Suite
+from moejax.config.learning_rates import LearningRateSweep
 from moejax.errors import UserError
 from moejax.files import read_json, write_json
 
@@ -78,7 +78,7 @@ def try_rate(trial: Trial, directory: pathlib.Path, train: Callable[[], Mapping[
 
 def last_loss(run: pathlib.Path, steps: int) -> float | None:
   """Mean training loss of a run over the last tenth of its steps."""
-  steps_Z, loss_Z = curves.series(read_metrics(run / "metrics.jsonl"), "loss")
+  steps_Z, loss_Z = curves.series(curves.read_metrics(run / "metrics.jsonl"), "loss")
   last = loss_Z[steps_Z > 0.9 * steps]
   return float(last.mean()) if len(last) else None
 
@@ -117,12 +117,16 @@ def with_rate(experiment: Experiment, learning_rate: float) -> Experiment:
   )
 
 
-def method(learning_rates: LearningRates) -> str:
-  """How the learning rates of a suite are chosen, as a sentence."""
+def method(suite: Suite) -> str:
+  """How the learning rates of a suite are chosen, in sentences."""
+  learning_rates = suite.learning_rates
   if not isinstance(learning_rates, LearningRateSweep):
     return "The learning rates are those of the suite. They were not tuned for each member."
   factors = [count(factor) for factor in learning_rates.factors]
-  return (
+  text = (
     f"The learning rate of each member was chosen from {', '.join(factors[:-1])} and {factors[-1]} times that of the "
     f"suite, by training loss after {percent(learning_rates.budget, 0)} of its budget."
   )
+  if suite.upcycled:
+    text += f" Upcycled candidates have that of the suite: {', '.join(suite.upcycled)}."
+  return text

@@ -21,6 +21,7 @@ from moejax.comparison.stages import Result
 from moejax.comparison.statistics import Scores, SeedVariance, seed_variance
 from moejax.config.experiment import Experiment, Suite
 from moejax.config.parameters import flops_per_token, flops_per_token_at, parameter_counts
+from moejax.config.upcycled import Upcycled
 from moejax.data.ratio_estimate import ratio_stderr
 
 
@@ -59,6 +60,7 @@ def outcome(
         experiments[a.name], a, measurements.timing(a.name), results.get(a.name, ()), seeds, runs[a.name], matched
       ),
       **_tuned(a.name, tried.get(a.name, ())),
+      **_start(suite.upcycled.get(a.name), experiments[a.pair], results, shorter),
     )
     for a in allotments
   ]
@@ -77,7 +79,7 @@ def outcome(
     finding=finding(pairs),
     bits_per_byte_seed_stddev=math.sqrt(seeds[0].variance) if seeds[0].degrees else None,
     seed_degrees_of_freedom=seeds[0].degrees,
-    learning_rates=method(suite.learning_rates),
+    learning_rates=method(suite),
     baselines=baselines,
     provenance=provenance,
   )
@@ -86,6 +88,26 @@ def outcome(
 def _tuned(name: str, tried: Sequence[Tried]) -> dict[str, Any]:
   """The chosen learning rate and the trials behind it. Empty without trials."""
   return {"learning_rate": chosen(name, tried), "learning_rate_trials": tuple(tried)} if tried else {}
+
+
+def _start(
+  start: Upcycled | None, dense: Experiment, results: Results, shorter: Mapping[float, Results]
+) -> dict[str, Any]:
+  """How an upcycled candidate of a dense member starts, and what the training of its parent took."""
+  if start is None:
+    return {}
+  whole = start.parent_fraction == 1.0
+  of_parent = (results if whole else shorter.get(start.parent_fraction, {})).get(dense.name, ())
+  summaries = [result.summary for result in of_parent]
+  tokens = _mean(summaries, "tokens")
+  return {
+    "start": start.start,
+    "parent": dense.name if whole else dense.branch_name(start.parent_fraction),
+    "parent_counts": start.count_parent,
+    "parent_time_s": _mean(summaries, "train_time_s"),
+    "parent_tokens": tokens,
+    "parent_flops": tokens and tokens * flops_per_token(dense.model, dense.data.sequence_length),
+  }
 
 
 def _member(

@@ -38,12 +38,13 @@ class Figures:
   speed: tuple[Figure, ...] = ()
   losses: tuple[Figure, ...] = ()
   loads: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
-  """By member."""
+  """By run."""
   routers: Mapping[str, Figure] = dataclasses.field(default_factory=dict)
-  """By member."""
+  """By run."""
+  times: tuple[Figure, ...] = ()
 
   def all(self) -> Iterable[Figure]:
-    return (*self.pairs, *self.speed, *self.losses, *self.loads.values(), *self.routers.values())
+    return (*self.pairs, *self.speed, *self.losses, *self.loads.values(), *self.routers.values(), *self.times)
 
 
 def page(
@@ -115,7 +116,7 @@ def _tables(
     "benchmarks": page_tables.benchmarks_table(comparison, measures) if measures else None,
     "inference": page_tables.inference_table(comparison),
     "goodput": page_tables.goodput_table(comparison) if any(m.goodput for m in comparison.members) else None,
-    "routers": {member.name: _router_table(member.name, metrics) for member in comparison.members},
+    "routers": {run: _router_table(run, metrics) for member in comparison.members for run in member.run_names},
     "differences": differences(comparison, configurations),
     "configurations": configuration_table(configurations) if configurations else None,
     "provenance": page_tables.provenance_table(comparison.provenance),

@@ -177,6 +177,8 @@ def shape(member: Member) -> str:
       experts.append("every layer sparse" if every == 1 else f"one layer in {every} sparse")
     experts += [f"{name} {kind}" for name, kind in (("router", member.router), ("dispatch", member.dispatch)) if kind]
     parts.append(", ".join(experts))
+  if member.start:
+    parts.append(member.start)
   others = {"feed-forward": member.feed_forward, "optimizer": member.optimizer}
   parts += [f"{name} {kind}" for name, kind in others.items() if kind not in (None, *USUAL)]
   return "; ".join(parts)
@@ -216,10 +218,18 @@ def _numbers_of(member: Member) -> tuple[Cell, ...]:
     Cell(quantities.duration(member.budget_s), member.budget_s),
     Cell(quantities.whole(member.steps), member.steps),
     Cell(quantities.count(member.tokens), member.tokens),
-    Cell(quantities.duration(member.train_time_s), member.train_time_s),
+    Cell(quantities.duration(member.train_time_s), member.train_time_s, _of_parent(member)),
     Cell(quantities.with_stderr(member.bits_per_byte, member.bits_per_byte_stderr), member.bits_per_byte),
     Cell(quantities.with_stderr(member.accuracy, member.accuracy_stderr, scale=100.0), member.accuracy),
   )
+
+
+def _of_parent(member: Member) -> str | None:
+  """The training time of the parent of an upcycled candidate."""
+  if not known(member.parent_time_s):
+    return None
+  counts = "after" if member.parent_counts else "not counted:"
+  return f"{counts} {quantities.duration(member.parent_time_s)} of its parent"
 
 
 def _baselines(baselines: Baselines, columns: int) -> Iterator[tuple[Cell, ...]]:

@@ -1,4 +1,4 @@
-"""Reads and checks the files of a comparison: comparison.json and the metrics.jsonl of each member."""
+"""Reads and checks comparison.json, the file with every number of a comparison."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from typing import Any, TypeGuard, TypeVar, cast
 
 from moejax.comparison.quantities import Number
 from moejax.errors import UserError
-from moejax.files import finite, parse_record, read_json
+from moejax.files import finite, read_json
 
 KINDS = ("dense", "moe")
 AGAIN = "run `moejax compare` again to rewrite it"
@@ -18,7 +18,7 @@ INFERENCE = "inference"
 """Key of a member in comparison.json with its inference cost, if it was measured."""
 
 CANDIDATE, DENSE, NO_DIFFERENCE = "candidate better", "dense better", "no difference found"
-NOT_ESTABLISHED = "not established"
+NOT_ESTABLISHED, NOT_COMPARABLE = "not established", "not comparable"
 """Outcomes."""
 ESTABLISHED, VIOLATED = "established", "violated"
 """Values of `equal_time`, besides NOT_ESTABLISHED."""
@@ -105,12 +105,36 @@ class Member:
   learning_rate_trials: tuple[Tried, ...] = ()
   """The learning rates among which it was chosen, if the suite has a sweep."""
   sparse_every: Number = None
+  start: str | None = None
+  """How an upcycled candidate starts, in words. None: from random parameters."""
+  parent: str | None = None
+  """Name of the run that it starts from, with the first seed."""
+  parent_counts: bool | None = None
+  """Whether the training of the parent counts as that of the candidate."""
+  parent_time_s: Number = None
+  parent_tokens: Number = None
+  parent_flops: Number = None
+  """Training time, tokens and model FLOPs of the parent, as means over seeds."""
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Other keys of the file, such as those of a later version."""
 
   def number(self, key: str) -> Number:
     """The field or the benchmark score with this name, or None."""
     return self.tasks.get(key) if key.startswith(TASKS) else getattr(self, key, None)
+
+  @property
+  def run_names(self) -> tuple[str, ...]:
+    """The names of its runs, one for each seed. The first, which may not have a result yet, is that of the member."""
+    return tuple(dict.fromkeys((self.name, *self.runs)))
+
+  @property
+  def train_flops(self) -> float:
+    """Model FLOPs of its own training."""
+    return (self.tokens or 0.0) * (self.model_flops_per_token or 0.0)
+
+  def counted(self, of: str) -> float:
+    """The training time (time_s), tokens or model FLOPs (flops) of its parent, as far as they count."""
+    return (getattr(self, f"parent_{of}") or 0.0) if self.parent_counts else 0.0
 
   def to_json(self) -> dict[str, Any]:
     """The object of the member in comparison.json."""
@@ -122,16 +146,18 @@ class Basis:
   """A candidate minus its dense model at equal time, tokens or FLOPs, read from their loss curves."""
 
   equal: str
-  """time, tokens or flops."""
+  """time, tokens (and active parameters) or flops."""
   at: Number = None
   """The common seconds, tokens or FLOPs."""
   bits_per_byte_difference: Number = None
   bits_per_byte_difference_interval: Interval = None
   outcome: str | None = None
-  """As of `Against`."""
+  """As of `Against`, or not comparable."""
   factor: Number = None
   """Time, tokens or FLOPs of the dense model divided by those of the candidate, at equal loss."""
   factor_interval: Interval = None
+  note: str | None = None
+  """The dense model of equal active parameters, if it is not that of the pair, or why there is none."""
   more: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -165,7 +191,8 @@ class Against:
   within_tolerance: bool | None = None
   """Whether the step time ratio is within the tolerance."""
   whole_run_ratio: Number = None
-  """Training time of the candidate divided by that of the dense model, as measured over whole runs."""
+  """Training time of the candidate, with that of a parent that counts, divided by that of the dense model, as measured
+  over whole runs."""
   equal_time: str | None = None
   """established: the interval of the step time ratio and the whole-run ratio are within the tolerance. violated: the
   interval or the whole-run ratio is outside. not established: otherwise."""
@@ -183,6 +210,8 @@ class Against:
   accuracy_difference_stderr: Number = None
   accuracy_difference_interval: Interval = None
   parameters_active_ratio: Number = None
+  start: str | None = None
+  """As of `Member`."""
   bases: tuple[Basis, ...] = ()
   """The same comparison at equal time, tokens and FLOPs."""
   shorter_budgets: tuple[Shorter, ...] = ()
@@ -306,23 +335,6 @@ def from_json(content: Any, source: str = "the comparison") -> Comparison:
   _object(given.get("provenance", {}), f"{source}: provenance", ())
   baselines = _record(Baselines, given.get("baselines", {}), f"{source}: baselines")
   return _record(Comparison, given | {"members": members, "pairs": pairs, "baselines": baselines}, source)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Reads the records of a metrics.jsonl, sorted by step. Returns an empty list if the file does not exist.
-
-  Invalid lines are ignored, since a killed process can leave an incomplete line. Lines of the same step are merged, and
-  later values replace earlier ones: an evaluation is a separate line, and a run that resumes from a checkpoint writes
-  the later steps again.
-  """
-  if not path.is_file():
-    return []
-  by_step: dict[float, dict[str, Any]] = {}
-  for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-    values = parse_record(line)
-    if values is not None and known(values.get("step")):
-      by_step.setdefault(values["step"], {}).update(values)
-  return [by_step[step] for step in sorted(by_step)]
 
 
 def known(value: Any) -> TypeGuard[float]:

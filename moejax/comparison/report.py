@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moejax.comparison import palette, record
+from moejax.comparison import curves, palette, record
 from moejax.comparison.configurations import read_configurations
 from moejax.comparison.page import Figures, page
 from moejax.comparison.plots.differences import differences
@@ -11,6 +11,7 @@ from moejax.comparison.plots.expert_load import expert_load
 from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
 from moejax.comparison.plots.speed_accuracy import speed_accuracy
+from moejax.comparison.plots.time_by_cause import time_by_cause
 from moejax.files import write_whole
 
 
@@ -52,17 +53,16 @@ def report_page(directory: Path, live: bool = False) -> str:
 
 def _made(directory: Path, live: bool) -> tuple[record.Comparison, Figures, str]:
   comparison = record.read_comparison(directory)
-  names = [member.name for member in comparison.members]
-  runs = dict.fromkeys([*names, *(run for member in comparison.members for run in member.runs)])
-  metrics = {run: record.read_metrics(directory / "runs" / run / "metrics.jsonl") for run in runs}
-  first = {name: metrics[name] for name in names}
-  pairs, speed = differences(comparison), speed_accuracy(comparison)
+  runs = [run for member in comparison.members for run in member.run_names]
+  metrics = {run: curves.read_metrics(directory / "runs" / run / "metrics.jsonl") for run in runs}
+  pairs, speed, times = differences(comparison), speed_accuracy(comparison), time_by_cause(comparison)
   figures = Figures(
     (pairs,) if pairs else (),
     (speed,) if speed else (),
     tuple(loss_curves(comparison, metrics)),
-    expert_load(comparison, first),
-    routing(comparison, first),
+    expert_load(comparison, metrics),
+    routing(comparison, metrics),
+    (times,) if times else (),
   )
   configurations = read_configurations(comparison, directory)
   return comparison, figures, page(comparison, metrics, configurations, figures, library(), live)

@@ -15,7 +15,6 @@ from typing import Any
 from moejax import processes
 from moejax.comparison import learning_rates, quantities
 from moejax.comparison.against import Results
-from moejax.comparison.branches import Branch, branch
 from moejax.comparison.budget import Allotment, allot
 from moejax.comparison.claims import train_unclaimed
 from moejax.comparison.inference_cost import measure_inference, with_inference
@@ -42,8 +41,10 @@ from moejax.comparison.record import (
   read_comparison,
 )
 from moejax.comparison.report import write_report
+from moejax.comparison.runs import Run, make_runs
 from moejax.comparison.stages import Result, read_baselines, read_measurements, read_result
-from moejax.config.experiment import Experiment, Pair, Suite
+from moejax.comparison.upcycled_start import start_from_parent
+from moejax.config.experiment import Experiment, Suite
 from moejax.config.learning_rates import LearningRateSweep
 from moejax.data.baselines import ngram_baselines
 from moejax.data.target_count import TargetCounter
@@ -113,7 +114,7 @@ class _Comparison:
     self.directory = workspace.directory
     self.counter = TargetCounter(workspace.corpus)
     self._prepared: dict[str, Prepared] = {}
-    self._runs: dict[str, _Run] = {}
+    self._runs: dict[str, Run] = {}
     self._tried: dict[str, tuple[Tried, ...]] = {}
     self._evaluation_s = EVALUATION_S
     self._begin = time.perf_counter()
@@ -141,7 +142,7 @@ class _Comparison:
     self.step_times_s = {name: self.measurements.timing(name).step_time_s for pair in self._names for name in pair}
     self.matches = match(self.suite, self.step_times_s)
     self.allotments = allot(self.suite, self.matches, self.step_times_s, self.counter)
-    self._runs = self._make_runs()
+    self._runs = make_runs(self.suite, self.allotments, self._placed)
     for matched in self.matches:
       ratio = self.measurements.ratio(matched.dense, matched.moe)
       signs = {ESTABLISHED: "=", VIOLATED: "has no match closer than"}
@@ -161,6 +162,7 @@ class _Comparison:
       lambda name: self._is_done(self._runs[name]),
       lambda name: self._train(self._runs[name]),
       self.progress.note,
+      lambda name: self._is_ready(self._runs[name]),
     )
 
   def tune(self) -> None:
@@ -172,7 +174,7 @@ class _Comparison:
     trials = {
       allotment.name: learning_rates.trials(self._placed(allotment.name), sweep, allotment.steps)
       for allotment in self.allotments
-      if allotment.trained
+      if allotment.trained and allotment.name not in self.suite.upcycled
     }
     by_folder = {trial.folder: trial for of_member in trials.values() for trial in of_member}
 
@@ -190,7 +192,7 @@ class _Comparison:
       self._tried[name] = tuple(Tried(**each) for each in processes.first(lambda: _plain(map(read, of_member))))  # noqa: B023
       rate = learning_rates.chosen(name, self._tried[name])
       self.progress.note(f"{name}: learning rate {quantities.count(rate)}")
-    self._runs = self._make_runs()
+    self._runs = make_runs(self.suite, self.allotments, self._placed)
     processes.first(self._write_so_far)
 
   def _try(self, trial: Trial, directory: pathlib.Path) -> None:
@@ -212,45 +214,41 @@ class _Comparison:
     tried = self._tried.get(name)
     return learning_rates.with_rate(experiment, learning_rates.chosen(name, tried)) if tried else experiment
 
-  def _make_runs(self) -> dict[str, "_Run"]:
-    """The runs to train by name, in order."""
-    allotments = {allotment.name: allotment for allotment in self.allotments if allotment.trained}
-    runs = [
-      _Run(experiment, allotments[member.name], pair)
-      for pair in self.suite.pairs
-      for member in pair.members
-      if member.name in allotments
-      for experiment in pair.runs(self._placed(member.name))
-    ]
-    return {run.name: run for run in runs}
-
-  def _train(self, of: "_Run") -> None:
+  def _train(self, of: Run) -> None:
     """Trains and evaluates a run whose directory this job has locked, and measures its pair again. Then trains its
     branches."""
     self._show_left(of, 0)
     if not processes.first(lambda: self._has_result(of.experiment, of.allotment.steps)):
       runs = self.directory / "runs"
       copies = {each.begin: runs / each.experiment.name for each in of.branches(self.suite) if each.begin}
-      self._run(of.allotment.name, of.experiment, of.allotment.steps, lambda step: self._show_left(of, step), copies)
+      self._run(of, of.experiment, of.allotment.steps, lambda step: self._show_left(of, step), copies)
     for each in of.branches(self.suite):
       if not processes.first(lambda: self._has_result(each.experiment, each.steps)):  # noqa: B023
-        self._run(of.allotment.name, each.experiment, each.steps)
+        self._run(of, each.experiment, each.steps)
     self._finish_run(of)
 
   def _run(
     self,
-    member: str,
+    of: Run,
     experiment: Experiment,
     steps: int,
     observe: Callable[[int], None] = lambda step: None,
     copies: Mapping[int, pathlib.Path] | None = None,
   ) -> None:
-    """Trains and evaluates a run of a member."""
-    run_directory = self.directory / "runs" / experiment.name
-    prepared = with_seeds(self._prepare(member), experiment)
+    """Trains and evaluates a run, or its branch `experiment`."""
+    runs = self.directory / "runs"
+    run_directory = runs / experiment.name
+    begin = of.parent.batches(experiment.training.batch_size) if of.parent else 0
+    prepared = with_seeds(self._prepare(of.allotment.name), experiment, begin)
     open_run(run_directory, experiment, steps)
     for there in (copies or {}).values():
       prepare_directory(there)
+
+    def warn(text: str) -> None:
+      self.progress.note(f"warning: {experiment.name}: {text}")
+
+    if of.parent:
+      start_from_parent(prepared, run_directory, of.parent, runs, warn)
 
     def timed(evaluators: Evaluators) -> Evaluators:
       """The evaluators, with measurement of their time."""
@@ -272,11 +270,11 @@ class _Comparison:
       timed(self.make_evaluators(prepared, run_directory, self.progress)),
       self.progress,
       lambda record: observe(record["step"]),
-      lambda text: self.progress.note(f"warning: {experiment.name}: {text}"),
+      warn,
       copies,
     )
 
-  def _finish_run(self, of: "_Run") -> None:
+  def _finish_run(self, of: Run) -> None:
     """Measures the pair of a run again, and writes the results so far."""
     moment = f"after {of.name}"
     # A run whose results were lost is only evaluated again.
@@ -407,7 +405,7 @@ class _Comparison:
     ratios = [step_time_ratio([turns], names[0], name) for name in names[1:]]
     return all(ratio.high / ratio.low - 1.0 <= self.suite.tolerance for ratio in ratios)
 
-  def _measured_again(self, of: "_Run") -> Turns:
+  def _measured_again(self, of: Run) -> Turns:
     """Measures the members of the pair of a run that are trained, for a few rounds."""
     trained = [each.name for each in self.allotments if each.trained and each.pair == of.pair.dense.name]
     pair = {name: self._prepare(name) for name in trained}
@@ -427,7 +425,7 @@ class _Comparison:
       self._prepared[name] = prepare(self.workspace, name, self.progress)
     return self._prepared[name]
 
-  def _show_left(self, current: "_Run", step: int) -> None:
+  def _show_left(self, current: Run, step: int) -> None:
     """Reports the estimated time left for the whole comparison while `current` trains."""
     left_s, passed = 0.0, True
     for of in self._runs.values():
@@ -446,7 +444,11 @@ class _Comparison:
       left_s += trained * (pair.seeds * (budget_s + self._evaluation_s) + self.suite.learning_rates.cost * budget_s)
     self.progress.whole(time.perf_counter() - self._begin, left_s)
 
-  def _is_done(self, of: "_Run") -> bool:
+  def _is_ready(self, of: Run) -> bool:
+    """Whether the parent of a run has been trained, if it has one."""
+    return of.parent is None or self._has_result(of.parent.experiment, of.parent.steps)
+
+  def _is_done(self, of: Run) -> bool:
     """Whether this run has been trained for its whole budget.
 
     Raises:
@@ -465,21 +467,3 @@ class _Comparison:
 
 def _plain(found: Iterable[Tried | None]) -> list[dict[str, Any]]:
   return [each.to_json() for each in found if each is not None]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Run:
-  """A run of a member with one seed."""
-
-  experiment: Experiment
-  allotment: Allotment
-  """Budget of the member."""
-  pair: Pair
-
-  @property
-  def name(self) -> str:
-    return self.experiment.name
-
-  def branches(self, suite: Suite) -> list[Branch]:
-    """Its runs with shorter budgets."""
-    return [branch(self.experiment, self.allotment.steps, fraction) for fraction in suite.shorter_budgets]

@@ -14,7 +14,7 @@ import numpy as np
 from moejax.comparison import curves
 from moejax.comparison.fairness import relative_curve
 from moejax.comparison.measurements import Measurements, measurements_from_json
-from moejax.comparison.record import Baselines, known, read_metrics
+from moejax.comparison.record import Baselines, known
 from moejax.config.experiment import Suite
 from moejax.errors import UserError
 from moejax.evaluation.held_out import HeldOut
@@ -91,7 +91,7 @@ def read_result(run_directory: pathlib.Path, steps: int, warn: Warn) -> Result |
       raise ValueError("its values are not valid")
     if summary["steps"] != steps:
       return None
-    held_out, metrics = _scores(run_directory, summary), read_metrics(run_directory / "metrics.jsonl")
+    held_out, metrics = _scores(run_directory, summary), curves.read_metrics(run_directory / "metrics.jsonl")
     steps_Z, loss_Z = curves.series(metrics, "loss")
     return Result(summary, held_out, relative_curve(steps_Z, curves.smooth(steps_Z, loss_Z)), _routers(metrics))
   except (OSError, ValueError, KeyError, TypeError) as error:

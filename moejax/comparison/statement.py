@@ -7,7 +7,7 @@ from moejax.comparison.page_tables import Cell, Table
 from moejax.comparison.quantities import MISSING
 from moejax.comparison.record import Against, Comparison, MatchedPair, known
 
-BASES = {"time": "equal training time", "tokens": "equal tokens", "flops": "equal training FLOPs"}
+BASES = {"time": "equal training time", "tokens": "equal active parameters and tokens", "flops": "equal training FLOPs"}
 EQUAL_TIME = {
   # Text, and whether it is good.
   "established": ("✓ training times equal within {}", True),
@@ -98,7 +98,7 @@ def fairness_table(comparison: Comparison) -> Table | None:
       rows.append(
         (
           Cell(str(one.moe), below=f"against {pair.dense}"),
-          Cell(BASES.get(equal, equal)),
+          Cell(BASES.get(equal, equal), below=basis.note),
           Cell(_amount(equal, basis.at), basis.at),
           Cell(written(basis, "bits_per_byte_difference"), basis.bits_per_byte_difference),
           Cell(str(basis.outcome or MISSING)),

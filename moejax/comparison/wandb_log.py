@@ -10,8 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moejax.comparison.curves import read_metrics
 from moejax.comparison.page_tables import flat
-from moejax.comparison.record import known, read_metrics
+from moejax.comparison.record import known
 from moejax.errors import UserError
 from moejax.files import read_json
 from moejax.optional import library

@@ -22,6 +22,7 @@ from moejax.config.router import (
 from moejax.config.schedule import Constant, Cosine, Linear, Schedule, WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules
 from moejax.config.training import Anomalies, Budget, Checkpoints, Losses, Training
+from moejax.config.upcycled import Upcycled
 
 __all__ = [
   "DATA_EXPERT_MODEL",
@@ -71,6 +72,7 @@ __all__ = [
   "TopKRouter",
   "TopPRouter",
   "Training",
+  "Upcycled",
   "WarmupStableDecay",
   "YarnScaling",
 ]

@@ -16,6 +16,7 @@ from moejax.config.schedule import WarmupStableDecay
 from moejax.config.sharding import DATA_EXPERT_MODEL, Mesh, Rules, check_dimensions, shards, table
 from moejax.config.tensors import check_activations, check_parameters
 from moejax.config.training import Training
+from moejax.config.upcycled import Upcycled, check_convertible
 from moejax.errors import UserError
 
 
@@ -224,6 +225,8 @@ class Pair:
   """MoE experiments. The one with the closest step time is the match."""
   seeds: int = 1
   """Number of runs of each member. They have successive values of training.seed and data.seed."""
+  upcycled: tuple[Upcycled, ...] = ()
+  """The candidates that start from the trained dense experiment. The others start from random parameters."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "seeds")
@@ -238,6 +241,23 @@ class Pair:
         raise UserError(
           f"candidate {experiment.name!r} does not read the same data as {self.dense.name!r}; use the same data"
         )
+    self._check_upcycled()
+
+  def _check_upcycled(self) -> None:
+    candidates = {experiment.name: experiment for experiment in self.candidates}
+    names = [each.candidate for each in self.upcycled]
+    for name in names:
+      if name not in candidates:
+        raise UserError(
+          f"upcycled {name!r} is not a candidate for {self.dense.name!r}; its candidates are {', '.join(candidates)}"
+        )
+      if names.count(name) > 1:
+        raise UserError(f"upcycled {name!r} is given {names.count(name)} times for {self.dense.name!r}; give it once")
+      check_convertible(name, self.dense.model, candidates[name].model)
+
+  def start(self, member: str) -> Upcycled | None:
+    """How a member starts from the dense experiment, or None if it starts from random parameters."""
+    return next((each for each in self.upcycled if each.candidate == member), None)
 
   @property
   def members(self) -> tuple[Experiment, ...]:
@@ -309,6 +329,13 @@ class Suite:
     check_storable(self)
 
   def _check_shorter_budgets(self) -> None:
+    for each in (each for pair in self.pairs for each in pair.upcycled):
+      if each.parent_fraction < 1.0 and each.parent_fraction not in self.shorter_budgets:
+        raise UserError(
+          f"upcycled {each.candidate!r}: parent_fraction={each.parent_fraction} is not among "
+          f"shorter_budgets={self.shorter_budgets}, after which there are runs of the dense model; add it to "
+          "shorter_budgets, or use parent_fraction=1 with count_parent=False"
+        )
     for fraction in self.shorter_budgets:
       if not 0.0 < fraction < 1.0:
         raise UserError(f"shorter_budgets={fraction} must be above 0 and below 1, the whole budget")
@@ -331,6 +358,11 @@ class Suite:
             f"suite {self.name!r}: {group}.{name} is {there!r} in {first.name!r} but {here!r} in {experiment.name!r}; "
             "all members must have the same text"
           )
+
+  @property
+  def upcycled(self) -> dict[str, Upcycled]:
+    """How each upcycled candidate starts, by name."""
+    return {each.candidate: each for pair in self.pairs for each in pair.upcycled}
 
   @property
   def members(self) -> tuple[Experiment, ...]:

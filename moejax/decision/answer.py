@@ -51,10 +51,10 @@ def _speedup(decision: Decision) -> str:
 def _break_even(decision: Decision) -> str:
   days = decision.break_even_days
   if days is None:
-    return "at no time is this MoE expected to be better than this dense model"
+    return "at no time considered is this MoE more likely to be better than this dense model"
   if not days:
-    return "this MoE is expected to be better than this dense model at every time considered"
-  return f"break-even: this MoE is expected to be better than this dense model after {_days(days)}"
+    return "this MoE is more likely to be better than this dense model at every time considered"
+  return f"break-even: after {_days(days)}, this MoE is more likely to be better than this dense model"
 
 
 def _turning(decision: Decision) -> str:
@@ -129,6 +129,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
     "step_time_error": {"common": decision.clock.common, "ratio": decision.clock.ratio},
     "laws": [
       {"name": one.law.name, "source": one.law.source, "caution": one.law.caution, "weight": one.weight,
+       "error_nats": one.law.error, "error_source": one.law.error_source,
        "probability_moe_better": one.probability, "gap_nats": one.gap, "outside_range": one.outside}
       for one in decision.laws
     ],

@@ -141,8 +141,11 @@ def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError
       f"{least / 2**30:,.0f} GiB on each of {topology.devices} devices, which have {limit / 2**30:,.0f} GiB"
     )
   own: list[Experiment] = []
-  with contextlib.suppress(UserError):
+  why = ""
+  try:
     own = [on_topology(experiment, topology)]
+  except UserError as error:
+    why = f" (its own: {error})"
   for options in (lambda: own, lambda: _saving_memory(own), lambda: _meshes(experiment, topology)):
     fitting = [
       (found.step_time_s, number, layout)
@@ -151,7 +154,7 @@ def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError
     ]
     if fitting:
       return min(fitting)[2]
-  return UserError(f"no layout of {experiment.name} is valid and fits on {topology.name}")
+  return UserError(f"no layout of {experiment.name} is valid and fits on {topology.name}{why}")
 
 
 def _saving_memory(own: Sequence[Experiment]) -> Iterator[Experiment]:

@@ -23,6 +23,8 @@ from moejax.scaling.laws import BEST_ACTIVATION, LAWS, Law
 
 DAY_S, HOUR_S = 86_400, 3600
 
+LEAST_DAYS, MOST_DAYS = 1e-6, 1e5
+
 DEVIATIONS = 1.2816
 """Half-width of an 80 % interval in standard deviations."""
 
@@ -41,10 +43,10 @@ class Budget:
   price_per_chip_hour: float | None = None
 
   def __post_init__(self) -> None:
-    if not 1e-6 <= self.days <= 1e5:
+    if not LEAST_DAYS <= self.days <= MOST_DAYS:
       raise UserError(f"--days={self.days:g} must lie between 0.000001 and 100,000")
-    if self.price_per_chip_hour is not None and not 0 <= self.price_per_chip_hour < 1e9:
-      raise UserError(f"--price-per-chip-hour={self.price_per_chip_hour:g} must be 0 or above")
+    if self.price_per_chip_hour is not None and not 0 <= self.price_per_chip_hour <= 1e9:
+      raise UserError(f"--price-per-chip-hour={self.price_per_chip_hour:g} must lie between 0 and 1e9")
 
   @property
   def seconds(self) -> float:
@@ -66,9 +68,16 @@ def make_budget(topology: Topology, days: float | None, money: float | None, pri
     raise UserError("give a budget: either --days X, or --money X with --price-per-chip-hour X")
   if days is None:
     assert money is not None
+    if not 0 < money < math.inf:
+      raise UserError(f"--money={money:g} must be above 0 and finite")
     if price is None or not price > 0:
       raise UserError(f"--money={money:g} needs --price-per-chip-hour X above 0")
     days = money / (price * 24 * topology.count * topology.slices)
+    if not LEAST_DAYS <= days <= MOST_DAYS:
+      raise UserError(
+        f"--money={money:g} buys {days:.3g} days on {topology.name}, which must lie between {LEAST_DAYS:g} and "
+        f"{MOST_DAYS:,.0f}; correct --money or --price-per-chip-hour"
+      )
   return Budget(days=days, price_per_chip_hour=price)
 
 
@@ -108,7 +117,7 @@ class Decision:
   """The dense model that reaches the loss of the MoE first, in the median. None if none does within 64 times the
   budget."""
   break_even_days: float | None
-  """Days after which this MoE is expected to be better than this dense model. 0: from the start. None: never."""
+  """Days after which this MoE is more likely to be better than this dense model. 0: from the start. None: never."""
   turning_days: float | None
   """The nearest budget at which both kinds are equally likely to be better."""
   turning_slowdown: float | None
@@ -220,6 +229,12 @@ def decide(
         break
       for finalist in by_formula:
         candidates = rescaled(candidates, compiled(finalist, topology, progress))
+  for finalist in _finalists(candidates, forecast(clock), budget):
+    if budget.seconds < finalist.step_time_s:
+      raise UserError(
+        f"--days={budget.days:g} is {budget.seconds:.3g} s, but one step of {finalist.name} takes "
+        f"{finalist.step_time_s:.3g} s; give a longer budget"
+      )
   progress.stage("simulating losses")
   decision = _decision(candidates, forecast(clock), topology, budget, fitted)
   return _with_measured(decision, tuple(measured)) if measured else decision

@@ -150,16 +150,18 @@ class Forecast:
       found[law] = _first_below(np.minimum.accumulate(curve), target)
     return found
 
-  def break_even(self, dense: Timed, sparse: Timed, seconds: float) -> float | None:
-    """The time from which on the expected loss of this MoE is below that of this dense model; None if it is not at any
-    time of the grid, 0 if it is at all of them."""
-    better = []
+  def break_even(
+    self, dense: Timed, sparse: Timed, seconds: float, offsets: Mapping[Law, float] | None = None
+  ) -> float | None:
+    """The time from which on this MoE is more likely to be better than this dense model than worse, which is where the
+    median of the gap of their losses is 0; None if it is not at any time of the grid, 0 if it is at all of them.
+    `offsets` are added to the gap of each law."""
+    pair, middles = (dense, sparse), []
     for factor in GRID:
-      gaps = {
-        law: float(np.median(gap)) for law, gap in self.advantages(dense, sparse, float(factor * seconds)).items()
-      }
-      better.append(self.mean((dense, sparse), gaps))
-    return last_rise(GRID * seconds, better)
+      gaps = self.advantages(*pair, float(factor * seconds))
+      moved = {law: gap + (offsets or {}).get(law, 0.0) for law, gap in gaps.items()}
+      middles += self.quantiles(pair, moved, (0.5,))
+    return last_rise(GRID * seconds, middles)
 
   def turning_slowdown(self, dense: Timed, sparse: Timed, seconds: float) -> float | None:
     """The factor of the MoE's step time at which both models are equally likely to be better. None beyond 64."""

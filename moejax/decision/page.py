@@ -1,22 +1,23 @@
 """Formats a decision for the terminal and as a self-contained HTML page."""
 
-import html
-import io
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from moejax.comparison import page_tables
+from moejax.comparison.page import FONT, TEMPLATES
+from moejax.comparison.palette import DARK, LIGHT
+from moejax.comparison.plots.drawing import library, theme
 from moejax.config.parameters import parameter_counts
 from moejax.decision.answer import headline, sentences
 from moejax.decision.candidates import Candidate
 from moejax.decision.decide import Decision
+from moejax.decision.figures import decision_figures
 from moejax.terminal import Fitting
-
-DENSE, SPARSE, MUTED = "#0b3c6b", "#ee7a1c", "#8a8a8a"
 
 LAW_HEADS = ("law", "weight", "MoE better", "gap, nats", "outside its range")
 CANDIDATE_HEADS = ("candidate", "total", "active", "step, s", "by", "GiB a device", "")
@@ -60,6 +61,17 @@ def law_sources(decision: Decision) -> list[str]:
   return ["; ".join(filter(None, (f"{one.law.name}: {one.law.source}", one.law.caution))) for one in decision.laws]
 
 
+def law_errors(decision: Decision) -> list[str]:
+  """The standard deviation of the error of each law, where it comes from, and how large it is for the MoE."""
+  sparse = decision.sparse.timed
+  tokens = decision.budget.seconds / sparse.seconds_per_token
+  return [
+    f"{one.law.name}: {one.law.error:.3g} nats ({one.law.error_source}); for the best MoE, "
+    f"{one.law.spread(sparse.shape, tokens):.3g} nats"
+    for one in decision.laws
+  ]
+
+
 def candidate_rows(decision: Decision) -> list[list[str]]:
   """Cells of the table of candidates, the smallest first."""
 
@@ -96,70 +108,28 @@ def _table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> F
   return Fitting(table)
 
 
-def plot_decision(decision: Decision, format: str = "svg") -> bytes:
-  """The probability and the gap of the losses for other budgets, the best dense model and the best MoE of each."""
-  figure = Figure(figsize=(10, 4), layout="constrained")
-  left, right = figure.subplots(1, 2)
-  days = [row["days"] for row in decision.curve]
-  left.plot(days, [row["probability"] for row in decision.curve], color=SPARSE)
-  left.axhline(0.5, color=MUTED, linewidth=0.8)
-  left.set(ylim=(0, 1), ylabel="probability that the MoE is better")
-  low, middle, high = zip(*(row["gap_nats"] for row in decision.curve), strict=True)
-  right.fill_between(days, low, high, color=SPARSE, alpha=0.2, linewidth=0, label="80 % interval")
-  right.plot(days, middle, color=SPARSE, label="median")
-  right.axhline(0, color=MUTED, linewidth=0.8)
-  right.set(ylabel="loss of the dense model minus MoE, nats")
-  right.legend(frameon=False)
-  for axes in (left, right):
-    axes.axvline(decision.budget.days, color=DENSE, linewidth=0.8, linestyle="--")
-    axes.set(xscale="log", xlabel="days of training (dashed: the budget)")
-    axes.grid(alpha=0.25)
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format=format, dpi=144, metadata={"Date": None} if format == "svg" else None)
-  return buffer.getvalue()
-
-
-STYLE = """
-:root { color-scheme: light dark; }
-body { margin: 0 auto; padding: 1.5rem; max-width: 70rem; font: 1rem/1.55 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.3; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; background: #fff; } figure svg { width: 100%; height: auto; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; } th, td { padding: .3rem .7rem; text-align: right; }
-th:first-child, td:first-child, th:last-child, td:last-child { text-align: left; }
-thead th { border-bottom: 2px solid; }
-tbody td { border-top: 1px solid color-mix(in srgb, currentcolor 25%, transparent); }
-.note { font-size: .92rem; }
-"""
-
-
 def as_html(decision: Decision) -> str:
-  """A page without external files."""
-  title = html.escape(headline(decision))
-  figure = plot_decision(decision).decode()
-  return f"""<!DOCTYPE html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>{STYLE}</style></head><body><main>
-<h1>{title}</h1>
-<ul>{_items(sentences(decision))}</ul>
-<figure role="img" aria-label="Probability and gap of losses by budget">{figure[figure.index("<svg") :]}</figure>
-{_html_table("By law", LAW_HEADS, law_rows(decision))}
-<ul class="note">{_items(law_sources(decision))}</ul>
-{_html_table("Candidates", CANDIDATE_HEADS, candidate_rows(decision))}
-{_html_table("Serving (roofline)", SERVING_HEADS, serving_rows(decision))}
-<h2>Notes</h2><ul class="note">{_items([*decision.notes, _basis(decision)])}</ul>
-</main></body></html>
-"""
-
-
-def _items(texts: Iterable[str]) -> str:
-  return "".join(f"<li>{html.escape(text)}</li>" for text in texts)
-
-
-def _html_table(title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  head = "".join(f"<th scope='col'>{html.escape(name)}</th>" for name in heads)
-  body = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
-  return (
-    f"<div class='scroll' tabindex='0'><table><caption>{title}</caption><thead><tr>{head}</tr></thead>"
-    f"<tbody>{body}</tbody></table></div>"
+  """A page without external files, with the style and the library of the report of a comparison."""
+  figures = decision_figures(decision)
+  return TEMPLATES.get_template("decision.html").render(
+    title=headline(decision),
+    sentences=sentences(decision),
+    figures=figures,
+    drawn={figure.name: {"spec": figure.spec, "choices": []} for figure in figures},
+    config=theme(FONT),
+    colors=(LIGHT, DARK),
+    library=library(),
+    laws=_page_table("laws", "By law", LAW_HEADS, law_rows(decision)),
+    sources=law_sources(decision),
+    errors=law_errors(decision),
+    candidates=_page_table("candidates", "Candidates", CANDIDATE_HEADS, candidate_rows(decision)),
+    serving=_page_table("serving", "Serving (roofline)", SERVING_HEADS, serving_rows(decision)),
+    notes=[*decision.notes, _basis(decision)],
+    live=True,  # no files lie beside it
+    quote=quote,
   )
+
+
+def _page_table(name: str, title: str, heads: Sequence[str], rows: Iterable[Sequence[str]]) -> page_tables.Table:
+  cells = tuple(tuple(map(page_tables.Cell, row)) for row in rows)
+  return page_tables.Table(name, title, tuple(heads), cells, words=True)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from moejax.planning.estimate import estimate
 from moejax.planning.topology import Topology
 from moejax.scaling.ensemble import published_weights
 from moejax.scaling.laws import LAWS
+from moejax.scaling.rows import check_row, shape_of_row
 from moejax.scaling.shapes import Shape, shape_of
 
 TEXTS = ("claim", "source")
@@ -53,7 +54,7 @@ class ClaimedRun:
     return self.tokens * self.timed.shape.training_flops
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Meeting:
   """A dense model and an MoE with the same loss."""
 
@@ -86,7 +87,7 @@ class CheckedClaim:
   probability: float
   """Probability that the MoE has the lower loss after the time of the dense model."""
   break_even_s: float | None
-  """The time after which this MoE is expected to be better than this dense model. 0: from the start. None: never."""
+  """The time after which this MoE is more likely to be better than this dense model. 0: from the start. None: never."""
 
   @property
   def sentences(self) -> list[str]:
@@ -95,13 +96,13 @@ class CheckedClaim:
     per_token = sparse.timed.seconds_per_token / dense.timed.seconds_per_token
     per_flop = per_token / (sparse.timed.shape.training_flops / dense.timed.shape.training_flops)
     found = [
-      f"per token, {sparse.name} takes {per_token:.2f} times as long as {dense.name} on {self.where} ({sparse.clock}), "
-      f"and per FLOP {per_flop:.2f} times"
+      f"per token, {sparse.name} takes {per_token:.3g} times as long as {dense.name} on {self.where} ({sparse.clock}), "
+      f"and per FLOP {per_flop:.3g} times"
     ]
     for one in self.meetings:
       found.append(
-        f"dense models reach the loss {one.loss:.3f} of {one.moe} with {one.flops_ratio:.2f} times its FLOPs, but in "
-        f"{one.time_ratio:.2f} times its training time"
+        f"dense models reach the loss {one.loss:.3f} of {one.moe} with {one.flops_ratio:.3g} times its FLOPs, but in "
+        f"{one.time_ratio:.3g} times its training time"
       )
     if self.published_gap is not None:
       found.append(f"as published, the loss of {sparse.name} is {_below(self.published_gap)} that of {dense.name}")
@@ -163,11 +164,12 @@ def check_claim(path: pathlib.Path, topology: Topology | None, seed: int = 0) ->
   forecast = Forecast(dense=pair[:1], sparse=pair[1:], ensemble=ensemble, clock=clock, draws=Draws.of(seed))
   gaps = forecast.advantages(*pair, dense.seconds)
   published = None if dense.loss is None or sparse.loss is None else dense.loss - sparse.loss
-  if published is not None:
-    gaps = {
-      law: published + gap - float(_gap(law, dense, sparse)) - _constant_error(forecast, law, pair, dense.seconds)
-      for law, gap in gaps.items()
-    }
+  # What the published losses add to the gap of each law at the published tokens.
+  offsets = {} if published is None else {law: published - float(_gap(law, dense, sparse)) for law in gaps}
+  gaps = {
+    law: gap + offsets[law] - _constant_error(forecast, law, pair, dense.seconds) if offsets else gap
+    for law, gap in gaps.items()
+  }
   low, middle, high = forecast.quantiles(pair, gaps, LEVELS)
   return CheckedClaim(
     claim=content["claim"],
@@ -179,7 +181,7 @@ def check_claim(path: pathlib.Path, topology: Topology | None, seed: int = 0) ->
     gap=(low, middle, high),
     published_gap=published,
     probability=forecast.mean(pair, {law: float(np.mean(gap > 0)) for law, gap in gaps.items()}),
-    break_even_s=forecast.break_even(*pair, dense.seconds),
+    break_even_s=forecast.break_even(*pair, dense.seconds, offsets),
   )
 
 
@@ -196,22 +198,32 @@ def _constant_error(forecast: Forecast, law: Any, pair: tuple[Timed, Timed], sec
 
 
 def _meetings(dense: tuple[ClaimedRun, ...], sparse: tuple[ClaimedRun, ...]) -> list[Meeting]:
-  known = [(run.loss, run.flops, run.seconds) for run in dense if run.loss is not None]
-  if len(known) < 2:
-    return []
-  losses, flops, seconds = (
-    np.array(column)[np.argsort([row[0] for row in known])] for column in zip(*known, strict=True)
-  )
-  return [
-    Meeting(
-      moe=run.name,
-      loss=run.loss,
-      flops_ratio=float(np.exp(np.interp(run.loss, losses, np.log(flops)))) / run.flops,
-      time_ratio=float(np.exp(np.interp(run.loss, losses, np.log(seconds)))) / run.seconds,
-    )
-    for run in sparse
-    if run.loss is not None and losses[0] <= run.loss <= losses[-1]
-  ]
+  """The MoE runs whose loss lies on the curves of the dense runs against FLOPs and against time."""
+  by_flops, by_time = (_envelope([(cost(run), run.loss) for run in dense if run.loss is not None]) for cost in
+                       (lambda run: run.flops, lambda run: run.seconds))  # fmt: skip
+  found = []
+  for run in sparse:
+    flops, seconds = (None if run.loss is None else _first(curve, run.loss) for curve in (by_flops, by_time))
+    if run.loss is not None and flops is not None and seconds is not None:
+      found.append(Meeting(run.name, run.loss, flops / run.flops, seconds / run.seconds))
+  return found
+
+
+def _envelope(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+  """Of costs and losses, those with a lower loss than everything that costs as much or less. The lowest cost first."""
+  best: list[tuple[float, float]] = []
+  for cost, loss in sorted(points):
+    if not best or loss < best[-1][1]:
+      best.append((cost, loss))
+  return best
+
+
+def _first(curve: Sequence[tuple[float, float]], loss: float) -> float | None:
+  """The lowest cost that reaches a loss, with logarithms of costs interpolated. None outside the curve."""
+  if len(curve) < 2 or not curve[-1][1] <= loss <= curve[0][1]:
+    return None
+  costs, losses = zip(*reversed(curve), strict=True)
+  return float(np.exp(np.interp(loss, losses, np.log(costs))))
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -236,32 +248,23 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _run(path: pathlib.Path, kind: str, row: Mapping[str, Any], topology: Topology | None) -> ClaimedRun:
   where = f"{path}: {row.get('name', kind)}"
-  if unknown := sorted(row.keys() - {*KEYS}):
-    raise UserError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(KEYS)}")
-  for key in ("tokens", "loss", *COUNTS, *CLOCKS):
-    value = row.get(key, 1.0)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
-      raise UserError(f"{where}: {key}={value!r} is not a number above 0")
-    if not 1e-30 <= value <= 1e30:
-      raise UserError(f"{where}: {key}={value!r} must lie between 1e-30 and 1e30")
-  if (mfu := row.get("mfu", 0.0)) > 1.0:
-    raise UserError(f"{where}: mfu={mfu!r} is above 1; give a fraction of the peak, such as 0.4")
-  active, total = (row.get(f"{what}_parameters") for what in ("active", "total"))
-  if active is not None and total is not None and active > total:
-    raise UserError(f"{where}: active_parameters={active!r} is more than total_parameters={total!r}")
-  if "tokens" not in row:
-    raise UserError(f"{where} has no 'tokens'")
+  check_row(where, row, ("tokens",), KEYS)
   experiment = _experiment(where, row)
   shape = shape_of(experiment) if experiment else _shape(where, row)
   seconds_per_token, clock = _clock(where, row, shape, experiment, topology)
-  name = str(row.get("name", kind))
+  name = row.get("name", kind)
   timed = Timed(name=name, shape=shape, seconds_per_token=seconds_per_token)
   return ClaimedRun(name=name, timed=timed, tokens=row["tokens"], loss=row.get("loss"), clock=clock)
 
 
 def _experiment(where: str, row: Mapping[str, Any]) -> Experiment | None:
+  counts = [key for key in COUNTS if key in row]
   if "experiment" not in row:
+    if "fields" in row:
+      raise UserError(f"{where} has fields, but no experiment whose fields they replace; add the experiment")
     return None
+  if counts:
+    raise UserError(f"{where} has both an experiment and {counts[0]}, which the experiment determines; leave out one")
   fields = row.get("fields", {})
   if not isinstance(row["experiment"], str) or not isinstance(fields, dict):
     raise UserError(f"{where}: experiment must be a name, and fields an object by dotted paths")
@@ -275,13 +278,7 @@ def _shape(where: str, row: Mapping[str, Any]) -> Shape:
   for key in ("active_parameters", "total_parameters"):
     if key not in row:
       raise UserError(f"{where} has no {key!r}; give the numbers of parameters, or an experiment")
-  return Shape(
-    active=row["active_parameters"],
-    total=row["total_parameters"],
-    expansion=max(1.0, row.get("expansion", 1.0)),
-    granularity=max(1.0, row.get("granularity", 1.0)),
-    flops_per_token=row.get("flops_per_token"),
-  )
+  return shape_of_row(where, row)
 
 
 def _clock(
@@ -298,7 +295,14 @@ def _clock(
     if isinstance(found, UserError):
       raise UserError(f"{where}: {found}")
     return estimate(found, topology).step_time_s / tokens_per_step(found), "formula"
+  if "seconds" in row and "mfu" in row:
+    raise UserError(f"{where} has both 'seconds' and 'mfu', which gives another time; leave out one")
   if "seconds" in row:
+    fraction = shape.training_flops * row["tokens"] / row["seconds"] / row.get("peak_flops", math.inf)
+    if fraction > 1:
+      raise UserError(
+        f"{where}: its FLOPs in seconds={row['seconds']!r} are {fraction:.3g} times peak_flops; correct one"
+      )
     return row["seconds"] / row["tokens"], "measured"
   if "mfu" in row and "peak_flops" in row:
     return shape.training_flops / (row["peak_flops"] * row["mfu"]), "MFU"

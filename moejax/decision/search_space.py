@@ -14,6 +14,10 @@ WIDTHS = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0, 2.83, 4.0)
 """Default of `Space.width`."""
 
 
+ROUNDING = 0.25
+"""Largest relative change of the number of layers so that it is a multiple of a period."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Space:
   """Values to combine. An empty tuple keeps the value of each experiment."""
@@ -102,7 +106,13 @@ def _varied(experiment: Experiment, changes: dict[str, Any]) -> Experiment:
   every = changes.get("every", moe.every if moe else 1)
   if depth != 1.0 or "every" in changes:
     leading, period = model.leading_layers, math.lcm(every, len(model.attention))
-    fields["model.num_layers"] = leading + _multiple(depth * model.num_layers - leading, period)
+    wanted = depth * model.num_layers
+    fields["model.num_layers"] = layers = leading + _multiple(wanted - leading, period)
+    if abs(layers / wanted - 1) > ROUNDING:
+      raise UserError(
+        f"{wanted:g} layers cannot be a multiple of a period of {period}: the nearest is {layers}; use another --every "
+        "or --depth"
+      )
   if moe:
     parts = changes.get("granularity", 1)
     expert = fields.get("model.moe.d_ff", moe.d_ff)

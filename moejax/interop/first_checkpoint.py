@@ -33,10 +33,16 @@ def stacked_as(model: AbstractModel, parameters: Parameters) -> Parameters:
 
 
 def save_first(spec: TrainSpec, parameters: Parameters, directory: pathlib.Path) -> None:
-  """Saves parameters and a new optimizer state as step 0 of a run."""
+  """Saves parameters and a new optimizer state as step 0 of a run, and its experiment."""
+  save_start(spec, parameters, directory)
+  claim(directory, spec.experiment, spec.experiment.training.steps or 0)
+
+
+def save_start(spec: TrainSpec, parameters: Parameters, directory: pathlib.Path, batch: int = 0) -> None:
+  """Saves parameters and a new optimizer state as step 0 of a run. `batch` is the index of its first batch."""
   moments = jax.jit(spec.optimizer.init, out_shardings=spec.shardings.optimizer)(parameters)
   step = jax.device_put(jnp.zeros((), jnp.int32), spec.partitioner.replicated)
   checkpointer = Checkpointer(directory / "checkpoints", spec.experiment.training.checkpoints)
-  checkpointer.save(State(step, parameters, moments), 0, {"data": None, "train_time_s": 0.0, "tokens": 0})
+  progress = {"data": None, "train_time_s": 0.0, "tokens": 0, "batch": batch}
+  checkpointer.save(State(step, parameters, moments), 0, progress)
   checkpointer.close()
-  claim(directory, spec.experiment, spec.experiment.training.steps or 0)

@@ -34,7 +34,7 @@ from moejax.models.abstract import Parameters
 from moejax.progress import SILENT, Progress
 from moejax.training.prepare import on_devices
 from moejax.training.run_directory import read_experiment
-from moejax.training.state import make_train_spec
+from moejax.training.state import TrainSpec, make_train_spec
 
 ROUTER_DEVIATION = 1.0
 """Standard deviation of the router's logits at the start, for an input of unit variance."""
@@ -162,12 +162,16 @@ def upcycle(
     parameters = distilled_parameters(dense, spec.experiment, how, batches, progress)
     save_first(spec, stacked_as(spec.model, parameters), directory)
     return
+  save_first(spec, converted(dense, spec, how), directory)
+
+
+def converted(dense: Loaded, spec: TrainSpec, how: Upcycling) -> Parameters:
+  """The parameters of the sparse model of `spec`, on its devices, whose experts are copies of dense layers."""
 
   def make(parameters: Parameters, key: jax.Array) -> Parameters:
     return upcycled_parameters(parameters, dense.experiment.model, spec.experiment.model, how, key)
 
-  parameters = jax.jit(make, out_shardings=spec.model.shardings)(dense.parameters, jax.random.key(how.seed))
-  save_first(spec, parameters, directory)
+  return jax.jit(make, out_shardings=spec.model.shardings)(dense.parameters, jax.random.key(how.seed))
 
 
 def distilled_parameters(

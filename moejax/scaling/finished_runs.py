@@ -8,8 +8,9 @@ from typing import Any
 from moejax.errors import UserError, reason
 from moejax.evaluation.held_out import HeldOut
 from moejax.files import read_json
+from moejax.scaling.rows import LIMITS, SHAPE, check_row, shape_of_row
 from moejax.scaling.shapes import Shape, shape_of
-from moejax.training.run_directory import read_experiment
+from moejax.training.run_directory import ORIGIN, read_experiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,14 +44,17 @@ class FinishedRun:
 
 
 def read_runs(paths: Sequence[pathlib.Path]) -> tuple[FinishedRun, ...]:
-  """Reads run directories, comparison directories (all of their finished runs), and JSON files with a list of runs, or
-  with such a list under the key "runs", as `moejax fit --json` writes it.
+  """Reads finished runs.
+
+  Args:
+    paths: run directories, comparison directories (all of their finished runs that are not upcycled), and JSON files
+      with a list of runs, or with such a list under the key "runs", as `moejax fit --json` writes it.
 
   An object of a JSON file has the keys name, active_parameters, total_parameters, tokens and loss, and may have
   embedding_parameters, expansion, granularity and flops_per_token (see `moejax.scaling.shapes.Shape`).
 
   Raises:
-    UserError: If a path has no finished run, or the runs were scored on different held-out text.
+    UserError: If a path has no finished run, a run is given twice, or the runs were scored on different held-out text.
   """
   found: list[FinishedRun] = []
   scored: dict[tuple[int, int], pathlib.Path] = {}
@@ -62,6 +66,7 @@ def read_runs(paths: Sequence[pathlib.Path]) -> tuple[FinishedRun, ...]:
       run, text = _of_directory(directory)
       scored.setdefault(text, directory)
       found.append(run)
+  _check_distinct(found)
   if len(scored) > 1:
     first, second = list(scored.values())[:2]
     raise UserError(
@@ -71,10 +76,22 @@ def read_runs(paths: Sequence[pathlib.Path]) -> tuple[FinishedRun, ...]:
   return tuple(found)
 
 
+def _check_distinct(runs: Sequence[FinishedRun]) -> None:
+  """Raises UserError if a run is given twice, which would count as two."""
+  seen: dict[FinishedRun, str] = {}
+  for run in runs:
+    unnamed = dataclasses.replace(run, name="")
+    if unnamed in seen:
+      raise UserError(f"{seen[unnamed]} and {run.name} are the same run; give each run once")
+    seen[unnamed] = run.name
+
+
 def _directories(path: pathlib.Path) -> Iterable[pathlib.Path]:
   if (path / "summary.json").is_file():
     return (path,)
   runs = sorted(summary.parent for summary in path.glob("runs/*/summary.json"))
+  # The tokens of an upcycled run are not all that its parameters were trained on.
+  runs = [run for run in runs if not (run / ORIGIN).exists()]
   if not runs:
     raise UserError(
       f"{path} has no finished run; give the directory of a finished run or comparison, or a JSON file with a list of "
@@ -97,6 +114,12 @@ def _of_directory(directory: pathlib.Path) -> tuple[FinishedRun, tuple[int, int]
   if not targets or not tokens:
     raise UserError(f"{directory} was not scored on held-out text; give runs with held-out documents")
   loss = float(held_out.nats.sum()) / targets
+  for key, value in {"loss": loss, "tokens": tokens}.items():
+    low, high = LIMITS[key]
+    if not low <= value <= high:
+      raise UserError(
+        f"{directory} is damaged: its {key}={value:g} must lie between {low:g} and {high:g}; run it again"
+      )
   run = FinishedRun(name=f"{name} ({directory})", shape=shape_of(experiment), tokens=tokens, loss=loss)
   return run, (targets, int(held_out.text_bytes.sum()))
 
@@ -114,28 +137,11 @@ def _of_file(path: pathlib.Path) -> list[FinishedRun]:
 
 
 NEEDED = ("active_parameters", "total_parameters", "tokens", "loss")
-OPTIONAL = ("embedding_parameters", "expansion", "granularity", "flops_per_token")
+KEYS = ("name", *NEEDED, *(key for key in SHAPE if key not in NEEDED))
 
 
 def _of_row(path: pathlib.Path, number: int, row: dict[str, Any]) -> FinishedRun:
   where = f"{path}, run {number}"
-  if unknown := sorted(row.keys() - {"name", *NEEDED, *OPTIONAL}):
-    raise UserError(f"{where}: unknown key {unknown[0]!r}; the keys are name, {', '.join((*NEEDED, *OPTIONAL))}")
-  if missing := [key for key in NEEDED if key not in row]:
-    raise UserError(f"{where} has no {missing[0]!r}")
-  for key in (*NEEDED, *OPTIONAL):
-    value = row.get(key)
-    least = 1.0 if key in ("expansion", "granularity") else 0.0
-    if key in row and (not isinstance(value, int | float) or isinstance(value, bool) or not least <= value < 1e40):
-      raise UserError(f"{where}: {key}={value!r} is not a number of at least {least:g}")
-  if not 0 < row["active_parameters"] <= row["total_parameters"] or not row["tokens"] or not row["loss"]:
-    raise UserError(f"{where}: active_parameters, tokens and loss must be above 0, and active at most total parameters")
-  shape = Shape(
-    active=row["active_parameters"],
-    total=row["total_parameters"],
-    embedding=row.get("embedding_parameters", 0.0),
-    expansion=row.get("expansion", 1.0),
-    granularity=row.get("granularity", 1.0),
-    flops_per_token=row.get("flops_per_token"),
-  )
-  return FinishedRun(name=str(row.get("name", f"run {number}")), shape=shape, tokens=row["tokens"], loss=row["loss"])
+  check_row(where, row, NEEDED, KEYS)
+  shape = shape_of_row(where, row)
+  return FinishedRun(name=row.get("name", f"run {number}"), shape=shape, tokens=row["tokens"], loss=row["loss"])

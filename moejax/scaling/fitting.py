@@ -30,6 +30,12 @@ STARTS, REPLICATES = 12, 100
 
 FEWEST_RUNS = 4
 
+LEAST_ERROR = 0.005
+"""Of a fitted law, in nats."""
+
+LEAST_EXPONENT = 0.01
+"""Of model size and tokens, so that larger models and longer training always have a lower loss."""
+
 HELD_OUT = 0.2
 """Fraction of the runs, those with the most training FLOPs, that are predicted from the others."""
 
@@ -50,6 +56,18 @@ class Form:
   """The constants for free numbers and a mean."""
   loss: Callable[[Mapping[str, Any], Any, Any, Any], Any]
   """Loss for constants, active parameters, tokens and expansion."""
+  sign: float
+  """Of the exponents, free numbers 3 (of model size) and 4 (of tokens), with which the loss falls."""
+
+  @property
+  def bounds(self) -> tuple[Array, Array]:
+    """Lowest and highest free numbers. The loss falls with model size and tokens."""
+    low, high = np.full(len(self.width), -np.inf), np.full(len(self.width), np.inf)
+    if self.sign > 0:
+      low[3:5] = LEAST_EXPONENT
+    else:
+      high[3:5] = -LEAST_EXPONENT
+    return low, high
 
 
 _FIRST = math.log(saturated(1, JOINT_START, JOINT_MOST))
@@ -70,12 +88,19 @@ def _joint_center(mean: Array) -> Array:
 def _joint_constants(free: Array, mean: Array) -> dict[str, Array]:
   of_size, of_data, least, alpha, beta, change_of_size, change_of_data, gamma, zeta = free
   n, d = mean
+  gamma, zeta = _falling(alpha, gamma), _falling(beta, zeta)
   delta, omega = change_of_size - gamma * n, change_of_data - zeta * d
   return {
     "a": np.exp(of_size - delta * _FIRST - alpha * n), "alpha": alpha - gamma * _FIRST, "delta": delta, "gamma": gamma,
     "b": np.exp(of_data - omega * _FIRST - beta * d), "beta": beta - zeta * _FIRST, "omega": omega, "zeta": zeta,
     "c": np.exp(least),
   }  # fmt: skip
+
+
+def _falling(exponent: Array, change: Array) -> Array:
+  """The change of an exponent with ln Ê, limited so that the loss falls for any number of experts."""
+  most = (-0.5 * LEAST_EXPONENT - exponent) / (math.log(JOINT_MOST) - _FIRST)
+  return np.where(np.real(change) < np.real(most), change, most)
 
 
 CHINCHILLA = {"A": 482.01, "B": 2085.43, "E": 1.8172, "alpha": 0.3478, "beta": 0.3658}
@@ -108,11 +133,11 @@ def _chinchilla_constants(free: Array, mean: Array) -> dict[str, Array]:
 FORMS = {
   "chinchilla": Form(
     name="chinchilla", source="arXiv 2203.15556, equation 2", published=CHINCHILLA, center=_chinchilla_center,
-    width=(1.0, 1.0, 0.7, 0.1, 0.1), constants=_chinchilla_constants, loss=chinchilla_loss,
+    width=(1.0, 1.0, 0.7, 0.1, 0.1), constants=_chinchilla_constants, loss=chinchilla_loss, sign=1.0,
   ),
   "joint": Form(
     name="joint", source="arXiv 2502.05172", published=JOINT, center=_joint_center,
-    width=(1.0, 1.0, 0.7, 0.06, 0.06, 0.05, 0.03, 0.005, 0.01), constants=_joint_constants, loss=joint_loss,
+    width=(1.0, 1.0, 0.7, 0.06, 0.06, 0.05, 0.03, 0.005, 0.01), constants=_joint_constants, loss=joint_loss, sign=-1.0,
   ),
 }  # fmt: skip
 
@@ -159,7 +184,8 @@ class Fit:
       source=f"fit of the law of {self.form.source} to {len(self.runs)} runs",
       loss=self.predict,
       draws=draws,
-      error=max(self.held_out_error, 0.005),
+      error=max(self.held_out_error, LEAST_ERROR),
+      error_source=f"the held-out error, at least {LEAST_ERROR}",
       ranges={
         "active parameters": _range([shape.active for shape in shapes]),
         "tokens": _range([run.tokens for run in self.runs]),
@@ -217,6 +243,12 @@ def fit(
   everything = np.arange(len(ordered))
   from_where = [center, *(center + width * generator.standard_normal((starts - 1, len(center))))]
   best = min((solve(everything, center, start) for start in from_where), key=lambda found: found[0])[1]
+  for what, exponent in zip(("parameters", "tokens"), form.sign * best[3:5], strict=True):
+    if exponent < 1.01 * LEAST_EXPONENT:
+      raise UserError(
+        f"the losses of these {len(runs)} runs do not fall with the number of {what}, so that the law {form.name} "
+        "cannot be fitted; check that each loss belongs to its run, and that all are of the same text in nats per token"
+      )
   last = max(1, round(HELD_OUT * len(ordered)))
   earlier = solve(everything[:-last], center, center)[1]
   predicted = form.loss(form.constants(earlier, mean), *table[:3, -last:])
@@ -277,7 +309,11 @@ def _solve(form: Form, table: Array, mean: Array, prior: Array, width: Array, st
       slopes = np.log(form.loss(moved, active, tokens, expansion)).imag.T / (step * scale)
     return np.concatenate([slopes, np.diag(1 / width)])
 
-  found = least_squares(residuals, start, jac=jacobian, loss=rho, max_nfev=200, ftol=1e-6, xtol=1e-6, gtol=1e-6)
+  low, high = form.bounds
+  begin = np.clip(start, low + 1e-3, high - 1e-3)
+  found = least_squares(
+    residuals, begin, jac=jacobian, bounds=(low, high), loss=rho, max_nfev=200, ftol=1e-6, xtol=1e-6, gtol=1e-6
+  )
   return float(found.cost), found.x
 
 

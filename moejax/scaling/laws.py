@@ -35,6 +35,8 @@ class Law:
   """The loss for each draw of a Monte Carlo simulation, with different constants for each. None: as `loss`."""
   error: float
   """Standard deviation of the error of a loss within the range, in nats."""
+  error_source: str = "our own choice"
+  """Where this standard deviation comes from."""
   ranges: Mapping[str, Range]
   """Smallest and largest values of the runs that the law was fitted to, by quantity (see `quantities`)."""
   applies: Callable[[Shape], bool] = lambda shape: True
@@ -195,7 +197,7 @@ LAWS = {
     ),
     Law(
       name="fine-grained", source="arXiv 2402.07871, the laws of MoE and of dense models", loss=_fine_grained,
-      error=0.019,
+      error=0.019, error_source="the RMSE of the paper",
       ranges={"total parameters": (129e6, 3.7e9), "expansion": (1, 64), "granularity": (1, 16)},
       applies=_within(2, 64), caution="fitted for 64 times as many parameters in experts as active; used up to a "
       "factor of 2 from that",

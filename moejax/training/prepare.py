@@ -128,22 +128,22 @@ def prepare(workspace: Workspace, name: str, progress: Progress = SILENT) -> Pre
   return Prepared(spec, step, _batches(spec, corpus), corpus, memory, compile_time_s)
 
 
-def with_seeds(prepared: Prepared, experiment: Experiment) -> Prepared:
-  """A prepared run of the same program for an experiment that differs only in its name and its seeds.
+def with_seeds(prepared: Prepared, experiment: Experiment, first_batch: int = 0) -> Prepared:
+  """A prepared run of the same program for an experiment that differs only in its name, its seeds and its first batch.
 
   The noise of routers, if any, is that of the seed of `prepared`, which is part of the program.
   """
   spec = dataclasses.replace(prepared.spec, experiment=experiment)
-  return dataclasses.replace(prepared, spec=spec, batches=_batches(spec, prepared.corpus))
+  return dataclasses.replace(prepared, spec=spec, batches=_batches(spec, prepared.corpus, first_batch))
 
 
-def _batches(spec: TrainSpec, corpus: Corpus) -> Callable[[], Batches]:
+def _batches(spec: TrainSpec, corpus: Corpus, first_batch: int = 0) -> Callable[[], Batches]:
   """Returns a function that opens the input of this process at the first batch."""
   experiment, local = spec.experiment, rows_of_process(spec)
 
   def batches() -> Batches:
     mixture = training_mixture(corpus, experiment.data)
-    return train_batches(mixture, experiment.data, experiment.training.batch_size, local.rows)
+    return train_batches(mixture, experiment.data, experiment.training.batch_size, local.rows, first_batch)
 
   return batches
 

@@ -19,6 +19,9 @@ from moejax.files import read_json, write_json
 RUN, COMPARISON = "experiment.json", "suite.json"
 """Files with the configuration of a run and of a comparison."""
 
+ORIGIN = "upcycled.json"
+"""File of a run of a comparison that starts from another run, and says from which."""
+
 STEP = re.compile(r"0|[1-9][0-9]{0,17}")
 """Names of the directories of complete checkpoints."""
 
@@ -78,8 +81,12 @@ def check_run(directory: pathlib.Path, experiment: Experiment, steps: int | None
 
 def saved_step(directory: pathlib.Path) -> int:
   """Step of the latest checkpoint of a run, or 0."""
-  folders = (directory / "checkpoints").glob("*")
-  return max((int(folder.name) for folder in folders if STEP.fullmatch(folder.name)), default=0)
+  return max(saved_steps(directory), default=0)
+
+
+def saved_steps(directory: pathlib.Path) -> list[int]:
+  """Steps of the checkpoints of a run, which may be damaged."""
+  return [int(folder.name) for folder in (directory / "checkpoints").glob("*") if STEP.fullmatch(folder.name)]
 
 
 def copy_start(directory: pathlib.Path, step: int, there: pathlib.Path) -> None:

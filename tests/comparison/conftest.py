@@ -36,7 +36,8 @@ def member(name, pair, *, experts=0, matched=True, step_time_s, total, active, b
       {"learning_rate": rate, "loss": loss, "steps": 120, "train_time_s": 0.1 * budget_s}
       for rate, loss in ((1.5e-3, 2.5), (3e-3, 2.4), (6e-3, None))
     ],
-    "sparse_every": 2 if experts else None,
+    "sparse_every": 2 if experts else None, "start": None, "parent": None, "parent_counts": None,
+    "parent_time_s": None, "parent_tokens": None, "parent_flops": None,
   }  # fmt: skip
 
 
@@ -54,7 +55,7 @@ def against(moe, ratio, bits_difference, accuracy_difference):
     "bits_per_byte_detectable": 0.0126,
     "accuracy_difference": accuracy_difference, "accuracy_difference_stderr": 0.0011,
     "accuracy_difference_interval": [accuracy_difference - 0.0025, accuracy_difference + 0.0025],
-    "parameters_active_ratio": 1.08,
+    "parameters_active_ratio": 1.08, "start": None,
     "shorter_budgets": [
       {
         "budget": 0.5, "budget_s": 9.1, "bits_per_byte": 2.5, "bits_per_byte_dense": 2.6,
@@ -67,6 +68,7 @@ def against(moe, ratio, bits_difference, accuracy_difference):
         "equal": name, "at": 17.5, "bits_per_byte_difference": bits_difference,
         "bits_per_byte_difference_interval": [bits_difference - 0.01, bits_difference + 0.01],
         "outcome": "candidate better", "factor": factor, "factor_interval": [factor - 0.2, factor + 0.2],
+        "note": None,
       }
       for name, factor in factors.items()
     ],

@@ -32,7 +32,7 @@ def test_a_curve_is_the_mean_over_runs_and_ends_with_their_scores():
   steps_Z = np.arange(1.0, 101.0)
   relative = relative_curve(steps_Z, 5 - np.log(steps_Z))
   assert relative is not None and relative[-1] == 1.0
-  found = curve([relative, relative], [2.0, 3.0], end=60.0)
+  found = curve([relative, relative], [2.0, 3.0], own=60.0)
   assert found.end == 60.0 and found.at(60.0) == 2.5
   assert found.at(30.0) == pytest.approx(2.5 * (5 - np.log(50)) / (5 - np.log(100)), rel=1e-3)
   assert relative_curve(steps_Z[:1], steps_Z[:1]) is None

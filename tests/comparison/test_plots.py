@@ -17,6 +17,7 @@ from moejax.comparison.plots.loss_curves import loss_curves
 from moejax.comparison.plots.routing import routing
 from moejax.comparison.plots.sparsity import sparsity_plots
 from moejax.comparison.plots.speed_accuracy import speed_accuracy
+from moejax.comparison.plots.time_by_cause import time_by_cause
 from moejax.comparison.record import from_json
 
 
@@ -219,6 +220,39 @@ def test_equal_data_give_equal_bytes(comparison):
   read = from_json(comparison)
   one, other = (draw(speed_accuracy(read).spec, "t", "A statement.", palette.variables(read)) for _ in range(2))
   assert one == other
+
+
+def test_the_time_of_a_run_by_cause_adds_up_in_seconds_and_in_shares(comparison):
+  lost = {"input_s": 2.0, "stalled_s": 1.0, "evaluation_s": 4.0, "save_s": 0.5, "restore_s": 0.0}
+  assert time_by_cause(from_json(comparison)) is None
+  members = comparison["members"]
+  for member in members[:2]:
+    member |= {f"goodput/{cause}": seconds for cause, seconds in lost.items()} | {"goodput/fraction": 0.7}
+  members[1] |= {"parent_time_s": 5.0, "parent_counts": True}
+  figure = time_by_cause(from_json(comparison))
+  rows = figure.spec["data"]["values"]
+  for i, member in enumerate(members[:2]):
+    seconds = {row["cause"]: row["seconds"] for row in rows if row["member"] == member["name"]}
+    assert seconds["useful steps"] == pytest.approx(member["train_time_s"] - 3.0, rel=1e-5)
+    assert sum(seconds.values()) == pytest.approx(member["train_time_s"] + 4.5 + 5.0 * i, rel=1e-5)
+    assert sum(row["share"] for row in rows if row["member"] == member["name"]) == pytest.approx(1.0, abs=1e-5)
+    assert seconds.get("parent of an upcycled candidate") == (5.0 if i else None) and "restoring" not in seconds
+  assert {row["member"] for row in rows} == {member["name"] for member in members[:2]}
+  assert list(figure.drawings()) == ["time_by_cause_seconds", "time_by_cause_share"]
+  for colors in map(lambda dark: palette.variables(from_json(comparison), dark), (False, True)):
+    svg, png = draw(figure.drawings()["time_by_cause_seconds"], figure.title, "", colors)
+    assert "waiting for input" in texts(svg) and "var(--" not in svg and png.startswith(b"\x89PNG")
+
+
+def test_routers_of_every_seed_have_figures(comparison, metrics_of):
+  moe = comparison["members"][1]
+  moe["runs"] = [moe["name"], f"{moe['name']}-seed1"]
+  metrics = {run: metrics_of(moe) for run in moe["runs"]}
+  for make in (routing, expert_load):
+    figures = make(from_json(comparison), metrics)
+    assert list(figures) == moe["runs"]
+    drawings = [name for figure in figures.values() for name in figure.drawings()]
+    assert len(set(drawings)) == len(drawings)
 
 
 def test_routing_shows_entropy_drops_and_every_auxiliary_loss_of_each_sparse_member(comparison, metrics_of):

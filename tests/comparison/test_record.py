@@ -5,7 +5,8 @@ import math
 
 import pytest
 
-from moejax.comparison.record import equal_names, from_json, missing, pair_members, read_comparison, read_metrics
+from moejax.comparison.curves import read_metrics
+from moejax.comparison.record import equal_names, from_json, missing, pair_members, read_comparison
 
 
 def test_a_missing_comparison_names_the_path_and_the_remedy(tmp_path):

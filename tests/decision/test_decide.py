@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 
@@ -10,9 +11,11 @@ from moejax import cli
 from moejax.config import Experiment, GroupedDispatch
 from moejax.config.chips import CHIPS
 from moejax.config.parameters import full_sequence_steps, parameter_counts
+from moejax.decision import page as decision_page
 from moejax.decision.answer import as_json, headline, sentences
 from moejax.decision.candidates import find_candidates
 from moejax.decision.decide import DAY_S, Budget, clock_error, decide
+from moejax.decision.figures import decision_figures, drawn
 from moejax.decision.page import as_html
 from moejax.decision.search_space import Space, make_space, variants
 from moejax.decision.serving import break_even_tokens, serving
@@ -24,6 +27,12 @@ from moejax.planning.topology import parse_topology
 
 POD = parse_topology("v5p:4x8x8")
 ONE_WIDTH = Space(width=(1.0,))
+
+
+@pytest.fixture(autouse=True)
+def without_library(monkeypatch):
+  """Pages lack the library that draws their figures, which takes seconds to make."""
+  monkeypatch.setattr(decision_page, "library", lambda: "")
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +58,21 @@ def test_all_numbers_are_in_the_json_and_the_page_is_self_contained(decision):
   days = [row["days"] for row in stored["budgets"]]
   assert days[len(days) // 2] == pytest.approx(21) and days == sorted(days)
   page = as_html(decision)
-  assert "<svg" in page and "src=" not in page and 'href="http' not in page.replace("xlink:href", "")
+  assert "src=" not in page and "href=" not in page.replace('href="data:text/csv', "")
   assert headline(decision) in page and all(one.law.name in page for one in decision.laws)
+  assert all(f"({one.law.error_source})" in page for one in decision.laws) and "our own choice" in page
+  drawn = json.loads(re.search(r'<script type="application/json" id="figures">(.*)</script>', page)[1])["figures"]
+  gap, probability = (drawn[f"decision_{name}"]["spec"]["data"]["values"] for name in ("gap", "probability"))
+  assert [row["gap"] for row in gap] == pytest.approx([row["gap_nats"][1] for row in stored["budgets"]], abs=1e-3)
+  assert [row["probability"] for row in probability] == pytest.approx(
+    [row["probability"] for row in stored["budgets"]], abs=1e-3
+  )
+
+
+def test_figures_of_a_decision_are_drawn(decision):
+  for figure in decision_figures(decision):
+    svg, png = drawn(figure, "svg").decode(), drawn(figure, "png")
+    assert svg.startswith("<svg") and figure.title in svg and png.startswith(b"\x89PNG") and "var(--" not in svg
 
 
 def test_the_same_seed_gives_the_same_answer(decision):
@@ -159,13 +181,20 @@ def test_the_command_writes_its_files_and_mistakes_are_one_line(tmp_path, capsys
     "dense": 1024 * 4096, "moe": 2048 * 4096,
   }  # fmt: skip
   out = capsys.readouterr().out
-  assert stored["answer"] in out and "<svg" in (tmp_path / "d.html").read_text()
+  assert stored["answer"] in out and stored["answer"] in (tmp_path / "d.html").read_text()
   for words, said in (
     ([], "decide needs NAME"),
     (pair[:2], "needs --topology"),
     (pair, "give a budget: either --days X, or --money X"),
     ([*pair, "--days", "1", "--money", "5"], "give a budget"),
     ([*pair, "--money", "5"], "needs --price-per-chip-hour X above 0"),
+    ([*pair, "--money", "-5", "--price-per-chip-hour", "1"], "--money=-5 must be above 0 and finite"),
+    ([*pair, "--money", "nan", "--price-per-chip-hour", "1"], "--money=nan must be above 0 and finite"),
+    ([*pair, "--money", "1e9", "--price-per-chip-hour", "1e-9"], "--money=1e+09 buys 1.63e+14 days on v5p:4x8x8"),
+    ([*pair, "--days", "1", "--price-per-chip-hour", "inf"], "must lie between 0 and 1e9"),
+    ([*pair, "--days", "1.2e-5", "--width", "1"], "is 1.04 s, but one step of"),
+    ([*pair, "--days", "1", "--width", "1", "--every", "1000"], "the nearest is 1000; use another --every or --depth"),
+    (["quick_small", "quick_small_8e", *pair[2:], "--days", "1", "--width", "1"], "(its own: "),
     ([*pair, "--days", "-1"], "--days=-1 must lie between"),
     (["dense_6b4", *pair[2:], "--days", "1"], "needs a dense and an MoE experiment, but none is MoE"),
     ([*pair, "--days", "1", "--precision", "int4"], "--precision int4"),

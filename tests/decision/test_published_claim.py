@@ -59,15 +59,24 @@ GOOD = {"claim": "c", "source": "s", "dense": RUN, "moe": MOE}
     (GOOD | {"claim": 3}, "claim=3 is not text"),
     (GOOD | {"dense": []}, "dense is not an object or a list"),
     (GOOD | {"dense": RUN | {"token": 1}}, "unknown key 'token'"),
-    (GOOD | {"dense": RUN | {"tokens": -1}}, "tokens=-1 is not a number above 0"),
+    (GOOD | {"dense": RUN | {"tokens": -1}}, "tokens=-1 must lie between 1 and"),
     (GOOD | {"dense": RUN | {"tokens": 1e300}}, "tokens=1e.300 must lie between"),
-    (GOOD | {"dense": RUN | {"mfu": 40}}, "mfu=40 is above 1"),
+    (GOOD | {"dense": RUN | {"mfu": 40}}, "mfu=40 must lie between 1e-06 and 1, a fraction of the peak"),
     (GOOD | {"moe": MOE | {"active_parameters": 6e9}}, "active_parameters=6000000000.0 is more than total_parameters"),
     (GOOD | {"dense": {"tokens": 1e9}}, "has no 'active_parameters'"),
     (GOOD | {"dense": {k: v for k, v in RUN.items() if k != "seconds"}}, "has neither 'seconds' nor 'mfu'"),
     (GOOD | {"dense": {"experiment": "dense_6b", "tokens": 1e9}}, "did you mean dense_6b4"),
     (GOOD | {"dense": {"experiment": "dense_6b4", "fields": {"model.layer": 1}, "tokens": 1e9}}, "no field 'layer'"),
     (GOOD | {"moe": RUN}, "above 1 for MoE runs"),
+    (GOOD | {"dense": MOE, "moe": RUN}, "must be 1 for dense runs"),
+    (GOOD | {"moe": {key: value for key, value in MOE.items() if key != "expansion"}}, "give the expansion of an MoE"),
+    (GOOD | {"dense": RUN | {"tokens": 20}}, "tokens=20 is 2e-08 per active parameter"),
+    (GOOD | {"dense": RUN | {"loss": 55.0}}, "loss=55.0 must lie between"),
+    (GOOD | {"dense": RUN | {"mfu": 0.4, "peak_flops": 1e15}}, "has both 'seconds' and 'mfu'"),
+    (GOOD | {"dense": RUN | {"peak_flops": 1e15}}, "are 120 times peak_flops"),
+    (GOOD | {"dense": RUN | {"experiment": "dense_6b4"}}, "both an experiment and active_parameters"),
+    (GOOD | {"dense": RUN | {"fields": {"a": 1}}}, "has fields, but no experiment"),
+    (GOOD | {"dense": RUN | {"name": {"a": 1}}}, "name=.* is not text"),
   ],
 )
 def test_mistakes_in_a_claim_are_one_line(content, said, tmp_path):
@@ -76,6 +85,34 @@ def test_mistakes_in_a_claim_are_one_line(content, said, tmp_path):
   with pytest.raises(UserError, match=said) as error:
     check_claim(path, None)
   assert "claim.json" in str(error.value)
+
+
+def test_dense_models_meet_an_moe_where_the_best_of_them_first_have_its_loss(tmp_path):
+  """The second dense run is longer than the first and worse, so that it is not on the curve."""
+  dense = [
+    RUN | {"name": name, "seconds": seconds, "tokens": seconds * 2e7, "loss": loss}
+    for name, seconds, loss in (("a", 10, 3.0), ("b", 100, 3.2), ("c", 1000, 2.8))
+  ]
+  path = tmp_path / "claim.json"
+
+  def meeting(loss: float):
+    moe = MOE | {"seconds": 50, "tokens": 1e9, "loss": loss}
+    for order in (dense, dense[::-1]):
+      path.write_text(json.dumps(GOOD | {"dense": order, "moe": moe}))
+      yield from check_claim(path, None).meetings
+
+  for loss, seconds in ((2.9, 100), (3.0, 10), (2.8, 1000)):
+    assert [each.time_ratio for each in meeting(loss)] == [pytest.approx(seconds / 50)] * 2
+  assert list(meeting(3.1)) == []  # the shortest run is better
+
+
+def test_the_break_even_of_a_claim_agrees_with_its_probability(tmp_path):
+  path = tmp_path / "claim.json"
+  for loss in (2.2, 2.45, 2.55, 2.9):
+    path.write_text(json.dumps(GOOD | {"dense": RUN | {"loss": 2.5}, "moe": MOE | {"loss": loss}}))
+    checked = check_claim(path, None)
+    better = checked.break_even_s is not None and checked.break_even_s <= checked.dense[-1].seconds
+    assert better == (checked.probability > 0.5) == (loss < 2.5)
 
 
 def test_a_topology_needs_experiments(tmp_path):

@@ -6,9 +6,10 @@ import json
 import numpy as np
 import pytest
 
+from moejax.decision.figures import drawn, fit_figure
+from moejax.decision.fit_page import fit_page
 from moejax.scaling.ensemble import _log_likelihood, _normalized, fit_ensemble, published_weights
 from moejax.scaling.finished_runs import FinishedRun, read_runs
-from moejax.scaling.fit_page import fit_page, plot_fit
 from moejax.scaling.laws import LAWS
 from moejax.scaling.shapes import Shape
 
@@ -67,7 +68,8 @@ def test_a_fit_is_shown_plotted_stored_and_read_again(fitted, tmp_path, capsys):
   Console(width=200).print(fit_page(fitted))
   shown = capsys.readouterr().out
   assert "alpha" in shown and "your runs (joint)" in shown and "predicted from the others" in shown
-  assert plot_fit(fitted.fits[0])[:4] == b"\x89PNG" and b"<svg" in plot_fit(fitted.fits[0], "svg")
+  figure = fit_figure(fitted.fits[0])
+  assert drawn(figure, "png")[:4] == b"\x89PNG" and b"<svg" in drawn(figure, "svg")
   path = tmp_path / "fit.json"
   path.write_text(json.dumps(fitted.to_json()))
   again = read_runs([path])

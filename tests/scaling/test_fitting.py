@@ -1,5 +1,7 @@
 """Fits recover known constants from noisy runs, keep what runs do not determine, and predict larger runs."""
 
+import contextlib
+import dataclasses
 import json
 
 import numpy as np
@@ -80,6 +82,23 @@ def test_the_same_seed_gives_the_same_fit_and_too_few_runs_are_refused():
     fit(FORMS["joint"], some[:3])
 
 
+def test_a_fit_falls_with_size_and_tokens_for_any_runs_and_is_refused_where_their_losses_rise():
+  generator = np.random.default_rng(0)
+  for _ in range(3):
+    some = [runs(joint_loss, JOINT, experts=(1, 8), noise=0.2)[i] for i in generator.permutation(36)[:6]]
+    with contextlib.suppress(UserError):
+      found = fit(FORMS["joint"], some, replicates=3, starts=1)
+      for expansion in (1, 8, 64, 256):
+        for constants in (found.constants, found.replicates):
+          losses = [joint_loss(constants, 1e9, tokens, expansion) for tokens in np.geomspace(1e7, 1e14, 8)]
+          assert np.all(np.diff(losses, axis=0) < 0)
+          losses = [joint_loss(constants, active, 1e11, expansion) for active in np.geomspace(1e6, 1e12, 7)]
+          assert np.all(np.diff(losses, axis=0) < 0)
+  rising = [dataclasses.replace(run, loss=3 + 0.1 * np.log10(run.tokens)) for run in runs(joint_loss, JOINT)]
+  with pytest.raises(UserError, match="losses of these 18 runs do not fall with the number of"):
+    fit(FORMS["joint"], rising, replicates=2, starts=2)
+
+
 def test_runs_are_read_from_a_list_and_mistakes_in_it_are_one_line(tmp_path):
   row = {"active_parameters": 1e9, "total_parameters": 2e9, "tokens": 2e10, "loss": 2.5, "expansion": 8}
   path = tmp_path / "runs.json"
@@ -89,12 +108,24 @@ def test_runs_are_read_from_a_list_and_mistakes_in_it_are_one_line(tmp_path):
   for wrong, said in (
     ({"los": 2}, "unknown key 'los'"),
     ({"tokens": "many"}, "tokens='many' is not a number"),
-    ({"expansion": 0.5}, "expansion=0.5 is not a number of at least 1"),
-    ({"active_parameters": 3e9}, "active at most total"),
+    ({"expansion": 0.5}, "expansion=0.5 must lie between 1 and"),
+    ({"active_parameters": 3e9}, "active_parameters=3000000000.0 is more than total_parameters"),
+    ({"tokens": 20}, "tokens=20 is 2e-08 per active parameter"),
+    ({"active_parameters": 1}, "active_parameters=1 must lie between 1000 and 1e"),
+    ({"loss": 54.2}, "loss=54.2 must lie between 0.001 and 20 nats per token"),
+    ({"loss": True}, "loss=True is not a number"),
+    ({"total_parameters": 1e9}, "all parameters are active, but expansion=8 is above 1"),
+    ({"total_parameters": 9e9, "expansion": 1}, "which an expansion of 1 does not explain"),
+    ({"embedding_parameters": 1e9}, "embedding_parameters=1000000000.0 must be less than active_parameters"),
+    ({"flops_per_token": 6e6}, "flops_per_token=6000000.0 is 0.006 per active parameter"),
+    ({"name": ["a"]}, "name=.'a'. is not text"),
   ):
     path.write_text(json.dumps([row | wrong]))
     with pytest.raises(UserError, match=f"runs.json, run 1.*{said}"):
       read_runs([path])
+  path.write_text(json.dumps([row, row | {"name": "again"}]))
+  with pytest.raises(UserError, match="run 1 and again are the same run; give each run once"):
+    read_runs([path])
   path.write_text("[]")
   with pytest.raises(UserError, match="does not contain a list"):
     read_runs([path])

@@ -19,8 +19,9 @@ CELLS = 3000
 
 
 def expert_load(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Figure]:
-  """A figure by name of each MoE member that logged its load. All share one color scale."""
-  loads = {m.name: curves.relative_load(metrics.get(m.name, ())) for m in comparison.members}
+  """A figure by name of each run (seed) of an MoE that logged its load. All share one color scale."""
+  runs = [run for member in comparison.members for run in member.run_names]
+  loads = {run: curves.relative_load(metrics.get(run, ())) for run in runs}
   loads = {name: (steps_Z, load_ZLE) for name, (steps_Z, load_ZLE) in loads.items() if load_ZLE.size}
   if not loads:
     return {}

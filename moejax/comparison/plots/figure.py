@@ -17,10 +17,10 @@ WIDTH, HEIGHT = 560, 320
 """Size of a plot in pixels. On the page, its width is that of its frame."""
 
 NUMBER = (
-  "datum.value == 0 ? '0' : abs(datum.value) >= 1e4 ? replace(format(datum.value, '.4~s'), 'G', 'B') "
-  ": format(datum.value, ',.4~r')"
+  "datum.value == 0 ? '0' : abs(datum.value) >= 1e15 ? replace(format(datum.value, '.3~e'), '+', '') "
+  ": abs(datum.value) >= 1e4 ? replace(format(datum.value, '.4~s'), 'G', 'B') : format(datum.value, ',.4~r')"
 )
-"""The label of a tick, without exponent: 0.02, 15, 1,200, 30k, 4M."""
+"""The label of a tick: 0.02, 15, 1,200, 30k, 4M, 2B, 1e18."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -57,20 +57,25 @@ def loss_curves(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -
 
 def _lines(member: Member, metrics: Mapping[str, curves.Metrics]) -> dict[str, Line]:
   """The curves of the runs of a member that have one, by run."""
-  lines = {run: _line(member, metrics.get(run, ())) for run in dict.fromkeys((member.name, *member.runs))}
+  lines = {run: _line(member, metrics.get(run, ())) for run in member.run_names}
   return {run: line for run, line in lines.items() if len(line["step"])}
 
 
 def _line(member: Member, metrics: curves.Metrics) -> Line:
-  """What may be on the x axis, and the loss, raw and smoothed."""
+  """What may be on the x axis, after that of a parent that counts, and the loss, raw and smoothed."""
   steps, loss = curves.series(metrics, "loss")
   tokens = steps * (member.tokens_per_step or 0)
-  line = {"step": steps, "time_s": steps * (member.step_time_s or 0), "tokens": tokens}
+  before_s = member.counted("time_s")
+  line = {
+    "step": steps,
+    "time_s": before_s + steps * (member.step_time_s or 0),
+    "tokens": member.counted("tokens") + tokens,
+  }
   if known(member.model_flops_per_token):
-    line["flops"] = tokens * member.model_flops_per_token
+    line["flops"] = member.counted("flops") + tokens * member.model_flops_per_token
   elapsed_s = _elapsed(metrics, steps)
   if elapsed_s is not None:
-    line["elapsed_s"] = elapsed_s
+    line["elapsed_s"] = before_s + elapsed_s
   return line | {"raw": loss, "loss": curves.smooth(steps, loss)}
 
 

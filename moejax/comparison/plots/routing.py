@@ -42,15 +42,15 @@ Line = tuple[str, np.ndarray, np.ndarray]
 
 
 def routing(comparison: Comparison, metrics: Mapping[str, curves.Metrics]) -> dict[str, Figure]:
-  """A figure by name of each member that logged what its routers do."""
+  """A figure by name of each run (seed) that logged what its routers do."""
   figures = {}
-  for member in comparison.members:
-    rows = metrics.get(member.name, ())
+  for run in (run for member in comparison.members for run in member.run_names):
+    rows = metrics.get(run, ())
     measured = [(key.rpartition("/")[2], label, _by_layer(rows, key)) for key, label in METRICS]
     measured = [(key, label, lines) for key, label, lines in measured if lines]
     if measured:
       measured += [(f"loss_{name.replace(' ', '_')}", f"{name} loss", [line]) for name, line in _losses(rows)]
-      figures[member.name] = _figure(member.name, measured)
+      figures[run] = _figure(run, measured)
   return figures
 
 

@@ -130,7 +130,7 @@ def _rows(comparison: Comparison, measure: Measure, per_unit: float) -> list[dic
       continue
     stderr = member.number(f"{measure.key}_stderr")
     low, high = _ends(value, stderr, measure, against.get(member.name))
-    flops, tokens = member.model_flops_per_token, member.tokens
+    train_time_s, tokens, flops = member.train_time_s, member.tokens, member.train_flops
     rows.append(
       {
         "member": member.name, "pair": member.pair, "kind": member.kind, "matched": member.matched,
@@ -138,13 +138,15 @@ def _rows(comparison: Comparison, measure: Measure, per_unit: float) -> list[dic
         "low": rounded(low * measure.scale), "high": rounded(high * measure.scale),
         "shown": with_stderr(value, stderr, scale=measure.scale, unit=measure.unit),
         "step_time": rounded(step_time_s * per_unit), "step_time_shown": duration(step_time_s),
-        "flops": rounded(flops * tokens) if known(flops) and known(tokens) else None,
+        "train_time": rounded(train_time_s + member.counted("time_s")) if known(train_time_s) else None,
+        "tokens": rounded(tokens + member.counted("tokens")) if known(tokens) else None,
+        "flops": rounded(flops + member.counted("flops")) if flops else None,
       }
       | {
         field: rounded(number) if known(number := getattr(member, name)) else None
         for field, name in (
-          ("train_time", "train_time_s"), ("tokens_per_s", "tokens_per_s"), ("tokens", "tokens"),
-          ("parameters_active", "parameters_active"), ("parameters_total", "parameters_total"),
+          ("tokens_per_s", "tokens_per_s"), ("parameters_active", "parameters_active"),
+          ("parameters_total", "parameters_total"),
         )
       }
     )  # fmt: skip
