@@ -77,12 +77,12 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
-MAX_CONFIG_FIELDS = 200
+MAX_CONFIG_FIELDS = 212
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 another third are what published families of models differ in, most of them in values of attention and RoPE."""
-MAX_OF_TRAINING = (177, 19_800)
+MAX_OF_TRAINING = (180, 20_300)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (137, 15_100)
+MAX_OF_TRAINING_WITHOUT_INPUT = (140, 15_700)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

@@ -128,7 +128,7 @@ def _member(
   by_run = [float(score) for score in bits(results).by_seed] if results else []
   return Member(
     name=experiment.name,
-    kind="moe" if model.moe else "dense",
+    kind="dense" if model.is_dense else "moe",
     pair=allotment.pair,
     matched=experiment.name in matched,
     parameters_total=parameters.total,
@@ -168,6 +168,8 @@ def _member(
     optimizer=experiment.optimizer.kind,
     learning_rate=experiment.optimizer.learning_rate,
     sparse_every=model.moe.every if model.moe else None,
+    depths=model.depths.kind,
+    depths_share=model.depths.share if model.depths.is_routed else None,
   )
 
 

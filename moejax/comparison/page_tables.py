@@ -177,6 +177,8 @@ def shape(member: Member) -> str:
       experts.append("every layer sparse" if every == 1 else f"one layer in {every} sparse")
     experts += [f"{name} {kind}" for name, kind in (("router", member.router), ("dispatch", member.dispatch)) if kind]
     parts.append(", ".join(experts))
+  if known(member.depths_share):
+    parts.append(f"depths {member.depths} with {member.depths_share:.3g} of the tokens")
   if member.start:
     parts.append(member.start)
   others = {"feed-forward": member.feed_forward, "optimizer": member.optimizer}

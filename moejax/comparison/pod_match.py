@@ -175,19 +175,23 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
     UserError: If the field cannot be matched.
   """
   model, moe = experiment.model, experiment.model.moe
-  assert moe
+  if (field.startswith("model.moe.") and moe is None) or (field.startswith("model.depths.") and moe is not None):
+    raise UserError(f"{experiment.name} has no {field} that can be varied; set matchable to another field")
   now = get_field(experiment, field)
   if field in ("model.moe.d_ff", "model.d_ff"):
     step = WIDTH_STEP if now >= WIDTH_STEP else 2 ** max(0, now.bit_length() - 3)
     return list(range(step, 4 * now + 1, step))
   if field == "model.moe.num_experts":
+    assert moe
     return [n for n in (2**k for k in range(1, 11)) if n >= moe.experts_per_token and n % experiment.mesh.expert == 0]
   if field == "model.moe.every":
     return [n for n in range(model.num_layers, 0, -1) if model.num_layers % n == 0 and n <= 8]
   if field == "model.moe.capacity_factor":
     return list(CAPACITIES)
   if field == "model.num_layers":
-    return list(range(moe.every, 2 * now + 1, moe.every))
+    return list(range(model.period, 2 * now + 1, model.period))
+  if field == "model.depths.share":
+    return [sixteenths / 16 for sixteenths in range(1, 17)]
   raise UserError(f"matchable={field!r} cannot be varied; use one of {', '.join(MATCHABLE_FIELDS)}")
 
 

@@ -105,6 +105,8 @@ class Member:
   learning_rate_trials: tuple[Tried, ...] = ()
   """The learning rates among which it was chosen, if the suite has a sweep."""
   sparse_every: Number = None
+  depths: str | None = None
+  depths_share: Number = None
   start: str | None = None
   """How an upcycled candidate starts, in words. None: from random parameters."""
   parent: str | None = None

@@ -2,6 +2,7 @@
 
 from moejax.config.attention import Attention, GroupedQuery, Latent
 from moejax.config.data import Data
+from moejax.config.depths import AllTokens, Depths, ThresholdDepths, TopKDepths
 from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch
 from moejax.config.experiment import Evaluation, Experiment, Measurement, Pair, Suite
 from moejax.config.feed_forward import MLP, FeedForward
@@ -28,6 +29,7 @@ __all__ = [
   "DATA_EXPERT_MODEL",
   "MLP",
   "AdamW",
+  "AllTokens",
   "Anomalies",
   "Attention",
   "Budget",
@@ -37,6 +39,7 @@ __all__ = [
   "Data",
   "DenseDispatch",
   "DenseRouter",
+  "Depths",
   "Dispatch",
   "EinsumDispatch",
   "Evaluation",
@@ -68,7 +71,9 @@ __all__ = [
   "Schedule",
   "Scoring",
   "Suite",
+  "ThresholdDepths",
   "ThresholdRouter",
+  "TopKDepths",
   "TopKRouter",
   "TopPRouter",
   "Training",

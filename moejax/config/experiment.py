@@ -49,7 +49,7 @@ class Evaluation:
 
 MATCHABLE_FIELDS = (
   "model.moe.d_ff", "model.d_ff", "model.moe.num_experts", "model.moe.every", "model.moe.capacity_factor",
-  "model.num_layers",
+  "model.num_layers", "model.depths.share",
 )  # fmt: skip
 """Fields that `moejax match` can vary. Step time increases with each of them."""
 
@@ -91,6 +91,7 @@ class Experiment:
     checks.divides(self.model.logit_chunks, "model.logit_chunks", self.data.sequence_length, "data.sequence_length")
     self._check_losses()
     self._check_multi_token()
+    self._check_depths()
     if (best := self.training.checkpoints.keep_best) and self.evaluation.every is None:
       raise UserError(
         f"training.checkpoints.keep_best={best} would have no effect: evaluation.every is None, so that only the last "
@@ -113,6 +114,8 @@ class Experiment:
         why, remedy = "model.attention_experts is None", "set model.attention_experts"
       elif name == "multi_token":
         why, remedy = "model.multi_token_depth is 0", "set model.multi_token_depth"
+      elif name == "depths":
+        why, remedy = "model.depths.kind is all", "set model.depths.kind"
       elif self.model.moe is None:
         why, remedy = "no layer is sparse", "set model.moe"
       else:
@@ -132,6 +135,17 @@ class Experiment:
       raise UserError(
         f"model.multi_token_depth={depth} needs sequences of at least {depth + 1} tokens, but data.sequence_length="
         f"{length}, so that its loss would have no target; raise data.sequence_length or lower the depth"
+      )
+
+  def _check_depths(self) -> None:
+    """Checks that a mixture of depths is one for training, and that its predictor is trained."""
+    depths = self.model.depths
+    if depths.has_predictor and depths.causal() == depths:
+      raise UserError(f"model.depths.kind={depths.kind} is not for training; use top_k or threshold")
+    if depths.has_predictor and not self.training.losses.depths:
+      raise UserError(
+        f"model.depths.kind={depths.kind} with training.losses.depths=0 would not train the predictor, which "
+        "evaluation and text generation need; set it, such as to 0.01"
       )
 
   def _check_schedule(self) -> None:
@@ -222,7 +236,7 @@ class Pair:
   dense: Experiment
   """The dense experiment. Its compute-optimal training time is the budget of the pair."""
   candidates: tuple[Experiment, ...]
-  """MoE experiments. The one with the closest step time is the match."""
+  """MoE experiments, or dense ones with a mixture of depths. The one with the closest step time is the match."""
   seeds: int = 1
   """Number of runs of each member. They have successive values of training.seed and data.seed."""
   upcycled: tuple[Upcycled, ...] = ()
@@ -232,11 +246,17 @@ class Pair:
     checks.positive(self, "seeds")
     if self.dense.model.moe is not None:
       raise UserError(f"the dense member {self.dense.name!r} of a pair has sparse layers; set model.moe to None")
+    if not self.dense.model.is_dense:
+      kind = self.dense.model.depths.kind
+      raise UserError(f"the dense member {self.dense.name!r} of a pair has model.depths.kind={kind}; set it to all")
     if not self.candidates:
       raise UserError(f"the pair of {self.dense.name!r} has no candidates; give it at least one MoE experiment")
     for experiment in self.candidates:
-      if experiment.model.moe is None:
-        raise UserError(f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; set model.moe")
+      if experiment.model.is_dense:
+        raise UserError(
+          f"candidate {experiment.name!r} for {self.dense.name!r} has no sparse layer; set model.moe, or a mixture of "
+          "depths (model.depths)"
+        )
       if dataclasses.replace(experiment.data, prefetch=self.dense.data.prefetch) != self.dense.data:
         raise UserError(
           f"candidate {experiment.name!r} does not read the same data as {self.dense.name!r}; use the same data"

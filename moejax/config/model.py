@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.attention import Attention
+from moejax.config.depths import Depths
 from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
 from moejax.config.plain import typed
@@ -85,6 +86,9 @@ class Model:
   """Multi-token prediction (DeepSeek-V3, arXiv 2412.19437, section 2.2): number of additional modules (D), each with a
   layer like the last one. Module k predicts the token k + 1 positions ahead, for training.losses.multi_token. They are
   trained with the model, and not used to evaluate it or to generate text."""
+  depths: Depths = Depths()
+  """Mixture of depths: which tokens go through which layers. In Python, the kind alone, such as "top_k", selects a
+  mixture with default fields."""
   moe: MoE | None = None
   """The sparse layers. None makes every layer dense."""
   compute_dtype: Dtype = "auto"
@@ -137,6 +141,8 @@ class Model:
         f"makes {self.attention_experts * self.num_kv_heads} query heads, but model.num_heads={self.num_heads}; "
         "make them equal"
       )
+    object.__setattr__(self, "depths", typed(Depths, self.depths, "model.depths"))
+    self._check_depths()
     if self.moe and self.moe.every > self.num_layers - self.leading_layers:
       raise UserError(
         f"moe.every={self.moe.every} is more than {self._repeated_layers[1]}={self._repeated_layers[0]}, so no layer "
@@ -151,12 +157,23 @@ class Model:
         f"{FeedForward().kind} or raise moe.every"
       )
 
+  def _check_depths(self) -> None:
+    if not self.depths.is_routed:
+      return
+    checks.divides(self.depths.every, "depths.every", self.num_layers, "model.num_layers")
+    for name in ("moe", "attention_experts"):
+      if getattr(self, name) is not None:
+        raise UserError(
+          f"model.depths.kind={self.depths.kind} is not supported with model.{name}; set {name} to None or depths.kind "
+          "to all"
+        )
+
   def _check_attention(self) -> None:
     object.__setattr__(self, "attention", typed(tuple[Attention, ...], self.attention, "model.attention"))
     if not self.attention:
       raise UserError("model.attention has no layers; give it at least one")
     checks.divides(len(self.attention), "number of layers in model.attention", *self._repeated_layers)
-    checks.divides(self.period, "period of model.attention and moe.every", *self._repeated_layers)
+    checks.divides(self.period, "period of model.attention, moe.every and depths.every", *self._repeated_layers)
     for attention in self.attention:
       attention.check_model(self)
 
@@ -182,8 +199,8 @@ class Model:
 
   @property
   def period(self) -> int:
-    """Number of layers after which the pattern of attention, dense and sparse layers repeats."""
-    return math.lcm(self.moe.every if self.moe else 1, len(self.attention))
+    """Number of layers after which the pattern of attention, dense, sparse and routed layers repeats."""
+    return math.lcm(self.moe.every if self.moe else 1, len(self.attention), self.depths.every or 1)
 
   @property
   def num_periods(self) -> int:
@@ -196,9 +213,19 @@ class Model:
     return self._attention_at(self.leading_layers, self.period)
 
   @property
+  def routed_layers(self) -> tuple[bool, ...]:
+    """Whether tokens can skip each layer of a period (mixture of depths)."""
+    return tuple(self.depths.is_routed and (i + 1) % self.depths.every == 0 for i in range(self.period))
+
+  @property
   def leading_attention(self) -> tuple[Attention, ...]:
     """The attention layers of the layers before the repeated ones."""
     return self._attention_at(0, self.leading_layers)
+
+  @property
+  def is_dense(self) -> bool:
+    """Whether every token uses all parameters: there are no sparse layers and no mixture of depths."""
+    return self.moe is None and not self.depths.is_routed
 
   @property
   def main(self) -> "Model":
@@ -214,6 +241,7 @@ class Model:
       num_layers=1,
       attention=self.attention_layers[-1:],
       feed_forward=FeedForward() if moe else self.feed_forward,
+      depths=Depths(),
       moe=moe,
       multi_token_depth=0,
     )
@@ -245,4 +273,5 @@ class Model:
     """Losses that the layers return, as fields of training.losses."""
     of_attention = ("attention_mutual_information",) if self.attention_experts else ()
     of_tokens = ("multi_token",) if self.multi_token_depth else ()
-    return (*(self.moe.losses if self.moe else ()), *of_attention, *of_tokens)
+    of_depths = ("depths",) if self.depths.is_routed else ()
+    return (*(self.moe.losses if self.moe else ()), *of_attention, *of_tokens, *of_depths)

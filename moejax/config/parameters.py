@@ -6,6 +6,8 @@ A test compares the counts with the arrays of the model.
 import dataclasses
 import math
 
+from moejax.config.attention import Attention
+from moejax.config.depths import Depths
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Model
@@ -19,7 +21,8 @@ class ParameterCounts:
   total: int
   """Total number of parameters."""
   active: int
-  """Parameters that one token uses, without the experts that it is not sent to."""
+  """Parameters that one token uses, without the experts that it is not sent to. With a mixture of depths, those that it
+  uses on average if its `share` of the tokens goes through each routed layer."""
   embedding: int
   """Parameters of the embedding and, if it is not tied, of the output projection."""
 
@@ -54,6 +57,8 @@ def _of_main(model: Model) -> ParameterCounts:
   dense_layers = model.num_layers - model.num_sparse_layers
   shared = _attention(model) + dense_layers * _dense_feed_forward(model) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
+  if model.depths.is_routed:
+    return _of_routed(model, shared + embedding, embedding)
   if model.moe is None:
     return ParameterCounts(total=shared + embedding, active=shared + embedding, embedding=embedding)
   moe = model.moe
@@ -66,6 +71,35 @@ def _of_main(model: Model) -> ParameterCounts:
   return ParameterCounts(
     total=with_experts(moe.num_experts), active=with_experts(moe.experts_per_token), embedding=embedding
   )
+
+
+def _of_routed(model: Model, of_layers: int, embedding: int) -> ParameterCounts:
+  """The counts with layers that only a share of the tokens goes through. `of_layers` is the total without routers."""
+  routed, D = _routed_attention(model), model.d_model
+  norms = 4 if model.norm_places == "both" else 2
+  skipped = len(routed) * (_dense_feed_forward(model) + norms * _norm(model))
+  skipped += sum(one.matrix_parameters(model) + one.other_parameters(model) for one in routed)
+  total = of_layers + len(routed) * (D + (D + 1 if model.depths.has_predictor else 0))
+  return ParameterCounts(total=total, active=total - round((1 - model.depths.share) * skipped), embedding=embedding)
+
+
+def _routed_attention(model: Model) -> list[Attention]:
+  """The attention layers of all layers that tokens can skip."""
+  layers = zip(model.attention_layers, model.routed_layers, strict=True)
+  return [attention for attention, is_routed in layers if is_routed] * model.num_periods
+
+
+def _routed_flops(model: Model, sequence_length: int) -> int:
+  """FLOPs per token of routers and predictors, less those of the tokens that skip layers."""
+  T, C, D = sequence_length, model.depths.slots(sequence_length), model.d_model
+  feed_forward = model.feed_forward.flops_per_token(D, model.d_ff, model.is_gated)
+  skipped = 0.0
+  for one in (routed := _routed_attention(model)):
+    products = 6 * one.matrix_parameters(model) + feed_forward
+    of_all, of_some = (products + one.score_flops_per_token(model, seen) for seen in (T, C))
+    skipped += of_all - C / T * of_some
+  # A predictor has no gradient of its input.
+  return len(routed) * D * (6 + (4 if model.depths.has_predictor else 0)) - round(skipped)
 
 
 def _attention(model: Model) -> int:
@@ -110,12 +144,15 @@ def flops_per_token(model: Model, sequence_length: int) -> int:
   (with a window, T is at most the window).
 
   Follows PaLM (arXiv 2204.02311, appendix B): causal masking is not deducted, and neither recomputation nor the
-  dispatch of sparse layers is counted.
+  dispatch of sparse layers is counted. With a mixture of depths, its `share` of the tokens goes through a routed layer.
   """
   if model.multi_token_depth:
     # Each module has one layer, a projection, and logits.
     of_module = flops_per_token(model.last_layer, sequence_length) + 6 * 2 * model.d_model * model.d_model
     return flops_per_token(model.main, sequence_length) + model.multi_token_depth * of_module
+  if model.depths.is_routed:
+    all_tokens = dataclasses.replace(model, depths=Depths())
+    return flops_per_token(all_tokens, sequence_length) + _routed_flops(model, sequence_length)
   biases = _vectors(model) + _expert_biases(model, model.moe.experts_per_token if model.moe else 0)
   matrices = parameter_counts(model).active_non_embedding - biases + model.vocab_size * model.d_model
   attention = model.sum_of_attention(lambda attention: attention.score_flops_per_token(model, sequence_length))

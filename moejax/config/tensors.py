@@ -35,23 +35,30 @@ def _of_layers(model: Model) -> Iterator[tuple[str, Dimensions]]:
   if model.moe:
     E, F = model.moe.num_experts, model.moe.d_ff
     yield "moe.num_experts", {"experts": E, "expert_embed": model.d_model, "expert_mlp": F}
+  if model.moe or model.depths.is_routed:
     yield "model.num_layers", {}  # routers
 
 
 def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> Iterator[Dimensions]:
   """Yields the dimensions of each activation for `batch` sequences of `length` tokens."""
+  yield {"batch": batch * length, "vocab": model.vocab_size}
+  if model.attention_experts or model.depths.is_routed:
+    yield {"batch": batch}  # metrics of their router
+  of_layers = {length, model.depths.slots(length)} if model.depths.is_routed else {length}
+  for seen in sorted(of_layers, reverse=True):
+    yield from _of_dense_layers(model, batch, seen)
+  if model.moe:
+    yield from _of_sparse_layers(model.moe, model.d_model, batch * length, length, shards(rules, mesh, "outer"))
+
+
+def _of_dense_layers(model: Model, batch: int, length: int) -> Iterator[Dimensions]:
   tokens = {"batch": batch, "sequence": length}
   yield tokens
   yield tokens | {"act_embed": model.d_model}
   yield tokens | {"heads": model.num_heads}
   yield tokens | {"kv_heads": model.num_kv_heads}
-  if model.attention_experts:
-    yield {"batch": batch}  # metrics of their router
-  yield {"batch": batch * length, "vocab": model.vocab_size}
   for width in dict.fromkeys(shape["mlp"] for _, shape in _of_feed_forward(model) if "mlp" in shape):
     yield {"batch": batch * length, "mlp": width}
-  if model.moe:
-    yield from _of_sparse_layers(model.moe, model.d_model, batch * length, length, shards(rules, mesh, "outer"))
 
 
 def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Iterator[Dimensions]:

@@ -35,6 +35,10 @@ class Losses:
   multi_token: float = 0.0
   """Multi-token prediction: mean cross-entropy of the modules of model.multi_token_depth, each averaged over its
   targets. DeepSeek-V3: 0.3, later 0.1 (arXiv 2412.19437, equation 25)."""
+  depths: float = 0.0
+  """Loss of model.depths. top_k: cross-entropy of the predictor of the choice of a token, which affects no other
+  parameter. threshold: fraction of chosen tokens times the mean gate, which lowers their number (MoDification:
+  0.01)."""
 
   def __post_init__(self) -> None:
     checks.not_negative(self, *(field.name for field in dataclasses.fields(self)))

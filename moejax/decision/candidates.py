@@ -131,6 +131,8 @@ def find_candidates(
 def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError:
   """The experiment with its own layout or, if that does not fit by formula, the fastest layout that does: on the same
   mesh, or else on any."""
+  if experiment.model.depths.is_routed:
+    return UserError(f"no law is known for the mixture of depths of {experiment.name}; use moejax compare")
   if experiment.model.moe and shape_of(experiment).is_dense:
     return UserError(f"each token uses all experts of {experiment.name}, for which no law is known")
   counted, limit = parameter_counts(experiment.model), topology.chip.hbm_bytes

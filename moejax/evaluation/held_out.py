@@ -18,7 +18,7 @@ from moejax import processes
 from moejax.data.ratio_estimate import ratio, ratio_stderr
 from moejax.errors import UserError, reason
 from moejax.files import write_whole
-from moejax.models.abstract import Parameters
+from moejax.models.abstract import Parameters, abstract_model
 from moejax.partitioning import to_devices
 from moejax.training.loss import Batch
 from moejax.training.memory import check_fits, program_memory
@@ -83,8 +83,12 @@ def make_scorer(spec: TrainSpec) -> jax.stages.Wrapped:
   """Returns scorer(parameters, batch), which gives the cross-entropy in nats and whether the target has the largest
   logit, both [B, T]."""
 
+  config, abstract = spec.model.config, spec.model
+  if config.depths.causal() != config.depths:
+    abstract = abstract_model(dataclasses.replace(config, depths=config.depths.causal()), spec.partitioner)
+
   def score(parameters: Parameters, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    model = spec.model.module(parameters)
+    model = abstract.module(parameters)
     x_BTD, _ = model(batch["tokens"], batch["segments"], batch["positions"])
     scores = model.score(x_BTD, batch["targets"])
     return scores.loss_BT, scores.is_best_BT

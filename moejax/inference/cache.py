@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from moejax.config.attention import Attention
 from moejax.config.feed_forward import Shape
 from moejax.models.abstract import AbstractModel
+from moejax.models.depths import THROUGH
 from moejax.models.transformer import KVCaches, Transformer
 
 
@@ -60,14 +61,19 @@ def _of_layers(model: AbstractModel, make: Callable[[tuple[int, ...], Shape], An
   """
   config = model.config
 
-  def of_layers(attentions: tuple[Attention, ...], *leading: int) -> tuple[dict[str, Any], ...]:
-    cached = (attention.cached(config) for attention in attentions)
+  def of_layers(
+    attentions: tuple[Attention, ...], routed: tuple[bool, ...], *leading: int
+  ) -> tuple[dict[str, Any], ...]:
+    through: dict[str, Shape] = {THROUGH: {}}
+    layers = zip(attentions, routed, strict=True)
+    cached = ({**attention.cached(config), **(through if is_routed else {})} for attention, is_routed in layers)
     return tuple({name: make(leading, of_token) for name, of_token in of_layer.items()} for of_layer in cached)
 
-  periods, of_period = config.num_periods, config.attention_layers
+  periods, of_period = config.num_periods, (config.attention_layers, config.routed_layers)
   apart = config.layers == "unrolled"
-  repeated = tuple(of_layers(of_period) for _ in range(periods)) if apart else of_layers(of_period, periods)
-  return of_layers(config.leading_attention), repeated
+  repeated = tuple(of_layers(*of_period) for _ in range(periods)) if apart else of_layers(*of_period, periods)
+  leading = config.leading_attention
+  return of_layers(leading, (False,) * len(leading)), repeated
 
 
 def row_sharding(model: AbstractModel, batch_size: int) -> NamedSharding:

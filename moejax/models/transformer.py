@@ -16,6 +16,7 @@ from moejax.config.model import Model
 from moejax.kernels.cross_entropy import cross_entropy
 from moejax.models.attend import Context, KVCache, context_of
 from moejax.models.block import Block
+from moejax.models.depths import RoutedBlock
 from moejax.models.moe.router_counts import RouterCounts
 from moejax.models.multi_token import MultiTokenModule, Tokens
 from moejax.models.norms import residual_norm
@@ -45,12 +46,20 @@ class TargetScores(NamedTuple):
 
 
 class Period(nnx.Module):
-  """One period of the pattern of attention, dense and sparse layers. The last layer is sparse, if any is."""
+  """One period of the pattern of attention, dense, sparse and routed layers. The last layer is sparse or routed, if any
+  is."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
     sparse = [model.moe is not None and (i + 1) % model.moe.every == 0 for i in range(model.period)]
-    layers = zip(model.attention_layers, sparse, strict=True)
-    self.blocks = nnx.List([Block(attention, model, is_sparse, partitioner, rngs) for attention, is_sparse in layers])
+    layers = zip(model.attention_layers, sparse, model.routed_layers, strict=True)
+    self.blocks = nnx.List(
+      [
+        RoutedBlock(attention, model, partitioner, rngs)
+        if is_routed
+        else Block(attention, model, is_sparse, partitioner, rngs)
+        for attention, is_sparse, is_routed in layers
+      ]
+    )
 
   def __call__(
     self, x_BTD: jax.Array, context: Context, caches: tuple[KVCache, ...] | None, keys_B: jax.Array | None

@@ -10,11 +10,12 @@ import math
 
 from moejax.config.attention import Attention
 from moejax.config.chips import Chip
+from moejax.config.depths import Depths
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Model
 from moejax.config.optimizer import AdamW
-from moejax.config.parameters import parameter_counts, tokens_per_step
+from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.config.sharding import shards
 from moejax.planning.kernels import LANES, VECTOR_OPERATIONS
 from moejax.planning.topology import Topology
@@ -84,8 +85,9 @@ def estimate(
   tokens = tokens_per_step(experiment) / mesh.size
   split = _split(model)
   rate = constants.utilisation * (chip.bfloat16_flops or chip.vector_flops)
-  products_s = tokens * _product_flops(experiment, speedup, chip.platform) / rate
-  other_s = tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, tokens)
+  part = _part_of_depths(experiment)
+  products_s = part * tokens * _product_flops(experiment, speedup, chip.platform) / rate
+  other_s = part * tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, part * tokens)
   moved_s = _moved_s(experiment, topology, tokens, split)
   hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
   of_part = tokens * mesh.model / experiment.training.gradient_accumulation
@@ -94,6 +96,13 @@ def estimate(
     _memory(experiment, of_part, *split),
     _saved(experiment, of_part),
   )
+
+
+def _part_of_depths(experiment: Experiment) -> float:
+  """FLOPs with a mixture of depths, relative to those if every token went through every layer."""
+  model, length = experiment.model, experiment.data.sequence_length
+  of_all = dataclasses.replace(model, depths=Depths())
+  return flops_per_token(model, length) / flops_per_token(of_all, length)
 
 
 def _split(model: Model) -> tuple[float, float]:

@@ -1,5 +1,5 @@
-"""Detects what fails while the loss looks normal: experts without tokens, collapsed entropy of routers, and
-multi-token prediction without targets.
+"""Detects what fails while the loss looks normal: experts without tokens, collapsed entropy of routers, layers that all
+tokens skip, and multi-token prediction without targets.
 
 E experts
 """
@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 
 from moejax.config.model import Model
-from moejax.training.metrics import Record, all_layers, sparse_layers
+from moejax.training.metrics import Record, all_layers, routed_layers, sparse_layers
 
 DEAD_STEPS = 100
 """Number of steps without a token after which an expert counts as dead."""
@@ -16,6 +16,9 @@ DEAD_STEPS = 100
 COLLAPSED = 0.02
 """Fraction of log E below which the entropy of a token counts as collapsed. It is not checked with a mutual-information
 loss, which minimizes the entropy."""
+
+SKIPPED = 0.05
+"""Fraction of the share of a routed layer below which tokens count as skipping it."""
 
 
 class Health:
@@ -31,7 +34,7 @@ class Health:
 
   def warnings(self, record: Record) -> list[str]:
     """One line for each new problem in this record, with the name of the layer or the depth."""
-    checks = (self._dead_experts, self._collapsed_routers, self._depths_without_targets)
+    checks = (self._dead_experts, self._collapsed_routers, self._skipped_layers, self._depths_without_targets)
     found = {key: text for check in checks for key, text in check(record)}
     new = [text for key, text in found.items() if key not in self._told]
     self._told = set(found)
@@ -54,6 +57,16 @@ class Health:
     if has_tokens:
       self._seen[name] = step
     return self._seen.get(name, self._start)
+
+  def _skipped_layers(self, record: Record) -> Iterator[tuple[str, str]]:
+    for layer in routed_layers(self._model):
+      share = record.get(f"router/depth_share/{layer}", 1.0)
+      if share < SKIPPED * self._model.depths.share:
+        yield (
+          f"skipped {layer}",
+          f"{layer}: {share:.2%} of the tokens go through it (step {record['step']}), and only these train its router; "
+          "lower training.losses.depths or depths.threshold, or use depths.kind=top_k",
+        )
 
   def _depths_without_targets(self, record: Record) -> Iterator[tuple[str, str]]:
     for depth in range(1, self._model.multi_token_depth + 1):

@@ -15,8 +15,16 @@ import jax.numpy as jnp
 from moejax.config.model import Model
 from moejax.config.training import Losses
 from moejax.errors import UserError
-from moejax.models.moe.router_counts import RouterSums, TokenCounts, sum_counts, token_counts
-from moejax.models.moe.router_metrics import router_metrics
+from moejax.models.moe.router_counts import (
+  DEPTHS,
+  RouterCounts,
+  RouterSums,
+  TokenCounts,
+  sum_counts,
+  sum_depths,
+  token_counts,
+)
+from moejax.models.moe.router_metrics import joined, router_metrics
 from moejax.models.multi_token import Tokens, tokens_ahead
 from moejax.models.transformer import Transformer
 
@@ -87,8 +95,12 @@ def router_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = Non
   found = [(x_BTD, counts), *model.predict_ahead(x_BTD, _tokens(batch, model.model)[1:], keys_B)]
   T, moe = x_BTD.shape[1], model.model.moe
   group = moe.group_tokens(T) if moe else T
+
+  def summed(kind: str, counts: RouterCounts) -> RouterSums:
+    return sum_depths(counts) if kind == DEPTHS else sum_counts(counts, group, T)
+
   with jax.named_scope("router"):
-    sums = tuple({kind: sum_counts(of_kind, group, T) for kind, of_kind in counts.items()} for _, counts in found)
+    sums = tuple({kind: summed(kind, of_kind) for kind, of_kind in counts.items()} for _, counts in found)
   return [x_BTD for x_BTD, _ in found], sums
 
 
@@ -112,7 +124,7 @@ def objective(sums: LossSums, by: tuple[Denominators, ...], model: Model, losses
     UserError: If a loss has a coefficient, but no layer returns it.
   """
   of_depths = [router_metrics(sums, by.tokens, model) for sums, by in zip(sums, by, strict=True)]
-  auxiliary = jax.tree.map(lambda *of_layers: jnp.concatenate(of_layers), *of_depths)
+  auxiliary = joined(of_depths)
   text, first = sums[0][TEXT], by[0]
   metrics = {"loss": text["loss"] / first.weight, "loss/z": text["z"] / first.weight}
   metrics |= {f"loss/{name}": jnp.mean(loss_L) for name, loss_L in auxiliary.losses.items()}
@@ -133,5 +145,5 @@ def _of_multi_token(sums: LossSums, by: tuple[Denominators, ...]) -> Metrics:
   if not ahead:
     return {}
   metrics = {f"loss/multi_token/depth_{depth}": sums[TEXT]["loss"] / by.weight for depth, (sums, by) in ahead}
-  mean = sum(metrics.values()) / len(ahead)
+  mean = jnp.mean(jnp.stack(list(metrics.values())))
   return {"loss/multi_token": mean} | metrics | {f"multi_token/targets/depth_{i}": by.targets for i, (_, by) in ahead}

@@ -41,6 +41,7 @@ def flatten(metrics: Mapping[str, Any], model: Model) -> Record:
     elif array.ndim == 1:
       sparse = sparse_layers(model)
       layers = sparse if len(array) == len(sparse) else all_layers(model)
+      layers = routed_layers(model) if name.startswith("router/depth_") else layers
       record |= {f"{name}/{layer}": float(x) for layer, x in zip(layers, array, strict=True)}
   if "router/load" in metrics:
     load_LE = np.asarray(metrics["router/load"])
@@ -56,6 +57,12 @@ def sparse_layers(model: Model) -> list[str]:
   """Names of the sparse layers, numbered from 0 among all layers, and of those for multi-token prediction."""
   every = model.moe.every if model.moe else 1
   return _layers(model)[model.leading_layers + every - 1 :: every] + _modules(model)
+
+
+def routed_layers(model: Model) -> list[str]:
+  """Names of the layers that tokens can skip."""
+  routed = model.routed_layers * model.num_periods
+  return [layer for layer, is_routed in zip(_layers(model), routed, strict=True) if is_routed]
 
 
 def all_layers(model: Model) -> list[str]:

@@ -8,7 +8,7 @@ import pytest
 from moejax.comparison import pod_match
 from moejax.comparison.match import distance
 from moejax.comparison.pod_match import ladder, match_on_pod
-from moejax.config import Experiment, Pair
+from moejax.config import Experiment, Pair, TopKDepths
 from moejax.config.fields import with_fields
 from moejax.errors import UserError
 from moejax.planning.plan import Plan
@@ -78,3 +78,24 @@ def test_what_cannot_be_matched_is_refused_before_anything_is_planned(clock, tin
 def test_a_tolerance_that_is_none_is_refused(tiny_dense, tiny_moe, tolerance):
   with pytest.raises(UserError, match=f"tolerance={tolerance} must lie between 0 and 1"):
     match_on_pod(Pair(dense=tiny_dense, candidates=(tiny_moe,)), CPU, tolerance, SILENT)
+
+
+def test_the_share_of_a_mixture_of_depths_can_be_matched(tiny_dense, tiny_moe):
+  losses = replace(tiny_dense.training.losses, depths=0.01)
+  routed = replace(
+    tiny_dense,
+    name="routed",
+    model=replace(tiny_dense.model, depths=TopKDepths(share=0.25)),
+    training=replace(tiny_dense.training, losses=losses),
+    matchable=("model.depths.share",),
+  )
+  Pair(dense=tiny_dense, candidates=(routed,))
+  assert ladder(routed, "model.depths.share") == [i / 16 for i in range(1, 17)]
+  assert set(ladder(routed, "model.num_layers")) == {2, 4}
+  for experiment, field in ((routed, "model.moe.d_ff"), (tiny_moe, "model.depths.share")):
+    with pytest.raises(UserError, match=f"has no {field} that can be varied; set matchable to another field"):
+      ladder(experiment, field)
+  with pytest.raises(
+    UserError, match=r"the dense member 'routed' of a pair has model\.depths\.kind=top_k; set it to all"
+  ):
+    Pair(dense=routed, candidates=(tiny_moe,))

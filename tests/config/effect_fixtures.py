@@ -2,7 +2,19 @@
 
 from dataclasses import replace
 
-from moejax.config import AdamW, Data, Evaluation, Experiment, LinearScaling, Mesh, Model, MoE, Training
+from moejax.config import (
+  AdamW,
+  Data,
+  Depths,
+  Evaluation,
+  Experiment,
+  LinearScaling,
+  Mesh,
+  Model,
+  MoE,
+  ThresholdDepths,
+  Training,
+)
 
 DENSE = Experiment(
   name="dense",
@@ -23,6 +35,31 @@ LATENT = {
   "rope_scaling": LinearScaling(factor=2.0),
 }  # fmt: skip
 """Other values of the fields of attention layers."""
+
+DEPTHS = {
+  "top_k_depths": {
+    "model.depths": ThresholdDepths(share=0.5), "model.depths[top_k].every": 1, "model.depths[top_k].share": 0.25,
+    "training.losses.depths": 0.1,
+  },
+  "threshold_depths": {
+    "model.depths[threshold].threshold": 0.6, "model.depths[threshold].every": 1, "model.depths[threshold].share": 0.25,
+  },
+}  # fmt: skip
+"""Other values of the fields of mixtures of depths."""
+
+
+def routed(depths: Depths) -> Experiment:
+  """The dense experiment with a mixture of depths."""
+  losses = replace(DENSE.training.losses, depths=0.01)
+  return replace(DENSE, model=replace(DENSE.model, depths=depths), training=replace(DENSE.training, losses=losses))
+
+
+def ahead() -> Experiment:
+  """The dense experiment with multi-token prediction."""
+  losses = replace(DENSE.training.losses, multi_token=0.3)
+  return replace(
+    DENSE, model=replace(DENSE.model, multi_token_depth=1), training=replace(DENSE.training, losses=losses)
+  )
 
 
 def sparse(mesh: Mesh = DENSE.mesh, **moe) -> Experiment:

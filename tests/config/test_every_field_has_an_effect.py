@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from effect_fixtures import DENSE, GROUPED_QUERY, LATENT, sparse
+from effect_fixtures import DENSE, DEPTHS, GROUPED_QUERY, LATENT, ahead, routed, sparse
 
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
@@ -37,7 +37,9 @@ from moejax.config import (
   Pair,
   Router,
   Suite,
+  ThresholdDepths,
   ThresholdRouter,
+  TopKDepths,
   TopPRouter,
   Training,
 )  # fmt: skip
@@ -87,11 +89,9 @@ BASES = {
   "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True)),
   "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
-  "ahead": replace(
-    DENSE,
-    model=replace(DENSE.model, multi_token_depth=1),
-    training=replace(DENSE.training, losses=replace(DENSE.training.losses, multi_token=0.3)),
-  ),
+  "top_k_depths": routed(TopKDepths(share=0.5)),
+  "threshold_depths": routed(ThresholdDepths(share=0.5)),
+  "ahead": ahead(),
   "lion": replace(DENSE, optimizer=Lion(learning_rate=1e-3)),
   "muon": replace(DENSE, optimizer=Muon(learning_rate=1e-3)),
 }
@@ -139,6 +139,7 @@ PROGRAM = {
     "mesh.data": 2, "mesh.expert": 1, "mesh.model": 1, "mesh.replica": 2,
     "rules": tuple((name, () if name == "expert_mlp" else axes) for name, axes in DENSE.rules),
   },
+  **DEPTHS,
   "ahead": {"model.multi_token_depth": 2, "training.losses.multi_token": 0.1},
   "lion": {"optimizer[Lion].beta1": 0.8, "optimizer[Lion].beta2": 0.8},
   "muon": {
@@ -460,6 +461,7 @@ ELSEWHERE = {
   "training.checkpoints.keep_best": "needs scores: tests/training/test_loop.py",
   "data.on_error": "needs damaged files: tests/data/test_damage.py",
   "model.feed_forward": "needs a layer of the user's: tests/models/test_feed_forward.py",
+  "model.depths[predicted].every": "not for training: tests/models/test_depths.py",
   "evaluation.task_data": "needs lm-evaluation-harness: tests/evaluation/test_harness.py",
 }
 HERE = {

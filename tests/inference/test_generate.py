@@ -13,7 +13,18 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, full_logits, make
 
 import moejax.inference.generate
-from moejax.config import DenseRouter, EinsumDispatch, Mesh, MoE, Router, ThresholdRouter, TopPRouter
+from moejax.config import (
+  DenseRouter,
+  EinsumDispatch,
+  GroupedQuery,
+  Mesh,
+  MoE,
+  Router,
+  ThresholdDepths,
+  ThresholdRouter,
+  TopKDepths,
+  TopPRouter,
+)
 from moejax.inference.cache import cache_shardings, empty_cache, extend
 from moejax.inference.generate import Generator, _chunks
 from moejax.inference.sampling import Sampling
@@ -45,6 +56,16 @@ MODELS = {
     Router(scores="sigmoid", bias_rate=0.1, scale=2.0, skip_below=0.7), experts_per_token=3
   ),
   "experts of the best groups": sparse(Router(expert_groups=2, groups_per_token=1)),
+  "tokens that skip layers by a threshold": dataclasses.replace(
+    DENSE, depths=ThresholdDepths(every=1, share=0.25, threshold=0.45)
+  ),
+  "tokens that skip layers as predicted, windows, unrolled, modules": dataclasses.replace(
+    DENSE,
+    depths=TopKDepths(every=2, share=0.5),
+    attention=(GroupedQuery(window=3),),
+    layers="unrolled",
+    multi_token_depth=1,
+  ),
   "sparse, shared expert, unrolled": dataclasses.replace(
     SPARSE,
     layers="unrolled",

@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, DenseRouter, EinsumDispatch, Mesh, Model, MoE, Router
+from moejax.config import (
+  DATA_EXPERT_MODEL,
+  DenseRouter,
+  EinsumDispatch,
+  Mesh,
+  Model,
+  MoE,
+  Router,
+  ThresholdDepths,
+  TopKDepths,
+)
 from moejax.config.parameters import parameter_counts
 from moejax.models.moe.router_counts import sum_counts, token_counts
 from moejax.models.moe.router_metrics import router_metrics
@@ -35,8 +45,11 @@ DS_MOE = dataclasses.replace(
 )  # fmt: skip
 AHEAD = dataclasses.replace(SPARSE, multi_token_depth=2, tie_embeddings=False, norm="layer", norm_places="both")
 AHEAD_DENSE = dataclasses.replace(DENSE, multi_token_depth=1)
+TOP_K_DEPTHS = dataclasses.replace(DENSE, depths=TopKDepths(share=0.5), multi_token_depth=1)
+THRESHOLD_DEPTHS = dataclasses.replace(DENSE, depths=ThresholdDepths(every=1, share=1.0), norm="layer")
 MODELS = {
   "dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL, "dropless": DROPLESS, "ds_moe": DS_MOE,
+  "top_k_depths": TOP_K_DEPTHS, "threshold_depths": THRESHOLD_DEPTHS,
   "ahead": AHEAD, "ahead, dense": AHEAD_DENSE,
 }  # fmt: skip
 

@@ -5,6 +5,7 @@ import math
 
 from training_fixtures import tiny
 
+from moejax.config import ThresholdDepths
 from moejax.training.health import COLLAPSED, DEAD_STEPS, Health
 
 MODEL = tiny(True).model
@@ -66,3 +67,10 @@ def test_a_depth_of_multi_token_prediction_without_targets_is_named_once():
   )
   assert not health.warnings(record | {"step": 20})
   assert not Health(model, frozenset(), 0).warnings(record | {"multi_token/targets/depth_2": 1.0})
+
+
+def test_a_routed_layer_that_tokens_skip_is_named():
+  model = dataclasses.replace(tiny(False).model, depths=ThresholdDepths(share=0.5))
+  (told,) = Health(model, frozenset(), 0).warnings({"step": 3, "router/depth_share/layer_01": 0.02})
+  assert told.startswith("layer_01: 2.00% of the tokens go through it (step 3)")
+  assert not Health(model, frozenset(), 0).warnings({"step": 3, "router/depth_share/layer_01": 0.03})

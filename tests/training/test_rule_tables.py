@@ -8,7 +8,7 @@ import pytest
 from rule_tables import draw
 from training_fixtures import random_batch, spec_of, tiny
 
-from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, TopKRouter
+from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, ThresholdDepths, TopKDepths, TopKRouter
 from moejax.config.tensors import activations, parameters
 from moejax.errors import UserError
 from moejax.models.abstract import parameter_name
@@ -66,6 +66,13 @@ def experiments():
   yield "dense", dense, {"num_kv_heads": 2, "tie_embeddings": False}
   yield "unrolled", dense, {"qk_norm": True, "layers": "unrolled"}
   yield "mixture of attention", dense, {"num_kv_heads": 2, "attention_experts": 4}
+  for depths in (TopKDepths(share=0.5), ThresholdDepths(share=0.25)):
+    losses = dataclasses.replace(dense.training.losses, depths=0.01)
+    model, training = (
+      dataclasses.replace(dense.model, depths=depths),
+      dataclasses.replace(dense.training, losses=losses),
+    )
+    yield f"depths, {depths.kind}", dataclasses.replace(dense, model=model, training=training), {}
   moe = tiny(True, mesh=mesh)
   for name, base in (("dense", dense), ("sparse", moe)):
     losses = dataclasses.replace(base.training.losses, multi_token=0.3)

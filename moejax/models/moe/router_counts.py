@@ -27,8 +27,9 @@ RouterSums = dict[str, jax.Array]
 experts also has `choices` [L, E] and `dropped` [L] in int32, `squared_normalizer` [L], and the balance loss of each
 group or sequence, summed: `load_balance` [L] over groups and `sequence_balance` [L] over sequences."""
 
-EXPERTS, HEADS = "experts", "heads"
-"""Kinds of routers in a layer, by what they choose."""
+EXPERTS, HEADS, DEPTHS = "experts", "heads", "depths"
+"""Kinds of routers in a layer, by what they choose: experts, heads, or the tokens that go through the layer. The counts
+of the last kind are those of `moejax.models.depths.count_depths`."""
 
 
 class TokenCounts(NamedTuple):
@@ -87,6 +88,12 @@ def count_choices(
     "squared_normalizer": in_set(jnp.square(jax.nn.logsumexp(logits_OUME, axis=-1)) * valid_OUM),
     "dropped": dropped_OU.astype(jnp.float32),
   }
+
+
+def sum_depths(of_layers: RouterCounts) -> RouterSums:
+  """Sums the counts [L, B] of routers over tokens over all sequences, numbers of tokens in int32."""
+  of_tokens = {name: jnp.sum(of_layers[name].astype(jnp.int32), axis=1) for name in ("through", "dropped")}
+  return of_tokens | {"loss": jnp.sum(of_layers["loss"], axis=1)}
 
 
 def sum_counts(of_layers: RouterCounts, group_tokens: int, sequence_length: int) -> RouterSums:

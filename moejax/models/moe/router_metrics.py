@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from moejax.config.model import Model
 from moejax.models.moe.losses import balance_loss, mutual_information_loss
-from moejax.models.moe.router_counts import EXPERTS, HEADS, RouterSums, TokenCounts
+from moejax.models.moe.router_counts import DEPTHS, EXPERTS, HEADS, RouterSums, TokenCounts
 
 
 class RouterMetrics(NamedTuple):
@@ -37,7 +37,22 @@ def router_metrics(sums: Mapping[str, RouterSums], counts: TokenCounts, config: 
     assert config.moe
     found.losses.update(auxiliary_losses(sums[EXPERTS], counts, config.moe.losses))
     found.statistics.update(statistics(sums[EXPERTS], counts))
+  if DEPTHS in sums:
+    through_L, dropped_L = (sums[DEPTHS][name].astype(jnp.float32) for name in ("through", "dropped"))
+    found.losses["depths"] = sums[DEPTHS]["loss"] / (counts.tokens if config.depths.has_predictor else counts.sequences)
+    found.statistics["depth_share"] = through_L / counts.tokens
+    found.statistics["depth_dropped_fraction"] = dropped_L / jnp.maximum(through_L + dropped_L, 1.0)
   return found
+
+
+def joined(parts: Sequence[RouterMetrics]) -> RouterMetrics:
+  """The metrics of several parts of a model, of which each may lack some, with all layers one after the other."""
+
+  def of_all(names: Sequence[Mapping[str, jax.Array]]) -> dict[str, jax.Array]:
+    found = dict.fromkeys(name for part in names for name in part)
+    return {name: jnp.concatenate([part[name] for part in names if name in part]) for name in found}
+
+  return RouterMetrics(of_all([part.losses for part in parts]), of_all([part.statistics for part in parts]))
 
 
 def auxiliary_losses(sums: RouterSums, counts: TokenCounts, names: Sequence[str]) -> dict[str, jax.Array]:

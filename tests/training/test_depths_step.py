@@ -1,0 +1,103 @@
+"""A step with a mixture of depths: the same on every mesh and in parts, with the products of the formula."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from test_accumulation import PADDINGS, check_equal, padded
+from training_fixtures import product_flops, spec_of, tiny
+
+from moejax.config import AllTokens, Mesh, ThresholdDepths, TopKDepths
+from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
+from moejax.errors import UserError
+from moejax.training.metrics import flatten
+from moejax.training.step import _gradients, abstract_inputs, make_train_step
+
+KINDS = {"top_k": TopKDepths(share=0.25), "threshold": ThresholdDepths(share=0.5, threshold=0.4)}
+
+
+def experiment_of(depths, parts=1, mesh=None, loss=0.01, **model):
+  base = tiny(False)
+  losses = dataclasses.replace(base.training.losses, depths=loss)
+  return dataclasses.replace(
+    base,
+    model=dataclasses.replace(base.model, depths=depths, **model),
+    training=dataclasses.replace(base.training, losses=losses, gradient_accumulation=parts),
+    mesh=mesh or Mesh(data=1),
+  )
+
+
+@functools.cache
+def gradients_of(kind, parts=1, mesh=None):
+  experiment = experiment_of(KINDS[kind], parts, mesh)
+  spec, batch = spec_of(experiment), padded(experiment, PADDINGS["by part"])
+  parameters = jax.device_get(spec_of(experiment_of(KINDS[kind])).init_state(0).parameters)
+  placed = jax.device_put((parameters, batch), (spec.model.shardings, spec.partitioner.batch))
+  return jax.device_get(jax.jit(lambda parameters, batch: _gradients(spec, parameters, batch))(*placed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("parts", "mesh"), [(4, None), (2, Mesh(data=2, expert=2, model=2))], ids=str)
+def test_parts_and_meshes_train_routed_layers_as_one_device_does(kind, parts, mesh):
+  gradients, metrics = gradients_of(kind, parts, mesh)
+  check_equal((gradients, metrics), gradients_of(kind))
+  real = sum(PADDINGS["by part"])
+  record = flatten(metrics, experiment_of(KINDS[kind]).model)
+  assert 0 < record["router/depth_share/layer_01"] < 1 and "router/depth_share/layer_00" not in record
+  if kind == "top_k":  # of each sequence a quarter, but no padding
+    chosen = sum(min(8, length) for length in PADDINGS["by part"])
+    assert record["router/depth_share/layer_01"] == pytest.approx(chosen / real)
+  else:
+    assert record["router/depth_dropped_fraction/layer_01"] > 0
+  small = [path for path, x in jax.tree_util.tree_leaves_with_path(gradients) if np.abs(x).max() < 1e-9]
+  assert not small, "every parameter is trained"
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_traced_step_of_routed_layers_has_the_products_of_the_formula(depth):
+  base = tiny(False)
+  losses = dataclasses.replace(base.training.losses, depths=0.01, multi_token=0.3 * depth)
+  for depths in (*KINDS.values(), TopKDepths(every=1, share=0.5)):
+    experiment = dataclasses.replace(
+      base,
+      model=dataclasses.replace(base.model, depths=depths, layers="unrolled", multi_token_depth=depth),
+      training=dataclasses.replace(base.training, losses=losses),
+    )
+    spec = spec_of(experiment)
+    traced = make_train_step(spec).trace(*abstract_inputs(spec)).jaxpr
+    assert product_flops(traced.jaxpr) == tokens_per_step(experiment) * flops_per_token(experiment.model, 32)
+
+
+def test_a_token_uses_its_share_of_the_parameters_of_routed_layers():
+  model = tiny(False).model
+  plain = parameter_counts(model)
+  for depths, predictor in ((TopKDepths(share=0.25), 33), (ThresholdDepths(share=0.25), 0)):
+    counted = parameter_counts(dataclasses.replace(model, depths=depths))
+    assert counted.total == plain.total + 32 + predictor
+    of_layer = (plain.total - model.vocab_size * 32 - 32) // 2
+    assert counted.active == counted.total - 0.75 * of_layer
+
+
+TOP_K = TopKDepths()
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"depths": TOP_K, "loss": 0.0}, r"model\.depths\.kind=top_k with training\.losses\.depths=0 would not train"),
+    ({"depths": TOP_K.causal()}, r"model\.depths\.kind=predicted is not for training; use top_k or threshold"),
+    ({"depths": AllTokens()}, r"training\.losses\.depths=0\.01 would have no effect: model\.depths\.kind is all"),
+    ({"depths": TopKDepths(every=3)}, r"model\.num_layers=2 is not divisible by depths\.every=3"),
+    ({"depths": TOP_K, "moe": tiny(True).model.moe}, r"model\.depths\.kind=top_k is not supported with model\.moe"),
+    (
+      {"depths": TOP_K, "num_kv_heads": 4, "attention_experts": 2},
+      r"model\.depths\.kind=top_k is not supported with model\.attention_experts",
+    ),
+  ],
+)
+def test_a_mixture_that_cannot_work_is_refused(fields, message):
+  with pytest.raises(UserError, match=f"^{message}"):
+    experiment_of(**fields)
