@@ -36,7 +36,8 @@ def member(name, pair, *, experts=0, matched=True, step_time_s, total, active, b
       {"learning_rate": rate, "loss": loss, "steps": 120, "train_time_s": 0.1 * budget_s}
       for rate, loss in ((1.5e-3, 2.5), (3e-3, 2.4), (6e-3, None))
     ],
-    "sparse_every": 2 if experts else None, "start": None, "parent": None, "parent_counts": None,
+    "sparse_every": 2 if experts else None, "depths": "all", "depths_share": None,
+    "start": None, "parent": None, "parent_counts": None,
     "parent_time_s": None, "parent_tokens": None, "parent_flops": None,
   }  # fmt: skip
 
