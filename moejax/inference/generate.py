@@ -14,8 +14,10 @@ import numpy as np
 from moejax.inference.buckets import batches_by_length, bucket
 from moejax.inference.cache import Cache, cache_shardings, empty_cache, extend, row_sharding
 from moejax.inference.dropless import check_batch_size
+from moejax.inference.expert_views import separate_experts
 from moejax.inference.sampling import GREEDY, Sampling, sample
 from moejax.models.abstract import AbstractModel, Parameters
+from moejax.models.moe.few_tokens import FEW
 from moejax.models.transformer import Transformer
 from moejax.partitioning import to_devices
 
@@ -66,8 +68,9 @@ class Generator:
 
     self._empty = jax.jit(functools.partial(empty_cache, model, batch_size), static_argnums=0, out_shardings=cache)
     program = functools.partial(jax.jit, out_shardings=(everywhere, cache), donate_argnums=1)
-    self._prefill = program(prefill, in_shardings=(model.shardings, cache, batch, rows, everywhere, everywhere))
-    self._decode = program(decode, in_shardings=(model.shardings, cache, everywhere, rows, everywhere, everywhere))
+    self._prefill = program(prefill, in_shardings=(None, cache, batch, rows, everywhere, everywhere))
+    self._decode = program(decode, in_shardings=(None, cache, everywhere, rows, everywhere, everywhere))
+    self._separated: tuple[Parameters, Parameters] = ({}, {})
 
   def generate(
     self,
@@ -106,7 +109,7 @@ class Generator:
         part = row.prompt[begin : begin + length]
         tokens_BT[b, : len(part)], counts_B[b] = part, len(part)
       chunk = (to_devices(tokens_BT, self._model.partitioner.batch), to_devices(counts_B, self._rows))
-      token_B, cache = self._prefill(parameters, cache, *chunk, token_B, key)
+      token_B, cache = self._prefill(self._for(length, parameters), cache, *chunk, token_B, key)
       begin += length
     active = np.arange(self._batch_size) < len(rows)
     # The tokens stay on the devices as the input of the next step. They are copied from them, to be seen, and nothing
@@ -120,8 +123,16 @@ class Generator:
         break
       if step == 1 or (active != before).any():
         active_B = to_devices(active.astype(np.int32), self._rows)
-      token_B, cache = self._decode(parameters, cache, token_B, active_B, key, np.int32(step))
+      token_B, cache = self._decode(self._for(1, parameters), cache, token_B, active_B, key, np.int32(step))
     yield from ((row.index, row.continuation) for row in rows)
+
+  def _for(self, length: int, parameters: Parameters) -> Parameters:
+    """The parameters in the form that is fastest for `length` tokens of each row."""
+    if length * self._batch_size > FEW:
+      return parameters
+    if self._separated[0] is not parameters:
+      self._separated = parameters, separate_experts(self._model, parameters)
+    return self._separated[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """How long a sparse layer takes for few tokens, as in decoding, and how much of that is reading experts.
 
-Four ways to compute the same, interleaved: `grouped`, which sorts the rows by expert; `visit`, a loop that applies each
-chosen expert to all tokens, which inference runs on CPU for up to 32 tokens; `gather`, which copies the matrices of
-each chosen expert beside each other and multiplies them in one batched product; `all`, every expert on every token.
+Five ways to compute the same, interleaved: `grouped`, which sorts the rows by expert; `visit`, a loop that applies each
+chosen expert to all tokens; `separate`, the same with an array for each matrix of an expert in place of stacks, which
+inference runs on one CPU device for up to 32 tokens; `gather`, which copies the matrices of each chosen expert beside
+each other and multiplies them in one batched product; `all`, every expert on every token.
 
     python tests/benchmarks/decode.py [--experts 16] [--active 2] [--d-model 512] [--d-ff 1024] [--tokens 1 4 16 64]
 """
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from moejax.kernels.grouped_matmul import grouped_matmul
+from moejax.models.moe.experts import Weights as Experts
 from moejax.models.moe.few_tokens import visit_experts
 from moejax.models.products import Operand
 
@@ -36,7 +38,7 @@ def grouped(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Arr
 def visit(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Array:
   matrices = {name: Operand(w, None) for name, w in zip(("gate", "up", "down"), weights, strict=True)}
   ones_MA = jnp.ones(experts_MA.shape, jnp.float32)
-  return visit_experts(x_MD, experts_MA, ones_MA, ones_MA > 0, matrices).astype(x_MD.dtype)
+  return visit_experts(x_MD, experts_MA, ones_MA, ones_MA > 0, Experts(matrices, {}, "swiglu")).astype(x_MD.dtype)
 
 
 def gather(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Array:
@@ -53,7 +55,7 @@ def every(x_MD: jax.Array, experts_MA: jax.Array, weights: Weights) -> jax.Array
   return jnp.einsum("MEF,EFD->MD", hidden_MEF * chosen_ME[..., None], down_EFD)
 
 
-WAYS = {"grouped": grouped, "visit": visit, "gather": gather, "all": every}
+WAYS = {"grouped": grouped, "visit": visit, "separate": visit, "gather": gather, "all": every}
 
 
 def main() -> None:
@@ -69,6 +71,7 @@ def main() -> None:
   weights = tuple(
     jax.random.normal(key, shape, dtype) * shape[1] ** -0.5 for key, shape in zip(keys, shapes, strict=True)
   )
+  separate = tuple(tuple(w) for w in weights)
   megabytes = sum(w.nbytes for w in weights) / 1e6
   print(f"{jax.devices()[0].device_kind}, {E} experts of {D} x {F}, {A} a token, {dtype.__name__}, {megabytes:.0f} MB")
   print("tokens  " + "  ".join(f"{name:>9}" for name in WAYS) + "   (median ms)")
@@ -76,13 +79,14 @@ def main() -> None:
   for M in known.tokens:
     x_MD = jnp.asarray(random.normal(size=(M, D)), dtype)
     experts_MA = jnp.asarray(np.stack([random.permutation(E)[:A] for _ in range(M)]), jnp.int32)
-    programs = {name: jax.jit(way).lower(x_MD, experts_MA, weights).compile() for name, way in WAYS.items()}
+    given = {name: separate if name == "separate" else weights for name in WAYS}
+    programs = {name: jax.jit(way).lower(x_MD, experts_MA, given[name]).compile() for name, way in WAYS.items()}
     expected = np.asarray(programs["all"](x_MD, experts_MA, weights), np.float32)
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(known.rounds):
       for name, program in programs.items():
         begin = time.perf_counter()
-        out = jax.block_until_ready(program(x_MD, experts_MA, weights))
+        out = jax.block_until_ready(program(x_MD, experts_MA, given[name]))
         times[name].append(time.perf_counter() - begin)
         np.testing.assert_allclose(np.asarray(out, np.float32), expected, rtol=0.1, atol=0.1)
     print(f"{M:6}  " + "  ".join(f"{1e3 * statistics.median(each):9.2f}" for each in times.values()), flush=True)

@@ -24,6 +24,9 @@ NAMES = {"gate": _INTO, "up": _INTO, "down": _OUT_OF}
 NAMES_OF_BIASES = {"gate": ("experts", "expert_mlp"), "up": ("experts", "expert_mlp"), "down": ("experts", None)}
 """Logical axes of the biases."""
 
+Matrices = jax.Array | tuple[jax.Array, ...]
+"""The matrices of all experts: a stack or, for decoding on CPU, arrays of their own."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +76,14 @@ class Experts(nnx.Module):
     held = {"gate": self.w_gate_EDF, "up": self.w_up_EDF, "down": self.w_down_EFD}
     biases = {"gate": self.b_gate_EF, "up": self.b_up_EF, "down": self.b_down_ED}
     return Weights(
-      {name: operand(w[...], dtype, self.gradients) for name, w in held.items() if w is not None},
+      {name: self._operand(w.get_value(), dtype) for name, w in held.items() if w is not None},
       {name: b[...].astype(dtype) for name, b in biases.items() if b is not None},
       self.activation,
     )
+
+  def _operand(self, matrices: Matrices, dtype: jnp.dtype) -> Operand:
+    # Separate arrays keep their dtype: only the experts that are used shall be converted.
+    return Operand(matrices, None) if isinstance(matrices, tuple) else operand(matrices, dtype, self.gradients)
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
     """Applies each expert to its R rows of each outer batch; returns out_OERD."""

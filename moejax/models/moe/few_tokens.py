@@ -3,16 +3,25 @@
 Each of these experts is applied to all tokens, since reading its matrices takes longer than the products. Sorting the
 rows, and a product for the rows of each expert, would take longer (`tests/benchmarks/decode.py`).
 
+A product with a slice of a stack copies the slice first, which takes as long as the product. Where the matrices are
+arrays of their own (`moejax/inference/expert_views.py`), a conditional selects the product, and nothing is copied.
+
 M tokens  A experts per token  D embed  F hidden  E experts
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from moejax.models.moe.experts import Weights
+from moejax.models.moe.experts import Matrices, Weights
 
 FEW = 32
 """Maximum number of tokens. With more, products take longer than reading the matrices."""
+
+FEWEST = 4
+"""Number of rows to which fewer tokens are padded. For products with one row, XLA generates code for each expert
+instead of calling a library, so that compilation takes up to eight times as long."""
 
 
 def visit_experts(
@@ -27,32 +36,46 @@ def visit_experts(
     chosen_MA: False makes a choice void.
     weights: the matrices of the E experts.
   """
-  E = len(weights["up"].value)
+  M, E = len(x_MD), len(weights["up"].value)
+  x_MD, experts_MA, weights_MA, chosen_MA = (
+    jnp.pad(x, ((0, max(FEWEST - M, 0)), (0, 0))) for x in (x_MD, experts_MA, weights_MA, chosen_MA)
+  )
   is_expert_MAE = (experts_MA[..., None] == jnp.arange(E)[None, None]) & chosen_MA[..., None]
   weights_ME = jnp.sum(jnp.where(is_expert_MAE, weights_MA[..., None], 0.0), axis=1)
   takes_ME = jnp.any(is_expert_MAE, axis=1)
   used_E = jnp.any(takes_ME, axis=0)
   experts_E = jnp.argsort(~used_E, stable=True)
-  x_MD = x_MD.astype(jnp.float32)
+  dtype, x_MD = x_MD.dtype, x_MD.astype(jnp.float32)
 
   def visit(i: jax.Array, out_MD: jax.Array) -> jax.Array:
     e = experts_E[i]
 
-    def of_expert(stack: jax.Array) -> jax.Array:
-      return jax.lax.dynamic_index_in_dim(stack, e, keepdims=False).astype(jnp.float32)
+    def bias(name: str) -> jax.Array:
+      return jax.lax.dynamic_index_in_dim(weights.biases[name], e).astype(jnp.float32)
 
     def times(x: jax.Array, name: str) -> jax.Array:
-      return x @ of_expert(weights[name].value)
+      return _times(x, weights[name].value, e, dtype)
 
     def biased(x: jax.Array, name: str) -> jax.Array:
-      return x + of_expert(weights.biases[name])[None] if name in weights.biases else x
+      return x + bias(name) if name in weights.biases else x
 
     gate_MF = biased(times(x_MD, "gate"), "gate") if "gate" in weights else None
     hidden_MF = weights.activate(gate_MF, biased(times(x_MD, "up"), "up")) * weights_ME[:, e, None]
     # Not a product with 0: the output of an expert that the token did not choose may be infinite.
     out_MD = out_MD + times(jnp.where(takes_ME[:, e, None], hidden_MF, 0.0), "down")
     if "down" in weights.biases:
-      out_MD = out_MD + weights_ME[:, e, None] * of_expert(weights.biases["down"])[None]
+      out_MD = out_MD + weights_ME[:, e, None] * bias("down")
     return out_MD
 
-  return jax.lax.fori_loop(0, jnp.sum(used_E), visit, jnp.zeros(x_MD.shape, jnp.float32))
+  return jax.lax.fori_loop(0, jnp.sum(used_E), visit, jnp.zeros(x_MD.shape, jnp.float32))[:M]
+
+
+def _times(x: jax.Array, matrices: Matrices, e: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """`x` times the matrix of expert `e`, rounded to `dtype`."""
+
+  def times(matrix: jax.Array) -> jax.Array:
+    return x @ matrix.astype(dtype).astype(jnp.float32)
+
+  if isinstance(matrices, tuple):
+    return jax.lax.switch(e, [functools.partial(times, matrix) for matrix in matrices])
+  return times(jax.lax.dynamic_index_in_dim(matrices, e, keepdims=False))

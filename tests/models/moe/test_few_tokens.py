@@ -37,13 +37,17 @@ def arrays(names=tuple(SHAPES), dtype=jnp.float32):
 
 
 @pytest.mark.parametrize("names", [("gate", "up", "down"), ("up", "down")], ids=["swiglu", "gelu"])
-def test_each_token_has_the_weighted_sum_of_the_experts_that_it_chose(names):
+@pytest.mark.parametrize("form", [jnp.asarray, tuple], ids=["stacked", "separate"])
+def test_each_token_has_the_weighted_sum_of_the_experts_that_it_chose(names, form):
   expected_MD = np.zeros((M, D))
   for m, a in np.ndindex(M, A):
     if CHOSEN_MA[m, a] and 0 <= (e := EXPERTS_MA[m, a]) < E:
       gate_DF = MATRICES["gate"][e] if "gate" in names else None
       expected_MD[m] += WEIGHTS_MA[m, a] * expert(X_MD[m], gate_DF, MATRICES["up"][e], MATRICES["down"][e])
-  np.testing.assert_allclose(jax.jit(visit_experts)(*arrays(names)), expected_MD, rtol=1e-4, atol=1e-5)
+  *choices, weights = arrays(names)
+  matrices = {name: Operand(form(operand.value), None) for name, operand in weights.matrices.items()}
+  got_MD = jax.jit(visit_experts)(*choices, Weights(matrices, {}, "swiglu"))
+  np.testing.assert_allclose(got_MD, expected_MD, rtol=1e-4, atol=1e-5)
   assert np.any(expected_MD[0]) and not np.any(expected_MD[2])
 
 
