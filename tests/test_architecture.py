@@ -46,6 +46,7 @@ FLOORS = (
     "moejax.interop.hf_plans",
     "moejax.interop.maxtext",
     "moejax.interop.families",
+    "moejax.interop.field_types",
     "moejax.interop.layer_types",
   ),
   ("moejax.kernels",),

@@ -42,7 +42,7 @@ def read_requests(path: pathlib.Path, max_tokens: int, stop: Sequence[str]) -> l
 def _request(text: str, where: str, max_tokens: int, stop: Sequence[str]) -> Request:
   try:
     line = json.loads(text)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{where} is not JSON ({error}); each line is an object such as {FIELDS}") from None
   if not isinstance(line, dict) or not isinstance(line.get("prompt"), str):
     raise UserError(f'{where} has no string "prompt"; each line is an object such as {FIELDS}')

@@ -15,6 +15,7 @@ from moejax.config.plain import from_plain
 from moejax.config.router import Router, TopKRouter
 from moejax.errors import UserError
 from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
+from moejax.interop.field_types import check_types
 from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of, shortest_pattern
 
 Config = Mapping[str, Any]
@@ -49,7 +50,11 @@ WITHOUT_EFFECT = frozenset(
 )
 """Fields of config.json that do not affect logits, or that are handled by separate functions."""
 
-ALSO = {"num_experts": "num_local_experts", "num_local_experts": "num_experts"}
+ALSO = {
+  "num_experts": "num_local_experts",
+  "num_local_experts": "num_experts",
+  "rope_parameters": "rope_scaling",
+}
 """Alternative names of fields in other versions of transformers."""
 
 
@@ -67,7 +72,7 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
       f"{path} cannot be read ({error.strerror}); give the folder of a model, which `hf download MODEL` prints, or its "
       "config.json"
     ) from None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is not JSON ({error}); download it again") from None
   if not isinstance(config, dict):
     raise UserError(f"{path} is not a JSON object; give the config.json of a model")
@@ -78,8 +83,9 @@ def family_of(config: Config) -> Family:
   """The family of a config.json.
 
   Raises:
-    UserError: If its model_type is not supported.
+    UserError: If its model_type is not supported, or another field has a value of the wrong type.
   """
+  check_types(config)
   name = config.get("model_type")
   if name not in FAMILIES:
     raise UserError(f"config.json: model_type={name!r} is not supported; moejax supports {', '.join(FAMILIES)}")
@@ -125,6 +131,8 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
   """
   family = family_of(config)
   fields = {**COMMON, **family.fields, **family.moe}
+  absent = {name for name in family.absent if name not in config and ALSO.get(name) not in config}
+  config = {**config, **{name: family.absent[name] for name in absent}}
   _check_same(config, family)
   plain: dict[str, Any] = {"layers": "scanned"}
   for ours, theirs in fields.items():

@@ -148,6 +148,9 @@ class Family:
   """Other fields of Model, and those of config.json that say the same."""
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   """Values of fields of config.json that are missing or null."""
+  absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  """Values of fields of config.json that are missing, but may be null: the defaults of transformers, where they differ
+  from null."""
   latent: bool = False
   """Whether attention is latent, with LATENT_FIELDS."""
   scales_embedding: bool = False
@@ -177,7 +180,8 @@ def _all(i: int, config: Mapping[str, Any]) -> bool:
 
 
 def _max_window_layers(config: Mapping[str, Any]) -> int:
-  return config.get("max_window_layers", 28)
+  value = config.get("max_window_layers")
+  return 28 if value is None else value
 
 
 def _after_full(i: int, config: Mapping[str, Any]) -> bool:
@@ -188,11 +192,30 @@ FAMILIES = {
   family.model_type: family
   for family in (
     Family(model_type="llama", architecture="LlamaForCausalLM"),
-    Family(model_type="mistral", architecture="MistralForCausalLM", sliding=_all, by_layer=False),
-    Family(model_type="qwen3", architecture="Qwen3ForCausalLM", only={"qk_norm": True}, sliding=_after_full),
-    Family(model_type="qwen2", architecture="Qwen2ForCausalLM", only={"attention_bias": True}, sliding=_after_full),
+    Family(
+      model_type="mistral",
+      architecture="MistralForCausalLM",
+      sliding=_all,
+      by_layer=False,
+      absent={"num_key_value_heads": 8, "sliding_window": 4096},
+    ),
+    Family(
+      model_type="qwen3",
+      architecture="Qwen3ForCausalLM",
+      only={"qk_norm": True},
+      sliding=_after_full,
+      absent={"num_key_value_heads": 32, "use_sliding_window": False},
+    ),
+    Family(
+      model_type="qwen2",
+      architecture="Qwen2ForCausalLM",
+      only={"attention_bias": True},
+      sliding=_after_full,
+      absent={"num_key_value_heads": 32, "use_sliding_window": False},
+    ),
     Family(
       model_type="mixtral",
+      absent={"num_key_value_heads": 8},
       architecture="MixtralForCausalLM",
       tensors=OF_MIXTRAL,
       moe={
@@ -207,6 +230,7 @@ FAMILIES = {
     ),
     Family(
       model_type="qwen3_moe",
+      absent={"num_key_value_heads": 4, "use_sliding_window": False},
       architecture="Qwen3MoeForCausalLM",
       tensors=SPARSE,
       moe=QWEN_EXPERTS,
@@ -217,6 +241,7 @@ FAMILIES = {
     ),
     Family(
       model_type="qwen2_moe",
+      absent={"num_key_value_heads": 16, "use_sliding_window": False},
       architecture="Qwen2MoeForCausalLM",
       tensors=SPARSE
       | _of_feed_forward("feed_forward.shared", "mlp.shared_expert")
@@ -249,6 +274,7 @@ FAMILIES = {
     ),
     Family(
       model_type="gemma3_text",
+      absent={"num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096},
       architecture="Gemma3ForCausalLM",
       tensors=OF_GEMMA_3,
       fields={"logit_cap": "final_logit_softcapping"},
@@ -262,10 +288,23 @@ FAMILIES = {
       },
       rope_theta=1e6,
       local_theta=10_000.0,
-      sliding=lambda i, config: (i + 1) % config.get("sliding_window_pattern", 6) != 0,
+      sliding=lambda i, config: (i + 1) % (config.get("sliding_window_pattern") or 6) != 0,
     ),
     Family(
       model_type="gpt_oss",
+      absent={
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "sliding_window": 128,
+        "rope_parameters": {
+          "rope_type": "yarn",
+          "factor": 32.0,
+          "beta_fast": 32.0,
+          "beta_slow": 1.0,
+          "truncate": False,
+          "original_max_position_embeddings": 4096,
+        },
+      },
       architecture="GptOssForCausalLM",
       tensors=OF_GPT_OSS,
       moe={
@@ -282,6 +321,17 @@ FAMILIES = {
     ),
     Family(
       model_type="deepseek_v3",
+      absent={
+        "num_key_value_heads": 128,
+        "q_lora_rank": 1536,
+        "v_head_dim": 128,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 3,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "n_group": 8,
+        "topk_group": 4,
+      },
       architecture="DeepseekV3ForCausalLM",
       tensors=OF_DEEPSEEK_V3,
       fields={"head_dim": "qk_nope_head_dim"},

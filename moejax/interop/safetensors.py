@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from moejax.config.checks import LARGEST_INTEGER
 from moejax.errors import UserError
 from moejax.files import replacing, write_json
 
@@ -79,7 +80,9 @@ def _indexed(folder: pathlib.Path) -> dict[str, str]:
     if not all(isinstance(file, str) and pathlib.PurePath(file).name == file for file in found.values()):
       raise ValueError("weight_map names files of another folder")
     return found
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {error.strerror}") from None
+  except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} is not an index of tensors ({error}); download it again") from None
 
 
@@ -95,10 +98,9 @@ def _header(path: pathlib.Path) -> dict[str, tuple[int, np.dtype, tuple[int, ...
       header = json.loads(file.read(length))
   except OSError as error:
     raise UserError(f"{path} cannot be read: {error.strerror}") from None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{damaged} ({error}); download it again") from None
   places: dict[str, tuple[int, np.dtype, tuple[int, ...]]] = {}
-  end = 0
   try:
     for name, entry in header.items():
       if name == "__metadata__":
@@ -106,16 +108,22 @@ def _header(path: pathlib.Path) -> dict[str, tuple[int, np.dtype, tuple[int, ...
       kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
       if kind not in DTYPES:
         raise UserError(f"{path}: {name} has dtype={kind}; moejax reads {', '.join(DTYPES)}")
+      if not all(type(number) is int and 0 <= number <= LARGEST_INTEGER for number in (*shape, first, last)):
+        raise UserError(f"{damaged}: {name} has shape={shape} and data_offsets={[first, last]}; download it again")
       dtype = np.dtype(DTYPES[kind])
-      if last - first != math.prod(shape) * dtype.itemsize or first < 0:
+      if last - first != math.prod(shape) * dtype.itemsize:
         raise UserError(f"{damaged}: {name} of shape {shape} has {last - first} bytes; download it again")
       places[name] = (8 + length + first, dtype, shape)
-      end = max(end, 8 + length + last)
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     if isinstance(error, UserError):
       raise
     raise UserError(f"{damaged} ({error!r} in its header); download it again") from None
-  if end > size:
+  end = 8 + length
+  for name, (begin, dtype, shape) in sorted(places.items(), key=lambda item: (item[1][0], math.prod(item[1][2]))):
+    if begin != end:
+      raise UserError(f"{damaged}: {name} begins at byte {begin} instead of {end}; download it again")
+    end += math.prod(shape) * dtype.itemsize
+  if end != size:
     raise UserError(f"{damaged}: it has {size} bytes instead of {end}; download it again")
   return places
 

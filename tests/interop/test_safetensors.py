@@ -56,7 +56,13 @@ def test_what_is_no_whole_file_is_refused(tmp_path):
     (with_header({"a": header["a"] | {"shape": [2, 4]}}), r"a of shape \(2, 4\) has 24 bytes"),
     (with_header({"a": header["a"] | {"dtype": "I64"}}), "a has dtype=I64; moejax reads F64, F32, F16, BF16"),
     (with_header({"a": {"dtype": "F32"}}), "in its header"), (with_header([1]), "in its header"),
-    (with_header({"a": header["a"] | {"data_offsets": [-24, 0]}}), "has 24 bytes"),
+    (with_header({"a": header["a"] | {"data_offsets": [-24, 0]}}), r"data_offsets=\[-24, 0\]"),
+    (with_header({"a": header["a"] | {"shape": [-2, -3]}}), r"shape=\(-2, -3\)"),
+    (with_header({"a": header["a"] | {"shape": [2.0, 3.0]}}), r"shape=\(2\.0, 3\.0\)"),
+    (with_header({"a": header["a"] | {"shape": [10**30, 0], "data_offsets": [0, 0]}}), "has shape="),
+    (with_header({"a": header["a"], "b": header["a"]}), "b begins at byte"),
+    (with_header({"b": header["b"]}), "b begins at byte"), (whole + b"\0", "it has"),
+    (with_header(b"[" * 10**5), "is not a complete safetensors file"),
   ):  # fmt: skip
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -69,6 +75,7 @@ def test_an_index_must_have_the_tensors_of_its_files_and_none_elsewhere(tmp_path
   for weight_map, message in (
     (index["weight_map"] | {"z": "model-00001-of-00002.safetensors"}, "do not have the same tensors: z"),
     ({"a": "../secret.safetensors"}, "names files of another folder"), ([], "is not an index"),
+    ({"a": ".."}, "cannot be read"), ({"a": "gone.safetensors"}, "cannot be read"), (None, "is not an index"),
   ):  # fmt: skip
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UserError, match=message):
