@@ -3,7 +3,14 @@
 from collections.abc import Callable
 
 from moejax.config import Experiment, Suite
-from moejax.experiments.books_mini import books_mini, books_mini_cpu, books_mini_cpu_dense, books_mini_dense
+from moejax.experiments.books_mini import (
+  books_cpu,
+  books_cpu_dense,
+  books_mini,
+  books_mini_cpu,
+  books_mini_cpu_dense,
+  books_mini_dense,
+)
 from moejax.experiments.ds_moe import (
   ds_dense_1b,
   ds_dense_3b,
@@ -56,6 +63,8 @@ EXPERIMENTS: dict[str, Callable[[], Experiment | Suite]] = {
   "books_mini_dense": books_mini_dense,
   "books_mini_cpu": books_mini_cpu,
   "books_mini_cpu_dense": books_mini_cpu_dense,
+  "books_cpu": books_cpu,
+  "books_cpu_dense": books_cpu_dense,
   "quick_small": quick_small,
   "quick_large": quick_large,
   "dense_6b4": dense_6b4,

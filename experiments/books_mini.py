@@ -1,4 +1,4 @@
-"""The suites books_mini and books_mini_cpu: a small trial on books, dense versus MoE, with its own BPE tokenizer.
+"""The suites books_mini, books_mini_cpu and books_cpu: dense versus MoE on books, with a BPE tokenizer of their own.
 
 The text is read from token shards in the folder `books` of the current folder. To make them from books in .jsonl.gz
 files with one book per line:
@@ -7,7 +7,8 @@ files with one book per line:
     moejax data pack --source "train/*.jsonl.gz" --tokenizer books/books16k.json --out books/train
     moejax data pack --source "validation/*.jsonl.gz" --tokenizer books/books16k.json --out books/validation
 
-`--data.train`, `--data.validation` and `--data.tokenizer` set other paths.
+books_cpu has a smaller vocabulary, so that the layers are not small compared with the embedding: for it, use
+`--vocab-size 4096` and books4k.json. `--data.train`, `--data.validation` and `--data.tokenizer` set other paths.
 """
 
 from dataclasses import replace
@@ -19,12 +20,16 @@ from moejax.config import (
   Evaluation,
   Experiment,
   GroupedDispatch,
+  LearningRateSweep,
   Losses,
   Model,
   MoE,
   Pair,
   Suite,
+  TopKRouter,
   Training,
+  Upcycled,
+  WarmupStableDecay,
 )
 
 
@@ -39,6 +44,62 @@ def books_mini_cpu() -> Suite:
   dense = books_mini_cpu_dense()
   base = replace(dense, model=replace(dense.model, d_ff=256))  # compensates for the time of the sparse layers
   return Suite(name="books_mini_cpu", pairs=(Pair(dense=dense, candidates=(_sparse(base, 16),)),))
+
+
+def books_cpu() -> Suite:
+  """Dense, MoE from random parameters and upcycled, 1.4M parameters per token: 2 hours on 2 CPU cores.
+
+  Every member has two seeds, and the learning rates are swept. The upcycled candidate starts after half of the budget,
+  which counts.
+  """
+  dense = books_cpu_dense()
+  narrow = replace(dense, model=replace(dense.model, d_ff=256))  # compensates for the time of the sparse layers
+  moe = _sparse(narrow, 16)
+  return Suite(
+    name="books_cpu",
+    pairs=(
+      Pair(
+        dense=dense,
+        candidates=(moe, _upcycled(dense)),
+        seeds=2,
+        upcycled=(Upcycled(candidate="books_cpu_upcycled", parent_fraction=0.5),),
+      ),
+    ),
+    learning_rates=LearningRateSweep(),
+    shorter_budgets=(0.5,),
+  )
+
+
+def books_cpu_dense() -> Experiment:
+  """Dense, 1.4M parameters, 0.5M of them in the embedding, 10M tokens: 17 minutes on 2 CPU cores."""
+  small = books_mini_cpu_dense()
+  return replace(
+    small,
+    name="books_cpu_dense",
+    model=replace(small.model, vocab_size=4096),
+    data=replace(small.data, tokenizer="books/books4k.json"),
+    training=replace(small.training, steps=2500),
+    optimizer=replace(small.optimizer, schedule=WarmupStableDecay()),
+  )
+
+
+def _upcycled(dense: Experiment) -> Experiment:
+  """4 copies of every second dense layer, each in two experts of half the width, of which a token uses two: as many
+  parameters per token as the dense model."""
+  moe = MoE(
+    num_experts=8,
+    experts_per_token=2,
+    d_ff=dense.model.d_ff // 2,
+    every=2,
+    dispatch=GroupedDispatch(),
+    router=TopKRouter(renormalize=True, scale=2.0),
+  )
+  return replace(
+    dense,
+    name=dense.name.replace("dense", "upcycled"),
+    model=replace(dense.model, moe=moe),
+    training=replace(dense.training, steps=None, losses=Losses(load_balance=0.01)),
+  )
 
 
 def books_mini_dense() -> Experiment:

@@ -20,7 +20,7 @@ from moejax.decision.figures import decision_figures
 from moejax.terminal import Fitting
 
 LAW_HEADS = ("law", "weight", "MoE better", "gap, nats", "outside its range")
-CANDIDATE_HEADS = ("candidate", "total", "active", "step, s", "by", "GiB a device", "")
+CANDIDATE_HEADS = ("candidate", "total", "active", "step, s", "by", "GiB a device", "chosen as")
 SERVING_HEADS = ("served model", "devices", "GiB", "step, ms", "device-hours per 1M tokens")
 
 

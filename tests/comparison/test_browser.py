@@ -8,9 +8,11 @@ import threading
 
 import pytest
 
+import moejax
 from moejax.comparison.plots.drawing import library
 from moejax.comparison.report import report_page
 from moejax.comparison.watch import Server
+from moejax.decision.page import as_html
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[browser]'")
 
@@ -157,8 +159,13 @@ def test_axe_finds_no_fault(browser, whole, width, scheme):
   with opened(browser, address_of(whole), width=width, color_scheme=scheme) as page:
     for details in page.locator("details").all():
       details.evaluate("element => element.open = true")
-    found = axe.Axe().run(page).response["violations"]
-  assert not [(fault["id"], fault["help"], [node["html"][:120] for node in fault["nodes"][:3]]) for fault in found]
+    found = violations(axe, page)
+  assert found == []
+
+
+def violations(axe, page) -> list[tuple]:
+  found = axe.Axe().run(page).response["violations"]
+  return [(fault["id"], fault["help"], [node["html"][:120] for node in fault["nodes"][:3]]) for fault in found]
 
 
 def test_a_phone_scrolls_the_tables_and_not_the_page(browser, whole):
@@ -235,3 +242,19 @@ def test_a_served_page_shows_new_results_by_itself(browser, comparison, write_co
     finally:
       server.shutdown()
       thread.join()
+
+
+def test_the_page_of_a_decision_is_drawn_and_has_no_accessibility_violations(browser, tmp_path):
+  axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="needs axe-playwright-python")
+  pair = [moejax.find("dense_6b4"), moejax.find("moe_6b4_64e")]
+  decision = moejax.decide(pair, "v5p:4x8x8", days=21, space={"width": [0.5, 1.0]})
+  path = tmp_path / "decision.html"
+  path.write_text(as_html(decision))
+  for scheme in ("light", "dark"):
+    with opened(browser, path.as_uri(), color_scheme=scheme) as page:
+      frames = page.locator("[data-figure]")
+      assert frames.count() == 2
+      for i in range(2):
+        assert frames.nth(i).locator("svg .mark-group").count() > 0
+      assert page.complaints == [] and page.requested == [path.as_uri()]
+      assert violations(axe, page) == []

@@ -14,7 +14,7 @@ from moejax.config.parameters import full_sequence_steps, parameter_counts
 from moejax.decision import page as decision_page
 from moejax.decision.answer import as_json, headline, sentences
 from moejax.decision.candidates import find_candidates
-from moejax.decision.decide import DAY_S, Budget, clock_error, decide
+from moejax.decision.decide import DAY_S, Budget, clock_error, decide, make_budget
 from moejax.decision.figures import decision_figures, drawn
 from moejax.decision.page import as_html
 from moejax.decision.search_space import Space, make_space, variants
@@ -115,6 +115,23 @@ def test_the_load_of_the_router_turns_the_answer_only_where_steps_wait_for_the_b
   assert with_capacity.turning_load is None
   assert dropless.turning_slowdown and dropless.turning_load and dropless.turning_load > dropless.turning_slowdown > 1
   assert "the load of the busiest device exceeds" in " ".join(sentences(dropless))
+
+
+def test_the_price_is_hours_times_chips_times_the_price_of_an_hour():
+  for slices, days, price in ((1, 21.0, 4.2), (4, 0.5, 0.0), (2, 3650.0, 1e-3)):
+    topology = parse_topology("v5p:4x8x8", slices)
+    budget = Budget(days=days, price_per_chip_hour=price)
+    assert budget.money(256 * slices) == pytest.approx(days * 24 * 256 * slices * price)
+    if price:
+      again = make_budget(topology, None, budget.money(256 * slices), price)
+      assert again.days == pytest.approx(days)
+  assert Budget(days=1).money(256) is None
+
+
+def test_a_load_that_changes_no_step_changes_no_answer(decision):
+  """Its MoE has a capacity, so that steps do not wait for the busiest device."""
+  assert decision.sparse.loaded_fraction == 0 and decision.turning_load is None
+  assert "load of the busiest device" not in " ".join(sentences(decision))
 
 
 def test_variants_keep_the_active_width_when_experts_are_divided_and_are_valid():

@@ -92,6 +92,47 @@ def test_break_even_is_where_the_curves_of_two_models_cross():
   assert losses[0] == pytest.approx(losses[1], abs=0.003)
 
 
+def worlds(count: int):
+  """Pairs of any size, number of experts, granularity and cost, budgets and errors of the step time."""
+  random = np.random.default_rng(0)
+  for _ in range(count):
+    active, other = 10 ** random.uniform(7.5, 11, 2)
+    experts, granularity = float(random.choice([2, 8, 64, 256])), float(random.choice([1, 2, 8]))
+    sparse = unit_cost(other, experts, cost=10 ** random.uniform(-0.5, 0.7))
+    sparse = dataclasses.replace(sparse, shape=dataclasses.replace(sparse.shape, granularity=granularity))
+    clock = ClockError(common=random.uniform(0, 0.3), ratio=random.uniform(0, 0.3))
+    dense = unit_cost(active)
+    yield forecast([dense], [sparse], clock=clock, draws=200), dense, sparse, 10 ** random.uniform(17, 25)
+
+
+def test_more_time_never_raises_a_loss_and_a_slower_moe_never_becomes_more_probable():
+  for found, dense, sparse, seconds in worlds(8):
+    times = seconds * np.geomspace(1e-3, 1e3, 13)
+    for law in found.ensemble.of((dense, sparse)):
+      for model in (dense, sparse):
+        losses = law.loss(model.shape, times / model.seconds_per_token)
+        assert np.all(np.isfinite(losses)) and np.all(np.diff(losses) <= 1e-12), (law.name, model)
+    slower = [found.probability(dense, sparse, seconds, factor) for factor in np.geomspace(1 / 64, 64, 13)]
+    assert np.all(np.diff(slower) <= 1e-12)
+
+
+def test_the_break_even_agrees_with_which_model_is_more_probably_better():
+  crossed = 0
+  for found, dense, sparse, seconds in worlds(10):
+    time = found.break_even(dense, sparse, seconds)
+    last = found.probability(dense, sparse, 64 * seconds)
+    if time is None:
+      assert last <= 0.5
+      continue
+    assert last >= 0.5
+    if time:
+      crossed += 1
+      assert found.probability(dense, sparse, time) == pytest.approx(0.5, abs=0.06)
+      for later in np.geomspace(1.2 * time, 64 * seconds, 3):
+        assert found.probability(dense, sparse, later) >= 0.5 or later > 60 * seconds
+  assert crossed >= 2
+
+
 def test_crossings_of_curves_are_interpolated():
   times = np.array([1.0, 10.0, 100.0])
   assert last_rise(times, [-1, 1, 2]) == pytest.approx(10**0.5)
