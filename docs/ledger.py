@@ -56,11 +56,11 @@ ROOM = 1.35
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
 
-UNLIKE = (
-  ("global with head dim", "other heads in global layers"),
-  ("dense_layers_first", "dense layers before sparse ones"),
-)
+UNLIKE = (("global with head dim", "other heads in global layers"),)
 """Words of the shape of a row, and the features that moejax lacks for it."""
+
+TWO_MATRICES = ("MaxText 22B",)
+"""Models with the size in their name if a feed-forward layer has two matrices (here 22.1B; 29.4B with three)."""
 
 REMAT: tuple[tuple[str, Remat], ...] = (
   # Words of a row's `remat`, the first that is there.
@@ -75,7 +75,6 @@ REMAT: tuple[tuple[str, Remat], ...] = (
   ("not stated", "attention"),
   ("none stated", "attention"),
 )
-
 
 UTILISATIONS = [n / 200 for n in range(40, 200)]
 """Values that `--fit` tries."""
@@ -97,6 +96,8 @@ class Row:
   speedup: float
   """Of products that are not in bfloat16."""
   published_s: float | None
+  balanced: bool = False
+  """Whether all experts had the same load."""
   calibrates: bool = True
   """Whether the utilisation of the chip is fitted to it, if its time is given."""
 
@@ -115,7 +116,7 @@ def read_row(values: dict[str, Any]) -> Row:
   missing, speedup = [need for need in needs if need not in SUPPORTED], 1.0
   if "fsdp 2 between slices" in values["sharding"]:
     missing.append("FSDP across slices")
-  missing += [what for words, what in UNLIKE if words in f"{shape.get('attention')} {list(shape)}"]
+  missing += [what for words, what in UNLIKE if words in str(shape.get("attention"))]
   topology = _topology(values)
   for need in (need for need in needs if need in EIGHT_BITS):
     try:
@@ -147,7 +148,8 @@ def read_row(values: dict[str, Any]) -> Row:
     raise InexpressibleError(f"mesh: {error}") from error
   moe = experiment.model.moe
   calibrates = not values["framework"].startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
-  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None, calibrates)
+  balanced = any(word in values.get("note", "") for word in ("forced balance", "random routing"))
+  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None, balanced, calibrates)
   return dataclasses.replace(row, published_s=_published_s(values, row))
 
 
@@ -187,7 +189,7 @@ def _topology(values: dict[str, Any]) -> Topology:
 
 def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model:
   moe = None
-  gated = "two matrices" not in shape.get("activation", "")
+  gated = "two matrices" not in shape.get("activation", "") and values.get("model") not in TWO_MATRICES
   if shape.get("experts"):
     capacity = re.search(r"(?:capacity masks, |capacity )([\d.]+)", values.get("note", ""))
     shared = shape.get("shared_experts", 0) or round(shape.get("shared_d_ff", 0) / shape["d_ff"])
@@ -196,6 +198,7 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
       experts_per_token=shape["top_k"],
       d_ff=shape["d_ff"],
       every=shape.get("every", 1),
+      leading_dense=shape.get("dense_layers_first", 0),
       num_shared_experts=shared,
       dispatch="einsum" if capacity else "grouped",  # type: ignore[arg-type]  # a name stands for its class
       capacity_factor=float(capacity[1].rstrip(".")) if capacity else 1.0,
@@ -283,7 +286,7 @@ def by_program(row: Row) -> dict[str, Any] | None:
   """
   from moejax.display import Display
   from moejax.planning.compile import compile_step
-  from moejax.planning.plan import plan_of
+  from moejax.planning.plan import ROUTER_LOAD, plan_of
   from moejax.planning.precision import SCOPES
 
   training = row.experiment.training
@@ -293,7 +296,8 @@ def by_program(row: Row) -> dict[str, Any] | None:
       compiled = compile_step(dataclasses.replace(row.experiment, training=changed), row.topology, display)
     if not compiled.text:
       continue
-    found = plan_of(compiled, row.topology, dict.fromkeys(SCOPES, row.speedup))
+    load = 1.0 if row.balanced else ROUTER_LOAD
+    found = plan_of(compiled, row.topology, dict.fromkeys(SCOPES, row.speedup), load)
     assert found.breakdown_s
     exposed_s = found.breakdown_s["collective_exposed"]
     line = _line(row, found.step_time_s, found.hbm_bytes_per_device, found.fits, "program")
@@ -419,7 +423,9 @@ def runs_of_the_page() -> list[Row]:
   for run in (*step_time.CALIBRATING, *step_time.CHECKING):
     experiment, moe = on_topology(run.experiment, run.pod), run.experiment.model.moe
     calibrates = not run.source.startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
-    found.append(Row(f"{run.topology} {run.name}", experiment, run.pod, (), 1.0, run.published_s, calibrates))
+    found.append(
+      Row(f"{run.topology} {run.name}", experiment, run.pod, (), 1.0, run.published_s, calibrates=calibrates)
+    )
   return found
 
 
@@ -449,8 +455,7 @@ def main() -> None:
   parser.add_argument("--fit", action="store_true")
   parser.add_argument("--only", nargs="+", metavar="ID", help="only these rows are compiled")
   known = parser.parse_args()
-  lists = [json.loads(line) for line in known.rows.read_text().splitlines()]
-  rows, inexpressible = [], {}
+  lists, rows, inexpressible = [json.loads(line) for line in known.rows.read_text().splitlines()], [], {}
   for values in lists:
     try:
       rows.append(read_row(whole_row(values, lists)))

@@ -14,6 +14,7 @@ from moejax.config.model import Model
 from moejax.config.plain import from_plain
 from moejax.config.router import Router, TopKRouter
 from moejax.errors import UserError
+from moejax.interop.config_kinds import check_kinds
 from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
 from moejax.interop.field_types import check_types
 from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of, shortest_pattern
@@ -87,7 +88,7 @@ def family_of(config: Config) -> Family:
   """
   check_types(config)
   name = config.get("model_type")
-  if name not in FAMILIES:
+  if not isinstance(name, str) or name not in FAMILIES:
     raise UserError(f"config.json: model_type={name!r} is not supported; moejax supports {', '.join(FAMILIES)}")
   return FAMILIES[name]
 
@@ -129,6 +130,7 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
   Raises:
     UserError: If the model is not supported. The message gives the field of config.json and its value.
   """
+  check_kinds(config)
   family = family_of(config)
   fields = {**COMMON, **family.fields, **family.moe}
   absent = {name for name in family.absent if name not in config and ALSO.get(name) not in config}
@@ -265,8 +267,7 @@ def _check_same(config: Config, family: Family) -> None:
     elif value not in (False, "", [], {}):
       raise UserError(
         f"config.json: {name}={value!r} of model_type={family.model_type!r} is unknown and may affect the model; "
-        "remove "
-        "the field if it does not affect logits"
+        "remove the field if it does not affect logits"
       )
 
 

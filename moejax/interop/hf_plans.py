@@ -1,4 +1,4 @@
-"""A config.json of Hugging Face as a Model of the same shape, for plans: what a plan leaves out is named.
+"""Reads a Hugging Face config.json as a Model of the same shape, for plans. Features that moejax lacks are named.
 
 `moejax.interop.configs.model_of` reads models that moejax computes exactly. A plan needs only the shape, so here a
 model may also be read without a feature, if it is named.
@@ -9,11 +9,14 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moejax.config.fields import with_fields
 from moejax.config.model import Model
+from moejax.config.rope import NoScaling
 from moejax.errors import UserError
+from moejax.interop.config_kinds import check_kinds
 from moejax.interop.configs import model_of, read_config
 from moejax.interop.families import FAMILIES, Family
-from moejax.interop.layer_types import ROPE_TYPES
+from moejax.interop.layer_types import FULL, ROPE_TYPES, SLIDING, shortest_pattern
 
 Config = dict[str, Any]
 
@@ -25,13 +28,27 @@ NEUTRAL: Mapping[str, tuple[Any, str]] = {
   "mlp_bias": (False, "biases of the feed-forward layers"),
   "sliding_window": (None, "attention in a sliding window: planned with full attention"),
   "attention_dropout": (0.0, "dropout"),
+  "attn_logit_softcapping": (None, "a softcap of attention scores"),
   "clip_qkv": (None, "clipping of queries, keys and values"),
+  "hidden_act": ("silu", "another activation: planned with that of the family, which takes the same products"),
+  "hidden_activation": (None, "another activation: planned with that of the family, which takes the same products"),
+  "num_nextn_predict_layers": (
+    0,
+    "modules for multi-token prediction; add --model.multi-token-depth and --training.losses.multi-token to plan them",
+  ),
   "partial_rotary_factor": (1.0, "rotary embedding of a part of each head"),
   "scoring_func": ("softmax", "the score function of the router"),
+  "topk_method": (None, "another choice of experts in groups: planned with that of the family"),
   "router_jitter_noise": (0.0, "noise of the router"),
   "quantization_config": (None, "quantized weights"),
 }
 """Fields of config.json that a model can be planned without: the value without it, and what it is."""
+
+GEMMA_3: Mapping[str, Any] = {
+  "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
+  "query_pre_attn_scalar": 256, "sliding_window": 4096, "tie_word_embeddings": True,
+}  # fmt: skip
+"""Values of fields that text_config of Gemma 3 may lack, in transformers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,37 +56,106 @@ class _Kin:
   """A model type that is planned as one of `moejax.interop.families`."""
 
   family: str
-  fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  """Fields of its config.json by the family's name for them."""
-  only: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  """Fields of the family that its config.json does not have."""
-  without: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  """What every model of this type has and moejax lacks: its name, and what it is."""
-  dropped: tuple[str, ...] = ()
-  """Fields of its config.json that say more of `without`, or nothing that changes a shape."""
+  convert: Callable[[Config, dict[str, str]], Config]
+  """Returns its config.json as one of the family, and adds what moejax lacks to the second argument."""
+  model: Callable[[Config, Model, int], Mapping[str, Any]]
+  """Returns the fields of Model that differ from the family's, by path, for a length of sequences."""
 
 
-SANDWICH = {"post_norms": "norms after attention and feed-forward layers"}
-GEGLU = {"geglu": "GELU in gated layers: planned with SiLU, which takes the same products"}
-SOFTCAP = {"attention_softcap": "a softcap of attention scores"}
-GEMMA_FIELDS = (
-  "hidden_activation", "hidden_act", "query_pre_attn_scalar", "attn_logit_softcapping", "cache_implementation",
-  "final_logit_softcapping", "rope_local_base_freq", "sliding_window_pattern", "layer_types",
-)  # fmt: skip
+def _gemma(config: Config, missing: dict[str, str]) -> Config:
+  """Gemma and Gemma 2 as Gemma 3 without norms of queries and keys. transformers ignores a hidden_act of Gemma."""
+  own = config.get("hidden_activation") or "gelu_pytorch_tanh"
+  kept = {name: value for name, value in config.items() if name not in ("hidden_act", "sliding_window_size")}
+  theta, layers = config.get("rope_theta") or 10_000.0, config.get("num_hidden_layers")
+  if config["model_type"] == "gemma":
+    kept["layer_types"] = [FULL] * layers if layers else None
+  elif not config.get("layer_types") and layers:
+    kept["layer_types"] = [FULL if layer % 2 else SLIDING for layer in range(layers)]
+  thetas = {"rope_theta": theta, "rope_local_base_freq": theta}
+  return {"head_dim": 256, "tie_word_embeddings": True} | kept | thetas | {"hidden_activation": own}
+
+
+def _deepseek_v2(config: Config, missing: dict[str, str]) -> Config:
+  """DeepSeek-V2 as V3 with another score function of the router."""
+  method = config.get("topk_method")
+  found = config | {"topk_method": "noaux_tc"}
+  if config.get("scoring_func") in (None, "softmax"):
+    found["scoring_func"] = "sigmoid"  # the family's, replaced in the model
+  if method == "greedy":
+    found |= {"n_group": 1, "topk_group": 1}
+  elif method is not None and (config.get("n_group") or 1) > 1:
+    missing["topk_method"] = f"{method}: planned with groups of experts that are chosen as in DeepSeek-V3"
+  return found
+
+
+OF_LLAMA_4 = frozenset({
+  "attention_chunk_size", "attn_scale", "attn_temperature_tuning", "floor_scale", "for_llm_compressor",
+  "interleave_moe_layer_step", "intermediate_size_mlp", "layer_types", "moe_layers", "no_rope_layer_interval",
+  "no_rope_layers", "num_local_experts", "use_qk_norm",
+})  # fmt: skip
+"""Fields that only Llama 4 has, or that other families read differently."""
+
+
+def _llama_4(config: Config, missing: dict[str, str]) -> Config:
+  """Llama 4 as Qwen3-MoE with other layers of attention, a shared expert and another router."""
+  if config.get("use_qk_norm") is not False:
+    missing["use_qk_norm"] = "norms of queries and keys"
+  if config.get("attn_temperature_tuning") is not False:
+    missing["attn_temperature_tuning"] = "attention scores that are scaled by position"
+  missing["router_input"] = "router weights that multiply the inputs of experts: planned with their outputs"
+  step = config.get("interleave_moe_layer_step") or 1
+  moe_layers, layers = config.get("moe_layers"), config.get("num_hidden_layers") or 0
+  if moe_layers is not None and moe_layers != list(range(step - 1, layers, step)):
+    raise UserError(
+      f"config.json: moe_layers={str(moe_layers)[:60]} is not supported; moejax supports every n-th layer, "
+      "interleave_moe_layer_step"
+    )
+  found: Config = {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "head_dim": 128}
+  found |= {name: value for name, value in config.items() if name not in OF_LLAMA_4}
+  rope = found.get("rope_scaling") or {}
+  if rope.get("low_freq_factor") and rope["low_freq_factor"] == rope.get("high_freq_factor"):  # a border, not a ramp
+    found["rope_scaling"] = rope | {"high_freq_factor": 1.0001 * rope["low_freq_factor"]}
+  return found | {
+    "num_experts": config.get("num_local_experts") or 16,
+    "num_experts_per_tok": config.get("num_experts_per_tok") or 1,
+    "moe_intermediate_size": config.get("intermediate_size") or 8192,
+    "intermediate_size": config.get("intermediate_size_mlp") or 16_384,
+    "decoder_sparse_step": step,
+    "norm_topk_prob": False,
+  }
+
+
+def _of_llama_4(config: Config, model: Model, sequence_length: int) -> Mapping[str, Any]:
+  layers, interval = model.num_layers, config.get("no_rope_layer_interval") or 4
+  rotary = config.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(layers)]
+  if len(rotary) != layers:
+    raise UserError(f"config.json: no_rope_layers has {len(rotary)} entries, but num_hidden_layers={layers}")
+  chunk = config.get("attention_chunk_size")
+  layer = model.attention[0]
+  local = with_fields(layer, {"chunk": chunk if chunk is not None and chunk < sequence_length else None})
+  whole = with_fields(layer, {"rotary_embedding": False, "rope_scaling": NoScaling()})
+  return {
+    "qk_norm": False,
+    "moe.num_shared_experts": 1,
+    "moe.router.scores": "sigmoid",
+    "attention": shortest_pattern(tuple(local if one else whole for one in rotary)),
+  }
+
 
 KIN: Mapping[str, _Kin] = {
-  "gemma": _Kin("llama", only={"tie_word_embeddings": True}, without=GEGLU, dropped=GEMMA_FIELDS),
-  "gemma2": _Kin("llama", only={"tie_word_embeddings": True}, without=GEGLU | SANDWICH | SOFTCAP, dropped=GEMMA_FIELDS),
+  "gemma": _Kin("gemma3_text", _gemma, lambda *_: {"qk_norm": False, "norm_places": "before"}),
+  "gemma2": _Kin("gemma3_text", _gemma, lambda *_: {"qk_norm": False}),
+  "deepseek_v2": _Kin(
+    "deepseek_v3",
+    _deepseek_v2,
+    lambda config, *_: {"moe.router.bias_rate": 0.0, "moe.router.scores": config.get("scoring_func") or "softmax"},
+  ),
+  "llama4_text": _Kin("qwen3_moe", _llama_4, _of_llama_4),
 }
-
-IMPOSSIBLE = {
-  "deepseek_v2": "kv_lora_rank: multi-head latent attention (MLA)",
-}
-"""Model types of which too much of a step would be left out, and what that is."""
 
 
 def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, ...]) -> tuple[Model, dict[str, str]]:
-  """The model of a config.json, and what it is planned without: names and what they are.
+  """Returns the model of a config.json, and the features that it is planned without: names and descriptions.
 
   Args:
     path: the config.json or its folder.
@@ -77,21 +163,24 @@ def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, 
     without: names of features that may be left out.
 
   Raises:
-    UserError: the model has a feature that moejax lacks and `without` does not name, or one that cannot be left out.
+    UserError: If the model has a feature that moejax lacks and `without` does not name, or one that cannot be left out.
   """
   config = read_config(path)
   missing: dict[str, str] = {}
-  if "text_config" in config:
-    config = dict(config["text_config"])
+  text = config.get("text_config")
+  if text is not None:
+    if not isinstance(text, dict):
+      raise UserError(f"{path}: text_config is not an object")
     missing["vision"] = "the image encoder: planned as a model of text"
-  kind = config.get("model_type")
-  if kind in IMPOSSIBLE:
-    raise UserError(f"{path}: model_type={kind!r} cannot be planned; moejax does not support {IMPOSSIBLE[kind]}")
-  kin = KIN.get(str(kind))
-  cap = config.get("final_logit_softcapping")
+    config = text
+  check_kinds(config)
+  given = {name: value for name, value in config.items() if value is not None}
+  if config.get("model_type") == "gemma3_text":  # a null is not a default
+    given = {name: value for name, value in GEMMA_3.items() if name == "head_dim" or name not in config} | given
+  config = given
+  original, kin = config, KIN.get(config.get("model_type") or "")
   if kin is not None:
-    missing |= kin.without
-    config = _as_family(config, kin)
+    config = kin.convert(dict(config), missing) | {"model_type": kin.family}
   _neutralize(config, sequence_length, missing)
   unknown = [name for name in without if name not in missing]
   if unknown:
@@ -104,21 +193,13 @@ def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, 
       f"To plan it without them, add --without {' '.join(missing)}"
     )
   model = model_of(config, sequence_length)
-  return dataclasses.replace(model, logit_cap=cap) if cap else model, missing
-
-
-def _as_family(config: Config, kin: _Kin) -> Config:
-  renamed = {ours: config[theirs] for ours, theirs in kin.fields.items()}
-  kept = {name: value for name, value in config.items() if name not in (*kin.dropped, *kin.fields.values())}
-  if "moe_intermediate_size" in renamed:  # no layer is dense
-    kept["intermediate_size"] = renamed["moe_intermediate_size"]
-  return kept | renamed | dict(kin.only) | {"model_type": kin.family, "hidden_act": "silu"}
+  return (with_fields(model, kin.model(original, model, sequence_length)) if kin else model), missing
 
 
 def _neutralize(config: Config, sequence_length: int, missing: dict[str, str]) -> None:
-  """Takes fields that moejax lacks out of a config.json, and notes them."""
+  """Removes features that moejax lacks from a config.json, and adds them to `missing`."""
   has: dict[str, Callable[[Any], bool]] = {
-    "sliding_window": lambda window: window < sequence_length and config.get("use_sliding_window", True),
+    "sliding_window": lambda window: window < sequence_length and config.get("use_sliding_window", True) is not False,
   }
   family = FAMILIES.get(str(config.get("model_type")))
   for name, (neutral, what) in NEUTRAL.items():
@@ -129,8 +210,15 @@ def _neutralize(config: Config, sequence_length: int, missing: dict[str, str]) -
     if has.get(name, lambda _: True)(value):
       missing[name] = what
     config[name] = neutral
-  if family is None or family.sliding is None:
-    config.pop("layer_types", None)
+  types = config.get("layer_types")
+  if family is not None and family.sliding is None and types is not None:
+    if set(types) - {FULL, SLIDING}:
+      raise UserError(
+        f"config.json: layer_types has {', '.join(sorted(set(types)))}; moejax supports only {FULL} and {SLIDING}"
+      )
+    if SLIDING in types and "sliding_window" not in missing:
+      missing["layer_types"] = "attention in a sliding window: planned with full attention"
+    config.pop("layer_types")
 
 
 def _supports(family: Family, name: str, value: Any) -> bool:
@@ -138,4 +226,4 @@ def _supports(family: Family, name: str, value: Any) -> bool:
   if name == "sliding_window":
     return family.sliding is not None
   kind = value.get("rope_type", value.get("type", "default")) if isinstance(value, dict) else value
-  return name in ("rope_scaling", "rope_parameters") and ("full_attention" in value or kind in ROPE_TYPES)
+  return name in ("rope_scaling", "rope_parameters") and (FULL in value or kind in ROPE_TYPES)

@@ -2,15 +2,16 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
-import yaml
-
 from moejax.config.model import Model, Remat
 from moejax.config.moe import MoE
+from moejax.config.router import TopKRouter
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
+from moejax.interop.maxtext_files import check_settings, read_settings
 
 DEFAULTS: Mapping[str, Any] = {
   "base_emb_dim": 2048, "base_num_query_heads": 16, "base_num_kv_heads": 16, "base_mlp_dim": 7168,
@@ -21,6 +22,10 @@ DEFAULTS: Mapping[str, Any] = {
   "gradient_accumulation_steps": 1, "dtype": "bfloat16", "final_logits_soft_cap": None,
 }  # fmt: skip
 """Of MaxText's base.yml."""
+
+USED = {*DEFAULTS, "base_moe_mlp_dim", "interleave_moe_layer_step", "first_num_dense_layers", "norm_topk_prob",
+        "num_vocab_tiling", "scan_layers"}  # fmt: skip
+"""Settings that a plan uses."""
 
 MESH = {"data": "replica", "fsdp": "data", "expert": "expert", "tensor": "model"}
 """Our mesh axes by the names of MaxText's."""
@@ -36,25 +41,68 @@ REMAT: Mapping[str, Remat] = {
   "qkv_proj_offloaded": "attention",
 }
 
-LACKS: Mapping[str, tuple[Any, str]] = {
-  "quantization": ("", "products in {}"),
-  "sliding_window_size": (0, "attention in a sliding window of {}: planned with full attention"),
-  "use_iota_embed": (None, ""),
-  "q_lora_rank": (0, "multi-head latent attention"),
-  "kv_lora_rank": (0, "multi-head latent attention"),
-  "first_num_dense_layers": (0, "{} dense layers before the sparse ones: planned with all layers sparse"),
-  "attn_logits_soft_cap": (0.0, "a softcap of attention scores"),
-  "optimizer_memory_host_offload": (False, "optimizer state on the host"),
-  "parameter_memory_host_offload": (False, "parameters on the host"),
-  "ici_context_parallelism": (1, "context parallelism"),
-  "dcn_context_parallelism": (1, "context parallelism"),
-  "ici_pipeline_parallelism": (1, "pipeline parallelism"),
-  "dcn_pipeline_parallelism": (1, "pipeline parallelism"),
-  "ici_sequence_parallelism": (1, "sequence parallelism"),
-  "fused_qkv": (None, ""),
+LACKS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+  "quantization": (("",), "products in {}"),
+  "weight_dtype": (("float32",), "weights in {}: planned with float32"),
+  "attention": (
+    ("autoselected", "flash", "cudnn_flash_te", "cudnn_flash_jax"),
+    "attention {}: planned with fused attention",
+  ),
+  "attention_type": (("global",), "attention of the type {}: planned with full attention"),
+  "attention_bias": ((False,), "biases of the attention projections"),
+  "attention_sink": ((False,), "attention sinks"),
+  "attn_logits_soft_cap": ((0, 0.0), "a softcap of attention scores"),
+  "sliding_window_size": ((0,), "attention in a sliding window of {}: planned with full attention"),
+  "chunk_attn_window_size": ((0,), "attention in chunks of {}: planned with full attention"),
+  "nope_layer_interval": ((-1, 0), "layers without a rotary embedding"),
+  "decoder_block": (
+    ("default", "llama2", "mistral", "mixtral", "qwen2", "qwen3", "qwen3_moe"),
+    "layers of the kind {}: planned as those of Llama",
+  ),
+  "mlp_bias": ((False,), "biases of the feed-forward layers"),
+  "use_post_attn_norm": ((False,), "norms after attention"),
+  "use_post_ffw_norm": ((False,), "norms after feed-forward layers"),
+  "q_lora_rank": ((0,), "multi-head latent attention"),
+  "kv_lora_rank": ((0,), "multi-head latent attention"),
+  "rope_type": (("default", ""), "scaling of the rotary embedding ({})"),
+  "rope_min_timescale": ((1,), "another frequency of the rotary embedding"),
+  "local_rope_max_timescale": ((-1, 0), "another rotary embedding in layers with a window"),
+  "partial_rotary_factor": ((1, 1.0), "rotary embedding of a part of each head"),
+  "trainable_position_size": ((-1,), "learned positions"),
+  "use_untrainable_positional_embedding": ((False,), "sinusoidal positions"),
+  "dropout_rate": ((0, 0.0), "dropout"),
+  "mtp_num_layers": ((0,), "modules for multi-token prediction"),
+  "use_multimodal": ((False,), "the image encoder: planned as a model of text"),
+  "routed_scaling_factor": ((1, 1.0), "a scale of the router's weights"),
+  "routed_score_func": (("", "softmax"), "the score function {} of the router"),
+  "routed_bias": ((False,), "a bias of the router"),
+  "n_routing_groups": ((-1, 1), "a router with groups of experts"),
+  "topk_routing_group": ((-1, 1), "a router with groups of experts"),
+  "use_random_routing": ((False,), "random routing"),
+  "opt_type": (("adamw", "adam_pax"), "the optimizer {}: planned with AdamW"),
+  "mu_dtype": (("", "float32"), "first moments in {}: planned with float32"),
+  "optimizer_memory_host_offload": ((False,), "optimizer state on the host"),
+  "parameter_memory_host_offload": ((False,), "parameters on the host"),
 }
-"""Fields that change a step and that moejax lacks: the value without the feature, and what it is. An empty text: the
-step takes the same products."""
+"""Settings that change a step and that moejax lacks: the values without the feature, and what it is."""
+
+WITHOUT_EFFECT = re.compile(
+  r"run_name|model_name|hardware|steps|prompt|tokenizer.*|dataset.*|hf_.*|grain_.*|.*eval.*|data_.*|.*shuff.*|"
+  r"enable_(check|single|goodput|emergency|data|dropout|continuous|gcp|model_warmup|padding|jax|nnx|tunix|diloco|batch).*|"
+  r".*checkpoint.*|load_.*|async_.*|save_.*|.*_period|restore_.*|local_checkpoint.*|.*(metrics|log|profile|trace|tensorboard|goodput|vertex|"
+  r"monitor|heartbeat|upload|debug).*|base_output_directory|jax_.*|compile_.*|compiled_.*|.*_seed|max_corpus_chars|"
+  r"learning_rate.*|cosine_.*|warmup_.*|adam_.*|gradient_clipping_threshold|decode_.*|inference_.*|prefill_.*|"
+  r"max_prefill.*|autoregressive_.*|ar_.*_axis_order|.*_axis_order|reuse_example_batch|mesh_axes|logical_axis_rules|data_sharding|"
+  r"num_slices|expansion_factor.*|quantiz.*kv.*|kv_quant.*|quantization_local_shard_count|checkpoint.*|force_unroll|param_scan_axis|"
+  r"z_loss.*|sharding_tolerance|use_iota_embed|fused_qkv|fused_mlp|sparse_matmul|megablox|use_chat_template|chat_.*|"
+  r"normalize_embedding_logits|logits_dot_in_fp32|cast_logits_to_fp32|float32_.*|matmul_precision|activations_in_float32|"
+  r"load_balance_loss_weight|sa_.*|wi_tile.*|wo_tile.*|tile_.*|scan_layers_per_stage|allow_split_physical_axes|"
+  r"optimize_mesh_for_tpu_v6e|custom_mesh|packing|num_epoch|colocated.*|.*_path|.*_dir|.*_directory|context_parallel_load_balance|"
+  r"rope_use_scale|original_max_position_embeddings|max_position_embeddings|mscale|rope_factor|beta_.*|qk_.*head_dim|v_head_dim|"
+  r"mtp_loss_scaling_factor|attn_.*query_scale|moe_mlpwi.*|shardy|subslice.*|internal_.*|record_.*|max_checkify|add_bos|add_eos|"
+  r"use_(ragged|vertex|dpo|sft|grpo|qwix|tokamax|jax|replicator|custom_sort|max_logit|batch).*"
+)
+"""Names of settings that do not change the time of a step, or only tell more of a feature in LACKS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,24 +128,24 @@ def read_maxtext(path: pathlib.Path, overrides: tuple[str, ...]) -> MaxText:
   Raises:
     UserError: the file cannot be read, or an override is none.
   """
-  try:
-    given = yaml.safe_load(path.read_text())
-  except (OSError, yaml.YAMLError) as error:
-    raise UserError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from None
-  if not isinstance(given, dict):
-    raise UserError(f"{path} is not a YAML mapping; give a configuration of MaxText")
-  for override in overrides:
-    name, equals, value = override.partition("=")
-    if not equals:
-      raise UserError(f"{override!r} is no override of MaxText; write it as name=value")
-    given[name] = yaml.safe_load(value)
+  given = {name: value for name, value in read_settings(path, overrides).items() if value is not None}
   config = {**DEFAULTS, **given}
+  check_settings(config)
   missing = {
-    name: what.format(config[name])
+    name: what.format(str(config[name])[:40])
     for name, (neutral, what) in LACKS.items()
-    if what and config.get(name) not in (None, neutral, "")
+    if name in config and config[name] not in (*neutral, "")
   }
+  axes = {f"{where}_{axis}_parallelism" for where in ("ici", "dcn") for axis in MESH}
+  for name, value in given.items():
+    if name.endswith("_parallelism") and name not in axes:
+      if value not in (1, -1):
+        missing[name] = "parallelism over other axes than data, fsdp, expert and tensor"
+    elif name not in USED and name not in LACKS and name not in axes and not WITHOUT_EFFECT.fullmatch(name):
+      missing[name] = f"a setting that moejax does not know ({str(value)[:40]})"
   policy = config["remat_policy"]
+  if config["dtype"] not in ("bfloat16", "float32"):
+    raise UserError(f"dtype={config['dtype']!r} of {path} is not supported; override it with bfloat16 or float32")
   if policy not in REMAT:
     known = ", ".join(REMAT)
     raise UserError(f"remat_policy={policy!r} of {path} has no equal in moejax; override it with one of {known}")
@@ -117,17 +165,21 @@ def _model(config: Mapping[str, Any], missing: dict[str, str]) -> Model:
   of_width, of_heads, of_hidden, of_layers = _scales(config["global_parameter_scale"])
   activations = list(config["mlp_activations"])
   gated = len(activations) == 2
-  if activations not in (["silu", "linear"], ["gelu"]):
+  if activations not in (["silu", "linear"], ["gelu", "linear"], ["gelu"]):
     missing["mlp_activations"] = f"{' x '.join(activations)}: planned with {'silu' if gated else 'gelu'}"
   experts = config["num_experts"]
   width = config["base_mlp_dim"] * of_hidden
   dropless = config["capacity_factor"] < 0
+  # Mixtral's router always renormalizes. With one expert per token it cannot.
+  renormalizes = config.get("decoder_block") != "qwen3_moe" or config.get("norm_topk_prob", False)
   moe = MoE(
     num_experts=experts,
     experts_per_token=config["num_experts_per_tok"],
     d_ff=(config.get("base_moe_mlp_dim") or config["base_mlp_dim"]) * of_hidden,
     every=config.get("interleave_moe_layer_step", 1),
+    leading_dense=config.get("first_num_dense_layers", 0),
     num_shared_experts=config["shared_experts"],
+    router=TopKRouter(renormalize=renormalizes and config["num_experts_per_tok"] > 1),
     dispatch="grouped" if dropless else "einsum",  # type: ignore[arg-type]  # a name stands for its class
     capacity_factor=1.0 if dropless else config["capacity_factor"],
   ) if experts > 1 else None  # fmt: skip
@@ -143,9 +195,12 @@ def _model(config: Mapping[str, Any], missing: dict[str, str]) -> Model:
     qk_norm=config["use_qk_norm"],
     rope_theta=float(config["rope_max_timescale"]),
     norm_epsilon=float(config["normalization_layer_epsilon"]),
-    activation="swiglu" if gated else "gelu",
+    activation="gelu" if not gated else "geglu" if activations == ["gelu", "linear"] else "swiglu",
     logit_cap=config["final_logits_soft_cap"] or None,
+    logit_chunks=config.get("num_vocab_tiling", 1),
     moe=moe,
+    compute_dtype=config["dtype"],
+    layers="scanned" if config.get("scan_layers", True) else "unrolled",
     remat=REMAT[config["remat_policy"]],
   )
 
