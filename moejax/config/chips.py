@@ -96,6 +96,9 @@ class Chip:
   """Number of chips that are connected by one switch."""
   dcn_bandwidth: float
   """Bytes per second that one chip can send out of its slice or domain."""
+  power_w: float | None = None
+  """Maximum power of a chip in watts, without its host: that of the data sheet of a GPU, and of v4 that of
+  cloud.google.com/tpu/docs/v4. None if none is published."""
   efficiency: float = 1.0
   """Predicted divided by measured time of a step without exposed collectives, for the published runs in
   `docs/step-time.md` on the chips of `runs_are_of`."""
@@ -115,7 +118,7 @@ CHIPS = {
     Chip(
       name="v4", platform="tpu", device_kinds=("TPU v4",), vector_flops=8.6e12, clock_hz=1.05e9,
       hbm_bytes=int(30.75 * GIB), hbm_bandwidth=1228e9, torus=3, wrap=4, link_bandwidth=4.5e10, dcn_bandwidth=6.25e9,
-      efficiency=0.989, runs_are_of="v4",
+      power_w=192, efficiency=0.989, runs_are_of="v4",
     ),
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), vector_flops=6.1e12,
@@ -140,22 +143,22 @@ CHIPS = {
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100-SXM4-80GB",), vector_flops=19.5e12,
       hbm_bytes=int(80e9), hbm_bandwidth=2039e9, torus=0, link_bandwidth=300e9, domain=8, dcn_bandwidth=25e9,
-      efficiency=0.672, runs_are_of="h100",
+      power_w=400, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(
       name="h100", platform="gpu", device_kinds=("NVIDIA H100 80GB HBM3",), vector_flops=67e12,
       hbm_bytes=int(80e9), hbm_bandwidth=3350e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      efficiency=0.672, runs_are_of="h100",
+      power_w=700, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(
       name="h200", platform="gpu", device_kinds=("NVIDIA H200",), vector_flops=67e12,
       hbm_bytes=int(141e9), hbm_bandwidth=4800e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      efficiency=0.672, runs_are_of="h100",
+      power_w=700, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(
       name="b200", platform="gpu", device_kinds=("NVIDIA B200",), vector_flops=75e12,
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
-      efficiency=0.672, runs_are_of="h100",
+      power_w=1000, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(  # one core of a server, by order of magnitude: peaks differ between CPUs, so MFU is not reported
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,

@@ -29,7 +29,7 @@ MOVES = frozenset({
 
 SCOPES = (
   "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
-  "shared_experts", "attention_router", "logits", "loss", "optimizer",
+  "shared_experts", "attention_router", "multi_token", "logits", "loss", "optimizer",
 )  # fmt: skip
 """Names of all scopes of the model and the training step (`jax.named_scope`)."""
 
@@ -48,6 +48,14 @@ class Operation:
   time_s: float = 0.0
   flops: float = 0.0
   count: int = 0
+  by_source: dict[str, float] = dataclasses.field(default_factory=dict)
+  """Seconds by source line."""
+
+  @property
+  def source(self) -> str:
+    """The source line of the largest part. Empty if none is known."""
+    known = {line: time_s for line, time_s in self.by_source.items() if line}
+    return max(known, key=lambda line: known[line], default="")
 
   @property
   def resource(self) -> str:
@@ -285,7 +293,7 @@ class _Reader:
     return max(flops / rate, moved / self.chip.hbm_bandwidth)
 
   def _speedup(self, instruction: Instruction, flops: float) -> float:
-    return self.speedups.get(_scope(instruction, self.program)[0], 1.0) if flops and self.speedups else 1.0
+    return self.speedups.get(scope_of(instruction, self.program)[0], 1.0) if flops and self.speedups else 1.0
 
   def _only_moves(self, instruction: Instruction) -> bool:
     inner = self.program.inner(instruction) if instruction.opcode == "fusion" else None
@@ -295,24 +303,26 @@ class _Reader:
   def _work(self, instruction: Instruction, kind: str, seconds: float, flops: float, times: int) -> None:
     if not seconds:
       return
-    scope, of_pass = _scope(instruction, self.program)
+    scope, of_pass = scope_of(instruction, self.program)
     operation = self.operations.setdefault((scope, of_pass, kind), Operation(scope, of_pass, kind))
     operation.time_s += seconds * times
     operation.flops += flops * times
     operation.count += times
+    source = self.program.source(instruction)
+    operation.by_source[source] = operation.by_source.get(source, 0.0) + seconds * times
 
 
 def _scope_nearby(computation: Computation, instruction: Instruction, program: Program) -> str:
   """The scope of an operation. If it has none, as on SparseCores, the scope of the nearest operation that uses its
   result or, if there is none, of the nearest operation whose result it uses."""
-  scope, _ = _scope(instruction, program)
+  scope, _ = scope_of(instruction, program)
   for downward in (True, False):
     nearest, seen = [instruction], {instruction.name}
     while scope == "-" and nearest:
       linked = [one for found in nearest for one in _linked(computation, found, downward)]
       nearest = [one for one in dict.fromkeys(linked) if one.name not in seen]
       seen.update(one.name for one in nearest)
-      scope = next((near for one in nearest if (near := _scope(one, program)[0]) != "-"), "-")
+      scope = next((near for one in nearest if (near := scope_of(one, program)[0]) != "-"), "-")
   return scope
 
 
@@ -328,7 +338,7 @@ def _linked(computation: Computation, instruction: Instruction, downward: bool) 
   return [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
 
 
-def _scope(instruction: Instruction, program: Program) -> tuple[str, str]:
+def scope_of(instruction: Instruction, program: Program) -> tuple[str, str]:
   """The innermost scope of an operation, `-` if it has none, and its pass."""
   path = instruction.op_name
   if not path:

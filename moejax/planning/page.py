@@ -25,8 +25,10 @@ def plan_page(plan: Plan) -> RenderableType:
   return Group(
     Text(f"{plan.experiment.name} on {plan.topology.name}", style="bold"),
     _facts(plan),
-    *([] if plan.fits else [_holders(plan)]),
-    *([] if plan.refused else [_breakdown(plan), _operations(plan), _collectives(plan)]),
+    _holders(plan),
+    *([_arrays(plan)] if plan.largest_arrays else []),
+    *([] if plan.refused else [_breakdown(plan), _operations(plan)]),
+    *([_collectives(plan)] if plan.collectives else []),
     *(Text(f"try: {hint}", style="yellow") for hint in hints(plan)),
   )
 
@@ -128,6 +130,14 @@ def _holders(plan: Plan) -> Fitting:
   return Fitting(table)
 
 
+def _arrays(plan: Plan) -> Fitting:
+  table = _table("largest arrays of the program", "MiB", "shape", "scope", "pass", "source")
+  for array in plan.largest_arrays:
+    source = array.source.rpartition("/")[2]
+    table.add_row(f"{array.bytes / MIB:,.1f}", array.shape, array.scope, array.of_pass, source)
+  return Fitting(table)
+
+
 def _breakdown(plan: Plan) -> Fitting:
   assert plan.breakdown_s
   table = _table("step time by resource", "part", "ms", "%")
@@ -148,7 +158,7 @@ def _breakdown(plan: Plan) -> Fitting:
 
 
 def _operations(plan: Plan) -> Fitting:
-  table = _table("most expensive operations", "scope", "pass", "kind", "ms", "%", "TFLOP")
+  table = _table("most expensive operations", "scope", "pass", "kind", "ms", "%", "TFLOP", "source")
   for operation in plan.operations[:SHOWN_OPERATIONS]:
     table.add_row(
       operation.scope,
@@ -157,6 +167,7 @@ def _operations(plan: Plan) -> Fitting:
       f"{operation.time_s * 1e3:,.1f}",
       f"{operation.fraction:.1%}",
       f"{operation.flops / 1e12:,.1f}",
+      operation.source.rpartition("/")[2],
     )
   return Fitting(table)
 
@@ -178,7 +189,7 @@ def _collectives(plan: Plan) -> Fitting:
 
 def _table(title: str, *heads: str) -> Table:
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left", title_style="bold")
-  words = ("part", "scope", "pass", "kind", "axis", "operation")
+  words = ("part", "scope", "pass", "kind", "axis", "operation", "source", "shape")
   for head in heads:
     table.add_column(head, justify="left" if head in words else "right", no_wrap=True)
   return table

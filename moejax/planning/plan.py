@@ -13,6 +13,7 @@ from moejax.planning.compile import Compiled, RefusedError, compile_step
 from moejax.planning.cost import Cost, PricedCollective, Received, cost
 from moejax.planning.estimate import buffer_factor, estimate, exchanges_rows
 from moejax.planning.interval import interval
+from moejax.planning.largest_arrays import LargeArray, largest_arrays
 from moejax.planning.program import DataDependentLoopError, parse
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
@@ -42,6 +43,8 @@ class PlannedOperation:
   """Fraction of the step time."""
   flops: float
   count: int
+  source: str = ""
+  """The source line of its largest part, such as `models/moe/router.py:120`. Empty if the program has none."""
 
   def to_json(self) -> dict[str, Any]:
     """Plain values with the keys of `moejax plan --json`."""
@@ -103,6 +106,8 @@ class Plan:
   """The most expensive ones first."""
   collectives: tuple[PlannedCollective, ...] = ()
   """The most expensive ones first."""
+  largest_arrays: tuple[LargeArray, ...] = ()
+  """The largest arrays that the program computes."""
   beyond_memory: bool = False
   """Whether the compiler was asked for a program that it rejects for lack of memory."""
   router_load: float | None = None
@@ -190,6 +195,7 @@ class Plan:
       "hbm_limit_bytes": self.hbm_limit_bytes,
       "memory_bytes": self.memory_bytes,
       "memory_by_group": {name: round(size) for name, size in self.memory_by_group.items()},
+      "largest_arrays": [array.to_json() for array in self.largest_arrays],
       "fits": self.fits,
       "router_load": self.router_load,
       "step_time_s": self.step_time_s,
@@ -256,8 +262,9 @@ def plan_of(
   exchanging = exchanges_rows(compiled.experiment)
   room = buffer_factor(compiled.experiment)
   received = Received(min(load, room), room) if exchanging else Received()
+  program = parse(compiled.text) if compiled.text else None
   try:
-    found = cost(parse(compiled.text), compiled.network, speedups, received) if compiled.text else None
+    found = cost(program, compiled.network, speedups, received) if program else None
   except DataDependentLoopError as error:
     raise RefusedError(
       f"the program of {compiled.experiment.name} for {topology.name} has a loop whose length depends on the data "
@@ -276,6 +283,7 @@ def plan_of(
     kernel_s=found.kernel_s if found else None,
     operations=_operations(found) if found else (),
     collectives=tuple(_collective(group) for group in _grouped(found)) if found else (),
+    largest_arrays=largest_arrays(program) if program else (),
     beyond_memory=compiled.beyond_memory,
     router_load=received.load if exchanging else None,
   )
@@ -291,6 +299,7 @@ def _operations(found: Cost) -> tuple[PlannedOperation, ...]:
       fraction=operation.time_s / found.step_time_s,
       flops=operation.flops,
       count=operation.count,
+      source=operation.source,
     )
     for operation in found.operations
   )

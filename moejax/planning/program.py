@@ -54,6 +54,11 @@ class Instruction:
     return _first(r'op_name="([^"]*)"', self.attributes) or ""
 
   @functools.cached_property
+  def frame(self) -> int:
+    """The number of the stack frame of the source. 0 for an instruction that the compiler added."""
+    return int(_first(r"stack_frame_id=(\d+)", self.attributes) or 0)
+
+  @functools.cached_property
   def cycles(self) -> int | None:
     """The compiler's estimate in cycles, or None."""
     found = _first(r'"estimated_cycles":"(\d+)"', self.attributes)
@@ -123,6 +128,15 @@ class Program:
 
   computations: dict[str, Computation]
   entry: str
+  sources: dict[int, str] = dataclasses.field(default_factory=dict)
+  """Source lines by the number of a stack frame, as in `models/moe/router.py:120`."""
+
+  def source(self, instruction: Instruction) -> str:
+    """The source line of an instruction or, of a fusion without one, of its last instruction that has one. Empty if
+    the program has none."""
+    inner = self.inner(instruction)
+    frames = (part.frame for part in (instruction, *reversed(inner.instructions if inner else ())))
+    return next((self.sources[frame] for frame in frames if frame in self.sources), "")
 
   def inner(self, instruction: Instruction) -> Computation | None:
     """The computation of a fusion or a call."""
@@ -146,7 +160,27 @@ def parse(text: str) -> Program:
       instructions = []
     elif " = " in line and not line.startswith("HloModule"):
       instructions.append(_instruction(line.strip()))
-  return Program(computations, entry)
+  return Program(computations, entry, _sources(text))
+
+
+def _sources(text: str) -> dict[int, str]:
+  """The source line of each stack frame, from the tables at the head of a program. Files of moejax have their path in
+  the package, others their name."""
+  tables: dict[str, dict[int, str]] = {}
+  for title in ("FileNames", "FileLocations", "StackFrames"):
+    rows = _first(rf"(?ms)^{title}\n(.*?)(?=^\D|\n\n)", text) or ""
+    tables[title] = {int(number): value for number, value in re.findall(r"(?m)^(\d+) (.*)$", rows)}
+  lines = {}
+  for number, value in tables["FileLocations"].items():
+    name = tables["FileNames"].get(_number("file_name_id", value), "").strip('"')
+    name = name.rpartition("/moejax/")[2] if "/moejax/" in name else name.rpartition("/")[2]
+    lines[number] = f"{name}:{_number('line', value)}"
+  frames = {number: _number("file_location_id", value) for number, value in tables["StackFrames"].items()}
+  return {number: lines[location] for number, location in frames.items() if location in lines}
+
+
+def _number(name: str, text: str) -> int:
+  return int(_first(rf"\b{name}=(\d+)", text) or 0)
 
 
 class DataDependentLoopError(ValueError):

@@ -1,4 +1,4 @@
-"""Estimates tokens, days, chip-hours and cost of a whole training run from its plan."""
+"""Estimates tokens, days, chip-hours, energy and cost of a whole training run from its plan."""
 
 import dataclasses
 from typing import Any
@@ -20,6 +20,9 @@ class RunCost:
   days: float
   days_interval: tuple[float, float]
   """80 % prediction interval in days, from that of the step time."""
+  chip: str
+  power_w: float | None
+  """Power of a chip in watts, or None if none is published."""
   price_per_chip_hour: float | None
   """Price in any currency, or None if it is not given."""
 
@@ -33,18 +36,32 @@ class RunCost:
     return None if self.price_per_chip_hour is None else self.price_per_chip_hour * self.chip_hours
 
   @property
+  def energy_kwh(self) -> float | None:
+    """Energy of the chips, without hosts, network and cooling."""
+    return None if self.power_w is None else self.chip_hours * self.power_w / 1000
+
+  @property
   def summary(self) -> str:
     """One line with the cost of the run."""
     low, high = self.days_interval
     money = "" if self.cost is None else f", {self.cost:,.0f} at {self.price_per_chip_hour:g} per chip-hour"
+    energy = (
+      f"energy unknown (no published power of {self.chip})"
+      if self.energy_kwh is None
+      else f"{self.energy_kwh:,.3g} kWh at {self.power_w:g} W per chip"
+    )
     return (
       f"whole run: {self.steps:,} steps, {self.tokens:.4g} tokens, {self.days:.3g} days ({low:.3g} to {high:.3g}), "
-      f"{self.chip_hours:,.0f} chip-hours{money}"
+      f"{self.chip_hours:,.3g} chip-hours{money}, {energy}"
     )
 
   def to_json(self) -> dict[str, Any]:
     """Plain values, under the key `run` of `moejax plan --json`."""
-    return dataclasses.asdict(self) | {"chip_hours": self.chip_hours, "cost": self.cost}
+    return dataclasses.asdict(self) | {
+      "chip_hours": self.chip_hours,
+      "energy_kwh": self.energy_kwh,
+      "cost": self.cost,
+    }
 
 
 def run_cost(plan: Plan, price_per_chip_hour: float | None = None) -> RunCost:
@@ -63,5 +80,7 @@ def run_cost(plan: Plan, price_per_chip_hour: float | None = None) -> RunCost:
     chips=plan.topology.count * plan.topology.slices,
     days=steps * plan.step_time_s / DAY_S,
     days_interval=(low, high),
+    chip=plan.topology.chip.name,
+    power_w=plan.topology.chip.power_w,
     price_per_chip_hour=price_per_chip_hour,
   )

@@ -46,6 +46,14 @@ def test_a_run_takes_its_steps_on_all_chips_and_costs_their_hours(tiny_dense):
   assert f"{16 * hours:,.0f} at 2 per chip-hour" in found.summary
 
 
+def test_energy_is_that_of_the_chips_and_unknown_where_no_power_is_published(tiny_dense):
+  plan = planned(tiny_dense, {"qkv": 3.0})
+  assert run_cost(plan).energy_kwh is None and "no published power of v5p" in run_cost(plan).summary
+  found = run_cost(replace(plan, topology=parse_topology("gpu:h100:8")))
+  assert found.energy_kwh == pytest.approx(0.7 * found.chip_hours)
+  assert "at 700 W per chip" in found.summary
+
+
 def test_without_a_price_there_is_no_cost_and_a_negative_one_is_refused(tiny_dense):
   plan = planned(tiny_dense, {"qkv": 3.0})
   assert run_cost(plan).cost is None and "per chip-hour" not in run_cost(plan).summary
