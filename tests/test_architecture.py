@@ -41,7 +41,6 @@ FLOORS = (
     "moejax.user_files",
     "moejax.lookup",
     "moejax.describe",
-    "moejax.interop.config_kinds",
     "moejax.interop.configs",
     "moejax.interop.foreign",
     "moejax.interop.hf_plans",

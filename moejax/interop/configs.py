@@ -14,7 +14,6 @@ from moejax.config.model import Model
 from moejax.config.plain import from_plain
 from moejax.config.router import Router, TopKRouter
 from moejax.errors import UserError
-from moejax.interop.config_kinds import check_kinds
 from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
 from moejax.interop.field_types import check_types
 from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of, shortest_pattern
@@ -130,7 +129,6 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
   Raises:
     UserError: If the model is not supported. The message gives the field of config.json and its value.
   """
-  check_kinds(config)
   family = family_of(config)
   fields = {**COMMON, **family.fields, **family.moe}
   absent = {name for name in family.absent if name not in config and ALSO.get(name) not in config}

@@ -27,11 +27,16 @@ def _texts(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _bits(value: Any) -> bool:
+  return isinstance(value, list) and all(item in (0, 1) for item in value)
+
+
 POSITIVE = (_positive, "an integer above 0")
 WHOLE = (lambda value: type(value) is int and 0 <= value <= LARGEST_INTEGER, "an integer, at least 0")
 NUMBER = (_is_number, "a finite number, at least 0")
 ABOVE_0 = (lambda value: _is_number(value) and value > 0, "a finite number above 0")
 TEXT = (lambda value: isinstance(value, str), "text")
+BOOL = (lambda value: isinstance(value, bool), "true or false")
 OBJECT = (lambda value: isinstance(value, Mapping), "an object")
 
 Type = tuple[Callable[[Any], bool], str]
@@ -50,10 +55,18 @@ TYPES: Mapping[str, Type] = {
   **dict.fromkeys(
     (
       "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "moe_intermediate_size",
-      "sliding_window_pattern", "qk_nope_head_dim",
+      "sliding_window_pattern", "qk_nope_head_dim", "vocab_size", "intermediate_size", "intermediate_size_mlp",
+      "num_experts", "num_local_experts", "num_experts_per_tok", "n_routed_experts", "kv_lora_rank", "q_lora_rank",
+      "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group", "decoder_sparse_step", "attention_chunk_size",
+      "interleave_moe_layer_step", "no_rope_layer_interval",
     ),
     POSITIVE,
   ),
+  **dict.fromkeys(("rms_norm_eps", "routed_scaling_factor", "attn_logit_softcapping"), ABOVE_0),
+  **dict.fromkeys(("n_shared_experts", "first_k_dense_replace", "num_nextn_predict_layers"), WHOLE),
+  **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob", "use_sliding_window", "use_qk_norm"), BOOL),
+  **dict.fromkeys(("hidden_act", "hidden_activation", "scoring_func", "topk_method"), TEXT),
+  "no_rope_layers": (_bits, "a list of 0 and 1"),
 }  # fmt: skip
 """The check and the description of each field. All of them may be null."""
 
@@ -71,7 +84,7 @@ def check_types(config: Mapping[str, Any]) -> None:
   """
   for name, value, (fits, description) in _fields(config):
     if value is not None and not fits(value):
-      raise UserError(f"config.json: {name}={value!r} must be {description}")
+      raise UserError(f"config.json: {name}={short(value)} must be {description}")
 
 
 def _fields(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, Type]]:
@@ -91,3 +104,14 @@ def _of_rope(name: str, rope: Mapping[str, Any]) -> Iterator[tuple[str, Any, Typ
       yield f"{name}.{field}", value, OF_ROPE[field]
     elif type(value) is not bool:
       yield f"{name}.{field}", value, NUMBER
+
+
+def short(value: Any) -> str:
+  """A value in one line of at most 60 characters."""
+  if isinstance(value, list | dict):
+    value = repr(value) if len(value) < 10 else f"a {type(value).__name__} of {len(value)} values"
+  elif isinstance(value, int) and abs(value) > LARGEST_INTEGER:
+    value = f"an integer of {value.bit_length()} bits"
+  else:
+    value = repr(value)
+  return value if len(value) <= 60 else f"{value[:57]}..."

@@ -13,9 +13,9 @@ from moejax.config.fields import with_fields
 from moejax.config.model import Model
 from moejax.config.rope import NoScaling
 from moejax.errors import UserError
-from moejax.interop.config_kinds import check_kinds
 from moejax.interop.configs import model_of, read_config
 from moejax.interop.families import FAMILIES, Family
+from moejax.interop.field_types import check_types
 from moejax.interop.layer_types import FULL, ROPE_TYPES, SLIDING, shortest_pattern
 
 Config = dict[str, Any]
@@ -44,10 +44,7 @@ NEUTRAL: Mapping[str, tuple[Any, str]] = {
 }
 """Fields of config.json that a model can be planned without: the value without it, and what it is."""
 
-GEMMA_3: Mapping[str, Any] = {
-  "vocab_size": 262_208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "rms_norm_eps": 1e-6,
-  "query_pre_attn_scalar": 256, "sliding_window": 4096, "tie_word_embeddings": True,
-}  # fmt: skip
+GEMMA_3 = {"vocab_size": 262_208, "num_attention_heads": 8, "rms_norm_eps": 1e-6}
 """Values of fields that text_config of Gemma 3 may lack, in transformers."""
 
 
@@ -72,13 +69,15 @@ def _gemma(config: Config, missing: dict[str, str]) -> Config:
   elif not config.get("layer_types") and layers:
     kept["layer_types"] = [FULL if layer % 2 else SLIDING for layer in range(layers)]
   thetas = {"rope_theta": theta, "rope_local_base_freq": theta}
-  return {"head_dim": 256, "tie_word_embeddings": True} | kept | thetas | {"hidden_activation": own}
+  kept["head_dim"] = config.get("head_dim") or 256
+  return {"query_pre_attn_scalar": kept["head_dim"]} | kept | thetas | {"hidden_activation": own}
 
 
 def _deepseek_v2(config: Config, missing: dict[str, str]) -> Config:
   """DeepSeek-V2 as V3 with another score function of the router."""
   method = config.get("topk_method")
-  found = config | {"topk_method": "noaux_tc"}
+  own = {"first_k_dense_replace": 0, "n_shared_experts": 0, "norm_topk_prob": False, "routed_scaling_factor": 1.0}
+  found = own | {"n_group": 1, "topk_group": 1} | config | {"topk_method": "noaux_tc"}
   if config.get("scoring_func") in (None, "softmax"):
     found["scoring_func"] = "sigmoid"  # the family's, replaced in the model
   if method == "greedy":
@@ -110,7 +109,7 @@ def _llama_4(config: Config, missing: dict[str, str]) -> Config:
       f"config.json: moe_layers={str(moe_layers)[:60]} is not supported; moejax supports every n-th layer, "
       "interleave_moe_layer_step"
     )
-  found: Config = {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "head_dim": 128}
+  found: Config = {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8}
   found |= {name: value for name, value in config.items() if name not in OF_LLAMA_4}
   rope = found.get("rope_scaling") or {}
   if rope.get("low_freq_factor") and rope["low_freq_factor"] == rope.get("high_freq_factor"):  # a border, not a ramp
@@ -172,12 +171,8 @@ def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, 
     if not isinstance(text, dict):
       raise UserError(f"{path}: text_config is not an object")
     missing["vision"] = "the image encoder: planned as a model of text"
-    config = text
-  check_kinds(config)
-  given = {name: value for name, value in config.items() if value is not None}
-  if config.get("model_type") == "gemma3_text":  # a null is not a default
-    given = {name: value for name, value in GEMMA_3.items() if name == "head_dim" or name not in config} | given
-  config = given
+    config = (GEMMA_3 if text.get("model_type") == "gemma3_text" else {}) | text
+  check_types(config)
   original, kin = config, KIN.get(config.get("model_type") or "")
   if kin is not None:
     config = kin.convert(dict(config), missing) | {"model_type": kin.family}

@@ -113,7 +113,9 @@ def _layer(config: Config, family: Family, layer_type: str, length: int) -> dict
     if family.local_theta is not None:
       layer["rope_theta"] = theta
   if config.get(OF_SCORES) is not None:
-    layer["score_scale"] = math.sqrt((config.get("head_dim") or family.defaults["head_dim"]) / config[OF_SCORES])
+    if config.get("head_dim") is None:
+      raise UserError(f"config.json has no head_dim, which {OF_SCORES}={config[OF_SCORES]} needs")
+    layer["score_scale"] = math.sqrt(config["head_dim"] / config[OF_SCORES])
   return layer
 
 

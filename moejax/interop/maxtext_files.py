@@ -8,7 +8,7 @@ import yaml
 
 from moejax.config.checks import LARGEST_INTEGER
 from moejax.errors import UserError
-from moejax.interop.config_kinds import short
+from moejax.interop.field_types import short
 
 Settings = dict[str, Any]
 

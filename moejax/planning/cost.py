@@ -29,7 +29,7 @@ MOVES = frozenset({
 
 SCOPES = (
   "embed", "norm", "qkv", "attention", "attention_out", "feed_forward", "router", "dispatch", "experts", "combine",
-  "shared_experts", "attention_router", "multi_token", "logits", "loss", "optimizer",
+  "shared_experts", "attention_router", "depth_router", "multi_token", "logits", "loss", "optimizer",
 )  # fmt: skip
 """Names of all scopes of the model and the training step (`jax.named_scope`)."""
 

@@ -11,7 +11,7 @@ from moejax.planning.topology import parse_topology
 PROGRAM = """HloModule m, is_scheduled=true
 
 FileNames
-1 "/home/me/moejax/moejax/models/norms.py"
+1 "/usr/lib/moejax/models/norms.py"
 2 "/usr/lib/python/jax/_src/other.py"
 
 FunctionNames
