@@ -3,7 +3,7 @@
 import math
 from typing import Any
 
-from moejax.decision.decide import Decision
+from moejax.decision.decide import DAY_S, Decision
 from moejax.decision.serving import SEQUENCES
 
 FAR = 100.0
@@ -49,12 +49,7 @@ def _speedup(decision: Decision) -> str:
 
 
 def _break_even(decision: Decision) -> str:
-  days = decision.break_even_days
-  if days is None:
-    return "at no time considered is this MoE more likely to be better than this dense model"
-  if not days:
-    return "this MoE is more likely to be better than this dense model at every time considered"
-  return f"break-even: after {_days(days)}, this MoE is more likely to be better than this dense model"
+  return f"break-even: {decision.break_even.words(lambda seconds: _days(seconds / DAY_S))}"
 
 
 def _turning(decision: Decision) -> str:
@@ -122,6 +117,7 @@ def as_json(decision: Decision) -> dict[str, Any]:
     "speedup": [value if math.isfinite(value) else None for value in decision.speedup],
     "dense_with_equal_loss": decision.equal and decision.equal.name,
     "break_even_days": decision.break_even_days,
+    "better_until_days": decision.break_even.until and decision.break_even.until / DAY_S,
     "turning_days": decision.turning_days,
     "turning_slowdown": decision.turning_slowdown,
     "turning_load": decision.turning_load,

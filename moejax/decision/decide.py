@@ -9,7 +9,7 @@ import numpy as np
 
 from moejax.config.experiment import Experiment
 from moejax.decision.candidates import Candidate, compiled, find_candidates, rescaled
-from moejax.decision.forecast import ClockError, Draws, Ensemble, Forecast, crossings
+from moejax.decision.forecast import BreakEven, ClockError, Draws, Ensemble, Forecast, crossings
 from moejax.decision.measured_decoding import MeasuredDecoding, correction
 from moejax.decision.search_space import Space
 from moejax.decision.serving import Serving, break_even_tokens, serving
@@ -116,8 +116,8 @@ class Decision:
   equal: Candidate | None
   """The dense model that reaches the loss of the MoE first, in the median. None if none does within 64 times the
   budget."""
-  break_even_days: float | None
-  """Days after which this MoE is more likely to be better than this dense model. 0: from the start. None: never."""
+  break_even: BreakEven
+  """When this MoE is more likely to be better than this dense model."""
   turning_days: float | None
   """The nearest budget at which both kinds are equally likely to be better."""
   turning_slowdown: float | None
@@ -143,6 +143,13 @@ class Decision:
   @property
   def chips(self) -> int:
     return self.topology.count * self.topology.slices
+
+  @property
+  def break_even_days(self) -> float | None:
+    """Days after which this MoE is more likely to be better than this dense model. 0: at every time considered. None:
+    at no time, or only until `break_even.until`."""
+    after = self.break_even.after
+    return None if after is None else after / DAY_S
 
   @property
   def turning_load(self) -> float | None:
@@ -283,7 +290,7 @@ def _decision(
     gap=(low, middle, high),
     speedup=(speedup[0], speedup[1], speedup[2]),
     equal=equal,
-    break_even_days=None if break_even is None else break_even / DAY_S,
+    break_even=break_even,
     turning_days=min(turning, key=lambda time: abs(math.log(time / seconds))) / DAY_S if turning else None,
     turning_slowdown=forecast.turning_slowdown(*pair, seconds),
     curve=tuple(_curve(forecast, frontier)),

@@ -6,7 +6,7 @@ draws, and a probability is the mean of those of the laws by their weights.
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,26 @@ class Ensemble:
     fitting = [law for law in fitting if law.has_tokens or not choosing]
     total = sum(self.weights[law.name] for law in fitting)
     return {law: self.weights[law.name] / total for law in fitting}
+
+
+@dataclasses.dataclass(frozen=True)
+class BreakEven:
+  """The seconds from which on an MoE is more likely to be better than a dense model, and those from which on it is not.
+  One of them is None. 0: at every time considered."""
+
+  after: float | None
+  until: float | None
+
+  def words(self, shown: Callable[[float], str]) -> str:
+    """A clause about this MoE. `shown` formats seconds."""
+    if self.after is None:
+      assert self.until is not None
+      if not self.until:
+        return "this MoE is not more likely to be better than this dense model at any time considered"
+      return f"this MoE is more likely to be better than this dense model until {shown(self.until)}, and not after that"
+    if not self.after:
+      return "this MoE is more likely to be better than this dense model at every time considered"
+    return f"this MoE is more likely to be better than this dense model after {shown(self.after)}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,16 +172,16 @@ class Forecast:
 
   def break_even(
     self, dense: Timed, sparse: Timed, seconds: float, offsets: Mapping[Law, float] | None = None
-  ) -> float | None:
-    """The time from which on this MoE is more likely to be better than this dense model than worse, which is where the
-    median of the gap of their losses is 0; None if it is not at any time of the grid, 0 if it is at all of them.
-    `offsets` are added to the gap of each law."""
+  ) -> "BreakEven":
+    """When this MoE is more likely to be better than this dense model than worse: where the median of the gap of their
+    losses is above 0. `offsets` are added to the gap of each law."""
     pair, middles = (dense, sparse), []
     for factor in GRID:
       gaps = self.advantages(*pair, float(factor * seconds))
       moved = {law: gap + (offsets or {}).get(law, 0.0) for law, gap in gaps.items()}
       middles += self.quantiles(pair, moved, (0.5,))
-    return last_rise(GRID * seconds, middles)
+    worse = [-middle or 1e-12 for middle in middles]  # 0 is not better
+    return BreakEven(last_rise(GRID * seconds, middles), last_rise(GRID * seconds, worse))
 
   def turning_slowdown(self, dense: Timed, sparse: Timed, seconds: float) -> float | None:
     """The factor of the MoE's step time at which both models are equally likely to be better. None beyond 64."""

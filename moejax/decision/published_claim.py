@@ -13,7 +13,7 @@ from moejax.config.fields import with_fields
 from moejax.config.parameters import tokens_per_step
 from moejax.decision.candidates import placed
 from moejax.decision.decide import LEVELS, clock_error
-from moejax.decision.forecast import ClockError, Draws, Ensemble, Forecast, Timed
+from moejax.decision.forecast import BreakEven, ClockError, Draws, Ensemble, Forecast, Timed
 from moejax.errors import UserError, reason
 from moejax.files import read_json
 from moejax.lookup import find_experiment
@@ -86,8 +86,8 @@ class CheckedClaim:
   """The same as published."""
   probability: float
   """Probability that the MoE has the lower loss after the time of the dense model."""
-  break_even_s: float | None
-  """The time after which this MoE is more likely to be better than this dense model. 0: from the start. None: never."""
+  break_even: BreakEven
+  """When this MoE is more likely to be better than this dense model."""
 
   @property
   def sentences(self) -> list[str]:
@@ -112,7 +112,7 @@ class CheckedClaim:
       f"of {dense.name} (80 % interval of the gap {low:+.3f} to {high:+.3f}), and it is better with probability "
       f"{self.probability:.2f}"
     )
-    found.append(_break_even(self.break_even_s))
+    found.append(f"by the laws, {self.break_even.words(_duration)}")
     return found
 
   def _repr_html_(self) -> str:
@@ -134,7 +134,8 @@ class CheckedClaim:
       "published_gap_nats": self.published_gap,
       "gap_nats": list(self.gap),
       "probability_moe_better": self.probability,
-      "break_even_s": self.break_even_s,
+      "break_even_s": self.break_even.after,
+      "better_until_s": self.break_even.until,
     }  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def check_claim(path: pathlib.Path, topology: Topology | None, seed: int = 0) ->
     gap=(low, middle, high),
     published_gap=published,
     probability=forecast.mean(pair, {law: float(np.mean(gap > 0)) for law, gap in gaps.items()}),
-    break_even_s=forecast.break_even(*pair, dense.seconds, offsets),
+    break_even=forecast.break_even(*pair, dense.seconds, offsets),
   )
 
 
@@ -311,14 +312,6 @@ def _clock(
 
 def _below(gap: float) -> str:
   return f"{abs(gap):.3f} nats {'below' if gap > 0 else 'above'}"
-
-
-def _break_even(seconds: float | None) -> str:
-  if seconds is None:
-    return "by the laws, this MoE is not better than this dense model at any time considered"
-  if not seconds:
-    return "by the laws, this MoE is better than this dense model at every time considered"
-  return f"by the laws, this MoE is better than this dense model after {_duration(seconds)}"
 
 
 def _duration(seconds: float) -> str:

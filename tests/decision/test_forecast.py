@@ -85,7 +85,7 @@ def test_break_even_is_where_the_curves_of_two_models_cross():
   small, large = unit_cost(2e8), unit_cost(2e9, 8)
   exact = Ensemble(laws=(dataclasses.replace(LAWS["joint"], error=0.0),), weights={"joint": 1.0})
   found = forecast([small], [large], exact)
-  break_even = found.break_even(small, large, 1e19)
+  break_even = found.break_even(small, large, 1e19).after
   assert break_even and 1e19 / 64 < break_even < 64e19
   losses = [joint_loss(JOINT, one.shape.active, break_even / one.seconds_per_token, one.shape.expansion)
             for one in (small, large)]  # fmt: skip
@@ -119,17 +119,18 @@ def test_more_time_never_raises_a_loss_and_a_slower_moe_never_becomes_more_proba
 def test_the_break_even_agrees_with_which_model_is_more_probably_better():
   crossed = 0
   for found, dense, sparse, seconds in worlds(10):
-    time = found.break_even(dense, sparse, seconds)
+    both = found.break_even(dense, sparse, seconds)
     last = found.probability(dense, sparse, 64 * seconds)
-    if time is None:
-      assert last <= 0.5
-      continue
-    assert last >= 0.5
+    assert (both.after is None) != (both.until is None)
+    time, better = (both.until, False) if both.after is None else (both.after, True)
+    assert (last >= 0.5) == better
+    words = both.words(str)
+    assert ("after" in words and str(time) in words) if time else "considered" in words
     if time:
       crossed += 1
       assert found.probability(dense, sparse, time) == pytest.approx(0.5, abs=0.06)
       for later in np.geomspace(1.2 * time, 64 * seconds, 3):
-        assert found.probability(dense, sparse, later) >= 0.5 or later > 60 * seconds
+        assert (found.probability(dense, sparse, later) >= 0.5) == better
   assert crossed >= 2
 
 

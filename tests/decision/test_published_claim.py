@@ -24,7 +24,7 @@ def test_marins_claim_of_4_times_less_compute_is_about_1_and_a_half_times_less_t
 def test_olmoe_becomes_better_than_the_dense_model_when_marin_measured_it():
   """github.com/marin-community/marin/issues/1183: after about 20 hours on a v5e-128."""
   checked = check_claim(CLAIMS / "olmoe.json", parse_topology("v5e:8x16"))
-  assert checked.break_even_s is not None and 20 / 2.5 < checked.break_even_s / 3600 < 20 * 2.5
+  assert checked.break_even.after and 20 / 2.5 < checked.break_even.after / 3600 < 20 * 2.5
   dense, sparse = checked.dense[0].timed, checked.sparse[0].timed
   assert dense.shape.active == pytest.approx(1.2e9, rel=0.1) and sparse.shape.total == pytest.approx(6.9e9, rel=0.02)
   assert sparse.shape.expansion == pytest.approx(8) and sparse.seconds_per_token > 1.5 * dense.seconds_per_token
@@ -34,6 +34,9 @@ def test_a_claim_at_equal_tokens_turns_at_equal_time_if_the_moe_is_faster():
   checked = check_claim(CLAIMS / "ds_moe.json", parse_topology("gpu:h100:32"))
   assert checked.published_gap and checked.published_gap < 0 < checked.gap[1]
   assert checked.sparse[0].seconds < 0.7 * checked.dense[0].seconds
+  # With more time, the dense model, which has more active parameters, becomes better.
+  assert checked.break_even.after is None and checked.break_even.until > checked.dense[0].seconds
+  assert "until" in checked.sentences[-1]
 
 
 def test_the_published_gap_is_kept_exactly_where_both_took_the_same_time(tmp_path):
@@ -111,7 +114,7 @@ def test_the_break_even_of_a_claim_agrees_with_its_probability(tmp_path):
   for loss in (2.2, 2.45, 2.55, 2.9):
     path.write_text(json.dumps(GOOD | {"dense": RUN | {"loss": 2.5}, "moe": MOE | {"loss": loss}}))
     checked = check_claim(path, None)
-    better = checked.break_even_s is not None and checked.break_even_s <= checked.dense[-1].seconds
+    better = checked.break_even.after is not None and checked.break_even.after <= checked.dense[-1].seconds
     assert better == (checked.probability > 0.5) == (loss < 2.5)
 
 
