@@ -17,7 +17,7 @@ from moejax.inference.dropless import check_batch_size
 from moejax.inference.expert_views import separate_experts
 from moejax.inference.sampling import GREEDY, Sampling, sample
 from moejax.models.abstract import AbstractModel, Parameters
-from moejax.models.moe.few_tokens import FEW
+from moejax.models.moe.experts import FEW
 from moejax.models.transformer import Transformer
 from moejax.partitioning import to_devices
 

@@ -11,6 +11,9 @@ import jax.numpy as jnp
 
 from moejax.errors import UserError
 
+COLDEST = 1e-30
+"""Smallest temperature above 0, by which logits can be divided in float32."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -25,8 +28,10 @@ class Sampling:
   """Sample from tokens with at least this fraction of the probability of the best one (arXiv 2407.01082)."""
 
   def __post_init__(self) -> None:
-    if not 0 <= self.temperature < math.inf:
-      raise UserError(f"temperature={self.temperature} must be 0 or above, and finite")
+    if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+      raise UserError(
+        f"temperature={self.temperature} must be 0, for greedy decoding, or finite and at least {COLDEST}"
+      )
     if self.top_k is not None and self.top_k < 1:
       raise UserError(f"top_k={self.top_k} must be 1 or above")
     if self.top_p is not None and not 0 < self.top_p <= 1:

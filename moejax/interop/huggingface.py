@@ -130,7 +130,8 @@ def export_model(
   experiment = loaded.experiment
   config = config_of(experiment.model, experiment.data.sequence_length, dtype)
   prepare_directory(folder, "HF_DIR")
-  if present := sorted(path.name for path in folder.glob("*.safetensors*")):
+  written = ("*.safetensors*", "config.json", *TOKENIZER_FILES)
+  if present := [path.name for pattern in written for path in sorted(folder.glob(pattern))]:
     raise UserError(f"{folder} contains {present[0]}; choose another folder")
   places = layout(experiment.model, loaded.parameters, FAMILIES[str(config["model_type"])])
   tensors = list(tensors_of(places).items())

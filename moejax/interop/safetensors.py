@@ -181,7 +181,16 @@ def _write(
     for name, shape in tensors:
       array = next(arrays)
       assert array.shape == shape, (name, array.shape, shape)
-      file.write(np.ascontiguousarray(array.astype(kind)).tobytes())
+      file.write(np.ascontiguousarray(_converted(array, kind, name)).tobytes())
+
+
+def _converted(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
+  with np.errstate(over="ignore"):
+    converted = array.astype(dtype)
+  if not np.array_equal(np.isfinite(converted), np.isfinite(array)):
+    largest = np.max(np.abs(array[np.isfinite(array)]))
+    raise UserError(f"{name} has the value {largest:.6g}, which is too large for {dtype}; use --dtype bfloat16")
+  return converted
 
 
 def _some(names: Sequence[str]) -> str:

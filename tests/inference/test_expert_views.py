@@ -17,7 +17,7 @@ from moejax.inference.dropless import inference_model
 from moejax.inference.expert_views import separate_experts
 from moejax.inference.generate import Generator
 from moejax.inference.sparse import Sparse
-from moejax.models.moe.few_tokens import FEW
+from moejax.models.moe.experts import FEW
 
 LARGE = dataclasses.replace(
   SPARSE, layers="unrolled", num_layers=2, moe=dataclasses.replace(SPARSE.moe, d_ff=expert_views.LARGE // 128)

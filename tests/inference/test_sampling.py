@@ -29,6 +29,10 @@ def drawn(sampling, vocab_size=5, rows=4000):
     (Sampling(temperature=1.0, min_p=0.3), [1, 3, 4]),  # 0.3 x 0.4 is 0.12
     (Sampling(temperature=1.0, min_p=1.0), [1]),
     (Sampling(temperature=1.0, min_p=0.3, top_k=2), [1, 3]),
+    (Sampling(temperature=1.0, top_k=10**12, top_p=1.0, min_p=0.0), [0, 1, 2, 3, 4]),
+    (Sampling(temperature=1.0, top_p=1e-9), [1]),
+    (Sampling(temperature=1e-9), [1]),
+    (Sampling(temperature=1e-30, top_p=0.9, min_p=0.1), [1]),
     (GREEDY, [1]),
   ],
 )
@@ -50,7 +54,8 @@ def test_an_id_beyond_the_tokenizers_is_never_chosen():
 @pytest.mark.parametrize(
   "fields",
   [
-    {"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.5},
+    {"temperature": -1.0}, {"temperature": 1e-40}, {"temperature": float("nan")},
+    {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.5},
     {"min_p": float("nan")}, {"top_k": 5, "temperature": 0.0}, {"min_p": 0.1, "temperature": 0.0},
   ],
   ids=str,

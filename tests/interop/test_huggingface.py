@@ -48,8 +48,10 @@ def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(spar
   assert theirs.places.keys() == ours.places.keys()
   for name in ours.places:
     np.testing.assert_array_equal(theirs.read(name), ours.read(name))
-  with pytest.raises(UserError, match=r"contains model\.safetensors; choose another folder"):
-    moejax.export_model(tmp_path / "run", tmp_path / "back")
+  for name in ("model.safetensors", "config.json", "merges.txt"):
+    with pytest.raises(UserError, match=f"contains {name}; choose another folder"):
+      moejax.export_model(tmp_path / "run", tmp_path / "back")
+    (tmp_path / "back" / name).unlink()
   with pytest.raises(UserError, match="holds a run; choose another directory"):
     moejax.import_model(sparse, tmp_path / "run", load_balance=0.02)
   with pytest.raises(UserError, match="dtype='int8' is not one of float32"):

@@ -80,3 +80,12 @@ def test_an_index_must_have_the_tensors_of_its_files_and_none_elsewhere(tmp_path
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(UserError, match=message):
       open_folder(tmp_path)
+
+
+def test_a_value_that_a_dtype_cannot_represent_is_refused(tmp_path):
+  large = np.array([1.0, -70_000.0, np.inf], np.float32)
+  with pytest.raises(UserError, match=r"w has the value 70000, which is too large for float16; use --dtype bfloat16"):
+    write_folder(tmp_path, [("w", large.shape)], iter([large]), "F16")
+  assert not list(tmp_path.glob("*.safetensors"))
+  write_folder(tmp_path, [("w", large.shape)], iter([large]), "BF16")
+  np.testing.assert_array_equal(np.isfinite(open_folder(tmp_path).read("w").astype(np.float32)), np.isfinite(large))

@@ -24,6 +24,9 @@ NAMES = {"gate": _INTO, "up": _INTO, "down": _OUT_OF}
 NAMES_OF_BIASES = {"gate": ("experts", "expert_mlp"), "up": ("experts", "expert_mlp"), "down": ("experts", None)}
 """Logical axes of the biases."""
 
+FEW = 32
+"""Number of tokens up to which, on CPU, reading the matrices takes longer than the products."""
+
 Matrices = jax.Array | tuple[jax.Array, ...]
 """The matrices of all experts: a stack or, for decoding on CPU, arrays of their own."""
 
@@ -82,8 +85,9 @@ class Experts(nnx.Module):
     )
 
   def _operand(self, matrices: Matrices, dtype: jnp.dtype) -> Operand:
-    # Separate arrays keep their dtype: only the experts that are used shall be converted.
-    return Operand(matrices, None) if isinstance(matrices, tuple) else operand(matrices, dtype, self.gradients)
+    if isinstance(matrices, tuple):  # `visit_experts` converts those that are used
+      return Operand(matrices, None)  # type: ignore[arg-type]  # only it takes them
+    return operand(matrices, dtype, self.gradients)
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
     """Applies each expert to its R rows of each outer batch; returns out_OERD."""
@@ -116,10 +120,16 @@ class Experts(nnx.Module):
     E, D, F = weights["up"].shape
     tokens = x_OUMD.shape[:3]
     x_YD = x_OUMD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
+    few = self.partitioner.platform == "cpu" and len(x_YD) <= FEW
+
+    def times(w_EDF: Operand) -> jax.Array:
+      if few:  # without a transposed copy of the matrices, which takes four times as long as the product
+        x_EYD = jnp.broadcast_to(x_YD[None], (E, *x_YD.shape))
+        return product("EYD,EDF->EYF", x_EYD, w_EDF).swapaxes(0, 1)
+      return product("YD,DX->YX", x_YD, jax.tree.map(lambda w: w.swapaxes(0, 1).reshape(D, E * F), w_EDF))
 
     def wide(matrix: str) -> jax.Array:
-      w_DX = jax.tree.map(lambda w: w.swapaxes(0, 1).reshape(D, E * F), weights[matrix])
-      hidden_YX = product("YD,DX->YX", x_YD, w_DX)
+      hidden_YX = times(weights[matrix])
       names = ("outer", "groups", "group_tokens", None, "expert_mlp")
       hidden_OUMEF = keep(self.partitioner.constrain(hidden_YX.reshape(*tokens, E, F), *names))
       return hidden_OUMEF + weights.biases[matrix][None, None, None] if matrix in weights.biases else hidden_OUMEF

@@ -16,9 +16,6 @@ import jax.numpy as jnp
 
 from moejax.models.moe.experts import Matrices, Weights
 
-FEW = 32
-"""Maximum number of tokens. With more, products take longer than reading the matrices."""
-
 FEWEST = 4
 """Number of rows to which fewer tokens are padded. For products with one row, XLA generates code for each expert
 instead of calling a library, so that compilation takes up to eight times as long."""

@@ -17,8 +17,8 @@ from moejax.config.dispatch import GroupedDispatch
 from moejax.config.moe import MoE
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.moe.exchange import exchange, plan_transfers
-from moejax.models.moe.experts import NAMES, NAMES_OF_BIASES, Experts, Weights
-from moejax.models.moe.few_tokens import FEW, visit_experts
+from moejax.models.moe.experts import FEW, NAMES, NAMES_OF_BIASES, Experts, Weights
+from moejax.models.moe.few_tokens import visit_experts
 from moejax.models.moe.routing import TOKENS, Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
 from moejax.models.products import Operand
