@@ -16,20 +16,30 @@ from moejax.models.moe.experts import NAMES
 LARGE = 2**16
 """Number of bytes of a matrix from which an array of its own saves more time than passing it to the program takes."""
 
+MOST = 4096
+"""Maximum number of such arrays. The time for compilation grows with it: 8 s of CPU time for 1800 arrays."""
+
 
 def separate_experts(model: AbstractModel, parameters: Parameters) -> Parameters:
   """Parameters in which stacks of large expert matrices are tuples of arrays, which share their memory.
 
-  Only for the dispatch `grouped` on one CPU device. Stacks of layers (`layers: scanned`) stay as they are.
+  Only for the dispatch `grouped` on one CPU device, and up to MOST arrays. Stacks of layers (`layers: scanned`) stay as
+  they are.
   """
   moe, placement = model.config.moe, model.partitioner
   on_one = placement.platform == "cpu" and placement.mesh.size == 1
   if moe is None or not on_one or not isinstance(moe.dispatch, GroupedDispatch):
     return parameters
 
-  def separate(parameter: jax.Array, names: tuple[str | None, ...]) -> Any:
-    if names not in NAMES.values() or parameter[0].nbytes < LARGE:
+  def is_stack(parameter: jax.Array, names: tuple[str | None, ...]) -> bool:
+    return names in NAMES.values() and parameter.nbytes >= LARGE * len(parameter)
+
+  def separate(parameter: jax.Array, stacked: bool) -> Any:
+    if not stacked:
       return parameter
     return tuple(jax.device_put(list(np.asarray(parameter)), placement.replicated, may_alias=True))
 
-  return jax.tree.map(separate, parameters, model.names)
+  stacked = jax.tree.map(is_stack, parameters, model.names)
+  if sum(jax.tree.leaves(stacked)) * moe.num_experts > MOST:
+    return parameters
+  return jax.tree.map(separate, parameters, stacked)

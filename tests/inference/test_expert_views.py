@@ -57,6 +57,12 @@ def test_other_parameters_are_unchanged(model, mesh):
   assert all(a is b for a, b in zip(jax.tree.leaves(separate), jax.tree.leaves(parameters), strict=True))
 
 
+def test_more_arrays_than_a_program_compiles_in_seconds_stay_stacked(monkeypatch):
+  model, parameters = make(LARGE)
+  monkeypatch.setattr(expert_views, "MOST", 3 * 4 - 1)
+  assert separate_experts(model, parameters) is parameters
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["top-k", "biased experts", "DS-MoE with few experts"])
 def test_separate_experts_generate_the_tokens_of_stacks(name, monkeypatch):
