@@ -141,7 +141,8 @@ def model_of(config: Config, sequence_length: int | None = None) -> Model:
     plain["embedding_scale"] = plain["d_model"] ** 0.5
   for ours, value in family.only.items():
     _put(plain, ours, value)
-  plain["attention"] = attention_of(config, family, sequence_length or max_length(config))
+  length = max_length(config) if sequence_length is None else sequence_length
+  plain["attention"] = attention_of(config, family, length)
   if "moe" in plain:
     # transformers does not drop tokens.
     plain["moe"] |= {"dispatch": "grouped"}

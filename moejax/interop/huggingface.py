@@ -73,7 +73,7 @@ def imported_experiment(
     name=directory.absolute().name,
     model=model,
     data=Data(
-      sequence_length=sequence_length or max_length(config),
+      sequence_length=max_length(config) if sequence_length is None else sequence_length,
       tokenizer=str(directory.absolute() / TOKENIZER / files[0]) if files else BYTES,
     ),
     training=Training(batch_size=16, steps=1000, losses=Losses(load_balance=load_balance or 0.0)),

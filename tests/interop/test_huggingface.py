@@ -87,6 +87,11 @@ def test_a_field_that_config_json_decides_cannot_be_changed(sparse, tmp_path, fi
     moejax.import_model(sparse, tmp_path / "run", load_balance=0.0, fields=fields)
 
 
+def test_a_sequence_length_of_0_is_not_that_of_the_model(sparse, tmp_path):
+  with pytest.raises(UserError, match=r"data\.sequence_length=0 must be above 0"):
+    moejax.import_model(sparse, tmp_path / "run", load_balance=0.0, sequence_length=0)
+
+
 def test_how_a_model_is_computed_may_be_changed(sparse, tmp_path):
   fields = {"model.layers": "unrolled", "model.moe.dispatch": "einsum", "model.remat": "dots"}
   experiment = moejax.import_model(sparse, tmp_path / "run", load_balance=0.0, sequence_length=16, fields=fields)
