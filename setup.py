@@ -40,6 +40,7 @@ setup(
     "markupsafe>=3.0",
     "numpy>=2.1",
     "pyyaml>=6.0",
+    "qwix>=0.1.8",
     "rich>=14.0",
     "scipy>=1.14",
     "tensorboardX>=2.6.2",

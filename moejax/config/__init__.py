@@ -9,7 +9,8 @@ from moejax.config.feed_forward import MLP, FeedForward
 from moejax.config.learning_rates import GivenLearningRates, LearningRates, LearningRateSweep
 from moejax.config.model import Model
 from moejax.config.moe import MoE
-from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
+from moejax.config.optimizer import AdamW, Lion, LoRA, Muon, Optimizer
+from moejax.config.precision import Precision
 from moejax.config.rope import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, YarnScaling
 from moejax.config.router import (
   DenseRouter,
@@ -56,6 +57,7 @@ __all__ = [
   "LinearScaling",
   "Lion",
   "Llama3Scaling",
+  "LoRA",
   "Losses",
   "Measurement",
   "Mesh",
@@ -65,6 +67,7 @@ __all__ = [
   "NoScaling",
   "Optimizer",
   "Pair",
+  "Precision",
   "RopeScaling",
   "Router",
   "Rules",

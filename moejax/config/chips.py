@@ -92,6 +92,8 @@ class Chip:
   """A dimension of the torus wraps around if its length is a multiple of this."""
   link_bandwidth: float
   """Bytes per second in one direction, of one link of a torus or of one chip behind a switch."""
+  eight_bits: tuple[str, ...] = ()
+  """8-bit types with twice the peak rate of bfloat16: fp8, int8. cloud.google.com/tpu/docs and NVIDIA's data sheets."""
   domain: int | None = None
   """Number of chips that are connected by one switch."""
   dcn_bandwidth: float
@@ -123,42 +125,42 @@ CHIPS = {
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), vector_flops=6.1e12,
       clock_hz=1.5e9, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9, torus=2, wrap=16, link_bandwidth=4.5e10,
-      dcn_bandwidth=3.125e9, efficiency=0.901, runs_are_of="v5e",
+      dcn_bandwidth=3.125e9, eight_bits=("int8",), efficiency=0.901, runs_are_of="v5e",
     ),
     Chip(
       name="v5p", platform="tpu", device_kinds=("TPU v5", "TPU v5p"), vector_flops=14.3e12,
       clock_hz=1.75e9, hbm_bytes=int(95.74 * GIB), hbm_bandwidth=2765e9, torus=3, wrap=4, link_bandwidth=9e10,
-      dcn_bandwidth=6.25e9, efficiency=0.934, runs_are_of="v5p",
+      dcn_bandwidth=6.25e9, eight_bits=("int8",), efficiency=0.934, runs_are_of="v5p",
     ),
     Chip(
       name="v6e", platform="tpu", device_kinds=("TPU v6 lite", "TPU v6e"), vector_flops=7.2e12,
       clock_hz=1.75e9, hbm_bytes=int(31.25 * GIB), hbm_bandwidth=1640e9, torus=2, wrap=16, link_bandwidth=9e10,
-      dcn_bandwidth=12.5e9, efficiency=0.943, runs_are_of="v6e",
+      dcn_bandwidth=12.5e9, eight_bits=("int8",), efficiency=0.943, runs_are_of="v6e",
     ),
     Chip(  # per core, which is what JAX calls a device
       name="tpu7x", platform="tpu", device_kinds=("TPU7x",), vector_flops=9e12,
       clock_hz=2.2e9, hbm_bytes=int(94.75 * GIB), hbm_bandwidth=3690e9, torus=3, wrap=4, link_bandwidth=4.5e10,
-      dcn_bandwidth=6.25e9, efficiency=0.884, runs_are_of="other TPUs",
+      dcn_bandwidth=6.25e9, eight_bits=("fp8",), efficiency=0.884, runs_are_of="other TPUs",
     ),
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100-SXM4-80GB",), vector_flops=19.5e12,
       hbm_bytes=int(80e9), hbm_bandwidth=2039e9, torus=0, link_bandwidth=300e9, domain=8, dcn_bandwidth=25e9,
-      power_w=400, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("int8",), power_w=400, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(
       name="h100", platform="gpu", device_kinds=("NVIDIA H100 80GB HBM3",), vector_flops=67e12,
       hbm_bytes=int(80e9), hbm_bandwidth=3350e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      power_w=700, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(
       name="h200", platform="gpu", device_kinds=("NVIDIA H200",), vector_flops=67e12,
       hbm_bytes=int(141e9), hbm_bandwidth=4800e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      power_w=700, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(
       name="b200", platform="gpu", device_kinds=("NVIDIA B200",), vector_flops=75e12,
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
-      power_w=1000, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=1000, efficiency=0.672, runs_are_of="h100",
     ),
     Chip(  # one core of a server, by order of magnitude: peaks differ between CPUs, so MFU is not reported
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,

@@ -8,9 +8,11 @@ from typing import Literal, get_args
 from moejax.config import checks
 from moejax.config.attention import Attention
 from moejax.config.depths import Depths
+from moejax.config.dispatch import GroupedDispatch
 from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
 from moejax.config.plain import typed
+from moejax.config.precision import Precision
 from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.errors import UserError
 
@@ -97,6 +99,8 @@ class Model:
   """Dtype in which each device computes its part of the gradients of matrices, and in which these parts are summed over
   devices. compute: the dtype of activations. With bfloat16, half as many bytes are communicated, and each part is
   rounded to 8 bits of precision."""
+  precision: Precision = Precision()
+  """8-bit matrix products, by kind of layer. The default has none."""
   remat: Remat = dataclasses.field(default="none", metadata=RUN_MAY_CHANGE)
   """Which values of each layer are saved for the backward pass; the others are recomputed. none: save everything.
   products: save attention, matrix products, and the inputs and outputs of experts. dots: save matrix products without a
@@ -150,6 +154,7 @@ class Model:
       )
     checks.divides(self.moe.every if self.moe else 1, "moe.every", *self._repeated_layers)
     self._check_attention()
+    self._check_precision()
     object.__setattr__(self, "feed_forward", typed(FeedForward, self.feed_forward, "model.feed_forward"))
     if self.feed_forward != FeedForward() and self.num_sparse_layers == self.num_layers:
       raise UserError(
@@ -176,6 +181,26 @@ class Model:
     checks.divides(self.period, "period of model.attention, moe.every and depths.every", *self._repeated_layers)
     for attention in self.attention:
       attention.check_model(self)
+
+  def _check_precision(self) -> None:
+    """Raises UserError for 8-bit products that no layer has, or that its kernels cannot compute."""
+    of_experts, of_dense = self.precision.experts, self.precision.feed_forward
+    if of_experts != "compute" and self.moe is None:
+      raise UserError(f"model.precision.experts={of_experts!r} has no effect without model.moe; set it to 'compute'")
+    if of_experts != "compute" and self.moe and isinstance(self.moe.dispatch, GroupedDispatch):
+      raise UserError(
+        f"model.precision.experts={of_experts!r}: the grouped products of model.moe.dispatch='grouped' have no 8-bit "
+        "kernels; set it to 'compute', or the dispatch to 'einsum' or 'dense'"
+      )
+    if (
+      of_dense != "compute"
+      and self.num_sparse_layers == self.num_layers
+      and not (self.moe and self.moe.num_shared_experts)
+    ):
+      raise UserError(
+        f"model.precision.feed_forward={of_dense!r} has no effect because every layer is sparse, without shared "
+        "experts; set it to 'compute'"
+      )
 
   @property
   def qk_norm_widths(self) -> tuple[int, int]:

@@ -1,10 +1,14 @@
 """Configurations of optimizers. `moejax/training/optimizers.py` builds them with optax."""
 
 import dataclasses
+from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.kinds import OfSeveralKinds
 from moejax.config.schedule import Cosine, Schedule
+
+MomentDtype = Literal["float32", "bfloat16"]
+_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,9 +26,17 @@ class Optimizer(OfSeveralKinds, default="AdamW", functions="moejax.training.opti
   gradient_clip: float = 1.0
   """Maximum global norm of the gradient. Larger gradients are scaled down to it."""
 
+  keep_zeros: bool = False
+  """Whether weights of matrices that are exactly 0 stay 0, to train a pruned model (arXiv 2405.03594)."""
+
   def __post_init__(self) -> None:
     checks.positive(self, "learning_rate", "gradient_clip")
     checks.not_negative(self, "weight_decay")
+
+  @property
+  def moment_bytes(self) -> int:
+    """Bytes of the state for each parameter, by order of magnitude: one moment in float32."""
+    return 4
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +49,18 @@ class AdamW(Optimizer):
   """Decay rate of the second moment."""
   epsilon: float = 1e-8
   """Added to the square root of the second moment."""
+  moment_dtype: MomentDtype = "float32"
+  """Dtype in which the first moment is stored. The second moment and the update are float32."""
 
   def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "epsilon")
+    checks.one_of(self, "moment_dtype", get_args(MomentDtype))
     checks.below_one(self, "beta1", "beta2")  # at 1 Adam divides by 1 - beta^step = 0
+
+  @property
+  def moment_bytes(self) -> int:
+    return 4 + _BYTES[self.moment_dtype]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,10 +72,17 @@ class Lion(Optimizer):
   """Weight of the momentum in the update."""
   beta2: float = 0.99
   """Decay rate of the momentum."""
+  moment_dtype: MomentDtype = "float32"
+  """Dtype in which the momentum is stored. The update is float32."""
 
   def __post_init__(self) -> None:
     super().__post_init__()
+    checks.one_of(self, "moment_dtype", get_args(MomentDtype))
     checks.below_one(self, "beta1", "beta2")
+
+  @property
+  def moment_bytes(self) -> int:
+    return _BYTES[self.moment_dtype]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,8 +101,42 @@ class Muon(Optimizer):
   """Decay rate of Adam's first moment."""
   adam_beta2: float = 0.95
   """Decay rate of Adam's second moment."""
+  moment_dtype: MomentDtype = "float32"
+  """Dtype in which the momentum and Adam's first moment are stored. Adam's second moment and the update are float32."""
 
   def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "iterations", "update_rms")
+    checks.one_of(self, "moment_dtype", get_args(MomentDtype))
     checks.below_one(self, "beta", "adam_beta1", "adam_beta2")
+
+  @property
+  def moment_bytes(self) -> int:
+    return _BYTES[self.moment_dtype]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRA(Optimizer):
+  """LoRA (arXiv 2106.09685): the change of each matrix of a layer, also of each expert, is a product of two narrow
+  matrices, which AdamW trains. Other parameters do not change. Weights are always merged. The gradient is clipped
+  before it is projected, and weight decay applies to the narrow matrices."""
+
+  rank: int = 8
+  """Width of the narrow matrices."""
+  alpha: float = 16.0
+  """The change is multiplied by alpha / rank."""
+  beta1: float = 0.9
+  """Decay rate of the first moment."""
+  beta2: float = 0.95
+  """Decay rate of the second moment."""
+  epsilon: float = 1e-8
+  """Added to the square root of the second moment."""
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    checks.positive(self, "rank", "alpha", "epsilon")
+    checks.below_one(self, "beta1", "beta2")
+
+  @property
+  def moment_bytes(self) -> int:
+    return 0

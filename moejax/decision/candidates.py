@@ -12,6 +12,7 @@ from moejax.config.experiment import Experiment
 from moejax.config.fields import with_fields
 from moejax.config.model import Remat
 from moejax.config.parameters import parameter_counts, tokens_per_step
+from moejax.config.precision import check_chip
 from moejax.decision.forecast import Timed
 from moejax.decision.search_space import Space, variants
 from moejax.errors import UserError
@@ -101,6 +102,8 @@ def find_candidates(
   names = [experiment.name for experiment in experiments]
   if repeated := sorted({name for name in names if names.count(name) > 1}):
     raise UserError(f"two experiments are named {repeated[0]!r}; give them different names")
+  for experiment in experiments:
+    check_chip(experiment.model.precision, topology.chip)
   speedups = {precision: product_speedup(topology.chip, precision) for precision in space.precision or ("bfloat16",)}
   found: list[Candidate] = []
   reasons: dict[bool, str] = {}

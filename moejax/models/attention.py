@@ -50,7 +50,7 @@ class GroupedQueryLayer(nnx.Module):
     self.config = config
     self.rotary = config.rotary(model)
     self.group_size = model.moe.group_size if model.moe else None  # of whose tokens counts are sums
-    self.gradients = model.gradient_dtype
+    self.gradients, self.bits = model.gradient_dtype, model.precision.attention
     self.partitioner = partitioner
 
   def __call__(
@@ -109,7 +109,7 @@ class GroupedQueryLayer(nnx.Module):
     return constrain(out_BTD, "batch", "sequence", "act_embed"), counted, cache
 
   def _operand(self, weight: nnx.Param, x: jax.Array) -> Operand:
-    return operand(weight[...], x.dtype, self.gradients)
+    return operand(weight[...], x.dtype, self.gradients, self.bits)
 
   def _route(self, x_BTD: jax.Array) -> jax.Array:
     """Returns probs_BTE in float32. They are not renormalized, since all experts run."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.feed_forward import MLP, FeedForward
@@ -14,7 +15,7 @@ from moejax.config.kinds import described, function_of, running
 from moejax.config.model import Model
 from moejax.errors import UserError
 from moejax.models.activations import activate
-from moejax.models.products import operand, product
+from moejax.models.products import Operand, operand, product
 from moejax.models.remat import keep
 from moejax.models.returned import check_returned, shown
 from moejax.models.weights import residual_gain, weight
@@ -30,7 +31,7 @@ class MLPLayer(nnx.Module):
     self.w_up_DF = weight(rngs, (D, F), ("embed", "mlp"), fan_in=D)
     self.w_down_FD = weight(rngs, (F, D), ("mlp", "embed"), fan_in=F, gain=residual_gain(model.num_layers))
     self.activation = model.activation
-    self.gradients = model.gradient_dtype
+    self.gradients, self.bits = model.gradient_dtype, model.precision.feed_forward
     self.partitioner = partitioner
 
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -40,11 +41,14 @@ class MLPLayer(nnx.Module):
       x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
       gate_MF = None
       if self.w_gate_DF is not None:
-        gate_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_gate_DF[...], dtype, self.gradients)))
-      up_MF = keep(product("MD,DF->MF", x_MD, operand(self.w_up_DF[...], dtype, self.gradients)))
+        gate_MF = keep(product("MD,DF->MF", x_MD, self._operand(self.w_gate_DF, dtype)))
+      up_MF = keep(product("MD,DF->MF", x_MD, self._operand(self.w_up_DF, dtype)))
       hidden_MF = constrain(activate(self.activation, gate_MF, up_MF), "batch", "mlp")
-      out_MD = keep(product("MF,FD->MD", hidden_MF, operand(self.w_down_FD[...], dtype, self.gradients)))
+      out_MD = keep(product("MF,FD->MD", hidden_MF, self._operand(self.w_down_FD, dtype)))
       return constrain(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
+
+  def _operand(self, weight: nnx.Param, dtype: jnp.dtype) -> Operand:
+    return operand(weight[...], dtype, self.gradients, self.bits)
 
 
 def mlp(config: MLP, model: Model, partitioner: Partitioner, rngs: nnx.Rngs) -> MLPLayer:

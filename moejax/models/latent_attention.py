@@ -41,7 +41,7 @@ class LatentLayer(nnx.Module):
     self.config = config
     self.rotary = config.rotary(model)
     self.head_dim = H
-    self.gradients = model.gradient_dtype
+    self.gradients, self.bits = model.gradient_dtype, model.precision.attention
     self.partitioner = partitioner
 
   def __call__(
@@ -126,4 +126,4 @@ class LatentLayer(nnx.Module):
       return jnp.einsum("BTNX,XNH->BTNH", out_BTNX, into_values_XNH), cache
 
   def _operand(self, weight: nnx.Param, x: jax.Array) -> Operand:
-    return operand(weight[...], x.dtype, self.gradients)
+    return operand(weight[...], x.dtype, self.gradients, self.bits)

@@ -3,36 +3,44 @@
 By default JAX gives a weight's gradient the dtype of the operand: a product in bfloat16 would round the gradient of
 each device to 8 bits before the devices are summed. Here an operand has two forms, one of which receives the gradient.
 
+Products of 8-bit operands round activations, weights and incoming gradients for each of the three products.
+
 M tokens  V vocab  D embed
 """
 
+import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from moejax.config.model import GradientDtype
+from moejax.config.precision import Operands
+from moejax.kernels import eight_bits
 
 
-class Operand(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Operand:
   """A weight as an operand of products. Apply reshapes to both of its forms with `jax.tree.map`."""
 
   value: jax.Array
   """The weight in the dtype of activations."""
   wide: jax.Array | None
   """The weight in float32, which receives the gradient and which no product reads. None if `value` receives it."""
+  bits: Operands = dataclasses.field(default="compute", metadata={"static": True})
+  """Type to which products round their operands. "compute" does not round them."""
 
   @property
   def shape(self) -> tuple[int, ...]:
     return self.value.shape
 
 
-def operand(weight: jax.Array, dtype: jnp.dtype, gradients: GradientDtype) -> Operand:
+def operand(weight: jax.Array, dtype: jnp.dtype, gradients: GradientDtype, bits: Operands = "compute") -> Operand:
   """A float32 weight as an operand for activations of this dtype."""
   if gradients == "compute" or weight.dtype == dtype:
-    return Operand(weight.astype(dtype), None)
-  return Operand(jax.lax.stop_gradient(weight.astype(dtype)), weight)
+    return Operand(weight.astype(dtype), None, bits)
+  return Operand(jax.lax.stop_gradient(weight.astype(dtype)), weight, bits)
 
 
 def product(equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | None = None) -> jax.Array:
@@ -44,6 +52,10 @@ def product(equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | No
     weight: the weight.
     result: dtype of the result. None means that of the activations.
   """
+  if weight.bits != "compute":
+    receiver = weight.value if weight.wide is None else weight.wide
+    value = jax.lax.stop_gradient(weight.value)
+    return _rounded_product(equation, result or x.dtype, weight.bits, receiver.dtype, x, value, receiver)
   if weight.wide is None:
     return jnp.einsum(equation, x, weight.value, preferred_element_type=result)
   return _product(equation, result, x, weight.value, weight.wide)
@@ -72,6 +84,51 @@ def _product_backward(
 
 
 _product.defvjp(_product_forward, _product_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _rounded_product(
+  equation: str,
+  result: jnp.dtype,
+  bits: eight_bits.EightBits,
+  gradient: jnp.dtype,
+  x: jax.Array,
+  value: jax.Array,
+  receiver: jax.Array,
+) -> jax.Array:
+  """The product of rounded operands. `receiver`, whose dtype is `gradient`, receives the gradient of the weight."""
+  return eight_bits.einsum(equation, x, value, bits).astype(result)
+
+
+def _rounded_forward(
+  equation: str,
+  result: jnp.dtype,
+  bits: eight_bits.EightBits,
+  gradient: jnp.dtype,
+  x: jax.Array,
+  value: jax.Array,
+  receiver: jax.Array,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+  return _rounded_product(equation, result, bits, gradient, x, value, receiver), (x, value)
+
+
+def _rounded_backward(
+  equation: str,
+  result: jnp.dtype,
+  bits: eight_bits.EightBits,
+  gradient: jnp.dtype,
+  saved: tuple[jax.Array, jax.Array],
+  of_out: jax.Array,
+) -> tuple[jax.Array, None, jax.Array]:
+  x, value = saved
+  operands, out = equation.split("->")
+  of_activations, of_weight = operands.split(",")
+  of_x = eight_bits.einsum(f"{out},{of_weight}->{of_activations}", of_out, value, bits, of_gradient=True)
+  of_w = eight_bits.einsum(f"{out},{of_activations}->{of_weight}", of_out, x, bits, of_gradient=True)
+  return of_x.astype(x.dtype), None, of_w.astype(gradient)
+
+
+_rounded_product.defvjp(_rounded_forward, _rounded_backward)
 
 
 def exact_product(equation: str, x: jax.Array, weight: jax.Array) -> jax.Array:

@@ -154,7 +154,7 @@ class Transformer(nnx.Module):
     with jax.named_scope("logits"):
       tied = self.w_logits_DV is None
       weight = self.embedding_VD if self.w_logits_DV is None else self.w_logits_DV
-      held = operand(weight[...], x_MD.dtype, self.model.gradient_dtype)
+      held = operand(weight[...], x_MD.dtype, self.model.gradient_dtype, self.model.precision.logits)
       logits_MV = product("MD,VD->MV" if tied else "MD,DV->MV", x_MD, held, result=jnp.float32)
       cap = self.model.logit_cap
       return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)

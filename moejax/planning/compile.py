@@ -83,7 +83,8 @@ def compile_step(
     beyond_memory: whether to compile the program even if it does not fit. Compilers for GPU and CPU always do.
 
   Raises:
-    UserError: If the mesh does not fit the topology or the tensors, or libtpu is not installed.
+    UserError: If the mesh does not fit the topology or the tensors, the chip lacks 8-bit products of the model, or
+      libtpu is not installed.
     RefusedError: If the compiler rejects the program.
   """
   progress.stage(f"describing {topology.name}")

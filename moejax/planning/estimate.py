@@ -1,8 +1,8 @@
 """Estimates step time and memory by a formula. A search uses it to rank configurations, and a plan uses it if the
 program does not fit in memory.
 
-Parameters, gradients and each moment of the optimizer have 4 bytes per element. Activations and gathered weights have
-2.
+Parameters, gradients and each moment of the optimizer have 4 bytes per element, or 2 for a first moment in bfloat16.
+Activations and gathered weights have 2.
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from moejax.config.depths import Depths
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import Model
-from moejax.config.optimizer import AdamW
 from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
+from moejax.config.precision import Operands
 from moejax.config.sharding import shards
-from moejax.planning.kernels import LANES, VECTOR_OPERATIONS
+from moejax.planning.kernels import LANES, VECTOR_OPERATIONS, product_speedup
 from moejax.planning.topology import Topology
 
 
@@ -77,7 +77,7 @@ def estimate(
   experiment: Experiment, topology: Topology, constants: Constants | None = None, speedup: float = 1.0
 ) -> Estimate:
   """Estimates memory and step time: products, attention, passes over memory and the update, and the collectives that
-  products do not hide. `speedup` is that of products of projections and dense layers in 8 bits.
+  products do not hide. `speedup` is that of products of projections and dense layers, if they were in 8 bits.
   """
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
   if constants is None:
@@ -86,7 +86,7 @@ def estimate(
   split = _split(model)
   rate = constants.utilisation * (chip.bfloat16_flops or chip.vector_flops)
   part = _part_of_depths(experiment)
-  products_s = part * tokens * _product_flops(experiment, speedup, chip.platform) / rate
+  products_s = part * tokens * _product_flops(experiment, speedup, chip) / rate
   other_s = part * tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, part * tokens)
   moved_s = _moved_s(experiment, topology, tokens, split)
   hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
@@ -114,13 +114,18 @@ def _split(model: Model) -> tuple[float, float]:
   return parameter_counts(model).total - experts, experts
 
 
-def _product_flops(experiment: Experiment, speedup: float, platform: str) -> float:
+def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   """FLOPs per token of all products except those of attention scores, each as many as take its time in bfloat16.
 
   The backward pass recomputes all products but the last of each layer, whose result it does not need, or those whose
   results are not saved.
   """
-  model = experiment.model
+  model, precision = experiment.model, experiment.model.precision
+
+  def at(flops: float, bits: Operands, speedup: float = 1.0) -> float:
+    faster = bits != "compute" and chip.platform != "cpu"
+    return flops / (product_speedup(chip, bits) if faster else speedup)
+
   depth = model.multi_token_depth
   projections = sum(count * one.matrix_parameters(model) for one, count in _attention_layers(model))
   projections += depth * 2 * model.d_model * model.d_model
@@ -132,7 +137,7 @@ def _product_flops(experiment: Experiment, speedup: float, platform: str) -> flo
     expert = _sparse_layers(model) * model.feed_forward_matrices * model.d_model * moe.d_ff
     dense += moe.num_shared_experts * expert
     # The formula prices the balanced load, not the whole receive buffer of a dropless layer.
-    grouped = GROUPED.get(platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
+    grouped = GROUPED.get(chip.platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
     rows = moe.num_experts if isinstance(moe.dispatch, DenseDispatch) else moe.experts_per_token
     routed = expert * rows * (moe.capacity_factor if moe.dispatch.has_capacity else grouped)
   again = {
@@ -141,10 +146,14 @@ def _product_flops(experiment: Experiment, speedup: float, platform: str) -> flo
     "layer_inputs": (1.0, 1.0, 1.0),
   }.get(model.remat, (0.0, 0.0, 0.0))
   kept = 1 - 1 / model.feed_forward_matrices
-  low = (3 + again[0]) * projections + (3 + again[1] * kept) * dense
-  logits = (1 + depth) * model.vocab_size * model.d_model
-  full = (3 + again[2] * kept) * routed + 3 * logits * (4 / 3 if model.logit_chunks > 1 else 1)
-  return 2 * (low / speedup + full) + _of_masks(experiment)
+  logits = 3 * (1 + depth) * model.vocab_size * model.d_model * (4 / 3 if model.logit_chunks > 1 else 1)
+  products = (
+    at((3 + again[0]) * projections, precision.attention, speedup)
+    + at((3 + again[1] * kept) * dense, precision.feed_forward, speedup)
+    + at((3 + again[2] * kept) * routed, precision.experts)
+    + at(logits, precision.logits)
+  )
+  return 2 * products + _of_masks(experiment)
 
 
 def _attention_s(experiment: Experiment, chip: Chip) -> float:
@@ -272,14 +281,13 @@ def _memory(
   model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
   embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
   own = (dense_parameters / embed + expert_parameters / experts) / mesh.model
-  moments = 2 if isinstance(experiment.optimizer, AdamW) else 1
   layer = 2 * 2 * (dense_parameters / model.num_layers / mesh.model)
   if model.moe:
     layer += 2 * 2 * expert_parameters / _sparse_layers(model) / (mesh.expert * mesh.model)
   return {
     "parameters": 4 * own,
     "gradients": 4 * own,
-    "moments": 4 * moments * own,
+    "moments": experiment.optimizer.moment_bytes * own,
     "activations": _saved(experiment, tokens) + 12 * tokens * (model.d_model + _wide(experiment) / mesh.model),
     "gathered_weights": layer,
     "exchange_buffers": _exchange_buffers(experiment, tokens),

@@ -34,12 +34,6 @@ TRITON_SHARE = {"gmm": 0.42, "tgmm": 0.60}
 GROUPED_PRODUCTS = ("gmm", "tgmm")
 """Names of the kernels of grouped products, on TPU and GPU."""
 
-EIGHT_BITS: dict[str, tuple[str, ...]] = {
-  "v5e": ("int8",), "v5p": ("int8",), "v6e": ("int8",), "tpu7x": ("fp8",), "a100": ("int8",), "h100": ("fp8", "int8"),
-  "h200": ("fp8", "int8"), "b200": ("fp8", "int8"),
-}  # fmt: skip
-"""8-bit types with twice the peak rate of bfloat16, by chip. cloud.google.com/tpu/docs and NVIDIA's data sheets."""
-
 REACHED = 0.9
 """Part of that rate which products reach beside the casts and scales of their operands. With it the formula is within
 12 % of what fp8 gains in public runs on tpu7x: Llama 70B and 405B 1.53 times, Qwen3-235B 1.12 times."""
@@ -85,7 +79,7 @@ def product_speedup(chip: Chip, precision: str) -> float:
   Raises:
     UserError: the matrix units of the chip do not have the type.
   """
-  known = ("bfloat16", *EIGHT_BITS.get(chip.name, ()))
+  known = ("bfloat16", *chip.eight_bits)
   if precision not in known:
     raise UserError(f"--precision {precision}: the matrix units of {chip.name} have {', '.join(known)}; use these")
   return 1.0 if precision == "bfloat16" else 2 * REACHED

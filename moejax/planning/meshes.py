@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 
 from moejax.config.experiment import Experiment
+from moejax.config.precision import check_chip
 from moejax.config.sharding import MESH_AXES, Mesh
 from moejax.errors import UserError
 from moejax.planning.topology import Topology
@@ -16,8 +17,10 @@ def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
 
   Raises:
     UserError: If the mesh does not use every device, its replica axis does not match the slices, or tensors are not
-      divisible by it. The message suggests the nearest valid mesh, if there is one.
+      divisible by it: the message suggests the nearest valid mesh, if there is one. If the chip lacks 8-bit products
+      of the model.
   """
+  check_chip(experiment.model.precision, topology.chip)
   mesh, devices = experiment.mesh, topology.devices
   others = mesh.replica * mesh.expert * mesh.model
   if others * (mesh.data or 1) != devices and (mesh.data is not None or devices % others):

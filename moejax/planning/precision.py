@@ -17,8 +17,10 @@ from moejax.planning.plan import Plan, plan_of
 from moejax.planning.topology import Topology
 from moejax.terminal import Fitting
 
-SCOPES = frozenset({"qkv", "attention_out", "feed_forward", "shared_experts"})
-"""Where products are of 8-bit operands."""
+SCOPES = {
+  "qkv": "attention", "attention_out": "attention", "feed_forward": "feed_forward", "shared_experts": "feed_forward",
+}  # fmt: skip
+"""Where products are priced with 8-bit operands, and the field of model.precision that sets it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +51,12 @@ def plan_precisions(compiled: Compiled, topology: Topology, precisions: list[str
   """
   factors = check_precisions(precisions, topology)
   plain_s = plan_of(compiled, topology).step_time_s
+  # What the compiled program computes with 8 bits is priced as such already.
+  own = compiled.experiment.model.precision
+  scopes = [scope for scope, kind in SCOPES.items() if getattr(own, kind) == "compute"]
   found = []
   for precision, factor in zip(precisions, factors, strict=True):
-    planned = plan_of(compiled, topology, dict.fromkeys(SCOPES, factor))
+    planned = plan_of(compiled, topology, dict.fromkeys(scopes, factor))
     found.append(AtPrecision(precision, planned, plain_s / planned.step_time_s))
   return found
 

@@ -27,7 +27,9 @@ class Watched(NamedTuple):
   """Number of accepted steps, int32."""
 
 
-def watched(optimizer: optax.GradientTransformation, anomalies: Anomalies) -> optax.GradientTransformation:
+def watched(
+  optimizer: optax.GradientTransformationExtraArgs, anomalies: Anomalies
+) -> optax.GradientTransformationExtraArgs:
   """Extends the state of an optimizer by statistics of the recent loss if spikes are skipped."""
   if anomalies.spike is None:
     return optimizer
@@ -36,11 +38,11 @@ def watched(optimizer: optax.GradientTransformation, anomalies: Anomalies) -> op
     zero = jnp.zeros((), jnp.float32)
     return Watched(optimizer.init(parameters), zero, zero, jnp.zeros((), jnp.int32))
 
-  def update(gradients: Any, state: Any, parameters: Any = None) -> tuple[Any, Watched]:
-    updates, inner = optimizer.update(gradients, state.optimizer, parameters)
+  def update(gradients: Any, state: Any, parameters: Any = None, **others: Any) -> tuple[Any, Watched]:
+    updates, inner = optimizer.update(gradients, state.optimizer, parameters, **others)
     return updates, state._replace(optimizer=inner)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def is_accepted(anomalies: Anomalies, optimizer: Any, loss: jax.Array, grad_norm: jax.Array) -> jax.Array:

@@ -4,18 +4,21 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 
 from moejax.config.kinds import described, function_of, running
-from moejax.config.optimizer import AdamW, Lion, Muon, Optimizer
+from moejax.config.optimizer import AdamW, Lion, LoRA, Muon, Optimizer
 from moejax.errors import UserError
 from moejax.models.returned import check_returned, shown
+from moejax.training.lora import lora
 
 MakeOptimizer = Callable[[Any, nnx.State], optax.GradientTransformation]
 """Maps a configuration and the parameters with their logical axes to an optax transformation without learning rate.
 
-The training step clips gradients before it, and multiplies its result by the negative learning rate. Since the learning
+The training step clips gradients before it, passes the learning rate as an extra argument to those that take it, and
+multiplies the result by the negative learning rate. Since the learning
 rate is an argument, the compiled step does not depend on the length of the run. A comparison can therefore measure the
 step time first and derive the number of steps from it.
 """
@@ -24,7 +27,7 @@ step time first and derive the number of steps from it.
 def adamw(config: AdamW, parameters: nnx.State) -> optax.GradientTransformation:
   """AdamW (arXiv 1711.05101)."""
   return optax.chain(
-    optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+    optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon, mu_dtype=config.moment_dtype),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask(parameters)),
   )
 
@@ -32,7 +35,7 @@ def adamw(config: AdamW, parameters: nnx.State) -> optax.GradientTransformation:
 def lion(config: Lion, parameters: nnx.State) -> optax.GradientTransformation:
   """Lion (arXiv 2302.06675)."""
   return optax.chain(
-    optax.scale_by_lion(b1=config.beta1, b2=config.beta2),
+    optax.scale_by_lion(b1=config.beta1, b2=config.beta2, mu_dtype=config.moment_dtype),
     optax.add_decayed_weights(config.weight_decay, mask=decay_mask(parameters)),
   )
 
@@ -44,6 +47,7 @@ def muon(config: Muon, parameters: nnx.State) -> optax.GradientTransformation:
       learning_rate=1.0,
       ns_steps=config.iterations,
       beta=config.beta,
+      mu_dtype=config.moment_dtype,
       consistent_rms=config.update_rms,
       adam_b1=config.adam_beta1,
       adam_b2=config.adam_beta2,
@@ -54,11 +58,16 @@ def muon(config: Muon, parameters: nnx.State) -> optax.GradientTransformation:
   )
 
 
-OPTIMIZERS: dict[type[Optimizer], MakeOptimizer] = {AdamW: adamw, Lion: lion, Muon: muon}
+def low_rank(config: LoRA, parameters: nnx.State) -> optax.GradientTransformation:
+  """LoRA for the matrices that Muon treats as such."""
+  return lora(config, parameters, _by_variable(_matrix_axes, parameters))
+
+
+OPTIMIZERS: dict[type[Optimizer], MakeOptimizer] = {AdamW: adamw, Lion: lion, LoRA: low_rank, Muon: muon}
 """Optimizers by class of the configuration. Custom optimizers are added to it."""
 
 
-def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTransformation:
+def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTransformationExtraArgs:
   """Makes the optimizer of a configuration.
 
   Raises:
@@ -69,21 +78,30 @@ def make_optimizer(config: Optimizer, parameters: nnx.State) -> optax.GradientTr
     optimizer = make(config, parameters)
   if not isinstance(optimizer, optax.GradientTransformation):
     raise UserError(f"{described(type(config))} returned {shown(optimizer)}, not an optax.GradientTransformation")
+  optimizer = optax.with_extra_args_support(optimizer)
+  matrices = decay_mask(parameters)
 
   def init(parameters: optax.Params) -> optax.OptState:
     with running(config):
       return optimizer.init(parameters)
 
   def update(
-    gradients: optax.Updates, state: optax.OptState, parameters: optax.Params | None = None
+    gradients: optax.Updates, state: optax.OptState, parameters: optax.Params | None = None, **others: Any
   ) -> tuple[optax.Updates, optax.OptState]:
     with running(config):
-      updates, new_state = optimizer.update(gradients, state, parameters)
+      updates, new_state = optimizer.update(gradients, state, parameters, **others)
     _check_tree(config, "updates", updates, gradients)
     _check_tree(config, "a state", new_state, state)
+    if config.keep_zeros:
+      updates = jax.tree.map(_zero_where_zero, updates, parameters, matrices)
     return updates, new_state
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _zero_where_zero(update: jax.Array, weight: jax.Array, is_matrix: bool) -> jax.Array:
+  """The update of a weight, 0 for entries of a matrix that are 0."""
+  return jnp.where(weight == 0, 0.0, update) if is_matrix else update
 
 
 def _check_tree(config: Optimizer, name: str, returned: Any, wanted: Any) -> None:

@@ -15,6 +15,7 @@ from moejax import processes
 from moejax.config.chips import without_mfu
 from moejax.config.experiment import Experiment
 from moejax.config.kinds import OfSeveralKinds, is_built_in
+from moejax.config.precision import check_device
 from moejax.config.sharding import Mesh, Rules
 from moejax.config.walk import walk
 from moejax.data.corpus import Corpus, build_corpus
@@ -152,7 +153,8 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
   """Completes the meshes of experiments for the available devices. Reads and compiles nothing.
 
   Raises:
-    UserError: If a mesh does not fit the devices or the tensors, or a vocabulary is smaller than that of the tokenizer.
+    UserError: If a mesh does not fit the devices or the tensors, a vocabulary is smaller than that of the tokenizer, or
+      the devices lack 8-bit products.
   """
   devices = present_devices()
   meshes: dict[tuple[Mesh, Rules], Partitioner] = {}
@@ -163,6 +165,7 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
       meshes[key] = make_partitioner(*key, devices)
     partitioner = meshes[key]
     _check_vocabulary(experiment, tokenizer, partitioner)
+    check_device(experiment.model.precision, partitioner.device.device_kind)
     # This constructs the experiment again, which checks batch and tensors against the data axis.
     placed.append(Placed(dataclasses.replace(experiment, mesh=partitioner.shape), partitioner))
   return placed

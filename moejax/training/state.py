@@ -26,7 +26,7 @@ class State:
   parameters: Parameters
   """float32."""
   optimizer: optax.OptState
-  """Moments in float32, sharded like the parameters."""
+  """Moments, sharded like the parameters, in float32 or as optimizer.moment_dtype."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class TrainSpec:
 
   experiment: Experiment
   model: AbstractModel
-  optimizer: optax.GradientTransformation
+  optimizer: optax.GradientTransformationExtraArgs
   abstract_state: Any
   """A State that holds a `jax.ShapeDtypeStruct` with its sharding for each array."""
   initialize: Callable[[jax.Array], State]

@@ -43,7 +43,9 @@ def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
       # Multiply by a factor. The clipping of optax selects between two arrays, which needs a copy of every gradient.
       clip = jnp.minimum(1.0, spec.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
       gradients = jax.tree.map(lambda gradient: gradient * clip, gradients)
-      updates, optimizer = spec.optimizer.update(gradients, state.optimizer, state.parameters)
+      updates, optimizer = spec.optimizer.update(
+        gradients, state.optimizer, state.parameters, learning_rate=learning_rate
+      )
       updates = jax.tree.map(lambda update: -learning_rate * update, updates)
       parameters = optax.apply_updates(state.parameters, updates)
       if rate := _bias_rate(spec.experiment.model):

@@ -62,6 +62,20 @@ def ahead() -> Experiment:
   )
 
 
+OPTIMIZERS = {
+  "lion": {"optimizer[Lion].beta1": 0.8, "optimizer[Lion].beta2": 0.8, "optimizer[Lion].moment_dtype": "bfloat16"},
+  "lora": {
+    "optimizer[LoRA].rank": 4, "optimizer[LoRA].alpha": 8.0, "optimizer[LoRA].beta1": 0.8,
+    "optimizer[LoRA].beta2": 0.8, "optimizer[LoRA].epsilon": 1e-6,
+  },
+  "muon": {
+    "optimizer[Muon].beta": 0.8, "optimizer[Muon].iterations": 3, "optimizer[Muon].update_rms": 0.1,
+    "optimizer[Muon].adam_beta1": 0.8, "optimizer[Muon].moment_dtype": "bfloat16", "optimizer[Muon].adam_beta2": 0.8,
+  },
+}  # fmt: skip
+"""Other values of the fields of optimizers that are not the default."""
+
+
 def sparse(mesh: Mesh = DENSE.mesh, **moe) -> Experiment:
   fields = {"num_experts": 8, "experts_per_token": 2, "d_ff": 8, "group_size": 32} | moe
   return replace(DENSE, name="sparse", model=replace(DENSE.model, moe=MoE(**fields)), mesh=mesh)

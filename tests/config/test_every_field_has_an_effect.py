@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from effect_fixtures import DENSE, DEPTHS, GROUPED_QUERY, LATENT, ahead, routed, sparse
+from effect_fixtures import DENSE, DEPTHS, GROUPED_QUERY, LATENT, OPTIMIZERS, ahead, routed, sparse
 
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
@@ -32,6 +32,7 @@ from moejax.config import (
   GroupedQuery,
   Latent,
   Lion,
+  LoRA,
   Mesh,
   Muon,
   Pair,
@@ -94,6 +95,7 @@ BASES = {
   "ahead": ahead(),
   "lion": replace(DENSE, optimizer=Lion(learning_rate=1e-3)),
   "muon": replace(DENSE, optimizer=Muon(learning_rate=1e-3)),
+  "lora": replace(DENSE, optimizer=LoRA(learning_rate=1e-3)),
 }
 PROGRAM = {
   "dense": {
@@ -107,14 +109,17 @@ PROGRAM = {
     **{f"model.attention[grouped_query].{name}": value for name, value in GROUPED_QUERY.items()},
     "training.batch_size": 16, "training.gradient_accumulation": 2, "training.losses.z": 0.1,
     "training.anomalies.spike": 3.0,
-    "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5, "optimizer[AdamW].beta1": 0.8,
-    "optimizer[AdamW].beta2": 0.8, "optimizer[AdamW].epsilon": 1e-6, "optimizer": Lion(learning_rate=1e-3),
+    "optimizer.keep_zeros": True, "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5,
+    "optimizer[AdamW].beta1": 0.8,
+    "optimizer[AdamW].beta2": 0.8, "optimizer[AdamW].epsilon": 1e-6, "optimizer[AdamW].moment_dtype": "bfloat16",
+    "model.precision.attention": "fp8", "model.precision.feed_forward": "int8", "model.precision.logits": "fp8",
+    "optimizer": Lion(learning_rate=1e-3),
   },
   "bfloat16": {"model.gradient_dtype": "compute"},
   "einsum": {
     "model.moe": None, "model.moe.num_experts": 16, "model.moe.experts_per_token": 3, "model.moe.d_ff": 16,
     "model.moe.every": 2, "model.moe.bias": True, "model.moe.leading_dense": 1,
-    "model.moe.num_shared_experts": 1, "model.moe.dispatch": DenseDispatch(),
+    "model.moe.num_shared_experts": 1, "model.moe.dispatch": DenseDispatch(), "model.precision.experts": "fp8",
     "model.moe.capacity_factor": 0.5, "model.moe.group_size": 16, "model.moe.dispatch[einsum].priority": "token",
     "model.moe.router[top_k].scores": "sigmoid", "model.moe.router[top_k].renormalize": False,
     "model.moe.router.scale": 2.0, "model.moe.router[top_k].bias_rate": 0.01, "model.moe.router.jitter": 0.1,
@@ -141,11 +146,7 @@ PROGRAM = {
   },
   **DEPTHS,
   "ahead": {"model.multi_token_depth": 2, "training.losses.multi_token": 0.1},
-  "lion": {"optimizer[Lion].beta1": 0.8, "optimizer[Lion].beta2": 0.8},
-  "muon": {
-    "optimizer[Muon].beta": 0.8, "optimizer[Muon].iterations": 3, "optimizer[Muon].update_rms": 0.1,
-    "optimizer[Muon].adam_beta1": 0.8, "optimizer[Muon].adam_beta2": 0.8,
-  },
+  **OPTIMIZERS,
 }  # fmt: skip
 
 

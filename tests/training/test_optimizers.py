@@ -103,6 +103,36 @@ def test_weights_decay_on_matrices_alone_with_every_optimizer():
       np.testing.assert_allclose(update, wanted, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  ("optimizer", "narrow", "wide"),
+  [(AdamW(learning_rate=1.0), 1, 1), (Lion(learning_rate=1.0), 1, 0), (Muon(learning_rate=1.0), 1, None)],
+  ids=["AdamW", "Lion", "Muon"],
+)
+def test_the_first_moment_alone_is_stored_in_bfloat16(optimizer, narrow, wide):
+  found = {}
+  for dtype in ("float32", "bfloat16"):
+    spec = spec_of(tiny(True, optimizer=dataclasses.replace(optimizer, moment_dtype=dtype)))
+    arrays = [leaf for leaf in jax.tree.leaves(spec.abstract_state.optimizer) if leaf.ndim]
+    found[dtype] = [sum(leaf.size for leaf in arrays if leaf.dtype == of) for of in (jnp.bfloat16, jnp.float32)]
+    updates, _ = jax.eval_shape(
+      spec.optimizer.update, spec.model.parameters, spec.abstract_state.optimizer, spec.model.parameters
+    )
+    assert {leaf.dtype for leaf in jax.tree.leaves((updates, spec.abstract_state.parameters))} == {np.dtype("float32")}
+  parameters = sum(leaf.size for leaf in jax.tree.leaves(spec.model.parameters) if leaf.ndim)
+  assert found["bfloat16"][0] == narrow * parameters and found["float32"][0] == 0
+  assert sum(found["bfloat16"]) == sum(found["float32"])
+  assert wide is None or found["bfloat16"][1] == wide * parameters
+
+
+@pytest.mark.slow
+def test_a_first_moment_in_bfloat16_trains_almost_as_one_in_float32():
+  losses = {
+    dtype: np.array(run_steps(tiny(False, optimizer=AdamW(learning_rate=3e-3, moment_dtype=dtype)))[1])
+    for dtype in ("float32", "bfloat16")
+  }
+  assert 0 < np.abs(losses["bfloat16"] - losses["float32"]).max() < 1e-3
+
+
 def _names(spec) -> list[tuple]:
   return jax.tree.leaves(spec.model.names, is_leaf=lambda leaf: isinstance(leaf, tuple))
 

@@ -71,7 +71,7 @@ class Experts(nnx.Module):
     self.b_up_EF = nnx.Param(jnp.zeros((E, F)), names=NAMES_OF_BIASES["up"]) if biased else None
     self.b_down_ED = nnx.Param(jnp.zeros((E, D)), names=NAMES_OF_BIASES["down"]) if biased else None
     self.activation = model.activation
-    self.gradients = model.gradient_dtype
+    self.gradients, self.bits = model.gradient_dtype, model.precision.experts
     self.partitioner = partitioner
 
   def weights(self, dtype: jnp.dtype) -> Weights:
@@ -87,7 +87,7 @@ class Experts(nnx.Module):
   def _operand(self, matrices: Matrices, dtype: jnp.dtype) -> Operand:
     if isinstance(matrices, tuple):  # `visit_experts` converts those that are used
       return Operand(matrices, None)  # type: ignore[arg-type]  # only it takes them
-    return operand(matrices, dtype, self.gradients)
+    return operand(matrices, dtype, self.gradients, self.bits)
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
     """Applies each expert to its R rows of each outer batch; returns out_OERD."""

@@ -1,0 +1,45 @@
+"""Matrix products of 8-bit operands, by qwix, a quantization library for JAX.
+
+An operand is divided by a scale, rounded to 8 bits, and the product is multiplied by the scales. A scale is the largest
+absolute value along the contracted dimensions, over the largest number of the type (127.5 for integers, whose largest
+bucket then is as wide as the others). There is thus one scale for each row and column, which does not depend on the
+mesh. CPUs have no such products: XLA computes them from the same rounded operands.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import qwix
+
+EightBits = Literal["fp8", "int8"]
+
+VALUES = {"fp8": jnp.float8_e4m3fn, "int8": jnp.int8}
+"""Types of activations and weights."""
+
+GRADIENTS = {"fp8": jnp.float8_e5m2, "int8": jnp.int8}
+"""Types of incoming gradients, which need more range and less precision (arXiv 2209.05433)."""
+
+
+def einsum(equation: str, x: jax.Array, y: jax.Array, bits: EightBits, of_gradient: bool = False) -> jax.Array:
+  """`jnp.einsum` of two arrays that are rounded to 8 bits, in float32.
+
+  Args:
+    equation: every letter of one operand is one of the other operand or of the result.
+    x: activations, or an incoming gradient if `of_gradient`.
+    y: activations or a weight.
+    bits: the type of the operands.
+    of_gradient: whether x is an incoming gradient.
+  """
+  operands, out = equation.split("->")
+  of_x, of_y = operands.split(",")
+
+  def rounded(letters: str, a: jax.Array, dtype: jnp.dtype) -> qwix.QArray:
+    kept = [axis for axis, letter in enumerate(letters) if letter in out]
+    return qwix.quantize(a.astype(jnp.float32), dtype, channelwise_axes=kept)
+
+  return qwix.einsum(
+    equation,
+    rounded(of_x, x, jnp.dtype((GRADIENTS if of_gradient else VALUES)[bits])),
+    rounded(of_y, y, jnp.dtype(VALUES[bits])),
+  )

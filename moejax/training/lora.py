@@ -1,0 +1,120 @@
+"""LoRA (arXiv 2106.09685) as an optimizer: each matrix of a layer is trained in a subspace of low rank.
+
+The weight of a matrix is its first value plus a product of two narrow matrices, which are the state of the optimizer.
+By the chain rule their gradients follow from that of the weight, so that the model does not change: a checkpoint, an
+export and an evaluation see the merged weights. All other parameters are constant.
+
+D embed  F inner dimensions of a matrix  X rank
+Leading dimensions of stacked layers and experts are not named.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+
+from moejax.config.optimizer import LoRA
+
+
+class Narrow(NamedTuple):
+  """The two factors of each matrix, and the state of their optimizer."""
+
+  factors: Any
+  """By the path of the parameter: down_DX and up_XF."""
+  adam: Any
+
+
+def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransformationExtraArgs:
+  """LoRA with AdamW for its factors.
+
+  Args:
+    config: the optimizer.
+    parameters: the parameters with their logical axes.
+    axes: for each parameter the input and output axes of a matrix, or None.
+  """
+  scale = config.alpha / config.rank
+  adam = optax.chain(
+    optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
+    optax.add_decayed_weights(config.weight_decay),
+  )
+  is_leaf = lambda leaf: leaf is None or isinstance(leaf, optax.contrib.MuonDimensionNumbers)  # noqa: E731
+  adapted = {
+    jax.tree_util.keystr(path): found
+    for path, found in jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_leaf)
+    if found is not None
+  }
+
+  def init(parameters: optax.Params) -> Narrow:
+    factors = {}
+    for path, weight in _by_path(parameters).items():
+      if path in adapted:
+        w_DF = _as_matrix(weight, adapted[path])
+        *stacked, D, F = w_DF.shape
+        key = jax.random.fold_in(jax.random.key(0), len(factors))
+        down_DX = jax.random.normal(key, (*stacked, D, config.rank)) / math.sqrt(D)
+        factors[path] = {"down": down_DX, "up": jnp.zeros((*stacked, config.rank, F))}
+    return Narrow(factors, adam.init(factors))
+
+  def update(
+    gradients: optax.Updates,
+    state: Any,
+    parameters: optax.Params | None = None,
+    *,
+    learning_rate: jax.Array,
+    **others: Any,
+  ) -> tuple[optax.Updates, Narrow]:
+    of_weights = _by_path(gradients)
+    of_factors = {}
+    for path, pair in state.factors.items():
+      of_w_DF = scale * _as_matrix(of_weights[path], adapted[path])
+      of_factors[path] = {
+        "down": jnp.einsum("...DF,...XF->...DX", of_w_DF, pair["up"]),
+        "up": jnp.einsum("...DX,...DF->...XF", pair["down"], of_w_DF),
+      }
+    updates, adam_state = adam.update(of_factors, state.adam, state.factors)
+    factors = jax.tree.map(lambda factor, update: factor - learning_rate * update, state.factors, updates)
+
+    def of_weight(path: Any, gradient: jax.Array) -> jax.Array:
+      name = jax.tree_util.keystr(path)
+      if name not in factors:
+        return jnp.zeros_like(gradient)
+      moved_DF = scale * (_product(factors[name]) - _product(state.factors[name]))
+      # The training step multiplies by the negative learning rate.
+      moved_DF = jnp.where(learning_rate > 0, -moved_DF / jnp.maximum(learning_rate, 1e-30), 0.0)
+      return _from_matrix(moved_DF, gradient.shape, adapted[name])
+
+    return jax.tree_util.tree_map_with_path(of_weight, gradients), Narrow(factors, adam_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _by_path(tree: Any) -> dict[str, jax.Array]:
+  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _product(pair: dict[str, jax.Array]) -> jax.Array:
+  return jnp.einsum("...DX,...XF->...DF", pair["down"], pair["up"])
+
+
+def _order(rank: int, axes: optax.contrib.MuonDimensionNumbers) -> list[int]:
+  """The dimensions of a weight: stacked ones, then its inputs, then its outputs."""
+  own = (*axes.reduction_axis, *axes.output_axis)
+  return [*(axis for axis in range(rank) if axis not in own), *own]
+
+
+def _as_matrix(weight: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+  order, inputs, outputs = _order(weight.ndim, axes), len(axes.reduction_axis), len(axes.output_axis)
+  shape = [weight.shape[axis] for axis in order]
+  stacked = shape[: len(shape) - inputs - outputs]
+  rows, columns = math.prod(shape[len(stacked) : len(stacked) + inputs]), math.prod(shape[len(stacked) + inputs :])
+  return weight.transpose(order).reshape(*stacked, rows, columns)
+
+
+def _from_matrix(w_DF: jax.Array, shape: tuple[int, ...], axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+  order = _order(len(shape), axes)
+  back = sorted(range(len(order)), key=functools.partial(list.__getitem__, order))
+  return w_DF.reshape([shape[axis] for axis in order]).transpose(back)

@@ -1,0 +1,113 @@
+"""Training with 8-bit products: which products of the step they are, and that a mesh changes nothing."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import numpy as np
+import pytest
+from training_fixtures import initial_state, random_batch, run_steps, spec_of, tiny
+
+from moejax.config import AdamW, Mesh, Precision
+from moejax.training.loss import denominators, loss_sums, objective
+from moejax.training.step import abstract_inputs, make_train_step
+
+KINDS = ("attention", "feed_forward", "experts", "logits")
+
+
+def rounded(sparse=True, compute_dtype="bfloat16", mesh=None, **kinds):
+  """A tiny experiment with 8-bit products."""
+  base = tiny(sparse, mesh=mesh or Mesh(data=1))
+  model = dataclasses.replace(base.model, precision=Precision(**kinds), compute_dtype=compute_dtype)
+  return dataclasses.replace(base, model=model)
+
+
+@functools.cache
+def products(experiment):
+  """The types of the operands and of the result of each matrix product of the train step, by what JAX traced."""
+  spec = spec_of(experiment)
+  text = make_train_step(spec).lower(*abstract_inputs(spec)).as_text()
+  found = re.findall(
+    r"dot_general.*: \(tensor<[\dx]*?x?(\w+)>, tensor<[\dx]*?x?(\w+)>\) -> tensor<[\dx]*?x?(\w+)>", text
+  )
+  return [tuple(re.sub(r"^.*x", "", name) for name in types) for types in found]
+
+
+@pytest.mark.parametrize(
+  "kind", [pytest.param(kind, marks=[] if kind == "experts" else [pytest.mark.slow]) for kind in KINDS]
+)
+def test_each_product_of_a_kind_of_layer_has_8_bits_forwards_and_in_both_products_of_the_backward_pass(kind):
+  plain, low = products(rounded()), products(rounded(**{kind: "fp8"}))
+  forwards = {"attention": 4, "feed_forward": 3, "experts": 3, "logits": 1}[kind] * (2 if kind == "attention" else 1)
+  e4m3, e5m2 = "f8E4M3FN", "f8E5M2"
+  of_8 = [sorted(types[:2]) for types in low if types[0].startswith("f8")]
+  assert of_8.count([e4m3, e4m3]) == forwards and of_8.count([e4m3, e5m2]) == 2 * forwards
+  assert len(of_8) == 3 * forwards and all(types[2] == "f32" for types in low if types[0].startswith("f8"))
+  assert len(low) == len(plain) and not any(types[0].startswith("f8") for types in plain)
+
+
+def test_parameters_gradients_router_and_losses_stay_float32():
+  everything = rounded(**dict.fromkeys(KINDS, "fp8"))
+  spec = spec_of(everything)
+  new_state, metrics = jax.eval_shape(make_train_step(spec), *abstract_inputs(spec))
+  floats = [leaf.dtype for leaf in jax.tree.leaves((new_state, metrics)) if np.issubdtype(leaf.dtype, np.floating)]
+  assert set(floats) == {np.dtype("float32")}
+  assert ("f32", "f32", "f32") in products(everything)  # the router
+
+
+@pytest.mark.slow
+def test_the_compiled_program_keeps_parameters_and_second_moments_in_float32():
+  """With all that may be narrower: 8-bit products, gradients and first moments in bfloat16."""
+  experiment = rounded(mesh=Mesh(data=2, model=2), **dict.fromkeys(KINDS, "fp8"))
+  experiment = dataclasses.replace(
+    experiment,
+    model=dataclasses.replace(experiment.model, gradient_dtype="compute"),
+    optimizer=AdamW(learning_rate=1e-3, moment_dtype="bfloat16"),
+  )
+  spec = spec_of(experiment)
+  text = make_train_step(spec).lower(*abstract_inputs(spec)).compile().as_text()
+  into, out_of = re.search(r"entry_computation_layout=\{\((.*)\)->\((.*?)\)\}", text.splitlines()[0]).groups()
+  arrays = len([leaf for leaf in jax.tree.leaves(spec.model.parameters) if leaf.ndim])
+  for side in (into, out_of):
+    found = re.findall(r"(?:^|[ ,])(bf16|f32)\[[\d,]+\]", re.sub(r"/\*.*?\*/", " ", side))
+    assert found.count("bf16") == arrays and found.count("f32") >= 2 * arrays
+
+
+MESHES = (Mesh(data=8), Mesh(data=2, expert=2, model=2), Mesh(data=1, model=8))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["fp8", "int8"])
+def test_every_mesh_rounds_as_one_device_does(bits):
+  """The scales are of whole rows and columns. A sum in another order may round a value to its neighbour in 8 bits."""
+
+  def losses(mesh, **kinds):
+    return np.array(run_steps(rounded(compute_dtype="float32", mesh=mesh, **kinds), 4)[1])
+
+  kinds = dict.fromkeys(KINDS, bits)
+  expected, plain = losses(Mesh(data=1), **kinds), losses(Mesh(data=1))
+  distance = np.abs(expected - plain).max()
+  for mesh in MESHES:
+    np.testing.assert_allclose(losses(mesh, **kinds), expected, atol=distance / 10, err_msg=str(mesh))
+
+
+@pytest.mark.slow
+def test_gradients_of_8_bit_products_are_near_those_of_plain_ones():
+  def gradients(**kinds):
+    experiment = rounded(sparse=False, compute_dtype="float32", **kinds)
+    spec = spec_of(experiment)
+    parameters, batch = initial_state(experiment.model, experiment.optimizer, 0).parameters, random_batch(experiment)
+
+    def loss(parameters):
+      sums = loss_sums(spec.model.module(parameters), batch)
+      return objective(sums, denominators(batch, experiment.model), experiment.model, experiment.training.losses)[0]
+
+    return jax.jit(jax.grad(loss))(parameters)
+
+  exact = gradients()
+  for bits, most in (("int8", 0.1), ("fp8", 0.4)):
+    found = jax.tree_util.tree_leaves_with_path(gradients(attention=bits, feed_forward=bits, logits=bits))
+    for (path, mine), other in zip(found, jax.tree.leaves(exact), strict=True):
+      if mine.size > 1000:  # matrices: the sums of other gradients cancel
+        assert 0 < np.linalg.norm(mine - other) / np.linalg.norm(other) < most, (bits, path)
