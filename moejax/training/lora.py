@@ -4,7 +4,7 @@ The weight of a matrix is its first value plus a product of two narrow matrices,
 By the chain rule their gradients follow from that of the weight, so that the model does not change: a checkpoint, an
 export and an evaluation see the merged weights. All other parameters are constant.
 
-D embed  F inner dimensions of a matrix  X rank
+I contracted dimension  J other dimension  X = rank
 Leading dimensions of stacked layers and experts are not named.
 """
 
@@ -24,7 +24,7 @@ class Narrow(NamedTuple):
   """The two factors of each matrix, and the state of their optimizer."""
 
   factors: Any
-  """By the path of the parameter: down_DX and up_XF."""
+  """By the path of the parameter: down_IX and up_XJ."""
   adam: Any
 
 
@@ -49,14 +49,14 @@ def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransf
   }
 
   def init(parameters: optax.Params) -> Narrow:
-    factors = {}
+    factors: dict[str, dict[str, jax.Array]] = {}
     for path, weight in _by_path(parameters).items():
       if path in adapted:
-        w_DF = _as_matrix(weight, adapted[path])
-        *stacked, D, F = w_DF.shape
+        w_IJ = _as_matrix(weight, adapted[path])
+        *stacked, I, J = w_IJ.shape
         key = jax.random.fold_in(jax.random.key(0), len(factors))
-        down_DX = jax.random.normal(key, (*stacked, D, config.rank)) / math.sqrt(D)
-        factors[path] = {"down": down_DX, "up": jnp.zeros((*stacked, config.rank, F))}
+        down_IX = jax.random.normal(key, (*stacked, I, config.rank)) / math.sqrt(I)
+        factors[path] = {"down": down_IX, "up": jnp.zeros((*stacked, config.rank, J))}
     return Narrow(factors, adam.init(factors))
 
   def update(
@@ -70,10 +70,10 @@ def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransf
     of_weights = _by_path(gradients)
     of_factors = {}
     for path, pair in state.factors.items():
-      of_w_DF = scale * _as_matrix(of_weights[path], adapted[path])
+      of_w_IJ = scale * _as_matrix(of_weights[path], adapted[path])
       of_factors[path] = {
-        "down": jnp.einsum("...DF,...XF->...DX", of_w_DF, pair["up"]),
-        "up": jnp.einsum("...DX,...DF->...XF", pair["down"], of_w_DF),
+        "down": jnp.einsum("...IJ,...XJ->...IX", of_w_IJ, pair["up"]),
+        "up": jnp.einsum("...IX,...IJ->...XJ", pair["down"], of_w_IJ),
       }
     updates, adam_state = adam.update(of_factors, state.adam, state.factors)
     factors = jax.tree.map(lambda factor, update: factor - learning_rate * update, state.factors, updates)
@@ -82,10 +82,10 @@ def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransf
       name = jax.tree_util.keystr(path)
       if name not in factors:
         return jnp.zeros_like(gradient)
-      moved_DF = scale * (_product(factors[name]) - _product(state.factors[name]))
+      moved_IJ = scale * (_product(factors[name]) - _product(state.factors[name]))
       # The training step multiplies by the negative learning rate.
-      moved_DF = jnp.where(learning_rate > 0, -moved_DF / jnp.maximum(learning_rate, 1e-30), 0.0)
-      return _from_matrix(moved_DF, gradient.shape, adapted[name])
+      moved_IJ = jnp.where(learning_rate > 0, -moved_IJ / jnp.maximum(learning_rate, 1e-30), 0.0)
+      return _from_matrix(moved_IJ, gradient.shape, adapted[name])
 
     return jax.tree_util.tree_map_with_path(of_weight, gradients), Narrow(factors, adam_state)
 
@@ -97,7 +97,7 @@ def _by_path(tree: Any) -> dict[str, jax.Array]:
 
 
 def _product(pair: dict[str, jax.Array]) -> jax.Array:
-  return jnp.einsum("...DX,...XF->...DF", pair["down"], pair["up"])
+  return jnp.einsum("...IX,...XJ->...IJ", pair["down"], pair["up"])
 
 
 def _order(rank: int, axes: optax.contrib.MuonDimensionNumbers) -> list[int]:
@@ -114,7 +114,7 @@ def _as_matrix(weight: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> j
   return weight.transpose(order).reshape(*stacked, rows, columns)
 
 
-def _from_matrix(w_DF: jax.Array, shape: tuple[int, ...], axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
+def _from_matrix(w_IJ: jax.Array, shape: tuple[int, ...], axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
   order = _order(len(shape), axes)
   back = sorted(range(len(order)), key=functools.partial(list.__getitem__, order))
-  return w_DF.reshape([shape[axis] for axis in order]).transpose(back)
+  return w_IJ.reshape([shape[axis] for axis in order]).transpose(back)
