@@ -1,9 +1,9 @@
 """Matrix products of 8-bit operands, by qwix, a quantization library for JAX.
 
 An operand is divided by a scale, rounded to 8 bits, and the product is multiplied by the scales. A scale is the largest
-absolute value along the contracted dimensions, over the largest number of the type (127.5 for integers, whose largest
-bucket then is as wide as the others). There is thus one scale for each row and column, which does not depend on the
-mesh. CPUs have no such products: XLA computes them from the same rounded operands.
+absolute value along the contracted dimensions, over the largest number of the type. There is thus one scale for each
+row and column, which does not depend on the mesh. CPUs have no such products: XLA computes them from the same rounded
+operands.
 """
 
 from typing import Literal
@@ -21,6 +21,11 @@ GRADIENTS = {"fp8": jnp.float8_e5m2, "int8": jnp.int8}
 """Types of incoming gradients, which need more range and less precision (arXiv 2209.05433)."""
 
 
+CALIBRATION = {"fp8": "absmax", "int8": f"absmax,{127.5 / 127}"}
+"""The largest absolute value becomes the largest number of the type. By default qwix makes it 127.5, which a difference
+in the last digit rounds to 127 or to 128."""
+
+
 def einsum(equation: str, x: jax.Array, y: jax.Array, bits: EightBits, of_gradient: bool = False) -> jax.Array:
   """`jnp.einsum` of two arrays that are rounded to 8 bits, in float32.
 
@@ -36,7 +41,7 @@ def einsum(equation: str, x: jax.Array, y: jax.Array, bits: EightBits, of_gradie
 
   def rounded(letters: str, a: jax.Array, dtype: jnp.dtype) -> qwix.QArray:
     kept = [axis for axis, letter in enumerate(letters) if letter in out]
-    return qwix.quantize(a.astype(jnp.float32), dtype, channelwise_axes=kept)
+    return qwix.quantize(a.astype(jnp.float32), dtype, channelwise_axes=kept, calibration_method=CALIBRATION[bits])
 
   return qwix.einsum(
     equation,
