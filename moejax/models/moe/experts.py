@@ -5,7 +5,6 @@ X = E x F, or F or D  Y = O x U x M
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -88,7 +87,6 @@ class Experts(nnx.Module):
   def _operand(self, matrices: Matrices, dtype: jnp.dtype) -> Operand:
     if isinstance(matrices, tuple):  # `visit_experts` converts those that are used
       return Operand(matrices, None)  # type: ignore[arg-type]  # only it takes them
-    return operand(matrices, dtype, self.gradients, self.bits)
     return operand(matrices, dtype, self.gradients, self.bits)
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
