@@ -45,6 +45,9 @@ ESTIMATES: Options = {"xla_gpu_collect_cost_model_stats": True}
 FORMAT = 4
 """Of what is cached; another number leaves what was cached before."""
 
+DURATIONS = "durations.json"
+"""The file in the cache with the seconds of compilations."""
+
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -103,9 +106,14 @@ def compile_step(
     found = _read(directory)
     if found is not None:
       return Compiled(experiment, joined, *found, cached=True)
-    progress.stage(f"compiling {experiment.name} for {topology.devices} devices")
+    before_s = _durations(directory.parent).get(f"{experiment.name} {topology.name} {topology.slices}")
+    first = ", which can take several minutes" if topology.chip.platform == "tpu" else ""
+    expected = first if before_s is None else f", which took {before_s:.0f} s the last time"
+    devices = f"{topology.devices:,} device{'s' if topology.devices > 1 else ''}"
+    progress.stage(f"compiling {experiment.name} for {devices}{expected}")
     text, memory, seconds = _compiled(lowered, options)
     _write(directory, text, memory, seconds)
+    _write_duration(directory.parent, f"{experiment.name} {topology.name} {topology.slices}", seconds)
     return Compiled(experiment, joined, text, memory, seconds, cached=False)
 
   found = compiled_with(options)
@@ -200,3 +208,17 @@ def _write(directory: pathlib.Path, text: str, memory: dict[str, int], seconds: 
     directory.mkdir(parents=True, exist_ok=True)
     write_whole(directory / "program.txt.gz", gzip.compress(text.encode(), 6))
     write_json(directory / "facts.json", [content_checksum(facts), facts])  # last: `_read` opens it first
+
+
+def _durations(plans: pathlib.Path) -> dict[str, float]:
+  """Seconds of the latest compilation, by experiment, topology and slices. Empty if there are none."""
+  try:
+    found = read_json(plans / DURATIONS)
+    return {name: seconds for name, seconds in found.items() if type(seconds) in (int, float) and 0 <= seconds < 1e6}
+  except (OSError, ValueError, AttributeError):
+    return {}
+
+
+def _write_duration(plans: pathlib.Path, name: str, seconds: float) -> None:
+  with contextlib.suppress(OSError):  # it is only shown
+    write_json(plans / DURATIONS, _durations(plans) | {name: seconds})

@@ -11,7 +11,7 @@ from moejax.config.fields import with_fields
 from moejax.errors import UserError
 from moejax.planning.against import measured_step_s
 from moejax.planning.calibration import TimedOperation, TimedStep, calibrated
-from moejax.planning.compile import _read, _write
+from moejax.planning.compile import DURATIONS, _durations, _read, _write, _write_duration
 from moejax.planning.load import plan_loads
 from moejax.planning.topology import parse_topology
 from moejax.training.run_directory import run_configuration
@@ -117,6 +117,14 @@ def test_a_damaged_program_in_the_cache_is_compiled_again(tmp_path):
       (tmp_path / name).write_bytes(content)
       assert _read(tmp_path) in (None, found)
     (tmp_path / name).write_bytes(whole)
+
+
+def test_damaged_durations_are_ignored_and_written_again(tmp_path):
+  for text in texts({"a v5p:2x2x1 1": 2.5}):
+    (tmp_path / DURATIONS).write_bytes(text)
+    assert all(0 <= seconds < 1e6 for seconds in _durations(tmp_path).values())
+    _write_duration(tmp_path, "b", 3.0)
+    assert _durations(tmp_path)["b"] == 3.0
 
 
 @pytest.mark.parametrize("missing", ["summary.json", "metrics.jsonl", "experiment.json"])
