@@ -6,7 +6,10 @@ docs/pods.py --mfu` compiles nothing: it computes the MFU from the step times th
 
 import argparse
 import dataclasses
+import datetime
 import pathlib
+import re
+from importlib import metadata
 from typing import Any
 
 from moejax import lookup
@@ -150,6 +153,11 @@ def main() -> None:
       PAGE.write_text(_page(plans))
 
 
+def _compiled_now() -> str:
+  versions = " and ".join(f"{name} {metadata.version(name)}" for name in ("jax", "libtpu"))
+  return f"Compiled until {datetime.date.today()} with {versions}."
+
+
 def with_mfu(page: str) -> str:
   """The page with its text and its MFU as this file has them, and its step times, memory and executed FLOPs as they
   are."""
@@ -164,7 +172,8 @@ def with_mfu(page: str) -> str:
     (found,) = [line for line in cells if line[0] == peer.what]
     seconds = (float(found[5]) + float(found[6])) / 1e3
     peers.append(_peer_line(peer, [*found[5:7], f"{_mfu(peer.row, seconds) * 100:.0f}"]))
-  return _page_of(scales, peers, missing=0)
+  (compiled,) = re.findall(r"^Compiled until .*", page, re.MULTILINE)
+  return _page_of(scales, peers, missing=0, compiled=compiled)
 
 
 def _mfu(row: Row, step_s: float) -> float:
@@ -273,12 +282,12 @@ Mixtral is dropless.
 def _page(plans: dict[Row, Plan]) -> str:
   scales = [_scale_line(row, plans) for row in SCALES if row in plans]
   peers = [_peer_line(peer, _peer_cells(plans[peer.row])) for peer in MAXTEXT if peer.row in plans]
-  return _page_of(scales, peers, missing=len(ROWS) - len(plans))
+  return _page_of(scales, peers, missing=len(ROWS) - len(plans), compiled=_compiled_now())
 
 
-def _page_of(scales: list[str], peers: list[str], missing: int) -> str:
+def _page_of(scales: list[str], peers: list[str], missing: int, compiled: str) -> str:
   note = f"\n{missing} of the rows that the command plans are not compiled yet and are left out.\n" if missing else ""
-  parts = [HEAD, note, SCALES_HEAD, "\n".join(scales), SCALES_FOOT]
+  parts = [HEAD, compiled, "\n", note, SCALES_HEAD, "\n".join(scales), SCALES_FOOT]
   parts += [PEERS_HEAD, "\n".join(peers), "\n"] if peers else []
   return "".join(parts)
 

@@ -54,7 +54,7 @@ MAXTEXT_V5P = "MaxText, configs/v5p/README.md"
 MAXTEXT_V5E = "MaxText, configs/v5e/README.md"
 MAXTEXT_22B = (
   "--model.num-layers 48 --model.d-model 6144 --model.num-heads 24 --model.num-kv-heads 24 --model.head-dim 256 "
-  "--model.d-ff 24576 --training.batch-size 832 --evaluation.batch-size 832 --mesh.data 64"
+  "--model.d-ff 24576 --model.activation gelu --training.batch-size 832 --evaluation.batch-size 832 --mesh.data 64"
 )
 RECIPES = "tpu-recipes, training/trillium"
 
@@ -165,7 +165,8 @@ feed-forward layers (on v5e it saves those too), as `remat="attention"` does her
 saved values of attention to the host. Their plans do not offload; that of Mistral uses gradient accumulation instead.
 These two, Mixtral, and 32B on v5e need more memory here than the chip has, and are planned nevertheless. The batch size
 of Mixtral is that of its recipe, and the slice is the shape that the table names (8x4x4, although it also says 256
-chips).
+chips). The shape of MaxText 22B has 22.1B parameters with two matrices in a feed-forward layer, as planned here, and
+would have 29.4B with three.
 
 Fuji 7B v1, with sequence length 2048, took longer than v2, with 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on
 256 H100. This suggests that v1 ran without a fused attention kernel, whereas a plan for TPU always has one. It may

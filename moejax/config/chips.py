@@ -120,7 +120,7 @@ CHIPS = {
     Chip(
       name="v4", platform="tpu", device_kinds=("TPU v4",), vector_flops=8.6e12, clock_hz=1.05e9,
       hbm_bytes=int(30.75 * GIB), hbm_bandwidth=1228e9, torus=3, wrap=4, link_bandwidth=4.5e10, dcn_bandwidth=6.25e9,
-      power_w=192, efficiency=0.989, runs_are_of="v4",
+      power_w=192, efficiency=0.843, runs_are_of="v4",
     ),
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), vector_flops=6.1e12,

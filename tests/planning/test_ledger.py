@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from moejax.config.parameters import parameter_counts
+
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
@@ -49,6 +51,17 @@ def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
   assert (moe.num_experts, moe.experts_per_token, moe.dispatch.kind) == (128, 8, "grouped")
   assert row.experiment.mesh.expert == 64 and row.experiment.training.gradient_accumulation == 4
   assert row.missing == ("context parallelism", "fused attention on GPU") and row.published_s is None
+
+
+def test_a_row_has_as_many_matrices_as_its_name_says_and_its_dense_layers_first(ledger):
+  shape = DENSE["shape"] | {"layers": 48, "d_model": 6144, "heads": 24, "kv_heads": 24, "head_dim": 256, "d_ff": 24576,
+                            "vocab": 32000}  # fmt: skip
+  row = DENSE | {"shape": shape, "model": "MaxText 22B", "chip": "v4", "topology": "4x4x4", "slices": 1,
+                 "sharding": "fsdp 64", "global_batch": 832}  # fmt: skip
+  assert parameter_counts(ledger.read_row(row).experiment.model).total == pytest.approx(22e9, rel=0.01)
+  assert parameter_counts(ledger.read_row(row | {"model": "a"}).experiment.model).total > 29e9
+  moe = ledger.read_row(SPARSE | {"shape": SPARSE["shape"] | {"dense_layers_first": 3}}).experiment.model.moe
+  assert moe.leading_dense == 3
 
 
 def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
