@@ -239,7 +239,7 @@ def test_the_quickstart_beats_counting_bigrams_and_pairs_both_scales(tmp_path):
   done = subprocess.run(command, cwd=ROOT, env=USERS, capture_output=True, text=True, check=False)
   assert done.returncode == 0, done.stderr
   result = json.loads((tmp_path / "comparison.json").read_text())
-  assert result["complete"] and len(result["pairs"]) == 2 and len(result["members"]) == 6
+  assert result["complete"] and len(result["pairs"]) == 2 and len(result["members"]) == 5
   for member in result["members"]:
     assert member["bits_per_byte"] < result["baselines"]["bigram_bits_per_byte"] - 0.5
     assert member["accuracy"] > result["baselines"]["bigram_accuracy"] + 0.1
