@@ -29,7 +29,7 @@ def read_requests(path: pathlib.Path, max_tokens: int, stop: Sequence[str]) -> l
     UserError: If the file cannot be read or a line is not valid. The message gives the line number.
   """
   try:
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
   except (OSError, UnicodeDecodeError) as error:
     reason = error.strerror if isinstance(error, OSError) else error
     raise UserError(f"--batch-file {path} cannot be read ({reason}); give a JSONL file") from None
@@ -46,13 +46,17 @@ def _request(text: str, where: str, max_tokens: int, stop: Sequence[str]) -> Req
     raise UserError(f"{where} is not JSON ({error}); each line is an object such as {FIELDS}") from None
   if not isinstance(line, dict) or not isinstance(line.get("prompt"), str):
     raise UserError(f'{where} has no string "prompt"; each line is an object such as {FIELDS}')
-  limit, stops = line.get("max_tokens", max_tokens), line.get("stop", list(stop))
+  limit = max_tokens if line.get("max_tokens") is None else line["max_tokens"]
+  stops = list(stop) if line.get("stop") is None else line["stop"]
   if type(limit) is not int or limit < 1:
     raise UserError(f"{where}: max_tokens={limit!r} must be an integer above 0")
   stops = [stops] if isinstance(stops, str) else stops
   if not isinstance(stops, list) or not all(isinstance(each, str) for each in stops):
     raise UserError(f"{where}: stop={stops!r} must be a string or a list of strings")
-  return Request(line, Prompt(text=line["prompt"], max_tokens=limit, stop=tuple(stops)))
+  try:
+    return Request(line, Prompt(text=line["prompt"], max_tokens=limit, stop=tuple(stops)))
+  except UserError as error:
+    raise UserError(f"{where}: {error}") from None
 
 
 def answers(requests: Sequence[Request], continuations: Sequence[Continuation]) -> Iterator[str]:

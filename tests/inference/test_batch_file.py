@@ -11,8 +11,11 @@ from moejax.inference.text import Continuation
 
 def test_a_line_has_its_own_limit_and_stop_strings_or_those_of_the_command(tmp_path):
   path = tmp_path / "in.jsonl"
-  path.write_text('{"prompt": "a\u2028b", "id": 7}\n\n{"prompt": "", "max_tokens": 3, "stop": "x"}\n')
-  first, second = (request.prompt for request in read_requests(path, 64, ("\n",)))
+  lines = ['\ufeff{"prompt": "a\u2028b", "id": 7}', "", '{"prompt": "", "max_tokens": 3, "stop": "x"}']
+  lines.append('{"prompt": "c", "max_tokens": null, "stop": null}\r\n')
+  path.write_text("\n".join(lines))
+  first, second, third = (request.prompt for request in read_requests(path, 64, ("\n",)))
+  assert (third.text, third.max_tokens, third.stop) == ("c", 64, ("\n",))
   assert (first.text, first.max_tokens, first.stop) == ("a\u2028b", 64, ("\n",))
   assert (second.text, second.max_tokens, second.stop) == ("", 3, ("x",))
 
@@ -31,9 +34,10 @@ def test_an_answer_has_the_fields_of_its_line_and_what_follows(tmp_path):
   ("content", "message"),
   [
     ("", "is empty"), ('{"prompt": "a"}\n{', "line 2 is not JSON"), ('["a"]', "line 1 has no string"),
+    ("[" * 10**5, "line 1 is not JSON"),
     ('{"prompt": 3}', "no string"), ('{"prompt": "a", "max_tokens": 0}', "max_tokens=0 must be"),
     ('{"prompt": "a", "max_tokens": true}', "max_tokens=True"), ('{"prompt": "a", "stop": [1]}', r"stop=\[1\] must be"),
-    ('{"prompt": "a", "stop": ""}', "would end every"), (b"\xff", "cannot be read"),
+    ('{"prompt": "a", "stop": ""}', "line 1: stop='' would end every"), (b"\xff", "cannot be read"),
   ],
 )  # fmt: skip
 def test_what_is_no_request_is_refused_with_its_line(tmp_path, content, message):
