@@ -5,7 +5,7 @@ import pathlib
 
 from moejax import api_planning, lookup
 from moejax.command_line import NAME, path
-from moejax.commands.plan import add_topology
+from moejax.commands.plan import add_price, add_topology
 from moejax.display import Display
 from moejax.files import write_whole
 from moejax.overrides import override_pair
@@ -21,6 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "field of DENSE",
   )  # fmt: skip
   add_topology(parser)
+  add_price(parser)
   parser.add_argument(
     "--tolerance", type=float, default=0.05, metavar="X",
     help="maximum relative difference of step times that are considered equal (default: 0.05)",
@@ -44,7 +45,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
     )  # fmt: skip
   from moejax.comparison.pod_match import experiment_file, match_page
 
-  output().print(match_page(found))
+  output().print(match_page(found, known.price_per_chip_hour), soft_wrap=True)
   path = known.out or pathlib.Path(f"{moe.name}_matched.py")
   write_whole(path, experiment_file(found.experiment))
   print(f"{path}: moejax train {path}:matched --workdir DIR")

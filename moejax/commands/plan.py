@@ -34,10 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--dense.PATH sets a field of NAME",
   )  # fmt: skip
   add_topology(parser)
-  parser.add_argument(
-    "--price-per-chip-hour", type=float, metavar="X",
-    help="price in any currency, to estimate the cost of the whole run",
-  )  # fmt: skip
+  add_price(parser)
   parser.add_argument(
     "--load", nargs="+", default=[], metavar="LOAD",
     help="also plan these unbalanced router loads: numbers (load of the busiest device or expert divided by the mean), "
@@ -203,4 +200,11 @@ def add_topology(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--calibration", type=path, metavar="FILE",
     help="file with measurements of `moejax calibrate` and --against (default: calibration with published runs)",
+  )  # fmt: skip
+
+
+def add_price(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--price-per-chip-hour", type=float, metavar="X",
+    help="price in any currency, to estimate the cost of the whole run",
   )  # fmt: skip

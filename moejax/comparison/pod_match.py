@@ -22,6 +22,7 @@ from moejax.errors import UserError
 from moejax.notebook import html_table
 from moejax.planning.interval import certainty_of_equality
 from moejax.planning.plan import Plan, plan
+from moejax.planning.run_cost import run_cost
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 from moejax.terminal import Fitting
@@ -138,8 +139,12 @@ def _file(kind: type) -> str:
   return str(pathlib.Path(inspect.getfile(kind)).resolve())
 
 
-def match_page(found: PodMatch) -> RenderableType:
-  """Formats a table of both models and the result."""
+def match_page(found: PodMatch, price_per_chip_hour: float | None = None) -> RenderableType:
+  """Formats a table of both models, the result, and what both runs take and cost.
+
+  Raises:
+    UserError: If the price is negative.
+  """
   table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
   for head in ("", found.dense.experiment.name, found.moe.experiment.name):
     table.add_column(head, justify="right" if head else "left")
@@ -164,8 +169,12 @@ def match_page(found: PodMatch) -> RenderableType:
     f"probability that the measured step times are within {found.tolerance:.0%} of each other: {found.certainty:.0%}; "
     "measure both before a long run"
   )
-  budget = f"budget: {found.budget_s / 3600:,.1f} hours of full sequences, the training time of the dense model"
-  return Group(Fitting(table), Text(budget), Text(verdict, style="bold"), Text(certainty))
+  trained = (
+    found.dense,
+    dataclasses.replace(found.moe, experiment=found.experiment),
+  )  # for the time of the dense model
+  runs = [Text(f"{of.experiment.name}, {run_cost(of, price_per_chip_hour).summary}") for of in trained]
+  return Group(Fitting(table), Text(verdict, style="bold"), Text(certainty), *runs)
 
 
 def ladder(experiment: Experiment, field: str) -> list[Any]:

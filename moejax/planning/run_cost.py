@@ -44,7 +44,8 @@ class RunCost:
   def summary(self) -> str:
     """One line with the cost of the run."""
     low, high = self.days_interval
-    money = "" if self.cost is None else f", {self.cost:,.0f} at {self.price_per_chip_hour:g} per chip-hour"
+    digits = ",.0f" if (self.cost or 0.0) >= 100 else ".3g"
+    money = "" if self.cost is None else f", {self.cost:{digits}} at {self.price_per_chip_hour:g} per chip-hour"
     energy = (
       f"energy unknown (no published power of {self.chip})"
       if self.energy_kwh is None

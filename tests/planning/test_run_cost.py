@@ -43,7 +43,8 @@ def test_a_run_takes_its_steps_on_all_chips_and_costs_their_hours(tiny_dense):
   assert found.tokens == full_sequence_steps(tiny_dense) * plan.tokens_per_step
   low, high = found.days_interval
   assert (low / found.days, high / found.days) == pytest.approx([end / 3.0 for end in plan.step_time_interval_s])
-  assert f"{16 * hours:,.0f} at 2 per chip-hour" in found.summary
+  assert f"{16 * hours:.3g} at 2 per chip-hour" in found.summary
+  assert "32,000 at 2 per chip-hour" in replace(found, days=32_000 / 2 / 24 / 8).summary
 
 
 def test_energy_is_that_of_the_chips_and_unknown_where_no_power_is_published(tiny_dense):
