@@ -60,7 +60,8 @@ def finding(pairs: Sequence[MatchedPair]) -> str:
 
 def _scale(pair: MatchedPair) -> str:
   shown = (pair.against(pair.best) if pair.best else None) or pair
-  return f"{pair.dense} ({_difference(shown)} with {shown.moe})"
+  start = f", {shown.start}" if shown.start else ""
+  return f"{pair.dense} ({_difference(shown)} with {shown.moe}{start})"
 
 
 def _times(against: Against, dense: str, tolerance: float) -> str:

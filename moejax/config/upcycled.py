@@ -48,7 +48,7 @@ class Upcycled:
   def start(self) -> str:
     """How the candidate starts, in words."""
     counts = "counts" if self.count_parent else "does not count"
-    return f"upcycled from the dense model after {self.parent_fraction:.0%} of the budget, which {counts}"
+    return f"upcycled from the dense model after {100 * self.parent_fraction:g} % of the budget, which {counts}"
 
 
 def check_convertible(name: str, dense: Model, sparse: Model) -> None:

@@ -18,6 +18,7 @@ from moejax.comparison.record import (
   MatchedPair,
 )
 from moejax.comparison.statistics import Estimate
+from moejax.config import Upcycled
 
 TOLERANCE = 0.05
 INSIDE, ACROSS, OUTSIDE = (0.98, 1.04), (0.89, 1.18), (1.3, 1.45)
@@ -95,6 +96,15 @@ def test_equal_time_is_established_only_by_an_interval_and_whole_runs_within_the
 )
 def test_better_is_said_only_where_time_and_quality_show_it(of, outcome):
   assert of.outcome == outcome
+
+
+def test_the_verdict_and_the_finding_say_that_a_candidate_is_upcycled_and_whether_its_parent_counts():
+  start = Upcycled(candidate="m", parent_fraction=0.5, count_parent=False).start
+  for bits in (BETTER, WORSE, UNCLEAR):
+    found = pair(replace(candidate(bits), start=start))
+    for said in (found.verdict, finding([found])):
+      assert "upcycled from the dense model after 50 % of the budget, which does not count" in said
+  assert "upcycled" not in finding([pair(candidate(BETTER))])
 
 
 @pytest.mark.parametrize(

@@ -202,7 +202,7 @@ def test_an_upcycled_candidate_starts_where_its_parent_ended_and_resumes(tiny_su
   result = compare(Watching())
   assert result["complete"]
   dense, _, up = result["members"]
-  assert up["start"] == "upcycled from the dense model after 50% of the budget, which counts"
+  assert up["start"] == "upcycled from the dense model after 50 % of the budget, which counts"
   assert up["parent"] == "dense-at-0.5" and up["parent_counts"]
   parent = json.loads((tmp_path / "runs" / "dense-at-0.5" / "summary.json").read_text())
   assert up["parent_time_s"] == parent["train_time_s"] and up["parent_tokens"] == parent["tokens"]
