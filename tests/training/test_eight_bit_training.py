@@ -56,6 +56,13 @@ def test_parameters_gradients_router_and_losses_stay_float32():
   assert ("f32", "f32", "f32") in products(everything)  # the router
 
 
+def test_scales_are_no_state_that_a_checkpoint_would_have_to_hold():
+  states = [spec_of(rounded(**dict.fromkeys(KINDS, bits))).abstract_state for bits in ("compute", "fp8")]
+  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+  shapes = [[(leaf.shape, leaf.dtype, leaf.sharding) for leaf in jax.tree.leaves(state)] for state in states]
+  assert shapes[0] == shapes[1]
+
+
 @pytest.mark.slow
 def test_the_compiled_program_keeps_parameters_and_second_moments_in_float32():
   """With all that may be narrower: 8-bit products, gradients and first moments in bfloat16."""
