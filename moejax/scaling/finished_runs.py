@@ -66,13 +66,13 @@ def read_runs(paths: Sequence[pathlib.Path]) -> tuple[FinishedRun, ...]:
       run, text = _of_directory(directory)
       scored.setdefault(text, directory)
       found.append(run)
-  _check_distinct(found)
   if len(scored) > 1:
     first, second = list(scored.values())[:2]
     raise UserError(
       f"{first} and {second} were scored on different held-out text or with different tokenizers, so that their losses "
       "cannot be compared; fit them separately"
     )
+  _check_distinct(found)
   return tuple(found)
 
 
