@@ -74,9 +74,11 @@ def pruned_model(model: Model, keep: int) -> Model:
       f"router.kind={moe.router.kind!r} with groups of experts or another kind than top_k, top_p and dense cannot be "
       "pruned"
     )
-  return dataclasses.replace(
-    model, moe=dataclasses.replace(moe, num_experts=keep, experts_per_token=min(keep, moe.experts_per_token))
-  )
+  try:
+    fewer = dataclasses.replace(moe, num_experts=keep, experts_per_token=min(keep, moe.experts_per_token))
+  except UserError as error:
+    raise UserError(f"--keep {keep} is not possible for this router: {error}") from None
+  return dataclasses.replace(model, moe=fewer)
 
 
 def pruned_experiment(there: Experiment, directory: pathlib.Path, keep: int) -> Experiment:
