@@ -1,9 +1,11 @@
 """The search for the MoE of a step time, with a clock that is a formula."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
+from rich.text import Text
 
 from moejax.comparison import pod_match
 from moejax.comparison.match import distance
@@ -99,3 +101,13 @@ def test_the_share_of_a_mixture_of_depths_can_be_matched(tiny_dense, tiny_moe):
     UserError, match=r"the dense member 'routed' of a pair has model\.depths\.kind=top_k; set it to all"
   ):
     Pair(dense=routed, candidates=(tiny_moe,))
+
+
+def test_both_runs_of_a_match_take_the_training_time_of_the_dense_model(clock, tiny_dense, tiny_moe):
+  clock(width_s)
+  moe = with_fields(tiny_moe, {"model.moe.d_ff": 30, "matchable": ("model.moe.d_ff",)})
+  found = match_on_pod(Pair(dense=tiny_dense, candidates=(moe,)), CPU, 0.05, SILENT)
+  lines = [part.plain for part in pod_match.match_page(found, 2.0).renderables if isinstance(part, Text)]
+  days = [float(re.search(r"([\d.e+-]+) days", line)[1]) for line in lines if "whole run" in line]
+  assert len(days) == 2 and days[1] == pytest.approx(days[0], rel=0.05)
+  assert all("at 2 per chip-hour" in line for line in lines if "whole run" in line)
