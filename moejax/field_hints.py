@@ -46,6 +46,7 @@ ALIASES = {
   "model.activation": "act hidden_act activation_function",
   "model.compute_dtype": "dtype precision bf16 fp16 mixed_precision torch_dtype",
   "model.remat": "remat_policy gradient_checkpointing activation_checkpointing recompute checkpointing rematerialize",
+  "model.multi_token_depth": "mtp mtp_num_layers num_nextn_predict_layers n_future_tokens multi_token",
   "model.moe.num_experts": "experts n_experts num_local_experts n_routed_experts",
   "model.moe.experts_per_token": "k topk top_k num_experts_per_tok experts_per_tok moe_top_k moe_router_topk",
   "model.moe.num_shared_experts": "shared_experts n_shared_experts",
@@ -60,6 +61,7 @@ ALIASES = {
   "mesh.model": "tp tensor_parallel tensor_parallel_size model_parallel tensor_model_parallel_size "
   "ici_tensor_parallelism",
   "mesh.expert": "ep expert_parallel expert_parallel_size expert_model_parallel_size ici_expert_parallelism",
+  "mesh.context": "cp sp context_parallel context_parallel_size sequence_parallel ici_context_parallelism",
   "mesh.replica": "slices num_slices dcn_data_parallelism",
   "workdir": "work work_dir output output_dir out out_dir outdir run_dir save_dir log_dir logdir dir directory "
   "checkpoint_dir base_output_directory",

@@ -121,6 +121,7 @@ NUMBERS_AND_TEXT = {
   "mesh.replica": DEVICES,
   "mesh.data": ("None", *DEVICES),
   "mesh.expert": DEVICES,
+  "mesh.context": DEVICES,
   "mesh.model": DEVICES,
   "matchable": ("", "model.moe.d_ff", "model.d_ff model.num_layers"),
   "name": ("mine", "a b", "名前"),

@@ -23,6 +23,9 @@ def cube() -> Partitioner:
   return make_partitioner(Mesh(data=2, expert=2, model=2), DATA_EXPERT_MODEL)
 
 
+OUTER = ("replica", "data", "context")
+
+
 @pytest.fixture(scope="module")
 def single() -> Partitioner:
   return make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL)
@@ -31,16 +34,17 @@ def single() -> Partitioner:
 @pytest.mark.parametrize(
   ("mesh", "shape"),
   [
-    (Mesh(), (1, 8, 1, 1)),
-    (Mesh(expert=2, model=2), (1, 2, 2, 2)),
-    (Mesh(replica=2, expert=2), (2, 2, 2, 1)),
-    (Mesh(data=1), (1, 1, 1, 1)),
-    (Mesh(data=2, model=2), (1, 2, 1, 2)),  # half of the devices stay idle
+    (Mesh(), (1, 8, 1, 1, 1)),
+    (Mesh(expert=2, model=2), (1, 2, 2, 1, 2)),
+    (Mesh(replica=2, expert=2), (2, 2, 2, 1, 1)),
+    (Mesh(context=4), (1, 2, 1, 4, 1)),
+    (Mesh(data=1), (1, 1, 1, 1, 1)),
+    (Mesh(data=2, model=2), (1, 2, 1, 1, 2)),  # half of the devices stay idle
   ],
 )
-def test_the_mesh_has_the_four_axes_and_as_many_devices_as_it_says(mesh, shape):
+def test_the_mesh_has_the_five_axes_and_as_many_devices_as_it_says(mesh, shape):
   partitioner = make_partitioner(mesh, DATA_EXPERT_MODEL)
-  assert partitioner.mesh.axis_names == ("replica", "data", "expert", "model")
+  assert partitioner.mesh.axis_names == ("replica", "data", "expert", "context", "model")
   assert partitioner.mesh.devices.shape == shape == tuple(partitioner.shape.shape.values())
   assert len(set(partitioner.mesh.devices.flat)) == np.prod(shape)
 
@@ -68,12 +72,11 @@ def test_rules_that_are_not_well_formed_are_refused():
     (("embed", "kv_heads", "head_dim"), (16, 2, 4), P(("data", "expert"), "model", None)),
     (("layers", "embed", "mlp"), (3, 16, 24), P(None, ("data", "expert"), "model")),
     (("experts", "expert_embed", "expert_mlp"), (4, 16, 8), P("expert", "data", "model")),
-    (("batch", "sequence", "act_embed"), (8, 5, 16), P(("replica", "data", "expert"), None, "model")),
+    (("batch", "sequence", "act_embed"), (8, 5, 16), P(("replica", "data", "expert"), "context", "model")),
     # Table 1 of arXiv 2405.15052, with replica beside data: tokens, masks, and rows at their experts.
-    (("outer", "groups", "group_tokens", "act_embed"), (2, 4, 7, 16), P(("replica", "data"), "expert", None, "model")),
-    (("outer", "groups", "group_tokens", None, "capacity"), (2, 4, 7, 3, 5), P(("replica", "data"), "expert")),
-    (("outer", "experts", None, "capacity", "act_embed"), (2, 4, 7, 5, 16), P(("replica", "data"), "expert", None, None,
-                                                                            "model")),
+    (("outer", "groups", "group_tokens", "act_embed"), (2, 4, 7, 16), P(OUTER, "expert", None, "model")),
+    (("outer", "groups", "group_tokens", None, "capacity"), (2, 4, 7, 3, 5), P(OUTER, "expert")),
+    (("outer", "experts", None, "capacity", "act_embed"), (2, 4, 7, 5, 16), P(OUTER, "expert", None, None, "model")),
     ((None, "heads"), (3, 4), P(None, "model")),
     ((), (), P()),
   ],
@@ -133,7 +136,7 @@ def test_a_constraint_places_each_part_on_its_device(cube):
   placed = jax.jit(lambda x: cube.constrain(x, "batch", "act_embed"))(x)
   assert placed.sharding.is_equivalent_to(cube.sharding(("batch", "act_embed"), x.shape, "x"), x.ndim)
   shards = {shard.device: shard for shard in placed.addressable_shards}
-  for (_, data, expert, model), device in np.ndenumerate(cube.mesh.devices):
+  for (_, data, expert, _, model), device in np.ndenumerate(cube.mesh.devices):
     rows = slice(2 * (2 * data + expert), 2 * (2 * data + expert) + 2)
     np.testing.assert_array_equal(shards[device].data, x[rows, 3 * model : 3 * model + 3])
 

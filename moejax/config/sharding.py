@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from moejax.config import checks
 from moejax.errors import UserError
 
-MESH_AXES = ("replica", "data", "expert", "model")
+MESH_AXES = ("replica", "data", "expert", "context", "model")
 
 LOGICAL_AXES = (
   # of parameters
@@ -17,6 +17,9 @@ LOGICAL_AXES = (
   # of activations; heads, mlp, vocab and experts have the same names as in parameters
   "batch", "sequence", "act_embed", "outer", "groups", "group_tokens", "capacity",
 )  # fmt: skip
+
+OF_TOKENS = ("sequence", "outer", "groups", "group_tokens")
+"""Logical axes along which tokens are counted, without the batch."""
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 """Pairs of a logical axis and the mesh axes that shard it, () for none. If an axis has several, the last one
@@ -35,11 +38,11 @@ DATA_EXPERT_MODEL: Rules = (
   ("expert_embed", ("data",)),
   ("expert_mlp", ("model",)),
   ("batch", ("replica", "data", "expert")),
-  ("sequence", ()),
+  ("sequence", ("context",)),
   ("act_embed", ("model",)),
   # Table 1 of arXiv 2405.15052: the expert axis shards groups outside the experts and experts inside them, so that
   # each resharding is an all-to-all along the expert axis alone.
-  ("outer", ("replica", "data")),
+  ("outer", ("replica", "data", "context")),
   ("groups", ("expert",)),
   ("group_tokens", ()),
   ("capacity", ()),
@@ -57,18 +60,21 @@ class Mesh:
   """Number of shards of the batch and of the parameters (FSDP). If None, all devices are used."""
   expert: int = 1
   """Number of shards of the experts and, outside expert layers, of the batch (expert parallelism)."""
+  context: int = 1
+  """Number of shards of each sequence (context parallelism). Attention gathers the keys and values of whole
+  sequences."""
   model: int = 1
   """Number of shards of heads and hidden dimensions (tensor parallelism)."""
 
   def __post_init__(self) -> None:
-    checks.positive(self, "replica", "expert", "model")
+    checks.positive(self, "replica", "expert", "context", "model")
     if self.data is not None:
       checks.positive(self, "data")
 
   @property
   def shape(self) -> dict[str, int]:
     """Number of devices by axis, in the order of MESH_AXES. A data axis of None counts as 1."""
-    return {"replica": self.replica, "data": self.data or 1, "expert": self.expert, "model": self.model}
+    return {name: getattr(self, name) or 1 for name in MESH_AXES}
 
   @property
   def size(self) -> int:
@@ -90,7 +96,8 @@ class Mesh:
     return dataclasses.replace(self, data=device_count // self.size)
 
   def __str__(self) -> str:
-    return " x ".join(f"{name} {getattr(self, name) or '?'}" for name in MESH_AXES)
+    shown = (name for name in MESH_AXES if name != "context" or self.context > 1)
+    return " x ".join(f"{name} {getattr(self, name) or '?'}" for name in shown)
 
 
 @functools.lru_cache
@@ -135,6 +142,15 @@ def axes_of(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> tup
 def shards(rules: Rules, mesh: Mesh, name: str, size: int | None = None) -> int:
   """Number of shards of a dimension with this logical axis. The arguments are those of `axes_of`."""
   return _devices(mesh, axes_of(rules, mesh, name, size))
+
+
+def of_whole_sequences(rules: Rules) -> Rules:
+  """The rules without mesh axes that shard sequences, for inference, which computes one token of each."""
+  within = table(rules)["sequence"]
+  if not within:
+    return rules
+  kept = {name: tuple(axis for axis in axes if axis not in within) for name, axes in dict(rules).items()}
+  return tuple((name, kept[name] if name in OF_TOKENS else axes) for name, axes in dict(rules).items())
 
 
 def check_dimensions(what: str, dimensions: Mapping[str, int], rules: Rules, mesh: Mesh) -> None:

@@ -41,24 +41,27 @@ def _of_layers(model: Model) -> Iterator[tuple[str, Dimensions]]:
 
 def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh) -> Iterator[Dimensions]:
   """Yields the dimensions of each activation for `batch` sequences of `length` tokens."""
-  yield {"batch": batch * length, "vocab": model.vocab_size}
+  if shards(rules, mesh, "sequence") > 1:
+    yield {"batch": batch, "sequence": length // math.gcd(model.logit_chunks, length), "vocab": model.vocab_size}
+  else:
+    yield {"batch": batch * length, "vocab": model.vocab_size}
   if model.attention_experts or model.depths.is_routed:
     yield {"batch": batch}  # metrics of their router
   of_layers = {length, model.depths.slots(length)} if model.depths.is_routed else {length}
   for seen in sorted(of_layers, reverse=True):
-    yield from _of_dense_layers(model, batch, seen)
+    yield from _of_dense_layers(model, batch, seen, shards(rules, mesh, "sequence") > 1)
   if model.moe:
     yield from _of_sparse_layers(model.moe, model.d_model, batch * length, length, shards(rules, mesh, "outer"))
 
 
-def _of_dense_layers(model: Model, batch: int, length: int) -> Iterator[Dimensions]:
+def _of_dense_layers(model: Model, batch: int, length: int, is_sharded: bool) -> Iterator[Dimensions]:
   tokens = {"batch": batch, "sequence": length}
   yield tokens
   yield tokens | {"act_embed": model.d_model}
   yield tokens | {"heads": model.num_heads}
   yield tokens | {"kv_heads": model.num_kv_heads}
   for width in dict.fromkeys(shape["mlp"] for _, shape in _of_feed_forward(model) if "mlp" in shape):
-    yield {"batch": batch * length, "mlp": width}
+    yield tokens | {"mlp": width} if is_sharded else {"batch": batch * length, "mlp": width}
 
 
 def _of_sparse_layers(moe: MoE, D: int, tokens: int, length: int, O: int) -> Iterator[Dimensions]:
@@ -117,10 +120,10 @@ def check_activations(field: str, model: Model, batch: int, length: int, rules: 
   Raises:
     UserError: If they cannot, or if attention or a sparse layer does not support them.
   """
-  if shards(rules, mesh, "sequence") > 1:
+  if shards(rules, mesh, "sequence") > 1 and model.depths.is_routed:
     raise UserError(
-      f"rules: 'sequence' is sharded over {' x '.join(axes_of(rules, mesh, 'sequence'))}, but attention needs whole "
-      "sequences; use () for sequence, and shard 'batch' or 'heads' instead"
+      f"rules: 'sequence' is sharded over {' x '.join(axes_of(rules, mesh, 'sequence'))}, but "
+      f"model.depths.kind={model.depths.kind} needs whole sequences; use () for sequence, or mesh.context=1"
     )
   if model.moe:
     _check_sparse_layers(field, model.moe, batch, length, rules, mesh)

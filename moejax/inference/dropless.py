@@ -3,7 +3,7 @@
 import dataclasses
 
 from moejax.config.model import Model
-from moejax.config.sharding import check_dimensions
+from moejax.config.sharding import check_dimensions, of_whole_sequences
 from moejax.config.tensors import check_activations
 from moejax.errors import UserError
 from moejax.inference.sparse import Sparse, sparse_model
@@ -23,6 +23,7 @@ def inference_model(config: Model, partitioner: Partitioner, sparse: Sparse | No
     UserError: the rules cannot place a parameter, or as `dropless` and `sparse_model`.
   """
   model = dropless(dataclasses.replace(config, remat="none", depths=config.depths.causal()))
+  partitioner = dataclasses.replace(partitioner, rules=of_whole_sequences(partitioner.rules))
   return abstract_model(model if sparse is None else sparse_model(model, sparse), partitioner)
 
 

@@ -91,6 +91,8 @@ def attention(
   segments_BT: jax.Array,
   window: int | None = None,
   sinks_N: jax.Array | None = None,
+  segments_BS: jax.Array | None = None,
+  first: int | jax.Array = 0,
 ) -> jax.Array:
   """Returns out_BTNH. Each position attends to itself and to earlier positions of its document.
 
@@ -101,16 +103,20 @@ def attention(
     q_BTNH: queries.
     k_BSKH: keys.
     v_BSKH: values, whose heads may have another dimension.
-    segments_BT: number of the document of each position.
+    segments_BT: number of the document of each query position.
     window: number of positions that a position attends to, itself included. None: all.
     sinks_N: additional logits of the softmax, which have no value.
+    segments_BS: number of the document of each key position. None: queries and keys have the same positions.
+    first: the key position of the first query.
   """
   B, T, N, H = q_BTNH.shape
   S, K = k_BSKH.shape[1:3]
   G = N // K
-  mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & jnp.tril(jnp.ones((1, T, S), bool))
+  of_keys_BS = segments_BT if segments_BS is None else segments_BS
+  behind_1TS = first + jnp.arange(T)[None, :, None] - jnp.arange(S)[None, None, :]
+  mask_BTS = (segments_BT[:, :, None] == of_keys_BS[:, None, :]) & (behind_1TS >= 0)
   if window is not None:
-    mask_BTS &= jnp.triu(jnp.ones((1, T, S), bool), 1 - window)
+    mask_BTS &= behind_1TS < window
   q_XYH = (q_BTNH * H**-0.5).reshape(B, T, K, G, H).transpose(0, 2, 3, 1, 4).reshape(B * K, G * T, H)
   k_XSH = k_BSKH.swapaxes(1, 2).reshape(B * K, S, H)
   v_XSH = v_BSKH.swapaxes(1, 2).reshape(B * K, S, -1)

@@ -49,15 +49,24 @@ def attend(
   window: int | None = None,
   sinks_N: jax.Array | None = None,
 ) -> jax.Array:
-  """Returns out_BTNH of tokens that attend to each other. The arguments are those of `kernels.attention.attention`."""
-  best = attention_for(partitioner.platform, q_BTNH.shape[1], sinks_N is not None)
+  """Returns out_BTNH of tokens that attend to each other. The arguments are those of `kernels.attention.attention`.
+
+  If sequences are sharded, each device gathers the keys and values of its whole sequences, and the kernel is the plain
+  one: the mask of the fused kernel is a constant, which cannot differ between devices.
+  """
+  parts = partitioner.shards("sequence")
+  best = attention if parts > 1 else attention_for(partitioner.platform, q_BTNH.shape[1], sinks_N is not None)
   group = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def on_device(
     q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, segments_BT: jax.Array, sinks: dict[str, jax.Array]
   ) -> jax.Array:
-    k_BSKH, v_BSKH = (_served(partitioner, q_BTNH, x_BTKH, group) for x_BTKH in (k_BTKH, v_BTKH))
-    return best(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, **sinks)
+    k_BTKH, v_BTKH = (_served(partitioner, q_BTNH, x_BTKH, group) for x_BTKH in (k_BTKH, v_BTKH))
+    if parts == 1:
+      return best(q_BTNH, k_BTKH, v_BTKH, segments_BT, window, **sinks)
+    k_BSKH, v_BSKH, segments_BS = (partitioner.gather(x, "sequence", 1) for x in (k_BTKH, v_BTKH, segments_BT))
+    first = partitioner.index("sequence") * q_BTNH.shape[1]
+    return attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, **sinks, segments_BS=segments_BS, first=first)
 
   sinks = {} if sinks_N is None else {"sinks_N": sinks_N}
   keys = _keys(partitioner, k_BTKH.shape[2])
@@ -65,7 +74,7 @@ def attend(
     on_device,
     (QUERIES, keys, keys, ("batch", "sequence"), dict.fromkeys(sinks, ("heads",))),
     QUERIES,
-    exchanging=best is not attention,
+    exchanging=best is not attention or parts > 1,
   )
   return run(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks)
 

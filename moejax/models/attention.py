@@ -66,10 +66,11 @@ class GroupedQueryLayer(nnx.Module):
     T = x_BTD.shape[1]
     constrain = self.partitioner.constrain
     on_tpu = self.partitioner.platform == "tpu"
+    apart = on_tpu or self.partitioner.shards("sequence") > 1
     with jax.named_scope("qkv"):
-      q_BTNH = _biased(project(x_BTD, self._operand(self.w_q_DNH, x_BTD), on_tpu), self.b_q_NH)
-      k_BTKH = _biased(project(x_BTD, self._operand(self.w_k_DKH, x_BTD), on_tpu), self.b_k_KH)
-      v_BTKH = _biased(project(x_BTD, self._operand(self.w_v_DKH, x_BTD), on_tpu), self.b_v_KH)
+      q_BTNH = _biased(project(x_BTD, self._operand(self.w_q_DNH, x_BTD), apart), self.b_q_NH)
+      k_BTKH = _biased(project(x_BTD, self._operand(self.w_k_DKH, x_BTD), apart), self.b_k_KH)
+      v_BTKH = _biased(project(x_BTD, self._operand(self.w_v_DKH, x_BTD), apart), self.b_v_KH)
       v_BTKH = checkpoint_name(v_BTKH, ATTENTION)
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = _normed(q_BTNH, self.q_norm), _normed(k_BTKH, self.k_norm)
@@ -103,7 +104,7 @@ class GroupedQueryLayer(nnx.Module):
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
-      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
+      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), apart), ATTENTION)
       if self.b_out_D is not None:
         out_BTD = out_BTD + self.b_out_D[...].astype(out_BTD.dtype)[None, None]
     return constrain(out_BTD, "batch", "sequence", "act_embed"), counted, cache
@@ -129,13 +130,14 @@ def _chunks(context: Context, chunk: int | None) -> jax.Array:
   return context.segments_BT * context.segments_BT.shape[1] + context.positions_BT // chunk
 
 
-def project(x_BTD: jax.Array, w_DNH: Operand, on_tpu: bool) -> jax.Array:
+def project(x_BTD: jax.Array, w_DNH: Operand, apart: bool) -> jax.Array:
   """Returns x_BTNH.
 
-  On TPU the product has separate head dimensions, so that it writes the layout that the attention kernel reads.
-  Elsewhere it is a product of matrices, whose backward pass takes half as long on CPU.
+  On TPU the product has separate dimensions of tokens and heads (`apart`), so that it writes the layout that the
+  attention kernel reads; so it has where sequences are sharded, which cannot be flattened. Elsewhere it is a product of
+  matrices, whose backward pass takes half as long on CPU.
   """
-  if on_tpu:
+  if apart:
     return product("BTD,DNH->BTNH", x_BTD, w_DNH)
   (B, T, D), (_, N, H) = x_BTD.shape, w_DNH.shape
   w_DX = jax.tree.map(lambda w: w.reshape(D, N * H), w_DNH)
@@ -153,9 +155,9 @@ def _normed(x_BTNH: jax.Array, norm: RMSNorm) -> jax.Array:
   return norm(x_BTNH.reshape(*x_BTNH.shape[:2], -1)).reshape(x_BTNH.shape)
 
 
-def join(x_BTNH: jax.Array, w_NHD: Operand, on_tpu: bool) -> jax.Array:
+def join(x_BTNH: jax.Array, w_NHD: Operand, apart: bool) -> jax.Array:
   """Returns x_BTD, the inverse of `project`, in two forms for the same reasons."""
-  if on_tpu:
+  if apart:
     return product("BTNH,NHD->BTD", x_BTNH, w_NHD)
   (B, T, N, H), D = x_BTNH.shape, w_NHD.shape[-1]
   w_XD = jax.tree.map(lambda w: w.reshape(N * H, D), w_NHD)

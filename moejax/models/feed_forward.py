@@ -37,6 +37,8 @@ class MLPLayer(nnx.Module):
   def __call__(self, x_BTD: jax.Array) -> jax.Array:
     B, T, D = x_BTD.shape
     constrain, dtype = self.partitioner.constrain, x_BTD.dtype
+    if self.partitioner.shards("sequence") > 1:
+      return self._of_sharded_sequences(x_BTD)
     with jax.named_scope("feed_forward"):
       x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
       gate_MF = None
@@ -46,6 +48,18 @@ class MLPLayer(nnx.Module):
       hidden_MF = constrain(activate(self.activation, gate_MF, up_MF), "batch", "mlp")
       out_MD = keep(product("MF,FD->MD", hidden_MF, self._operand(self.w_down_FD, dtype)))
       return constrain(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
+
+  def _of_sharded_sequences(self, x_BTD: jax.Array) -> jax.Array:
+    """The same without flattened tokens, which cannot be sharded over batch and sequence."""
+    constrain, dtype = self.partitioner.constrain, x_BTD.dtype
+    with jax.named_scope("feed_forward"):
+      gate_BTF = None
+      if self.w_gate_DF is not None:
+        gate_BTF = keep(product("BTD,DF->BTF", x_BTD, self._operand(self.w_gate_DF, dtype)))
+      up_BTF = keep(product("BTD,DF->BTF", x_BTD, self._operand(self.w_up_DF, dtype)))
+      hidden_BTF = constrain(activate(self.activation, gate_BTF, up_BTF), "batch", "sequence", "mlp")
+      out_BTD = keep(product("BTF,FD->BTD", hidden_BTF, self._operand(self.w_down_FD, dtype)))
+      return constrain(out_BTD, "batch", "sequence", "act_embed")
 
   def _operand(self, weight: nnx.Param, dtype: jnp.dtype) -> Operand:
     return operand(weight[...], dtype, self.gradients, self.bits)

@@ -55,6 +55,7 @@ class LatentLayer(nnx.Module):
       cache: the narrow vectors and rotated keys of earlier tokens. With None, the tokens attend only to each other.
     """
     on_tpu = self.partitioner.platform == "tpu"
+    apart = on_tpu or self.partitioner.shards("sequence") > 1
     angles = context.angles[self.rotary]
     with jax.named_scope("qkv"):
       q_BTNH = self.partitioner.constrain(self._queries(x_BTD), *QUERIES)
@@ -71,7 +72,7 @@ class LatentLayer(nnx.Module):
     else:
       out_BTNH, cache = self._attend_cached(plain_BTNH, rotated_BTNH, narrow_BTX, key_BT1X, context, cache)
     with jax.named_scope("attention_out"):
-      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), on_tpu), ATTENTION)
+      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), apart), ATTENTION)
     return self.partitioner.constrain(out_BTD, "batch", "sequence", "act_embed"), None, cache
 
   def _queries(self, x_BTD: jax.Array) -> jax.Array:

@@ -164,14 +164,19 @@ class Transformer(nnx.Module):
     (B, T, D), chunks = x_BTD.shape, math.gcd(self.model.logit_chunks, x_BTD.shape[1])
     if chunks == 1:
       return self._score(x_BTD, targets_BT)
-    # The batch stays whole, so that every device has its part of each chunk.
-    x_ZBTD = x_BTD.reshape(B, chunks, T // chunks, D).swapaxes(0, 1)
-    targets_ZBT = targets_BT.reshape(B, chunks, T // chunks).swapaxes(0, 1)
+    # The batch stays whole, so that every device has its part of each chunk. For the same reason, a chunk has each n-th
+    # token if sequences are sharded.
+    apart = self.partitioner.shards("sequence") > 1
+    shape, dimension = ((B, T // chunks, chunks), 2) if apart else ((B, chunks, T // chunks), 1)
+    x_ZBTD = jnp.moveaxis(x_BTD.reshape(*shape, D), dimension, 0)
+    targets_ZBT = jnp.moveaxis(targets_BT.reshape(shape), dimension, 0)
     score = jax.checkpoint(self._score, prevent_cse=False)
     scores = jax.lax.map(lambda of_chunk: score(*of_chunk), (x_ZBTD, targets_ZBT))
-    return TargetScores(*(x_ZBT.swapaxes(0, 1).reshape(B, T) for x_ZBT in scores))
+    return TargetScores(*(jnp.moveaxis(x_ZBT, 0, dimension).reshape(B, T) for x_ZBT in scores))
 
   def _score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
+    if self.partitioner.shards("sequence") > 1:
+      return self._score_sharded_sequences(x_BTD, targets_BT)
     logits_MV = self.logits(x_BTD.reshape(-1, x_BTD.shape[-1]))
     logits_MV = self.partitioner.constrain(logits_MV, "batch", "vocab")
     with jax.named_scope("loss"):
@@ -179,6 +184,15 @@ class Transformer(nnx.Module):
       loss_M, log_normalizer_M = cross_entropy(logits_MV, targets_M, self.partitioner.shards("vocab") == 1)
       is_best_M = jnp.argmax(logits_MV, axis=-1) == targets_M
     return TargetScores(*(x_M.reshape(targets_BT.shape) for x_M in (loss_M, log_normalizer_M, is_best_M)))
+
+  def _score_sharded_sequences(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
+    """The same without flattened tokens, which cannot be sharded over batch and sequence."""
+    logits_BTV = self.partitioner.constrain(jax.vmap(self.logits)(x_BTD), "batch", "sequence", "vocab")
+    whole_vocabulary = self.partitioner.shards("vocab") == 1
+    with jax.named_scope("loss"):
+      score = jax.vmap(lambda logits_TV, targets_T: cross_entropy(logits_TV, targets_T, whole_vocabulary))
+      is_best_BT = jnp.argmax(logits_BTV, axis=-1) == targets_BT
+      return TargetScores(*score(logits_BTV, targets_BT), is_best_BT)
 
   def _layers(
     self,

@@ -245,6 +245,16 @@ def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: t
       * 2
       / _rate(chip, mesh.model, 1)
     )
+  if mesh.context > 1:
+    # Keys and values of whole sequences, gathered and gathered again, and their gradients.
+    layers, heads = (
+      model.num_layers + model.multi_token_depth,
+      model.num_kv_heads / math.gcd(mesh.model, model.num_kv_heads),
+    )
+    size = 3 * layers * tokens * mesh.model * mesh.context * 2 * heads * model.head_dim * 2
+    moved += size * (1 - 1 / mesh.context) / _rate(chip, mesh.context, mesh.model)
+    if "context" not in dict(rules)["embed"]:
+      moved += 2 * (1 - 1 / mesh.context) * of_gradient * own / _rate(chip, mesh.context, mesh.model)
   near = max(1, mesh.replica // topology.slices)
   inside = chip.link_bandwidth * max(1, 2 * chip.torus) if chip.torus else chip.dcn_bandwidth
   if not chip.torus and mesh.size <= (chip.domain or 1):

@@ -22,7 +22,7 @@ def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
   """
   check_chip(experiment.model.precision, topology.chip)
   mesh, devices = experiment.mesh, topology.devices
-  others = mesh.replica * mesh.expert * mesh.model
+  others = mesh.replica * mesh.expert * mesh.context * mesh.model
   if others * (mesh.data or 1) != devices and (mesh.data is not None or devices % others):
     raise UserError(
       f"mesh ({mesh}) does not tile the {devices} devices of {topology.name}; {_advice(experiment, topology)}"
@@ -38,18 +38,19 @@ def on_topology(experiment: Experiment, topology: Topology) -> Experiment:
     raise UserError(f"{error}; on {topology.name}, {_advice(experiment, topology)}") from error
 
 
-def meshes(topology: Topology, num_experts: int, largest_model_axis: int) -> Iterator[Mesh]:
+def meshes(topology: Topology, num_experts: int, largest_model_axis: int, context: int = 1) -> Iterator[Mesh]:
   """All meshes that use every device of a topology and whose expert axis divides the number of experts."""
-  for model in _divisors(topology.devices):
+  devices, rest = divmod(topology.devices, context)
+  for model in () if rest else _divisors(devices):
     if model > largest_model_axis:
       continue
-    for expert in _divisors(topology.devices // model):
+    for expert in _divisors(devices // model):
       if num_experts % expert:
         continue
-      rest = topology.devices // (model * expert)
+      rest = devices // (model * expert)
       for replica in _divisors(rest):
         if replica % topology.slices == 0:
-          yield Mesh(replica=replica, data=rest // replica, expert=expert, model=model)
+          yield Mesh(replica=replica, data=rest // replica, expert=expert, context=context, model=model)
 
 
 def mesh_options(before: Mesh, after: Mesh) -> list[str]:
@@ -67,7 +68,7 @@ def _advice(experiment: Experiment, topology: Topology) -> str:
     factors = [max(a, b) / min(a, b) for a, b in zip(mesh.shape.values(), now.shape.values(), strict=True)]
     return len(mesh_options(now, mesh)), sum(factors)
 
-  for mesh in sorted(meshes(topology, num_experts, topology.devices), key=changes):
+  for mesh in sorted(meshes(topology, num_experts, topology.devices, now.context), key=changes):
     try:
       dataclasses.replace(experiment, mesh=mesh)
     except UserError:

@@ -168,7 +168,7 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experimen
   twin = "products" if experiment.model.remat == "dots" else "dots"
   same = {"none"} if moe or experiment.model.attention_experts else {"none", twin}
   remats = [remat for remat in get_args(Remat) if remat not in same]
-  for mesh in meshes(topology, moe.num_experts if moe else 1, LARGEST_MODEL_AXIS):
+  for mesh in meshes(topology, moe.num_experts if moe else 1, LARGEST_MODEL_AXIS, experiment.mesh.context):
     for embed, remat, parts in itertools.product(_embed(mesh), remats, ACCUMULATIONS):
       changed = _variant(experiment, mesh, embed, remat, parts)
       if changed is not None:

@@ -141,7 +141,7 @@ PROGRAM = {
   "normed": {"model.qk_norm_over": "all_heads"},
   "shared": {"model.moe.shared_gate": True},
   "meshed": {
-    "mesh.data": 2, "mesh.expert": 1, "mesh.model": 1, "mesh.replica": 2,
+    "mesh.data": 2, "mesh.expert": 1, "mesh.context": 2, "mesh.model": 1, "mesh.replica": 2,
     "rules": tuple((name, () if name == "expert_mlp" else axes) for name, axes in DENSE.rules),
   },
   **DEPTHS,

@@ -16,9 +16,10 @@ def test_an_axis_has_at_least_one_device(axis, devices):
 
 def test_an_open_data_axis_counts_as_one_and_is_shown_as_open():
   mesh = Mesh(replica=2, expert=3, model=4)
-  assert mesh.shape == {"replica": 2, "data": 1, "expert": 3, "model": 4}
+  assert mesh.shape == {"replica": 2, "data": 1, "expert": 3, "context": 1, "model": 4}
   assert mesh.size == 24
   assert str(mesh) == "replica 2 x data ? x expert 3 x model 4"
+  assert str(Mesh(context=5)) == "replica 1 x data ? x expert 1 x context 5 x model 1"
 
 
 @pytest.mark.parametrize(
@@ -62,7 +63,11 @@ def test_the_default_rules_name_every_logical_axis_once():
 def test_the_default_rules_are_table_1_of_the_paper_for_tokens_on_their_way_through_the_experts():
   rules = table(DATA_EXPERT_MODEL)
   # Outside the experts O is sharded by data and U by expert, inside E is sharded by expert and U is whole.
-  assert rules["outer"] == ("replica", "data") and rules["groups"] == ("expert",) and rules["experts"] == ("expert",)
+  assert (
+    rules["outer"] == ("replica", "data", "context")
+    and rules["groups"] == ("expert",)
+    and rules["experts"] == ("expert",)
+  )
   assert rules["expert_mlp"] == ("model",) and rules["act_embed"] == ("model",)
   assert rules["group_tokens"] == rules["capacity"] == ()
 
@@ -82,7 +87,7 @@ def test_a_rule_for_an_axis_that_no_tensor_has_names_those_that_tensors_have():
 def test_a_rule_with_an_axis_that_no_mesh_has_names_those_that_meshes_have():
   with pytest.raises(
     UserError,
-    match=r"^rules: 'embed' names an unknown mesh axis 'fsdp'; the mesh axes are replica, data, expert, model$",
+    match=r"^rules: 'embed' names an unknown mesh axis 'fsdp'; the mesh axes are replica, data, expert, context, ",
   ):
     table((*DATA_EXPERT_MODEL, ("embed", ("fsdp",))))
 

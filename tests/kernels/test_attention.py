@@ -80,3 +80,17 @@ def test_the_fused_kernel_has_no_sinks():
 )
 def test_the_kernel_is_chosen_by_where_the_program_is_to_run(platform, length, chosen):
   assert attention_for(platform, length) is chosen
+
+
+@pytest.mark.parametrize("window", [None, 10])
+def test_a_part_of_the_queries_has_its_rows_of_the_whole(window):
+  random = np.random.default_rng(0)
+  q_BTNH, k_BSNH, v_BSNH = (jnp.asarray(random.normal(size=(1, 64, 2, 8)), jnp.float32) for _ in range(3))
+  segments_BT = jnp.asarray(np.repeat([1, 2, 3], [38, 15, 11]))[None]
+  whole_BTNH = attention(q_BTNH, k_BSNH, v_BSNH, segments_BT, window)
+  for first in (0, 32):
+    part = slice(first, first + 32)
+    out_BTNH = attention(
+      q_BTNH[:, part], k_BSNH, v_BSNH, segments_BT[:, part], window, segments_BS=segments_BT, first=first
+    )
+    np.testing.assert_allclose(out_BTNH, whole_BTNH[:, part], atol=2e-5)

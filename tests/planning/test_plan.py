@@ -61,6 +61,11 @@ def display():
     yield shown
 
 
+def test_the_formula_counts_the_keys_and_values_that_context_parallelism_gathers(tiny_dense):
+  gathering, whole = (replace(tiny_dense, mesh=mesh) for mesh in (Mesh(data=2, context=4), Mesh(data=8)))
+  assert estimate(gathering, CPU).step_time_s > estimate(whole, CPU).step_time_s
+
+
 def test_a_plan_has_the_promised_keys_and_adds_up_and_is_remembered(tiny_moe, display):
   experiment = replace(tiny_moe, mesh=Mesh(data=4, expert=2))
   planned = plan(experiment, CPU, display)

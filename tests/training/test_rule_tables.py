@@ -114,8 +114,8 @@ def test_the_list_of_tensors_is_what_tracing_places(base, changes, monkeypatch):
 @pytest.mark.parametrize(
   ("sparse", "rules", "message"),
   [
-    (False, {"sequence": ("model",), "act_embed": (), "heads": (), "kv_heads": (), "mlp": (), "vocab": ()},
-     r"rules: 'sequence' is sharded over model, but attention needs whole sequences; use \(\) for sequence"),
+    (False, {"sequence": ("model",), "act_embed": (), "heads": (), "kv_heads": (), "vocab": ()},
+     r"activation batch x sequence x mlp: rules map both 'sequence' and 'mlp' to mesh axis 'model'"),
     (False, {"vocab": ("model", "expert"), "embed": ("data",)},
      r"activation batch x vocab: rules map both 'batch' and 'vocab' to mesh axis 'expert'"),
     (False, {"mlp": ("expert",), "embed": ()},

@@ -1,0 +1,87 @@
+"""Context parallelism: sequences that are sharded over devices have the gradients and metrics of one device."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+from test_rule_tables import gradients
+from training_fixtures import spec_of, tiny
+
+from moejax.config import EinsumDispatch, GroupedDispatch, GroupedQuery, Latent, Mesh, TopKDepths
+from moejax.errors import UserError
+from moejax.inference.dropless import inference_model
+from moejax.models.abstract import parameter_name
+from moejax.training.step import abstract_inputs, make_train_step
+
+CASES = {
+  "window and sinks": (False, {"attention": (GroupedQuery(window=5, sinks=True), GroupedQuery(chunk=6))}),
+  "latent, logits in chunks": (False, {"attention": (Latent(kv_rank=8, rotary_dim=4),), "logit_chunks": 4}),
+  "mixture of heads, modules": (False, {"num_kv_heads": 2, "attention_experts": 4, "multi_token_depth": 2}),
+  "capacity": (True, {"dispatch": EinsumDispatch(priority="token"), "group_size": 16}),
+  "dropless, shared expert": (True, {"dispatch": GroupedDispatch(), "num_shared_experts": 1}),
+}
+MESHES = (Mesh(data=1, context=8), Mesh(data=2, context=2, model=2), Mesh(data=1, expert=2, context=4))
+
+
+@functools.cache
+def experiment_of(case, mesh=Mesh(data=1)):  # noqa: B008
+  sparse, fields = CASES[case]
+  base = tiny(sparse, mesh=mesh)
+  model = dataclasses.replace(
+    base.model, **({"moe": dataclasses.replace(base.model.moe, **fields)} if sparse else fields)
+  )
+  multi_token = 0.3 if model.multi_token_depth else 0.0
+  losses = dataclasses.replace(base.training.losses, multi_token=multi_token)
+  return dataclasses.replace(base, model=model, training=dataclasses.replace(base.training, losses=losses))
+
+
+@functools.cache
+def on_one_device(case):
+  experiment = experiment_of(case)
+  parameters = jax.device_get(spec_of(experiment).init_state(0).parameters)
+  return parameters, gradients(experiment, parameters)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_sharded_sequences_have_the_gradients_and_metrics_of_one_device(case, mesh):
+  parameters, (expected, expected_metrics) = on_one_device(case)
+  found, metrics = gradients(experiment_of(case, mesh), parameters)
+  for name, value in expected_metrics.items():
+    np.testing.assert_allclose(metrics[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+  for (path, mine), other in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
+    largest = np.abs(other).max() + 1e-9
+    np.testing.assert_allclose(mine / largest, other / largest, atol=2e-4, err_msg=parameter_name(path))
+
+
+@pytest.mark.slow
+def test_keys_and_values_are_gathered_over_context_and_no_activation_else():
+  experiment = experiment_of("window and sinks", Mesh(data=2, context=4))
+  spec = spec_of(experiment)
+  text = make_train_step(spec).lower(*abstract_inputs(spec)).compile().as_text()
+  gathers = [line for line in text.splitlines() if " all-gather(" in line and "mesh" not in line.split("=")[0]]
+  whole = [line for line in gathers if ",32,8,4]" in line.split(" all-gather(")[0]]
+  assert whole, "keys and values of 32 positions"
+  assert not [line for line in gathers if "[8,32,32]" in line.split(" all-gather(")[0]], "the residual stream stays"
+
+
+def test_inference_has_whole_sequences_and_a_mixture_of_depths_needs_them():
+  experiment = tiny(True, mesh=Mesh(data=2, context=2, model=2))
+  spec = spec_of(experiment)
+  assert spec.partitioner.shards("sequence") == 2 and spec.partitioner.shards("outer") == 4
+  partitioner = inference_model(experiment.model, spec.partitioner).partitioner
+  assert partitioner.shards("sequence") == 1 and partitioner.shards("outer") == 2
+  dense = tiny(False)
+  losses = dataclasses.replace(dense.training.losses, depths=0.1)
+  with pytest.raises(UserError, match=r"model\.depths\.kind=top_k needs whole sequences; use \(\) for sequence"):
+    dataclasses.replace(
+      dense,
+      model=dataclasses.replace(dense.model, depths=TopKDepths()),
+      training=dataclasses.replace(dense.training, losses=losses),
+      mesh=Mesh(data=4, context=2),
+    )
+  with pytest.raises(UserError, match=r"sequence=32 is not divisible by the 3 shards that mesh \(.*context 3"):
+    tiny(False, mesh=Mesh(data=2, context=3))
