@@ -7,7 +7,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from training_fixtures import initial_state, random_batch, spec_of, tiny
+from training_fixtures import initial_state, random_batch, run_steps, spec_of, tiny
 
 from moejax.config import AdamW, Mesh, Precision
 from moejax.training.loss import denominators, loss_sums, objective
@@ -124,3 +124,11 @@ def test_gradients_of_8_bit_products_are_near_those_of_plain_ones():
   for bits, most in (("int8", 0.1), ("fp8", 0.4)):
     found = distances(gradients(attention=bits, feed_forward=bits, logits=bits), gradients())
     assert min(found.values()) > 0 and max(found.values()) < most, (bits, found)
+
+
+@pytest.mark.slow
+def test_a_tiny_model_learns_a_batch_with_8_bits_almost_as_fast():
+  plain = np.array(run_steps(rounded(sparse=False), 30)[1])
+  for bits, most in (("fp8", 0.1), ("int8", 0.05)):
+    low = np.array(run_steps(rounded(sparse=False, attention=bits, feed_forward=bits, logits=bits), 30)[1])
+    assert low[-1] < 0.5 * low[0] and 0 < np.abs(low / plain - 1).max() < most, (bits, low, plain)
