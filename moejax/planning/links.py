@@ -25,9 +25,10 @@ class Links:
     self._flows: dict[str, _Flow] = {}
 
   def begin(self, key: str, moved: Collective, now: float) -> None:
-    """Starts a collective."""
+    """Starts a collective. One that moves nothing is done at once."""
     self._advance(now)
-    self._flows[key] = _Flow(moved.links, moved.time_s)
+    if moved.time_s > 0:
+      self._flows[key] = _Flow(moved.links, moved.time_s)
 
   def end(self, key: str, now: float) -> float:
     """The time at which a collective is done, but not before `now`."""

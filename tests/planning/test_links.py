@@ -42,3 +42,11 @@ def test_the_busiest_dimension_counts():
   assert links.end("c", 0.0) == pytest.approx(2.0)
   assert links.end("a", 2.0) == pytest.approx(8.0)
   assert links.end("b", 8.0) == pytest.approx(8.0)
+
+
+def test_one_that_moves_nothing_is_done_at_once():
+  links = Links()
+  links.begin("b", moved(3.0, "x"), 0.0)
+  links.begin("a", moved(0.0), 0.0)
+  assert links.end("a", 0.0) == 0.0
+  assert links.end("b", 0.0) == pytest.approx(3.0)
