@@ -138,7 +138,7 @@ def test_zoom_narrows_the_axis_and_reset_returns(page):
 
 
 def test_a_table_sorts_by_the_value_of_a_column(page):
-  table = page.locator("table.sortable", has_text="Active parameters")
+  table = page.locator("table.sortable", has_text="Total parameters")
   head = table.get_by_role("button", name="Step time")
 
   def names() -> list[str]:
