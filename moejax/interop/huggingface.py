@@ -95,10 +95,11 @@ def import_model(
   check_model(config, experiment.model, experiment.data.sequence_length)
   files = open_folder(folder)
   check_new_run(directory)
-  copied = [name for name in TOKENIZER_FILES if (folder / name).is_file()]
-  for name in copied:
-    (directory / TOKENIZER).mkdir(exist_ok=True)
-    shutil.copyfile(folder / name, directory / TOKENIZER / name)
+  for name in TOKENIZER_FILES:
+    (directory / TOKENIZER / name).unlink(missing_ok=True)  # of an import of another model that failed
+    if (folder / name).is_file():
+      (directory / TOKENIZER).mkdir(exist_ok=True)
+      shutil.copyfile(folder / name, directory / TOKENIZER / name)
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
   spec = make_train_spec(placed.experiment, placed.partitioner)
   progress.stage(f"read {folder}")

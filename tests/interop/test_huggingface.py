@@ -38,12 +38,14 @@ def sparse(tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(sparse, tmp_path):
   (sparse / "merges.txt").write_text("a b")
+  (tmp_path / "run" / "tokenizer").mkdir(parents=True)
+  (tmp_path / "run" / "tokenizer" / "vocab.json").write_text("{}")  # of an import that failed
   experiment = moejax.import_model(sparse, tmp_path / "run", load_balance=0.02, fields={"mesh.expert": 4})
   assert experiment.training.losses.load_balance == 0.02 and experiment.name == "run"
   assert moejax.find(tmp_path / "run" / "experiment.json").model == experiment.model
   config = moejax.export_model(tmp_path / "run", tmp_path / "back")
   assert config["architectures"] == ["MixtralForCausalLM"] and config["max_position_embeddings"] == 32
-  assert (tmp_path / "back" / "merges.txt").read_text() == "a b"
+  assert (tmp_path / "back" / "merges.txt").read_text() == "a b" and not (tmp_path / "back" / "vocab.json").exists()
   theirs, ours = open_folder(sparse), open_folder(tmp_path / "back")
   assert theirs.places.keys() == ours.places.keys()
   for name in ours.places:
