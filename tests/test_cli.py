@@ -81,7 +81,7 @@ MISTAKES = {
   ),
   "rule with no mesh axis": (
     ["train", "{dense}", *RUN, "--rules.embed", "fsdp"],
-    ["'embed' names an unknown mesh axis 'fsdp'", "replica, data, expert, model"],
+    ["'embed' names an unknown mesh axis 'fsdp'", "replica, data, expert, context, model"],
   ),
   "rule that claims an axis twice": (
     ["train", "{dense}", *RUN, "--rules.heads", "data"],
@@ -462,7 +462,7 @@ def test_plan_prints_and_writes_and_says_by_its_exit_code_whether_it_fits(run, t
   code, out, _ = run("plan", "{sparse}", "--topology", "cpu:8", "--mesh.expert", "4", *files)
   assert code == 0 and "fits" in out and "exposed collectives" in out
   written = json.loads((tmp_path / "plan.json").read_text())
-  assert written["mesh"] == {"replica": 1, "data": 2, "expert": 4, "model": 1} and written["fits"]
+  assert written["mesh"] == {"replica": 1, "data": 2, "expert": 4, "context": 1, "model": 1} and written["fits"]
   assert "most expensive operations" in (tmp_path / "plan.html").read_text()
   small = dataclasses.replace(CHIPS["cpu"], hbm_bytes=1000)
   monkeypatch.setitem(CHIPS, "cpu", small)

@@ -140,7 +140,7 @@ def test_a_maxtext_configuration_has_its_overrides_mesh_and_batch(tmp_path):
   found, without = foreign_experiment(maxtext(tmp_path, LLAMA_2_7B, *overrides), 128, ())
   assert not without
   assert parameter_counts(found.model).total == 6_738_415_616
-  assert found.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "model": 1}
+  assert found.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "context": 1, "model": 1}
   assert found.data.sequence_length == 4096 and found.model.remat == "attention"
   assert found.training.batch_size == 4 * 128 * 2 and found.training.gradient_accumulation == 2
 

@@ -87,8 +87,8 @@ def test_a_users_mistake_is_not_tried_again():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_signals_are_passed_on_to_all(number):
   code = (
-    "import signal, sys, time\n"
-    "def handler(number, frame): print('got', number, flush=True); sys.exit(128 + number)\n"
+    "import os, signal, sys, time\n"
+    "def handler(number, frame): os.write(1, f'got {number}\\n'.encode()); sys.exit(128 + number)\n"  # reentrant
     f"signal.signal({int(number)}, handler)\nprint('ready', flush=True)\ntime.sleep(60)"
   )
   command = [*LAUNCH, "--processes", "2", "--max-restarts", "2", "--", "python", "-c", code]

@@ -39,7 +39,7 @@ SPARSE = DENSE | {
 
 def test_a_row_has_its_shape_mesh_and_published_time(ledger):
   row = ledger.read_row(DENSE)
-  assert row.experiment.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "model": 4}
+  assert row.experiment.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "context": 1, "model": 4}
   assert row.experiment.model.remat == "layer_inputs" and row.missing == ()
   flops = 6 * 7.5e9 * 1024 * 2048
   assert row.published_s == pytest.approx(flops / 256 / 1e14, rel=0.2)
@@ -133,9 +133,14 @@ def test_a_row_in_8_bits_has_the_shape_of_its_bfloat16_row(ledger):
 
 def test_a_row_with_more_shards_than_its_width_has_is_planned_with_replicas(ledger):
   found = ledger.read_row(DENSE | {"shape": DENSE["shape"] | {"d_model": 32 * 96}, "sharding": "fsdp 256"})
-  assert found.experiment.mesh.shape == {"replica": 2, "data": 256, "expert": 1, "model": 1} and not found.missing
+  assert (
+    found.experiment.mesh.shape == {"replica": 2, "data": 256, "expert": 1, "context": 1, "model": 1}
+    and not found.missing
+  )
   found = ledger.read_row(DENSE | {"shape": DENSE["shape"] | {"d_model": 32 * 97}, "sharding": "fsdp 256"})
-  assert found.experiment.mesh.shape == {"replica": 16, "data": 32, "expert": 1, "model": 1} and found.missing
+  assert (
+    found.experiment.mesh.shape == {"replica": 16, "data": 32, "expert": 1, "context": 1, "model": 1} and found.missing
+  )
 
 
 def test_the_formula_is_fitted_to_all_rows_but_the_one_that_it_predicts(ledger):

@@ -182,7 +182,8 @@ def test_auxiliary_losses_are_means_over_layers_and_norms_those_of_the_new_param
   state = fresh_state(experiment)
   before = jax.device_get(state.parameters)
   measured = jax.jit(lambda parameters: loss_sums(spec.model.module(parameters), batch))(before)
-  auxiliary = router_metrics(measured, denominators(batch, experiment.model).tokens, experiment.model)
+  (sums,), (by,) = measured, denominators(batch, experiment.model)
+  auxiliary = router_metrics(sums, by.tokens, experiment.model)
   after, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
   for name, loss_L in auxiliary.losses.items():
     assert loss_L.shape == (2,) and float(metrics[f"loss/{name}"]) == pytest.approx(float(loss_L.mean()), rel=1e-4)
