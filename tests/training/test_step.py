@@ -118,7 +118,7 @@ def test_noise_is_the_same_on_every_mesh():
     keys_B = jax.random.split(jax.random.key(1), len(batch["tokens"]))
     state = initial_state(experiment.model, experiment.optimizer, 0)
     placed = jax.device_put((state.parameters, batch), (spec.shardings.parameters, spec.partitioner.batch))
-    sums = jax.jit(lambda parameters, rows: loss_sums(spec.model.module(parameters), rows, keys_B))(*placed)
+    (sums,) = jax.jit(lambda parameters, rows: loss_sums(spec.model.module(parameters), rows, keys_B))(*placed)
     return float(sums["text"]["loss"])
 
   noisy = Router(jitter=0.5, gumbel=1.0)
