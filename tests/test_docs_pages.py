@@ -17,6 +17,8 @@ from moejax.config import Experiment
 from moejax.errors import UserError
 from moejax.overrides import override, override_pair, print_field_help
 from moejax.partitioning import make_partitioner
+from moejax.planning.meshes import on_topology
+from moejax.planning.topology import parse_topology
 from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
@@ -92,13 +94,17 @@ def test_every_command_parses_and_sets_fields_that_exist(command, my_moe):
   elif known.command == "decide":
     assert {lookup.find_experiment(name).model.moe is None for name in known.names} == {True, False} and not overrides
   elif known.command == "match":
-    override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
+    of_both = override_pair(lookup.find_experiment(known.dense), lookup.find_experiment(known.name), overrides)
+    for experiment in of_both:
+      on_topology(experiment, parse_topology(known.topology, known.slices))
   elif known.command in ("evaluate", "generate", "sparsity", "prune", "import", "upcycle") or known.name.startswith(
     "/tmp/"
   ):
     override(lookup.find_experiment("quick_small_8e"), overrides)
   elif ".py" in known.name or known.name.endswith(".json"):
     override(my_moe, overrides)
+  elif known.command == "plan" and ":" not in known.name:  # the mesh tiles the devices, and the chip has the dtypes
+    on_topology(override(lookup.find_experiment(known.name), overrides), parse_topology(known.topology, known.slices))
   else:
     override(lookup.find(known.name), overrides)
 

@@ -36,11 +36,10 @@ def einsum(equation: str, x: jax.Array, y: jax.Array, bits: EightBits, of_gradie
     bits: the type of the operands.
     of_gradient: whether x is an incoming gradient.
   """
-  operands, out = equation.split("->")
-  of_x, of_y = operands.split(",")
+  of_x, of_y, out = letters(equation)
 
-  def rounded(letters: str, a: jax.Array, dtype: jnp.dtype) -> qwix.QArray:
-    kept = [axis for axis, letter in enumerate(letters) if letter in out]
+  def rounded(of_a: str, a: jax.Array, dtype: jnp.dtype) -> qwix.QArray:
+    kept = [axis for axis, letter in enumerate(of_a) if letter in out]
     return qwix.quantize(a.astype(jnp.float32), dtype, channelwise_axes=kept, calibration_method=CALIBRATION[bits])
 
   return qwix.einsum(
@@ -48,3 +47,10 @@ def einsum(equation: str, x: jax.Array, y: jax.Array, bits: EightBits, of_gradie
     rounded(of_x, x, jnp.dtype((GRADIENTS if of_gradient else VALUES)[bits])),
     rounded(of_y, y, jnp.dtype(VALUES[bits])),
   )
+
+
+def letters(equation: str) -> tuple[str, str, str]:
+  """The letters of both operands and of the result of an einsum."""
+  operands, out = equation.split("->")
+  of_x, of_y = operands.split(",")
+  return of_x, of_y, out

@@ -76,8 +76,7 @@ def _product_backward(
   equation: str, result: jnp.dtype | None, saved: tuple[jax.Array, jax.Array], of_out: jax.Array
 ) -> tuple[jax.Array, None, jax.Array]:
   x, value = saved
-  operands, out = equation.split("->")
-  of_activations, of_weight = operands.split(",")
+  of_activations, of_weight, out = eight_bits.letters(equation)
   (of_x,) = jax.vjp(lambda x: jnp.einsum(equation, x, value, preferred_element_type=result), x)[1](of_out)
   of_wide = jnp.einsum(f"{of_activations},{out}->{of_weight}", x, of_out, preferred_element_type=jnp.float32)
   return of_x, None, of_wide
@@ -121,8 +120,7 @@ def _rounded_backward(
   of_out: jax.Array,
 ) -> tuple[jax.Array, None, jax.Array]:
   x, value = saved
-  operands, out = equation.split("->")
-  of_activations, of_weight = operands.split(",")
+  of_activations, of_weight, out = eight_bits.letters(equation)
   of_x = eight_bits.einsum(f"{out},{of_weight}->{of_activations}", of_out, value, bits, of_gradient=True)
   of_w = eight_bits.einsum(f"{out},{of_activations}->{of_weight}", of_out, x, bits, of_gradient=True)
   return of_x.astype(x.dtype), None, of_w.astype(gradient)

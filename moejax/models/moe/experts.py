@@ -85,8 +85,9 @@ class Experts(nnx.Module):
     )
 
   def _operand(self, matrices: Matrices, dtype: jnp.dtype) -> Operand:
-    if isinstance(matrices, tuple):  # `visit_experts` converts those that are used
-      return Operand(matrices, None)  # type: ignore[arg-type]  # only it takes them
+    if isinstance(matrices, tuple):
+      # Only `visit_experts` uses this operand. It converts the matrices of the experts that it visits.
+      return Operand(matrices, None)  # type: ignore[arg-type]
     return operand(matrices, dtype, self.gradients, self.bits)
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
