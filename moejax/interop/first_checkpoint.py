@@ -16,11 +16,13 @@ def check_new_run(directory: pathlib.Path) -> None:
   """Creates a directory for a run.
 
   Raises:
-    UserError: If it contains a run or is not writable.
+    UserError: If it contains a run or a model in Hugging Face format, or is not writable.
   """
   for name in (RUN, "checkpoints"):
     if (directory / name).exists():
       raise UserError(f"{directory} holds a run; choose another directory, or delete {directory / name}")
+  if (directory / "config.json").exists() or any(directory.glob("*.safetensors")):
+    raise UserError(f"{directory} holds a model in Hugging Face format; choose another directory for the run")
   prepare_directory(directory, "RUN")
 
 

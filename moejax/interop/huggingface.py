@@ -27,7 +27,7 @@ from moejax.interop.safetensors import open_folder, write_folder
 from moejax.interop.weights import arrays_of, layout, read_parameters, tensors_of
 from moejax.progress import SILENT, Progress
 from moejax.training.prepare import on_devices
-from moejax.training.run_directory import prepare_directory
+from moejax.training.run_directory import RUN, prepare_directory
 from moejax.training.state import make_train_spec
 
 TOKENIZER = "tokenizer"
@@ -123,7 +123,7 @@ def export_model(
     progress: receives progress reports, and a note if the tokenizer cannot be exported.
 
   Raises:
-    UserError: If no family supports the model, or the folder contains a model.
+    UserError: If no family supports the model, or the folder contains a model or a run.
   """
   if dtype not in DTYPES:
     raise UserError(f"dtype={dtype!r} is not one of {', '.join(DTYPES)}")
@@ -131,7 +131,7 @@ def export_model(
   experiment = loaded.experiment
   config = config_of(experiment.model, experiment.data.sequence_length, dtype)
   prepare_directory(folder, "HF_DIR")
-  written = ("*.safetensors*", "config.json", *TOKENIZER_FILES)
+  written = (RUN, "*.safetensors*", "config.json", *TOKENIZER_FILES)
   if present := [path.name for pattern in written for path in sorted(folder.glob(pattern))]:
     raise UserError(f"{folder} contains {present[0]}; choose another folder")
   places = layout(experiment.model, loaded.parameters, FAMILIES[str(config["model_type"])])

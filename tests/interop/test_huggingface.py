@@ -56,6 +56,10 @@ def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(spar
     (tmp_path / "back" / name).unlink()
   with pytest.raises(UserError, match="holds a run; choose another directory"):
     moejax.import_model(sparse, tmp_path / "run", load_balance=0.02)
+  with pytest.raises(UserError, match="holds a model in Hugging Face format; choose another directory for the run"):
+    moejax.import_model(sparse, sparse, load_balance=0.02)
+  with pytest.raises(UserError, match=r"contains experiment\.json; choose another folder"):
+    moejax.export_model(tmp_path / "run", tmp_path / "run")
   with pytest.raises(UserError, match="dtype='int8' is not one of float32"):
     moejax.export_model(tmp_path / "run", tmp_path / "other", dtype="int8")
 
