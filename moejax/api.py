@@ -75,8 +75,17 @@ def join() -> None:
     join()
 
 
-def train(experiment: Experiment, directory: Directory, *, progress: Progress = SILENT) -> Trained:
+def train(
+  experiment: Experiment, directory: Directory, *, profile: int | None = None, progress: Progress = SILENT
+) -> Trained:
   """Trains an experiment and evaluates it on held-out text. Resumes from the latest checkpoint in `directory`.
+
+  Args:
+    experiment: the experiment.
+    directory: of the run.
+    profile: number of steps to trace to `directory`/profile, after the first two.
+      `moejax.planning.profile.write_profile` compares the trace with the plan.
+    progress: receives progress reports.
 
   Raises:
     UserError: If the directory, the text or the devices are not suitable for the experiment.
@@ -89,7 +98,7 @@ def train(experiment: Experiment, directory: Directory, *, progress: Progress = 
   make_evaluators = _evaluators(experiment.evaluation)
   from moejax.training.run import train_experiment
 
-  return Trained(directory, train_experiment(experiment, text, directory, make_evaluators, progress))
+  return Trained(directory, train_experiment(experiment, text, directory, make_evaluators, progress, profile))
 
 
 def compare(suite: Suite, directory: Directory, *, progress: Progress = SILENT) -> Compared:

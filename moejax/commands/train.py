@@ -15,6 +15,11 @@ from moejax.verb_arguments import helped, required
 def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("name", nargs="?", metavar="NAME", help=NAME)
   parser.add_argument("--workdir", type=path, metavar="DIR", help="directory for checkpoints, metrics and results")
+  parser.add_argument(
+    "--profile", type=int, metavar="STEPS",
+    help="trace this number of steps, after the first two, to DIR/profile for XProf and Perfetto, and compare the time "
+    "of each scope with its prediction",
+  )  # fmt: skip
 
 
 def run(known: argparse.Namespace, overrides: list[str]) -> int:
@@ -24,9 +29,13 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   directory = required(known, "workdir", "--workdir DIR")
   api.join()
   with make_display(f"train {experiment.name}") as progress:
-    trained = api.train(experiment, directory, progress=progress)
+    trained = api.train(experiment, directory, profile=known.profile, progress=progress)
   if processes.is_first():
     output().print(trained, soft_wrap=True)
+    if known.profile is not None:
+      from moejax.planning.profile import write_profile
+
+      output().print(write_profile(directory), soft_wrap=True)
     if experiment.model.moe is not None:
       from moejax.planning.measured_run import read_measured_run
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moejax.config.chips import Chip
-from moejax.planning.program import Computation, Instruction, Program
+from moejax.planning.program import Instruction, Program
 from moejax.torus import ring_of
 
 HOP_S = 1e-6
@@ -70,14 +70,11 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
   """Returns the collective of an instruction or inside a fusion, or None if it moves nothing between devices."""
   if instruction.opcode == "send":
     return _between_slices(network, instruction)
-  inner = program.inner(instruction)
-  found = _inside(inner) if inner is not None else instruction
+  found = _found(program, instruction)
   if found is None or _kind(found) is None:
     return None
-  kind, size = _kind(found) or "", _bytes(found)
+  kind, size = collective_kind(program, instruction) or "", _bytes(found)
   group = _group(found.attributes, len(network.places))
-  if kind == "all-reduce" and inner is not None and instruction.bytes * 2 <= size:
-    kind = "reduce-scatter"  # TPU: an all-reduce and the slice of it that is kept, in one fusion
   if kind == "reduce-scatter" and found.opcode.startswith("reduce-scatter"):
     size *= len(group)
   time_s, bandwidth = transfer(network, kind, group, size)
@@ -86,6 +83,32 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
     all_links, bandwidth = bandwidth, min(bandwidth, directions * network.chip.link_bandwidth)
     time_s *= all_links / bandwidth
   return Collective(kind, network.axis(group), len(group), size, bandwidth, time_s, _links(network, group))
+
+
+def collective_kind(program: Program, instruction: Instruction) -> str | None:
+  """The kind of the collective that an instruction is, starts, ends or contains, or None if there is none."""
+  if between_slices := _transfer_type(instruction):
+    return between_slices
+  found = _found(program, instruction)
+  if found is None:
+    return None
+  kind = _kind(found)
+  if kind == "all-reduce" and found is not instruction and instruction.bytes * 2 <= _bytes(found):
+    return "reduce-scatter"  # TPU: an all-reduce and the slice of it that is kept, in one fusion
+  ended = found.opcode.removesuffix("-done")
+  return ended if ended in KINDS else kind
+
+
+def _found(program: Program, instruction: Instruction) -> Instruction | None:
+  """The collective in a fusion, or the instruction itself if it is no fusion."""
+  inner = program.inner(instruction)
+  return instruction if inner is None else next((i for i in inner.instructions if _kind(i)), None)
+
+
+def _transfer_type(instruction: Instruction) -> str | None:
+  """The kind of a collective between slices, of the instructions that send and receive. None for other ones."""
+  found = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
+  return found[1].lower().replace("_", "-") if found else None
 
 
 def rendezvous(instruction: Instruction) -> str | None:
@@ -117,10 +140,9 @@ def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tu
 
 def _between_slices(network: Network, instruction: Instruction) -> Collective | None:
   """The part of a collective that crosses slices: each chip sends its data through the host to its peers."""
-  transfer_type = re.search(r'_xla_megascale_transfer_type="(\w+)"', instruction.attributes)
-  if transfer_type is None:
+  kind, size = _transfer_type(instruction), instruction.shapes[0].bytes
+  if kind is None:
     return None
-  kind, size = transfer_type[1].lower().replace("_", "-"), instruction.shapes[0].bytes
   firsts = {place.domain: number for number, place in reversed(list(enumerate(network.places)))}
   group = sorted(firsts.values())
   seconds, rate = transfer(network, kind, group, size)
@@ -154,10 +176,6 @@ def _links(network: Network, group: Sequence[int]) -> frozenset[str]:
   crossed = {f"dimension {at}" for at, of in enumerate(zip(*near, strict=True)) if len(set(of)) > 1}
   inside = crossed if network.torus else {"switch"} if len(near) > 1 else set()
   return frozenset(inside | ({"network"} if len(near) < len(places) else set()))
-
-
-def _inside(computation: Computation) -> Instruction | None:
-  return next((i for i in computation.instructions if _kind(i)), None)
 
 
 def _kind(instruction: Instruction) -> str | None:

@@ -227,7 +227,7 @@ class _Reader:
     if moved is not None and moved.kind == "ragged-all-to-all":
       moved = self._at_load(computation, instruction, moved)
     if moved is not None and moved.devices > 1:
-      scope = _scope_nearby(computation, instruction, self.program)
+      scope = scope_nearby(computation, instruction, self.program)
       self.collectives[instruction.name] = PricedCollective(scope, moved, times, 0.0)
     return moved
 
@@ -312,7 +312,7 @@ class _Reader:
     operation.by_source[source] = operation.by_source.get(source, 0.0) + seconds * times
 
 
-def _scope_nearby(computation: Computation, instruction: Instruction, program: Program) -> str:
+def scope_nearby(computation: Computation, instruction: Instruction, program: Program) -> str:
   """The scope of an operation. If it has none, as on SparseCores, the scope of the nearest operation that uses its
   result or, if there is none, of the nearest operation whose result it uses."""
   scope, _ = scope_of(instruction, program)

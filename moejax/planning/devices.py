@@ -1,10 +1,12 @@
 """The devices of a topology as described to the compiler, and the network that connects them."""
 
+from collections.abc import Sequence
 from importlib import metadata
 
 import jax
 from jax.experimental import topologies
 
+from moejax.config.chips import Chip
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 from moejax.planning import gpu_target
@@ -66,6 +68,14 @@ def network(topology: Topology, mesh: jax.sharding.Mesh, shape: Mesh) -> Network
     else:
       places.append(Place((number,), number // topology.chip.domain if topology.chip.domain else 0))
   return Network(topology.chip, topology.torus, tuple(places), shape.shape)
+
+
+def present_torus(chip: Chip, devices: Sequence[jax.Device]) -> tuple[int, ...]:
+  """Length of each dimension of the torus that devices of a slice span. Empty if a switch connects them."""
+  if not chip.torus:
+    return ()
+  dimensions = list(zip(*(device.coords for device in devices), strict=True))[: chip.torus]
+  return tuple(max(of) - min(of) + 1 for of in dimensions)
 
 
 def _why_no_gpu(topology: Topology, message: str) -> str:

@@ -259,9 +259,7 @@ def plan_of(
   Raises:
     RefusedError: If the program has a loop whose length depends on the data.
   """
-  exchanging = exchanges_rows(compiled.experiment)
-  room = buffer_factor(compiled.experiment)
-  received = Received(min(load, room), room) if exchanging else Received()
+  received = received_rows(compiled.experiment, load)
   program = parse(compiled.text) if compiled.text else None
   try:
     found = cost(program, compiled.network, speedups, received) if program else None
@@ -285,8 +283,15 @@ def plan_of(
     collectives=tuple(_collective(group) for group in _grouped(found)) if found else (),
     largest_arrays=largest_arrays(program) if program else (),
     beyond_memory=compiled.beyond_memory,
-    router_load=received.load if exchanging else None,
+    router_load=received.load if exchanges_rows(compiled.experiment) else None,
   )
+
+
+def received_rows(experiment: Experiment, load: float) -> Received:
+  """The rows that the busiest device receives at this load, or at that for which its receive buffer has room if that is
+  less."""
+  room = buffer_factor(experiment)
+  return Received(min(load, room), room) if exchanges_rows(experiment) else Received()
 
 
 def _operations(found: Cost) -> tuple[PlannedOperation, ...]:

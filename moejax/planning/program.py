@@ -131,6 +131,15 @@ class Program:
   sources: dict[int, str] = dataclasses.field(default_factory=dict)
   """Source lines by the number of a stack frame, as in `models/moe/router.py:120`."""
 
+  @functools.cached_property
+  def located(self) -> dict[str, tuple[Computation, Instruction]]:
+    """Each instruction of the module by its name, which is unique, and its computation."""
+    return {
+      instruction.name: (computation, instruction)
+      for computation in self.computations.values()
+      for instruction in computation.instructions
+    }
+
   def source(self, instruction: Instruction) -> str:
     """The source line of an instruction or, of a fusion without one, of its last instruction that has one. Empty if
     the program has none."""

@@ -25,6 +25,7 @@ from moejax.planning.calibration import LINK, TimedOperation
 from moejax.planning.collectives import Network, Place, transfer
 from moejax.planning.compile import step_options
 from moejax.planning.cost import cost
+from moejax.planning.devices import present_torus
 from moejax.planning.program import DataDependentLoopError, parse
 from moejax.progress import SILENT, Progress
 
@@ -86,9 +87,9 @@ def local_network(chip: Chip) -> Network:
     coordinates = np.array([device.coords for device in devices])
     coordinates -= coordinates.min(0)
     places = [Place(tuple(at.tolist()), 0) for at in coordinates]
-    torus = tuple((coordinates.max(0) + 1).tolist()[: chip.torus])
   else:
-    places, torus = [Place((number,), 0) for number in range(len(devices))], ()
+    places = [Place((number,), 0) for number in range(len(devices))]
+  torus = present_torus(chip, devices)
   return Network(with_calibration(chip, FULL), torus, tuple(places), {"data": len(devices)})
 
 

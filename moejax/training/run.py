@@ -16,6 +16,8 @@ from moejax.training.goodput import describe
 from moejax.training.loop import Evaluator, Observer, Run, train
 from moejax.training.metrics import Record
 from moejax.training.prepare import Prepared, open_workspace, prepare
+from moejax.training.profile import check_profile, profiled
+from moejax.training.run_directory import saved_step
 from moejax.training.state import TrainSpec
 
 Evaluators = Mapping[str, Evaluator]
@@ -31,6 +33,7 @@ def train_experiment(
   directory: pathlib.Path,
   make_evaluators: MakeEvaluators,
   progress: Progress = SILENT,
+  profile: int | None = None,
 ) -> dict[str, Any]:
   """Trains and evaluates one experiment from the latest checkpoint in a directory. Returns the content of summary.json.
 
@@ -40,17 +43,21 @@ def train_experiment(
     directory: of the run, as returned by `open_run`.
     make_evaluators: makes the evaluators.
     progress: receives progress reports and notes.
+    profile: number of steps to profile, or None.
 
   Raises:
-    UserError: If the directory, the text or the devices are not suitable, or another process uses the directory.
+    UserError: If the directory, the text or the devices are not suitable, another process uses the directory, or fewer
+      steps are left than are to be profiled.
     FloatingPointError: If the loss, the gradient or the parameters become NaN or infinite.
     Interrupted: After SIGINT or SIGTERM. The same call resumes.
   """
   with open_workspace([experiment], text, directory, f"train {experiment.name}", progress) as workspace:
+    steps, times_s = TargetCounter(workspace.corpus).steps(experiment), collections.deque[float](maxlen=100)
+    if profile is not None:
+      check_profile(profile, steps - saved_step(directory), steps)
     prepared = prepare(workspace, experiment.name, progress)
     show_placement(prepared.spec, progress)
     evaluators = make_evaluators(prepared, directory, progress)
-    steps, times_s = TargetCounter(workspace.corpus).steps(experiment), collections.deque[float](maxlen=100)
 
     def observe(record: Record) -> None:
       times_s.append(record["step_time_s"])
@@ -61,7 +68,8 @@ def train_experiment(
     def warn(text: str) -> None:
       progress.note(f"warning: {text}")
 
-    return run(prepared, directory, steps, evaluators, progress, observe, warn)
+    with profiled(prepared, directory, profile) as traced:
+      return run(traced, directory, steps, evaluators, progress, observe, warn)
 
 
 def run(
