@@ -9,7 +9,7 @@ from moejax.config.feed_forward import MLP, FeedForward
 from moejax.config.learning_rates import GivenLearningRates, LearningRates, LearningRateSweep
 from moejax.config.model import Model
 from moejax.config.moe import MoE
-from moejax.config.optimizer import AdamW, Lion, LoRA, Muon, Optimizer
+from moejax.config.optimizer import AdamW, Lion, LoRA, Muon, Optimizer, SpIEL
 from moejax.config.precision import Precision
 from moejax.config.rope import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, YarnScaling
 from moejax.config.router import (
@@ -73,6 +73,7 @@ __all__ = [
   "Rules",
   "Schedule",
   "Scoring",
+  "SpIEL",
   "Suite",
   "ThresholdDepths",
   "ThresholdRouter",

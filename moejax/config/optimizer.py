@@ -140,3 +140,38 @@ class LoRA(Optimizer):
   @property
   def moment_bytes(self) -> int:
     return 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SpIEL(Optimizer):
+  """SpIEL-AG (arXiv 2401.16405): a sparse set of the weights of each matrix of a layer, also of each expert, is trained
+  with AdamW. Other weights do not change. At intervals, the weights that changed least are reset and replaced by those
+  with the largest accumulated gradients. Weight decay applies to the changes."""
+
+  density: float = 0.01
+  """Fraction of the weights of each matrix that is trained."""
+  interval: int = 100
+  """Number of steps between replacements."""
+  accumulated: int = 5
+  """Number of steps whose gradients are accumulated before a replacement. Before the first one, no weight changes."""
+  replaced: float = 0.2
+  """Fraction of the trained weights that is replaced at the peak learning rate. It decays with the learning rate."""
+  beta1: float = 0.9
+  """Decay rate of the first moment."""
+  beta2: float = 0.95
+  """Decay rate of the second moment."""
+  epsilon: float = 1e-8
+  """Added to the square root of the second moment."""
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    checks.positive(self, "density", "epsilon")
+    checks.between(self, "density", 0, 1)
+    checks.between(self, "interval", 1, 2**31 - 1)
+    checks.between(self, "replaced", 0, 1)
+    checks.between(self, "accumulated", 1, self.interval)
+    checks.below_one(self, "beta1", "beta2")
+
+  @property
+  def moment_bytes(self) -> int:
+    return 0

@@ -8,16 +8,15 @@ I contracted dimension  J other dimension  X = rank
 Leading dimensions of stacked layers and experts are not named.
 """
 
-import functools
 import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 
 from moejax.config.optimizer import LoRA
+from moejax.training.matrices import as_matrix, by_path, from_matrix, matrices
 
 
 class Narrow(NamedTuple):
@@ -28,12 +27,11 @@ class Narrow(NamedTuple):
   adam: Any
 
 
-def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransformationExtraArgs:
+def lora(config: LoRA, axes: Any) -> optax.GradientTransformationExtraArgs:
   """LoRA with AdamW for its factors.
 
   Args:
     config: the optimizer.
-    parameters: the parameters with their logical axes.
     axes: for each parameter the input and output axes of a matrix, or None.
   """
   scale = config.alpha / config.rank
@@ -41,18 +39,13 @@ def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransf
     optax.scale_by_adam(b1=config.beta1, b2=config.beta2, eps=config.epsilon),
     optax.add_decayed_weights(config.weight_decay),
   )
-  is_leaf = lambda leaf: leaf is None or isinstance(leaf, optax.contrib.MuonDimensionNumbers)  # noqa: E731
-  adapted = {
-    jax.tree_util.keystr(path): found
-    for path, found in jax.tree_util.tree_leaves_with_path(axes, is_leaf=is_leaf)
-    if found is not None
-  }
+  adapted = matrices(axes)
 
   def init(parameters: optax.Params) -> Narrow:
     factors: dict[str, dict[str, jax.Array]] = {}
-    for path, weight in _by_path(parameters).items():
+    for path, weight in by_path(parameters).items():
       if path in adapted:
-        w_IJ = _as_matrix(weight, adapted[path])
+        w_IJ = as_matrix(weight, adapted[path])
         *stacked, I, J = w_IJ.shape
         key = jax.random.fold_in(jax.random.key(0), len(factors))
         down_IX = jax.random.normal(key, (*stacked, I, config.rank)) / math.sqrt(I)
@@ -67,10 +60,10 @@ def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransf
     learning_rate: jax.Array,
     **others: Any,
   ) -> tuple[optax.Updates, Narrow]:
-    of_weights = _by_path(gradients)
+    of_weights = by_path(gradients)
     of_factors = {}
     for path, pair in state.factors.items():
-      of_w_IJ = scale * _as_matrix(of_weights[path], adapted[path])
+      of_w_IJ = scale * as_matrix(of_weights[path], adapted[path])
       of_factors[path] = {
         "down": jnp.einsum("...IJ,...XJ->...IX", of_w_IJ, pair["up"]),
         "up": jnp.einsum("...IX,...IJ->...XJ", pair["down"], of_w_IJ),
@@ -85,36 +78,12 @@ def lora(config: LoRA, parameters: nnx.State, axes: Any) -> optax.GradientTransf
       moved_IJ = scale * (_product(factors[name]) - _product(state.factors[name]))
       # The training step multiplies by the negative learning rate.
       moved_IJ = jnp.where(learning_rate > 0, -moved_IJ / jnp.maximum(learning_rate, 1e-30), 0.0)
-      return _from_matrix(moved_IJ, gradient.shape, adapted[name])
+      return from_matrix(moved_IJ, gradient.shape, adapted[name])
 
     return jax.tree_util.tree_map_with_path(of_weight, gradients), Narrow(factors, adam_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _by_path(tree: Any) -> dict[str, jax.Array]:
-  return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
 def _product(pair: dict[str, jax.Array]) -> jax.Array:
   return jnp.einsum("...IX,...XJ->...IJ", pair["down"], pair["up"])
-
-
-def _order(rank: int, axes: optax.contrib.MuonDimensionNumbers) -> list[int]:
-  """The dimensions of a weight: stacked ones, then its inputs, then its outputs."""
-  own = (*axes.reduction_axis, *axes.output_axis)
-  return [*(axis for axis in range(rank) if axis not in own), *own]
-
-
-def _as_matrix(weight: jax.Array, axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
-  order, inputs, outputs = _order(weight.ndim, axes), len(axes.reduction_axis), len(axes.output_axis)
-  shape = [weight.shape[axis] for axis in order]
-  stacked = shape[: len(shape) - inputs - outputs]
-  rows, columns = math.prod(shape[len(stacked) : len(stacked) + inputs]), math.prod(shape[len(stacked) + inputs :])
-  return weight.transpose(order).reshape(*stacked, rows, columns)
-
-
-def _from_matrix(w_IJ: jax.Array, shape: tuple[int, ...], axes: optax.contrib.MuonDimensionNumbers) -> jax.Array:
-  order = _order(len(shape), axes)
-  back = sorted(range(len(order)), key=functools.partial(list.__getitem__, order))
-  return w_IJ.reshape([shape[axis] for axis in order]).transpose(back)

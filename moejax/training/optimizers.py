@@ -9,10 +9,11 @@ import optax
 from flax import nnx
 
 from moejax.config.kinds import described, function_of, running
-from moejax.config.optimizer import AdamW, Lion, LoRA, Muon, Optimizer
+from moejax.config.optimizer import AdamW, Lion, LoRA, Muon, Optimizer, SpIEL
 from moejax.errors import UserError
 from moejax.models.returned import check_returned, shown
 from moejax.training.lora import lora
+from moejax.training.spiel import spiel
 
 MakeOptimizer = Callable[[Any, nnx.State], optax.GradientTransformation]
 """Maps a configuration and the parameters with their logical axes to an optax transformation without learning rate.
@@ -60,10 +61,21 @@ def muon(config: Muon, parameters: nnx.State) -> optax.GradientTransformation:
 
 def low_rank(config: LoRA, parameters: nnx.State) -> optax.GradientTransformation:
   """LoRA for the matrices that Muon treats as such."""
-  return lora(config, parameters, _by_variable(_matrix_axes, parameters))
+  return lora(config, _by_variable(_matrix_axes, parameters))
 
 
-OPTIMIZERS: dict[type[Optimizer], MakeOptimizer] = {AdamW: adamw, Lion: lion, LoRA: low_rank, Muon: muon}
+def sparse(config: SpIEL, parameters: nnx.State) -> optax.GradientTransformation:
+  """SpIEL for the matrices that Muon treats as such."""
+  return spiel(config, _by_variable(_matrix_axes, parameters))
+
+
+OPTIMIZERS: dict[type[Optimizer], MakeOptimizer] = {
+  AdamW: adamw,
+  Lion: lion,
+  LoRA: low_rank,
+  Muon: muon,
+  SpIEL: sparse,
+}
 """Optimizers by class of the configuration. Custom optimizers are added to it."""
 
 

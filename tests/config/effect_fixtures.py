@@ -68,6 +68,11 @@ OPTIMIZERS = {
     "optimizer[LoRA].rank": 4, "optimizer[LoRA].alpha": 8.0, "optimizer[LoRA].beta1": 0.8,
     "optimizer[LoRA].beta2": 0.8, "optimizer[LoRA].epsilon": 1e-6,
   },
+  "spiel": {
+    "optimizer[SpIEL].density": 0.5, "optimizer[SpIEL].interval": 50, "optimizer[SpIEL].accumulated": 4,
+    "optimizer[SpIEL].replaced": 0.5, "optimizer[SpIEL].beta1": 0.8, "optimizer[SpIEL].beta2": 0.8,
+    "optimizer[SpIEL].epsilon": 1e-6,
+  },
   "muon": {
     "optimizer[Muon].beta": 0.8, "optimizer[Muon].iterations": 3, "optimizer[Muon].update_rms": 0.1,
     "optimizer[Muon].adam_beta1": 0.8, "optimizer[Muon].moment_dtype": "bfloat16", "optimizer[Muon].adam_beta2": 0.8,

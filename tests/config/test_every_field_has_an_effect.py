@@ -37,6 +37,7 @@ from moejax.config import (
   Muon,
   Pair,
   Router,
+  SpIEL,
   Suite,
   ThresholdDepths,
   ThresholdRouter,
@@ -93,9 +94,7 @@ BASES = {
   "top_k_depths": routed(TopKDepths(share=0.5)),
   "threshold_depths": routed(ThresholdDepths(share=0.5)),
   "ahead": ahead(),
-  "lion": replace(DENSE, optimizer=Lion(learning_rate=1e-3)),
-  "muon": replace(DENSE, optimizer=Muon(learning_rate=1e-3)),
-  "lora": replace(DENSE, optimizer=LoRA(learning_rate=1e-3)),
+  **{kind.__name__.lower(): replace(DENSE, optimizer=kind(learning_rate=1e-3)) for kind in (Lion, Muon, LoRA, SpIEL)},
 }
 PROGRAM = {
   "dense": {
