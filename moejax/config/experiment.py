@@ -9,7 +9,7 @@ from moejax.config.data import SEQIO, Data
 from moejax.config.kinds import described, running
 from moejax.config.learning_rates import GivenLearningRates, LearningRates
 from moejax.config.model import Model
-from moejax.config.optimizer import Optimizer
+from moejax.config.optimizer import LoRA, Optimizer
 from moejax.config.plain import check_storable
 from moejax.config.resume import MAY_CHANGE, RUN_MAY_CHANGE
 from moejax.config.schedule import WarmupStableDecay
@@ -96,6 +96,10 @@ class Experiment:
       raise UserError(
         f"training.checkpoints.keep_best={best} would have no effect: evaluation.every is None, so that only the last "
         "step is evaluated; set evaluation.every"
+      )
+    if isinstance(self.optimizer, LoRA) and self.optimizer.routers and not self.model.moe:
+      raise UserError(
+        "optimizer.routers=True would have no effect: no layer is sparse; set it to False or set model.moe"
       )
     self._check_schedule()
     self._check_sharding()

@@ -118,13 +118,16 @@ class Muon(Optimizer):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoRA(Optimizer):
   """LoRA (arXiv 2106.09685): the change of each matrix of a layer, also of each expert, is a product of two narrow
-  matrices, which AdamW trains. Other parameters do not change. Weights are always merged. The gradient is clipped
-  before it is projected, and weight decay applies to the narrow matrices."""
+  matrices, which AdamW trains. Other parameters do not change, except for routers. Weights are always merged. The
+  gradient is clipped before it is projected, and weight decay applies to the narrow matrices and to routers."""
 
   rank: int = 8
   """Width of the narrow matrices."""
   alpha: float = 16.0
   """The change is multiplied by alpha / rank."""
+  routers: bool = False
+  """Whether AdamW also trains the weights of routers. With an upcycled model, whose experts begin as copies of a dense
+  layer, the experts are then a routed mixture of low-rank changes of that layer, as in MoELoRA (arXiv 2402.12851)."""
   beta1: float = 0.9
   """Decay rate of the first moment."""
   beta2: float = 0.95

@@ -2,7 +2,8 @@
 
 The weight of a matrix is its first value plus a product of two narrow matrices, which are the state of the optimizer.
 By the chain rule their gradients follow from that of the weight, so that the model does not change: a checkpoint, an
-export and an evaluation see the merged weights. All other parameters are constant.
+export and an evaluation see the merged weights. All other parameters are constant, except for routers if they are
+trained, which AdamW trains as they are.
 
 I contracted dimension  J other dimension  X = rank
 Leading dimensions of stacked layers and experts are not named.
@@ -18,12 +19,18 @@ import optax
 from moejax.config.optimizer import LoRA
 from moejax.training.matrices import as_matrix, by_path, from_matrix, matrices
 
+ROUTER = "['w_router_DE']"
+"""The end of the path of the weights of a router over experts."""
+
+WHOLE = "whole"
+"""The only factor of a router: its weights."""
+
 
 class Narrow(NamedTuple):
   """The two factors of each matrix, and the state of their optimizer."""
 
   factors: Any
-  """By the path of the parameter: down_IX and up_XJ."""
+  """By the path of the parameter: down_IX and up_XJ, or the weights of a router."""
   adam: Any
 
 
@@ -50,6 +57,8 @@ def lora(config: LoRA, axes: Any) -> optax.GradientTransformationExtraArgs:
         key = jax.random.fold_in(jax.random.key(0), len(factors))
         down_IX = jax.random.normal(key, (*stacked, I, config.rank)) / math.sqrt(I)
         factors[path] = {"down": down_IX, "up": jnp.zeros((*stacked, config.rank, J))}
+      elif config.routers and path.endswith(ROUTER):
+        factors[path] = {WHOLE: weight}
     return Narrow(factors, adam.init(factors))
 
   def update(
@@ -63,6 +72,9 @@ def lora(config: LoRA, axes: Any) -> optax.GradientTransformationExtraArgs:
     of_weights = by_path(gradients)
     of_factors = {}
     for path, pair in state.factors.items():
+      if WHOLE in pair:
+        of_factors[path] = {WHOLE: of_weights[path]}
+        continue
       of_w_IJ = scale * as_matrix(of_weights[path], adapted[path])
       of_factors[path] = {
         "down": jnp.einsum("...IJ,...XJ->...IX", of_w_IJ, pair["up"]),
@@ -75,6 +87,8 @@ def lora(config: LoRA, axes: Any) -> optax.GradientTransformationExtraArgs:
       name = jax.tree_util.keystr(path)
       if name not in factors:
         return jnp.zeros_like(gradient)
+      if WHOLE in factors[name]:
+        return updates[name][WHOLE]
       moved_IJ = scale * (_product(factors[name]) - _product(state.factors[name]))
       # The training step multiplies by the negative learning rate.
       moved_IJ = jnp.where(learning_rate > 0, -moved_IJ / jnp.maximum(learning_rate, 1e-30), 0.0)

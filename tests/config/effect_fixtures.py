@@ -65,7 +65,8 @@ def ahead() -> Experiment:
 OPTIMIZERS = {
   "lion": {"optimizer[Lion].beta1": 0.8, "optimizer[Lion].beta2": 0.8, "optimizer[Lion].moment_dtype": "bfloat16"},
   "lora": {
-    "optimizer[LoRA].rank": 4, "optimizer[LoRA].alpha": 8.0, "optimizer[LoRA].beta1": 0.8,
+    "optimizer[LoRA].rank": 4, "optimizer[LoRA].alpha": 8.0, "optimizer[LoRA].routers": True,
+    "optimizer[LoRA].beta1": 0.8,
     "optimizer[LoRA].beta2": 0.8, "optimizer[LoRA].epsilon": 1e-6,
   },
   "spiel": {

@@ -94,7 +94,8 @@ BASES = {
   "top_k_depths": routed(TopKDepths(share=0.5)),
   "threshold_depths": routed(ThresholdDepths(share=0.5)),
   "ahead": ahead(),
-  **{kind.__name__.lower(): replace(DENSE, optimizer=kind(learning_rate=1e-3)) for kind in (Lion, Muon, LoRA, SpIEL)},
+  **{kind.__name__.lower(): replace(DENSE, optimizer=kind(learning_rate=1e-3)) for kind in (Lion, Muon, SpIEL)},
+  "lora": replace(sparse(), optimizer=LoRA(learning_rate=1e-3)),
 }
 PROGRAM = {
   "dense": {

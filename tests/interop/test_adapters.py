@@ -47,10 +47,11 @@ def test_an_exported_run_has_the_merged_weights_also_after_a_resume(optimizer, i
   found = list(arrays_of(layout(model, parameters, FAMILIES["mixtral"]), parameters))
   write_folder(folder, [(n, a.shape) for n, a in found], (a for _, a in found), "F32")
   (folder / "config.json").write_text(json.dumps(CONFIGS["mixtral"]))
+  (tmp_path / "held.txt").write_text("Another text. " * 50)
   (tmp_path / "text.txt").write_text("One text and another one. " * 500)
   fields = {
     "optimizer": optimizer, "data.train": (str(tmp_path / "text.txt"),), "data.tokenizer": "bytes", "mesh.data": 1,
-    "data.validation": (str(tmp_path / "text.txt"),), "training.batch_size": 8, "training.steps": 4,
+    "data.validation": (str(tmp_path / "held.txt"),), "training.batch_size": 8, "training.steps": 4,
     "training.checkpoints.every": 2,
   }  # fmt: skip
   experiment = moejax.import_model(folder, run, load_balance=0.01, fields=fields)

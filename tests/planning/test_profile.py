@@ -51,8 +51,9 @@ def test_steps_that_are_not_there_cannot_be_profiled():
 
 @pytest.mark.slow
 def test_a_profiled_run_has_a_trace_and_a_table_of_its_scopes(tiny_moe, tmp_path):
+  (tmp_path / "held.txt").write_text("Another text. " * 50)
   (tmp_path / "text.txt").write_text("One text. " * 2000)
-  fields = {"data.train": (str(tmp_path / "text.txt"),), "data.validation": (str(tmp_path / "text.txt"),)}
+  fields = {"data.train": (str(tmp_path / "text.txt"),), "data.validation": (str(tmp_path / "held.txt"),)}
   experiment = moejax.replace(tiny_moe, **fields, **{"training.steps": 6})
   run = moejax.train(experiment, tmp_path / "run", profile=2)
   (folder,) = (tmp_path / "run" / "profile" / "plugins" / "profile").iterdir()

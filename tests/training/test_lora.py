@@ -10,6 +10,7 @@ import pytest
 from training_fixtures import initial_state, run_steps, spec_of, tiny
 
 from moejax.config import AdamW, LoRA, Mesh
+from moejax.errors import UserError
 
 LORA = LoRA(learning_rate=1e-2, rank=2, alpha=6.0)
 
@@ -55,6 +56,23 @@ def test_matrices_of_layers_move_within_the_rank_and_all_else_stays():
     # The weight is the first one plus the product, whichever way its dimensions stand.
     assert np.linalg.norm(moved) == pytest.approx(np.linalg.norm(merged), rel=1e-3)
     np.testing.assert_allclose(np.sort(moved.ravel()), np.sort(merged.ravel()), atol=1e-5)
+
+
+def test_routers_are_trained_if_they_are_to_be():
+  optimizer = dataclasses.replace(LORA, routers=True)
+  (before, after, state, _), (_, without, *_) = stepped(optimizer, 1, 1e-2), stepped(LORA, 1, 1e-2)
+  for path in before:
+    if "w_router" not in path:  # also LoRA's own matrices, whose gradients are the same
+      np.testing.assert_array_equal(after[path] == before[path], without[path] == before[path])
+      continue
+    np.testing.assert_array_equal(without[path], before[path])
+    # The first step of Adam is the sign of the gradient.
+    step = (before[path] - after[path]) / 1e-2 - LORA.weight_decay * before[path]
+    np.testing.assert_allclose(np.abs(step), 1, atol=1e-3)
+    np.testing.assert_allclose(state.factors[path]["whole"], after[path], atol=1e-7)
+  assert sum("w_router" in path for path in before) == 1
+  with pytest.raises(UserError, match=r"optimizer\.routers=True would have no effect: no layer is sparse"):
+    tiny(False, optimizer=optimizer)
 
 
 def test_the_first_weights_are_those_of_the_base_and_no_rate_moves_nothing():
