@@ -44,7 +44,8 @@ SUPPORTED = ("sliding window", "sliding window and sinks", "MLA")
 """Features of `needs` that an experiment expresses."""
 
 EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
-"""Features of `needs` that the formula prices by the rate of their products, where the chip has it."""
+"""Features of `needs` whose products, except those of routed experts, are priced at the rate of the type, where the chip
+has it. The scales of mxfp8 are not priced."""
 
 FUSED = "fused attention on GPU"
 
@@ -121,13 +122,18 @@ def read_row(values: dict[str, Any]) -> Row:
     try:
       speedup = product_speedup(topology.chip, EIGHT_BITS[need])
     except UserError:  # the chip computes such products in bfloat16
-      speedup = 1.0
+      continue
+    if need == EIGHT_BITS[need]:
+      missing.remove(need)
+      missing += [f"{need} in routed experts"] if shape.get("experts") else []
   if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
     missing.append(FUSED)
   remat = next(policy for words, policy in REMAT if words in values["remat"])
   if "sequence" not in values or not values["sequence"]:
     raise InexpressibleError("a stated sequence length")
   mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
+  if mesh.context > 1:
+    missing.remove("context parallelism")
   experiment = Experiment(
     name=values["id"],
     model=_model(shape, remat, values),
@@ -241,10 +247,11 @@ def _attention(shape: dict[str, Any]) -> tuple[Attention, ...]:
 
 
 def _mesh(sharding: str, topology: Topology, sparse: bool) -> Mesh:
-  """As in `fsdp 64 x expert 4`, `data 2 x fsdp 8` or `experts over the same 8`. The data axis takes what is left."""
+  """As in `fsdp 64 x expert 4`, `data 2 x fsdp 8`, `fsdp 32 x context 2` or `experts over the same 8`. The data axis
+  takes what is left."""
   devices = topology.devices
-  sizes = {name: 1 for name in ("fsdp", "tensor", "expert", "data")}
-  for name, size in re.findall(r"(fsdp|tensor|experts?|data) (?:over )?(\d+)", sharding):
+  sizes = {name: 1 for name in ("fsdp", "tensor", "expert", "data", "context")}
+  for name, size in re.findall(r"(fsdp|tensor|experts?|data|context) (?:over )?(\d+)", sharding):
     sizes[name.removesuffix("s") if name.startswith("expert") else name] *= int(size)
   if shared := re.search(r"experts over the same (\d+)", sharding):
     sizes["expert"] = int(shared[1])
@@ -253,8 +260,8 @@ def _mesh(sharding: str, topology: Topology, sparse: bool) -> Mesh:
     replica = max(topology.slices, sizes["data"] if "fsdp" in sharding else 1)
   else:  # without `fsdp`, GPUs with the same experts are replicas
     replica = devices // (model * expert) if "micro batch" in sharding else topology.slices
-  inside = devices // (replica * model * expert)
-  return Mesh(replica=replica, data=max(1, inside), expert=expert, model=model)
+  inside = devices // (replica * model * expert * sizes["context"])
+  return Mesh(replica=replica, data=max(1, inside), expert=expert, context=sizes["context"], model=model)
 
 
 def _published_s(values: dict[str, Any], row: Row) -> float | None:

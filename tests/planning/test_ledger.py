@@ -116,7 +116,14 @@ def test_eight_bits_take_no_less_time_on_a_chip_that_lacks_them(ledger):
 
 def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
   plain, low = (ledger.by_formula(ledger.read_row(DENSE | {"needs": of})) for of in ([], ["int8"]))
-  assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == ["int8"]
+  assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == []
+  sparse = ledger.read_row(SPARSE | {"needs": ["fp8"]})
+  assert "fp8 in routed experts" in sparse.missing and "fp8" not in sparse.missing
+
+
+def test_a_row_with_context_parallelism_has_that_axis(ledger):
+  found = ledger.read_row(DENSE | {"sharding": "fsdp 32 x context 2", "needs": ["context parallelism"]})
+  assert (found.experiment.mesh.context, found.experiment.mesh.data, found.missing) == (2, 128, ())
 
 
 def test_a_row_in_8_bits_has_the_shape_of_its_bfloat16_row(ledger):
@@ -128,7 +135,7 @@ def test_a_row_in_8_bits_has_the_shape_of_its_bfloat16_row(ledger):
   }  # fmt: skip
   found = ledger.read_row(ledger.whole_row(low, [DENSE, base, low]))
   assert found.id == low["id"] and found.experiment.model == ledger.read_row(base).experiment.model
-  assert found.speedup > 1.5 and found.missing == ("int8",) and found.published_s is None
+  assert found.speedup > 1.5 and found.missing == () and found.published_s is None
 
 
 def test_a_row_with_more_shards_than_its_width_has_is_planned_with_replicas(ledger):
