@@ -146,7 +146,7 @@ def write_profile(directory: pathlib.Path) -> Profile:
     first_step=traced["first_step"],
     steps=steps,
     step_time_s=step_time_s,
-    parts=tuple(sorted(parts, key=lambda part: -max(part.measured_s, part.predicted_s or 0.0))),
+    parts=tuple(sorted(parts, key=lambda part: (-part.measured_s, -(part.predicted_s or 0.0)))),
     operations=operations,
     predicted_s=found.step_time_s if found else None,
     without_prediction=why,
