@@ -44,8 +44,8 @@ SUPPORTED = ("sliding window", "sliding window and sinks", "MLA")
 """Features of `needs` that an experiment expresses."""
 
 EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
-"""Features of `needs` whose products, except those of routed experts, are priced at the rate of the type, where the chip
-has it. The scales of mxfp8 are not priced."""
+"""Features of `needs` whose products, except those of routed experts, are priced at the rate of the type, where the
+chip has it. The scales of mxfp8 are not priced."""
 
 FUSED = "fused attention on GPU"
 
