@@ -24,7 +24,7 @@ from moejax.errors import UserError
 from moejax.files import write_json
 from moejax.inference.generate import Generator
 from moejax.inference.load import Loaded, load_run
-from moejax.interop.first_checkpoint import check_new_run
+from moejax.interop.first_checkpoint import check_new_run, spec_of_new_run
 from moejax.interop.layer_inputs import calibration_batches
 from moejax.interop.prune import prune, pruned_experiment, pruned_model
 from moejax.models.abstract import Parameters
@@ -34,7 +34,6 @@ from moejax.training.loss import Batch
 from moejax.training.memory import argument_bytes
 from moejax.training.prepare import on_devices, open_workspace
 from moejax.training.run_directory import read_experiment
-from moejax.training.state import make_train_spec
 from moejax.training.step import BATCH_TYPES
 
 NEW_TOKENS = 64
@@ -74,7 +73,7 @@ def prune_run(
       of_calibration = dataclasses.replace(there.data, train=data, weights=(), validation=())
       calibration = build_corpus(open_text(of_calibration), pathlib.Path(folder))
     batches = calibration_batches(calibration, there, calibration_tokens)
-  spec = make_train_spec(placed.experiment, placed.partitioner)
+  spec = spec_of_new_run(placed, new)
   trained = load_run(directory, here, progress.note)
   layers = prune(trained.model, trained.parameters, spec, new, batches, progress)
   of_run = {directory: here, new: placed.experiment}

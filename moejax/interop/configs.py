@@ -3,20 +3,20 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from moejax.config import checks
 from moejax.config.checks import LARGEST_INTEGER
-from moejax.config.dispatch import GroupedDispatch
 from moejax.config.fields import get_field
 from moejax.config.model import Model
 from moejax.config.plain import from_plain
-from moejax.config.router import Router, TopKRouter
+from moejax.config.router import TopKRouter
 from moejax.errors import UserError
 from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
 from moejax.interop.field_types import check_types
-from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of, shortest_pattern
+from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of
+from moejax.interop.same_function import differences
 
 Config = Mapping[str, Any]
 """The content of a config.json."""
@@ -155,7 +155,7 @@ def check_model(config: Config, model: Model, length: int) -> None:
   Raises:
     UserError: If it does not. The message gives the field.
   """
-  for path, ours, theirs in _differences(_computed(model), _computed(model_of(config, length))):
+  for path, ours, theirs in differences(model, model_of(config, length)):
     raise UserError(f"model.{path}={ours!r} differs from config.json, which has {theirs!r}; use that value")
 
 
@@ -174,9 +174,9 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
   found = [(family, there) for family in of_its_kind if (there := _inexpressible(family, model)) is not None]
   if not found:
     raise UserError(f"no family of {', '.join(FAMILIES)} has a model like model.moe={model.moe!r}")
-  family, differences = min(found, key=lambda pair: len(pair[1]))
-  if differences:
-    path, ours, theirs = differences[0]
+  family, unlike = min(found, key=lambda pair: len(pair[1]))
+  if unlike:
+    path, ours, theirs = unlike[0]
     raise UserError(
       f"model.{path}={ours!r} is not supported by {family.model_type}, which requires model.{path}={theirs!r}, nor by "
       "any other family; only a model that was trained with that value can be exported"
@@ -205,50 +205,14 @@ def _config_in(family: Family, model: Model) -> dict[str, Any]:
 def _inexpressible(family: Family, model: Model) -> list[tuple[str, Any, Any]] | None:
   """Fields of a model that this family does not support, with both values. None if it does not support any similar
   model."""
+  near = model
+  if model.moe and not isinstance(model.moe.router, TopKRouter):  # lacks fields of config.json
+    near = dataclasses.replace(model, moe=dataclasses.replace(model.moe, router=TopKRouter(renormalize=False)))
   try:
-    back = model_of(_config_in(family, model), LARGEST_INTEGER)
+    back = model_of(_config_in(family, near), LARGEST_INTEGER)
   except UserError:
     return None
-  return list(_differences(_computed(model), _computed(back)))
-
-
-def _computed(model: Model) -> Model:
-  """The model with default values of all fields that do not affect its function."""
-  defaults = {field.name: field.default for field in dataclasses.fields(Model)}
-  of_program: dict[str, Any] = {
-    name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "logit_chunks", "remat", "layers")
-  }
-  of_program["attention"] = shortest_pattern(model.attention)
-  moe = model.moe
-  if moe is None:
-    return dataclasses.replace(model, **of_program)
-  moe = dataclasses.replace(
-    moe,
-    dispatch=GroupedDispatch(),
-    capacity_factor=1.0,
-    group_size=None,
-    router=_of_function(moe.router),
-  )
-  if model.num_sparse_layers == model.num_layers:
-    model = dataclasses.replace(model, d_ff=moe.d_ff)  # no layer has it
-  return dataclasses.replace(model, moe=moe, **of_program)
-
-
-def _of_function(router: Router) -> Router:
-  """The router without what only training uses."""
-  router = router.without_noise()
-  return dataclasses.replace(router, bias_rate=0.001) if isinstance(router, TopKRouter) and router.bias_rate else router
-
-
-def _differences(ours: Any, theirs: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-  """Fields in which two configurations differ, with both values."""
-  for field in dataclasses.fields(ours):
-    here, there = getattr(ours, field.name), getattr(theirs, field.name)
-    name = f"{path}{field.name}"
-    if here != there and type(here) is type(there) and dataclasses.is_dataclass(here):
-      yield from _differences(here, there, f"{name}.")
-    elif here != there:
-      yield name, here, there
+  return list(differences(model, back))
 
 
 def _check_same(config: Config, family: Family) -> None:

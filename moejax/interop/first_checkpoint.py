@@ -8,8 +8,10 @@ import jax.numpy as jnp
 from moejax.errors import UserError
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.training.checkpoint import Checkpointer
+from moejax.training.memory import Memory, argument_bytes, check_fits
+from moejax.training.prepare import Placed
 from moejax.training.run_directory import RUN, claim, prepare_directory
-from moejax.training.state import State, TrainSpec
+from moejax.training.state import State, TrainSpec, make_train_spec
 
 
 def check_new_run(directory: pathlib.Path) -> None:
@@ -24,6 +26,18 @@ def check_new_run(directory: pathlib.Path) -> None:
   if (directory / "config.json").exists() or any(directory.glob("*.safetensors")):
     raise UserError(f"{directory} holds a model in Hugging Face format; choose another directory for the run")
   prepare_directory(directory, "RUN")
+
+
+def spec_of_new_run(placed: Placed, directory: pathlib.Path) -> TrainSpec:
+  """Makes the spec of a run whose first checkpoint is saved.
+
+  Raises:
+    UserError: If its state does not fit in memory.
+  """
+  spec = make_train_spec(placed.experiment, placed.partitioner)
+  needed = Memory(argument_bytes(spec.abstract_state), 0)
+  check_fits(f"the new run {directory}", needed, spec.partitioner, "use a smaller model or more devices (mesh)")
+  return spec
 
 
 def stacked_as(model: AbstractModel, parameters: Parameters) -> Parameters:

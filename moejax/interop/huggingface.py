@@ -22,13 +22,12 @@ from moejax.interop.configs import (
   read_config,
 )
 from moejax.interop.families import FAMILIES
-from moejax.interop.first_checkpoint import check_new_run, save_first
+from moejax.interop.first_checkpoint import check_new_run, save_first, spec_of_new_run
 from moejax.interop.safetensors import open_folder, write_folder
 from moejax.interop.weights import arrays_of, layout, read_parameters, tensors_of
 from moejax.progress import SILENT, Progress
 from moejax.training.prepare import on_devices
 from moejax.training.run_directory import RUN, prepare_directory
-from moejax.training.state import make_train_spec
 
 TOKENIZER = "tokenizer"
 """Folder of a run with the files of its tokenizer."""
@@ -101,7 +100,7 @@ def import_model(
       (directory / TOKENIZER).mkdir(exist_ok=True)
       shutil.copyfile(folder / name, directory / TOKENIZER / name)
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
-  spec = make_train_spec(placed.experiment, placed.partitioner)
+  spec = spec_of_new_run(placed, directory)
   progress.stage(f"read {folder}")
   modules = multi_token_modules(config)
   if ignored := sorted({module for module in modules for name in files.places if name.startswith(module)}):

@@ -28,13 +28,14 @@ from moejax.errors import UserError
 from moejax.inference.load import Loaded, load_run
 from moejax.inference.unrolled import unroll
 from moejax.interop.distill import distill
-from moejax.interop.first_checkpoint import check_new_run, save_first, stacked_as
+from moejax.interop.first_checkpoint import check_new_run, save_first, spec_of_new_run, stacked_as
 from moejax.interop.layer_inputs import Batch, calibration_batches
+from moejax.interop.same_function import differences
 from moejax.models.abstract import Parameters
 from moejax.progress import SILENT, Progress
 from moejax.training.prepare import on_devices
 from moejax.training.run_directory import read_experiment
-from moejax.training.state import TrainSpec, make_train_spec
+from moejax.training.state import TrainSpec
 
 ROUTER_DEVIATION = 1.0
 """Standard deviation of the router's logits at the start, for an input of unit variance."""
@@ -64,7 +65,8 @@ class Upcycling:
 
   def __post_init__(self) -> None:
     checks.positive(self, "experts", "active", "granularity", "every")
-    checks.not_negative(self, "noise", "seed", "distill_tokens")
+    checks.not_negative(self, "noise", "distill_tokens")
+    checks.seed(self, "seed")
     if self.distill_tokens:
       if self.active > self.experts * self.granularity:
         raise UserError(
@@ -96,6 +98,8 @@ def upcycled_model(model: Model, how: Upcycling) -> Model:
       f"model.multi_token_depth={model.multi_token_depth} is not supported by upcycling: the modules would have other "
       "layers; use a run without it"
     )
+  if model.feed_forward.kind != "mlp":
+    raise UserError(f"model.feed_forward={model.feed_forward.kind!r} is not supported by upcycling; use a run with mlp")
   checks.divides(how.granularity, "granularity", model.d_ff, "model.d_ff")
   moe = MoE(
     num_experts=how.experts * how.granularity,
@@ -140,22 +144,19 @@ def upcycle(
   Raises:
     UserError: If the directory contains a run, or the model of the experiment does not match `how`.
   """
+  there = read_experiment(run)
+  for path, ours, theirs in differences(experiment.model, upcycled_model(there.model, how)):
+    raise UserError(
+      f"model.{path}={ours!r} must be {theirs!r}, as the options and {run} determine it; change --experts, --active, "
+      "--granularity or --every, or remove it"
+    )
   check_new_run(directory)
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
-  spec = make_train_spec(placed.experiment, placed.partitioner)
+  spec = spec_of_new_run(placed, directory)
   progress.stage(f"read {run}")
-  there = dataclasses.replace(read_experiment(run), mesh=placed.experiment.mesh, rules=placed.experiment.rules)
+  there = dataclasses.replace(there, mesh=placed.experiment.mesh, rules=placed.experiment.rules)
   dense = load_run(run, there, progress.note)
-  expected = upcycled_model(dense.experiment.model, how).moe
-  moe = placed.experiment.model.moe
-  for name in ("num_experts", "experts_per_token", "d_ff", "every"):
-    if not moe or not expected or getattr(moe, name) != getattr(expected, name):
-      raise UserError(
-        f"model.moe.{name}={getattr(moe, name, None)} must be {getattr(expected, name, None)} for these options; "
-        "change --experts, --active, --granularity or --every"
-      )
   progress.stage(f"write {directory}")
-
   if how.distill_tokens:
     corpus = build_corpus(open_text(there.data, run), run / "corpus")
     batches = calibration_batches(corpus, there, how.distill_tokens)
@@ -182,41 +183,59 @@ def distilled_parameters(
   key = jax.random.key(how.seed)
   apart = dataclasses.replace(sparse.model, layers="unrolled")
   made = jax.jit(lambda parameters: upcycled_parameters(parameters, model.config, apart, how, key))(parameters)
-  assert apart.moe
-  last = apart.moe.every - 1
-  starts = [made["layers"][period]["blocks"][last]["feed_forward"] for period in range(apart.num_periods)]
+  sparse_blocks = [
+    made["layers"][period]["blocks"][block] for period in range(apart.num_periods) for block in _sparse_blocks(apart)
+  ]
   load_balance = sparse.training.losses.load_balance
+  starts = [block["feed_forward"] for block in sparse_blocks]
   layers = distill(model, parameters, apart, starts, batches, load_balance, progress)
-  for period, layer in enumerate(layers):
-    made["layers"][period]["blocks"][last]["feed_forward"] = layer
+  for block, layer in zip(sparse_blocks, layers, strict=True):
+    block["feed_forward"] = layer
   return made
+
+
+def _sparse_blocks(model: Model) -> range:
+  """The sparse layers of a period."""
+  assert model.moe
+  return range(model.moe.every - 1, model.period, model.moe.every)
 
 
 def upcycled_parameters(
   parameters: Parameters, dense: Model, sparse: Model, how: Upcycling, key: jax.Array
 ) -> Parameters:
   """Computes the parameters of the sparse model. Must be called under `jax.jit`."""
-  assert sparse.moe
-  every = sparse.moe.every
-
-  def with_experts(block: dict[str, Any], number: int) -> dict[str, Any]:
-    of_layer = jax.random.fold_in(key, number)
-    return block | {"feed_forward": _experts(block["feed_forward"], how, of_layer)}
-
   layers = parameters["layers"]
-  made: dict[Any, Any]
-  if dense.layers == "scanned":
-    (block,) = layers["blocks"].values()
-    blocks = {i: jax.tree.map(lambda x, i=i: x.reshape(-1, every, *x.shape[1:])[:, i], block) for i in range(every)}
-    blocks[every - 1] = with_experts(blocks[every - 1], 0)
-    made = {"blocks": blocks}
-  else:
-    made = {}
-    for period in range(sparse.num_periods):
-      blocks = {i: layers[period * every + i]["blocks"][0] for i in range(every)}
-      blocks[every - 1] = with_experts(blocks[every - 1], period)
-      made[period] = {"blocks": blocks}
-  return {**parameters, "layers": made}
+  if dense.layers != sparse.layers:
+    layers = _stacked(layers) if sparse.layers == "scanned" else _apart(layers, dense.num_periods)
+  longer = sparse.period // dense.period  # A period of the sparse model has this number of those of the dense one.
+
+  def block_of(number: int, first: int) -> dict[str, Any]:
+    """The parameters of a layer of the sparse model, by its number in the period that begins at layer `first`."""
+    period, block = divmod(number, dense.period)
+    if sparse.layers == "scanned":
+      found = jax.tree.map(lambda x: x[period::longer], layers["blocks"][block])
+    else:
+      found = layers[first // dense.period + period]["blocks"][block]
+    if number not in _sparse_blocks(sparse):
+      return found
+    return found | {"feed_forward": _experts(found["feed_forward"], how, jax.random.fold_in(key, first + number))}
+
+  def period_from(first: int) -> dict[str, Any]:
+    return {"blocks": {number: block_of(number, first) for number in range(sparse.period)}}
+
+  if sparse.layers == "scanned":
+    return {**parameters, "layers": period_from(0)}
+  return {**parameters, "layers": {p: period_from(p * sparse.period) for p in range(sparse.num_periods)}}
+
+
+def _stacked(layers: dict[int, Any]) -> Any:
+  """Unrolled periods as stacks."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *(layers[period] for period in sorted(layers)))
+
+
+def _apart(layers: Any, periods: int) -> dict[int, Any]:
+  """Stacked periods one by one."""
+  return {period: jax.tree.map(lambda x, period=period: x[period], layers) for period in range(periods)}
 
 
 def _experts(feed_forward: dict[str, jax.Array], how: Upcycling, key: jax.Array) -> dict[str, Any]:

@@ -13,9 +13,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from family_models import CONFIGS
 
 from moejax.config.attention import GroupedQuery
+from moejax.config.kinds import is_built_in, kinds
 from moejax.config.model import Model
 from moejax.config.moe import MoE
 from moejax.config.parameters import parameter_counts
+from moejax.config.router import Router
 from moejax.errors import UserError
 from moejax.interop.configs import ALSO, config_of, max_length, model_of, read_config
 from moejax.interop.families import FAMILIES
@@ -216,6 +218,19 @@ SPARSE = dataclasses.replace(MODEL, moe=MoE(num_experts=4, experts_per_token=2, 
 def test_a_model_that_no_family_expresses_is_refused_by_its_field(model, field):
   with pytest.raises(UserError, match=f"{field} is not supported by"):
     config_of(model, 8)
+
+
+def test_every_other_router_is_refused_by_its_kind():
+  assert config_of(SPARSE, 8)["model_type"] == "mixtral"
+  for name, kind in kinds(Router).items():
+    if not is_built_in(kind) or name == "top_k":
+      continue
+    router = kind(threshold=0.5) if name == "top_p" else kind()
+    active = 2 if name in ("top_p", "expert_choice") else 4
+    for every, field in ((1, f"moe.router.kind='{name}'"), (2, "")):
+      moe = dataclasses.replace(SPARSE.moe, experts_per_token=active, router=router, every=every)
+      with pytest.raises(UserError, match=rf"model\.{field}.* is not supported by"):
+        config_of(dataclasses.replace(SPARSE, moe=moe), 8)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -1,6 +1,7 @@
 """A sparse model computes what the dense one does that it was made of."""
 
 import dataclasses
+import itertools
 import re
 import sys
 from pathlib import Path
@@ -14,16 +15,27 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from inference_fixtures import DENSE, full_logits, make
 from training_fixtures import tiny
 
-from moejax.config import DATA_EXPERT_MODEL, Mesh, MoE
+from moejax.config import DATA_EXPERT_MODEL, Attention, Mesh, MoE
+from moejax.config.fields import with_fields
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.inference.load import Loaded
 from moejax.interop.first_checkpoint import stacked_as
-from moejax.interop.upcycle import Upcycling, distilled_parameters, upcycled_model, upcycled_parameters
+from moejax.interop.upcycle import (
+  Upcycling,
+  distilled_parameters,
+  upcycle,
+  upcycled_experiment,
+  upcycled_model,
+  upcycled_parameters,
+)
+from moejax.models.abstract import abstract_model
 from moejax.partitioning import make_partitioner
 from moejax.progress import Progress
+from moejax.training.run_directory import claim
 
 ROWS = np.random.default_rng(0).integers(0, 40, (4, 9)).tolist()
+WINDOWS = dataclasses.replace(DENSE, attention=(Attention(window=3), Attention()))
 UNROLLED = dataclasses.replace(DENSE, layers="unrolled", activation="gelu")
 
 
@@ -42,14 +54,43 @@ def upcycled(dense, how, mesh=None):
   ("dense", "how", "mesh"),
   [
     (DENSE, Upcycling(experts=4), None),
-    (DENSE, Upcycling(experts=4, active=1, granularity=2), Mesh(expert=2, model=2)),
+    (WINDOWS, Upcycling(experts=4, active=1, granularity=2), Mesh(expert=2, model=2)),
     (UNROLLED, Upcycling(experts=3, active=2, granularity=4, every=2), None),
   ],
-  ids=["copies", "slices on a mesh", "slices in every second layer, unrolled"],
+  ids=["copies", "slices on a mesh, windows", "slices in every second layer, unrolled"],
 )
 def test_without_noise_the_sparse_model_computes_what_the_dense_one_does(dense, how, mesh):
   expected, got = upcycled(dense, how, mesh)
   np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def by_layer(parameters, model):
+  """The parameters of each layer, from the first to the last."""
+  layers = parameters["layers"]
+  if model.layers == "scanned":
+    layers = {p: jax.tree.map(lambda x, p=p: x[p], layers) for p in range(model.num_periods)}
+  return [layers[p]["blocks"][b] for p in range(model.num_periods) for b in range(model.period)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pattern", [1, 2, 4])
+def test_every_layer_keeps_its_place_for_each_pattern_of_attention_and_form_of_the_layers(pattern):
+  attention = tuple(Attention(window=i + 2) for i in range(pattern))
+  random = np.random.default_rng(0)
+  for form, other, every in itertools.product(("scanned", "unrolled"), ("scanned", "unrolled"), (1, 2, 4)):
+    dense = dataclasses.replace(DENSE, num_layers=8, attention=attention, layers=form)
+    how = Upcycling(experts=2, every=every)
+    sparse = dataclasses.replace(upcycled_model(dense, how), layers=other)
+    models = [abstract_model(each, make_partitioner(Mesh(), DATA_EXPERT_MODEL)) for each in (dense, sparse)]
+    drawn = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), models[0].parameters)
+    made = upcycled_parameters(drawn, dense, sparse, how, jax.random.key(0))
+    jax.tree.map(lambda there, here: np.testing.assert_equal(here.shape, there.shape), models[1].parameters, made)
+    for number, (there, here) in enumerate(zip(by_layer(drawn, dense), by_layer(made, sparse), strict=True), 1):
+      np.testing.assert_array_equal(here["attention"]["w_q_DNH"], there["attention"]["w_q_DNH"])
+      up_DF, feed_forward = there["feed_forward"]["w_up_DF"], here["feed_forward"]
+      experts = feed_forward["experts"]["w_up_EDF"] if number % every == 0 else [feed_forward["w_up_DF"]]
+      for expert_DF in experts:
+        np.testing.assert_array_equal(expert_DF, up_DF)
 
 
 def test_noise_has_the_stated_deviation_and_differs_from_weight_to_weight():
@@ -110,3 +151,33 @@ def test_what_cannot_be_upcycled_is_refused():
     upcycled_model(
       dataclasses.replace(DENSE, moe=MoE(num_experts=2, experts_per_token=2, d_ff=4)), Upcycling(experts=4)
     )
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"num_layers": 4}, "model.num_layers=4 must be 2"),
+    ({"norm_epsilon": 0.1}, "model.norm_epsilon=0.1 must be 1e-05"),
+    ({"activation": "gelu"}, "model.activation='gelu' must be 'swiglu'"),
+    ({"moe.d_ff": 8}, "model.moe.d_ff=8 must be 32"),
+    ({"moe.num_shared_experts": 1}, "model.moe.num_shared_experts=1 must be 0"),
+    ({"moe.router.renormalize": False}, "model.moe.router.renormalize=False must be True"),
+    ({"moe.router.scale": 2.0}, "model.moe.router.scale=2.0 must be 1.0"),
+  ],
+  ids=str,
+)
+def test_a_field_that_would_change_the_function_is_refused_before_anything_is_written(fields, message, tmp_path):
+  dense, how = tiny(False), Upcycling(experts=2)
+  claim(tmp_path / "dense", dense, 6)
+  made = upcycled_experiment(dense, tmp_path / "new", how, 0.0)
+  changed = dataclasses.replace(made, model=with_fields(made.model, fields))
+  with pytest.raises(UserError, match=re.escape(message)):
+    upcycle(tmp_path / "dense", tmp_path / "new", changed, how)
+  assert not (tmp_path / "new").exists()
+
+
+def test_a_run_that_does_not_fit_in_memory_is_refused_before_it_is_allocated(tmp_path):
+  dense, how = tiny(False), Upcycling(experts=10**9)
+  claim(tmp_path / "dense", dense, 6)
+  with pytest.raises(UserError, match=r"new needs .* of memory on each device"):
+    upcycle(tmp_path / "dense", tmp_path / "new", upcycled_experiment(dense, tmp_path / "new", how, 0.0), how)
