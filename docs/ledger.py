@@ -48,7 +48,6 @@ EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
 chip has it. The scales of mxfp8 are not priced."""
 
 FUSED = "fused attention on GPU"
-
 PLAIN_ATTENTION = "axlearn"
 """The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
 
@@ -76,8 +75,7 @@ REMAT: tuple[tuple[str, Remat], ...] = (
   ("not stated", "attention"),
   ("none stated", "attention"),
 )
-UTILISATIONS = [n / 200 for n in range(40, 200)]
-"""Values that `--fit` tries."""
+UTILISATIONS = [n / 200 for n in range(40, 200)]  # that `--fit` tries
 
 
 class InexpressibleError(Exception):
@@ -295,11 +293,10 @@ def by_program(row: Row) -> dict[str, Any] | None:
   from moejax.planning.plan import ROUTER_LOAD, plan_of
   from moejax.planning.precision import SCOPES
 
-  training = row.experiment.training
+  stated = row.experiment.training.gradient_accumulation
   for parts in _possible_parts(row):
-    changed = dataclasses.replace(training, gradient_accumulation=parts)
     with Display(row.id) as display:
-      compiled = compile_step(dataclasses.replace(row.experiment, training=changed), row.topology, display)
+      compiled = compile_step(_in_parts(row.experiment, parts), row.topology, display)
     if not compiled.text:
       continue
     load = 1.0 if row.balanced else ROUTER_LOAD
@@ -307,11 +304,9 @@ def by_program(row: Row) -> dict[str, Any] | None:
     assert found.breakdown_s
     exposed_s = found.breakdown_s["collective_exposed"]
     line = _line(row, found.step_time_s, found.hbm_bytes_per_device, found.fits, "program")
-    more = [f"room for one microbatch ({parts} here)"] if parts > training.gradient_accumulation else []
+    more = [f"room for one microbatch ({parts} here)"] if parts > stated else []
+    line |= {"missing": [*row.missing, *more], "microbatches": parts, "exposed_s": round(exposed_s, 4)}
     return line | {
-      "missing": [*row.missing, *more],
-      "microbatches": parts,
-      "exposed_s": round(exposed_s, 4),
       "uncalibrated_s": round(exposed_s + (found.step_time_s - exposed_s) * row.topology.chip.efficiency, 4),
     }
   return None
@@ -323,13 +318,12 @@ def _possible_parts(row: Row) -> list[int]:
   of_device = experiment.training.batch_size // (experiment.mesh.size // experiment.mesh.model)
   possible = [parts for parts in range(stated, of_device + 1) if of_device % parts == 0 and parts % stated == 0]
   room = ROOM * row.topology.chip.hbm_bytes
-  fitting = [parts for parts in possible if _memory(experiment, row.topology, parts) <= room]
+  fitting = [n for n in possible if estimate(_in_parts(experiment, n), row.topology).memory_bytes <= room]
   return (fitting or possible[-1:] or [stated])[:3]
 
 
-def _memory(experiment: Experiment, topology: Topology, parts: int) -> float:
-  training = dataclasses.replace(experiment.training, gradient_accumulation=parts)
-  return estimate(dataclasses.replace(experiment, training=training), topology).memory_bytes
+def _in_parts(experiment: Experiment, parts: int) -> Experiment:
+  return dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, gradient_accumulation=parts))
 
 
 def preferred(formula: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
@@ -449,8 +443,7 @@ def _with(row: Row, utilisation: float) -> float:
 
 def _exact_utilisation(row: Row) -> float:
   """That of UTILISATIONS with which the formula is closest to the published time."""
-  published_s = row.published_s or 0.0
-  return min(UTILISATIONS, key=lambda tried: abs(math.log(_with(row, tried) / published_s)))
+  return min(UTILISATIONS, key=lambda tried: abs(math.log(_with(row, tried) / (row.published_s or 0.0))))
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from moejax.config.model import Model
 from moejax.config.parameters import flops_per_token, parameter_counts
 from moejax.display import Display
 from moejax.overrides import override
+from moejax.planning.estimate import estimate
 from moejax.planning.meshes import on_topology
 from moejax.planning.topology import parse_topology, prepare_environment
 
@@ -142,7 +143,13 @@ def main() -> None:
   """Plans every row and rewrites the page after each; cached plans take no time."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--mfu", action="store_true", help="only compute the MFU from the step times on the page")
-  if parser.parse_args().mfu:
+  parser.add_argument("--memory", action="store_true", help="only compare the memory on the page with the formula")
+  known = parser.parse_args()
+  if known.memory:
+    for row, ratio in memory_by_formula(PAGE.read_text()).items():
+      print(f"{row.name:16} {_where(row):.100}  {ratio - 1:+.0%}")
+    return
+  if known.mfu:
     PAGE.write_text(with_mfu(PAGE.read_text()))
     return
   plans: dict[Row, Plan] = {}
@@ -176,6 +183,17 @@ def with_mfu(page: str) -> str:
   return _page_of(scales, peers, missing=0, compiled=compiled)
 
 
+def memory_by_formula(page: str) -> dict[Row, float]:
+  """Memory by the formula of each row, relative to that of its program on the page."""
+  cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"]
+  found = {}
+  for row in SCALES:
+    (size,) = [float(line[8].split()[0]) for line in cells if line[:2] == [row.name, _where(row)]]
+    experiment = on_topology(_experiment(row), row.topology)
+    found[row] = estimate(experiment, row.topology).memory_bytes / 2**30 / size
+  return found
+
+
 def _mfu(row: Row, step_s: float) -> float:
   experiment = on_topology(_experiment(row), row.topology)
   return model_flops_per_step(experiment) / (step_s * row.topology.devices * row.topology.chip.bfloat16_flops)
@@ -198,7 +216,7 @@ MFU counts the FLOPs of the choices that experts accept at the balanced load: no
 nor padding or recomputation. Attention counts in full, without taking the causal half off. "Executed" counts what the
 matrix units compute, including recomputation and dispatch masks. Gradients are computed and summed in bfloat16: every
 row has `--model.gradient-dtype compute` in addition to the given options. `python docs/pods.py --mfu` computes the MFU
-from the step times on this page, without compiling.
+from the step times on this page, without compiling, and `--memory` compares the memory with that of the formula.
 
 """
 

@@ -121,7 +121,7 @@ def _count(runs: int) -> str:
 
 def _holders(plan: Plan) -> Fitting:
   """What takes the memory, by formula."""
-  table = _table("memory of a device by formula", "part", "GiB", "%")
+  table = _table("memory by formula", "part", "GiB", "%")
   groups = sorted(plan.memory_by_group.items(), key=lambda item: -item[1])
   total = sum(size for _, size in groups)
   for name, size in groups:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import statistics
 import sys
 from typing import Any
 
@@ -44,3 +45,9 @@ def test_a_step_of_dense_experts_counts_every_choice_and_one_with_a_small_capaci
   layer = 6 * 3 * dense.model.d_model * dense.model.d_ff * 1024 * 4096
   difference = model_flops_per_step(sparse) - model_flops_per_step(dense)
   assert difference == pytest.approx(14 * 0.25 * layer, rel=0.01)
+
+
+def test_the_formula_has_the_memory_of_the_compiled_programs(pods):
+  ratios = list(pods.memory_by_formula((DOCS / "pods.md").read_text()).values())
+  errors = [abs(ratio - 1) for ratio in ratios]
+  assert len(errors) > 15 and statistics.median(errors) < 0.1 and max(errors) < 0.25
