@@ -49,6 +49,7 @@ FLOORS = (
     "moejax.interop.families",
     "moejax.interop.field_types",
     "moejax.interop.layer_types",
+    "moejax.interop.same_function",
   ),
   ("moejax.kernels",),
   ("moejax.models",),
