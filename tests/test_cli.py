@@ -388,13 +388,13 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
 ):
   seen = []
 
-  def train(experiment, text, directory, make_evaluators, display):
-    seen.append((experiment.name, experiment.training.steps, directory))
+  def train(experiment, text, directory, make_evaluators, display, profile):
+    seen.append((experiment.name, experiment.training.steps, directory, profile))
     return {"name": "[brackets]", "held_out/bits_per_byte": 2.3456789, "tokens": 1234567, "provenance": {"git": "abc"}}
 
   train_instead(train)
   code, out, err = run("train", "{dense}", "--training.steps", "5", *RUN)
-  assert (code, err) == (0, "") and seen == [("dense", 5, tmp_path / "run")]
+  assert (code, err) == (0, "") and seen == [("dense", 5, tmp_path / "run", None)]
   assert "[brackets]" in out and "2.3457" in out and "1,234,567" in out and "abc" not in out
 
 
@@ -409,7 +409,7 @@ def test_train_hands_on_the_experiment_with_its_fields_and_the_directory_and_pri
   ids=["not finite", "interrupted", "full disk", "out of memory"],
 )
 def test_what_stops_a_run_is_one_line_with_its_exit_code(run, train_instead, error, expected, line):
-  def train(experiment, text, directory, make_evaluators, display):
+  def train(experiment, text, directory, make_evaluators, display, profile):
     raise error
 
   train_instead(train)
@@ -418,7 +418,7 @@ def test_what_stops_a_run_is_one_line_with_its_exit_code(run, train_instead, err
 
 
 def test_a_bug_of_ours_keeps_its_traceback(places, train_instead):
-  def train(experiment, text, directory, make_evaluators, display):
+  def train(experiment, text, directory, make_evaluators, display, profile):
     raise ValueError("shapes do not match")
 
   train_instead(train)

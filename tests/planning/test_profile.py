@@ -1,6 +1,7 @@
 """A profiled step: its measured time by scope beside the predicted one."""
 
 import json
+import re
 
 import pytest
 from planning_programs import PROGRAMS, network_of, program
@@ -10,7 +11,9 @@ from moejax.errors import UserError
 from moejax.planning import profile
 from moejax.planning.cost import SCOPES, cost
 from moejax.planning.profile import NOTHING, by_part, key_of, measured_s, write_profile
+from moejax.planning.program import DataDependentLoopError
 from moejax.planning.trace import Event
+from moejax.terminal import output
 from moejax.training.profile import check_profile
 
 NAMES = sorted(path.stem for path in PROGRAMS.glob("*.txt"))
@@ -50,7 +53,7 @@ def test_steps_that_are_not_there_cannot_be_profiled():
 
 
 @pytest.mark.slow
-def test_a_profiled_run_has_a_trace_and_a_table_of_its_scopes(tiny_moe, tmp_path):
+def test_a_profiled_run_has_a_trace_and_a_table_of_its_scopes(tiny_moe, tmp_path, monkeypatch, capsys):
   (tmp_path / "held.txt").write_text("Another text. " * 50)
   (tmp_path / "text.txt").write_text("One text. " * 2000)
   fields = {"data.train": (str(tmp_path / "text.txt"),), "data.validation": (str(tmp_path / "held.txt"),)}
@@ -70,5 +73,17 @@ def test_a_profiled_run_has_a_trace_and_a_table_of_its_scopes(tiny_moe, tmp_path
   assert 0 < sum(found.operations.values()) <= found.step_time_s
   assert sum(part.predicted_s for part in found.parts) == pytest.approx(found.predicted_s)
   assert not found.without_prediction
+  output().print(found)
+  assert re.search(r"^ *step +[\d.]+ +[\d.]+ +[\d.]+ *$", capsys.readouterr().out, re.M)
+
+  def unpriced(*arguments, **named):
+    raise DataDependentLoopError("while.3")
+
+  monkeypatch.setattr(profile, "cost", unpriced)
+  alone = write_profile(run.directory)
+  assert alone.predicted_s is None and {part.predicted_s for part in alone.parts} == {None}
+  assert sum(part.measured_s for part in alone.parts) == pytest.approx(alone.step_time_s)
+  output().print(alone)
+  assert "a loop whose length depends on the data (while.3)" in capsys.readouterr().out
   with pytest.raises(UserError, match="0 of the 6 steps of this run are left"):
     moejax.train(experiment, run.directory, profile=2)
