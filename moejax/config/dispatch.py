@@ -13,6 +13,9 @@ from moejax.errors import UserError
 Priority = Literal["choice", "token"]
 Exchange = Literal["all_to_all", "all_gather"]
 
+MAX_CHUNKS = 64
+"""Largest number of chunks of an exchange. The program contains the experts once for each of them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dispatch(OfSeveralKinds, default="einsum", functions="moejax.models.moe.dispatch.DISPATCHES"):
@@ -112,13 +115,17 @@ class GroupedDispatch(Dispatch, kind="grouped"):
   exchange: Exchange = dataclasses.field(default="all_to_all", metadata=RUN_MAY_CHANGE)
   """How rows are exchanged along the expert axis. all_to_all: each row is sent to the device of its expert. all_gather:
   all tokens are sent to all devices, which moves less data if experts_per_token is close to the size of the axis."""
+  exchange_chunks: int = dataclasses.field(default=1, metadata=RUN_MAY_CHANGE)
+  """Number of chunks into which each device splits its tokens. The exchange of one chunk can overlap with the products
+  of another. 1 exchanges all tokens at once."""
   receive_factor: float | None = None
   """For all_to_all: maximum number of rows that a device can receive, as a multiple of the balanced load (the choices
-  of its tokens). Rows beyond it are dropped and counted; which ones depends on the mesh. None allocates the worst case,
-  and no value allocates more."""
+  of its tokens). Rows beyond it are dropped and counted; which ones depends on the mesh and on exchange_chunks. None
+  allocates the worst case, and no value allocates more."""
 
   def __post_init__(self) -> None:
     checks.one_of(self, "exchange", get_args(Exchange))
+    checks.between(self, "exchange_chunks", 1, MAX_CHUNKS)
     if self.receive_factor is None:
       return
     checks.positive(self, "receive_factor")
@@ -129,7 +136,7 @@ class GroupedDispatch(Dispatch, kind="grouped"):
       )
 
   def without_drops(self) -> Dispatch:
-    return dataclasses.replace(self, receive_factor=None)
+    return dataclasses.replace(self, receive_factor=None, exchange_chunks=1)  # decoding has few tokens
 
   @property
   def exchange_fields(self) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ def test_a_combination_without_effect_is_an_error(make, message):
     make()
 
 
-@pytest.mark.parametrize("fields", [{"receive_factor": 2.0}, {"exchange": "all_gather"}])
+@pytest.mark.parametrize("fields", [{"receive_factor": 2.0}, {"exchange": "all_gather"}, {"exchange_chunks": 2}])
 def test_what_this_mesh_gives_no_effect_is_told(fields):
   (caution,) = sparse(dispatch=GroupedDispatch(**fields)).cautions
   assert next(iter(fields)) in caution and "has no effect" in caution

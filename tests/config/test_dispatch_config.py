@@ -12,6 +12,7 @@ from moejax.errors import UserError
     (EinsumDispatch, {"priority": "random"}, r"dispatch\.priority='random' is not one of choice, token$"),
     (GroupedDispatch, {"exchange": "none"}, r"dispatch\.exchange='none' is not one of all_to_all, all_gather$"),
     (GroupedDispatch, {"receive_factor": 0.0}, r"dispatch\.receive_factor=0\.0 must be above 0$"),
+    (GroupedDispatch, {"exchange_chunks": 0}, r"dispatch\.exchange_chunks=0 must lie between 1 and 64$"),
     (
       GroupedDispatch,
       {"exchange": "all_gather", "receive_factor": 2.0},
@@ -35,7 +36,7 @@ def test_facts_of_each_kind():
 def test_a_model_that_generates_drops_nothing():
   assert EinsumDispatch(priority="token").without_drops() == GroupedDispatch()
   assert GroupedDispatch(exchange="all_gather").without_drops() == GroupedDispatch(exchange="all_gather")
-  assert GroupedDispatch(receive_factor=1.0).without_drops() == GroupedDispatch()
+  assert GroupedDispatch(receive_factor=1.0, exchange_chunks=2).without_drops() == GroupedDispatch()
   assert DenseDispatch().without_drops() == DenseDispatch()
 
 

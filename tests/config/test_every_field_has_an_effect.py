@@ -135,7 +135,10 @@ PROGRAM = {
   "expert_choice": {"model.moe.router[expert_choice].scores": "sigmoid", "model.moe.router[expert_choice].gumbel": 0.5},
   "threshold": {"model.moe.router[threshold].threshold": 0.9, "model.moe.router[threshold].equal_counts": True},
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
-  "grouped": {"model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].receive_factor": 1.0},
+  "grouped": {
+    "model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].exchange_chunks": 2,
+    "model.moe.dispatch[grouped].receive_factor": 1.0,
+  },
   "heads": {"training.losses.attention_mutual_information": 0.1},
   "latent": {f"model.attention[latent].{name}": value for name, value in LATENT.items()},
   "normed": {"model.qk_norm_over": "all_heads"},

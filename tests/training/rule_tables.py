@@ -83,7 +83,9 @@ def draw_moe(random: Random) -> MoE:
   if isinstance(dispatch, EinsumDispatch) and not (router.every_expert):
     fields["dispatch"] = EinsumDispatch(priority=str(random.choice(["choice", "token"])))
   if isinstance(dispatch, GroupedDispatch):
-    fields["dispatch"] = GroupedDispatch(exchange=str(random.choice(["all_to_all", "all_gather"])))
+    fields["dispatch"] = GroupedDispatch(
+      exchange=str(random.choice(["all_to_all", "all_gather"])), exchange_chunks=int(random.choice([1, 3]))
+    )
   moe = MoE(
     num_experts=8, experts_per_token=8 if router.kind in ("dense", "threshold") else 2, d_ff=16,
     every=int(random.choice([1, 2])), group_size=int(random.choice([8, 16, 32])), **fields,

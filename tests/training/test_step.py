@@ -76,19 +76,28 @@ def dispatched_on_one_device(dispatch):
 WAYS = {
   "to the experts": {"dispatch": "grouped"},
   "to all devices": {"dispatch": GroupedDispatch(exchange="all_gather")},
+  # The tokens of a device do not divide into three.
+  "to the experts in chunks": {"dispatch": GroupedDispatch(exchange_chunks=3)},
+  "to all devices in chunks": {"dispatch": GroupedDispatch(exchange="all_gather", exchange_chunks=3)},
   "dense": {"dispatch": "dense"},
 }
 
 
 @on_meshes(
-  {"to the experts": (), "to all devices": (), "dense": ()},
-  {"to the experts": (CUBE, EXPERTS), "to all devices": (NARROW,), "dense": (CUBE,)},
+  dict.fromkeys(WAYS, ()),
+  {
+    "to the experts": (CUBE, EXPERTS),
+    "to all devices": (NARROW,),
+    "to the experts in chunks": (CUBE,),
+    "to all devices in chunks": (NARROW,),
+    "dense": (CUBE,),
+  },
 )
 def test_every_dispatch_trains_on_every_mesh_as_on_one_device(way, mesh):
-  if mesh.expert == 1 and way == "to all devices":
-    way = "to the experts"  # without an expert axis nothing is exchanged
-  state, losses, metrics = dispatched(mesh, **WAYS[way])
-  expected_state, expected_losses, _ = dispatched_on_one_device(WAYS[way]["dispatch"])
+  on_one = "dense" if way == "dense" else "grouped"
+  fields = {"dispatch": on_one} if mesh.expert == 1 else WAYS[way]  # without an expert axis nothing is exchanged
+  state, losses, metrics = dispatched(mesh, **fields)
+  expected_state, expected_losses, _ = dispatched_on_one_device(on_one)
   np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
   assert not metrics["router/dropped_fraction"].any()
   for (path, mine), other in zip(

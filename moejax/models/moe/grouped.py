@@ -6,8 +6,9 @@ A lower-case letter is the size of one device's shard.
 """
 
 import functools
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -48,11 +49,14 @@ def grouped_dispatch(
     x_oumd: jax.Array, experts_oumA: jax.Array, weights_oumA: jax.Array, chosen_oumA: jax.Array, weights: Weights
   ) -> tuple[jax.Array, jax.Array]:
     A, d = experts_oumA.shape[-1], x_oumd.shape[-1]
-    choices = [x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA)]
-    way = ways[config.exchange if partitioner.axes("experts") else "local"]
-    out_md, dropped = way(x_oumd.reshape(-1, d), *choices, _whole(weights, partitioner), moe, partitioner)
-    dropped = partitioner.sum_over(dropped, "group_tokens")
-    dropped_ou = jnp.zeros(x_oumd.shape[:2], jnp.int32).at[0, 0].set(dropped)  # of which group is not known
+    tokens = [x_oumd.reshape(-1, d), *(x.reshape(-1, A) for x in (experts_oumA, weights_oumA, chosen_oumA))]
+    exchanged = bool(partitioner.axes("experts"))
+    way, whole = ways[config.exchange if exchanged else "local"], _whole(weights, partitioner)
+    chunks = _chunks(tokens, config.exchange_chunks if exchanged else 1)
+    outputs, dropped = zip(*(way(*chunk, whole, moe, partitioner) for chunk in chunks), strict=True)
+    out_md = jnp.concatenate(outputs)
+    total = partitioner.sum_over(sum(dropped, start=jnp.zeros((), jnp.int32)), "group_tokens")
+    dropped_ou = jnp.zeros(x_oumd.shape[:2], jnp.int32).at[0, 0].set(total)  # of which group is not known
     return out_md.astype(x_oumd.dtype).reshape(x_oumd.shape), dropped_ou
 
   weights = experts.weights(x_OUMD.dtype)
@@ -61,6 +65,15 @@ def grouped_dispatch(
   names = Weights(of_matrices, of_biases, weights.activation)
   run = partitioner.on_each_device(on_device, (X, TOKENS, TOKENS, TOKENS, names), (X, TOKENS[:2]), exchanging=True)
   return run(x_OUMD, routing.experts_OUMA, routing.weights_OUMA, routing.chosen_OUMA, weights)
+
+
+def _chunks(tokens: list[jax.Array], count: int) -> Iterator[list[jax.Array]]:
+  """Splits arrays of this device's tokens into `count` chunks, whose sizes differ by at most one token. No chunk
+  depends on another, so that the compiler can overlap the exchange of one with the products of another."""
+  m = len(tokens[0])
+  count = min(count, m)
+  bounds = [m * i // count for i in range(count + 1)]
+  yield from ([x[begin:end] for x in tokens] for begin, end in itertools.pairwise(bounds))
 
 
 def _local(
