@@ -36,6 +36,7 @@ FLOORS = (
   ("moejax.experiments",),
   (
     "moejax.partitioning",
+    "moejax.host_memory",
     "moejax.torus",
     "moejax.overrides",
     "moejax.user_files",

@@ -98,7 +98,7 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.planning.run_cost import run_cost
 
   measured_s = measured_step_s(known.against, experiment, described) if known.against is not None else None
-  check_offload(known.offload, described.chip)
+  check_offload(known.offload, experiment, described.chip)
   check_precisions(known.precision, described)
   with Display(f"plan {experiment.name}") as display:
     loaded = plan_loads(experiment, described, known.load, display) if known.load else []

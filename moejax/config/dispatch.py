@@ -33,6 +33,8 @@ class Dispatch(OfSeveralKinds, default="einsum", functions="moejax.models.moe.di
   """Whether a later token can displace the choice of an earlier one, so that predictions are not strictly causal."""
   has_masks = False
   """Whether it multiplies by dispatch masks of size tokens x capacity, whose FLOPs a plan counts."""
+  exchanges_in_chunks = False
+  """Whether rows are exchanged between devices in chunks, one of which can travel while another is multiplied."""
 
   def check_effect(self, has_order: bool) -> None:
     """Checks that each field has an effect in the sparse layer. An experiment checks this for its model.
@@ -134,6 +136,10 @@ class GroupedDispatch(Dispatch, kind="grouped"):
         f"dispatch.receive_factor={self.receive_factor} would have no effect with dispatch.exchange={self.exchange}, "
         "in which every device receives all rows; set it to None"
       )
+
+  @property
+  def exchanges_in_chunks(self) -> bool:  # type: ignore[override]
+    return self.exchange_chunks > 1
 
   def without_drops(self) -> Dispatch:
     return dataclasses.replace(self, receive_factor=None, exchange_chunks=1)  # decoding has few tokens

@@ -179,6 +179,15 @@ class Experiment:
       check_activations(field, self.model, batch, self.data.sequence_length, self.rules, self.mesh)
 
   @property
+  def offload_fields(self) -> tuple[str, ...]:
+    """The fields by which a training step keeps arrays in the memory of the host."""
+    fields = {
+      "model.offload_activations": self.model.offload_activations,
+      "optimizer.offload_moments": self.optimizer.offload_moments,
+    }
+    return tuple(name for name, value in fields.items() if value)
+
+  @property
   def cautions(self) -> tuple[str, ...]:
     """Warnings to show before training, one line each."""
     found = list(self.model.moe.cautions if self.model.moe else ())

@@ -24,6 +24,16 @@ Norm = Literal["rms", "zero_centered_rms", "layer"]
 NormPlaces = Literal["before", "after", "both"]
 GradientDtype = Literal["float32", "compute"]
 Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
+Saved = Literal["attention", "products", "layer_inputs"]
+
+SAVED: dict[str, tuple[Saved, ...]] = {
+  "none": (),
+  "products": ("attention", "products", "layer_inputs"),
+  "dots": ("attention", "layer_inputs"),
+  "attention": ("attention", "layer_inputs"),
+  "layer_inputs": ("layer_inputs",),
+}
+"""The groups of values that each value of `Model.remat` saves by name, so that they can be offloaded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,6 +116,10 @@ class Model:
   products: save attention, matrix products, and the inputs and outputs of experts. dots: save matrix products without a
   batch dimension (not those of experts). attention: save queries, keys, values and the output of attention.
   layer_inputs: save only the inputs of layers."""
+  offload_activations: tuple[Saved, ...] = dataclasses.field(default=(), metadata=RUN_MAY_CHANGE)
+  """Which of the values that remat saves are kept in host memory between the forward and the backward pass. attention:
+  queries, keys, values and the output of attention. products: the other matrix products, and the inputs and outputs of
+  experts. layer_inputs: the inputs of layers."""
   layers: Layers = "scanned"
   """scanned: stack the weights of all layers and compile one layer (`jax.lax.scan`). unrolled: compile every layer
   separately, which is faster for small models on CPU, where slicing stacked weights copies them."""
@@ -130,6 +144,7 @@ class Model:
         "compute_dtype to 'bfloat16'"
       )
     checks.one_of(self, "remat", get_args(Remat))
+    self._check_offload()
     checks.one_of(self, "layers", get_args(Layers))
     checks.one_of(self, "qk_norm_over", get_args(QkNormOver))
     if self.qk_norm_over != "head" and not self.qk_norm:
@@ -161,6 +176,18 @@ class Model:
         f"model.feed_forward={self.feed_forward.kind} would have no effect because every layer is sparse; set it to "
         f"{FeedForward().kind} or raise moe.every"
       )
+
+  def _check_offload(self) -> None:
+    """Raises UserError if a group of values is unknown, or not saved by name."""
+    for name in self.offload_activations:
+      if name not in get_args(Saved):
+        raise UserError(f"model.offload_activations={name!r} is not one of {', '.join(get_args(Saved))}")
+      if name not in SAVED[self.remat]:
+        remats = " or ".join(remat for remat, saved in SAVED.items() if name in saved)
+        raise UserError(
+          f"model.offload_activations={name!r} would have no effect because model.remat={self.remat!r} does not save "
+          f"these values by name; set remat to {remats}, or remove it"
+        )
 
   def _check_depths(self) -> None:
     if not self.depths.is_routed:

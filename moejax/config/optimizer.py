@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.kinds import OfSeveralKinds
+from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.config.schedule import Cosine, Schedule
 
 MomentDtype = Literal["float32", "bfloat16"]
@@ -26,6 +27,9 @@ class Optimizer(OfSeveralKinds, default="AdamW", functions="moejax.training.opti
   gradient_clip: float = 1.0
   """Maximum global norm of the gradient. Larger gradients are scaled down to it."""
 
+  offload_moments: bool = dataclasses.field(default=False, metadata=RUN_MAY_CHANGE)
+  """Whether the arrays of the optimizer state are kept in host memory, from which they are copied to the device for
+  each update."""
   keep_zeros: bool = False
   """Whether weights of matrices that are exactly 0 stay 0, to train a pruned model (arXiv 2405.03594)."""
 

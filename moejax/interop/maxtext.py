@@ -149,8 +149,6 @@ def read_maxtext(path: pathlib.Path, overrides: tuple[str, ...]) -> MaxText:
   if policy not in REMAT:
     known = ", ".join(REMAT)
     raise UserError(f"remat_policy={policy!r} of {path} has no equal in moejax; override it with one of {known}")
-  if "offload" in policy:
-    missing["remat_policy"] = "values offloaded to the host: planned with them kept on the device"
   return MaxText(
     model=_model(config, missing),
     mesh=_mesh(config, missing),
@@ -202,6 +200,7 @@ def _model(config: Mapping[str, Any], missing: dict[str, str]) -> Model:
     compute_dtype=config["dtype"],
     layers="scanned" if config.get("scan_layers", True) else "unrolled",
     remat=REMAT[config["remat_policy"]],
+    offload_activations=("attention",) if "offload" in config["remat_policy"] else (),
   )
 
 

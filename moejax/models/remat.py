@@ -8,15 +8,23 @@ import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from moejax.config.model import Model
+from moejax.host_memory import HOST
 from moejax.kernels.attention import ATTENTION
 
 PRODUCTS = "products"
 """Name under which `keep` saves values for the backward pass. Attention saves its own as `ATTENTION`."""
 
+LAYER_INPUTS = "layer_inputs"
+"""Name of the inputs of layers, which are always saved, if they are offloaded."""
+
 _ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
 _save = jax.checkpoint_policies.save_from_both_policies
 
-POLICIES = {
+Policy = Callable[..., Any]
+"""Decides which values `jax.checkpoint` saves, and where."""
+
+POLICIES: dict[str, Policy] = {
   "products": jax.checkpoint_policies.save_only_these_names(ATTENTION, PRODUCTS),
   "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
   "attention": _ATTENTION,
@@ -25,18 +33,45 @@ POLICIES = {
 """Policies of `jax.checkpoint` by the value of `model.remat`."""
 
 
-def recomputed(module: nnx.Module, remat: str, call: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns the function of more arguments that `call` is of a module and these, with the policy of `model.remat`.
+def policy(model: Model) -> Policy:
+  """The policy of `model.remat`, with the values of `model.offload_activations` saved in the memory of the host."""
+  save = POLICIES[model.remat]
+  if not model.offload_activations:
+    return save
+  offload = jax.checkpoint_policies.save_and_offload_only_these_names(
+    names_which_can_be_saved=(),
+    names_which_can_be_offloaded=model.offload_activations,
+    offload_src="device",
+    offload_dst=HOST,
+  )
+
+  def save_or_offload(primitive: Any, *shapes: Any, **parameters: Any) -> Any:
+    found = offload(primitive, *shapes, **parameters)
+    return found if isinstance(found, tuple) else save(primitive, *shapes, **parameters)  # a tuple offloads
+
+  return save_or_offload
+
+
+def layer_inputs(x: Any, model: Model) -> Any:
+  """Marks the inputs of a layer to be saved in the memory of the host, if they are offloaded."""
+  if LAYER_INPUTS not in model.offload_activations:
+    return x
+  return jax.tree.map(lambda x: checkpoint_name(x, LAYER_INPUTS), x)
+
+
+def recomputed(module: nnx.Module, model: Model, call: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns the function of x and more arguments that `call` is of a module and these, with the policy of
+  `model.remat`.
 
   What `call` has from elsewhere, such as masks, is saved for the backward pass.
   """
   graph, parameters = nnx.split(module)
 
-  def run(parameters: nnx.State, *arguments: Any) -> Any:
-    return call(nnx.merge(graph, parameters), *arguments)
+  def run(parameters: nnx.State, x: Any, *arguments: Any) -> Any:
+    return call(nnx.merge(graph, parameters), layer_inputs(x, model), *arguments)
 
-  if remat != "none":
-    run = jax.checkpoint(run, policy=POLICIES[remat])
+  if model.remat != "none":
+    run = jax.checkpoint(run, policy=policy(model))
   return functools.partial(run, nnx.as_pure(parameters))
 
 

@@ -21,7 +21,7 @@ from moejax.models.moe.router_counts import RouterCounts
 from moejax.models.multi_token import MultiTokenModule, Tokens
 from moejax.models.norms import residual_norm
 from moejax.models.products import look_up, operand, product
-from moejax.models.remat import POLICIES, recomputed
+from moejax.models.remat import layer_inputs, policy, recomputed
 from moejax.models.stacking import separate, stack
 from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
@@ -130,7 +130,7 @@ class Transformer(nnx.Module):
       context = context_of(self.model, tokens.segments_BT, tokens.positions_BT)
       number = self.model.num_periods + depth
       of_depth = None if keys_B is None else jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys_B, number)
-      run = recomputed(module, self.model.remat, lambda run, x, own=(context, of_depth): run(*x, *own))
+      run = recomputed(module, self.model, lambda run, x, own=(context, of_depth): run(*x, *own))
       x_BTD, counts = run((x_BTD, self._embed(tokens.tokens_BT)))
       found.append((module.final_norm(x_BTD), counts))
     return found
@@ -224,7 +224,7 @@ class Transformer(nnx.Module):
 
     after = []
     for block, cache in zip(self.leading, caches or (None,) * len(self.leading), strict=True):
-      run = recomputed(block, self.model.remat, lambda block, x_BTD, cache: block(x_BTD, context, cache, None))
+      run = recomputed(block, self.model, lambda block, x_BTD, cache: block(x_BTD, context, cache, None))
       x_BTD, _, cache = run(x_BTD, cache)
       after.append(cache)
     return x_BTD, tuple(after)
@@ -240,13 +240,11 @@ class Transformer(nnx.Module):
     def run(
       graph: nnx.GraphDef, parameters: nnx.State, cache: KVCaches, keys_B: jax.Array | None, x_BTD: jax.Array
     ) -> tuple[jax.Array, LayerCounts, KVCaches]:
-      return nnx.merge(graph, parameters)(x_BTD, context, cache, keys_B)
+      return nnx.merge(graph, parameters)(layer_inputs(x_BTD, self.model), context, cache, keys_B)
 
     if self.model.remat != "none":
       # In a scan XLA merges nothing across iterations, so that the barrier against it (`prevent_cse`) only costs time.
-      run = jax.checkpoint(
-        run, policy=POLICIES[self.model.remat], prevent_cse=self.model.layers != "scanned", static_argnums=0
-      )
+      run = jax.checkpoint(run, policy=policy(self.model), prevent_cse=self.model.layers != "scanned", static_argnums=0)
     if isinstance(self.layers, nnx.List):
       counted, after = [], []
       for i, period in enumerate(self.layers):

@@ -16,6 +16,7 @@ import jax
 
 from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
+from moejax.config.model import Model
 from moejax.data.integrity import content_checksum
 from moejax.errors import UserError
 from moejax.files import read_json, write_json, write_whole
@@ -66,7 +67,7 @@ class Compiled:
   """The program as text. Empty if the compiler rejected it because it does not fit in memory."""
   memory: dict[str, int]
   """Bytes on a device: arguments, temporaries, output, code; `total`, by the compiler's own count, what of them is
-  there at once. Only the total where the compiler found no room."""
+  there at once; `host`, if there are any, bytes of the host. Only the total where the compiler found no room."""
   compile_time_s: float
   """Seconds of the compilation, also if the result comes from the cache."""
   cached: bool
@@ -97,7 +98,7 @@ def compile_step(
   progress.stage(f"lowering {experiment.name}")
   spec = make_train_spec(experiment, partitioner)
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
-  options = step_options(topology.chip, partitioner.device)
+  options = step_options(topology.chip, partitioner.device, experiment.model)
   order = [device.id for device in partitioner.mesh.devices.flat]
   shown = lowered.as_text()
 
@@ -138,9 +139,9 @@ def _compiled(lowered: jax.stages.Lowered, options: Options) -> tuple[str, dict[
   return text, memory, time.perf_counter() - begin
 
 
-def step_options(chip: Chip, device: jax.Device) -> Options:
+def step_options(chip: Chip, device: jax.Device, model: Model | None = None) -> Options:
   """The options with which a program is compiled that is to be priced."""
-  options = compiler_options(device)
+  options = compiler_options(device, model)
   if chip.platform == "gpu":
     options = options | WITHOUT_GPU | (ESTIMATES if gpu_target.is_priced(chip.name) else {})
   return options
@@ -155,7 +156,9 @@ def _memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     "output": statistics.output_size_in_bytes,
     "code": statistics.generated_code_size_in_bytes,
   }
-  return memory | {"total": program_memory(compiled).total}
+  on_host = statistics.host_argument_size_in_bytes + statistics.host_temp_size_in_bytes
+  on_host += statistics.host_output_size_in_bytes - statistics.host_alias_size_in_bytes
+  return memory | ({"host": on_host} if on_host else {}) | {"total": program_memory(compiled).total}
 
 
 def _shortage(message: str) -> dict[str, int]:

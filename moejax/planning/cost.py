@@ -1,8 +1,8 @@
 """Computes the time of a compiled program: the sum over all operations, multiplied by the trip counts of loops.
 
 The operations of a computation run in the order in which the compiler scheduled them. They overlap with asynchronous
-collectives, which share links, and with copies between memories, which run one at a time. Only the time that an
-operation waits for the result of a collective is exposed.
+collectives, which share links, with copies between memories, which run one at a time, and with copies to and from the
+host. Only the time that an operation waits for the result of a collective or of a copy is exposed.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from moejax.planning.calibrated_chip import calibration_of, efficiency_of
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
+from moejax.planning.host_copies import HostLink, host_copy
 from moejax.planning.kernels import CUBLAS, GPU_CALLS, GROUPED_PRODUCTS, gpu_call, price, product_rate
 from moejax.planning.links import Links
 from moejax.planning.program import Computation, Instruction, Program, trip_count
@@ -33,7 +34,7 @@ SCOPES = (
 )  # fmt: skip
 """Names of all scopes of the model and the training step (`jax.named_scope`)."""
 
-BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed", "overhead")
+BREAKDOWN = ("matrix", "vector", "memory", "collective_exposed", "host_exposed", "overhead")
 
 
 @dataclasses.dataclass
@@ -77,6 +78,17 @@ class PricedCollective:
     return self.count * self.collective.time_s
 
 
+@dataclasses.dataclass
+class HostTraffic:
+  """Copies between a device and its host, in both directions."""
+
+  bytes: float = 0.0
+  time_s: float = 0.0
+  """Seconds of all copies, one after the other."""
+  exposed_s: float = 0.0
+  """The part of the step during which the device waits for them."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Received:
   """How many rows the busiest device receives in dropless layers, as multiples of the balanced load."""
@@ -98,6 +110,8 @@ class Cost:
   collectives: list[PricedCollective]
   kernel_s: float
   """Seconds of kernels, which are included in matrix and priced by a roofline, since the compiler has no estimate."""
+  host: HostTraffic
+  """Copies to and from the host."""
 
 
 EVEN = Received()
@@ -121,7 +135,8 @@ def cost(
   reader.run(program.computations[program.entry], 1)
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
   collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)
-  seconds = dict.fromkeys(BREAKDOWN, 0.0) | {"collective_exposed": reader.exposed_s}
+  seconds = dict.fromkeys(BREAKDOWN, 0.0)
+  seconds |= {"collective_exposed": reader.exposed_s, "host_exposed": reader.host.exposed_s}
   for operation in operations:
     operation.time_s /= efficiency_of(chip, operation.kind)
     seconds[operation.resource] += operation.time_s
@@ -134,6 +149,7 @@ def cost(
     operations=operations,
     collectives=collectives,
     kernel_s=sum(operation.time_s for operation in operations if operation.resource != operation.kind),
+    host=reader.host,
   )
 
 
@@ -144,13 +160,14 @@ class _Reader:
     self.program, self.network, self.chip, self.speedups = program, network, network.chip, speedups
     self.received = received
     self.exposed_s = 0.0
+    self.host = HostTraffic()
     self.operations: dict[tuple[str, str, str], Operation] = {}
     self.collectives: dict[str, PricedCollective] = {}
 
   def run(self, computation: Computation, times: int) -> float:
     """Returns the seconds of a computation, and records its operations as executed `times` times."""
     clock = copies_free = 0.0
-    links = Links()
+    links, host = Links(), HostLink(self.chip)
     begun: dict[str, str] = {}
     copies: dict[str, float] = {}
     for instruction in computation.instructions:
@@ -159,6 +176,13 @@ class _Reader:
         continue
       if opcode in ("while", "call", "conditional"):
         clock += self._nested(computation, instruction, times)
+      elif (copied := host_copy(computation, instruction)) is not None:
+        self.host.time_s += times * host.begin(instruction.name, copied, clock)
+        self.host.bytes += times * copied.bytes
+        if not opcode.endswith("-start"):
+          clock = self._wait_for_host(host, instruction.name, clock, times)
+      elif opcode.endswith("-done") and host.has(instruction.operands[0]):
+        clock = self._wait_for_host(host, instruction.operands[0], clock, times)
       elif opcode == "copy-start":
         seconds = instruction.shapes[0].bytes / self.chip.hbm_bandwidth
         copies_free = max(copies_free, clock) + seconds
@@ -183,6 +207,12 @@ class _Reader:
       else:
         clock += self._compute(computation, instruction, times)
     return clock
+
+  def _wait_for_host(self, host: HostLink, name: str, clock: float, times: int) -> float:
+    """The time at which a copy to or from the host is done."""
+    arrives = host.end(name, clock)
+    self.host.exposed_s += times * (arrives - clock)
+    return arrives
 
   def _nested(self, computation: Computation, instruction: Instruction, times: int) -> float:
     called = self.program.computations

@@ -13,10 +13,11 @@ from moejax.config.chips import Chip
 from moejax.config.depths import Depths
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
-from moejax.config.model import Model
+from moejax.config.model import SAVED, Model
 from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.config.precision import Operands
 from moejax.config.sharding import shards
+from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS, exposed_by_formula
 from moejax.planning.kernels import LANES, VECTOR_OPERATIONS, product_speedup
 from moejax.planning.topology import Topology
 
@@ -99,10 +100,11 @@ def estimate(
   moved_s = _moved_s(experiment, topology, tokens, split)
   hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
   of_part = tokens * mesh.model / experiment.training.gradient_accumulation
+  step_time_s = products_s + other_s + moved_s - hidden_s
   return Estimate(
-    products_s + other_s + moved_s - hidden_s,
+    step_time_s + _host_s(experiment, chip, of_part, split, step_time_s),
     _memory(experiment, of_part, *split),
-    _saved(experiment, of_part),
+    sum(_saved(experiment, of_part).values()),
   )
 
 
@@ -297,11 +299,9 @@ def _memory(
 ) -> dict[str, float]:
   """Bytes by group at the peak, which is either within a layer or at the logits. `tokens` is the number of tokens of a
   microbatch on one device."""
-  model, mesh, rules = experiment.model, experiment.mesh, experiment.rules
-  embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
-  own = (dense_parameters / embed + expert_parameters / experts) / mesh.model
+  model, mesh, own = experiment.model, experiment.mesh, _own(experiment, dense_parameters, expert_parameters)
   dropless = model.moe and isinstance(model.moe.dispatch, GroupedDispatch)
-  copied = dense_parameters / embed / mesh.model if dropless else own
+  copied = _own(experiment, dense_parameters, 0.0) if dropless else own
   layer = 2 * dense_parameters / model.num_layers / mesh.model
   if model.moe:
     layer += 2 * expert_parameters / _sparse_layers(model) / (mesh.expert * mesh.model)
@@ -316,27 +316,62 @@ def _memory(
   return {
     "parameters": 4 * own,
     "gradients": 4 * own,
-    "moments": experiment.optimizer.moment_bytes * own,
+    "moments": 0.0 if experiment.optimizer.offload_moments else experiment.optimizer.moment_bytes * own,
     "copies": copied,
-    "activations": _saved(experiment, tokens) + at_peak.pop("of_layer", 0.0),
+    "activations": _saved_on_device(experiment, tokens) + at_peak.pop("of_layer", 0.0),
     **dict.fromkeys(("gathered_weights", "exchange_buffers", "logits"), 0.0),
     **at_peak,
   }
 
 
-def _saved(experiment: Experiment, tokens: float) -> float:
-  """Bytes that the forward pass saves on one device for the backward pass."""
+def _own(experiment: Experiment, dense_parameters: float, expert_parameters: float) -> float:
+  """Number of parameters that one device has."""
+  mesh, rules = experiment.mesh, experiment.rules
+  embed, experts = shards(rules, mesh, "embed"), mesh.expert * shards(rules, mesh, "expert_embed")
+  return (dense_parameters / embed + expert_parameters / experts) / mesh.model
+
+
+def _saved(experiment: Experiment, tokens: float) -> dict[str, float]:
+  """Bytes that the forward pass saves on one device for the backward pass, by group as in `Model.offload_activations`.
+  Other values are in the group `others`."""
   model, mesh = experiment.model, experiment.mesh
   heads, wide = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim, _wide(experiment)
-  within, residual = {  # what `model` shares among devices, and copies of the residual stream, which it does not
-    "none": (2 * (heads + wide), 8),
-    "products": (heads + wide, 2),
-    "dots": (heads + wide * (0.5 if model.moe else 1), 2),
-    "attention": (heads, 1),
-    "layer_inputs": (0, 0),
-  }[model.remat]
-  kept = within / mesh.model + (1 + residual) * model.d_model
-  return 2 * tokens * (model.num_layers + model.multi_token_depth) * kept
+  # What `model` shares among devices, and copies of the residual stream, which it does not.
+  sizes: dict[str, tuple[float, int]] = {"layer_inputs": (0, 1)}
+  if "attention" in SAVED[model.remat]:
+    sizes["attention"] = (heads, 1)
+  if model.remat == "products":
+    sizes["products"] = (wide, 1)
+  elif model.remat == "dots":
+    sizes["others"] = (wide * (0.5 if model.moe else 1), 1)
+  elif model.remat == "none":
+    sizes["others"] = (2 * (heads + wide), 8)
+  layers = model.num_layers + model.multi_token_depth
+  return {
+    name: 2 * tokens * layers * (within / mesh.model + residual * model.d_model)
+    for name, (within, residual) in sizes.items()
+  }
+
+
+def _saved_on_device(experiment: Experiment, tokens: float) -> float:
+  """Bytes of `_saved` that are on the device at any time."""
+  model = experiment.model
+  staying = min(1.0, STAYING_LAYERS / model.num_layers)
+  sizes = _saved(experiment, tokens).items()
+  return sum(size * (staying if name in model.offload_activations else 1.0) for name, size in sizes)
+
+
+def _host_s(experiment: Experiment, chip: Chip, tokens: float, split: tuple[float, float], step_time_s: float) -> float:
+  """Seconds of a step that wait for what the experiment keeps in the memory of the host."""
+  rate = HOST_BANDWIDTH.get(chip.name)
+  if rate is None:
+    return 0.0
+  saved = _saved(experiment, tokens)
+  moved = sum(saved[name] for name in dict.fromkeys(experiment.model.offload_activations))
+  activations_s = moved * experiment.training.gradient_accumulation / rate
+  offloads = experiment.optimizer.offload_moments
+  moments = experiment.optimizer.moment_bytes * _own(experiment, *split) if offloads else 0.0
+  return exposed_by_formula(activations_s, moments / rate, step_time_s)
 
 
 def _wide(experiment: Experiment) -> float:

@@ -1,32 +1,20 @@
 """What moving saved activations or optimizer moments to the memory of the host would free and cost, by formula.
 
-The program that is planned keeps them on the device; this corrects its plan. Activations are written to the host in the
-forward pass and read in the backward pass, both behind computation as far as it takes as long. Moments are read and
-written, in both directions at once, while the update waits.
+The program that is planned keeps them on the device; this corrects its plan. With `model.offload_activations` and
+`optimizer.offload_moments`, the program itself copies them, and its plan needs no correction.
 """
 
 import dataclasses
 from typing import Any
 
 from moejax.config.chips import Chip
+from moejax.config.experiment import Experiment
 from moejax.errors import UserError
 from moejax.planning.estimate import estimate
+from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS, exposed_by_formula
 from moejax.planning.plan import Plan
 
 ACTIVATIONS, MOMENTS = "activations", "moments"
-
-HOST_BANDWIDTH = {
-  "v4": 16e9, "v5e": 16e9, "v5p": 16e9, "v6e": 32e9, "tpu7x": 16e9, "a100": 32e9, "h100": 64e9, "h200": 64e9,
-  "b200": 64e9,
-}  # fmt: skip
-"""Bytes a second between the host and one device, each way. v4: jax-ml.github.io/scaling-book/tpus; taken for v5e, v5p
-and a core of tpu7x too, and twice that for v6e. NVIDIA: PCIe of the fourth (A100) and fifth generation, data sheets."""
-
-FORWARD = 1 / 3
-"""Part of the step during which the forward pass runs."""
-
-STAYING_LAYERS = 2
-"""Layers whose activations are on the device at any time: that which is moved, and that which is computed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,31 +76,35 @@ def offloaded(plan: Plan, what: list[str]) -> Offloaded:
   Raises:
     UserError: as `check_offload`.
   """
-  check_offload(what, plan.topology.chip)
+  check_offload(what, plan.experiment, plan.topology.chip)
   estimated, model = estimate(plan.experiment, plan.topology), plan.experiment.model
   rate = HOST_BANDWIDTH[plan.topology.chip.name]
-  freed = traffic = seconds = exposed_s = 0.0
-  if ACTIVATIONS in what:
-    saved = estimated.saved_activations
-    one_way_s = saved * plan.experiment.training.gradient_accumulation / rate
-    freed += saved * max(0.0, 1 - STAYING_LAYERS / model.num_layers)
-    traffic += 2 * one_way_s * rate
-    seconds += 2 * one_way_s
-    exposed_s += max(0.0, one_way_s - FORWARD * plan.step_time_s)
-    exposed_s += max(0.0, one_way_s - (1 - FORWARD) * plan.step_time_s)
-  if MOMENTS in what:
-    moments = estimated.memory_by_group["moments"]
-    freed += moments
-    traffic += 2 * moments
-    seconds += moments / rate
-    exposed_s += moments / rate
-  return Offloaded(tuple(dict.fromkeys(what)), plan, freed, traffic, seconds, exposed_s)
+  saved = estimated.saved_activations if ACTIVATIONS in what else 0.0
+  moments = estimated.memory_by_group["moments"] if MOMENTS in what else 0.0
+  activations_s = saved * plan.experiment.training.gradient_accumulation / rate
+  return Offloaded(
+    tuple(dict.fromkeys(what)),
+    plan,
+    freed_bytes=saved * max(0.0, 1 - STAYING_LAYERS / model.num_layers) + moments,
+    traffic_bytes=2 * (activations_s * rate + moments),
+    traffic_s=2 * activations_s + moments / rate,
+    exposed_s=exposed_by_formula(activations_s, moments / rate, plan.step_time_s),
+  )
 
 
-def check_offload(what: list[str], chip: Chip) -> None:
-  """Raises UserError if there is no such group of memory, or the device has no host of its own."""
+def check_offload(what: list[str], experiment: Experiment, chip: Chip) -> None:
+  """Raises UserError if there is no such group of memory, the program itself moves it, or the device has no host of its
+  own."""
   for group in what:
     if group not in (ACTIVATIONS, MOMENTS):
       raise UserError(f"--offload {group}: {ACTIVATIONS} and {MOMENTS} can move to the host; use one of them or both")
   if what and chip.name not in HOST_BANDWIDTH:
     raise UserError(f"--offload has no effect because {chip.name} uses the memory of its host; remove it")
+  fields = {
+    ACTIVATIONS: ("model.offload_activations", " ".join(experiment.model.offload_activations)),
+    MOMENTS: ("optimizer.offload_moments", experiment.optimizer.offload_moments),
+  }
+  for group in what:
+    field, value = fields[group]
+    if value:
+      raise UserError(f"--offload {group} would have no effect because {field}={value} does it; remove one of them")

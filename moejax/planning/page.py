@@ -89,6 +89,9 @@ def _facts(plan: Plan) -> Table:
       " (as routers have it after training; --load RUN uses that of a run)" if plan.router_load == ROUTER_LOAD else ""
     )
     rows.append(("router load", f"{plan.router_load:.3g} times the mean on the busiest device{usual}"))
+  if plan.host and plan.host.bytes:
+    moved = f"{plan.host.bytes / GIB:.2f} GiB to and from it in {plan.host.time_s:.3g} s"
+    rows.append(("host", f"{moved}, of which {plan.host.exposed_s:.3g} s exposed"))
   low, high = plan.step_time_interval_s
   rows += [
     ("step time", Text(f"{plan.step_time_s:.4g} s{' by formula' if plan.refused else ''}", style="bold")),
@@ -146,11 +149,12 @@ def _breakdown(plan: Plan) -> Fitting:
     "vector": "vector units",
     "memory": "memory copies",
     "collective_exposed": "exposed collectives",
+    "host_exposed": "exposed copies to and from the host",
     "overhead": "overhead of a step",
   }
   for name, shown in names.items():
     seconds = plan.breakdown_s[name]
-    if name == "overhead" and not seconds:
+    if name in ("host_exposed", "overhead") and not seconds:
       continue
     of_kernels = f" ({plan.kernel_s * 1e3:,.1f} by kernels, roofline)" if name == "matrix" and plan.kernel_s else ""
     table.add_row(shown + of_kernels, f"{seconds * 1e3:,.1f}", f"{seconds / plan.step_time_s:.1%}")

@@ -10,7 +10,7 @@ from moejax.config.parameters import accepted_choices, flops_per_token_at, param
 from moejax.notebook import html_table
 from moejax.planning.calibrated_chip import calibration_of
 from moejax.planning.compile import Compiled, RefusedError, compile_step
-from moejax.planning.cost import Cost, PricedCollective, Received, cost
+from moejax.planning.cost import Cost, HostTraffic, PricedCollective, Received, cost
 from moejax.planning.estimate import buffer_factor, estimate, exchanges_rows
 from moejax.planning.interval import interval
 from moejax.planning.largest_arrays import LargeArray, largest_arrays
@@ -98,8 +98,8 @@ class Plan:
   executed_flops_per_device: float | None
   """FLOPs of the matrix units, including recomputation and dispatch masks."""
   breakdown_s: dict[str, float] | None
-  """Seconds by resource: matrix, vector, memory, collective_exposed and the overhead of a step that the user measured.
-  They add up to the step time."""
+  """Seconds by resource: matrix, vector, memory, collective_exposed, host_exposed and the overhead of a step that the
+  user measured. They add up to the step time."""
   kernel_s: float | None
   """The part of matrix that is priced by a roofline, because the compiler has no estimate for kernels."""
   operations: tuple[PlannedOperation, ...] = ()
@@ -110,6 +110,8 @@ class Plan:
   """The largest arrays that the program computes."""
   beyond_memory: bool = False
   """Whether the compiler was asked for a program that it rejects for lack of memory."""
+  host: HostTraffic | None = None
+  """Copies to and from the host. None where the compiler found no room."""
   router_load: float | None = None
   """The load of the busiest device, divided by the mean, with which dropless layers that exchange rows are priced. None
   if there are none."""
@@ -205,6 +207,7 @@ class Plan:
       "mfu": self.mfu,
       "breakdown_s": self.breakdown_s,
       "kernel_s": self.kernel_s,
+      "host": self.host and dataclasses.asdict(self.host),
       "operations": [operation.to_json() for operation in self.operations[:SHOWN_OPERATIONS]],
       "collectives": [collective.to_json() for collective in self.collectives],
       "calibration": None if calibration is None else dataclasses.asdict(calibration),
@@ -283,6 +286,7 @@ def plan_of(
     collectives=tuple(_collective(group) for group in _grouped(found)) if found else (),
     largest_arrays=largest_arrays(program) if program else (),
     beyond_memory=compiled.beyond_memory,
+    host=found.host if found else None,
     router_load=received.load if exchanges_rows(compiled.experiment) else None,
   )
 

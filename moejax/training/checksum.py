@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from moejax.host_memory import to_device
+
 LANES = (0x243F6A88, 0x85A308D3)
 """Seeds of two independent sums, from the digits of pi."""
 
@@ -43,7 +45,7 @@ def _sum_of_hashes(sharding: NamedSharding) -> jax.stages.Wrapped:
 
 def _lanes(array: jax.Array) -> jax.Array:
   """uint32 [2]."""
-  bits = _bits(array)
+  bits = _bits(to_device(array))
   return jnp.stack([jnp.sum(_mix(bits ^ _places(bits.shape, seed)), dtype=jnp.uint32) for seed in LANES])
 
 

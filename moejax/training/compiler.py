@@ -6,6 +6,7 @@ The environment variable LIBTPU_INIT_ARGS adds further options, such as `--xla_t
 import jax
 
 from moejax.config.chips import chip_of
+from moejax.config.model import Model
 
 Options = dict[str, str | bool]
 
@@ -30,6 +31,11 @@ SCATTER: Options = {
 EXCHANGE: Options = {
   # Overlap the all-to-all of tokens with products. v5e does not support this, and its compiler rejects the program.
   "xla_tpu_enable_async_all_to_all": True,
+}
+
+CHUNKS: Options = {
+  # The same for rows that are exchanged in chunks. The option above does not apply to ragged all-to-alls.
+  "xla_tpu_enable_async_ragged_all_to_all": True,
 }
 
 FUSION: Options = {
@@ -63,9 +69,10 @@ OF_CHIP = {
 """Additional options, by name of the chip."""
 
 
-def compiler_options(device: jax.Device) -> Options:
-  """The options for devices of this type."""
+def compiler_options(device: jax.Device, model: Model | None = None) -> Options:
+  """The options for devices of this type, for the training step of a model."""
   if device.platform != "tpu":
     return {}
   chip = chip_of(device.device_kind)
-  return OVERLAP | SCATTER | OF_CHIP.get(chip.name if chip else "", {})
+  options = OVERLAP | SCATTER | OF_CHIP.get(chip.name if chip else "", {})
+  return options | CHUNKS if model and model.moe and model.moe.dispatch.exchanges_in_chunks else options

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from moejax.errors import UserError
+from moejax.host_memory import is_on_host
 from moejax.partitioning import Partitioner
 
 
@@ -41,18 +42,24 @@ def counted_memory(found: Any, platform: str) -> Memory:
 
   Uses the peak that the compiler reports, which libtpu compares with its limit. The reported size of temporaries can
   include gaps between buffers. On CPU, the reported peak does not include temporaries.
+
+  The reported peak also includes what is in the memory of the host. Arguments there are deducted. Activations there are
+  not, because they need not be there when the device has its peak; the result is then an upper bound.
   """
   arguments = found.argument_size_in_bytes
-  if platform != "cpu" and found.peak_memory_in_bytes >= arguments:
-    return Memory(arguments, found.peak_memory_in_bytes - arguments + found.generated_code_size_in_bytes)
+  peak = found.peak_memory_in_bytes - found.host_argument_size_in_bytes
+  if platform != "cpu" and peak >= arguments:
+    return Memory(arguments, peak - arguments + found.generated_code_size_in_bytes)
   returned = found.output_size_in_bytes - found.alias_size_in_bytes
   return Memory(arguments, found.temp_size_in_bytes + returned + found.generated_code_size_in_bytes)
 
 
 def argument_bytes(tree: object) -> int:
-  """Bytes on each device of abstract arrays with shardings."""
+  """Bytes on each device of abstract arrays with shardings, without those in the memory of the host."""
   size = 0
   for leaf in jax.tree.leaves(tree):
+    if is_on_host(leaf.sharding):
+      continue
     elements = 1
     for length in leaf.sharding.shard_shape(leaf.shape):
       elements *= length

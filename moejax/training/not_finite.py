@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from moejax.config.experiment import Experiment
+from moejax.host_memory import to_device
 from moejax.training.metrics import Record
 from moejax.training.state import State
 
@@ -38,7 +39,7 @@ def is_finite(state: State) -> bool:
 
 @jax.jit
 def _all_finite(state: State) -> jax.Array:
-  leaves = [leaf for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+  leaves = [leaf for leaf in jax.tree.leaves(to_device(state)) if jnp.issubdtype(leaf.dtype, jnp.floating)]
   return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 

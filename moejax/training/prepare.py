@@ -24,6 +24,7 @@ from moejax.data.pipeline import train_batches
 from moejax.data.text import Text
 from moejax.data.tokenizers import VOCAB_MULTIPLE, Tokenizer, padded_vocab_size
 from moejax.errors import UserError
+from moejax.host_memory import check_host_memory, without_effect
 from moejax.partitioning import Partitioner, make_partitioner, present_devices
 from moejax.progress import SILENT, Progress
 from moejax.training.claimed_text import claim_text
@@ -103,6 +104,9 @@ def open_workspace(
     device = next(iter(placed.values())).partitioner.device
     if no_mfu := without_mfu(device.platform, device.device_kind):
       progress.note(no_mfu)
+    offloading = dict.fromkeys(field for experiment in experiments for field in experiment.offload_fields)
+    if no_gain := without_effect(tuple(offloading), device):
+      progress.note(f"caution: {no_gain}")
     progress.stage("text: reading and tokenizing", total=1.0)
     corpus = processes.first_then_all(
       lambda: build_corpus(
@@ -154,7 +158,7 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
 
   Raises:
     UserError: If a mesh does not fit the devices or the tensors, a vocabulary is smaller than that of the tokenizer, or
-      the devices lack 8-bit products.
+      the devices lack 8-bit products or the memory of the host that it needs.
   """
   devices = present_devices()
   meshes: dict[tuple[Mesh, Rules], Partitioner] = {}
@@ -166,6 +170,7 @@ def on_devices(experiments: Sequence[Experiment], tokenizer: Tokenizer) -> list[
     partitioner = meshes[key]
     _check_vocabulary(experiment, tokenizer, partitioner)
     check_device(experiment.model.precision, partitioner.device.device_kind)
+    check_host_memory(experiment.offload_fields, partitioner.device)
     # This constructs the experiment again, which checks batch and tensors against the data axis.
     placed.append(Placed(dataclasses.replace(experiment, mesh=partitioner.shape), partitioner))
   return placed
@@ -198,7 +203,7 @@ def _compile_step(spec: TrainSpec) -> tuple[TrainStep, Memory, float]:
   check_fits(what, Memory(argument_bytes(inputs[0]), 0), partitioner, remedy)
   begin = time.perf_counter()
   lowered = make_train_step(spec).lower(*inputs)
-  step = lowered.compile(compiler_options=compiler_options(partitioner.device))
+  step = lowered.compile(compiler_options=compiler_options(partitioner.device, experiment.model))
   compile_time_s = time.perf_counter() - begin
   memory = program_memory(step)
   check_fits(what, memory, partitioner, remedy)

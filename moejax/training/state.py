@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from moejax.config.experiment import Experiment
+from moejax.host_memory import HOST
 from moejax.models.abstract import AbstractModel, Parameters, abstract_model
 from moejax.partitioning import Partitioner
 from moejax.training.anomalies import watched
@@ -26,7 +27,8 @@ class State:
   parameters: Parameters
   """float32."""
   optimizer: optax.OptState
-  """Moments, sharded like the parameters, in float32 or as optimizer.moment_dtype."""
+  """Moments, sharded like the parameters, in float32 or as optimizer.moment_dtype. Their arrays are in the memory of
+  the host with optimizer.offload_moments."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,10 @@ def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSp
   model = abstract_model(experiment.model, partitioner)
   optimizer = watched(make_optimizer(experiment.optimizer, model.variables), experiment.training.anomalies)
   step: Any = jax.ShapeDtypeStruct((), jnp.int32, sharding=partitioner.replicated)
-  abstract_state = State(step, model.parameters, _abstract_moments(optimizer, model.parameters, partitioner.replicated))
+  moments = _abstract_moments(optimizer, model.parameters, partitioner.replicated)
+  if experiment.optimizer.offload_moments:
+    moments = jax.tree.map(_on_host, moments)
+  abstract_state = State(step, model.parameters, moments)
 
   def initialize(key: jax.Array) -> State:
     parameters = model.init(key)
@@ -72,6 +77,13 @@ def make_train_spec(experiment: Experiment, partitioner: Partitioner) -> TrainSp
 
   compiled = jax.jit(initialize, out_shardings=_shardings(abstract_state))
   return TrainSpec(experiment, model, optimizer, abstract_state, compiled)
+
+
+def _on_host(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+  """A leaf in the memory of the host, unless it is a single number."""
+  if not leaf.shape:
+    return leaf
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding.with_memory_kind(HOST))
 
 
 def _shardings(abstract_state: State) -> State:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from moejax.config.model import Model
+from moejax.host_memory import to_device, to_host
 from moejax.models.abstract import Parameters
 from moejax.training.anomalies import is_accepted, keep_unless, with_loss
 from moejax.training.bias_update import update_bias
@@ -40,20 +41,20 @@ def make_train_step(spec: TrainSpec) -> jax.stages.Wrapped:
     gradients, metrics = _gradients(spec, state.parameters, batch, key)
     with jax.named_scope("optimizer"):
       grad_norm = optax.tree.norm(gradients)
+      moments = to_device(state.optimizer, after=grad_norm)
       # Multiply by a factor. The clipping of optax selects between two arrays, which needs a copy of every gradient.
       clip = jnp.minimum(1.0, spec.experiment.optimizer.gradient_clip / (grad_norm + 1e-30))
       gradients = jax.tree.map(lambda gradient: gradient * clip, gradients)
-      updates, optimizer = spec.optimizer.update(
-        gradients, state.optimizer, state.parameters, learning_rate=learning_rate
-      )
+      updates, optimizer = spec.optimizer.update(gradients, moments, state.parameters, learning_rate=learning_rate)
       updates = jax.tree.map(lambda update: -learning_rate * update, updates)
       parameters = optax.apply_updates(state.parameters, updates)
       if rate := _bias_rate(spec.experiment.model):
         parameters = update_bias(parameters, metrics["router/choices"], rate)
-      accepted = is_accepted(anomalies, state.optimizer, metrics["loss"], grad_norm)
+      accepted = is_accepted(anomalies, moments, metrics["loss"], grad_norm)
       optimizer = with_loss(anomalies, optimizer, metrics["loss"])
-      old = (state.parameters, state.optimizer)
+      old = (state.parameters, moments)
       parameters, optimizer = keep_unless(accepted, (parameters, optimizer), old)
+      optimizer = to_host(optimizer, spec.shardings.optimizer)
       metrics |= {
         "skipped": 1.0 - accepted,
         "grad_norm": grad_norm,

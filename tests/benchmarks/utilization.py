@@ -73,7 +73,7 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
   made = experiment(name, chosen)
   spec = make_train_spec(made, make_partitioner(made.mesh, made.rules))
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
-  step = lowered.compile(compiler_options=compiler_options(spec.partitioner.device))
+  step = lowered.compile(compiler_options=compiler_options(spec.partitioner.device, spec.experiment.model))
   state, batch = spec.init_state(0), random_batch(made)
   times_s, rates = [], []
   for i in range(chosen.steps + 2):

@@ -36,6 +36,9 @@ LATENT = {
 }  # fmt: skip
 """Other values of the fields of attention layers."""
 
+GROUPED_DISPATCH = {"exchange": "all_gather", "exchange_chunks": 2, "receive_factor": 1.0}
+"""The same of the dispatch."""
+
 DEPTHS = {
   "top_k_depths": {
     "model.depths": ThresholdDepths(share=0.5), "model.depths[top_k].every": 1, "model.depths[top_k].share": 0.25,

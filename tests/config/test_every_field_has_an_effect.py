@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from effect_fixtures import DENSE, DEPTHS, GROUPED_QUERY, LATENT, OPTIMIZERS, ahead, routed, sparse
+from effect_fixtures import DENSE, DEPTHS, GROUPED_DISPATCH, GROUPED_QUERY, LATENT, OPTIMIZERS, ahead, routed, sparse
 
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
@@ -88,7 +88,7 @@ BASES = {
   "grouped": GROUPED,
   "heads": replace(DENSE, model=replace(DENSE.model, attention_experts=2)),
   "latent": replace(DENSE, model=replace(DENSE.model, num_kv_heads=4, attention=(Latent(kv_rank=8, rotary_dim=4),))),
-  "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True)),
+  "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True, remat="attention")),
   "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
   "top_k_depths": routed(TopKDepths(share=0.5)),
@@ -108,7 +108,7 @@ PROGRAM = {
     "model.attention": (GroupedQuery(), GroupedQuery(window=4)),
     **{f"model.attention[grouped_query].{name}": value for name, value in GROUPED_QUERY.items()},
     "training.batch_size": 16, "training.gradient_accumulation": 2, "training.losses.z": 0.1,
-    "training.anomalies.spike": 3.0,
+    "training.anomalies.spike": 3.0, "optimizer.offload_moments": True,
     "optimizer.keep_zeros": True, "optimizer.weight_decay": 0.2, "optimizer.gradient_clip": 0.5,
     "optimizer[AdamW].beta1": 0.8,
     "optimizer[AdamW].beta2": 0.8, "optimizer[AdamW].epsilon": 1e-6, "optimizer[AdamW].moment_dtype": "bfloat16",
@@ -135,13 +135,10 @@ PROGRAM = {
   "expert_choice": {"model.moe.router[expert_choice].scores": "sigmoid", "model.moe.router[expert_choice].gumbel": 0.5},
   "threshold": {"model.moe.router[threshold].threshold": 0.9, "model.moe.router[threshold].equal_counts": True},
   "groups": {"model.moe.router[top_k].expert_groups": 8, "model.moe.router[top_k].groups_per_token": 1},
-  "grouped": {
-    "model.moe.dispatch[grouped].exchange": "all_gather", "model.moe.dispatch[grouped].exchange_chunks": 2,
-    "model.moe.dispatch[grouped].receive_factor": 1.0,
-  },
+  "grouped": {f"model.moe.dispatch[grouped].{name}": value for name, value in GROUPED_DISPATCH.items()},
   "heads": {"training.losses.attention_mutual_information": 0.1},
   "latent": {f"model.attention[latent].{name}": value for name, value in LATENT.items()},
-  "normed": {"model.qk_norm_over": "all_heads"},
+  "normed": {"model.qk_norm_over": "all_heads", "model.offload_activations": ("attention",)},
   "shared": {"model.moe.shared_gate": True},
   "meshed": {
     "mesh.data": 2, "mesh.expert": 1, "mesh.context": 2, "mesh.model": 1, "mesh.replica": 2,

@@ -161,13 +161,20 @@ def test_the_experts_of_maxtext_are_dropless_where_it_has_no_capacity(tmp_path):
 
 
 def test_what_maxtext_has_and_moejax_lacks_is_named(tmp_path):
-  name = maxtext(tmp_path, LLAMA_2_7B, "quantization=fp8", "remat_policy=qkv_proj_offloaded")
+  name = maxtext(tmp_path, LLAMA_2_7B, "quantization=fp8", "optimizer_memory_host_offload=True")
   with pytest.raises(
-    UserError, match=r"quantization \(products in fp8\); remat_policy.*--without quantization remat_p"
+    UserError, match=r"quantization \(products in fp8\); optimizer_mem.*--without quantization optimizer_mem"
   ):
     foreign_experiment(name, 8, ())
-  _, without = foreign_experiment(name, 8, ("quantization", "remat_policy"))
-  assert list(without) == ["quantization", "remat_policy"]
+  features = ("quantization", "optimizer_memory_host_offload")
+  _, without = foreign_experiment(name, 8, features)
+  assert tuple(without) == features
+
+
+def test_what_maxtext_offloads_of_attention_is_offloaded(tmp_path):
+  name = maxtext(tmp_path, LLAMA_2_7B, "remat_policy=qkv_proj_offloaded")
+  model = foreign_experiment(name, 8, ())[0].model
+  assert (model.remat, model.offload_activations) == ("attention", ("attention",))
 
 
 @pytest.mark.parametrize("wrong", ["remat_policy=mystery", "per_device_batch_size", "global_parameter_scale=3"])

@@ -10,8 +10,9 @@ from moejax.experiments import EXPERIMENTS
 from moejax.overrides import override
 from moejax.planning.compile import Compiled
 from moejax.planning.estimate import estimate
+from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS
 from moejax.planning.meshes import on_topology
-from moejax.planning.offload import HOST_BANDWIDTH, STAYING_LAYERS, Offloaded, offloaded
+from moejax.planning.offload import Offloaded, offloaded
 from moejax.planning.plan import Plan, plan_of
 from moejax.planning.topology import parse_topology
 

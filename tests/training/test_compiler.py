@@ -5,7 +5,9 @@ import dataclasses
 import jax
 import pytest
 
-from moejax.training.compiler import EXCHANGE, FUSION, OVERLAP, SPARSE_CORES, compiler_options
+from moejax.config.fields import with_fields
+from moejax.experiments import EXPERIMENTS
+from moejax.training.compiler import CHUNKS, EXCHANGE, FUSION, OVERLAP, SPARSE_CORES, compiler_options
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,15 @@ class Described:
 def test_only_tpus_have_options():
   assert compiler_options(jax.devices()[0]) == {}
   assert compiler_options(Described("gpu", "NVIDIA H100 80GB HBM3")) == {}
+
+
+@pytest.mark.parametrize(("chunks", "is_asynchronous"), [(1, False), (2, True)])
+def test_rows_travel_beside_products_where_they_are_exchanged_in_chunks(chunks, is_asynchronous):
+  experiment = EXPERIMENTS["qwen3_30b_a3b"]()
+  model = with_fields(experiment, {"model.moe.dispatch.exchange_chunks": chunks}).model
+  options = compiler_options(Described("tpu", "TPU v5p"), model)
+  assert (options.items() >= CHUNKS.items()) is is_asynchronous
+  assert compiler_options(Described("gpu", "NVIDIA H100 80GB HBM3"), model) == {}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,110 @@
+"""Offload to the memory of the host: the same training as without it, with the arrays where they should be."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from training_fixtures import fresh_state, run_steps, spec_of, tiny
+
+from moejax.config import AdamW, Checkpoints, LoRA, Mesh, Muon
+from moejax.host_memory import is_on_host
+from moejax.models.abstract import parameter_name
+from moejax.training.checkpoint import Checkpointer
+from moejax.training.memory import argument_bytes
+from moejax.training.step import abstract_inputs, make_train_step
+
+CUBE = Mesh(data=2, expert=2, model=2)
+
+
+def offloading(sparse=False, remat="products", activations=(), moments=False, optimizer=AdamW, **fields):
+  base = tiny(sparse, **fields)
+  return dataclasses.replace(
+    base,
+    model=dataclasses.replace(base.model, remat=remat, offload_activations=activations, d_ff=48),
+    optimizer=optimizer(learning_rate=3e-3, offload_moments=moments),
+  )
+
+
+@pytest.mark.parametrize("optimizer", [AdamW, LoRA, Muon])
+def test_the_arrays_of_the_optimizer_are_on_the_host_and_need_no_memory_of_the_device(optimizer):
+  experiment = offloading(moments=True, optimizer=optimizer, mesh=Mesh(data=2))
+  state, without = (spec_of(each).abstract_state for each in (experiment, offloading(optimizer=optimizer)))
+  assert not any(is_on_host(leaf.sharding) for leaf in jax.tree.leaves((state.step, state.parameters)))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer):
+    assert is_on_host(leaf.sharding) == (leaf.ndim > 0), parameter_name(path)
+  scalars = sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(state.optimizer) if not leaf.shape)
+  assert argument_bytes(state.optimizer) == scalars < argument_bytes(without.optimizer) / 100
+
+
+GROUPS = [
+  ("products", ("attention",)), ("products", ("products",)), ("products", ("layer_inputs",)),
+  ("dots", ("attention", "layer_inputs")), ("attention", ("attention",)), ("layer_inputs", ("layer_inputs",)),
+]  # fmt: skip
+
+
+def saved_of_layers(experiment):
+  """The arrays that the loop over layers saves for the backward pass: shape without layers, and whether on the host."""
+  spec = spec_of(experiment)
+  jaxpr = make_train_step(spec).trace(*abstract_inputs(spec)).jaxpr
+  found = []
+
+  def visit(jaxpr):
+    for equation in jaxpr.eqns:
+      if equation.primitive.name == "scan" and not found:
+        stacked = equation.outvars[equation.params["num_carry"] :]
+        found.extend((x.aval.shape[1:], x.aval.memory_space == jax.memory.Space.Host) for x in stacked)
+      for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
+        inner = getattr(value, "jaxpr", value)
+        if hasattr(inner, "eqns"):
+          visit(inner)
+
+  visit(jaxpr)
+  return found
+
+
+@pytest.mark.parametrize(("remat", "activations"), GROUPS)
+def test_the_values_that_are_offloaded_and_no_others_leave_the_device(remat, activations):
+  before = saved_of_layers(offloading(remat=remat))
+  after = saved_of_layers(offloading(remat=remat, activations=activations))
+  assert not any(on_host for _, on_host in before)
+  assert sorted(shape for shape, _ in before) == sorted(shape for shape, _ in after), "nothing is saved twice"
+  B, T, D, N, H, F = 16, 32, 32, 8, 4, 48
+  of_group = {"attention": {(B, T, N, H)}, "products": {(B, T, F), (B * T, F)}, "layer_inputs": {(B, T, D)}}
+  offloaded = {shape for shape, on_host in after if on_host}
+  assert all(offloaded & of_group[group] for group in activations)
+  kept = {shape for shape, on_host in after if not on_host}
+  # The output of attention, which some policies keep on the device, has the shape of the layer's input.
+  unique = [group for group in activations if group != "layer_inputs" or remat == "layer_inputs"]
+  assert not any(kept & of_group[group] for group in unique)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "fields",
+  [
+    {"sparse": True, "mesh": CUBE, "activations": ("attention", "products", "layer_inputs"), "moments": True},
+    {"remat": "layer_inputs", "activations": ("layer_inputs",), "moments": True, "optimizer": Muon},
+  ],
+  ids=["MoE on 8 devices", "dense on one device"],
+)
+def test_training_is_the_same_as_without_offload(fields):
+  state, losses, _ = run_steps(offloading(**fields), steps=3)
+  expected_state, expected_losses, _ = run_steps(offloading(**fields | {"activations": (), "moments": False}), steps=3)
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+  for (path, mine), other in zip(
+    jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected_state), strict=True
+  ):
+    np.testing.assert_allclose(mine, other, atol=1e-5, err_msg=parameter_name(path))
+
+
+@pytest.mark.parametrize("moments", [True, False])
+def test_a_checkpoint_is_restored_with_and_without_offload(tmp_path, moments):
+  saved, restored = (offloading(moments=each, mesh=Mesh(data=2)) for each in (moments, not moments))
+  state, progress = fresh_state(saved), {"data": None, "train_time_s": 1.0, "tokens": 1}
+  checkpointer = Checkpointer(tmp_path / "checkpoints", Checkpoints())
+  checkpointer.save(state, 1, progress)
+  checkpointer.close()
+  found, _ = Checkpointer(tmp_path / "checkpoints", Checkpoints()).restore(1, spec_of(restored).abstract_state)
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(found), jax.device_get(state))
+  assert jax.tree.map(lambda leaf: leaf.sharding, found) == spec_of(restored).shardings
