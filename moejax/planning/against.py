@@ -97,7 +97,7 @@ def record_step(plan: Plan, measured_s: float, path: pathlib.Path | None) -> Aga
     matrix_s=seconds["matrix"],
     kernel_s=seconds["kernel"],
     memory_s=seconds["memory"],
-    exposed_s=plan.breakdown_s["collective_exposed"],
+    exposed_s=plan.breakdown_s["collective_exposed"] + plan.breakdown_s["host_exposed"],
     predicted_s=plan.step_time_s,
     measured_s=measured_s,
   )

@@ -31,8 +31,9 @@ def by_scope(plan: Plan) -> dict[str, ScopeCost]:
   for operation in plan.operations:
     before = found.get(operation.scope, ScopeCost())
     found[operation.scope] = dataclasses.replace(before, time_s=before.time_s + operation.time_s)
-  if overhead_s := (plan.breakdown_s or {}).get("overhead"):
-    found["overhead"] = ScopeCost(time_s=overhead_s)
+  for name in ("overhead", "host_exposed"):  # without operations
+    if seconds := (plan.breakdown_s or {}).get(name):
+      found[name] = ScopeCost(time_s=seconds)
   for moved in plan.collectives:
     before = found.get(moved.scope, ScopeCost())
     found[moved.scope] = ScopeCost(

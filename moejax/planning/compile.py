@@ -93,6 +93,11 @@ def compile_step(
   """
   progress.stage(f"describing {topology.name}")
   experiment = on_topology(experiment, topology)
+  if experiment.optimizer.offload_moments and topology.chip.platform == "gpu":
+    raise UserError(
+      "optimizer.offload_moments=True: XLA describes the arguments of programs for GPU in device memory, wherever they "
+      "are; set it to False, and plan with --offload moments"
+    )
   partitioner = make_partitioner(experiment.mesh, experiment.rules, describe_devices(topology))
   joined = network(topology, partitioner.mesh, experiment.mesh)
   progress.stage(f"lowering {experiment.name}")

@@ -176,7 +176,7 @@ class _Reader:
         continue
       if opcode in ("while", "call", "conditional"):
         clock += self._nested(computation, instruction, times)
-      elif (copied := host_copy(computation, instruction)) is not None:
+      elif (copied := host_copy(self.program, computation, instruction)) is not None:
         self.host.time_s += times * host.begin(instruction.name, copied, clock)
         self.host.bytes += times * copied.bytes
         if not opcode.endswith("-start"):

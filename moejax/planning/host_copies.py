@@ -3,7 +3,7 @@
 import dataclasses
 
 from moejax.config.chips import Chip
-from moejax.planning.program import Computation, Instruction
+from moejax.planning.program import Computation, Instruction, Program
 
 HOST_SPACE = 5
 """The memory space of the host in a compiled program."""
@@ -43,8 +43,14 @@ class HostCopy:
   to_host: bool
 
 
-def host_copy(computation: Computation, instruction: Instruction) -> HostCopy | None:
-  """The copy that an instruction makes or, with `-start`, begins. None for any other instruction."""
+def host_copy(program: Program, computation: Computation, instruction: Instruction) -> HostCopy | None:
+  """The copy that an instruction makes or, with `-start`, begins. None for any other instruction. On GPU, a copy is in
+  a fusion of its own."""
+  if instruction.opcode in ("fusion", "fusion-start"):
+    inner = program.computations.get("".join(instruction.called("calls")))
+    if inner is None:
+      return None
+    computation, instruction = inner, inner.root
   kind = instruction.opcode.removesuffix("-start")
   if kind not in ("copy", "dynamic-slice", "dynamic-update-slice"):
     return None

@@ -199,7 +199,7 @@ def key_of(program: Program, name: str) -> Key:
 
 def by_part(found: Cost) -> dict[Key, float]:
   """Predicted seconds of each part of a step. The sum is the step time."""
-  seconds: dict[Key, float] = {NOTHING: found.breakdown_s["overhead"]}
+  seconds: dict[Key, float] = {NOTHING: found.breakdown_s["overhead"] + found.breakdown_s["host_exposed"]}
   for operation in found.operations:
     key = (operation.scope, operation.of_pass)
     seconds[key] = seconds.get(key, 0.0) + operation.time_s

@@ -8,6 +8,7 @@ from planning_programs import network_of
 
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, Training
 from moejax.config.chips import CHIPS
+from moejax.errors import UserError
 from moejax.planning.cost import cost
 from moejax.planning.estimate import estimate
 from moejax.planning.host_copies import HOST_BANDWIDTH
@@ -35,13 +36,18 @@ COPIES = {
     "dynamic-update-slice-start(%layers, %row, %zero, %zero)",
     "%put.done = f32[8,1048576]{1,0:S(5)} dynamic-update-slice-done(%put)",
   ),
+  "in a fusion": (
+    "%fused = ((f32[8,1048576]{1,0:S(5)}, s32[]), f32[1,1048576]{1,0}, u32[]) fusion-start(%layers, %zero), "
+    "kind=kCustom, calls=%wrapped",
+    "%fused.done = f32[1,1048576]{1,0} fusion-done(%fused)",
+  ),
   "of a slice from the host": (
     "%get = ((f32[8,1048576]{1,0:S(5)}, s32[], s32[]), f32[1,1048576]{1,0}, u32[]{:S(2)}) "
     "dynamic-slice-start(%layers, %zero, %zero), dynamic_slice_sizes={1,1048576}",
     "%get.done = f32[1,1048576]{1,0} dynamic-slice-done(%get)",
   ),
 }
-"""How each copy begins and ends, as libtpu writes it."""
+"""How each copy begins and ends, as libtpu writes it, and in a fusion, as XLA for GPU does."""
 
 
 def priced(*lines: str, cycles: int = 0):
@@ -49,6 +55,12 @@ def priced(*lines: str, cycles: int = 0):
   work = '%work = f32[128]{0} negate(%small), backend_config={"window_config":{"estimated_cycles":"CYCLES"}}'
   body = "\n".join(f"  {line}" for line in lines).replace("WORK", work).replace("CYCLES", str(cycles))
   text = f"""HloModule m, is_scheduled=true
+
+%wrapped (a: f32[8,1048576], b: s32[]) -> f32[1,1048576] {{
+  %all = f32[8,1048576]{{1,0:S(5)}} parameter(0)
+  %at = s32[] parameter(1)
+  ROOT %slice = f32[1,1048576]{{1,0}} dynamic-slice(%all, %at, %at), dynamic_slice_sizes={{1,1048576}}
+}}
 
 ENTRY %main (a: f32[1048576], b: f32[1048576], c: f32[8,1048576], d: f32[1,1048576], e: f32[128]) -> f32[128] {{
   %device = f32[1048576]{{0}} parameter(0)
@@ -142,3 +154,8 @@ def test_a_program_for_tpu_has_what_is_offloaded_on_the_host_and_copies_it(tmp_p
   assert after.hbm_bytes_per_device < before.hbm_bytes_per_device
   assert 0 < after.host.exposed_s <= after.host.time_s
   assert after.to_json()["host"]["bytes"] == after.host.bytes and plan_page(after)
+
+
+def test_moments_on_the_host_are_planned_by_the_formula_for_gpus():
+  with pytest.raises(UserError, match="plan with --offload moments"):
+    plan(dataclasses.replace(OFFLOADING, mesh=Mesh()), parse_topology("gpu:h100:4"))

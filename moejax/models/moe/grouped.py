@@ -71,7 +71,7 @@ def _chunks(tokens: list[jax.Array], count: int) -> Iterator[list[jax.Array]]:
   """Splits arrays of this device's tokens into `count` chunks, whose sizes differ by at most one token. No chunk
   depends on another, so that the compiler can overlap the exchange of one with the products of another."""
   m = len(tokens[0])
-  count = min(count, m)
+  count = max(1, min(count, m))
   bounds = [m * i // count for i in range(count + 1)]
   yield from ([x[begin:end] for x in tokens] for begin, end in itertools.pairwise(bounds))
 
