@@ -19,6 +19,7 @@ from moejax.config.experiment import Evaluation, Experiment, Suite
 from moejax.config.fields import OF_SPARSE_MEMBERS, with_fields, with_members
 from moejax.config.kinds import check_functions
 from moejax.config.walk import walk
+from moejax.errors import UserError
 from moejax.optional import library
 from moejax.processes.environment import is_one_of_several
 from moejax.progress import SILENT, Progress
@@ -171,7 +172,7 @@ def evaluate(
     few_shot=few_shot,
     include_path=include_path and pathlib.Path(include_path),
     gen_kwargs=harness.parse_gen_kwargs(gen_kwargs) if gen_kwargs else {},
-    sparse=parse_sparse(sparse) if sparse else None,
+    sparse=None if sparse is None else parse_sparse(sparse),
   )
   results = harness.evaluate_run(directory, experiment, request, progress, log_samples, checkpoint)
   return Evaluated(directory, headlines(results, requested_benchmarks(results)), results)
@@ -202,7 +203,7 @@ def generate(
 
   sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
   asked = [Prompt(text=text, max_tokens=max_tokens, stop=tuple(stop)) for text in prompts]
-  chosen = parse_sparse(sparse) if sparse else None
+  chosen = None if sparse is None else parse_sparse(sparse)
   return [found.text for found in continue_texts(pathlib.Path(run), asked, sampling, seed, sparse=chosen)]
 
 
@@ -245,6 +246,8 @@ def sparsity(
   from moejax.evaluation.tasks import flat
 
   sweep = Sweep.of(experiment.model, modes, max_increase, batch_sizes, rounds)
+  if limit is not None and not tasks:
+    raise UserError(f"--limit {limit} has no effect without --tasks; remove it, or give --tasks")
   join()
 
   def score(mode: str | None) -> dict[str, float]:

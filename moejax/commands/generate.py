@@ -77,9 +77,9 @@ def run(known: argparse.Namespace, overrides: list[str]) -> int:
   from moejax.inference.text import Prompt, continue_texts
 
   sampling = Sampling(temperature=known.temperature, top_k=known.top_k, top_p=known.top_p, min_p=known.min_p)
-  sparse = parse_sparse(known.sparse) if known.sparse else None
+  sparse = None if known.sparse is None else parse_sparse(known.sparse)
   if known.batch_file:
-    requests = read_requests(known.batch_file, known.max_tokens, known.stop)
+    requests = read_requests(known.batch_file, known.max_tokens, known.stop, experiment.data.sequence_length)
     prompts = [request.prompt for request in requests]
     found = continue_texts(directory, prompts, sampling, known.seed, experiment, warn=_warn, sparse=sparse)
     lines = "".join(answers(requests, found))

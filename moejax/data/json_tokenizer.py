@@ -11,16 +11,24 @@ from moejax.data.sentencepiece_tokenizer import SPACE
 from moejax.errors import UserError
 from moejax.optional import library
 
-BEGINS = ("<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>", "</s>")
-ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", "<|endoftext|>")
+_OF_DEEPSEEK = "<\uff5c{}\u2581of\u2581sentence\uff5c>"
+BEGINS = (
+  "<|begin_of_text|>", "<s>", "<bos>", "[BOS]", "<|startoftext|>", _OF_DEEPSEEK.format("begin"), "<|endoftext|>", "</s>"
+)  # fmt: skip
+ENDS = ("<|end_of_text|>", "</s>", "<eos>", "[EOS]", _OF_DEEPSEEK.format("end"), "<|endoftext|>")
 PADDINGS = ("<|padding|>", "<pad>", "[PAD]", "<|pad|>")
 """Names of special tokens in tokenizer files, the most common first."""
+
+CONFIG = "tokenizer_config.json"
+"""File that names the special tokens of a tokenizer, as transformers writes it."""
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class JsonTokenizer:
-  """The tokenizer of a file. If it has no begin-of-text token, one is added after its ids."""
+  """The tokenizer of a file. Its begin-of-text and end-of-text tokens are those of tokenizer_config.json in the same
+  folder or, where that is missing, those with a common name. If there is no begin-of-text token, one is added after the
+  ids of the file."""
 
   def __init__(self, path: pathlib.Path, sha256: str):
     tokenizers = library("tokenizers")
@@ -46,11 +54,14 @@ class JsonTokenizer:
     def special(names: tuple[str, ...]) -> int | None:
       return next((vocabulary[name] for name in names if name in vocabulary), None)
 
-    begin = special(BEGINS)
+    named = _named(path.parent / CONFIG)
+    begin = special((*named["bos_token"], *BEGINS))
     self.begin = size if begin is None else begin
     self.vocab_size = size + (begin is None)
-    end, padding = special(ENDS), special(PADDINGS)
+    end, padding = special((*named["eos_token"], *ENDS)), special(PADDINGS)
     self.end = self.begin if end is None else end
+    if (begin, end) != (special(BEGINS), special(ENDS)):
+      self.identity += f" begin {self.begin} end {self.end}"
     self.padding = self.end if padding is None else padding
 
   @functools.cached_property
@@ -75,3 +86,20 @@ class JsonTokenizer:
     text = self.byte_lengths > 0
     kept = [i for i in np.asarray(ids).tolist() if 0 <= i < len(text) and text[i]]
     return self._tokenizer.decode(kept, skip_special_tokens=False)
+
+
+def _named(path: pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """The begin-of-text and end-of-text tokens that a tokenizer_config.json names. Empty if it names none.
+
+  Raises:
+    ValueError: If the file is not a JSON object.
+  """
+  content = json.loads(path.read_text()) if path.is_file() else {}
+  if not isinstance(content, dict):
+    raise ValueError(f"{path} is not a JSON object")
+  found: dict[str, tuple[str, ...]] = {}
+  for field in ("bos_token", "eos_token"):
+    token = content.get(field)
+    name = token.get("content") if isinstance(token, dict) else token
+    found[field] = (name,) if isinstance(name, str) else ()
+  return found

@@ -4,6 +4,7 @@ B batch  T query position
 """
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -42,7 +43,8 @@ def decode_speeds(
   speed: Speed,
   progress: Progress = SILENT,
 ) -> dict[str, dict[str, float]]:
-  """New tokens per second, prefill included, of each member by batch size. Prompts are held-out text.
+  """New tokens per second, prefill included, of each member by batch size. Prompts are held-out text. A batch is padded
+  to a multiple of the data shards.
 
   Args:
     members: models for inference and their parameters, by name.
@@ -58,7 +60,9 @@ def decode_speeds(
   found: dict[str, dict[str, float]] = {name: {} for name in members}
   for size in speed.batch_sizes:
     prompts = [tokens_BT[i % len(tokens_BT), :prompt_tokens].tolist() for i in range(size)]
-    generators = {name: Generator(model, size, corpus.tokenizer.vocab_size) for name, (model, _) in members.items()}
+    generators = {
+      name: Generator(model, _padded(size, model), corpus.tokenizer.vocab_size) for name, (model, _) in members.items()
+    }
     times: dict[str, list[float]] = {name: [] for name in members}
     progress.stage(f"generate with batch size {size}", total=speed.rounds + 1)
     for turn in range(speed.rounds + 1):
@@ -71,6 +75,11 @@ def decode_speeds(
     for name, measured in times.items():
       found[name][str(size)] = size * new_tokens / statistics.median(measured)
   return found
+
+
+def _padded(size: int, model: AbstractModel) -> int:
+  shards = model.partitioner.shards("batch")
+  return shards * math.ceil(size / shards)
 
 
 def held_out_batches(corpus: Corpus, experiment: Experiment) -> Iterator[Any]:

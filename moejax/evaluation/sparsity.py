@@ -18,7 +18,6 @@ import numpy as np
 from moejax.config.experiment import Experiment
 from moejax.config.fields import with_fields
 from moejax.config.model import Model
-from moejax.config.sharding import check_dimensions
 from moejax.data.corpus import Corpus
 from moejax.data.text import open_text
 from moejax.errors import UserError
@@ -133,14 +132,12 @@ def measure_modes(loaded: Loaded, corpus: Corpus, sweep: Sweep, progress: Progre
   all its experts in every mode.
 
   Raises:
-    UserError: as `sparse_model`, or the mesh does not divide a batch size.
+    UserError: as `sparse_model`.
   """
   modes, speed, names = sweep.modes, sweep.speed, [ALL, *map(str, sweep.modes)]
   partitioner = loaded.model.partitioner
   config = dataclasses.replace(loaded.experiment.model, layers=loaded.model.config.layers)
   models = dict(zip(names, [inference_model(config, partitioner, mode) for mode in (None, *modes)], strict=True))
-  for size in speed.batch_sizes if speed else ():
-    check_dimensions("--batch-sizes", {"batch": size}, partitioner.rules, partitioner.shape)
   rows = []
   for (name, model), mode in zip(models.items(), (None, *modes), strict=True):
     progress.stage(f"score {name}")

@@ -6,6 +6,7 @@ B batch  T query position  D embed
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,19 +53,24 @@ class Generator:
     self._rows, self._everywhere = rows, everywhere
 
     def prefill(
-      parameters: Parameters, cache: Cache, tokens_BT: jax.Array, counts_B: jax.Array, last_B: jax.Array, key: jax.Array
+      parameters: Parameters,
+      cache: Cache,
+      tokens_BT: jax.Array,
+      counts_B: jax.Array,
+      last_B: jax.Array,
+      keys_B: jax.Array,
     ) -> tuple[jax.Array, Cache]:
       """Returns the next token of each row. A row without new tokens keeps its last token."""
       transformer = model.module(parameters)
       x_BTD, cache = extend(transformer, tokens_BT, counts_B, cache)
       x_BD = jnp.take_along_axis(x_BTD, jnp.maximum(counts_B - 1, 0)[:, None, None], axis=1)[:, 0]
-      return jnp.where(counts_B > 0, choose(_logits(transformer, x_BD), key), last_B), cache
+      return jnp.where(counts_B > 0, choose(_logits(transformer, x_BD), keys_B), last_B), cache
 
     def decode(
-      parameters: Parameters, cache: Cache, last_B: jax.Array, active_B: jax.Array, key: jax.Array, step: jax.Array
+      parameters: Parameters, cache: Cache, last_B: jax.Array, active_B: jax.Array, keys_B: jax.Array, step: jax.Array
     ) -> tuple[jax.Array, Cache]:
       """Returns the token after `last_B` of each active row. The others keep their last token."""
-      return prefill(parameters, cache, last_B[:, None], active_B, last_B, jax.random.fold_in(key, step))
+      return prefill(parameters, cache, last_B[:, None], active_B, last_B, _folded(keys_B, step))
 
     self._empty = jax.jit(functools.partial(empty_cache, model, batch_size), static_argnums=0, out_shardings=cache)
     program = functools.partial(jax.jit, out_shardings=(everywhere, cache), donate_argnums=1)
@@ -88,16 +94,18 @@ class Generator:
       prompts: token ids, at least one per prompt.
       stops: the stop condition of each prompt. The token that fulfills it is part of the continuation.
       max_new: maximum number of new tokens, for all prompts or for each.
-      seed: seed for sampling.
+      seed: seed for sampling. A sample depends on it and on the index of the prompt, not on other prompts or the mesh.
       observe: called after each token.
     """
     limits = [max_new] * len(prompts) if isinstance(max_new, int) else list(max_new)
-    for number, indices in enumerate(batches_by_length([len(prompt) for prompt in prompts], self._batch_size)):
-      key = jax.random.fold_in(jax.random.key(seed), number)
+    for indices in batches_by_length([len(prompt) for prompt in prompts], self._batch_size):
+      of_rows = np.zeros(self._batch_size, np.uint32)
+      of_rows[: len(indices)] = indices
+      keys_B = _folded(jax.random.key(seed), of_rows)
       rows = [_Row(i, prompts[i], stops[i], limits[i], observe, []) for i in indices]
-      yield from self._batch(parameters, rows, key)
+      yield from self._batch(parameters, rows, keys_B)
 
-  def _batch(self, parameters: Parameters, rows: list["_Row"], key: jax.Array) -> Iterator[tuple[int, list[int]]]:
+  def _batch(self, parameters: Parameters, rows: list["_Row"], keys_B: jax.Array) -> Iterator[tuple[int, list[int]]]:
     longest, most = max(len(row.prompt) for row in rows), max(row.limit for row in rows)
     chunks = _chunks(longest)
     cache = self._empty(bucket(sum(chunks) + most))
@@ -109,7 +117,7 @@ class Generator:
         part = row.prompt[begin : begin + length]
         tokens_BT[b, : len(part)], counts_B[b] = part, len(part)
       chunk = (to_devices(tokens_BT, self._model.partitioner.batch), to_devices(counts_B, self._rows))
-      token_B, cache = self._prefill(self._for(length, parameters), cache, *chunk, token_B, key)
+      token_B, cache = self._prefill(self._for(length, parameters), cache, *chunk, token_B, keys_B)
       begin += length
     active = np.arange(self._batch_size) < len(rows)
     # The tokens stay on the devices as the input of the next step. They are copied from them, to be seen, and nothing
@@ -123,7 +131,7 @@ class Generator:
         break
       if step == 1 or (active != before).any():
         active_B = to_devices(active.astype(np.int32), self._rows)
-      token_B, cache = self._decode(self._for(1, parameters), cache, token_B, active_B, key, np.int32(step))
+      token_B, cache = self._decode(self._for(1, parameters), cache, token_B, active_B, keys_B, np.int32(step))
     yield from ((row.index, row.continuation) for row in rows)
 
   def _for(self, length: int, parameters: Parameters) -> Parameters:
@@ -157,6 +165,11 @@ def _chunks(longest: int) -> list[int]:
   """Lengths of the chunks of the longest prompt of a batch."""
   whole, rest = divmod(longest, CHUNK)
   return [CHUNK] * whole + ([bucket(rest)] if rest else [])
+
+
+def _folded(keys: jax.Array, numbers: Any) -> jax.Array:
+  """A key for each of several keys or numbers."""
+  return jax.vmap(jax.random.fold_in, (0 if keys.ndim else None, 0 if np.ndim(numbers) else None))(keys, numbers)
 
 
 def _logits(transformer: Transformer, x_BD: jax.Array) -> jax.Array:

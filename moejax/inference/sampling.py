@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from moejax.errors import UserError
 
-COLDEST = 1e-30
-"""Smallest temperature above 0, by which logits can be divided in float32."""
+COLDEST, HOTTEST = 1e-30, 1e30
+"""Smallest temperature above 0 and the largest, by which logits can be divided in float32."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class Sampling:
   """Sample from tokens with at least this fraction of the probability of the best one (arXiv 2407.01082)."""
 
   def __post_init__(self) -> None:
-    if self.temperature != 0 and not COLDEST <= self.temperature < math.inf:
+    if self.temperature != 0 and not COLDEST <= self.temperature <= HOTTEST:
       raise UserError(
-        f"temperature={self.temperature} must be 0, for greedy decoding, or finite and at least {COLDEST}"
+        f"temperature={self.temperature} must be 0, for greedy decoding, or between {COLDEST} and {HOTTEST}"
       )
     if self.top_k is not None and self.top_k < 1:
       raise UserError(f"top_k={self.top_k} must be 1 or above")
@@ -49,12 +49,12 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, vocab_size: int) -> jax.Array:
+def sample(logits_BV: jax.Array, keys_B: jax.Array, sampling: Sampling, vocab_size: int) -> jax.Array:
   """Returns token_B in int32.
 
   Args:
     logits_BV: float32.
-    key: random key, which greedy sampling ignores.
+    keys_B: random key of each row, which greedy sampling ignores.
     sampling: temperature and limits.
     vocab_size: vocabulary size of the tokenizer. Larger ids, which the model may have, are never drawn.
   """
@@ -66,7 +66,7 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, vocab_size:
   descending_BV = -jnp.sort(-logits_BV, axis=-1)
   if sampling.top_k is not None and sampling.top_k < logits_BV.shape[-1]:
     logits_BV = jnp.where(logits_BV < descending_BV[:, sampling.top_k - 1, None], -jnp.inf, logits_BV)
-  if sampling.top_p is not None:
+  if sampling.top_p is not None and sampling.top_p < 1:  # the sum of all can be rounded to 1 before the last token
     probs_BV = jax.nn.softmax(-jnp.sort(-logits_BV, axis=-1), axis=-1)  # after top_k
     # Tokens before the one at which the sum reaches top_p, and that one.
     kept_B1 = jnp.sum(jnp.cumsum(probs_BV, axis=-1) - probs_BV < sampling.top_p, axis=-1, keepdims=True)
@@ -75,4 +75,4 @@ def sample(logits_BV: jax.Array, key: jax.Array, sampling: Sampling, vocab_size:
   if sampling.min_p:
     least_B1 = jnp.max(logits_BV, axis=-1, keepdims=True) + math.log(sampling.min_p)
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  return jax.random.categorical(key, logits_BV, axis=-1).astype(jnp.int32)
+  return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

@@ -43,10 +43,16 @@ class Sparse:
   @property
   def folder(self) -> str:
     """Folder of a run for what was evaluated in this mode."""
-    return f"sparse/{self.mode}_{self.value:g}"
+    return f"sparse/{self.mode}_{self._number}"
+
+  @property
+  def _number(self) -> str:
+    """The value without a zero after the point, and different for different values."""
+    short = f"{self.value:g}"
+    return short if float(short) == self.value else repr(self.value)
 
   def __str__(self) -> str:
-    return f"{self.mode}:{self.value:g}"
+    return f"{self.mode}:{self._number}"
 
 
 def parse_sparse(text: str) -> Sparse:

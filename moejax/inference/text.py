@@ -41,6 +41,13 @@ class Prompt:
     if "" in self.stop:
       raise UserError("stop='' would end every continuation immediately; remove it")
 
+  def check_fits(self, length: int) -> None:
+    """Raises UserError if the new tokens and one token of the prompt do not fit in the training length."""
+    if not 1 <= self.max_tokens < length:
+      raise UserError(
+        f"max_tokens={self.max_tokens} must lie between 1 and {length - 1}, one less than the training length"
+      )
+
 
 @dataclasses.dataclass(frozen=True)
 class Continuation:
@@ -94,10 +101,7 @@ def continue_texts(
   experiment = experiment or read_experiment(directory)
   length = experiment.data.sequence_length
   for prompt in prompts:
-    if not 1 <= prompt.max_tokens < length:
-      raise UserError(
-        f"max_tokens={prompt.max_tokens} must lie between 1 and {length - 1}, one less than the training length"
-      )
+    prompt.check_fits(length)
   tokenizer = make_tokenizer(experiment.data.tokenizer)
   loaded = load_run(directory, experiment, warn, sparse, decode=True)
   writers = [_Writer(tokenizer, prompt, i, observe) for i, prompt in enumerate(prompts)]

@@ -99,6 +99,11 @@ def import_model(
     if (folder / name).is_file():
       (directory / TOKENIZER).mkdir(exist_ok=True)
       shutil.copyfile(folder / name, directory / TOKENIZER / name)
+  if experiment.data.tokenizer == BYTES:
+    progress.note(
+      f"warning: {folder} has no tokenizer.json or tokenizer.model, so text is read as bytes; if the model has another "
+      "tokenizer, save it in one of these formats, or set data.tokenizer"
+    )
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
   spec = spec_of_new_run(placed, directory)
   progress.stage(f"read {folder}")

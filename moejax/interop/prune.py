@@ -77,7 +77,9 @@ def pruned_model(model: Model, keep: int) -> Model:
   try:
     fewer = dataclasses.replace(moe, num_experts=keep, experts_per_token=min(keep, moe.experts_per_token))
   except UserError as error:
-    raise UserError(f"--keep {keep} is not possible for this router: {error}") from None
+    raise UserError(
+      f"--keep {keep} is not possible, because {error}; the router of a trained run cannot change, so keep more"
+    ) from None
   return dataclasses.replace(model, moe=fewer)
 
 
@@ -150,7 +152,7 @@ def choose(layer: LayerInputs, keep: int) -> Pruned:
   loss_Y, whole, ratio = losses(keeps_YE)
   best = int(np.argmin(loss_Y))
   kept = tuple(int(e) for e in np.flatnonzero(keeps_YE[best]))
-  error = math.sqrt(max(0.0, float(loss_Y[best])) / float(whole))
+  error = math.sqrt(max(0.0, float(loss_Y[best])) / float(whole)) if whole > 0 else 0.0
   return Pruned(kept, error, float(ratio) if moe.experts_per_token > 1 else None)
 
 

@@ -74,6 +74,46 @@ def test_a_file_without_specials_gets_a_beginning_behind_its_own(path, tmp_path)
   assert tokenizer.decode([280, *tokenizer.encode("the cat")]) == "the cat"
 
 
+@pytest.mark.parametrize(
+  ("bos", "eos", "begin", "end"),
+  [
+    ("<|mine|>", {"content": "<|im_end|>", "lstrip": False}, 280, 281), (None, "<|im_end|>", 0, 281),
+    ("<|mine|>", None, 280, 0), ("<|absent|>", 3, 0, 0), (None, None, 0, 0),
+  ],
+)  # fmt: skip
+def test_a_tokenizer_config_in_the_same_folder_names_the_specials(path, tmp_path, bos, eos, begin, end):
+  def with_two_more(content):
+    of_file = content["added_tokens"][0]
+    content["added_tokens"] += [
+      of_file | {"id": 280 + i, "content": name} for i, name in enumerate(("<|mine|>", "<|im_end|>"))
+    ]
+
+  plain = edited(path, tmp_path, with_two_more)
+  (tmp_path / "tokenizer_config.json").write_text(json.dumps({"bos_token": bos, "eos_token": eos}))
+  tokenizer = make_tokenizer(str(tmp_path / "edited.json"))
+  assert (tokenizer.begin, tokenizer.end, tokenizer.vocab_size) == (begin, end, 282)
+  assert (tokenizer.identity == plain.identity) == ((begin, end) == (0, 0))
+  assert not {begin, end} & set(tokenizer.encode("<|mine|> <|im_end|>").tolist())
+
+
+@pytest.mark.parametrize("content", ["[]", "{"])
+def test_a_tokenizer_config_that_is_no_object_is_refused(path, tmp_path, content):
+  (tmp_path / "tokenizer_config.json").write_text(content)
+  with pytest.raises(UserError, match=r"edited\.json' is not a \.json tokenizer"):
+    edited(path, tmp_path, lambda content: None)
+
+
+def test_the_names_of_deepseek_are_known(path, tmp_path):
+  def of_deepseek(content):
+    names = ["<\uff5cbegin\u2581of\u2581sentence\uff5c>", "<\uff5cend\u2581of\u2581sentence\uff5c>"]
+    of_file = content["added_tokens"][0]
+    content["added_tokens"] = [of_file | {"id": 280 + i, "content": name} for i, name in enumerate(names)]
+    del content["model"]["vocab"]["<|endoftext|>"]
+
+  tokenizer = edited(path, tmp_path, of_deepseek)
+  assert tokenizer.end == tokenizer.begin + 1 == tokenizer.vocab_size - 1  # not a token that was added
+
+
 def test_an_added_token_that_is_no_special_is_text(path, tmp_path):
   def with_spaces(content):
     plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True, "special": False}

@@ -106,6 +106,7 @@ def test_the_experts_of_a_token_are_counted_over_tokens_and_not_over_padding():
     (("--rounds", 0), "--rounds 0 must be 1 or above"),
     (("--batch-sizes", 1, 0), "--batch-sizes 0 must be 1 or above"),
     (("--batch-sizes", 4, 4), "--batch-sizes 4 4 names one twice"),
+    (("--limit", 3), "--limit 3 has no effect without --tasks"),
     (("--max-increase", -0.1), "--max-increase -0.1 must be 0 or above"),
     (("--max-increase", "nan"), "--max-increase nan must be 0 or above"),
     (("--modes", "top_k:2", "top_k:2.0"), "modes top_k:2 top_k:2 name one twice"),
@@ -126,6 +127,12 @@ def test_other_text_is_scored_in_place_of_the_runs_own(trained, tmp_path):
     assert sparsity(run, "--modes", "top_k:4", "--batch-sizes", *options) == 0
     scores.append(json.loads((run / "sparsity.json").read_text())["modes"][0]["perplexity"])
   assert scores[0] != pytest.approx(scores[1], rel=1e-3)
+
+
+def test_batch_sizes_that_the_devices_do_not_divide_are_measured(trained):
+  run, _ = trained
+  found = moejax.sparsity(run, ["top_k:2"], batch_sizes=[1, 3], rounds=1)
+  assert all(set(row["tokens_per_s"]) == {"1", "3"} for row in found["modes"])
 
 
 def test_a_model_that_was_trained_otherwise_is_refused(tmp_path, capsys):

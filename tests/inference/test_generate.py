@@ -162,10 +162,10 @@ def test_the_cache_is_donated_and_no_length_of_a_prompt_compiles_another_program
     list(generator.generate(parameters, [[3] * length, [1]], [never] * 2, max_new=2))
   # 16 tokens with 24 slots, 24 tokens with 32 slots
   assert generator._prefill._cache_size() == generator._decode._cache_size() == 2
-  ones_B, key = np.ones(4, np.int32), jax.random.key(0)
+  ones_B, keys_B = np.ones(4, np.int32), jax.random.split(jax.random.key(0), 4)
   for program, arrays in (
-    (generator._prefill, (np.ones((4, 16), np.int32), ones_B, ones_B, key)),
-    (generator._decode, (ones_B, ones_B, key, np.int32(1))),
+    (generator._prefill, (np.ones((4, 16), np.int32), ones_B, ones_B, keys_B)),
+    (generator._decode, (ones_B, ones_B, keys_B, np.int32(1))),
   ):
     cache = generator._empty(24)
     program(parameters, cache, *arrays)
@@ -193,8 +193,17 @@ def test_every_token_is_seen_as_it_comes_and_each_prompt_has_a_limit_of_its_own(
   assert sorted(seen) == [(i, n + 1, ids[n]) for i, ids in sorted(generated.items()) for n in range(len(ids))]
 
 
-def test_sampled_continuations_depend_on_the_seed_alone():
+def test_a_sample_depends_on_the_seed_and_the_index_of_its_prompt_alone():
   abstract, parameters = make(DENSE)
-  generator = Generator(abstract, 4, 40, Sampling(temperature=1.5))
-  runs = [dict(generator.generate(parameters, PROMPTS, [never] * 4, 6, seed)) for seed in (0, 0, 1)]
-  assert runs[0] == runs[1] != runs[2]
+  prompts, sampling = [*PROMPTS, PROMPTS[2], PROMPTS[2]], Sampling(temperature=1.5)
+
+  def samples(batch_size, prompts=prompts, seed=0):
+    generator = Generator(abstract, batch_size, 40, sampling)
+    return dict(generator.generate(parameters, prompts, [never] * len(prompts), 6, seed))
+
+  drawn = samples(4)
+  assert drawn == samples(4) != samples(4, seed=1)
+  assert drawn == samples(2)
+  others = [prompt if i == 2 else [7] * 20 for i, prompt in enumerate(prompts)]
+  assert samples(4, others)[2] == drawn[2]
+  assert len({tuple(drawn[i]) for i in (2, 4, 5)}) == 3  # equal prompts

@@ -14,7 +14,7 @@ PROBS_V = np.array([0.05, 0.4, 0.1, 0.3, 0.15])
 def drawn(sampling, vocab_size=5, rows=4000):
   """Share of each token among many draws."""
   logits_BV = jnp.broadcast_to(jnp.log(PROBS_V).astype(jnp.float32), (rows, 5))
-  tokens_B = sample(logits_BV, jax.random.key(0), sampling, vocab_size)
+  tokens_B = sample(logits_BV, jax.random.split(jax.random.key(0), rows), sampling, vocab_size)
   return np.bincount(tokens_B, minlength=5) / rows
 
 
@@ -46,6 +46,20 @@ def test_temperature_sharpens():
   np.testing.assert_allclose(drawn(Sampling(temperature=0.5)), PROBS_V**2 / np.sum(PROBS_V**2), atol=0.03)
 
 
+def test_the_hottest_temperature_draws_every_token_of_the_tokenizer_alike():
+  np.testing.assert_allclose(drawn(Sampling(temperature=1e30), vocab_size=4), [0.25] * 4 + [0.0], atol=0.03)
+
+
+def test_a_top_p_of_1_keeps_tokens_whose_probability_is_below_the_rounding_of_sums():
+  V = 5000
+  probs_V = np.full(V, 1.0)
+  probs_V[-1] = 1e-4
+  logits_BV = jnp.log(jnp.broadcast_to(jnp.asarray(probs_V / probs_V.sum(), jnp.float32), (2, V)))
+  keys_B = jax.random.split(jax.random.key(0), 2)
+  all_B, of_1_B = (sample(logits_BV, keys_B, Sampling(temperature=1.0, top_p=p), V) for p in (None, 1.0))
+  np.testing.assert_array_equal(all_B, of_1_B)
+
+
 def test_an_id_beyond_the_tokenizers_is_never_chosen():
   assert drawn(Sampling(temperature=1.0), vocab_size=2)[2:].sum() == 0
   assert drawn(GREEDY, vocab_size=1)[0] == 1
@@ -54,7 +68,7 @@ def test_an_id_beyond_the_tokenizers_is_never_chosen():
 @pytest.mark.parametrize(
   "fields",
   [
-    {"temperature": -1.0}, {"temperature": 1e-40}, {"temperature": float("nan")},
+    {"temperature": -1.0}, {"temperature": 1e-40}, {"temperature": 1e31}, {"temperature": float("nan")},
     {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": -0.1}, {"min_p": 1.5},
     {"min_p": float("nan")}, {"top_k": 5, "temperature": 0.0}, {"min_p": 0.1, "temperature": 0.0},
   ],

@@ -48,6 +48,14 @@ def test_a_mode_is_a_name_and_perhaps_a_number():
   assert sparse_model(DS_MOE, parse_sparse("threshold_top_k")).moe.router.equal_counts
 
 
+def test_each_value_has_a_name_and_a_folder_of_its_own():
+  values = [0.48, 0.4800001, 0.1 + 0.2, 0.3, 1.0, 1000000.0, 1000001.0]
+  modes = [Sparse("threshold", value) for value in values]
+  assert len({mode.folder for mode in modes}) == len({str(mode) for mode in modes}) == len(values)
+  assert all(parse_sparse(str(mode)) == mode for mode in modes)
+  assert modes[0].folder == "sparse/threshold_0.48" and modes[4].folder == "sparse/threshold_1"
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
