@@ -35,7 +35,7 @@ def without_effect(fields: Sequence[str], device: jax.Device) -> str | None:
   """A note that fields which need the memory of the host save no memory on CPU. None if they do, or there are none."""
   if not fields or device.platform != "cpu":
     return None
-  return f"{' and '.join(fields)} saves no memory on CPU, which uses the memory of its host"
+  return f"{' and '.join(fields)} {'save' if len(fields) > 1 else 'saves'} no memory on CPU, which is its own host"
 
 
 def to_device(tree: Any, after: jax.Array | None = None) -> Any:

@@ -1,6 +1,7 @@
 """Offload to the memory of the host: the same training as without it, with the arrays where they should be."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 from training_fixtures import fresh_state, run_steps, spec_of, tiny
 
 from moejax.config import AdamW, Checkpoints, LoRA, Mesh, Muon
-from moejax.host_memory import is_on_host
+from moejax.errors import UserError
+from moejax.host_memory import check_host_memory, is_on_host, without_effect
 from moejax.models.abstract import parameter_name
 from moejax.training.checkpoint import Checkpointer
 from moejax.training.memory import argument_bytes
@@ -35,6 +37,47 @@ def test_the_arrays_of_the_optimizer_are_on_the_host_and_need_no_memory_of_the_d
     assert is_on_host(leaf.sharding) == (leaf.ndim > 0), parameter_name(path)
   scalars = sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(state.optimizer) if not leaf.shape)
   assert argument_bytes(state.optimizer) == scalars < argument_bytes(without.optimizer) / 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+  """A device with these memories."""
+
+  platform: str
+  memories: tuple[str, ...]
+  device_kind: str = "mine"
+
+  def addressable_memories(self):
+    return [SimpleNamespace(kind=kind) for kind in self.memories]
+
+
+def test_a_device_without_memory_of_its_host_is_refused_and_a_cpu_is_noted():
+  fields = offloading(activations=("attention",), moments=True).offload_fields
+  assert fields == ("model.offload_activations", "optimizer.offload_moments") and not offloading().offload_fields
+  alone, whole = Described("tpu", ("device",)), Described("tpu", ("device", "pinned_host"))
+  with pytest.raises(UserError, match=r"moments: mine has no memory of the kind pinned_host, only device; remove"):
+    check_host_memory(fields, alone)
+  check_host_memory(fields, whole)
+  check_host_memory((), alone)
+  assert without_effect(fields, whole) is None is without_effect((), jax.devices()[0])
+  assert "save no memory on CPU" in without_effect(fields, jax.devices()[0])
+
+
+@pytest.mark.parametrize(
+  ("remat", "group", "message"),
+  [
+    (
+      "none",
+      "attention",
+      r"'attention' would have no effect because model\.remat='none'.*to products or dots or atten",
+    ),
+    ("attention", "products", r"'products' would have no effect because .* set remat to products, or remove it$"),
+    ("products", "logits", r"'logits' is not one of attention, products, layer_inputs$"),
+  ],
+)
+def test_what_remat_does_not_save_by_name_cannot_be_offloaded(remat, group, message):
+  with pytest.raises(UserError, match=rf"^model\.offload_activations={message}"):
+    offloading(remat=remat, activations=(group,))
 
 
 GROUPS = [
