@@ -14,7 +14,7 @@ from moejax.config.plain import from_plain
 from moejax.config.router import TopKRouter
 from moejax.errors import UserError
 from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
-from moejax.interop.field_types import check_types
+from moejax.interop.field_types import check_types, short
 from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of
 from moejax.interop.same_function import differences
 
@@ -178,7 +178,7 @@ def config_of(model: Model, length: int, dtype: str = "float32") -> dict[str, An
   if unlike:
     path, ours, theirs = unlike[0]
     raise UserError(
-      f"model.{path}={ours!r} is not supported by {family.model_type}, which requires model.{path}={theirs!r}, nor by "
+      f"model.{path}={short(ours)} is not supported by {family.model_type}, which requires {short(theirs)}, nor by "
       "any other family; only a model that was trained with that value can be exported"
     )
   if family.model_type == "llama":
