@@ -1,0 +1,253 @@
+"""Published training runs as experiments: shape, topology, mesh, rematerialization and precision from the words of a
+list with one run a line, as `python docs/ledger.py` reads it."""
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
+from moejax.config.attention import Attention, GroupedQuery, Latent
+from moejax.config.model import SAVED, Remat, Saved
+from moejax.config.parameters import flops_per_token, tokens_per_step
+from moejax.config.router import Router
+from moejax.config.sharding import DATA_EXPERT_MODEL, Rules
+from moejax.errors import UserError
+from moejax.planning.kernels import product_speedup
+from moejax.planning.meshes import on_topology
+from moejax.planning.topology import Topology, parse_topology
+
+LEAVES_TOO_MUCH_OUT = ("gb200",)
+"""Features of `needs` without which a prediction would be of something else."""
+
+SUPPORTED = ("sliding window", "sliding window and sinks", "MLA", "host offload")
+"""Features of `needs` that an experiment expresses."""
+
+EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
+"""Features of `needs` whose products, except those of routed experts, are priced at the rate of the type, where the
+chip has it. The scales of mxfp8 are not priced."""
+
+FUSED = "fused attention on GPU"
+PLAIN_ATTENTION = "axlearn"
+"""The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
+
+UNLIKE = (("global with head dim", "other heads in global layers"),)
+"""Words of the shape of a row, and the features that moejax lacks for it."""
+
+TWO_MATRICES = ("MaxText 22B",)
+"""Models with the size in their name if a feed-forward layer has two matrices (here 22.1B; 29.4B with three)."""
+
+REMAT: tuple[tuple[str, Remat], ...] = (
+  # Words of a row's `remat`, the first that is there.
+  ("as moejax's maxtext", "layer_inputs"),
+  ("q, k, v", "attention"),
+  ("attention context and second", "attention"),
+  ("kept but those of the feed-forward", "attention"),
+  ("dots and attention", "dots"),
+  ("minimal", "dots"),
+  ("layer input", "layer_inputs"),
+  ("full", "layer_inputs"),
+  ("not stated", "attention"),
+  ("none stated", "attention"),
+)
+
+
+class InexpressibleError(Exception):
+  """A row that moejax cannot express; the arguments are the features that it lacks."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One published run."""
+
+  id: str
+  experiment: Experiment
+  topology: Topology
+  missing: tuple[str, ...]
+  """Features that it is planned without."""
+  speedup: float
+  """Of products that are not in bfloat16."""
+  published_s: float | None
+  balanced: bool = False
+  """Whether all experts had the same load."""
+  calibrates: bool = True
+  """Whether the utilisation of the chip is fitted to it, if its time is given."""
+
+
+def read_row(values: dict[str, Any]) -> Row:
+  """The experiment of one line.
+
+  Raises:
+    InexpressibleError: moejax lacks what the row cannot be planned without.
+  """
+  needs = list(values.get("needs", ()))
+  impossible = [need for need in needs if need in LEAVES_TOO_MUCH_OUT]
+  shape = values.get("shape")
+  if impossible or shape is None:
+    raise InexpressibleError(*needs)
+  missing, speedup = [need for need in needs if need not in SUPPORTED], 1.0
+  if "fsdp 2 between slices" in values["sharding"]:
+    missing.append("FSDP across slices")
+  missing += [what for words, what in UNLIKE if words in str(shape.get("attention"))]
+  topology = _topology(values)
+  for need in (need for need in needs if need in EIGHT_BITS):
+    try:
+      speedup = product_speedup(topology.chip, EIGHT_BITS[need])
+    except UserError:  # the chip computes such products in bfloat16
+      continue
+    if need == EIGHT_BITS[need]:
+      missing.remove(need)
+      missing += [f"{need} in routed experts"] if shape.get("experts") else []
+  if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
+    missing.append(FUSED)
+  remat = next(policy for words, policy in REMAT if words in values["remat"])
+  if "sequence" not in values or not values["sequence"]:
+    raise InexpressibleError("a stated sequence length")
+  mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
+  if mesh.context > 1:
+    missing.remove("context parallelism")
+  experiment = Experiment(
+    name=values["id"],
+    model=_model(shape, remat, values),
+    data=Data(sequence_length=values["sequence"]),
+    training=Training(batch_size=values["global_batch"], gradient_accumulation=_parts(values, mesh)),
+    optimizer=AdamW(learning_rate=3e-4),
+    evaluation=Evaluation(batch_size=values["global_batch"]),
+    rules=_rules(values["sharding"]),
+  )
+  if shape["d_model"] % mesh.data:  # more shards than the width can have: the rest are replicas
+    shards = math.gcd(shape["d_model"], mesh.data)
+    missing.append(f"{mesh.data} shards of a width of {shape['d_model']}")
+    mesh = dataclasses.replace(mesh, replica=mesh.replica * mesh.data // shards, data=shards)
+  try:
+    experiment = on_topology(dataclasses.replace(experiment, mesh=mesh), topology)
+  except UserError as error:
+    raise InexpressibleError(f"mesh: {error}") from error
+  moe = experiment.model.moe
+  calibrates = not values["framework"].startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
+  balanced = any(word in values.get("note", "") for word in ("forced balance", "random routing"))
+  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None, balanced, calibrates)
+  return dataclasses.replace(row, published_s=_published_s(values, row))
+
+
+def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+  """A row with what it has `as its bf16 row`: the first row of the same chip and model. Rematerialization `as on` some
+  number of chips is that of the row of that number."""
+  if chips := re.fullmatch(r"as on (\d+)", values.get("remat", "")):
+    same = (row for row in rows if (row["chip"], row["model"]) == (values["chip"], values["model"]))
+    return values | {"remat": next(row["remat"] for row in same if row["chips"] == int(chips[1]))}
+  if values["topology"] != "as its bf16 row":
+    return values
+  name = f"{values['chip']}-{values['model']}"
+  base = next(row for row in rows if row["id"].startswith(name) and "shape" in row)
+  kept = {key: values[key] for key in ("id", "precision", "note", "given", "source")}
+  return base | kept | {"needs": [*base.get("needs", ()), *values["needs"]]}
+
+
+def _parts(values: dict[str, Any], mesh: Mesh) -> int:
+  """Microbatches of a step, as in `16 parts` or `micro batch 4`, which is of one data-parallel device."""
+  if stated := re.search(r"(\d+) parts", values["sharding"]):
+    return int(stated[1])
+  if local := re.search(r"(?:micro|local) batch (\d+)", values["sharding"]):
+    return max(1, values["global_batch"] // (int(local[1]) * mesh.size // mesh.model))
+  return 1
+
+
+def _rules(sharding: str) -> Rules:
+  """Without `fsdp`, each device of a row of GPUs has all dense weights."""
+  replicated = "fsdp" not in sharding and "micro batch" in sharding
+  return tuple((name, () if name == "embed" and replicated else axes) for name, axes in DATA_EXPERT_MODEL)
+
+
+def _topology(values: dict[str, Any]) -> Topology:
+  name = values["topology"] if values["topology"].startswith("gpu:") else f"{values['chip']}:{values['topology']}"
+  return parse_topology(name, values["slices"])
+
+
+def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model:
+  moe = None
+  gated = "two matrices" not in shape.get("activation", "") and values.get("model") not in TWO_MATRICES
+  if shape.get("experts"):
+    capacity = re.search(r"(?:capacity masks, |capacity )([\d.]+)", values.get("note", ""))
+    shared = shape.get("shared_experts", 0) or round(shape.get("shared_d_ff", 0) / shape["d_ff"])
+    moe = MoE(
+      num_experts=shape["experts"],
+      experts_per_token=shape["top_k"],
+      d_ff=shape["d_ff"],
+      every=shape.get("every", 1),
+      leading_dense=shape.get("dense_layers_first", 0),
+      num_shared_experts=shared,
+      dispatch="einsum" if capacity else "grouped",  # type: ignore[arg-type]  # a name stands for its class
+      capacity_factor=float(capacity[1].rstrip(".")) if capacity else 1.0,
+      group_size=values["sequence"] if capacity and "group = a sequence" in values.get("note", "") else None,
+      **({"router": Router(renormalize=False)} if shape["top_k"] == 1 else {}),
+    )
+  return Model(
+    num_layers=shape["layers"],
+    d_model=shape["d_model"],
+    num_heads=shape["heads"],
+    num_kv_heads=shape.get("kv_heads", shape["heads"]),
+    head_dim=shape["mla"]["nope"] if "mla" in shape else shape["head_dim"],
+    d_ff=shape.get("d_ff_dense", shape["d_ff"]),
+    vocab_size=shape["vocab"],
+    tie_embeddings=shape.get("tied", False),
+    qk_norm=shape.get("qk_norm", False),
+    activation="swiglu" if gated else "gelu",
+    moe=moe,
+    attention=_attention(shape),
+    compute_dtype="bfloat16",
+    gradient_dtype="compute",  # as the frameworks that were timed
+    remat=remat,
+    offload_activations=_offloaded(values["remat"], remat),
+  )
+
+
+def _offloaded(words: str, remat: Remat) -> tuple[Saved, ...]:
+  """As in `layer input, q, k, v and attention output moved to the host`."""
+  moved = "layer input" in words
+  return tuple(name for name in SAVED[remat] if moved or name != "layer_inputs") if "to the host" in words else ()
+
+
+def _attention(shape: dict[str, Any]) -> tuple[Attention, ...]:
+  """As in `5 local layers (window 1024) to 1 global`, `window of 128 in every second layer` or `every fourth layer
+  full`. A pattern that does not divide the layers is spelled out."""
+  if "mla" in shape:
+    mla = shape["mla"]
+    return (Latent(kv_rank=mla["kv_rank"], q_rank=mla["q_rank"], rotary_dim=mla["rope"], value_dim=mla["v"]),)
+  words = shape.get("attention", "")
+  window = re.search(r"window (?:of )?(\d+)", words)
+  if not window:
+    return (GroupedQuery(),)
+  every = next(number for word, number in (("every second", 2), ("every fourth", 4), ("5 local", 6)) if word in words)
+  local, full = (GroupedQuery(window=of, sinks="sinks" in words) for of in (int(window[1]), None))
+  pattern = (*[local] * (every - 1), full)
+  layers = shape["layers"]
+  return pattern if layers % every == 0 else tuple(pattern[layer % every] for layer in range(layers))
+
+
+def _mesh(sharding: str, topology: Topology, sparse: bool) -> Mesh:
+  """As in `fsdp 64 x expert 4`, `data 2 x fsdp 8`, `fsdp 32 x context 2` or `experts over the same 8`. The data axis
+  takes what is left."""
+  devices = topology.devices
+  sizes = {name: 1 for name in ("fsdp", "tensor", "expert", "data", "context")}
+  for name, size in re.findall(r"(fsdp|tensor|experts?|data|context) (?:over )?(\d+)", sharding):
+    sizes[name.removesuffix("s") if name.startswith("expert") else name] *= int(size)
+  if shared := re.search(r"experts over the same (\d+)", sharding):
+    sizes["expert"] = int(shared[1])
+  model, expert = sizes["tensor"], sizes["expert"] if sparse else 1
+  if "fsdp" in sharding or not sparse:
+    replica = max(topology.slices, sizes["data"] if "fsdp" in sharding else 1)
+  else:  # without `fsdp`, GPUs with the same experts are replicas
+    replica = devices // (model * expert) if "micro batch" in sharding else topology.slices
+  inside = devices // (replica * model * expert * sizes["context"])
+  return Mesh(replica=replica, data=max(1, inside), expert=expert, context=sizes["context"], model=model)
+
+
+def _published_s(values: dict[str, Any], row: Row) -> float | None:
+  """Seconds of a step of a row that is given; TFLOP/s count as MaxText counted them, attention in full."""
+  if not values.get("given"):
+    return None
+  if "published_s" in values:
+    return values["published_s"]
+  flops = tokens_per_step(row.experiment) * flops_per_token(row.experiment.model, values["sequence"])
+  return flops / values["chips"] / (values["published_teraflops"] * 1e12)
