@@ -69,10 +69,13 @@ def pruned_model(model: Model, keep: int) -> Model:
     )
   if not 0 < keep < moe.num_experts:
     raise UserError(f"--keep {keep} must be between 1 and {moe.num_experts - 1}, below moe.num_experts")
-  if moe.router.kind not in ("top_k", "top_p", "dense") or getattr(moe.router, "expert_groups", 1) > 1:
+  if moe.router.kind not in ("top_k", "top_p", "dense"):
     raise UserError(
-      f"router.kind={moe.router.kind!r} with groups of experts or another kind than top_k, top_p and dense cannot be "
-      "pruned"
+      f"router.kind={moe.router.kind!r} is not supported by pruning; use a run with top_k, top_p or dense"
+    )
+  if (groups := getattr(moe.router, "expert_groups", 1)) > 1:
+    raise UserError(
+      f"router.expert_groups={groups} is not supported by pruning, because groups must be equal; use a run with 1"
     )
   try:
     fewer = dataclasses.replace(moe, num_experts=keep, experts_per_token=min(keep, moe.experts_per_token))

@@ -118,7 +118,12 @@ def test_a_pruned_layer_has_the_matrices_and_router_columns_of_the_kept_experts(
     (MODEL.moe, 5, r"--keep 5 must be between 1 and 4"),
     (MODEL.moe, 0, r"--keep 0 must be between 1 and 4"),
     (MODEL.moe, 1, "--keep 1 is not possible, because .* makes every weight 1.* so keep more"),
-    (dataclasses.replace(MODEL.moe, router="expert_choice"), 2, "cannot be pruned"),
+    (dataclasses.replace(MODEL.moe, router="expert_choice"), 2, "router.kind='expert_choice' is not supported"),
+    (
+      dataclasses.replace(MODEL.moe, num_experts=6, router=Router(expert_groups=3, groups_per_token=2)),
+      2,
+      r"router.expert_groups=3 is not supported by pruning",
+    ),
   ],
 )
 def test_what_cannot_be_pruned_is_refused(moe, keep, message):
