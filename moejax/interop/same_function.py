@@ -10,6 +10,11 @@ from moejax.config.model import Model
 from moejax.config.router import Router, TopKRouter
 from moejax.interop.layer_types import shortest_pattern
 
+OF_PROGRAM = (
+  "compute_dtype", "gradient_dtype", "precision", "logit_chunks", "remat", "offload_activations", "layers",
+)  # fmt: skip
+"""Fields of a model that only affect how it is computed, up to rounding."""
+
 
 def differences(ours: Model, theirs: Model) -> Iterator[tuple[str, Any, Any]]:
   """Yields the path and both values of each field that makes the functions of two models differ, without dropped tokens
@@ -20,9 +25,7 @@ def differences(ours: Model, theirs: Model) -> Iterator[tuple[str, Any, Any]]:
 def _computed(model: Model) -> Model:
   """The model with default values of all fields that do not affect its function."""
   defaults = {field.name: field.default for field in dataclasses.fields(Model)}
-  of_program: dict[str, Any] = {
-    name: defaults[name] for name in ("compute_dtype", "gradient_dtype", "logit_chunks", "remat", "layers")
-  }
+  of_program: dict[str, Any] = {name: defaults[name] for name in OF_PROGRAM}
   of_program["attention"] = shortest_pattern(model.attention)
   moe = model.moe
   if moe is None:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.config.experiment import Experiment
-from moejax.config.model import Remat
+from moejax.config.model import SAVED, Remat
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 from moejax.planning.compile import RefusedError
@@ -198,7 +198,8 @@ def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
 
 def _variant(experiment: Experiment, mesh: Mesh, embed: tuple[str, ...], remat: Remat, parts: int) -> Experiment | None:
   try:
-    model = dataclasses.replace(experiment.model, remat=remat)
+    offloaded = tuple(name for name in experiment.model.offload_activations if name in SAVED[remat])
+    model = dataclasses.replace(experiment.model, remat=remat, offload_activations=offloaded)
     training = dataclasses.replace(experiment.training, gradient_accumulation=parts)
     rules = tuple((name, embed if name == "embed" else axes) for name, axes in dict(experiment.rules).items())
     return dataclasses.replace(experiment, model=model, training=training, mesh=mesh, rules=rules)

@@ -9,8 +9,10 @@ import pytest
 from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, Model, MoE
+from moejax.config.model import SAVED
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
+from moejax.interop.same_function import differences
 from moejax.models.moe.router_counts import EXPERTS
 from moejax.models.transformer import Transformer
 from moejax.partitioning import make_partitioner
@@ -46,6 +48,15 @@ def test_an_inference_model_equals_the_model_whose_capacity_drops_nothing_and_no
   np.testing.assert_allclose(got, expected, atol=2e-5)
   cut, dropped = features(graph_of(TRAINED), parameters, TOKENS_BT)
   assert np.all(dropped > 0.3) and np.abs(got - cut).max() > 1e-2
+
+
+@pytest.mark.parametrize("remat", SAVED)
+def test_what_training_keeps_for_the_backward_pass_does_not_matter(remat):
+  """A model that was trained with offloaded activations is the same for inference."""
+  trained = dataclasses.replace(TRAINED, remat=remat, offload_activations=SAVED[remat])
+  plain = inference_model(dataclasses.replace(TRAINED, remat="none"), PARTITIONER)
+  assert inference_model(trained, PARTITIONER).config == plain.config
+  assert not list(differences(trained, TRAINED))
 
 
 def test_a_model_whose_experts_choose_their_tokens_is_refused():
