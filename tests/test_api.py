@@ -154,7 +154,7 @@ def test_a_sampling_that_does_not_fit_is_refused(trained):
   for seed in (-1, 2**32, 10**30):
     with pytest.raises(UserError, match=rf"seed={seed} must be 0 or above and below 2\^32"):
       moejax.generate(trained.directory, ["a"], seed=seed)
-  with pytest.raises(UserError, match=r"temperature=-1\.0 must be 0, for greedy decoding, or finite"):
+  with pytest.raises(UserError, match=r"temperature=-1\.0 must be 0, for greedy decoding, or between 1e-30 and"):
     moejax.generate(trained.directory, ["a"], temperature=-1.0)
 
 

@@ -98,7 +98,7 @@ class Profile:
 
   def __rich__(self) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="time by scope", title_justify="left")
-    for head in ("scope", "pass", "measured, ms", "predicted, ms", "predicted / measured"):
+    for head in ("scope", "pass", "measured, ms", "predicted, ms", "ratio"):
       table.add_column(head, justify="left" if head in ("scope", "pass") else "right", no_wrap=True)
     for part in self.parts:
       table.add_row(part.scope, part.of_pass, *_cells(part.measured_s, part.predicted_s))

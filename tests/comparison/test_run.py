@@ -154,6 +154,7 @@ def resumed(text, tmp_path_factory) -> Resumed:
   return Resumed(directory, measured, dense_done, display, asked, compare(tiny_suite(text), directory, display, ask))
 
 
+@pytest.mark.slow
 def test_a_suite_is_measured_matched_trained_evaluated_and_reported(resumed):
   result, directory, asked = resumed.result, resumed.directory, resumed.asked
   assert asked == [(m["name"], directory / "runs" / m["name"], 259, m["steps"]) for m in result["members"]]
@@ -210,6 +211,7 @@ def test_a_suite_that_trains_matched_members_alone_is_complete_without_the_other
   assert "Not trained in this comparison: moe_8e." in (tmp_path / "report" / "index.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_stopped_comparison_repeats_nothing_that_was_done(resumed):
   directory, display = resumed.directory, resumed.display
   assert resumed.result["complete"]
