@@ -33,8 +33,6 @@ class Dispatch(OfSeveralKinds, default="einsum", functions="moejax.models.moe.di
   """Whether a later token can displace the choice of an earlier one, so that predictions are not strictly causal."""
   has_masks = False
   """Whether it multiplies by dispatch masks of size tokens x capacity, whose FLOPs a plan counts."""
-  exchanges_in_chunks = False
-  """Whether rows are exchanged between devices in chunks, one of which can travel while another is multiplied."""
 
   def check_effect(self, has_order: bool) -> None:
     """Checks that each field has an effect in the sparse layer. An experiment checks this for its model.
@@ -49,6 +47,11 @@ class Dispatch(OfSeveralKinds, default="einsum", functions="moejax.models.moe.di
   def without_drops(self) -> "Dispatch":
     """The dispatch for generating and scoring text, in which the output of a token does not depend on other tokens."""
     return GroupedDispatch() if self.has_capacity else self
+
+  @property
+  def exchanges_in_chunks(self) -> bool:
+    """Whether rows are exchanged between devices in chunks, one of which can travel while another is multiplied."""
+    return False
 
   @property
   def exchange_fields(self) -> Mapping[str, Any]:
@@ -138,7 +141,7 @@ class GroupedDispatch(Dispatch, kind="grouped"):
       )
 
   @property
-  def exchanges_in_chunks(self) -> bool:  # type: ignore[override]
+  def exchanges_in_chunks(self) -> bool:
     return self.exchange_chunks > 1
 
   def without_drops(self) -> Dispatch:
