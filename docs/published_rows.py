@@ -8,6 +8,7 @@ from typing import Any
 
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
 from moejax.config.attention import Attention, GroupedQuery, Latent
+from moejax.config.dispatch import EinsumDispatch, GroupedDispatch
 from moejax.config.model import SAVED, Remat, Saved
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.config.router import Router
@@ -17,10 +18,7 @@ from moejax.planning.kernels import product_speedup
 from moejax.planning.meshes import on_topology
 from moejax.planning.topology import Topology, parse_topology
 
-LEAVES_TOO_MUCH_OUT = ("gb200",)
-"""Features of `needs` without which a prediction would be of something else."""
-
-SUPPORTED = ("sliding window", "sliding window and sinks", "MLA", "host offload")
+SUPPORTED = ("sliding window", "sliding window and sinks", "MLA", "host offload", "gb200")
 """Features of `needs` that an experiment expresses."""
 
 EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
@@ -81,13 +79,14 @@ def read_row(values: dict[str, Any]) -> Row:
     InexpressibleError: moejax lacks what the row cannot be planned without.
   """
   needs = list(values.get("needs", ()))
-  impossible = [need for need in needs if need in LEAVES_TOO_MUCH_OUT]
   shape = values.get("shape")
-  if impossible or shape is None:
-    raise InexpressibleError(*needs)
+  if shape is None:
+    raise InexpressibleError("a stated shape")
   missing, speedup = [need for need in needs if need not in SUPPORTED], 1.0
   if "fsdp 2 between slices" in values["sharding"]:
     missing.append("FSDP across slices")
+  if "sliding window" in needs and "attention" not in shape:
+    missing.append("the sliding window, whose length is not stated")
   missing += [what for words, what in UNLIKE if words in str(shape.get("attention"))]
   topology = _topology(values)
   for need in (need for need in needs if need in EIGHT_BITS):
@@ -132,12 +131,17 @@ def read_row(values: dict[str, Any]) -> Row:
 
 def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
   """A row with what it has `as its bf16 row`: the first row of the same chip and model. Rematerialization `as on` some
-  number of chips is that of the row of that number."""
+  number of chips is that of the row of that number, and a row without a shape has the shape and the note of that first
+  row."""
   if chips := re.fullmatch(r"as on (\d+)", values.get("remat", "")):
     same = (row for row in rows if (row["chip"], row["model"]) == (values["chip"], values["model"]))
     return values | {"remat": next(row["remat"] for row in same if row["chips"] == int(chips[1]))}
   if values["topology"] != "as its bf16 row":
-    return values
+    alike = ("chip", "model", "topology")
+    same = [row for row in rows if "shape" in row and all(row.get(key) == values.get(key) for key in alike)]
+    if "shape" in values or not same:
+      return values
+    return values | {"shape": same[0]["shape"], "note": f"{same[0].get('note', '')}; {values.get('note', '')}"}
   name = f"{values['chip']}-{values['model']}"
   base = next(row for row in rows if row["id"].startswith(name) and "shape" in row)
   kept = {key: values[key] for key in ("id", "precision", "note", "given", "source")}
@@ -168,7 +172,8 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
   moe = None
   gated = "two matrices" not in shape.get("activation", "") and values.get("model") not in TWO_MATRICES
   if shape.get("experts"):
-    capacity = re.search(r"(?:capacity masks, |capacity )([\d.]+)", values.get("note", ""))
+    note = values.get("note", "")
+    capacity = _number(r"capacity masks, ([\d.]+)", note)
     shared = shape.get("shared_experts", 0) or round(shape.get("shared_d_ff", 0) / shape["d_ff"])
     moe = MoE(
       num_experts=shape["experts"],
@@ -177,9 +182,9 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
       every=shape.get("every", 1),
       leading_dense=shape.get("dense_layers_first", 0),
       num_shared_experts=shared,
-      dispatch="einsum" if capacity else "grouped",  # type: ignore[arg-type]  # a name stands for its class
-      capacity_factor=float(capacity[1].rstrip(".")) if capacity else 1.0,
-      group_size=values["sequence"] if capacity and "group = a sequence" in values.get("note", "") else None,
+      dispatch=EinsumDispatch() if capacity else GroupedDispatch(receive_factor=_number(r"capacity ([\d.]+)", note)),
+      capacity_factor=capacity or 1.0,
+      group_size=values["sequence"] if capacity and "group = a sequence" in note else None,
       **({"router": Router(renormalize=False)} if shape["top_k"] == 1 else {}),
     )
   return Model(
@@ -200,6 +205,11 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
     remat=remat,
     offload_activations=_offloaded(values["remat"], remat),
   )
+
+
+def _number(pattern: str, words: str) -> float | None:
+  found = re.search(pattern, words)
+  return float(found[1].rstrip(".")) if found else None
 
 
 def _offloaded(words: str, remat: Remat) -> tuple[Saved, ...]:

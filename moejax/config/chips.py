@@ -162,6 +162,11 @@ CHIPS = {
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
       eight_bits=("fp8", "int8"), power_w=1000, efficiency=0.672, runs_are_of="h100",
     ),
+    Chip(  # of a rack of 72 (NVL72), which one switch connects
+      name="gb200", platform="gpu", device_kinds=("NVIDIA GB200",), vector_flops=80e12,
+      hbm_bytes=int(186e9), hbm_bandwidth=8000e9, torus=0, link_bandwidth=900e9, domain=72, dcn_bandwidth=50e9,
+      eight_bits=("fp8", "int8"), power_w=1200, efficiency=0.672, runs_are_of="h100",
+    ),
     Chip(  # one core of a server, by order of magnitude: peaks differ between CPUs, so MFU is not reported
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,
       hbm_bandwidth=1e10, torus=0, link_bandwidth=1e10, dcn_bandwidth=1e9,

@@ -49,6 +49,8 @@ _GPUS = {
                "major: 9 feature_extension: ACCELERATED_FEATURES", 128, 18, 1.83, 512),
   "b200": _Gpu("NVIDIA B200", 148, 1.965, 191_514_411_008, 7_672_320_000_000, 132_644_864, 233_472,
                "major: 10 feature_extension: ACCELERATED_FEATURES", 128, 18, 1.835, 1024),
+  "gb200": _Gpu("NVIDIA GB200", 152, 2.062, 197_897_748_480, 7_928_064_000_000, 135_528_448, 233_472,
+                "major: 10 feature_extension: ACCELERATED_FEATURES", 128, 18, 1.926, 1024),
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from moejax.config.dispatch import GroupedDispatch
 from moejax.config.parameters import parameter_counts
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
@@ -50,7 +51,10 @@ def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
   moe = row.experiment.model.moe
   assert (moe.num_experts, moe.experts_per_token, moe.dispatch.kind) == (128, 8, "grouped")
   assert row.experiment.mesh.expert == 64 and row.experiment.training.gradient_accumulation == 4
-  assert row.missing == ("context parallelism", "fused attention on GPU") and row.published_s is None
+  assert row.published_s is None
+  assert row.missing == (
+    "context parallelism", "the sliding window, whose length is not stated", "fused attention on GPU",
+  )  # fmt: skip
 
 
 def test_a_row_has_as_many_matrices_as_its_name_says_and_its_dense_layers_first(ledger):
@@ -65,8 +69,22 @@ def test_a_row_has_as_many_matrices_as_its_name_says_and_its_dense_layers_first(
 
 
 def test_a_row_that_cannot_be_expressed_names_the_feature(ledger):
-  with pytest.raises(ledger.InexpressibleError, match="gb200"):
-    ledger.read_row(DENSE | {"needs": ["gb200"]})
+  with pytest.raises(ledger.InexpressibleError, match="a stated shape"):
+    ledger.read_row({key: value for key, value in DENSE.items() if key != "shape"})
+
+
+def test_a_row_without_a_shape_has_that_of_the_row_before(ledger):
+  base = SPARSE | {"chip": "gb200", "topology": "gpu:gb200:64", "slices": 1, "sharding": "expert 64",
+                   "needs": ["sliding window", "gb200"], "note": "capacity 1.0"}  # fmt: skip
+  other = {key: value for key, value in base.items() if key != "shape"} | {"sharding": "fsdp 64", "note": "as above"}
+  by_experts, by_width = (ledger.read_row(ledger.whole_row(row, [base, other])) for row in (base, other))
+  assert by_width.experiment.model == by_experts.experiment.model
+  assert by_experts.experiment.model.moe.dispatch == GroupedDispatch(receive_factor=1.0)
+  assert [(row.experiment.mesh.data, row.experiment.mesh.expert) for row in (by_experts, by_width)] == [
+    (1, 64),
+    (64, 1),
+  ]
+  assert "the sliding window, whose length is not stated" in by_width.missing and "gb200" not in by_width.missing
 
 
 @pytest.mark.parametrize(
