@@ -114,6 +114,11 @@ class Partitioner:
     """Within `on_each_device`: all shards of `x`, gathered along `dimension`, which has this logical axis."""
     return jax.lax.all_gather(x, self.axes(name), axis=dimension, tiled=True) if self.axes(name) else x
 
+  def send(self, x: jax.Array, name: str, pairs: Sequence[tuple[int, int]]) -> jax.Array:
+    """Within `on_each_device`: the `x` of the sender in the pair (sender, receiver) whose receiver is this device. The
+    devices are numbered by their shards of the logical axis. Zeros if no pair has this receiver."""
+    return jax.lax.ppermute(x, self.axes(name), pairs)
+
   def sum_over(self, x: jax.Array, *names: str) -> jax.Array:
     """Within `on_each_device`: the sum of `x` over the devices that shard these logical axes."""
     axes = tuple(axis for name in names for axis in self.axes(name))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
@@ -24,15 +25,20 @@ LARGEST_BLOCK = 1024
 """Largest block of the fused kernel, in positions, for heads of at most LANES dimensions. The backward pass of larger
 blocks does not fit in VMEM. Blocks of wider heads are shorter by the same factor."""
 
+SCORES = "scores_"
+"""Prefix of a scope around the fused kernel on one part of the sequence. The number after it counts the scores that the
+kernel computes for a head of a sequence, on the device with the most. Plans read it, since operand shapes do not tell
+it."""
+
 Attention = Callable[..., jax.Array]
 """attend(q_BTNH, k_BSKH, v_BSKH, segments_BT, window) to out_BTNH, on one device's share of batch and heads."""
 
 
-def attention_for(platform: str, sequence_length: int, sinks: bool = False) -> Attention:
+def attention_for(platform: str, sequence_length: int, sinks: bool = False, parts: int = 1) -> Attention:
   """The fastest implementation for a platform: a fused kernel on TPU, which keeps the scores out of HBM. It has no
-  sinks."""
-  fused = platform == "tpu" and sequence_length % LANES == 0 and not sinks
-  return fused_attention if fused else attention
+  sinks, and needs a sequence of whole blocks. If devices have `parts` of the sequence, the halves of a part are."""
+  whole = sequence_length % (LANES * (2 * parts if parts > 1 else 1)) == 0
+  return fused_attention if platform == "tpu" and whole and not sinks else attention
 
 
 def fused_attention(
@@ -41,16 +47,33 @@ def fused_attention(
   v_BSKH: jax.Array,
   segments_BT: jax.Array,
   window: int | None = None,
+  segments_BS: jax.Array | None = None,
+  part: int | jax.Array = 0,
   interpret: bool = False,
 ) -> jax.Array:
   """`attention` by the splash attention kernel of JAX, which skips the blocks above the diagonal and before the window.
 
-  `interpret` runs the kernel without a TPU.
+  The kernel reads which blocks to compute from arrays. For a part of the queries, these are the rows of that part, so
+  that one program serves all devices. The device with the most blocks determines the size of the grid; the others skip
+  the rest of it.
+
+  Args:
+    q_BTNH: queries. If they are a part of the sequence, they have the positions of `query_order`.
+    k_BSKH: keys.
+    v_BSKH: values.
+    segments_BT: number of the document of each query position.
+    window: as in `attention`.
+    segments_BS: number of the document of each key position. None: queries and keys have the same positions.
+    part: the number of the part, of S / T.
+    interpret: whether the kernel runs without a TPU.
   """
-  T, N, H = q_BTNH.shape[1:]
+  (T, N, H), S = q_BTNH.shape[1:], k_BSKH.shape[1]
+  parts = S // T
   largest = max(LANES, LARGEST_BLOCK * LANES // max(LANES, H))
-  block = max(size for size in range(LANES, largest + 1, LANES) if T % size == 0)
-  seen = splash.CausalMask((T, T)) if window is None else splash.LocalMask((T, T), (window - 1, 0), 0)
+  consecutive = T // 2 if is_folded(parts, window) else T
+  block = max(size for size in range(LANES, largest + 1, LANES) if consecutive % size == 0)
+  seen = splash.CausalMask((S, S)) if window is None else splash.LocalMask((S, S), (window - 1, 0), 0)
+  seen.q_sequence = order_S = query_order(S, parts, window)
   kernel = splash.make_splash_mha(
     splash.MultiHeadMask([seen] * N),
     # The backward pass is two kernels. A fused one saves two of seven products, but loses that time in summing dq.
@@ -58,13 +81,52 @@ def fused_attention(
       block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, block_q_dq=block, block_kv_dq=block
     ),
     head_shards=1,
-    q_seq_shards=1,
+    q_seq_shards=parts,
     residual_checkpoint_name=ATTENTION,
     interpret=interpret,
   )
-  q_BNTH = (q_BTNH * H**-0.5).swapaxes(1, 2)
-  segments = splash.SegmentIds(segments_BT, segments_BT)
-  return jax.vmap(kernel)(q_BNTH, k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2), segments).swapaxes(1, 2)
+  of_keys_BS = segments_BT if segments_BS is None else segments_BS
+  arguments = (
+    (q_BTNH * H**-0.5).swapaxes(1, 2), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2),
+    splash.SegmentIds(segments_BT, of_keys_BS),
+  )  # fmt: skip
+  if parts == 1:
+    return jax.vmap(kernel)(*arguments).swapaxes(1, 2)
+
+  def own(x: jax.Array) -> jax.Array:
+    """The rows of this part of an array [1, blocks, width] of the kernel, or of the positions [S]."""
+    axis = 1 if x.ndim == 3 else 0
+    size = x.shape[axis] // parts
+    return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
+
+  with jax.named_scope(f"{SCORES}{_most_scores(order_S, block, parts, window)}"):
+    return jax.vmap(jax.tree.map(own, kernel))(*arguments).swapaxes(1, 2)
+
+
+def is_folded(parts: int, window: int | None) -> bool:
+  """Whether each device attends with an early and a late part of the sequence. With a window, parts have equal work."""
+  return parts > 1 and window is None
+
+
+def query_order(length: int, parts: int, window: int | None) -> np.ndarray:
+  """The positions of the queries of all parts, one part after the other.
+
+  Causal attention of consecutive queries in the last part sees 2 - 1 / parts times the average number of keys. Folded,
+  there are 2 * parts halves, of which part i has the i-th and the i-th from the end, the even one first, which together
+  see the average (as in Llama 3, arXiv 2407.21783, section 3.3.2).
+  """
+  positions = np.arange(length, dtype=np.int32)
+  if not is_folded(parts, window):
+    return positions
+  halves = [(i, 2 * parts - 1 - i) if i % 2 == 0 else (2 * parts - 1 - i, i) for i in range(parts)]
+  return positions.reshape(2 * parts, -1)[np.array(halves).reshape(-1)].reshape(-1)
+
+
+def _most_scores(order_S: np.ndarray, block: int, parts: int, window: int | None) -> int:
+  """The number of scores in the blocks that the part with the most of them sees."""
+  blocks = order_S.reshape(parts, -1, block)
+  first = 0 if window is None else np.maximum(0, blocks[..., 0] - window + 1) // block
+  return int((blocks[..., 0] // block - first + 1).sum(axis=1).max()) * block**2
 
 
 def heads_served(x_BSKH: jax.Array, first: jax.Array, queries: int, group: int) -> jax.Array:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from moejax.config.attention import Rotary
 from moejax.config.model import Model
-from moejax.kernels.attention import attention, attention_for, heads_served
+from moejax.kernels.attention import attention, attention_for, heads_served, is_folded
 from moejax.kernels.cached_attention import cached_attention, store
 from moejax.models.rotary import Angles, rotary_angles
 from moejax.partitioning import Names, Partitioner
@@ -51,11 +52,11 @@ def attend(
 ) -> jax.Array:
   """Returns out_BTNH of tokens that attend to each other. The arguments are those of `kernels.attention.attention`.
 
-  If sequences are sharded, each device gathers the keys and values of its whole sequences, and the kernel is the plain
-  one: the mask of the fused kernel is a constant, which cannot differ between devices.
+  If sequences are sharded, each device gathers the keys and values of its whole sequences. The fused kernel without a
+  window attends with queries that devices exchange before and return after, so that all have equal work.
   """
   parts = partitioner.shards("sequence")
-  best = attention if parts > 1 else attention_for(partitioner.platform, q_BTNH.shape[1], sinks_N is not None)
+  best = attention_for(partitioner.platform, q_BTNH.shape[1], sinks_N is not None, parts)
   group = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def on_device(
@@ -65,7 +66,12 @@ def attend(
     if parts == 1:
       return best(q_BTNH, k_BTKH, v_BTKH, segments_BT, window, **sinks)
     k_BSKH, v_BSKH, segments_BS = (partitioner.gather(x, "sequence", 1) for x in (k_BTKH, v_BTKH, segments_BT))
-    first = partitioner.index("sequence") * q_BTNH.shape[1]
+    part = partitioner.index("sequence")
+    if best is not attention:
+      q_BTNH, segments_BT = (_fold(partitioner, x, window) for x in (q_BTNH, segments_BT))
+      out_BTNH = best(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, segments_BS=segments_BS, part=part)
+      return _fold(partitioner, out_BTNH, window, back=True)
+    first = part * q_BTNH.shape[1]
     return attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, **sinks, segments_BS=segments_BS, first=first)
 
   sinks = {} if sinks_N is None else {"sinks_N": sinks_N}
@@ -77,6 +83,20 @@ def attend(
     exchanging=best is not attention or parts > 1,
   )
   return run(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks)
+
+
+def _fold(partitioner: Partitioner, x_BT: jax.Array, window: int | None, back: bool = False) -> jax.Array:
+  """Exchanges the halves [B, T / 2, ...] of each device's part of the sequences, so that positions are those of
+  `kernels.attention.query_order`, or back."""
+  parts = partitioner.shards("sequence")
+  if not is_folded(parts, window):
+    return x_BT
+  target = [min(half, 2 * parts - 1 - half) for half in range(2 * parts)]
+  moves = [[(sender, target[2 * sender + odd]) for sender in range(parts)] for odd in range(2)]
+  if back:
+    moves = [[(receiver, sender) for sender, receiver in pairs] for pairs in moves]
+  halves = zip(jnp.split(x_BT, 2, axis=1), moves, strict=True)
+  return jnp.concatenate([partitioner.send(half, "sequence", pairs) for half, pairs in halves], axis=1)
 
 
 def attend_cached(

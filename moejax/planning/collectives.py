@@ -74,9 +74,11 @@ def collective(network: Network, program: Program, instruction: Instruction) -> 
   if found is None or _kind(found) is None:
     return None
   kind, size = collective_kind(program, instruction) or "", _bytes(found)
-  group = _group(found.attributes, len(network.places))
+  groups = _groups(found.attributes, len(network.places))
   if kind == "reduce-scatter" and found.opcode.startswith("reduce-scatter"):
-    size *= len(group)
+    size *= len(groups[0])
+  # A permute lasts as long as its longest way.
+  group = max(groups, key=lambda one: transfer(network, kind, one, size)[0])
   time_s, bandwidth = transfer(network, kind, group, size)
   if directions := found.attributes.count('"phase_rings"'):
     # SparseCore: the compiler names the rings, and each direction of one keeps one link busy.
@@ -191,11 +193,16 @@ def _bytes(instruction: Instruction) -> int:
   return sum(shape.bytes for shape in shapes)
 
 
-def _group(attributes: str, devices: int) -> list[int]:
-  """One group of participating devices. The other groups have the same shape."""
-  pairs = re.search(r"source_target_pairs=\{\{(\d+),(\d+)\}", attributes)
+def _groups(attributes: str, devices: int) -> list[list[int]]:
+  """The pairs of a permute, of which one may be a device and itself. Of other collectives one group of participating
+  devices: the other groups have the same shape."""
+  pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", attributes)
   if pairs:
-    return [int(pairs[1]), int(pairs[2])]
+    return [sorted({int(sender), int(to)}) for sender, to in re.findall(r"(\d+),(\d+)", pairs[1])]
+  return [_group(attributes, devices)]
+
+
+def _group(attributes: str, devices: int) -> list[int]:
   mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^)]*\)?[^)]*)\))? ?\{([^}]*)\}", attributes)
   if mesh:
     return _mesh_group(mesh[1], mesh[2], mesh[3])

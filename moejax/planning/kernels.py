@@ -11,6 +11,7 @@ import re
 
 from moejax.config.chips import Chip
 from moejax.errors import UserError
+from moejax.kernels.attention import SCORES
 from moejax.planning.program import Instruction
 
 CUBLAS = "__cublas$"
@@ -112,16 +113,21 @@ def _relative(operands: list[tuple[str, tuple[int, ...]]]) -> float:
 
 
 def price(kernel: Instruction) -> Price:
-  """Price of a Mosaic custom call: splash attention from its shapes, other kernels from their own cost estimate."""
+  """Price of a Mosaic custom call: splash attention from its shapes or, on a part of the sequence, from the scores
+  that its scope counts; other kernels from their own cost estimate."""
   operands = _operand_shapes(kernel.attributes)
   size = kernel.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)
   splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", kernel.name)
   if splash:
     queries = next(dims for dtype, dims in operands if dtype in ("bf16", "f32") and len(dims) >= 3)
     *batch, N, T, H = queries
-    # Of the blocks of a row, the mask keeps at most `seen`: those up to the diagonal, and within a window.
-    seen, blocks = next(sorted(dims[-2:]) for dtype, dims in operands if dtype.startswith("s") and len(dims) == 3)
-    scores = (batch[0] if batch else 1) * N * T * T * seen * (2 * blocks - seen + 1) / (2 * blocks**2)
+    if counted := re.search(rf"\b{SCORES}(\d+)", kernel.op_name):
+      of_head = float(counted[1])
+    else:
+      # Of the blocks of a row, the mask keeps at most `seen`: those up to the diagonal, and within a window.
+      seen, blocks = next(sorted(dims[-2:]) for dtype, dims in operands if dtype.startswith("s") and len(dims) == 3)
+      of_head = T * T * seen * (2 * blocks - seen + 1) / (2 * blocks**2)
+    scores = (batch[0] if batch else 1) * N * of_head
     per_width = 2 * SPLASH_PRODUCTS[splash[1]] * scores
     return Price(per_width * H, per_width * math.ceil(H / LANES) * LANES, VECTOR_OPERATIONS * scores, size)
   declared = {

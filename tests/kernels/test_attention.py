@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.kernels.attention import attention, attention_for, fused_attention
+from moejax.kernels.attention import _most_scores, attention, attention_for, fused_attention, query_order
 
 
 def reference(q_BTNH, k_BSKH, v_BSKH, segments_BT):
@@ -80,6 +80,34 @@ def test_the_fused_kernel_has_no_sinks():
 )
 def test_the_kernel_is_chosen_by_where_the_program_is_to_run(platform, length, chosen):
   assert attention_for(platform, length) is chosen
+
+
+@pytest.mark.parametrize(("length", "chosen"), [(2048, fused_attention), (2048 + 128 * 8, attention)])
+def test_a_part_of_the_sequence_has_the_fused_kernel_if_its_halves_are_whole_blocks(length, chosen):
+  assert attention_for("tpu", length, parts=8) is chosen
+
+
+@pytest.mark.parametrize("parts", [2, 3, 8])
+def test_without_a_window_all_parts_see_equally_many_keys_and_consecutive_ones_up_to_twice_the_average(parts):
+  length = 48 * parts
+  order = query_order(length, parts, None)
+  assert sorted(order) == list(range(length))
+  seen = (order + 1).reshape(parts, -1).sum(axis=1)
+  assert set(seen) == {length * (length + 1) // 2 // parts}
+  assert (query_order(length, parts, 7) == np.arange(length)).all()
+  last = np.arange(length)[-48:] + 1
+  assert last.mean() / np.mean(order + 1) == pytest.approx(2 - 1 / parts, rel=0.02)
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+@pytest.mark.parametrize("window", [None, 3, 9, 20])
+def test_the_counted_scores_are_those_of_the_blocks_that_the_part_with_the_most_sees(parts, window):
+  length, block = 64, 4
+  order = query_order(length, parts, window)
+  behind = order[:, None] - np.arange(length)
+  mask = (behind >= 0) & (behind < (window or length))
+  blocks = mask.reshape(parts, -1, block, length // block, block).any(axis=(2, 4))
+  assert _most_scores(order, block, parts, window) == blocks.sum(axis=(1, 2)).max() * block**2
 
 
 @pytest.mark.parametrize("window", [None, 10])

@@ -6,7 +6,7 @@ import pytest
 from planning_programs import network_of, program
 
 from moejax.config.chips import CHIPS
-from moejax.planning.collectives import HOP_S, Network, Place, _group, collective, transfer
+from moejax.planning.collectives import HOP_S, Network, Place, _groups, collective, transfer
 from moejax.planning.program import parse
 
 V5P = CHIPS["v5p"]
@@ -25,12 +25,12 @@ MIB = 2**20
     ("replica_groups=mesh['axis_0'=1,'axis_1'=4,'axis_2'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, x", [0, 1, 2, 3]),
     ("replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0','axis_1'}", list(range(8))),
     ("replica_groups=mesh['axis_0'=8] {'axis_0':(2)2}", [0, 2]),
-    ("source_target_pairs={{0,3},{3,0}}", [0, 3]),
     ("replica_groups={}", list(range(8))),
   ],
 )
 def test_a_group_is_read_from_every_form_that_the_compiler_prints(text, group):
-  assert sorted(_group(text, 8)) == group
+  (found,) = _groups(text, 8)
+  assert sorted(found) == group
 
 
 def torus(lengths: tuple[int, ...], mesh: dict[str, int]) -> Network:
@@ -116,6 +116,26 @@ def test_a_permute_goes_one_way_and_shares_its_links_with_those_between(to, stri
   seconds, rate = transfer(network, "collective-permute", [0, to], 64 * MIB)
   assert rate == LINK / stride
   assert seconds == pytest.approx(stride * 64 * MIB / LINK + HOP_S)
+
+
+def test_a_permute_lasts_as_long_as_its_longest_way_and_nothing_if_each_device_keeps_its_own():
+  network = torus((8, 4, 4), {"context": 8, "data": 16})
+
+  def priced(pairs):
+    text = f"""HloModule m
+
+ENTRY %main (x: f32[1024]) -> f32[1024] {{
+  %x = f32[1024]{{0}} parameter(0)
+  ROOT %moved = f32[1024]{{0}} collective-permute(%x), source_target_pairs={pairs}
+}}
+"""
+    found = parse(text)
+    return collective(network, found, found.computations[found.entry].root)
+
+  moved = priced("{{0,0},{16,32},{32,80}}")  # one device stays, the longest way is three hops
+  assert (moved.kind, moved.axis, moved.devices) == ("collective-permute", "context", 2)
+  assert moved.time_s == pytest.approx(3 * 4096 / LINK + HOP_S)
+  assert priced("{{0,0},{1,1}}").time_s == 0
 
 
 def test_what_crosses_slices_leaves_from_all_chips_of_a_slice():

@@ -6,6 +6,7 @@ import pytest
 from planning_programs import network_of
 
 from moejax.config.chips import CHIPS
+from moejax.kernels.attention import SCORES
 from moejax.planning.cost import cost
 from moejax.planning.program import parse
 
@@ -52,3 +53,22 @@ def test_a_call_on_a_gpu_that_nothing_prices_takes_at_least_its_bytes_and_a_mark
   text = GPU_CALLS.format(name="other", target=target, result=X, operands="%x", layouts=X)
   assert cost(parse(text), on_gpu).step_time_s == pytest.approx(2 * 8192 * 1024 * 2 / gpu.hbm_bandwidth)
   assert cost(parse(text.replace(target, "AssumeGatherIndicesInBound")), on_gpu).step_time_s == 0
+
+
+SPLASH = """HloModule m, is_scheduled=true
+
+ENTRY %main (q: bf16[1,32,2048,128], k: bf16[1,32,16384,128], n: s8[1,2,16]) -> bf16[1,32,2048,128] {{
+  %q = bf16[1,32,2048,128]{{3,2,1,0}} parameter(0)
+  %k = bf16[1,32,16384,128]{{3,2,1,0}} parameter(1)
+  %n = s8[1,2,16]{{2,1,0}} parameter(2)
+  ROOT %splash_mha_{kernel}_segmented.2 = bf16[1,32,2048,128]{{3,2,1,0}} custom-call(%n, %q, %k), custom_call_target="tpu_custom_call", operand_layout_constraints={{s8[1,2,16]{{2,1,0}}, bf16[1,32,2048,128]{{3,2,1,0}}, bf16[1,32,16384,128]{{3,2,1,0}}}}, metadata={{op_name="jit(f)/attention/{scope}pallas_call"}}
+}}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(("kernel", "products"), [("fwd", 2), ("dq", 3), ("dkv", 4)])
+def test_attention_of_a_part_of_the_sequence_has_the_scores_that_its_scope_counts(kernel, products):
+  scores = 17 * 1024**2  # of 2 x 16 blocks, an early and a late row
+  found = cost(parse(SPLASH.format(kernel=kernel, scope=f"{SCORES}{scores}/splash/")), NETWORK)
+  (operation,) = found.operations
+  assert (operation.kind, found.flops) == (f"kernel splash_mha_{kernel}", 2 * products * 32 * scores * 128)

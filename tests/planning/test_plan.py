@@ -257,6 +257,23 @@ def test_a_gather_over_a_whole_slice_stays_a_gather_and_wide_heads_fit_in_vmem()
   assert shared.lower(q, q, q, segments).compile(compiler_options=compiler_options(devices[0]))
 
 
+@pytest.mark.slow
+@needs_libtpu
+def test_parts_of_sequences_have_the_fused_kernel_whose_scores_are_not_in_memory(tiny_dense, display):
+  length = 4096
+  experiment = replace(tiny_dense, mesh=Mesh(data=1, context=4), data=replace(tiny_dense.data, sequence_length=length))
+  found = plan(experiment, parse_topology("v5p:2x2x1"), display)
+  kernels = {operation.kind: operation for operation in found.operations if "splash" in operation.kind}
+  assert set(kernels) == {f"kernel splash_mha_{name}" for name in ("fwd", "dq", "dkv")}
+  rows, heads, layers = experiment.training.batch_size, experiment.model.num_heads, experiment.model.num_layers
+  blocks, block = length // 512, 512  # two halves of 512 positions, which together see as many blocks on every device
+  scores = rows * heads * layers * (blocks + 1) * block**2
+  assert kernels["kernel splash_mha_dkv"].flops == 2 * 4 * scores * experiment.model.head_dim
+  assert {"all-gather", "collective-permute"} <= {moved.kind for moved in found.collectives}
+  of_scores = f",{length // 4},{length}]"
+  assert not [array for array in found.largest_arrays if array.shape.endswith(of_scores)]
+
+
 needs_gpu_compiler = pytest.mark.skipif(
   importlib.util.find_spec("jax_cuda12_plugin") is None, reason="compiling for GPU needs pip install moejax[gpu-plan]"
 )

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_rule_tables import gradients
@@ -12,7 +13,10 @@ from training_fixtures import spec_of, tiny
 from moejax.config import EinsumDispatch, GroupedDispatch, GroupedQuery, Latent, Mesh, TopKDepths
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
+from moejax.kernels.attention import attention, fused_attention
+from moejax.models import attend
 from moejax.models.abstract import parameter_name
+from moejax.partitioning import make_partitioner
 from moejax.training.step import abstract_inputs, make_train_step
 
 CASES = {
@@ -66,6 +70,33 @@ def test_keys_and_values_are_gathered_over_context_and_no_activation_else():
   whole = [line for line in gathers if ",32,8,4]" in line.split(" all-gather(")[0]]
   assert whole, "keys and values of 32 positions"
   assert not [line for line in gathers if "[8,32,32]" in line.split(" all-gather(")[0]], "the residual stream stays"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("window", [None, 200])
+@pytest.mark.parametrize("mesh", [Mesh(data=2, context=4), Mesh(data=1, context=4, model=2)], ids=str)
+def test_the_fused_kernel_on_parts_of_sequences_equals_plain_attention(monkeypatch, mesh, window):
+  """Outputs and gradients, with documents that end in a part, at its border and in padding. The kernel runs without a
+  TPU."""
+  partitioner = make_partitioner(mesh, tiny(False).rules)
+  keys = jax.random.split(jax.random.key(0), 4)
+  q, weight = (jax.random.normal(key, (2, 1024, 4, 16)) for key in keys[:2])
+  k, v = (jax.random.normal(key, (2, 1024, 2, 16)) for key in keys[2:])
+  segments = jnp.asarray(np.repeat([[1, 1, 1, 2, 2, 2, 2, 3], [1, 2, 2, 2, 3, 3, 0, 0]], 128, axis=1))
+  weight = weight * (segments > 0)[..., None, None]
+
+  def of(kernel):
+    monkeypatch.setattr(attend, "attention_for", lambda *_: kernel)
+
+    def weighted(q, k, v):
+      out = attend.attend(partitioner, q, k, v, segments, window)
+      return jnp.sum(out * weight), out
+
+    (_, out), gradients = jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(q, k, v)
+    return out * (segments > 0)[..., None, None], *gradients
+
+  for fused, plain in zip(of(functools.partial(fused_attention, interpret=True)), of(attention), strict=True):
+    np.testing.assert_allclose(fused, plain, atol=2e-5)
 
 
 def test_inference_has_whole_sequences_and_a_mixture_of_depths_needs_them():
