@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Training
+from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Precision, Training
 from moejax.config.attention import Attention, GroupedQuery, Latent
 from moejax.config.dispatch import EinsumDispatch, GroupedDispatch
 from moejax.config.model import SAVED, Remat, Saved
@@ -22,8 +22,8 @@ SUPPORTED = ("sliding window", "sliding window and sinks", "MLA", "host offload"
 """Features of `needs` that an experiment expresses."""
 
 EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
-"""Features of `needs` whose products, except those of routed experts, are priced at the rate of the type, where the
-chip has it. The scales of mxfp8 are not priced."""
+"""Features of `needs` whose products are priced at the rate of the type, where the chip has it: those of routed experts
+as `model.precision.experts`, and the others by what they are divided by. The scales of mxfp8 are not priced."""
 
 FUSED = "fused attention on GPU"
 PLAIN_ATTENTION = "axlearn"
@@ -64,7 +64,7 @@ class Row:
   missing: tuple[str, ...]
   """Features that it is planned without."""
   speedup: float
-  """Of products that are not in bfloat16."""
+  """Of products outside routed experts that are not in bfloat16."""
   published_s: float | None
   balanced: bool = False
   """Whether all experts had the same load."""
@@ -88,15 +88,15 @@ def read_row(values: dict[str, Any]) -> Row:
   if "sliding window" in needs and "attention" not in shape:
     missing.append("the sliding window, whose length is not stated")
   missing += [what for words, what in UNLIKE if words in str(shape.get("attention"))]
-  topology = _topology(values)
+  topology, of_experts = _topology(values), "compute"
   for need in (need for need in needs if need in EIGHT_BITS):
     try:
       speedup = product_speedup(topology.chip, EIGHT_BITS[need])
     except UserError:  # the chip computes such products in bfloat16
       continue
+    of_experts = EIGHT_BITS[need] if shape.get("experts") else of_experts
     if need == EIGHT_BITS[need]:
       missing.remove(need)
-      missing += [f"{need} in routed experts"] if shape.get("experts") else []
   if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
     missing.append(FUSED)
   remat = next(policy for words, policy in REMAT if words in values["remat"])
@@ -107,7 +107,7 @@ def read_row(values: dict[str, Any]) -> Row:
     missing.remove("context parallelism")
   experiment = Experiment(
     name=values["id"],
-    model=_model(shape, remat, values),
+    model=dataclasses.replace(_model(shape, remat, values), precision=Precision(experts=of_experts)),
     data=Data(sequence_length=values["sequence"]),
     training=Training(batch_size=values["global_batch"], gradient_accumulation=_parts(values, mesh)),
     optimizer=AdamW(learning_rate=3e-4),

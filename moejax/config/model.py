@@ -8,7 +8,6 @@ from typing import Literal, get_args
 from moejax.config import checks
 from moejax.config.attention import Attention
 from moejax.config.depths import Depths
-from moejax.config.dispatch import GroupedDispatch
 from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
 from moejax.config.plain import typed
@@ -210,15 +209,10 @@ class Model:
       attention.check_model(self)
 
   def _check_precision(self) -> None:
-    """Raises UserError for 8-bit products that no layer has, or that its kernels cannot compute."""
+    """Raises UserError for 8-bit products that no layer has."""
     of_experts, of_dense = self.precision.experts, self.precision.feed_forward
     if of_experts != "compute" and self.moe is None:
       raise UserError(f"model.precision.experts={of_experts!r} has no effect without model.moe; set it to 'compute'")
-    if of_experts != "compute" and self.moe and isinstance(self.moe.dispatch, GroupedDispatch):
-      raise UserError(
-        f"model.precision.experts={of_experts!r}: the grouped products of model.moe.dispatch='grouped' have no 8-bit "
-        "kernels; set it to 'compute', or the dispatch to 'einsum' or 'dense'"
-      )
     if (
       of_dense != "compute"
       and self.num_sparse_layers == self.num_layers

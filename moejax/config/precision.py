@@ -24,7 +24,7 @@ class Precision:
   feed_forward: Operands = "compute"
   """Dense feed-forward layers and shared experts."""
   experts: Operands = "compute"
-  """Routed experts. With 8 bits, the dispatch must be einsum or dense."""
+  """Routed experts."""
   logits: Operands = "compute"
   """The output projection."""
 

@@ -23,12 +23,13 @@ MOST = 4096
 def separate_experts(model: AbstractModel, parameters: Parameters) -> Parameters:
   """Parameters in which stacks of large expert matrices are tuples of arrays, which share their memory.
 
-  Only for the dispatch `grouped` on one CPU device, and up to MOST arrays. Stacks of layers (`layers: scanned`) stay as
-  they are.
+  Only for the dispatch `grouped` on one CPU device, without 8-bit products, and up to MOST arrays. Stacks of layers
+  (`layers: scanned`) stay as they are.
   """
   moe, placement = model.config.moe, model.partitioner
   on_one = placement.platform == "cpu" and placement.mesh.size == 1
-  if moe is None or not on_one or not isinstance(moe.dispatch, GroupedDispatch):
+  plain = model.config.precision.experts == "compute"
+  if moe is None or not on_one or not plain or not isinstance(moe.dispatch, GroupedDispatch):
     return parameters
 
   def is_stack(parameter: jax.Array, names: tuple[str | None, ...]) -> bool:

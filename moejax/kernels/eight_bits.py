@@ -4,6 +4,8 @@ An operand is divided by a scale, rounded to 8 bits, and the product is multipli
 absolute value along the contracted dimensions, over the largest number of the type. There is thus one scale for each
 row and column, which does not depend on the mesh. CPUs have no such products: XLA computes them from the same rounded
 operands.
+
+R rows, sorted by group  E groups  D columns
 """
 
 from typing import Literal
@@ -47,6 +49,33 @@ def einsum(equation: str, x: jax.Array, y: jax.Array, bits: EightBits, of_gradie
     rounded(of_x, x, jnp.dtype((GRADIENTS if of_gradient else VALUES)[bits])),
     rounded(of_y, y, jnp.dtype(VALUES[bits])),
   )
+
+
+def scales(largest: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """The scales of values whose largest absolute values, in float32, are `largest`: those of qwix."""
+  found = largest / jnp.float32(_limit(dtype))
+  return jnp.where(found < jnp.sqrt(jnp.finfo(jnp.float32).tiny), 1.0, found)
+
+
+def to_eight_bits(scaled: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Rounds values in float32 that were divided by their scale."""
+  limit = _limit(dtype)
+  return (jnp.round(scaled) if sum_dtype(dtype) == jnp.int32 else jnp.clip(scaled, -limit, limit)).astype(dtype)
+
+
+def rounded_groups(x_RD: jax.Array, scales_ED: jax.Array, group_sizes_E: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """Rounds the rows of each group at its own scales. Rows are sorted by group."""
+  group_R = jnp.repeat(jnp.arange(len(scales_ED)), group_sizes_E, total_repeat_length=len(x_RD))
+  return to_eight_bits(x_RD.astype(jnp.float32) * (1 / scales_ED)[group_R], dtype)
+
+
+def sum_dtype(dtype: jnp.dtype) -> jnp.dtype:
+  """The type in which matrix units sum products of this type."""
+  return jnp.dtype(jnp.int32 if jnp.issubdtype(dtype, jnp.integer) else jnp.float32)
+
+
+def _limit(dtype: jnp.dtype) -> float:
+  return float((jnp.iinfo if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo)(dtype).max)
 
 
 def letters(equation: str) -> tuple[str, str, str]:

@@ -15,6 +15,7 @@ conflicts with tyro, the library of the command line.
 
 import functools
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Literal
 
 import jax
@@ -69,7 +70,7 @@ def _grouped_matmul(
   backend: Backend,
   wide: jnp.dtype | None,
 ) -> jax.Array:
-  return _run("gmm", backend, x_RD, w_EDF, group_sizes_E, transpose_w=False)
+  return on_platform("gmm", backend, x_RD, w_EDF, group_sizes_E, transpose_w=False)
 
 
 def _forward(
@@ -87,19 +88,26 @@ def _backward(
   backend: Backend, wide: jnp.dtype | None, saved: tuple[jax.Array, ...], of_out_RF: jax.Array
 ) -> tuple[jax.Array, jax.Array | None, jax.Array | None, None]:
   x_RD, w_EDF, group_sizes_E = saved
-  of_x_RD = _run("gmm", backend, of_out_RF, w_EDF, group_sizes_E, transpose_w=True)
-  of_w_EDF = _run("tgmm", backend, x_RD, of_out_RF, group_sizes_E, dtype=wide or w_EDF.dtype)
+  of_x_RD = on_platform("gmm", backend, of_out_RF, w_EDF, group_sizes_E, transpose_w=True)
+  of_w_EDF = on_platform("tgmm", backend, x_RD, of_out_RF, group_sizes_E, dtype=wide or w_EDF.dtype)
   return of_x_RD, *((None, of_w_EDF) if wide else (of_w_EDF, None)), None
 
 
 _grouped_matmul.defvjp(_forward, _backward)
 
 
-def _run(product: Literal["gmm", "tgmm"], backend: Backend, *arrays: jax.Array, **options: Any) -> jax.Array:
-  """Runs `gmm`, the rows of each group times its matrix, or `tgmm`, its rows transposed times other rows."""
+def on_platform(
+  product: Literal["gmm", "tgmm", "largest"],
+  backend: Backend,
+  *arrays: jax.Array,
+  of_tpu: ModuleType = grouped_matmul_tpu,
+  **options: Any,
+) -> jax.Array:
+  """Runs `gmm`, the rows of each group times its matrix, `tgmm`, its rows transposed times other rows, or `largest`,
+  the largest absolute values of their columns."""
   cpu, gpu, tpu = (
     functools.partial(getattr(module, product), **options)
-    for module in (grouped_matmul_cpu, grouped_matmul_gpu, grouped_matmul_tpu)
+    for module in (grouped_matmul_cpu, grouped_matmul_gpu, of_tpu)
   )
   kernels: dict[Backend, Callable[[], jax.Array]] = {
     "auto": lambda: jax.lax.platform_dependent(*arrays, tpu=tpu, cuda=gpu, default=cpu),

@@ -14,9 +14,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from moejax.kernels.eight_bits import rounded_groups
 
-def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool) -> jax.Array:
-  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose."""
+
+def gmm(
+  x_RI: jax.Array,
+  w_EDF: jax.Array,
+  group_sizes_E: jax.Array,
+  *scales: jax.Array,
+  transpose_w: bool,
+  dtype: jnp.dtype | None = None,
+) -> jax.Array:
+  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose. 8-bit operands
+  have `scales`, [R] and [E, J], and are multiplied in float32."""
   summed, J = (1, w_EDF.shape[1]) if transpose_w else (0, w_EDF.shape[2])
   R, E = len(x_RI), len(w_EDF)
   ends_E = jnp.cumsum(group_sizes_E)
@@ -31,17 +41,30 @@ def gmm(x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpos
     def block(start: jax.Array, own_b: jax.Array, out_RJ: jax.Array) -> jax.Array:
       x_bK = _rows(x_RI, start, len(own_b))
       product_bN = jax.lax.dot_general(x_bK.astype(jnp.float32), w, (((1,), (summed,)), ((), ())))
+      if scales:
+        product_bN = product_bN * _rows(scales[0], start, len(own_b))[:, None] * scales[1][e][None]
       # The other rows of the block belong to another expert or to none.
       out_bN = jnp.where(own_b[:, None], product_bN.astype(out_RJ.dtype), _rows(out_RJ, start, len(own_b)))
       return jax.lax.dynamic_update_slice_in_dim(out_RJ, out_bN, start, axis=0)
 
     return _over_blocks(block, R, _block_sizes(R, E), ends_E[e] - group_sizes_E[e], ends_E[e], out_RJ)
 
-  return jax.lax.fori_loop(0, jnp.sum(group_sizes_E > 0), expert, jnp.zeros((R, J), x_RI.dtype))
+  return jax.lax.fori_loop(0, jnp.sum(group_sizes_E > 0), expert, jnp.zeros((R, J), dtype or x_RI.dtype))
 
 
-def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype) -> jax.Array:
-  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group."""
+def tgmm(
+  x_RD: jax.Array,
+  y_RF: jax.Array,
+  group_sizes_E: jax.Array,
+  *scales: jax.Array,
+  dtype: jnp.dtype,
+  types: tuple[jnp.dtype, jnp.dtype] | None = None,
+) -> jax.Array:
+  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group. With
+  `types`, x and y are rounded to these at `scales`, [E, D] and [E, F]."""
+  if types:
+    x_RD = rounded_groups(x_RD, scales[0], group_sizes_E, types[0])
+    y_RF = rounded_groups(y_RF, scales[1], group_sizes_E, types[1])
   R, E = len(x_RD), len(group_sizes_E)
   large, small = sizes = _block_sizes(R, E)
   ends_E = jnp.cumsum(group_sizes_E)
@@ -61,9 +84,29 @@ def tgmm(x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: j
     )
     start = jnp.minimum(end - size + jnp.where(size >= large, large, small), end)
     sum_DF = _over_blocks(lambda start, own_b, sum_DF: sum_DF + block(start, own_b), R, sizes, start, end, first_DF)
+    if scales:
+      sum_DF = sum_DF * scales[0][e][:, None] * scales[1][e][None]
     return jax.lax.dynamic_update_index_in_dim(out_EDF, sum_DF.astype(dtype), e, axis=0)
 
   return jax.lax.fori_loop(0, E, expert, jnp.zeros((E, x_RD.shape[1], y_RF.shape[1]), dtype))
+
+
+def largest(x_RD: jax.Array, group_sizes_E: jax.Array) -> jax.Array:
+  """Returns out_ED: the largest absolute value of each column in the rows of each group, in float32; zeros for an empty
+  group."""
+  R, E = len(x_RD), len(group_sizes_E)
+  ends_E = jnp.cumsum(group_sizes_E)
+
+  def block(start: jax.Array, own_b: jax.Array, most_D: jax.Array) -> jax.Array:
+    sizes_bD = jnp.abs(_rows(x_RD, start, len(own_b)).astype(jnp.float32))
+    return jnp.maximum(most_D, jnp.max(jnp.where(own_b[:, None], sizes_bD, 0), axis=0))
+
+  def expert(e: jax.Array, out_ED: jax.Array) -> jax.Array:
+    start, none_D = ends_E[e] - group_sizes_E[e], jnp.zeros(x_RD.shape[1], jnp.float32)
+    most_D = _over_blocks(block, R, _block_sizes(R, E), start, ends_E[e], none_D)
+    return jax.lax.dynamic_update_index_in_dim(out_ED, most_D, e, axis=0)
+
+  return jax.lax.fori_loop(0, E, expert, jnp.zeros((E, x_RD.shape[1]), jnp.float32))
 
 
 def _block_sizes(R: int, E: int) -> tuple[int, int]:

@@ -6,6 +6,9 @@ D and F may be either way round. A lower-case letter is the size of one tile.
 
 The first row tile of a group starts where the group starts, so that no row is computed for two groups. Rows of other
 groups are masked. A tile that would extend beyond R starts earlier, and masks the rows before its own.
+
+Pallas multiplies operands of one type. An e4m3 and an e5m2 operand, of the products of the backward pass, are read as 8
+bits and multiplied in bfloat16, which holds their values.
 """
 
 import functools
@@ -16,6 +19,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from moejax.kernels.eight_bits import rounded_groups, sum_dtype
+
 Ref = Any
 """A reference of Pallas to an array in memory, for which JAX has no public type."""
 
@@ -23,19 +28,31 @@ TILE = 128
 """The largest number of rows and columns of an output tile."""
 
 TILE_BYTES = 128
-"""Bytes of one row of an operand's tile: 64 bfloat16 or 32 float32."""
+"""Bytes of one row of an operand's tile: 128 of 8 bits, 64 bfloat16 or 32 float32."""
 
 COMPILER_PARAMS = plgpu.CompilerParams(num_warps=8, num_stages=3)
 """Three stages of two operand tiles take 96 KiB of shared memory, which every data-center GPU has."""
 
 
 def gmm(
-  x_RI: jax.Array, w_EDF: jax.Array, group_sizes_E: jax.Array, *, transpose_w: bool, interpret: bool = False
+  x_RI: jax.Array,
+  w_EDF: jax.Array,
+  group_sizes_E: jax.Array,
+  *scales: jax.Array,
+  transpose_w: bool,
+  dtype: jnp.dtype | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
-  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose."""
-  R, dtype, operands = len(x_RI), x_RI.dtype, jnp.promote_types(x_RI.dtype, w_EDF.dtype)
+  """Returns out_RJ: the rows of each group times the matrix of its expert, or times its transpose. 8-bit operands have
+  `scales`, [R] and [E, J]."""
+  R, dtype, operands = len(x_RI), dtype or x_RI.dtype, x_RI.dtype
   J = w_EDF.shape[1 if transpose_w else 2]
-  x_RI, w_EDF = _aligned(x_RI.astype(operands), 0, 1), _aligned(w_EDF.astype(operands), 1, 2)
+  if scales:
+    scales = _aligned(scales[0], 0), _aligned(scales[1], 1)
+  else:
+    operands = jnp.promote_types(x_RI.dtype, w_EDF.dtype)
+    x_RI, w_EDF = x_RI.astype(operands), w_EDF.astype(operands)
+  x_RI, w_EDF = _aligned(x_RI, 0, 1), _aligned(w_EDF, 1, 2)
   padded_R, I = x_RI.shape
   padded_J = w_EDF.shape[1 if transpose_w else 2]
   r, i, j = _row_tile(padded_R, len(w_EDF)), _tile(I, TILE_BYTES // operands.itemsize), _tile(padded_J, TILE)
@@ -48,7 +65,7 @@ def gmm(
     compiler_params=COMPILER_PARAMS,
     interpret=interpret,
     name="gmm",
-  )(experts_Z, starts_Z, ends_Z, x_RI, w_EDF)
+  )(experts_Z, starts_Z, ends_Z, x_RI, w_EDF, *scales)
   # Rows of no group are never written and contain arbitrary values.
   return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R, :J], 0)
 
@@ -59,14 +76,14 @@ def _gmm_kernel(
   ends_Z: Ref,
   x_RI: Ref,
   w_EDF: Ref,
-  out_RJ: Ref,
-  *,
+  *scales_and_out: Ref,
   r: int,
   i: int,
   j: int,
   transpose_w: bool,
 ) -> None:
   """Computes one tile of the output: the rows of one row tile and j columns."""
+  *scales, out_RJ = scales_and_out
   columns, z = pl.ds(pl.program_id(0) * j, j), pl.program_id(1)
   e, start, end = experts_Z[z], starts_Z[z], ends_Z[z]
   R, I = x_RI.shape
@@ -78,19 +95,35 @@ def _gmm_kernel(
       summed = pl.ds(step * i, i)
       x_ri = plgpu.load(x_RI.at[pl.ds(first, r), summed])
       w = plgpu.load(w_EDF.at[e, columns, summed] if transpose_w else w_EDF.at[e, summed, columns])
-      return sum_rj + plgpu.dot(x_ri, w, trans_b=transpose_w)
+      return sum_rj + plgpu.dot(*_alike(x_ri, w), trans_b=transpose_w)
 
-    sum_rj = jax.lax.fori_loop(0, I // i, add, jnp.zeros((r, j), jnp.float32))
+    sum_rj = jax.lax.fori_loop(0, I // i, add, jnp.zeros((r, j), sum_dtype(x_RI.dtype)))
+    if scales:
+      of_rows_r, of_columns_j = plgpu.load(scales[0].at[pl.ds(first, r)]), plgpu.load(scales[1].at[e, columns])
+      sum_rj = sum_rj.astype(jnp.float32) * of_rows_r[:, None] * of_columns_j[None, :]
     own_r1 = _own_rows(first, r, start, end)
     plgpu.store(out_RJ.at[pl.ds(first, r), columns], sum_rj.astype(out_RJ.dtype), mask=own_r1)
 
 
 def tgmm(
-  x_RD: jax.Array, y_RF: jax.Array, group_sizes_E: jax.Array, *, dtype: jnp.dtype, interpret: bool = False
+  x_RD: jax.Array,
+  y_RF: jax.Array,
+  group_sizes_E: jax.Array,
+  *scales: jax.Array,
+  dtype: jnp.dtype,
+  types: tuple[jnp.dtype, jnp.dtype] | None = None,
+  interpret: bool = False,
 ) -> jax.Array:
-  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group."""
+  """Returns out_EDF: for each group its rows of x, transposed, times its rows of y. Zeros for an empty group. With
+  `types`, x and y are rounded to these at `scales`, [E, D] and [E, F]."""
   D, F, E, operands = x_RD.shape[1], y_RF.shape[1], len(group_sizes_E), jnp.promote_types(x_RD.dtype, y_RF.dtype)
-  x_RD, y_RF = _aligned(x_RD.astype(operands), 0, 1), _aligned(y_RF.astype(operands), 0, 1)
+  if types:
+    x_RD = rounded_groups(x_RD, scales[0], group_sizes_E, types[0])
+    y_RF = rounded_groups(y_RF, scales[1], group_sizes_E, types[1])
+    operands, scales = types[0], (_aligned(scales[0], 1), _aligned(scales[1], 1))
+  else:
+    x_RD, y_RF = x_RD.astype(operands), y_RF.astype(operands)
+  x_RD, y_RF = _aligned(x_RD, 0, 1), _aligned(y_RF, 0, 1)
   padded_D, padded_F = x_RD.shape[1], y_RF.shape[1]
   r, d, f = _below(len(x_RD), TILE_BYTES // operands.itemsize), _tile(padded_D, TILE), _tile(padded_F, TILE)
   ends_E = jnp.cumsum(group_sizes_E)
@@ -101,12 +134,15 @@ def tgmm(
     compiler_params=COMPILER_PARAMS,
     interpret=interpret,
     name="tgmm",
-  )(ends_E - group_sizes_E, ends_E, x_RD, y_RF)
+  )(ends_E - group_sizes_E, ends_E, x_RD, y_RF, *scales)
   return out_EDF[:, :D, :F]
 
 
-def _tgmm_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, out_EDF: Ref, *, r: int, d: int, f: int) -> None:
+def _tgmm_kernel(
+  starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, *scales_and_out: Ref, r: int, d: int, f: int
+) -> None:
   """Computes one tile of the output of one expert, summed over the rows of its group."""
+  *scales, out_EDF = scales_and_out
   rows_d, columns_f, e = pl.ds(pl.program_id(0) * d, d), pl.ds(pl.program_id(1) * f, f), pl.program_id(2)
   start, end = starts_E[e], ends_E[e]
 
@@ -115,12 +151,54 @@ def _tgmm_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, y_RF: Ref, out_EDF: Ref,
     first = jnp.minimum(wanted, x_RD.shape[0] - r)
     # Both operands are masked, since rows of other groups may be infinite.
     own_r1 = _own_rows(first, r, wanted, end)
-    x_rd = plgpu.load(x_RD.at[pl.ds(first, r), rows_d], mask=own_r1, other=0.0)
-    y_rf = plgpu.load(y_RF.at[pl.ds(first, r), columns_f], mask=own_r1, other=0.0)
-    return sum_df + plgpu.dot(x_rd, y_rf, trans_a=True)
+    x_rd = plgpu.load(x_RD.at[pl.ds(first, r), rows_d], mask=own_r1, other=jnp.zeros((), x_RD.dtype))
+    y_rf = plgpu.load(y_RF.at[pl.ds(first, r), columns_f], mask=own_r1, other=jnp.zeros((), y_RF.dtype))
+    return sum_df + plgpu.dot(*_alike(x_rd, y_rf), trans_a=True)
 
-  sum_df = jax.lax.fori_loop(0, pl.cdiv(end - start, r), add, jnp.zeros((d, f), jnp.float32))
+  sum_df = jax.lax.fori_loop(0, pl.cdiv(end - start, r), add, jnp.zeros((d, f), sum_dtype(x_RD.dtype)))
+  if scales:
+    of_rows_d, of_columns_f = plgpu.load(scales[0].at[e, rows_d]), plgpu.load(scales[1].at[e, columns_f])
+    sum_df = sum_df.astype(jnp.float32) * of_rows_d[:, None] * of_columns_f[None, :]
   plgpu.store(out_EDF.at[e, rows_d, columns_f], sum_df.astype(out_EDF.dtype))
+
+
+def largest(x_RD: jax.Array, group_sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
+  """Returns out_ED: the largest absolute value of each column in the rows of each group, in float32; zeros for an empty
+  group."""
+  D, E = x_RD.shape[1], len(group_sizes_E)
+  x_RD = _aligned(x_RD, 0, 1)
+  R, padded_D = x_RD.shape
+  r, d = _below(R, TILE), _tile(padded_D, TILE)
+  ends_E = jnp.cumsum(group_sizes_E)
+  out_ED = pl.pallas_call(
+    functools.partial(_largest_kernel, r=r, d=d),
+    grid=(padded_D // d, E),
+    out_shape=jax.ShapeDtypeStruct((E, padded_D), jnp.float32),
+    compiler_params=COMPILER_PARAMS,
+    interpret=interpret,
+    name="largest",
+  )(ends_E - group_sizes_E, ends_E, x_RD)
+  return out_ED[:, :D]
+
+
+def _largest_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, out_ED: Ref, *, r: int, d: int) -> None:
+  """Computes d columns of one group."""
+  columns_d, e = pl.ds(pl.program_id(0) * d, d), pl.program_id(1)
+  start, end = starts_E[e], ends_E[e]
+
+  def more(i: jax.Array, most_d: jax.Array) -> jax.Array:
+    wanted = start + i * r
+    first = jnp.minimum(wanted, x_RD.shape[0] - r)
+    own_r1 = _own_rows(first, r, wanted, end)
+    x_rd = plgpu.load(x_RD.at[pl.ds(first, r), columns_d], mask=own_r1, other=jnp.zeros((), x_RD.dtype))
+    return jnp.maximum(most_d, jnp.max(jnp.abs(x_rd.astype(jnp.float32)), axis=0))
+
+  plgpu.store(out_ED.at[e, columns_d], jax.lax.fori_loop(0, pl.cdiv(end - start, r), more, jnp.zeros(d, jnp.float32)))
+
+
+def _alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Operands of one type: in bfloat16 if they are two types of 8 bits."""
+  return (x, y) if x.dtype == y.dtype else (x.astype(jnp.bfloat16), y.astype(jnp.bfloat16))
 
 
 def _visits(group_sizes_E: jax.Array, R: int, r: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -142,8 +220,8 @@ def _own_rows(first: jax.Array, r: int, start: jax.Array, end: jax.Array) -> jax
 
 
 def _aligned(a: jax.Array, *axes: int) -> jax.Array:
-  """Pads these dimensions with zeros to multiples of 16, the smallest operand of a tensor core."""
-  return jnp.pad(a, [(0, -size % 16 if axis in axes else 0) for axis, size in enumerate(a.shape)])
+  """Pads these dimensions with zeros to multiples of 32, the depth of a tensor core for 8 bits; others need less."""
+  return jnp.pad(a, [(0, -size % 32 if axis in axes else 0) for axis, size in enumerate(a.shape)])
 
 
 def _tile(size: int, limit: int) -> int:

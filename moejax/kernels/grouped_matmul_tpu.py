@@ -42,8 +42,9 @@ def tgmm(
   return megablox_tgmm(x_DR, y_RF, group_sizes_E, dtype, tiles, interpret=interpret)
 
 
-def gmm_tiles(R: int, E: int, I: int, J: int, itemsize: int) -> Tiles:
-  """Tiles that move the fewest elements between HBM and VMEM."""
+def gmm_tiles(R: int, E: int, I: int, J: int, itemsize: int, out_itemsize: int | None = None) -> Tiles:
+  """Tiles that move the fewest elements between HBM and VMEM. With `out_itemsize`, that of the result alone, the summed
+  dimension is a whole number of tiles, since a rest of 8 bits cannot be masked."""
   tile_R = row_tile(R, E)
 
   def moved(tile_I: int, tile_J: int) -> int:
@@ -52,9 +53,10 @@ def gmm_tiles(R: int, E: int, I: int, J: int, itemsize: int) -> Tiles:
     return R * I * _count(J, tile_J) + times * I * J
 
   def held(tile_I: int, tile_J: int) -> int:
-    return 2 * itemsize * (tile_R * tile_I + tile_I * tile_J + tile_R * tile_J) + 4 * tile_R * tile_J
+    result = (2 * (out_itemsize or itemsize) + 4) * tile_R * tile_J
+    return 2 * itemsize * (tile_R * tile_I + tile_I * tile_J) + result
 
-  return tile_R, *_best(I, J, moved, held)
+  return tile_R, *_best(_splits(I, whole=out_itemsize is not None), _splits(J), moved, held)
 
 
 def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int) -> Tiles:
@@ -69,7 +71,7 @@ def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int) -> Tiles:
     masked = 4 * tile_R * (tile_D + tile_F)
     return 2 * itemsize * (tile_R * tile_D + tile_R * tile_F + tile_D * tile_F) + 4 * tile_D * tile_F + masked
 
-  return tile_R, *_best(D, F, moved, held)
+  return tile_R, *_best(_splits(D), _splits(F), moved, held)
 
 
 def row_tile(R: int, E: int) -> int:
@@ -86,15 +88,18 @@ def visits(R: int, E: int, tile_R: int) -> int:
   return _count(R, tile_R) + E - 1
 
 
-def _best(one: int, other: int, moved: Callable[[int, int], int], held: Callable[[int, int], int]) -> tuple[int, int]:
+def _best(
+  one: list[int], other: list[int], moved: Callable[[int, int], int], held: Callable[[int, int], int]
+) -> tuple[int, int]:
   """The tiles of two dimensions that fit in VMEM and move the fewest elements. If several do, the largest."""
-  fitting = [pair for pair in itertools.product(_splits(one), _splits(other)) if held(*pair) <= VMEM_BYTES]
+  fitting = [pair for pair in itertools.product(one, other) if held(*pair) <= VMEM_BYTES]
   return min(fitting, key=lambda pair: (moved(*pair), -pair[0] * pair[1]))
 
 
-def _splits(size: int) -> list[int]:
-  """Tile sizes: the whole dimension, 128, and the multiples of 128 that waste at most 3 %."""
-  return [size, *(tile for tile in range(128, size, 128) if tile == 128 or _count(size, tile) * tile * 0.97 <= size)]
+def _splits(size: int, whole: bool = False) -> list[int]:
+  """Tile sizes: the whole dimension, 128, and the multiples of 128 that waste at most 3 %, or nothing if `whole`."""
+  most = size if whole else size / 0.97
+  return [size, *(tile for tile in range(128, size, 128) if tile == 128 or _count(size, tile) * tile <= most)]
 
 
 def _whole_tiles(x_RI: jax.Array, tiles: Tiles) -> jax.Array:

@@ -46,7 +46,8 @@ of a large product.
 On GPU, this is cuBLAS against the grouped products of `moejax.planning.kernels`: 0.79 to 0.42 of the peak. On TPU, it
 includes what surrounds the product and is not priced otherwise (sorting, copies of rows, buffers for uneven load): 6
 from the published run of Llama 4 Maverick, 5 and 3 from the compiled programs of Qwen3 235B and Llama 4 Scout, and 4.7
-from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips."""
+from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips. 8 bits shorten the product, which is 1 of
+the 4 there."""
 
 GPU_ATTENTION = 0.55
 """Fraction of peak that fused attention reaches on H100: 645 TFLOP/s forward (tokamax 0.0.12), about 500 backward."""
@@ -142,12 +143,13 @@ def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   dense = (model.num_layers + depth - _sparse_layers(model)) * model.feed_forward.parameters(
     model.d_model, model.d_ff, model.is_gated
   )
-  routed = 0.0
+  routed, faster_routed = 0.0, 1.0
   if moe := model.moe:
     expert = _sparse_layers(model) * model.feed_forward_matrices * model.d_model * moe.d_ff
     dense += moe.num_shared_experts * expert
     # The formula prices the balanced load, not the whole receive buffer of a dropless layer.
     grouped = GROUPED.get(chip.platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
+    faster_routed = _faster_routed(experiment, chip)
     rows = moe.num_experts if isinstance(moe.dispatch, DenseDispatch) else moe.experts_per_token
     routed = expert * rows * (moe.capacity_factor if moe.dispatch.has_capacity else grouped)
   again = {
@@ -160,10 +162,24 @@ def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   products = (
     at((3 + again[0]) * projections, precision.attention, speedup)
     + at((3 + again[1] * kept) * dense, precision.feed_forward, speedup)
-    + at((3 + again[2] * kept) * routed, precision.experts)
+    + (3 + again[2] * kept) * routed / faster_routed
     + at(logits, precision.logits)
   )
   return 2 * products + _of_masks(experiment)
+
+
+def _faster_routed(experiment: Experiment, chip: Chip) -> float:
+  """What 8-bit products divide the time of routed experts by."""
+  moe, bits = experiment.model.moe, experiment.model.precision.experts
+  if moe is None or bits == "compute" or chip.platform == "cpu":
+    return 1.0
+  whole = product_speedup(chip, bits)
+  if not isinstance(moe.dispatch, GroupedDispatch):
+    return whole
+  # On TPU the product is a part of the time. On GPU both products of the backward pass mix types of fp8, and are in
+  # bfloat16 (`moejax/kernels/grouped_matmul_gpu.py`).
+  part = 1 / GROUPED["tpu"] if chip.platform == "tpu" else 1 / 3 if bits == "fp8" else 1.0
+  return 1 / (1 - part + part / whole)
 
 
 def _attention_s(experiment: Experiment, chip: Chip) -> float:

@@ -24,6 +24,9 @@ RELATIVE_RATE = {"f32": 0.5, "bf16": 1.0, "f16": 1.0, "s8": 2.0}
 """Rate of the tensor cores by type of the operands, to that of bfloat16 (float32 as TF32); 8-bit floats are twice as
 fast. NVIDIA's data sheets of A100 and H100."""
 
+EIGHT_BIT_RATE = 2.0
+"""The same of a matrix unit of a TPU that has 8-bit operands."""
+
 GPU_CALLS = ("__", "mosaic_gpu", "triton")
 """Prefixes of the targets of custom calls that run on a GPU: kernels in Triton or Mosaic, and calls of libraries. Other
 targets are markers, which take no time."""
@@ -32,8 +35,9 @@ TRITON_SHARE = {"gmm": 0.42, "tgmm": 0.60}
 """Fraction of peak that Triton kernels of grouped products reach on H100, by their name in `moejax/kernels`: 414 and
 591 of 989 TFLOP/s, the best times that tokamax 0.0.12 has for its kernels of the same names."""
 
-GROUPED_PRODUCTS = ("gmm", "tgmm")
-"""Names of the kernels of grouped products, on TPU and GPU."""
+GROUPED_PRODUCTS = ("gmm", "tgmm", "gmm_8bit", "tgmm_8bit", "largest")
+"""Names of the kernels of grouped products, on TPU and GPU, and of that which finds the scales of 8-bit operands. They
+take the time of the rows that are there."""
 
 REACHED = 0.9
 """Part of that rate which products reach beside the casts and scales of their operands. With it the formula is within
@@ -57,7 +61,8 @@ class Price:
 
   flops: float
   occupied_flops: float
-  """`flops` with the head dimension padded to the width of the matrix unit."""
+  """Those in bfloat16 that take as long: with the head dimension padded to the width of the matrix unit, and half of
+  those of 8-bit operands."""
   vector_operations: float
   bytes: int
 
@@ -70,8 +75,7 @@ class Price:
 
 def product_rate(chip: Chip, dtype: str) -> float:
   """FLOP/s of a large product of cuBLAS with operands of this type."""
-  relative = RELATIVE_RATE.get(dtype, 2.0 if dtype.startswith("f8") else 0.5)
-  return PRODUCT_SHARE * relative * (chip.bfloat16_flops or chip.vector_flops)
+  return PRODUCT_SHARE * _relative_rate(dtype) * (chip.bfloat16_flops or chip.vector_flops)
 
 
 def product_speedup(chip: Chip, precision: str) -> float:
@@ -97,19 +101,25 @@ def gpu_call(call: Instruction, chip: Chip) -> tuple[str, float, float]:
   name = (
     call.op_name.split("/")[-2] if call.op_name.endswith("/pallas_call") else call.target.strip("_$").split("$")[-1]
   )
-  matrices = [dims for dtype, dims in operands if dtype in ("bf16", "f16", "f32") and len(dims) >= 2]
+  matrices = [(dtype, dims) for dtype, dims in operands if len(dims) >= 2][:2]
   if name not in TRITON_SHARE or not matrices:
     return name, 0.0, seconds
   # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF. Each row meets one matrix.
-  rows, columns = matrices[0]
+  rows, columns = matrices[0][1]
   flops = 2.0 * rows * columns * call.shapes[0].dims[-1]
   assert chip.bfloat16_flops
-  return name, flops, max(flops / (TRITON_SHARE[name] * _relative(operands) * chip.bfloat16_flops), seconds)
+  rate = TRITON_SHARE[name] * _grouped_rate({dtype for dtype, _ in matrices}) * chip.bfloat16_flops
+  return name, flops, max(flops / rate, seconds)
 
 
-def _relative(operands: list[tuple[str, tuple[int, ...]]]) -> float:
-  """Rate of the widest type among the operands of a product, to that of bfloat16."""
-  return min(RELATIVE_RATE[dtype] for dtype, dims in operands if dtype in ("bf16", "f16", "f32") and len(dims) >= 2)
+def _relative_rate(dtype: str) -> float:
+  return RELATIVE_RATE.get(dtype, 2.0 if dtype.startswith("f8") else 0.5)
+
+
+def _grouped_rate(types: set[str]) -> float:
+  """Rate of a grouped product on a GPU, to that of bfloat16, by the types of its operands: that of the widest. Two
+  types of 8-bit floats are multiplied in bfloat16."""
+  return 1.0 if len(types) > 1 and all(dtype.startswith("f8") for dtype in types) else min(map(_relative_rate, types))
 
 
 def price(kernel: Instruction) -> Price:
@@ -135,7 +145,8 @@ def price(kernel: Instruction) -> Price:
     for name, value in re.findall(r'"(flops|transcendentals|bytes_accessed)":\s*"?(\d+)', kernel.attributes)
   }
   flops = declared.get("flops", 0.0)
-  return Price(flops, flops, declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size)))
+  occupied = flops / EIGHT_BIT_RATE if "_8bit" in kernel.name else flops
+  return Price(flops, occupied, declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size)))
 
 
 def _operand_shapes(attributes: str) -> list[tuple[str, tuple[int, ...]]]:

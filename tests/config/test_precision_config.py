@@ -35,17 +35,18 @@ def test_a_device_that_is_not_listed_may_have_any_type():
   check_device(Precision(attention="fp8", experts="int8"), "NVIDIA L40S")
 
 
-def test_what_would_have_no_effect_or_no_kernel_is_refused(tiny_dense):
+def test_what_would_have_no_effect_is_refused(tiny_dense):
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=8, dispatch="einsum")
   sparse = replace(tiny_dense.model, moe=moe)
   experts, dense = Precision(experts="fp8"), Precision(feed_forward="int8")
-  assert replace(sparse, precision=experts).precision == experts
+  for dispatch in ("einsum", "dense", "grouped"):
+    router = {"router": "dense"} if dispatch == "dense" else {}
+    assert replace(sparse, moe=replace(moe, dispatch=dispatch, **router), precision=experts).precision == experts
   assert replace(tiny_dense.model, precision=dense).precision == dense
   for other in (replace(moe, num_shared_experts=1), replace(moe, every=2)):
     replace(sparse, moe=other, precision=dense)
   for model, precision, message in (
     (tiny_dense.model, experts, "experts='fp8' has no effect without model.moe"),
-    (replace(sparse, moe=replace(moe, dispatch="grouped")), experts, "'grouped' have no 8-bit kernels"),
     (sparse, dense, "feed_forward='int8' has no effect because every layer is sparse"),
   ):
     with pytest.raises(UserError, match=message):

@@ -44,6 +44,46 @@ def test_a_grouped_product_on_a_gpu_multiplies_each_row_by_one_matrix(name, targ
   assert found.kernel_s == found.breakdown_s["matrix"] == found.step_time_s
 
 
+def test_a_grouped_product_of_one_8_bit_type_takes_half_as_long_on_a_gpu_and_one_of_two_types_as_long():
+  """Pallas multiplies operands of one type, so that the kernel has those of two types in bfloat16."""
+  gpu = dataclasses.replace(CHIPS["h100"], efficiency=1.0)
+  scales = ["f32[8192]{0}", "f32[16,512]{1,0}"]
+
+  def seconds(x, w, *more):
+    layouts = ", ".join([N, X.replace("bf16", x), W.replace("bf16", w), *more])
+    text = GPU_CALLS.format(name="gmm", target="__gpu$xla.gpu.triton", result=Y, operands="%n, %x, %w", layouts=layouts)
+    found = cost(parse(text), dataclasses.replace(NETWORK, chip=gpu))
+    assert found.flops == 2 * 8192 * 1024 * 512
+    return found.step_time_s
+
+  plain = seconds("bf16", "bf16")
+  for one in ("s8", "f8e4m3fn"):
+    assert seconds(one, one, *scales) == pytest.approx(plain / 2)
+  assert seconds("f8e5m2", "f8e4m3fn", *scales) == pytest.approx(plain)
+
+
+def test_a_grouped_product_of_8_bits_takes_half_as_long_on_a_tpu_and_its_rounding_is_added():
+  """The kernel declares its FLOPs, vector operations and bytes."""
+  chip = dataclasses.replace(CHIPS["tpu7x"], efficiency=1.0)
+
+  def seconds(name, vector=0):
+    text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (x: bf16[64,64]) -> bf16[64,64] {{
+  %x = bf16[64,64]{{1,0}} parameter(0)
+  ROOT %{name}.1 = bf16[64,64]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call", operand_layout_constraints={{bf16[64,64]{{1,0}}}}, backend_config={{"custom_call_config":{{"cost_estimate":{{"flops":"{10**15}","transcendentals":"{vector}","bytes_accessed":"1"}}}}}}
+}}
+"""  # noqa: E501
+    found = cost(parse(text), dataclasses.replace(NETWORK, chip=chip))
+    assert found.flops == 10**15 and found.operations[0].kind == f"kernel {name}"
+    return found.step_time_s
+
+  plain = seconds("tgmm")
+  assert seconds("gmm_8bit") == seconds("tgmm_8bit") == pytest.approx(plain / 2)
+  added = seconds("tgmm_8bit", 10**12) - plain / 2
+  assert added == pytest.approx(1e12 / chip.vector_flops)
+
+
 @pytest.mark.parametrize(
   "target", ["__gpu$xla.gpu.triton", "__cub$DeviceRadixSort", "__cudnn$fmhaSoftmax", "mosaic_gpu_v2"]
 )

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from moejax.config.dispatch import GroupedDispatch
+from moejax.config import GroupedDispatch, Precision
 from moejax.config.parameters import parameter_counts
+from moejax.planning.estimate import estimate
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
@@ -136,7 +137,11 @@ def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
   plain, low = (ledger.by_formula(ledger.read_row(DENSE | {"needs": of})) for of in ([], ["int8"]))
   assert low["predicted_s"] < plain["predicted_s"] and low["missing"] == []
   sparse = ledger.read_row(SPARSE | {"needs": ["fp8"]})
-  assert "fp8 in routed experts" in sparse.missing and "fp8" not in sparse.missing
+  assert sparse.missing == ("fused attention on GPU",) and sparse.experiment.model.precision.experts == "fp8"
+  model = dataclasses.replace(sparse.experiment.model, precision=Precision())
+  plain = dataclasses.replace(sparse.experiment, model=model)
+  low_s, plain_s = (estimate(one, sparse.topology).step_time_s for one in (sparse.experiment, plain))
+  assert 0.8 * plain_s < low_s < plain_s
 
 
 def test_a_row_with_context_parallelism_has_that_axis(ledger):

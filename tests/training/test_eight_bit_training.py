@@ -9,17 +9,19 @@ import numpy as np
 import pytest
 from training_fixtures import initial_state, random_batch, run_steps, spec_of, tiny
 
-from moejax.config import AdamW, Mesh, Precision
+from moejax.config import AdamW, EinsumDispatch, GroupedDispatch, Mesh, Precision
 from moejax.training.loss import denominators, loss_sums, objective
 from moejax.training.step import abstract_inputs, make_train_step
 
 KINDS = ("attention", "feed_forward", "experts", "logits")
 
 
-def rounded(sparse=True, compute_dtype="bfloat16", mesh=None, **kinds):
+def rounded(sparse=True, compute_dtype="bfloat16", mesh=None, dispatch=None, **kinds):
   """A tiny experiment with 8-bit products."""
   base = tiny(sparse, mesh=mesh or Mesh(data=1))
   model = dataclasses.replace(base.model, precision=Precision(**kinds), compute_dtype=compute_dtype)
+  if dispatch:
+    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=4.0))
   return dataclasses.replace(base, model=model)
 
 
@@ -85,9 +87,9 @@ MESHES = (Mesh(data=8), Mesh(data=2, expert=2, model=2), Mesh(data=1, model=8))
 
 
 @functools.cache
-def gradients(mesh=None, sparse=False, **kinds):
+def gradients(mesh=None, sparse=False, dispatch=None, **kinds):
   """By path, of the first batch, in float32 beside the 8-bit products."""
-  experiment = rounded(sparse, "float32", mesh, **kinds)
+  experiment = rounded(sparse, "float32", mesh, dispatch, **kinds)
   spec, batch = spec_of(experiment), random_batch(experiment)
   state = initial_state(experiment.model, experiment.optimizer, 0)
   placed = jax.device_put((state.parameters, batch), (spec.shardings.parameters, spec.partitioner.batch))
@@ -117,6 +119,32 @@ def test_every_mesh_rounds_as_one_device_does(bits, kinds):
   for mesh in MESHES:
     found = distances(gradients(mesh, sparse, **chosen), expected)
     assert max(found[path] / rounding[path] for path in found) < 0.2, (mesh, found, rounding)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["fp8", "int8"])
+@pytest.mark.parametrize("exchange", ["all_to_all", "all_gather"])
+def test_dropless_experts_round_as_one_device_does_on_every_mesh_and_as_einsum_does_without_drops(bits, exchange):
+  """Rows of one expert may be on several devices, which agree on the scales of its gradient."""
+  dropless = GroupedDispatch(exchange=exchange)
+  expected = gradients(sparse=True, dispatch=GroupedDispatch(), experts=bits)
+  rounding = distances(expected, gradients(sparse=True, dispatch=GroupedDispatch()))
+  assert max(rounding.values()) > 1e-3
+  others = [gradients(mesh, True, dropless, experts=bits) for mesh in MESHES]
+  for other in (*others, gradients(sparse=True, dispatch=EinsumDispatch(), experts=bits)):
+    found = distances(other, expected)
+    assert max(found[path] / rounding[path] for path in found) < 0.2, (found, rounding)
+
+
+@pytest.mark.slow
+def test_chunks_of_tokens_have_scales_of_their_own_and_gradients_that_are_as_near():
+  """Each chunk rounds its part of the gradient of a matrix, as each microbatch does."""
+  plain = gradients(sparse=True, dispatch=GroupedDispatch())
+  mesh = Mesh(data=2, expert=4)
+  whole, chunked = (
+    distances(gradients(mesh, True, GroupedDispatch(exchange_chunks=chunks), experts="fp8"), plain) for chunks in (1, 2)
+  )
+  assert chunked != whole and all(chunked[path] < 1.5 * whole[path] for path in whole)
 
 
 @pytest.mark.slow

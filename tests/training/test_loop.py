@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from training_fixtures import prepared_on, read_metrics, tiny
 
-from moejax.config import Checkpoints, Evaluation, Mesh, Router
+from moejax.config import Checkpoints, Evaluation, GroupedDispatch, Mesh, Precision, Router
 from moejax.data.target_count import TargetCounter
 from moejax.errors import Failure, UserError
 from moejax.interrupts import Interrupted
@@ -45,12 +45,17 @@ def start(
   observe=lambda _: None,
   evaluators=None,
   warn=lambda _: None,
+  precision=None,
 ):
   corpus, data = corpus_and_data
   experiment = tiny(sparse, data=data, mesh=mesh or Mesh(data=1))
   if sparse:  # a bias and noise, so that a resume that lost either, or the step that noise follows from, would show
     moe = dataclasses.replace(experiment.model.moe, router=Router(bias_rate=0.01, gumbel=0.5))
     experiment = dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, moe=moe))
+  if precision:
+    moe = dataclasses.replace(experiment.model.moe, dispatch=GroupedDispatch())
+    model = dataclasses.replace(experiment.model, moe=moe, precision=precision)
+    experiment = dataclasses.replace(experiment, model=model)
   prepared = prepared_for(experiment, corpus)
   run = Run(
     spec=prepared.spec,
@@ -100,6 +105,24 @@ def test_a_run_that_is_interrupted_twice_ends_with_the_very_bits_of_one_that_is_
     np.testing.assert_array_equal(mine, other)
   assert progress["data"] == expected_progress["data"] and progress["tokens"] == expected_progress["tokens"] > 0
   assert without_times(read_metrics(stopped.directory)) == without_times(read_metrics(straight.directory))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["fp8", "int8"])
+def test_a_run_with_8_bit_products_resumes_to_the_very_bits_of_one_that_is_not_stopped(tmp_path, corpus_and_data, bits):
+  """Scales are those of the values at hand, and no state. The experts are spread over devices, whose scales agree."""
+  fields = {
+    "precision": Precision(attention=bits, feed_forward=bits, experts=bits, logits=bits),
+    "mesh": Mesh(data=2, expert=2, model=2),
+  }
+  whole, _ = start(tmp_path / "whole", corpus_and_data, **fields)
+  for step in (1, 3):
+    with pytest.raises(Interrupted):
+      start(tmp_path / "stopped", corpus_and_data, observe=stop_at(step), **fields)
+  stopped, _ = start(tmp_path / "stopped", corpus_and_data, **fields)
+  for mine, other in zip(*(jax.tree.leaves(final_state(run)[0]) for run in (stopped, whole)), strict=True):
+    np.testing.assert_array_equal(mine, other)
+  assert without_times(read_metrics(stopped.directory)) == without_times(read_metrics(whole.directory))
 
 
 def test_a_run_goes_on_from_the_newest_checkpoint_when_the_later_steps_were_lost(tmp_path, corpus_and_data, straight):

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.moe import MoE
+from moejax.kernels.grouped_eight_bits import Spread, rounded_grouped_matmul
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.moe.exchange import exchange, plan_transfers
 from moejax.models.moe.experts import FEW, NAMES, NAMES_OF_BIASES, Experts, Weights
@@ -134,7 +135,7 @@ def _by_all_to_all(
     plan = plan_transfers(order.sizes_E, axis, room)
     rows_rd = exchange(take_rows(x_md, order), plan.to_experts, plan.to_tokens, room, longest, axis)
     rows_rD = partitioner.gather(keep(rows_rd), "act_embed", 1)
-  out_rd = _summed(_feed_forward(rows_rD, plan.sizes_e, weights), partitioner)
+  out_rd = _summed(_feed_forward(rows_rD, plan.sizes_e, weights, partitioner), partitioner)
   with jax.named_scope("combine"):
     out_rd = keep(exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis))
     return combine_rows(out_rd, weights_mA, order), plan.dropped
@@ -150,19 +151,25 @@ def _own_experts(
 ) -> jax.Array:
   """Returns the summed outputs of these e experts, numbered from 0, in float32. Choices of other experts add
   nothing."""
-  few = partitioner.platform == "cpu" and len(x_MD) <= FEW
-  return (_of_few_tokens if few else _by_rows)(x_MD, experts_MA, weights_MA, chosen_MA, weights)
+  if partitioner.platform == "cpu" and len(x_MD) <= FEW and weights["up"].bits == "compute":
+    return _of_few_tokens(x_MD, experts_MA, weights_MA, chosen_MA, weights)
+  return _by_rows(x_MD, experts_MA, weights_MA, chosen_MA, weights, partitioner)
 
 
 def _by_rows(
-  x_MD: jax.Array, experts_MA: jax.Array, weights_MA: jax.Array, chosen_MA: jax.Array, weights: Weights
+  x_MD: jax.Array,
+  experts_MA: jax.Array,
+  weights_MA: jax.Array,
+  chosen_MA: jax.Array,
+  weights: Weights,
+  partitioner: Partitioner | None = None,
 ) -> jax.Array:
   e = len(weights["up"].value)
   M, A = experts_MA.shape
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_MA, chosen_MA, e, M * min(A, e))
     rows_RD = take_rows(x_MD, order)
-  out_RD = _feed_forward(rows_RD, order.sizes_E, weights)
+  out_RD = _feed_forward(rows_RD, order.sizes_E, weights, partitioner)
   with jax.named_scope("combine"):
     return combine_rows(out_RD, weights_MA, order)
 
@@ -171,13 +178,19 @@ _of_few_tokens = jax.custom_vjp(visit_experts)
 _of_few_tokens.defvjp(lambda *arrays: jax.vjp(_by_rows, *arrays), lambda pullback, of_out_MD: pullback(of_out_MD))
 
 
-def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> jax.Array:
+def _feed_forward(
+  rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights, partitioner: Partitioner | None
+) -> jax.Array:
   """Applies each expert to its rows. If the hidden dimension is sharded, the result is this device's part of the
-  sum."""
+  sum. 8-bit products need the partitioner, by which devices agree on scales."""
   with jax.named_scope("experts"):
 
-    def multiply(rows_RX: jax.Array, weight: Operand) -> jax.Array:
-      return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
+    def multiply(rows_RX: jax.Array, weight: Operand, into: bool = True) -> jax.Array:
+      if weight.bits == "compute":
+        return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
+      assert partitioner is not None
+      spread = _spread(partitioner, into)
+      return rounded_grouped_matmul(rows_RX, weight.value, sizes_e, weight.bits, wide_EDF=weight.wide, spread=spread)
 
     expert_R = jnp.repeat(jnp.arange(len(sizes_e)), sizes_e, total_repeat_length=len(rows_RD))
 
@@ -186,7 +199,7 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
 
     def down(gate_Rf: jax.Array | None, up_Rf: jax.Array) -> jax.Array:
       gate_Rf = None if gate_Rf is None else biased("gate", gate_Rf)
-      return biased("down", multiply(weights.activate(gate_Rf, biased("up", up_Rf)), weights["down"]))
+      return biased("down", multiply(weights.activate(gate_Rf, biased("up", up_Rf)), weights["down"], into=False))
 
     if "gate" not in weights:
       return down(None, keep(multiply(rows_RD, weights["up"])))
@@ -197,6 +210,15 @@ def _feed_forward(rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights) -> j
     else:
       gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
     return down(gate_Rf, up_Rf)
+
+
+def _spread(partitioner: Partitioner, into: bool) -> Spread:
+  """The mesh axes over which the dimensions of a product into or out of the hidden layer are spread. Each device has
+  all of D, and along the expert axis all rows of its experts."""
+  of_tokens = dict.fromkeys(axis for name in X[:3] for axis in partitioner.axes(name))
+  rows = tuple(axis for axis in of_tokens if axis not in partitioner.axes("experts"))
+  hidden = partitioner.axes("expert_mlp")
+  return Spread(rows, (), hidden) if into else Spread(rows, hidden, ())
 
 
 def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
