@@ -39,9 +39,8 @@ def test_what_would_have_no_effect_is_refused(tiny_dense):
   moe = MoE(num_experts=4, experts_per_token=2, d_ff=8, dispatch="einsum")
   sparse = replace(tiny_dense.model, moe=moe)
   experts, dense = Precision(experts="fp8"), Precision(feed_forward="int8")
-  for dispatch in ("einsum", "dense", "grouped"):
-    router = {"router": "dense"} if dispatch == "dense" else {}
-    assert replace(sparse, moe=replace(moe, dispatch=dispatch, **router), precision=experts).precision == experts
+  for dispatch in ("einsum", "grouped"):
+    assert replace(sparse, moe=replace(moe, dispatch=dispatch), precision=experts).precision == experts
   assert replace(tiny_dense.model, precision=dense).precision == dense
   for other in (replace(moe, num_shared_experts=1), replace(moe, every=2)):
     replace(sparse, moe=other, precision=dense)

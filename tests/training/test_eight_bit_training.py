@@ -21,7 +21,8 @@ def rounded(sparse=True, compute_dtype="bfloat16", mesh=None, dispatch=None, **k
   base = tiny(sparse, mesh=mesh or Mesh(data=1))
   model = dataclasses.replace(base.model, precision=Precision(**kinds), compute_dtype=compute_dtype)
   if dispatch:
-    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=4.0))
+    factor = 4.0 if dispatch.has_capacity else 1.0  # without drops
+    model = dataclasses.replace(model, moe=dataclasses.replace(model.moe, dispatch=dispatch, capacity_factor=factor))
   return dataclasses.replace(base, model=model)
 
 

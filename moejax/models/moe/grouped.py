@@ -203,7 +203,7 @@ def _feed_forward(
 
     if "gate" not in weights:
       return down(None, keep(multiply(rows_RD, weights["up"])))
-    if weights["up"].shape[-1] < NARROW:
+    if weights["up"].shape[-1] < NARROW and weights["up"].bits == "compute":  # rounded rows would share a scale
       side_by_side = lambda *pair: jnp.concatenate(pair, axis=-1)  # noqa: E731
       both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])))
       gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
