@@ -125,8 +125,9 @@ def test_a_value_that_is_not_finite_reaches_the_results_of_its_expert_alone(back
   assert not np.isfinite(of_w_EDF[1, 3]).any() and np.isfinite(np.delete(of_w_EDF, 1, axis=0)).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("backend", ["cpu", pytest.param("tpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
 def test_devices_that_share_a_dimension_have_the_scales_of_the_whole(backend, bits):
   """Rows of one expert over data, and D or F over model."""
   mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
