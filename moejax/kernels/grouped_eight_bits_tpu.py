@@ -241,7 +241,7 @@ def _is_first(visits: Visits, z: jax.Array) -> jax.Array:
   return (z == 0) | (visits[1][z] != visits[1][jnp.maximum(z - 1, 0)])
 
 
-def _is_last(visits: Visits, z: jax.Array, count: jax.Array) -> jax.Array:
+def _is_last(visits: Visits, z: jax.Array, count: jax.Array | int) -> jax.Array:
   """Whether a visit is the last of its expert."""
   return (z == count - 1) | (visits[1][z] != visits[1][jnp.minimum(z + 1, count - 1)])
 
