@@ -28,15 +28,21 @@ def update_bias(parameters: Mapping[str, Any], choices_LE: jax.Array, rate: floa
   above_LE = choices_LE > whole_L1
   below_LE = (choices_LE < whole_L1) | (~above_LE & (rest_L1 > 0))
   direction_LE = below_LE.astype(jnp.float32) - above_LE.astype(jnp.float32)
-  layer = 0
+  biases = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(parameters) if path[-1].key == BIAS]
+  of_period = sum(leaf.ndim > 1 for leaf in biases)  # stacks, of which each has every `of_period`-th of their layers
+  stacked = sum(len(leaf) for leaf in biases if leaf.ndim > 1)
+  stack, layer = 0, stacked
 
   def moved(path: tuple, leaf: jax.Array) -> jax.Array:
-    nonlocal layer
+    nonlocal stack, layer
     if path[-1].key != BIAS:
       return leaf
-    layers = leaf.size // E  # all layers if they are stacked, else one after the other
-    here = direction_LE[layer : layer + layers].reshape(leaf.shape)
-    layer += layers
+    if leaf.ndim > 1:
+      here = direction_LE[stack:stacked:of_period]
+      stack += 1
+    else:  # one layer after the other, after those in stacks
+      here = direction_LE[layer]
+      layer += 1
     return leaf + rate * here
 
   return jax.tree_util.tree_map_with_path(moved, parameters)

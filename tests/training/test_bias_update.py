@@ -24,6 +24,16 @@ def test_the_bias_of_each_layer_rises_where_its_load_is_below_the_mean_and_falls
   assert all((leaf == 1.0).all() for leaf in jax.tree.leaves(updated) if leaf.shape == (3,))
 
 
+def test_a_period_of_several_sparse_layers_has_a_stack_of_each_and_the_choices_of_all_in_the_order_of_layers():
+  chosen = [0, 1, 2, 3, 0, 1, 2]  # by each layer, of which the last is a module for multi-token prediction
+  choices_LE = 4 * jax.nn.one_hot(jnp.array(chosen), 4, dtype=jnp.int32)
+  of_layer = {"feed_forward": {"bias_E": jnp.zeros(4)}}
+  stacks = [{"feed_forward": {"bias_E": jnp.zeros((3, 4))}}, {"block": {"feed_forward": {"bias_E": jnp.zeros((3, 4))}}}]
+  updated = update_bias({"layers": {"blocks": stacks}, "multi_token": [of_layer]}, choices_LE, 1.0)
+  falls = [np.argmin(bias, axis=-1).tolist() for bias in jax.tree.leaves(updated)]
+  assert falls == [chosen[0:6:2], chosen[1:6:2], chosen[6]]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("E", [7, 24, 48, 60, 96, 160])
 def test_loads_that_are_equal_move_no_bias_whatever_the_number_of_experts(E):
