@@ -184,7 +184,8 @@ def ladder(experiment: Experiment, field: str) -> list[Any]:
     UserError: If the field cannot be matched.
   """
   model, moe = experiment.model, experiment.model.moe
-  if (field.startswith("model.moe.") and moe is None) or (field.startswith("model.depths.") and moe is not None):
+  of_experts, of_depths = field.startswith("model.moe."), field.startswith("model.depths.")
+  if (of_experts and moe is None) or (of_depths and not model.depths.is_routed):
     raise UserError(f"{experiment.name} has no {field} that can be varied; set matchable to another field")
   now = get_field(experiment, field)
   if field in ("model.moe.d_ff", "model.d_ff"):

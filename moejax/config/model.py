@@ -191,13 +191,17 @@ class Model:
   def _check_depths(self) -> None:
     if not self.depths.is_routed:
       return
-    checks.divides(self.depths.every, "depths.every", self.num_layers, "model.num_layers")
-    for name in ("moe", "attention_experts"):
-      if getattr(self, name) is not None:
-        raise UserError(
-          f"model.depths.kind={self.depths.kind} is not supported with model.{name}; set {name} to None or depths.kind "
-          "to all"
-        )
+    checks.divides(self.depths.every, "depths.every", *self._repeated_layers)
+    if self.attention_experts is not None:
+      raise UserError(
+        f"model.depths.kind={self.depths.kind} is not supported with model.attention_experts; set attention_experts to "
+        "None or depths.kind to all"
+      )
+    if self.moe is not None and not self.depths.has_predictor:
+      raise UserError(
+        f"model.depths.kind={self.depths.kind} is not supported with model.moe, whose losses are means over a number "
+        "of tokens that is known before the layer runs; use depths.kind=top_k, or set model.moe to None"
+      )
 
   def _check_attention(self) -> None:
     object.__setattr__(self, "attention", typed(tuple[Attention, ...], self.attention, "model.attention"))
@@ -262,6 +266,17 @@ class Model:
   def routed_layers(self) -> tuple[bool, ...]:
     """Whether tokens can skip each layer of a period (mixture of depths)."""
     return tuple(self.depths.is_routed and (i + 1) % self.depths.every == 0 for i in range(self.period))
+
+  @property
+  def sparse_layers(self) -> tuple[bool, ...]:
+    """Whether the feed-forward layer of each layer of a period is a mixture of experts."""
+    return tuple(self.moe is not None and (i + 1) % self.moe.every == 0 for i in range(self.period))
+
+  @property
+  def routed_sparse_layers(self) -> tuple[bool, ...]:
+    """Whether tokens can skip each of the sparse layers, from the first to the last of the model."""
+    of_period = [routed for sparse, routed in zip(self.sparse_layers, self.routed_layers, strict=True) if sparse]
+    return tuple(of_period) * self.num_periods
 
   @property
   def leading_attention(self) -> tuple[Attention, ...]:

@@ -54,11 +54,11 @@ def parameter_counts(model: Model) -> ParameterCounts:
 
 
 def _of_main(model: Model) -> ParameterCounts:
+  if model.depths.is_routed:
+    return _of_routed(model)
   dense_layers = model.num_layers - model.num_sparse_layers
   shared = _attention(model) + dense_layers * _dense_feed_forward(model) + _vectors(model)
   embedding = model.vocab_size * model.d_model * (1 if model.tie_embeddings else 2)
-  if model.depths.is_routed:
-    return _of_routed(model, shared + embedding, embedding)
   if model.moe is None:
     return ParameterCounts(total=shared + embedding, active=shared + embedding, embedding=embedding)
   moe = model.moe
@@ -73,20 +73,33 @@ def _of_main(model: Model) -> ParameterCounts:
   )
 
 
-def _of_routed(model: Model, of_layers: int, embedding: int) -> ParameterCounts:
-  """The counts with layers that only a share of the tokens goes through. `of_layers` is the total without routers."""
-  routed, D = _routed_attention(model), model.d_model
+def _of_routed(model: Model) -> ParameterCounts:
+  """The counts with layers that only a share of the tokens goes through."""
+  of_all, routed, D = _of_main(dataclasses.replace(model, depths=Depths())), _routed(model), model.d_model
   norms = 4 if model.norm_places == "both" else 2
-  skipped = len(routed) * (_dense_feed_forward(model) + norms * _norm(model))
-  skipped += sum(one.matrix_parameters(model) + one.other_parameters(model) for one in routed)
-  total = of_layers + len(routed) * (D + (D + 1 if model.depths.has_predictor else 0))
-  return ParameterCounts(total=total, active=total - round((1 - model.depths.share) * skipped), embedding=embedding)
+  skipped = len(routed) * norms * _norm(model)
+  for attention, is_sparse in routed:
+    skipped += attention.matrix_parameters(model) + attention.other_parameters(model)
+    skipped += sum(_active_in_sparse(model)) if is_sparse else _dense_feed_forward(model)
+  routers = len(routed) * (D + (D + 1 if model.depths.has_predictor else 0))
+  active = of_all.active + routers - round((1 - model.depths.share) * skipped)
+  return ParameterCounts(total=of_all.total + routers, active=active, embedding=of_all.embedding)
 
 
-def _routed_attention(model: Model) -> list[Attention]:
-  """The attention layers of all layers that tokens can skip."""
-  layers = zip(model.attention_layers, model.routed_layers, strict=True)
-  return [attention for attention, is_routed in layers if is_routed] * model.num_periods
+def _routed(model: Model) -> list[tuple[Attention, bool]]:
+  """The attention of all layers that tokens can skip, and whether their feed-forward layers are sparse."""
+  layers = zip(model.attention_layers, model.sparse_layers, model.routed_layers, strict=True)
+  return [(attention, is_sparse) for attention, is_sparse, is_routed in layers if is_routed] * model.num_periods
+
+
+def _active_in_sparse(model: Model) -> tuple[int, int]:
+  """Parameters of one sparse layer that a token uses: those of matrices, and biases."""
+  moe = model.moe
+  assert moe
+  matrices = model.d_model * (moe.num_experts + moe.shared_gate)
+  matrices += (moe.experts_per_token + moe.num_shared_experts) * _expert(model, moe.d_ff)
+  biases = _expert_biases(model, moe.experts_per_token) // model.num_sparse_layers
+  return matrices, biases + moe.num_experts * (moe.bias + (moe.router.bias_rate > 0))
 
 
 def _routed_flops(model: Model, sequence_length: int) -> int:
@@ -94,8 +107,8 @@ def _routed_flops(model: Model, sequence_length: int) -> int:
   T, C, D = sequence_length, model.depths.slots(sequence_length), model.d_model
   feed_forward = model.feed_forward.flops_per_token(D, model.d_ff, model.is_gated)
   skipped = 0.0
-  for one in (routed := _routed_attention(model)):
-    products = 6 * one.matrix_parameters(model) + feed_forward
+  for one, is_sparse in (routed := _routed(model)):
+    products = 6 * one.matrix_parameters(model) + (6 * _active_in_sparse(model)[0] if is_sparse else feed_forward)
     of_all, of_some = (products + one.score_flops_per_token(model, seen) for seen in (T, C))
     skipped += of_all - C / T * of_some
   # A predictor has no gradient of its input.
@@ -171,7 +184,9 @@ def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: fl
   flops = flops_per_token(model, sequence_length)
   if model.moe is None or choices_per_token is None:
     return flops
-  expert = (model.num_sparse_layers + model.multi_token_depth) * _expert(model, model.moe.d_ff)
+  part = model.depths.slots(sequence_length) / sequence_length
+  layers = sum(part if is_routed else 1 for is_routed in model.routed_sparse_layers) + model.multi_token_depth
+  expert = layers * _expert(model, model.moe.d_ff)
   return flops + 6 * expert * (choices_per_token - model.moe.experts_per_token)
 
 

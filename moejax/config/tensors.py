@@ -47,11 +47,15 @@ def activations(model: Model, batch: int, length: int, rules: Rules, mesh: Mesh)
     yield {"batch": batch * length, "vocab": model.vocab_size}
   if model.attention_experts or model.depths.is_routed:
     yield {"batch": batch}  # metrics of their router
-  of_layers = {length, model.depths.slots(length)} if model.depths.is_routed else {length}
-  for seen in sorted(of_layers, reverse=True):
+  for seen in _lengths(model, length):
     yield from _of_dense_layers(model, batch, seen, shards(rules, mesh, "sequence") > 1)
-  if model.moe:
-    yield from _of_sparse_layers(model.moe, model.d_model, batch * length, length, shards(rules, mesh, "outer"))
+    if model.moe:
+      yield from _of_sparse_layers(model.moe, model.d_model, batch * seen, seen, shards(rules, mesh, "outer"))
+
+
+def _lengths(model: Model, length: int) -> tuple[int, ...]:
+  """The lengths of a sequence in the layers of the model."""
+  return tuple(dict.fromkeys((length, model.depths.slots(length))))
 
 
 def _of_dense_layers(model: Model, batch: int, length: int, is_sharded: bool) -> Iterator[Dimensions]:
@@ -126,7 +130,8 @@ def check_activations(field: str, model: Model, batch: int, length: int, rules: 
       f"model.depths.kind={model.depths.kind} needs whole sequences; use () for sequence, or mesh.context=1"
     )
   if model.moe:
-    _check_sparse_layers(field, model.moe, batch, length, rules, mesh)
+    for seen in _lengths(model, length):
+      _check_sparse_layers(field, model.moe, batch, seen, rules, mesh)
   for dimensions in activations(model, batch, length, rules, mesh):
     of_input = dimensions.keys() <= {"batch", "sequence"}
     check_dimensions(field if of_input else f"activation {' x '.join(dimensions)}", dimensions, rules, mesh)

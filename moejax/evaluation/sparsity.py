@@ -75,9 +75,11 @@ class Sweep:
     """Makes a sweep of modes by their names (see `parse_sparse`) or, if there are none, of many experts to few.
 
     Raises:
-      UserError: If the model was not trained with all experts, or an argument is not valid.
+      UserError: If the model was not trained with all experts, has a mixture of depths, or an argument is not valid.
     """
     num_experts = check_trained_densely(model, "moejax sparsity").num_experts
+    if model.depths.is_routed:
+      raise UserError(f"moejax sparsity does not support model.depths.kind={model.depths.kind}; use a run with all")
     parsed = [parse_sparse(mode) for mode in modes] or default_modes(num_experts)
     for mode in parsed:
       sparse_model(model, mode)  # raises for more experts than there are

@@ -67,6 +67,8 @@ def pruned_model(model: Model, keep: int) -> Model:
       f"model.multi_token_depth={model.multi_token_depth} is not supported by pruning: the experts of its modules are "
       "used in training alone; use a run without it"
     )
+  if model.depths.is_routed:
+    raise UserError(f"model.depths.kind={model.depths.kind} is not supported by pruning; use a run with kind all")
   if not 0 < keep < moe.num_experts:
     raise UserError(f"--keep {keep} must be between 1 and {moe.num_experts - 1}, below moe.num_experts")
   if moe.router.kind not in ("top_k", "top_p", "dense"):

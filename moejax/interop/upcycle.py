@@ -98,6 +98,8 @@ def upcycled_model(model: Model, how: Upcycling) -> Model:
       f"model.multi_token_depth={model.multi_token_depth} is not supported by upcycling: the modules would have other "
       "layers; use a run without it"
     )
+  if model.depths.is_routed:
+    raise UserError(f"model.depths.kind={model.depths.kind} is not supported by upcycling; use a run with kind all")
   if model.feed_forward.kind != "mlp":
     raise UserError(f"model.feed_forward={model.feed_forward.kind!r} is not supported by upcycling; use a run with mlp")
   checks.divides(how.granularity, "granularity", model.d_ff, "model.d_ff")

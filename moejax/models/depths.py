@@ -1,7 +1,8 @@
 """Mixture of depths: a layer that only the chosen tokens of a sequence go through (arXiv 2404.02258 and 2410.14268).
 
 The layer sees the chosen tokens as one shorter sequence with the same documents. Windows and chunks of attention count
-chosen tokens, and rotary embeddings have the positions in the text.
+chosen tokens, and rotary embeddings have the positions in the text. If its feed-forward layer is a mixture of experts,
+only chosen tokens are routed to experts (staged MoDE, arXiv 2404.02258, section 4.3).
 
 B batch  T query position  D embed  S key position  C capacity
 X = other dimensions
@@ -20,7 +21,7 @@ from moejax.config.model import Model
 from moejax.kernels.cached_attention import store
 from moejax.models.attend import Context, KVCache
 from moejax.models.block import Block
-from moejax.models.moe.router_counts import DEPTHS, RouterCounts
+from moejax.models.moe.router_counts import CHOSEN, DEPTHS, EXPERTS, RouterCounts
 from moejax.models.products import exact_product
 from moejax.models.weights import weight
 from moejax.partitioning import Partitioner
@@ -44,9 +45,9 @@ class Order(NamedTuple):
 class RoutedBlock(nnx.Module):
   """A layer that the chosen tokens go through. The others skip it by the residual stream."""
 
-  def __init__(self, attention: Attention, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
+  def __init__(self, attention: Attention, model: Model, sparse: bool, partitioner: Partitioner, rngs: nnx.Rngs):
     D = model.d_model
-    self.block = Block(attention, model, False, partitioner, rngs)
+    self.block = Block(attention, model, sparse, partitioner, rngs)
     self.w_router_DX = weight(rngs, (D, 1), (None, None), fan_in=D)
     predicts = model.depths.has_predictor
     self.w_predictor_DX = weight(rngs, (D, 1), (None, None), fan_in=D) if predicts else None
@@ -56,7 +57,7 @@ class RoutedBlock(nnx.Module):
   def __call__(
     self, x_BTD: jax.Array, context: Context, cache: KVCache | None, keys_B: jax.Array | None
   ) -> tuple[jax.Array, dict[str, RouterCounts], KVCache | None]:
-    """Returns x_BTD, the counts of the router, and `cache` extended by the tokens."""
+    """Returns x_BTD, the counts of the routers over tokens and experts, and `cache` extended by the tokens."""
     of_block, before_B = cache, None
     if cache is not None:
       of_block = {name: array for name, array in cache.items() if name != THROUGH}
@@ -69,7 +70,7 @@ class RoutedBlock(nnx.Module):
       order = order_of(chosen_BT, slots)
       inner = self._inner(context, order, before_B)
       x_BCD = self._rows(collect)(x_BTD, order.token_BC, order.slot_BT)
-    out_BCD, _, of_block = self.block(x_BCD, inner, of_block, keys_B)
+    out_BCD, of_experts, of_block = self.block(x_BCD, inner, of_block, keys_B)
     with jax.named_scope("depth_router"):
       change_BCD = jnp.where(order.taken_BC[..., None], out_BCD - x_BCD, 0)
       change_BTD = self._rows(spread)(change_BCD, order.token_BC, order.slot_BT)
@@ -82,7 +83,7 @@ class RoutedBlock(nnx.Module):
         store_through = self.partitioner.on_each_device(store, (slots_BS, ROWS, ROWS), slots_BS)
         through_BT = chosen_BT.astype(cache[THROUGH].dtype)
         of_block = of_block | {THROUGH: store_through(cache[THROUGH], through_BT, context.positions_BT)}
-    return x_BTD, {DEPTHS: counts}, of_block
+    return x_BTD, {DEPTHS: counts} | ({CHOSEN: of_experts[EXPERTS]} if of_experts else {}), of_block
 
   def _logits(self, x_BTD: jax.Array, w_DX: nnx.Param) -> jax.Array:
     """Logits in float32, as of routers over experts."""

@@ -46,17 +46,14 @@ class TargetScores(NamedTuple):
 
 
 class Period(nnx.Module):
-  """One period of the pattern of attention, dense, sparse and routed layers. The last layer is sparse or routed, if any
-  is."""
+  """One period of the pattern of attention, dense, sparse and routed layers, which may be sparse too. The last layer is
+  sparse or routed, if any is."""
 
   def __init__(self, model: Model, partitioner: Partitioner, rngs: nnx.Rngs):
-    sparse = [model.moe is not None and (i + 1) % model.moe.every == 0 for i in range(model.period)]
-    layers = zip(model.attention_layers, sparse, model.routed_layers, strict=True)
+    layers = zip(model.attention_layers, model.sparse_layers, model.routed_layers, strict=True)
     self.blocks = nnx.List(
       [
-        RoutedBlock(attention, model, partitioner, rngs)
-        if is_routed
-        else Block(attention, model, is_sparse, partitioner, rngs)
+        (RoutedBlock if is_routed else Block)(attention, model, is_sparse, partitioner, rngs)
         for attention, is_sparse, is_routed in layers
       ]
     )

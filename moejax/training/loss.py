@@ -16,6 +16,7 @@ from moejax.config.model import Model
 from moejax.config.training import Losses
 from moejax.errors import UserError
 from moejax.models.moe.router_counts import (
+  CHOSEN,
   DEPTHS,
   RouterCounts,
   RouterSums,
@@ -46,6 +47,8 @@ class Denominators(NamedTuple):
   weight: jax.Array
   """The sum of the weights of the targets, at least 1."""
   tokens: TokenCounts
+  chosen: TokenCounts
+  """Of the tokens that go through layers which others skip (mixture of depths, kind `top_k`)."""
   targets: jax.Array
   """Number of targets with a weight."""
 
@@ -53,13 +56,21 @@ class Denominators(NamedTuple):
 def denominators(batch: Batch, model: Model) -> tuple[Denominators, ...]:
   """The denominators of a whole batch: those of the model, and of each module for multi-token prediction."""
   T = batch["tokens"].shape[1]
-  group = model.moe.group_tokens(T) if model.moe else T
+  C = model.depths.slots(T)
 
   def of_depth(tokens: Tokens) -> Denominators:
     weight, targets = jnp.maximum(jnp.sum(tokens.weights_BT), 1.0), jnp.sum(tokens.weights_BT > 0)
-    return Denominators(weight, token_counts(tokens.segments_BT > 0, group), targets)
+    valid_BT = tokens.segments_BT > 0
+    chosen_BC = jnp.arange(C)[None] < jnp.sum(valid_BT, axis=1, keepdims=True)
+    of_all, of_chosen = (token_counts(x_BT, _group(model, x_BT.shape[1])) for x_BT in (valid_BT, chosen_BC))
+    return Denominators(weight, of_all, of_chosen, targets)
 
   return tuple(map(of_depth, _tokens(batch, model)))
+
+
+def _group(model: Model, length: int) -> int:
+  """Number of tokens in a routing group, if sequences have this length."""
+  return model.moe.group_tokens(length) if model.moe else length
 
 
 def _tokens(batch: Batch, model: Model) -> list[Tokens]:
@@ -93,11 +104,11 @@ def router_sums(model: Transformer, batch: Batch, keys_B: jax.Array | None = Non
   alone. The arguments are those of `loss_sums`."""
   x_BTD, counts = model(batch["tokens"], batch["segments"], batch["positions"], keys_B)
   found = [(x_BTD, counts), *model.predict_ahead(x_BTD, _tokens(batch, model.model)[1:], keys_B)]
-  T, moe = x_BTD.shape[1], model.model.moe
-  group = moe.group_tokens(T) if moe else T
+  T = x_BTD.shape[1]
 
   def summed(kind: str, counts: RouterCounts) -> RouterSums:
-    return sum_depths(counts) if kind == DEPTHS else sum_counts(counts, group, T)
+    length = model.model.depths.slots(T) if kind == CHOSEN else T
+    return sum_depths(counts) if kind == DEPTHS else sum_counts(counts, _group(model.model, length), length)
 
   with jax.named_scope("router"):
     sums = tuple({kind: summed(kind, of_kind) for kind, of_kind in counts.items()} for _, counts in found)
@@ -123,7 +134,7 @@ def objective(sums: LossSums, by: tuple[Denominators, ...], model: Model, losses
   Raises:
     UserError: If a loss has a coefficient, but no layer returns it.
   """
-  of_depths = [router_metrics(sums, by.tokens, model) for sums, by in zip(sums, by, strict=True)]
+  of_depths = [router_metrics(sums, by.tokens, by.chosen, model) for sums, by in zip(sums, by, strict=True)]
   auxiliary = joined(of_depths)
   text, first = sums[0][TEXT], by[0]
   metrics = {"loss": text["loss"] / first.weight, "loss/z": text["z"] / first.weight}

@@ -61,8 +61,8 @@ def sparse_layers(model: Model) -> list[str]:
 
 def routed_layers(model: Model) -> list[str]:
   """Names of the layers that tokens can skip."""
-  routed = model.routed_layers * model.num_periods
-  return [layer for layer, is_routed in zip(_layers(model), routed, strict=True) if is_routed]
+  routed, repeated = model.routed_layers * model.num_periods, _layers(model)[model.leading_layers :]
+  return [layer for layer, is_routed in zip(repeated, routed, strict=True) if is_routed]
 
 
 def all_layers(model: Model) -> list[str]:

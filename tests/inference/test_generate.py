@@ -66,6 +66,11 @@ MODELS = {
     layers="unrolled",
     multi_token_depth=1,
   ),
+  "experts of the tokens that do not skip layers": dataclasses.replace(
+    DENSE,
+    depths=TopKDepths(every=2, share=0.5),
+    moe=MoE(num_experts=4, experts_per_token=2, d_ff=16, dispatch=EinsumDispatch(priority="token")),
+  ),
   "sparse, shared expert, unrolled": dataclasses.replace(
     SPARSE,
     layers="unrolled",

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 from test_transformer import DENSE, logits, tokens
 
-from moejax.config import DATA_EXPERT_MODEL, GroupedQuery, Mesh
+from moejax.config import DATA_EXPERT_MODEL, GroupedQuery, Mesh, MoE, Router
 from moejax.config.depths import ThresholdDepths, TopKDepths
 from moejax.models.attend import context_of
 from moejax.models.depths import RoutedBlock, collect, order_of, spread
-from moejax.models.moe.router_counts import DEPTHS
+from moejax.models.moe.router_counts import CHOSEN, DEPTHS, EXPERTS
 from moejax.partitioning import make_partitioner
 
 LENGTHS = [[7, 5], [1, 3, 6], [12], [2]]
@@ -26,11 +26,18 @@ KINDS = {
 }
 
 
-def routed(depths, attention=None):
+EXPERTS_OF_CHOSEN = {
+  "grouped": MoE(num_experts=4, experts_per_token=2, d_ff=12, dispatch="grouped", num_shared_experts=1),
+  "einsum": MoE(num_experts=4, experts_per_token=2, d_ff=12, dispatch="einsum", capacity_factor=2.0),
+}
+"""Sparse layers that drop no token."""
+
+
+def routed(depths, attention=None, moe=None):
   attention = attention or GroupedQuery()
-  model = dataclasses.replace(DENSE, depths=depths, attention=(attention,))
-  return model, RoutedBlock(attention, model, make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1]),
-                            nnx.Rngs(params=0))  # fmt: skip
+  model = dataclasses.replace(DENSE, depths=depths, attention=(attention,), moe=moe)
+  placement = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
+  return model, RoutedBlock(attention, model, moe is not None, placement, nnx.Rngs(params=0))
 
 
 def packed():
@@ -59,20 +66,26 @@ def chosen_by_hand(module, depths, x_TD, valid_T):
   return [t for t in real if predicted_T[t] > 0], outputs_T
 
 
-@pytest.mark.parametrize("name", KINDS)
 @pytest.mark.parametrize(
-  "attention", [GroupedQuery(), pytest.param(GroupedQuery(window=2), marks=pytest.mark.slow)], ids=["all", "window"]
+  ("name", "attention", "moe"),
+  [
+    *((name, GroupedQuery(), None) for name in KINDS),
+    *(pytest.param(name, GroupedQuery(window=2), None, marks=pytest.mark.slow) for name in KINDS),
+    ("top_k", GroupedQuery(), "grouped"),
+    *(pytest.param("top_k", GroupedQuery(), moe, marks=pytest.mark.slow) for moe in ("einsum",)),
+    *(pytest.param("predicted", GroupedQuery(), moe, marks=pytest.mark.slow) for moe in EXPERTS_OF_CHOSEN),
+  ],
 )
-def test_the_chosen_tokens_of_each_document_go_through_the_layer_as_a_text_of_their_own(name, attention):
+def test_the_chosen_tokens_of_each_document_go_through_the_layer_as_a_text_of_their_own(name, attention, moe):
   depths = KINDS[name]
-  model, module = routed(depths, attention)
+  model, module = routed(depths, attention, EXPERTS_OF_CHOSEN.get(moe))
   x_BTD, segments_BT, positions_BT = packed()
   run = jax.jit(lambda *given: module(given[0], context_of(model, *given[1:]), None, None)[:2])
   out_BTD, counts = run(x_BTD, segments_BT, positions_BT)
   alone = jax.jit(
-    lambda x, positions: module.block(x, context_of(model, jnp.ones_like(positions), positions), None, None)[0]
+    lambda x, positions: module.block(x, context_of(model, jnp.ones_like(positions), positions), None, None)[:2]
   )
-  expected_BTD = x_BTD.copy()
+  expected_BTD, expected_E = x_BTD.copy(), 0
   for row, segments_T in enumerate(segments_BT):
     chosen, weights_T = chosen_by_hand(module, depths, x_BTD[row], segments_T > 0)
     assert int(counts[DEPTHS]["through"][row]) == len(chosen)
@@ -80,9 +93,14 @@ def test_the_chosen_tokens_of_each_document_go_through_the_layer_as_a_text_of_th
       of_document = [t for t in chosen if segments_T[t] == number]
       if of_document:
         x_TD = x_BTD[row, of_document]
-        after_TD = np.asarray(alone(x_TD[None], positions_BT[row, of_document][None])[0])
-        expected_BTD[row, of_document] = x_TD + weights_T[of_document, None] * (after_TD - x_TD)
+        after_BTD, of_experts = alone(x_TD[None], positions_BT[row, of_document][None])
+        expected_BTD[row, of_document] = x_TD + weights_T[of_document, None] * (np.asarray(after_BTD[0]) - x_TD)
+        expected_E += np.sum(of_experts[EXPERTS]["choices"], axis=(0, 1)) if moe else 0
   np.testing.assert_allclose(out_BTD, expected_BTD, atol=2e-5)
+  if moe:  # a token that skips the layer, and padding, are of no expert
+    np.testing.assert_array_equal(np.sum(counts[CHOSEN]["choices"], axis=(0, 1)), expected_E)
+    assert expected_E.sum() == 2 * np.sum(counts[DEPTHS]["through"]) == 2 * np.sum(counts[CHOSEN]["tokens"])
+    assert not np.sum(counts[CHOSEN]["dropped"])
   assert 0 < np.sum(np.abs(expected_BTD - x_BTD).max(axis=-1) > 1e-3) < (segments_BT > 0).sum()
 
 
@@ -113,10 +131,31 @@ def test_collecting_and_spreading_are_each_others_transposes(slots):
   np.testing.assert_array_equal(of_spread, np.take_along_axis(x_BTD, np.asarray(order.token_BC)[..., None], axis=1))
 
 
+def test_only_chosen_tokens_take_capacity():
+  """An expert has room for half of the choices if all are its own, so that it drops the other half."""
+  moe = MoE(num_experts=4, experts_per_token=1, d_ff=12, capacity_factor=2.0, group_size=4, dispatch="einsum",
+            router=Router(renormalize=False))  # fmt: skip
+  model, module = routed(TopKDepths(every=1, share=1 / 3), moe=moe)
+  module.block.feed_forward.w_router_DE[...] = jnp.zeros((DENSE.d_model, 4))  # ties, which the first expert wins
+  x_BTD, segments_BT, positions_BT = packed()
+  _, counts, _ = module(jnp.asarray(x_BTD), context_of(model, segments_BT, positions_BT), None, None)
+  through_B = np.minimum(4, (segments_BT > 0).sum(axis=1))
+  choices_BE = np.asarray(counts[CHOSEN]["choices"])[0]
+  np.testing.assert_array_equal(choices_BE, through_B[:, None] * [1, 0, 0, 0])
+  np.testing.assert_array_equal(counts[CHOSEN]["dropped"][0], np.maximum(0, through_B - 2))
+
+
 CAUSAL = {name: dataclasses.replace(DENSE, depths=dataclasses.replace(KINDS[name], every=2)) for name in KINDS}
 
 
-@pytest.mark.parametrize("name", ["predicted", pytest.param("threshold", marks=pytest.mark.slow)])
+CAUSAL["predicted, experts"] = dataclasses.replace(
+  CAUSAL["predicted"], moe=dataclasses.replace(EXPERTS_OF_CHOSEN["grouped"], every=1)
+)
+
+
+@pytest.mark.parametrize(
+  "name", ["predicted", *(pytest.param(name, marks=pytest.mark.slow) for name in ("threshold", "predicted, experts"))]
+)
 def test_in_evaluation_no_logit_depends_on_a_later_token_or_on_another_document(name):
   model, tokens_BT = CAUSAL[name], tokens((4, 12))
   before = logits(model, tokens_BT)

@@ -46,10 +46,14 @@ DS_MOE = dataclasses.replace(
 AHEAD = dataclasses.replace(SPARSE, multi_token_depth=2, tie_embeddings=False, norm="layer", norm_places="both")
 AHEAD_DENSE = dataclasses.replace(DENSE, multi_token_depth=1)
 TOP_K_DEPTHS = dataclasses.replace(DENSE, depths=TopKDepths(share=0.5), multi_token_depth=1)
+TOP_K_SPARSE = dataclasses.replace(
+  TOP_K_DEPTHS,
+  moe=MoE(num_experts=4, experts_per_token=2, d_ff=12, num_shared_experts=1, shared_gate=True, dispatch="grouped"),
+)
 THRESHOLD_DEPTHS = dataclasses.replace(DENSE, depths=ThresholdDepths(every=1, share=1.0), norm="layer")
 MODELS = {
   "dense": DENSE, "sparse": SPARSE, "untied": UNTIED, "causal": CAUSAL, "dropless": DROPLESS, "ds_moe": DS_MOE,
-  "top_k_depths": TOP_K_DEPTHS, "threshold_depths": THRESHOLD_DEPTHS,
+  "top_k_depths": TOP_K_DEPTHS, "top_k_depths, sparse": TOP_K_SPARSE, "threshold_depths": THRESHOLD_DEPTHS,
   "ahead": AHEAD, "ahead, dense": AHEAD_DENSE,
 }  # fmt: skip
 
@@ -158,7 +162,8 @@ def reported(model):
   def metrics(state):
     _, counts = nnx.merge(graph, state)(tokens(), segments_BT, positions_BT)
     sums = {kind: sum_counts(of_kind, group, 12) for kind, of_kind in counts.items()}
-    return router_metrics(sums, token_counts(segments_BT > 0, group), model)
+    counts = token_counts(segments_BT > 0, group)
+    return router_metrics(sums, counts, counts, model)
 
   return metrics(state)
 

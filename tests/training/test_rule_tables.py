@@ -73,6 +73,10 @@ def experiments():
       dataclasses.replace(dense.training, losses=losses),
     )
     yield f"depths, {depths.kind}", dataclasses.replace(dense, model=model, training=training), {}
+    if depths.has_predictor:
+      sparse = dataclasses.replace(tiny(True).model.moe, every=1, group_size=None)
+      model = dataclasses.replace(model, moe=sparse)
+      yield "depths, experts", dataclasses.replace(dense, model=model, training=training), {}
   moe = tiny(True, mesh=mesh)
   for name, base in (("dense", dense), ("sparse", moe)):
     losses = dataclasses.replace(base.training.losses, multi_token=0.3)

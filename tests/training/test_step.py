@@ -192,7 +192,7 @@ def test_auxiliary_losses_are_means_over_layers_and_norms_those_of_the_new_param
   before = jax.device_get(state.parameters)
   measured = jax.jit(lambda parameters: loss_sums(spec.model.module(parameters), batch))(before)
   (sums,), (by,) = measured, denominators(batch, experiment.model)
-  auxiliary = router_metrics(sums, by.tokens, experiment.model)
+  auxiliary = router_metrics(sums, by.tokens, by.chosen, experiment.model)
   after, metrics = step_of(experiment)(state, batch, jnp.float32(0.01))
   for name, loss_L in auxiliary.losses.items():
     assert loss_L.shape == (2,) and float(metrics[f"loss/{name}"]) == pytest.approx(float(loss_L.mean()), rel=1e-4)

@@ -27,9 +27,10 @@ RouterSums = dict[str, jax.Array]
 experts also has `choices` [L, E] and `dropped` [L] in int32, `squared_normalizer` [L], and the balance loss of each
 group or sequence, summed: `load_balance` [L] over groups and `sequence_balance` [L] over sequences."""
 
-EXPERTS, HEADS, DEPTHS = "experts", "heads", "depths"
-"""Kinds of routers in a layer, by what they choose: experts, heads, or the tokens that go through the layer. The counts
-of the last kind are those of `moejax.models.depths.count_depths`."""
+EXPERTS, CHOSEN, HEADS, DEPTHS = "experts", "experts_of_chosen", "heads", "depths"
+"""Kinds of routers in a layer, by what they choose: experts, for all tokens or for those alone that a mixture of depths
+chose; heads; or the tokens that go through the layer. The counts of the last kind are those of
+`moejax.models.depths.count_depths`."""
 
 
 class TokenCounts(NamedTuple):

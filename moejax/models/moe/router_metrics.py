@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from moejax.config.model import Model
 from moejax.models.moe.losses import balance_loss, mutual_information_loss
-from moejax.models.moe.router_counts import DEPTHS, EXPERTS, HEADS, RouterSums, TokenCounts
+from moejax.models.moe.router_counts import CHOSEN, DEPTHS, EXPERTS, HEADS, RouterSums, TokenCounts
 
 
 class RouterMetrics(NamedTuple):
@@ -21,22 +22,32 @@ class RouterMetrics(NamedTuple):
   statistics: dict[str, jax.Array]
 
 
-def router_metrics(sums: Mapping[str, RouterSums], counts: TokenCounts, config: Model) -> RouterMetrics:
+def router_metrics(
+  sums: Mapping[str, RouterSums], counts: TokenCounts, chosen: TokenCounts, config: Model
+) -> RouterMetrics:
   """The auxiliary losses and statistics of all layers.
 
   Args:
     sums: of each kind of router.
     counts: of the same batch.
+    chosen: of its tokens that go through layers which others skip.
     config: says which losses there are.
   """
   found = RouterMetrics({}, {})
   if HEADS in sums:
     found.losses["attention_mutual_information"] = _mutual_information_loss(sums[HEADS], counts)
     found.statistics["attention_entropy"] = sums[HEADS]["entropy"] / counts.tokens
-  if EXPERTS in sums:
+  of_experts = [(sums[kind], by) for kind, by in ((EXPERTS, counts), (CHOSEN, chosen)) if kind in sums]
+  if of_experts:
     assert config.moe
-    found.losses.update(auxiliary_losses(sums[EXPERTS], counts, config.moe.losses))
-    found.statistics.update(statistics(sums[EXPERTS], counts))
+    losses = config.moe.losses
+    merged = joined([RouterMetrics(auxiliary_losses(of, by, losses), statistics(of, by)) for of, by in of_experts])
+    if len(of_experts) > 1:
+      # From those of all tokens and those of chosen ones to the order of the layers.
+      of_layer = np.argsort(np.argsort(config.routed_sparse_layers, kind="stable"))
+      merged = jax.tree.map(lambda x_L: x_L[of_layer], merged)
+    found.losses.update(merged.losses)
+    found.statistics.update(merged.statistics)
   if DEPTHS in sums:
     through_L, dropped_L = (sums[DEPTHS][name].astype(jnp.float32) for name in ("through", "dropped"))
     found.losses["depths"] = sums[DEPTHS]["loss"] / (counts.tokens if config.depths.has_predictor else counts.sequences)
