@@ -16,7 +16,7 @@ from inference_fixtures import DENSE, make
 from moe_reference import choices_of_token, expert, scores_of
 
 import moejax.interop.prune as pruning
-from moejax.config import MoE, Router
+from moejax.config import MoE, Router, TopKDepths
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.interop.layer_inputs import layer_inputs
@@ -129,3 +129,8 @@ def test_a_pruned_layer_has_the_matrices_and_router_columns_of_the_kept_experts(
 def test_what_cannot_be_pruned_is_refused(moe, keep, message):
   with pytest.raises(UserError, match=message):
     pruned_model(dataclasses.replace(MODEL, moe=moe), keep)
+
+
+def test_a_mixture_of_depths_is_not_pruned():
+  with pytest.raises(UserError, match=r"depths\.kind=top_k is not supported by pruning; use a run with kind all"):
+    pruned_model(dataclasses.replace(MODEL, depths=TopKDepths()), KEEP)

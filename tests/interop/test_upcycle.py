@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
 from inference_fixtures import DENSE, full_logits, make
 from training_fixtures import tiny
 
-from moejax.config import DATA_EXPERT_MODEL, Attention, Mesh, MoE
+from moejax.config import DATA_EXPERT_MODEL, Attention, Mesh, MoE, TopKDepths
 from moejax.config.fields import with_fields
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
@@ -147,6 +147,8 @@ def test_what_cannot_be_upcycled_is_refused():
     Upcycling(experts=1, granularity=4, active=5, distill_tokens=8)
   with pytest.raises(UserError, match="d_ff=32 is not divisible by granularity=3"):
     upcycled_model(DENSE, Upcycling(experts=4, granularity=3))
+  with pytest.raises(UserError, match=r"depths\.kind=top_k is not supported by upcycling; use a run with kind all"):
+    upcycled_model(dataclasses.replace(DENSE, depths=TopKDepths(every=1)), Upcycling(experts=4))
   with pytest.raises(UserError, match="has sparse layers"):
     upcycled_model(
       dataclasses.replace(DENSE, moe=MoE(num_experts=2, experts_per_token=2, d_ff=4)), Upcycling(experts=4)
