@@ -30,7 +30,14 @@ from moejax.planning.topology import prepare_environment
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from published_rows import FUSED, PLAIN_ATTENTION, InexpressibleError, Row, read_row, whole_row
+from published_rows import (
+  PLAIN_ATTENTION,
+  InexpressibleError,
+  Row,
+  attention_as_published,
+  read_row,
+  whole_row,
+)
 
 LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
 
@@ -63,7 +70,7 @@ def by_program(row: Row) -> dict[str, Any] | None:
 
   stated = row.experiment.training.gradient_accumulation
   for parts in _possible_parts(row):
-    with Display(row.id) as display:
+    with Display(row.id) as display, attention_as_published(row.plain_attention):
       compiled = compile_step(_in_parts(row.experiment, parts), row.topology, display)
     if not compiled.text:
       continue
@@ -246,8 +253,7 @@ def main() -> None:
 def compile_rows(rows: list[Row]) -> None:
   """Adds the lines of rows from their programs. One that has no room, or that the compiler rejects, keeps its line."""
   for row in sorted(rows, key=_cheap_first):
-    # Plain attention would be most of a program's time on GPU.
-    if "uncalibrated_s" in read().get(row.id, {}) or FUSED in row.missing:
+    if "uncalibrated_s" in read().get(row.id, {}):
       continue
     prepare_environment(row.topology)
     try:

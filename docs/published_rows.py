@@ -1,10 +1,13 @@
 """Published training runs as experiments: shape, topology, mesh, rematerialization and precision from the words of a
 list with one run a line, as `python docs/ledger.py` reads it."""
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Precision, Training
 from moejax.config.attention import Attention, GroupedQuery, Latent
@@ -25,7 +28,6 @@ EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
 """Features of `needs` whose products are priced at the rate of the type, where the chip has it: those of routed experts
 as `model.precision.experts`, and the others by what they are divided by. The scales of mxfp8 are not priced."""
 
-FUSED = "fused attention on GPU"
 PLAIN_ATTENTION = "axlearn"
 """The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
 
@@ -70,6 +72,8 @@ class Row:
   """Whether all experts had the same load."""
   calibrates: bool = True
   """Whether the utilisation of the chip is fitted to it, if its time is given."""
+  plain_attention: bool = False
+  """Whether its program is compiled with plain attention."""
 
 
 def read_row(values: dict[str, Any]) -> Row:
@@ -97,8 +101,6 @@ def read_row(values: dict[str, Any]) -> Row:
     of_experts = EIGHT_BITS[need] if shape.get("experts") else of_experts
     if need == EIGHT_BITS[need]:
       missing.remove(need)
-  if topology.chip.platform == "gpu" and not values["framework"].startswith(PLAIN_ATTENTION):
-    missing.append(FUSED)
   remat = next(policy for words, policy in REMAT if words in values["remat"])
   if "sequence" not in values or not values["sequence"]:
     raise InexpressibleError("a stated sequence length")
@@ -123,10 +125,22 @@ def read_row(values: dict[str, Any]) -> Row:
   except UserError as error:
     raise InexpressibleError(f"mesh: {error}") from error
   moe = experiment.model.moe
-  calibrates = not values["framework"].startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
+  of_plain = values["framework"].startswith(PLAIN_ATTENTION)
+  calibrates = not of_plain and (moe is None or moe.dispatch.has_capacity)
   balanced = any(word in values.get("note", "") for word in ("forced balance", "random routing"))
   row = Row(values["id"], experiment, topology, tuple(missing), speedup, None, balanced, calibrates)
+  row = dataclasses.replace(row, plain_attention=of_plain and topology.chip.platform == "gpu")
   return dataclasses.replace(row, published_s=_published_s(values, row))
+
+
+@contextlib.contextmanager
+def attention_as_published(plain: bool) -> Iterator[None]:
+  """While it lasts, programs are made with plain attention on every device, if `plain`."""
+  from moejax.kernels.attention import attention
+  from moejax.models import attend
+
+  with mock.patch.object(attend, "attention_for", lambda *_: attention) if plain else contextlib.nullcontext():
+    yield
 
 
 def whole_row(values: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
+from moejax.kernels.attention_gpu import fits, triton_attention
+
 MASKED = -1e30
 """Logit of a masked pair. It is finite, so that a padded row, which attends to nothing, has no NaN."""
 
@@ -31,14 +33,42 @@ kernel computes for a head of a sequence, on the device with the most. Plans rea
 it."""
 
 Attention = Callable[..., jax.Array]
-"""attend(q_BTNH, k_BSKH, v_BSKH, segments_BT, window) to out_BTNH, on one device's share of batch and heads."""
+"""attend(q_BTNH, k_BSKH, v_BSKH, segments_BT, window) to out_BTNH, on one device's share of batch and heads. Where
+there are sinks, `sinks_N` is a further argument."""
 
 
-def attention_for(platform: str, sequence_length: int, sinks: bool = False, parts: int = 1) -> Attention:
-  """The fastest implementation for a platform: a fused kernel on TPU, which keeps the scores out of HBM. It has no
-  sinks, and needs a sequence of whole blocks. If devices have `parts` of the sequence, the halves of a part are."""
-  whole = sequence_length % (LANES * (2 * parts if parts > 1 else 1)) == 0
-  return fused_attention if platform == "tpu" and whole and not sinks else attention
+def attention_for(
+  platform: str, q_BTNH: jax.Array, v_BSKH: jax.Array, sinks: bool = False, parts: int = 1
+) -> Attention:
+  """The fastest implementation for a platform, and for queries and values of these shapes and types: a fused kernel on
+  TPU and GPU, which keeps the scores out of HBM.
+
+  On TPU, it has no sinks, and needs a sequence of whole blocks. If devices have `parts` of the sequence, the halves of
+  a part are. On GPU, it takes heads of up to 256 dimensions, or up to 128 in float32, and whole sequences. Anything
+  else is plain attention.
+  """
+  whole = q_BTNH.shape[1] % (LANES * (2 * parts if parts > 1 else 1)) == 0
+  if platform == "tpu" and whole and not sinks:
+    return fused_attention
+  if platform == "gpu" and parts == 1 and fits(q_BTNH.dtype, (q_BTNH.shape[-1], v_BSKH.shape[-1])):
+    return fused_attention_gpu
+  return attention
+
+
+def fused_attention_gpu(
+  q_BTNH: jax.Array,
+  k_BSKH: jax.Array,
+  v_BSKH: jax.Array,
+  segments_BT: jax.Array,
+  window: int | None = None,
+  sinks_N: jax.Array | None = None,
+  interpret: bool = False,
+) -> jax.Array:
+  """`attention` of tokens that attend to each other, by the Triton kernels of `moejax.kernels.attention_gpu`.
+
+  `interpret` runs the kernels without a GPU.
+  """
+  return triton_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, sinks_N, ATTENTION, interpret)
 
 
 def fused_attention(

@@ -56,7 +56,7 @@ def attend(
   window attends with queries that devices exchange before and return after, so that all have equal work.
   """
   parts = partitioner.shards("sequence")
-  best = attention_for(partitioner.platform, q_BTNH.shape[1], sinks_N is not None, parts)
+  best = attention_for(partitioner.platform, q_BTNH, v_BTKH, sinks_N is not None, parts)
   group = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def on_device(

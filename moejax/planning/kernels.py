@@ -2,7 +2,7 @@
 operands imply.
 
 B batch  N query heads  T query position  S key position  H head dim
-R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
+R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension, or head dim of values
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import re
 from moejax.config.chips import Chip
 from moejax.errors import UserError
 from moejax.kernels.attention import SCORES
+from moejax.kernels.attention_gpu import LARGEST_BLOCK
 from moejax.planning.program import Instruction
 
 CUBLAS = "__cublas$"
@@ -34,6 +35,16 @@ targets are markers, which take no time."""
 TRITON_SHARE = {"gmm": 0.42, "tgmm": 0.60}
 """Fraction of peak that Triton kernels of grouped products reach on H100, by their name in `moejax/kernels`: 414 and
 591 of 989 TFLOP/s, the best times that tokamax 0.0.12 has for its kernels of the same names."""
+
+TRITON_ATTENTION = 0.38
+"""Fraction of peak that Triton kernels of attention reach on H100, in the forward and in the backward pass, from the
+times that tokamax 0.0.12 has for its kernels (causal, 32 x 4096 positions, 32 query and 8 key heads of 128): 11.6 ms
+for 2 products are 378 of 989 TFLOP/s. 41.4 ms for the backward pass are 372, with the 7 products that `attention_dq`
+and `attention_dkv` compute; with the 5 that are counted usually, they are 265."""
+
+ATTENTION_PRODUCTS = {"fwd": (1, 1), "dq": (2, 1), "dkv": (2, 2)}
+"""Products of the kernels of `moejax.kernels.attention_gpu`, over the head dim of keys and over that of values: forward
+q k, and p v; dq again q k, and dq, and dp; dkv again q k, and dk, and dp, and dv."""
 
 GROUPED_PRODUCTS = ("gmm", "tgmm", "gmm_8bit", "tgmm_8bit", "largest")
 """Names of the kernels of grouped products, on TPU and GPU, and of that which finds the scales of 8-bit operands. They
@@ -93,23 +104,48 @@ def product_speedup(chip: Chip, precision: str) -> float:
 def gpu_call(call: Instruction, chip: Chip) -> tuple[str, float, float]:
   """Name, FLOPs and seconds of a custom call on GPU other than a product of cuBLAS.
 
-  Grouped products take the longer of their FLOPs and their bytes, with all rows that their buffers hold. For the others
-  the bytes count, a lower bound.
+  Grouped products and attention take the longer of their FLOPs and their bytes; grouped products with all rows that
+  their buffers hold. For the others the bytes count, a lower bound.
   """
   operands = _operand_shapes(call.attributes)
   seconds = (call.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)) / chip.hbm_bandwidth
-  name = (
-    call.op_name.split("/")[-2] if call.op_name.endswith("/pallas_call") else call.target.strip("_$").split("$")[-1]
-  )
+  # As in `jvp(attention)/attention_fwd/pallas_call` or, where the kernel has no scope, `jvp(gmm)/pallas_call`.
+  kernel = re.search(r"(\w+)\)*/pallas_call$", call.op_name)
+  name = kernel[1] if kernel else call.target.strip("_$").split("$")[-1]
+  assert chip.bfloat16_flops
+  if attention := re.fullmatch(r"(attention_(fwd|dq|dkv))(?:_window_(\d+))?", name):
+    heads = [operand for operand in operands if len(operand[1]) == 4]
+    flops, occupied_flops = _attention_flops(attention[2], [dims for _, dims in heads], int(attention[3] or 0))
+    rate = TRITON_ATTENTION * RELATIVE_RATE[heads[0][0]] * chip.bfloat16_flops
+    return attention[1], flops, max(occupied_flops / rate, seconds)
   matrices = [(dtype, dims) for dtype, dims in operands if len(dims) >= 2][:2]
   if name not in TRITON_SHARE or not matrices:
     return name, 0.0, seconds
   # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF. Each row meets one matrix.
   rows, columns = matrices[0][1]
   flops = 2.0 * rows * columns * call.shapes[0].dims[-1]
-  assert chip.bfloat16_flops
   rate = TRITON_SHARE[name] * _grouped_rate({dtype for dtype, _ in matrices}) * chip.bfloat16_flops
   return name, flops, max(flops / rate, seconds)
+
+
+def _attention_flops(kernel: str, heads: list[tuple[int, ...]], window: int) -> tuple[float, float]:
+  """FLOPs of a kernel of attention whose first operands with four dimensions are q_BTNH, k_BSKH and v_BSKJ, and those
+  with head dims rounded up to powers of two.
+
+  Half of the scores are above the diagonal. A window of n positions (0: none) has those of n and one block more, since
+  blocks that it contains in part are computed too.
+  """
+  (B, T, N, H), _, (_, _, _, J) = heads[:3]
+  width = min(T, window + LARGEST_BLOCK) if window else T
+  scores = B * N * (T * width - width * width / 2)
+  of_keys, of_values = ATTENTION_PRODUCTS[kernel]
+  flops, occupied_flops = (2 * scores * (of_keys * H + of_values * J) for H, J in ((H, J), (_power(H), _power(J))))
+  return flops, occupied_flops
+
+
+def _power(size: int) -> int:
+  """`size` rounded up to a power of two."""
+  return 1 << (size - 1).bit_length()
 
 
 def _relative_rate(dtype: str) -> float:

@@ -171,9 +171,9 @@ def _operations(chip: Chip) -> Iterator[tuple[str, Callable[..., Any], tuple[Any
   small = chip.platform == "cpu"
   B, N, H = (1, 4, 64) if small else (2, 16, 128)
   for T in (256, 512) if small else (2048, 4096):
-    attend = attention_for(chip.platform, T)
     segments_BT = jnp.zeros((B, T), jnp.int32)
     arguments = (*(normal(B, T, N, H) for _ in range(3)), segments_BT)
+    attend = attention_for(chip.platform, arguments[0], arguments[2])
     yield f"attention over {T}", _with_gradients(attend, 3), arguments
   R, E, D, F = (512, 4, 256, 256) if small else (16_384, 8, 2048, 2048)
   sizes_E = jnp.full(E, R // E, jnp.int32)

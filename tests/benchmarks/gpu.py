@@ -3,15 +3,16 @@
     python tests/benchmarks/gpu.py --out gpu.json              # one H100 or larger
     python tests/benchmarks/gpu.py --smoke --out smoke.json    # tiny shapes, on any device
 
-Parts: the grouped product against `jax.lax.ragged_dot` and the dense product; attention forward and backward, plain and
-by cuDNN; a layer of the shape of Llama 7B and one of Mixtral 8x7B, forward and backward; whole steps of a dense and a
-sparse model of 1B active parameters. Kernels are compared with float32. `fraction_of_product` is the rate of a case
-over that of a large bfloat16 product on the same device. The file is written after each part. A part that fails has an
-`error`; parts that would begin after --minutes are skipped.
+Parts: the grouped product against `jax.lax.ragged_dot` and the dense product; attention forward and backward, by
+moejax's kernels, plain and by cuDNN; a layer of the shape of Llama 7B and one of Mixtral 8x7B, forward and backward;
+whole steps of a dense and a sparse model of 1B active parameters. Kernels are compared with float32.
+`fraction_of_product` is the rate of a case over that of a large bfloat16 product on the same device. The file is
+written after each part. A part that fails has an `error`; parts that would begin after --minutes are skipped.
 """
 
 import argparse
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -29,7 +30,7 @@ import utilization
 
 from moejax.config import DATA_EXPERT_MODEL, Mesh, Model, MoE
 from moejax.config.parameters import flops_per_token
-from moejax.kernels.attention import attention
+from moejax.kernels.attention import attention, fused_attention_gpu
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.abstract import abstract_model
 from moejax.partitioning import make_partitioner
@@ -137,11 +138,18 @@ def attentions(smoke: bool, rate: float) -> Case:
   keys = jax.random.split(jax.random.key(1), 3)
   shapes = ((B, T, N, H), (B, T, K, H), (B, T, K, H))
   arrays = tuple(jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True))
-  segments_BT, window = jnp.ones((B, T), jnp.int32), T // 4
+  window = T // 4
   implementation = "xla" if smoke else "cudnn"
+  ones = lambda q: jnp.ones(q.shape[:2], jnp.int32)  # noqa: E731
+  # Documents that end inside a block and at its border. The time is that of one document, whose FLOPs count.
+  documents = lambda q: 1 + (jnp.arange(q.shape[1]) * 8 // q.shape[1] + ones(q)) // 3  # noqa: E731
+  ours = functools.partial(fused_attention_gpu, interpret=jax.default_backend() == "cpu")
   ways: dict[str, tuple[Callable, int | None]] = {
-    "plain": (lambda q, k, v: attention(q, k, v, segments_BT), None),
-    "plain, window": (lambda q, k, v: attention(q, k, v, segments_BT, window), window),
+    "moejax": (lambda q, k, v: ours(q, k, v, ones(q)), None),
+    "moejax, window": (lambda q, k, v: ours(q, k, v, ones(q), window), window),
+    "moejax, documents": (lambda q, k, v: ours(q, k, v, documents(q)), None),
+    "plain": (lambda q, k, v: attention(q, k, v, ones(q)), None),
+    "plain, window": (lambda q, k, v: attention(q, k, v, ones(q), window), window),
     implementation: (
       lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation=implementation), None
     ),
@@ -158,9 +166,8 @@ def attentions(smoke: bool, rate: float) -> Case:
     try:
       seen = T * (T + 1) / 2 if of_window is None else T * of_window - of_window * (of_window - 1) / 2
       case = both_passes(function, 4 * B * N * H * seen, rate, *arrays)
-      exact = lambda q, k, v, w=of_window: attention(q, k, v, jnp.ones(q.shape[:2], jnp.int32), w)  # noqa: E731
-      if name.startswith("plain"):
-        function = exact
+      of = documents if name.endswith("documents") else ones
+      exact = lambda q, k, v, w=of_window, of=of: attention(q, k, v, of(q), w)  # noqa: E731
       case["error_to_float32"] = error_of(function, exact, *small)
       found[name] = case
     except Exception as error:  # cuDNN may refuse a shape

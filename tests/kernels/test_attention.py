@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.kernels.attention import _most_scores, attention, attention_for, fused_attention, query_order
+from moejax.kernels.attention import (
+  _most_scores,
+  attention,
+  attention_for,
+  fused_attention,
+  fused_attention_gpu,
+  query_order,
+)
 
 
 def reference(q_BTNH, k_BSKH, v_BSKH, segments_BT):
@@ -70,21 +77,33 @@ def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_
     np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
-def test_the_fused_kernel_has_no_sinks():
-  assert attention_for("tpu", 4096, sinks=True) is attention
-
-
 @pytest.mark.parametrize(
-  ("platform", "length", "chosen"),
-  [("tpu", 4096, fused_attention), ("tpu", 4100, attention), ("cpu", 4096, attention), ("gpu", 4096, attention)],
+  ("platform", "length", "head_dims", "dtype", "sinks", "chosen"),
+  [
+    ("tpu", 4096, (128, 128), "bfloat16", False, fused_attention),
+    ("tpu", 4096, (128, 128), "bfloat16", True, attention),
+    ("tpu", 4100, (128, 128), "bfloat16", False, attention),
+    ("gpu", 4100, (128, 128), "bfloat16", True, fused_attention_gpu),
+    ("gpu", 4096, (192, 128), "float16", False, fused_attention_gpu),
+    ("gpu", 4096, (128, 128), "float32", False, fused_attention_gpu),
+    ("gpu", 4096, (128, 192), "float32", False, attention),
+    ("gpu", 4096, (320, 320), "bfloat16", False, attention),
+    ("gpu", 4096, (128, 128), "float64", False, attention),
+    ("cpu", 4096, (128, 128), "float32", False, attention),
+  ],
 )
-def test_the_kernel_is_chosen_by_where_the_program_is_to_run(platform, length, chosen):
-  assert attention_for(platform, length) is chosen
+def test_the_kernel_is_chosen_by_the_platform_the_shapes_and_the_type(
+  platform, length, head_dims, dtype, sinks, chosen
+):
+  q_BTNH, v_BSKH = (jax.ShapeDtypeStruct((1, length, 4, width), np.dtype(dtype)) for width in head_dims)
+  assert attention_for(platform, q_BTNH, v_BSKH, sinks) is chosen
 
 
 @pytest.mark.parametrize(("length", "chosen"), [(2048, fused_attention), (2048 + 128 * 8, attention)])
 def test_a_part_of_the_sequence_has_the_fused_kernel_if_its_halves_are_whole_blocks(length, chosen):
-  assert attention_for("tpu", length, parts=8) is chosen
+  q_BTNH = jax.ShapeDtypeStruct((1, length, 4, 128), jnp.bfloat16)
+  assert attention_for("tpu", q_BTNH, q_BTNH, parts=8) is chosen
+  assert attention_for("gpu", q_BTNH, q_BTNH, parts=8) is attention
 
 
 @pytest.mark.parametrize("parts", [2, 3, 8])

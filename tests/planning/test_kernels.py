@@ -112,3 +112,35 @@ def test_attention_of_a_part_of_the_sequence_has_the_scores_that_its_scope_count
   found = cost(parse(SPLASH.format(kernel=kernel, scope=f"{SCORES}{scores}/splash/")), NETWORK)
   (operation,) = found.operations
   assert (operation.kind, found.flops) == (f"kernel splash_mha_{kernel}", 2 * products * 32 * scores * 128)
+
+
+Q, K, V = "bf16[2,4096,8,192]{3,2,1,0}", "bf16[2,4096,2,192]{3,2,1,0}", "bf16[2,4096,2,128]{3,2,1,0}"
+SEGMENTS, OF_OUT, LSE = "s32[2,4096]{1,0}", "bf16[2,4096,8,128]{3,2,1,0}", "f32[2,8,4096]{2,1,0}"
+
+
+@pytest.mark.parametrize(
+  ("name", "layouts", "widths", "occupied"),
+  [
+    ("attention_fwd", ["f32[8]{0}", SEGMENTS, Q, K, V], 192 + 128, 256 + 128),
+    ("attention_dq", [SEGMENTS, Q, K, V, OF_OUT, LSE, LSE], 2 * 192 + 128, 2 * 256 + 128),
+    ("attention_dkv", [SEGMENTS, Q, K, V, OF_OUT, LSE, LSE], 2 * 192 + 2 * 128, 2 * 256 + 2 * 128),
+  ],
+)
+@pytest.mark.parametrize("window", [None, 128, 8192])
+@pytest.mark.parametrize("path", ["attention/{}", "attention/transpose(jvp({}))"])
+def test_attention_on_a_gpu_multiplies_half_of_the_scores_or_those_of_the_window(
+  name, layouts, widths, occupied, window, path
+):
+  gpu = dataclasses.replace(CHIPS["h100"], efficiency=1.0)
+  called = name if window is None else f"{name}_window_{window}"
+  called = path.format(called)
+  call = GPU_CALLS.format(
+    name=called, target="__gpu$xla.gpu.triton", result=OF_OUT, operands="%x", layouts=", ".join(layouts)
+  )
+  found = cost(parse(call.replace("/experts/cond/branch_0_fun/", "/")), dataclasses.replace(NETWORK, chip=gpu))
+  width = 256 if window == 128 else 4096  # with the block that a window contains in part
+  scores = 2 * 8 * (4096 * width - width**2 / 2)
+  (operation,) = found.operations
+  assert (operation.kind, operation.scope) == (f"kernel {name}", "attention")
+  assert found.flops == 2 * scores * widths
+  assert found.step_time_s == pytest.approx(2 * scores * occupied / (0.38 * gpu.bfloat16_flops))

@@ -53,9 +53,7 @@ def test_a_sparse_row_is_dropless_and_says_what_it_is_planned_without(ledger):
   assert (moe.num_experts, moe.experts_per_token, moe.dispatch.kind) == (128, 8, "grouped")
   assert row.experiment.mesh.expert == 64 and row.experiment.training.gradient_accumulation == 4
   assert row.published_s is None
-  assert row.missing == (
-    "context parallelism", "the sliding window, whose length is not stated", "fused attention on GPU",
-  )  # fmt: skip
+  assert row.missing == ("context parallelism", "the sliding window, whose length is not stated")
 
 
 def test_a_row_has_as_many_matrices_as_its_name_says_and_its_dense_layers_first(ledger):

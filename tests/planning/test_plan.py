@@ -301,6 +301,49 @@ def test_a_sparse_step_compiles_for_every_gpu_in_bfloat16(gpu, mine, cache):
   assert "bf16[" in gzip.decompress(program.read_bytes()).decode()
 
 
+FUSED_AND_PLAIN = """
+import json
+from unittest import mock
+from moejax.experiments import EXPERIMENTS
+from moejax.overrides import override
+from moejax.planning.topology import parse_topology, prepare_environment
+
+topology = parse_topology("gpu:h100:8")
+prepare_environment(topology)
+from moejax.kernels.attention import attention
+from moejax.models import attend
+from moejax.planning.plan import plan
+
+fields = "--model.num-layers 2 --mesh.replica 1 --mesh.data 8 --training.batch-size 8 --evaluation.batch-size 8"
+experiment = override(EXPERIMENTS["fuji_7b_v2"](), fields.split())
+fused = plan(experiment, topology).to_json()
+with mock.patch.object(attend, "attention_for", lambda *_: attention):
+  print(json.dumps([fused, plan(experiment, topology).to_json()]))
+"""
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+def test_fused_attention_on_gpu_needs_no_memory_for_scores_runs_forward_once_and_skips_half_of_its_products(cache):
+  done = subprocess.run([sys.executable, "-c", FUSED_AND_PLAIN], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  fused, plain = json.loads(done.stdout)
+  scores = 4 * 32 * 4096 * 4096  # of one layer and sequence in float32
+  assert plain["hbm_bytes_per_device"] - fused["hbm_bytes_per_device"] > scores
+  kernels = {
+    (found["kind"], found["pass"]): found for found in fused["operations"] if found["kind"].startswith("kernel")
+  }
+  assert {key: found["count"] for key, found in kernels.items()} == {
+    ("kernel attention_fwd", "forward"): 2, ("kernel attention_dq", "backward"): 2,
+    ("kernel attention_dkv", "backward"): 2,
+  }  # fmt: skip
+  computed = sum(found["flops"] for found in kernels.values())
+  of_product = 2 * 2 * 32 * 128 * 4096 * 4096  # over all scores of 2 layers
+  assert computed == pytest.approx((2 + 3 + 4) * of_product / 2, rel=0.01)
+  assert fused["executed_flops_per_device"] < plain["executed_flops_per_device"]
+  assert fused["mfu"] > plain["mfu"]
+
+
 @pytest.mark.nightly
 @needs_libtpu
 def test_fuji_7b_on_256_v5p_takes_about_the_published_step_time(display):

@@ -1,0 +1,162 @@
+"""Attention on GPU, in Pallas' interpreter, against plain attention in float32; and compiled without a GPU."""
+
+import functools
+import importlib.util
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
+
+from moejax.kernels.attention import ATTENTION, attention, fused_attention_gpu
+
+TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
+"""Of the norm of a difference, relative to the norm. bfloat16 has 8 bits of precision."""
+
+
+def operands(B, T, N, K, H, J, dtype="float32", seed=0):
+  """Queries, keys, values, sinks, and numbers of documents of random lengths. Each sequence ends in padding."""
+  random = np.random.default_rng(seed)
+  shapes = (B, T, N, H), (B, T, K, H), (B, T, K, J)
+  q, k, v = (jnp.asarray(random.normal(size=shape), dtype) for shape in shapes)
+  segments_BT = 1 + np.cumsum(random.random((B, T)) < 4 / T, axis=1)
+  segments_BT[:, T - T // 8 :] = 0
+  return (q, k, v, jnp.asarray(random.normal(size=N), jnp.float32)), jnp.asarray(segments_BT, jnp.int32)
+
+
+def result_and_gradients(attend, arguments, segments_BT, window, sinks):
+  """The output, and the gradients of queries, keys, values and, if there are any, sinks."""
+  q, _, v, _ = arguments
+  weight = jnp.asarray(np.random.default_rng(1).normal(size=(*q.shape[:3], v.shape[-1])), jnp.float32)
+
+  def weighted(q, k, v, sinks_N):
+    out_BTNH = attend(q, k, v, segments_BT, window, sinks_N if sinks else None)
+    return jnp.sum(out_BTNH.astype(jnp.float32) * weight), out_BTNH
+
+  (_, out), gradients = jax.value_and_grad(weighted, (0, 1, 2, 3) if sinks else (0, 1, 2), has_aux=True)(*arguments)
+  return out, *gradients
+
+
+def assert_equals_plain(arguments, segments_BT, window=None, sinks=False):
+  run = jax.jit(result_and_gradients, static_argnums=(0, 3, 4))
+  found = run(functools.partial(fused_attention_gpu, interpret=True), arguments, segments_BT, window, sinks)
+  exact = tuple(x.astype(jnp.float32) for x in arguments)
+  expected = run(attention, exact, segments_BT, window, sinks)
+  for name, mine, other, like in zip(
+    ("out", "q", "k", "v", "sinks"), found, expected, (arguments[0], *arguments), strict=False
+  ):
+    assert mine.dtype == like.dtype and mine.shape == other.shape, name
+    difference = np.linalg.norm(np.asarray(mine, np.float64) - other) / np.linalg.norm(other)
+    assert difference < TOLERANCE[arguments[0].dtype.name], name  # NaN is not
+
+
+def test_the_kernels_equal_plain_attention_with_grouped_heads_documents_a_window_sinks_and_padding():
+  """160 positions are one block of 128 and a part of one."""
+  arguments, segments_BT = operands(1, 160, 2, 1, 16, 16)
+  assert_equals_plain(arguments, segments_BT, window=40, sinks=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize(
+  ("T", "N", "K", "H", "J", "window", "sinks"),
+  [
+    (256, 4, 2, 32, 32, None, False),
+    (192, 6, 1, 64, 64, 70, False),
+    (300, 2, 2, 80, 80, None, True),
+    (320, 2, 1, 128, 128, 128, True),
+    (192, 2, 2, 192, 128, None, False),  # latent attention
+    (200, 2, 1, 24, 48, 1, True),
+    (136, 2, 1, 256, 256, 100, True),
+  ],
+)
+def test_any_head_dimension_type_window_and_length_equals_plain_attention(T, N, K, H, J, window, sinks, dtype):
+  if H == 256 and dtype == "float32":
+    pytest.skip("plain attention is chosen")
+  assert_equals_plain(*operands(2, T, N, K, H, J, dtype), window, sinks)
+
+
+@pytest.mark.slow
+def test_random_shapes_equal_plain_attention():
+  random = np.random.default_rng(7)
+  for seed in range(12):
+    T, K, G, H, J = (int(random.integers(1, most)) for most in (280, 4, 4, 65, 65))
+    window = None if seed % 3 == 0 else int(random.integers(1, T + 20))
+    arguments, segments_BT = operands(int(random.integers(1, 3)), T, K * G, K, H, J, seed=seed)
+    assert_equals_plain(arguments, segments_BT, window, sinks=bool(seed % 2))
+
+
+@pytest.mark.slow
+def test_documents_whose_numbers_repeat_or_fall_are_those_with_the_same_number():
+  arguments, _ = operands(1, 192, 1, 1, 16, 16)
+  assert_equals_plain(arguments, jnp.asarray(np.repeat([5, 2, 5, 0, 2, 9], 32), jnp.int32)[None])
+
+
+@pytest.mark.parametrize(("names", "forward_passes"), [((ATTENTION,), 1), ((), 2)])
+def test_the_backward_pass_computes_what_is_not_saved_again_and_no_more(names, forward_passes):
+  (q, k, v, sinks_N), segments_BT = operands(1, 64, 2, 1, 16, 16)
+
+  @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(*names))
+  def layer(q, k, v, sinks_N):
+    return jnp.sin(fused_attention_gpu(q, k, v, segments_BT, 16, sinks_N))
+
+  traced = jax.make_jaxpr(jax.grad(lambda *of: jnp.sum(layer(*of)), (0, 1, 2, 3)))(q, k, v, sinks_N)
+  needed, _ = dce_jaxpr(traced.jaxpr, [True] * 4)  # as XLA leaves out what nothing reads
+  kernels = {name: str(needed).count(f"name=attention_{name}_window_16\n") for name in ("fwd", "dq", "dkv")}
+  assert kernels == {"fwd": forward_passes, "dq": 1, "dkv": 1}
+
+
+needs_gpu_compiler = pytest.mark.skipif(
+  importlib.util.find_spec("jax_cuda12_plugin") is None, reason="compiling for GPU needs pip install moejax[gpu-plan]"
+)
+
+COMPILES = """
+import re, sys
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from moejax.kernels.attention import fused_attention_gpu
+from moejax.planning import gpu_target
+
+chip, T, H, J, window, dtype, shared = eval(sys.argv[1])
+target = re.sub(r"(shared_memory_per_block_optin:) \\d+", rf"\\1 {shared}", gpu_target.describe(chip))
+device = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target).devices[0]
+here = jax.sharding.SingleDeviceSharding(device)
+shape = lambda *dims, dtype=dtype: jax.ShapeDtypeStruct(dims, dtype, sharding=here)
+arguments = shape(2, T, 6, H), shape(2, T, 2, H), shape(2, T, 2, J), shape(6, dtype="float32")
+segments_BT = shape(2, T, dtype="int32")
+
+def weighted(q, k, v, sinks_N, segments_BT):
+  return fused_attention_gpu(q, k, v, segments_BT, window, sinks_N).astype(jnp.float32).sum()
+
+lowered = jax.jit(jax.value_and_grad(weighted, (0, 1, 2, 3))).lower(*arguments, segments_BT)
+compiled = lowered.compile()
+print(compiled.memory_analysis().temp_size_in_bytes)
+"""
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+@pytest.mark.parametrize(
+  ("chip", "T", "H", "J", "window", "dtype"),
+  [
+    ("a100", 4096, 128, 128, None, "bfloat16"),
+    ("h100", 4096, 128, 128, 1000, "bfloat16"),
+    ("h100", 4200, 80, 80, None, "float16"),
+    ("h200", 4096, 64, 64, None, "bfloat16"),
+    ("b200", 4096, 192, 128, None, "bfloat16"),
+    ("a100", 4096, 256, 256, 1000, "bfloat16"),
+    ("b200", 4096, 128, 128, None, "float32"),
+  ],
+)
+def test_it_compiles_with_the_shared_memory_of_every_data_center_gpu_and_no_memory_for_scores(
+  chip, T, H, J, window, dtype
+):
+  """99 KiB are those of L4, A10 and L40S. In another process, as XLA's flags of this one name devices of CPU."""
+  case = repr((chip, T, H, J, window, dtype, 99 * 2**10))
+  done = subprocess.run([sys.executable, "-c", COMPILES, case], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  scores = 4 * 2 * 6 * T * T
+  assert int(done.stdout) < scores / 8
