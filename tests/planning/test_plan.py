@@ -316,9 +316,11 @@ from moejax.planning.plan import plan
 
 fields = "--model.num-layers 2 --mesh.replica 1 --mesh.data 8 --training.batch-size 8 --evaluation.batch-size 8"
 experiment = override(EXPERIMENTS["fuji_7b_v2"](), fields.split())
-fused = plan(experiment, topology).to_json()
+fused = plan(experiment, topology)
 with mock.patch.object(attend, "attention_for", lambda *_: attention):
-  print(json.dumps([fused, plan(experiment, topology).to_json()]))
+  plain = plan(experiment, topology)
+operations = [operation.to_json() for operation in fused.operations]
+print(json.dumps([fused.to_json() | {"operations": operations}, plain.to_json()]))
 """
 
 
