@@ -112,7 +112,7 @@ def _forward(
   padded, segments_BT = _padded(T), _whole_blocks(segments_BT)
   row = _row_bytes((H, J), q_BTNH.dtype)
   t, s = (min(size // row, _largest_block(T)) for size in (KEPT, READ))
-  last = padded // t - 1
+  last = pl.cdiv(T, t) - 1
   # Programs start in this order, and those of the last queries, which see most keys, take longest.
   of_queries = lambda i, n, b: (b, last - i, n, 0)  # noqa: E731
   of_keys = lambda i, n, b: (b, 0, n // G, 0)  # noqa: E731
@@ -180,7 +180,7 @@ def _forward_kernel(
 
   sink_t = jnp.zeros(t, jnp.float32) + jnp.maximum(sinks_N[pl.program_id(1)] * LOG2_E, UNSEEN)
   nothing = jnp.zeros(out_tj.shape, jnp.float32), jnp.ones(t, jnp.float32), sink_t
-  sum_tj, sum_t, max_t = jax.lax.fori_loop(_first_key(start, s, window), pl.cdiv(start + t, s), add, nothing)
+  sum_tj, sum_t, max_t = jax.lax.fori_loop(_first_key(start, s, window), _end_of_keys(start + t, s, T), add, nothing)
   lse_t[...] = max_t + jnp.log2(sum_t)
   out = (sum_tj / sum_t[:, None]).astype(out_tj.dtype)
   _store(out_tj, out, _inside(queries_t, T), _inside(jnp.arange(out_tj.shape[1]), J))
@@ -206,7 +206,7 @@ def _backward(
   parameters = plgpu.CompilerParams(num_warps=8 if row > MOST_BYTES // 2 else 4, num_stages=2)
   call = functools.partial(pl.pallas_call, compiler_params=parameters, interpret=interpret)
   segments = pl.BlockSpec((None, padded), lambda i, n, b: (b, 0))
-  last = padded // rows - 1
+  last = pl.cdiv(T, rows) - 1
   of_queries = lambda i, n, b: (b, last - i, n, 0)  # noqa: E731
   of_keys = lambda i, n, b: (b, 0, n // G, 0)  # noqa: E731
   of_position = pl.BlockSpec((None, None, rows), lambda i, n, b: (b, n, last - i))
@@ -231,7 +231,7 @@ def _backward(
   of_positions = pl.BlockSpec((None, G, padded), lambda i, n, b: (b, n, 0))
   dk_BSKH, dv_BSKJ = call(
     functools.partial(_dkv_kernel, T=T, H=H, J=J, t=read, window=window),
-    grid=(padded // rows, K, B),
+    grid=(last + 1, K, B),
     in_specs=[
       segments,
       pl.BlockSpec((None, padded, G, h), of_group),
@@ -291,7 +291,7 @@ def _dq_kernel(
     return dq_th + plgpu.dot(of_logits_ts.astype(k_sh.dtype), k_sh)
 
   zeros_th = jnp.zeros((t, h), jnp.float32)
-  sum_th = jax.lax.fori_loop(_first_key(start, s, window), pl.cdiv(start + t, s), add, zeros_th)
+  sum_th = jax.lax.fori_loop(_first_key(start, s, window), _end_of_keys(start + t, s, T), add, zeros_th)
   _store(dq_th, (sum_th * H**-0.5).astype(dq_th.dtype), _inside(queries_t, T), _inside(width_h, H))
 
 
@@ -314,7 +314,7 @@ def _dkv_kernel(
 ) -> None:
   """Computes the gradients of one block of keys and values of one head, over the query heads that it serves and their
   blocks of queries that see it."""
-  (s, h), padded = k_sh.shape, len(segments_T)
+  s, h = k_sh.shape
   start = pl.program_id(0) * s
   keys_s, width_h, width_j = start + jnp.arange(s, dtype=jnp.int32), jnp.arange(h), jnp.arange(v_sj.shape[1])
   segments_s = segments_T[pl.ds(start, s)]
@@ -336,7 +336,7 @@ def _dkv_kernel(
     return dk_sh + plgpu.dot(of_logits_st.astype(q_th.dtype), q_th), dv_sj
 
   first = start // t
-  end = padded // t if window is None else jnp.minimum(padded // t, pl.cdiv(start + s - 1 + window, t))
+  end = pl.cdiv(T, t) if window is None else jnp.minimum(pl.cdiv(T, t), pl.cdiv(start + s - 1 + window, t))
   zeros = jnp.zeros(dk_sh.shape, jnp.float32), jnp.zeros(dv_sj.shape, jnp.float32)
   of_head = lambda g, sums: jax.lax.fori_loop(first, end, functools.partial(add, g), sums)  # noqa: E731
   sum_sh, sum_sj = jax.lax.fori_loop(0, q_TGh.shape[1], of_head, zeros)
@@ -360,8 +360,14 @@ def _first_key(start: jax.Array, s: int, window: int | None) -> jax.Array | int:
   return 0 if window is None else jnp.maximum(start - window + 1, 0) // s
 
 
+def _end_of_keys(end: jax.Array, s: int, T: int) -> jax.Array:
+  """The number of blocks of keys before `end` that have keys."""
+  return jnp.minimum(pl.cdiv(end, s), pl.cdiv(T, s))
+
+
 def _inside(indices_x: jax.Array, size: int) -> jax.Array | None:
-  """Which of these indices are in an array of this size. None: all, if `size` is a multiple of their number."""
+  """Which of these indices are in an array of this size. None: all, since `size` is a multiple of their number and
+  blocks have at least one of the array."""
   return indices_x < size if size % len(indices_x) else None
 
 
