@@ -13,8 +13,9 @@ import pytest
 
 from moejax.kernels.attention import ATTENTION, attention, fused_attention_gpu
 
-TOLERANCE = {"float32": 1e-6, "float16": 2e-3, "bfloat16": 1e-2}
-"""Of the norm of a difference, relative to the norm. bfloat16 has 8 bits of precision."""
+TOLERANCE = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1e-2}
+"""Of the norm of a difference, relative to the norm. bfloat16 has 8 bits of precision. The gradient of a sink is a sum
+over all positions, whose terms cancel."""
 
 
 def operands(B, T, N, K, H, J, dtype="float32", seed=0):
