@@ -14,8 +14,10 @@ import pytest
 from moejax.kernels.attention import ATTENTION, attention, fused_attention_gpu
 
 TOLERANCE = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1e-2}
-"""Of the norm of a difference, relative to the norm. bfloat16 has 8 bits of precision. The gradient of a sink is a sum
-over all positions, whose terms cancel."""
+"""Of the norm of a difference, relative to the norm. bfloat16 has 8 bits of precision."""
+
+CANCELS = 3
+"""Factor of the limit of the gradient of a sink, which is a sum over all positions whose terms cancel."""
 
 
 def operands(B, T, N, K, H, J, dtype="float32", seed=0):
@@ -46,11 +48,14 @@ def assert_equals_plain(arguments, segments_BT, window=None, sinks=False):
   found = run(functools.partial(fused_attention_gpu, interpret=True), arguments, segments_BT, window, sinks)
   exact = tuple(x.astype(jnp.float32) for x in arguments)
   expected = run(attention, exact, segments_BT, window, sinks)
-  for name, mine, other, like in zip(
-    ("out", "q", "k", "v", "sinks"), found, expected, (arguments[0], *arguments), strict=False
+  norms = [np.linalg.norm(x) for x in expected]
+  for name, mine, other, norm, like in zip(
+    ("out", "q", "k", "v", "sinks"), found, expected, norms, (arguments[0], *arguments), strict=False
   ):
     assert mine.dtype == like.dtype and mine.shape == other.shape, name
-    difference = np.linalg.norm(np.asarray(mine, np.float64) - other) / np.linalg.norm(other)
+    # The gradients of queries and keys vanish where a document has one position: those of values do not.
+    size = max(norm, norms[3]) if name in "qk" else norm * (CANCELS if name == "sinks" else 1)
+    difference = np.linalg.norm(np.asarray(mine, np.float64) - other) / size
     assert difference < TOLERANCE[arguments[0].dtype.name], name  # NaN is not
 
 
