@@ -111,8 +111,9 @@ def _sparsest(loaded: Loaded, corpus: Corpus, progress: Progress) -> dict[str, A
 
 
 def _is_ds_moe(experiment: Experiment) -> bool:
-  """Whether it is trained with all experts."""
-  return experiment.model.moe is not None and experiment.model.moe.router.kind == "dense"
+  """Whether it is trained with all experts, and can use fewer. With a mixture of depths, there are no sparser modes."""
+  model = experiment.model
+  return model.moe is not None and model.moe.router.kind == "dense" and not model.depths.is_routed
 
 
 def _read(directory: pathlib.Path, dense: str) -> dict[str, Any] | None:

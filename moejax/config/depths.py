@@ -45,7 +45,7 @@ class _Routed:
   """The field of all kinds with routed layers."""
 
   every: int = 2
-  """Every n-th layer is routed. 1: all layers; 2: the second, fourth, ... layer."""
+  """Every n-th layer is routed, of those after `moe.leading_dense`. 1: all of them; 2: the second, fourth, ..."""
 
   def __post_init__(self) -> None:
     checks.positive(self, "every")

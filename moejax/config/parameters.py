@@ -184,10 +184,14 @@ def flops_per_token_at(model: Model, sequence_length: int, choices_per_token: fl
   flops = flops_per_token(model, sequence_length)
   if model.moe is None or choices_per_token is None:
     return flops
-  part = model.depths.slots(sequence_length) / sequence_length
-  layers = sum(part if is_routed else 1 for is_routed in model.routed_sparse_layers) + model.multi_token_depth
-  expert = layers * _expert(model, model.moe.d_ff)
+  expert = tokens_through_sparse_layers(model, sequence_length) * _expert(model, model.moe.d_ff)
   return flops + 6 * expert * (choices_per_token - model.moe.experts_per_token)
+
+
+def tokens_through_sparse_layers(model: Model, sequence_length: int) -> float:
+  """Sum over sparse layers of the part of the tokens that goes through each, with those of multi-token prediction."""
+  part = model.depths.slots(sequence_length) / sequence_length
+  return sum(part if is_routed else 1 for is_routed in model.routed_sparse_layers) + model.multi_token_depth
 
 
 def accepted_choices(experiment: Experiment) -> float | None:

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable
 
 from moejax.config.experiment import Experiment
+from moejax.config.precision import check_device
 from moejax.inference.dropless import inference_model
 from moejax.inference.sparse import Sparse
 from moejax.inference.unrolled import unroll
@@ -47,13 +48,14 @@ def load_run(
     decode: whether the model will generate text, for which its layers are unrolled on CPU.
 
   Raises:
-    UserError: If there is no run or no undamaged checkpoint, `experiment` has another model, or the mesh does not fit
-      the devices.
+    UserError: If there is no run or no undamaged checkpoint, `experiment` has another model, the mesh does not fit the
+      devices, or they lack a type of `model.precision`.
   """
   there = read_experiment(directory)
   experiment = experiment or there
   check_only_operational(there, experiment)
   partitioner = make_partitioner(experiment.mesh, experiment.rules)
+  check_device(experiment.model.precision, partitioner.device.device_kind)
   model = inference_model(experiment.model, partitioner, sparse)
   needed = Memory(argument_bytes(model.parameters), 0)
   check_fits(f"the model of {directory}", needed, partitioner, "use more devices (mesh)")

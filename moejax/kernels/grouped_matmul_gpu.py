@@ -191,7 +191,9 @@ def _largest_kernel(starts_E: Ref, ends_E: Ref, x_RD: Ref, out_ED: Ref, *, r: in
     first = jnp.minimum(wanted, x_RD.shape[0] - r)
     own_r1 = _own_rows(first, r, wanted, end)
     x_rd = plgpu.load(x_RD.at[pl.ds(first, r), columns_d], mask=own_r1, other=jnp.zeros((), x_RD.dtype))
-    return jnp.maximum(most_d, jnp.max(jnp.abs(x_rd.astype(jnp.float32)), axis=0))
+    # Maxima on GPU leave out NaN, which has to reach the results.
+    sizes_rd = jnp.where(x_rd != x_rd, jnp.inf, jnp.abs(x_rd.astype(jnp.float32)))
+    return jnp.maximum(most_d, jnp.max(sizes_rd, axis=0))
 
   plgpu.store(out_ED.at[e, columns_d], jax.lax.fori_loop(0, pl.cdiv(end - start, r), more, jnp.zeros(d, jnp.float32)))
 

@@ -14,7 +14,12 @@ from moejax.config.depths import Depths
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.model import SAVED, Model
-from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
+from moejax.config.parameters import (
+  flops_per_token,
+  parameter_counts,
+  tokens_per_step,
+  tokens_through_sparse_layers,
+)
 from moejax.config.precision import Operands
 from moejax.config.sharding import shards
 from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS, exposed_by_formula
@@ -143,13 +148,12 @@ def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   dense = (model.num_layers + depth - _sparse_layers(model)) * model.feed_forward.parameters(
     model.d_model, model.d_ff, model.is_gated
   )
-  routed, faster_routed = 0.0, 1.0
+  routed = 0.0
   if moe := model.moe:
     expert = _sparse_layers(model) * model.feed_forward_matrices * model.d_model * moe.d_ff
     dense += moe.num_shared_experts * expert
     # The formula prices the balanced load, not the whole receive buffer of a dropless layer.
     grouped = GROUPED.get(chip.platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
-    faster_routed = _faster_routed(experiment, chip)
     rows = moe.num_experts if isinstance(moe.dispatch, DenseDispatch) else moe.experts_per_token
     routed = expert * rows * (moe.capacity_factor if moe.dispatch.has_capacity else grouped)
   again = {
@@ -162,14 +166,15 @@ def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   products = (
     at((3 + again[0]) * projections, precision.attention, speedup)
     + at((3 + again[1] * kept) * dense, precision.feed_forward, speedup)
-    + (3 + again[2] * kept) * routed / faster_routed
+    + (3 + again[2] * kept) * routed / _faster_routed(experiment, chip, again[2] * kept)
     + at(logits, precision.logits)
   )
   return 2 * products + _of_masks(experiment)
 
 
-def _faster_routed(experiment: Experiment, chip: Chip) -> float:
-  """What 8-bit products divide the time of routed experts by."""
+def _faster_routed(experiment: Experiment, chip: Chip, again: float) -> float:
+  """What 8-bit products divide the time of routed experts by. `again` is the part of the forward pass that the
+  backward pass computes again."""
   moe, bits = experiment.model.moe, experiment.model.precision.experts
   if moe is None or bits == "compute" or chip.platform == "cpu":
     return 1.0
@@ -178,7 +183,7 @@ def _faster_routed(experiment: Experiment, chip: Chip) -> float:
     return whole
   # On TPU the product is a part of the time. On GPU both products of the backward pass mix types of fp8, and are in
   # bfloat16 (`moejax/kernels/grouped_matmul_gpu.py`).
-  part = 1 / GROUPED["tpu"] if chip.platform == "tpu" else 1 / 3 if bits == "fp8" else 1.0
+  part = 1 / GROUPED["tpu"] if chip.platform == "tpu" else (1 + again) / (3 + again) if bits == "fp8" else 1.0
   return 1 / (1 - part + part / whole)
 
 
@@ -252,7 +257,7 @@ def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: t
     moved += gathered(experts / (mesh.expert * mesh.model), of_experts, mesh.model * mesh.expert)
     own += experts / (mesh.expert * mesh.model * of_experts)
     rows = tokens * moe.experts_per_token * (moe.capacity_factor if moe.dispatch.has_capacity else 1.0)
-    size = 6 * _sparse_layers(model) * rows * model.d_model * 2
+    size = 6 * tokens_through_sparse_layers(model, experiment.data.sequence_length) * rows * model.d_model * 2
     if chip.torus:
       ring = math.ceil(mesh.expert ** (1 / min(2, chip.torus))) if mesh.expert > 1 else 0
       moved += size * ring / (8 * chip.link_bandwidth)

@@ -29,7 +29,8 @@ class Work:
   tokens: int
   """Number of targets, without padding and other targets of weight 0."""
   choices_per_token: float | None = None
-  """Accepted choices of experts per token, averaged over sparse layers. None without sparse layers."""
+  """Accepted choices of experts per token that reaches a sparse layer, averaged over these tokens of all sparse layers.
+  None without sparse layers."""
   dropped_fraction: float | None = None
   """Fraction of the choices that were dropped."""
 
@@ -40,15 +41,20 @@ class Work:
 
 def fetch_work(metrics: Metrics) -> Work:
   """The work of a step. Waits for the step to end."""
-  names = ("target_tokens", "router/choices_per_token", DROPPED)
+  names = ("target_tokens", "router/choices", "router/choices_per_token", DROPPED)
   fetched = jax.device_get({name: metrics[name] for name in names if name in metrics})
   tokens = int(fetched["target_tokens"])
   if DROPPED not in fetched:
     return Work(tokens)
-  choices_L = np.asarray(fetched["router/choices_per_token"], np.float64)
-  accepted_L = choices_L * (1 - np.asarray(fetched[DROPPED], np.float64))
-  dropped = 1 - accepted_L.sum() / choices_L.sum() if choices_L.any() else 0.0
-  return Work(tokens, float(accepted_L.mean()), float(dropped))
+  choices_L = np.asarray(fetched["router/choices"], np.float64).sum(axis=-1)
+  if not choices_L.any():
+    return Work(tokens, 0.0, 0.0)
+  dropped = np.asarray(fetched[DROPPED], np.float64) @ choices_L / choices_L.sum()
+  # With a mixture of depths, some tokens skip some layers. A layer without choices counts as one with the most tokens.
+  per_token_L = np.asarray(fetched["router/choices_per_token"], np.float64)
+  tokens_L = np.divide(choices_L, per_token_L, out=np.zeros_like(choices_L), where=per_token_L > 0)
+  tokens_L[per_token_L == 0] = tokens_L.max()
+  return Work(tokens, float((1 - dropped) * choices_L.sum() / tokens_L.sum()), float(dropped))
 
 
 def total_peak_flops(spec: TrainSpec) -> float | None:

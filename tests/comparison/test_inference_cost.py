@@ -6,7 +6,7 @@ import json
 import pytest
 
 import moejax
-from moejax.comparison.inference_cost import FOLDER, with_inference
+from moejax.comparison.inference_cost import FOLDER, _is_ds_moe, with_inference
 from moejax.comparison.record import Comparison, MatchedPair, Member
 from moejax.config import (
   AdamW,
@@ -24,6 +24,7 @@ from moejax.config import (
   Suite,
   Training,
 )
+from moejax.config.depths import TopKDepths
 from moejax.config.parameters import parameter_counts
 from moejax.inference.sparse import parse_sparse, sparse_model
 
@@ -61,6 +62,16 @@ def suite(text) -> Suite:
     tolerance=0.9,
     measurement=Measurement(warmup_steps=1, rounds=1, steps_per_round=4),
   )
+
+
+def test_a_ds_moe_with_a_mixture_of_depths_costs_what_it_was_trained_with():
+  """It has no sparser modes, which its inference cost would otherwise be measured for, after all training."""
+  _, found = suite("text.jsonl").pairs[0].candidates
+  assert _is_ds_moe(found)
+  model = dataclasses.replace(found.model, num_layers=2, depths=TopKDepths(share=0.5))
+  losses = dataclasses.replace(found.training.losses, depths=0.01)
+  routed = dataclasses.replace(found, model=model, training=dataclasses.replace(found.training, losses=losses))
+  assert not _is_ds_moe(routed)
 
 
 def test_a_ds_moe_is_a_candidate_whose_inference_cost_stands_beside_those_of_the_others(tmp_path):

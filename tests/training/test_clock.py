@@ -95,6 +95,19 @@ def test_the_work_of_a_step_is_its_weighted_targets_and_the_choices_that_experts
     )
 
 
+def test_layers_that_tokens_skip_count_by_the_tokens_that_they_have():
+  """Two layers, the second with an eighth of 64 tokens, of which each chooses two experts."""
+  choices_LE = np.array([[16] * 8, [2] * 8], np.int32)
+  metrics = {"target_tokens": 64, "router/choices": choices_LE, "router/choices_per_token": np.array([2.0, 2.0])}
+  work = fetch_work(metrics | {DROPPED: np.array([0.3, 0.0])})
+  assert work.dropped_fraction == pytest.approx(0.3 * 128 / 144)
+  assert work.choices_per_token == pytest.approx((0.7 * 128 + 16) / 72)
+  none = fetch_work(
+    metrics | {"router/choices": 0 * choices_LE, "router/choices_per_token": np.zeros(2), DROPPED: np.zeros(2)}
+  )
+  assert (none.choices_per_token, none.dropped_fraction) == (0.0, 0.0)
+
+
 def test_a_stall_is_a_step_that_takes_over_three_times_as_long_as_recent_ones():
   usual = [1.0] * 20
   assert stall_s(3.0, usual) == 0.0 and stall_s(3.5, usual) == 2.5

@@ -145,7 +145,8 @@ def test_chunks_of_tokens_have_scales_of_their_own_and_gradients_that_are_as_nea
   whole, chunked = (
     distances(gradients(mesh, True, GroupedDispatch(exchange_chunks=chunks), experts="fp8"), plain) for chunks in (1, 2)
   )
-  assert chunked != whole and all(chunked[path] < 1.5 * whole[path] for path in whole)
+  assert max(abs(chunked[path] / whole[path] - 1) for path in whole) > 1e-3  # other orders of sums differ by 1e-6
+  assert all(chunked[path] < 1.5 * whole[path] for path in whole)
 
 
 @pytest.mark.slow
