@@ -43,9 +43,9 @@ def attention_for(
   """The fastest implementation for a platform, and for queries and values of these shapes and types: a fused kernel on
   TPU and GPU, which keeps the scores out of HBM.
 
-  On TPU, it has no sinks, and needs a sequence of whole blocks. If devices have `parts` of the sequence, the halves of
-  a part are. On GPU, it takes heads of up to 256 dimensions, or up to 128 in float32, and whole sequences. Anything
-  else is plain attention.
+  On TPU, it has no sinks, and needs a sequence of whole blocks or, if devices have `parts` of the sequence, parts whose
+  halves are whole blocks. On GPU, it takes heads of up to 256 dimensions, or up to 128 in float32, and whole sequences.
+  Anything else is plain attention.
   """
   whole = q_BTNH.shape[1] % (LANES * (2 * parts if parts > 1 else 1)) == 0
   if platform == "tpu" and whole and not sinks:

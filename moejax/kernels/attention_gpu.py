@@ -4,8 +4,8 @@ scores out of memory (FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2).
 B batch  T query position  S key position  N query heads  K key/value heads  G query heads per key/value head
 H head dim of queries and keys  J head dim of values
 
-A lower-case letter is the size of one block: t positions of queries, s of keys, and h and j, which are H and J rounded
-up to powers of two. Blocks may extend beyond their array, where they hold zeros. Arrays without heads or with one
+A lower-case letter is the size of one block: t positions of queries, s of keys, and h and j, the widths of blocks for
+H and J. Blocks may extend beyond their array, where they hold zeros. Arrays without heads or with one
 number for each position are padded to whole blocks.
 
 The softmax has base 2, for which a GPU has an instruction. A sink is the first logit of each sum; without sinks it is
@@ -35,8 +35,8 @@ KEPT, READ, READ_BACKWARD = 32_768, 16_384, 8192
 """Most bytes of a block that a program keeps, and of one that it reads in each iteration of its loop, of which two
 stages are in flight. The forward pass keeps queries and reads keys and values: 32 + 2 x (16 + 16) KiB. The backward
 pass keeps two blocks and reads two: at most 64 + 2 x (8 + 8) KiB. These 96 KiB, 98,560 bytes with what the compiler
-adds, fit in the shared memory of every data-center GPU: a program has 101,376 bytes on A10, L4 and L40S, 166,912 on
-A100, and 232,448 on H100, H200 and B200.
+adds, fit in the shared memory of every data-center GPU from Ampere on: a program has 101,376 bytes on A10, L4 and L40S,
+166,912 on A100, and 232,448 on H100, H200 and B200.
 
 With heads of 128 bfloat16, the backward pass has the blocks (64 and 32 positions) and warps (4) that are fastest in
 tokamax's autotuning data for H100. The forward pass has its queries (128) and warps (8), with 64 keys in two stages
@@ -46,6 +46,13 @@ LOG2_E = math.log2(math.e)
 
 UNSEEN = -1e30
 """Logit of a pair that is not seen. It is finite, so that differences of logits have no NaN."""
+
+
+def block_width(head_dim: int) -> int:
+  """Columns of a block of heads: `head_dim` rounded up to a power of two, and at least the 16 of an instruction of the
+  tensor cores. Triton fills an instruction with copies of narrower operands, whose products it then sums several
+  times."""
+  return max(16, 1 << (head_dim - 1).bit_length())
 
 
 def fits(dtype: jnp.dtype, head_dims: tuple[int, ...]) -> bool:
@@ -64,7 +71,8 @@ def triton_attention(
   interpret: bool,
 ) -> jax.Array:
   """Returns out_BTNJ, without computing the blocks of scores above the diagonal and before the window. The scores are
-  in float32; their exponentials are rounded to the type of the values.
+  in float32, of which a GPU computes products of float32 in TF32; their exponentials are rounded to the type of the
+  values.
 
   Args:
     q_BTNH: queries.
@@ -108,7 +116,7 @@ def _forward(
   sum of exponentials, in base 2."""
   B, T, N, H = q_BTNH.shape
   K, J = v_BSKJ.shape[2:]
-  G, h, j = N // K, pl.next_power_of_2(H), pl.next_power_of_2(J)
+  G, h, j = N // K, block_width(H), block_width(J)
   padded, segments_BT = _padded(T), _whole_blocks(segments_BT)
   row = _row_bytes((H, J), q_BTNH.dtype)
   t, s = (min(size // row, _largest_block(T)) for size in (KEPT, READ))
@@ -194,7 +202,7 @@ def _backward(
   q_BTNH, k_BSKH, v_BSKJ, sinks_N, segments_BT, out_BTNJ, lse_BNT = kept
   B, T, N, H = q_BTNH.shape
   K, J = v_BSKJ.shape[2:]
-  G, h, j, padded = N // K, pl.next_power_of_2(H), pl.next_power_of_2(J), _padded(T)
+  G, h, j, padded = N // K, block_width(H), block_width(J), _padded(T)
   # The mean over keys of the gradients of each position's probabilities (D in algorithm 2).
   mean_BTN = jnp.sum(out_BTNJ.astype(jnp.float32) * of_out_BTNJ.astype(jnp.float32), axis=-1)
   mean_BNT = _whole_blocks(mean_BTN.swapaxes(1, 2))
@@ -389,7 +397,7 @@ def _mask(rows_x: jax.Array | None, columns_y: jax.Array | None) -> jax.Array | 
 
 def _row_bytes(head_dims: tuple[int, ...], dtype: jnp.dtype) -> int:
   """Bytes of the longest row of a block."""
-  return pl.next_power_of_2(max(head_dims)) * jnp.dtype(dtype).itemsize
+  return block_width(max(head_dims)) * jnp.dtype(dtype).itemsize
 
 
 def _largest_block(T: int) -> int:

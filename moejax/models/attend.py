@@ -3,6 +3,7 @@
 B batch  T query position  S key position  N query heads  K key/value heads  H head dim
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -56,7 +57,7 @@ def attend(
   window attends with queries that devices exchange before and return after, so that all have equal work.
   """
   parts = partitioner.shards("sequence")
-  best = attention_for(partitioner.platform, q_BTNH, v_BTKH, sinks_N is not None, parts)
+  best = attention_for(_platform(partitioner), q_BTNH, v_BTKH, sinks_N is not None, parts)
   group = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def on_device(
@@ -83,6 +84,13 @@ def attend(
     exchanging=best is not attention or parts > 1,
   )
   return run(q_BTNH, k_BTKH, v_BTKH, segments_BT, sinks)
+
+
+def _platform(partitioner: Partitioner) -> str:
+  """The platform, where "gpu" is one for which Pallas compiles Triton kernels: of NVIDIA, from Ampere on."""
+  capability = getattr(partitioner.device, "compute_capability", "8.0")
+  has_triton = re.fullmatch(r"\d+\.\d+", str(capability)) and float(capability) >= 8.0
+  return partitioner.platform if partitioner.platform != "gpu" or has_triton else "older gpu"
 
 
 def _fold(partitioner: Partitioner, x_BT: jax.Array, window: int | None, back: bool = False) -> jax.Array:

@@ -85,7 +85,9 @@ class GroupedQueryLayer(nnx.Module):
       config, sinks_N = self.config, None if self.sinks_N is None else self.sinks_N[...]
       if cache is None:
         segments_BT = _chunks(context, config.chunk)
-        out_BTNH = attend(self.partitioner, q_BTNH, k_BTKH, v_BTKH, segments_BT, config.window, sinks_N)
+        # Tokens of one chunk are fewer positions apart than its length, so that kernels can skip blocks.
+        window = min((limit for limit in (config.window, config.chunk) if limit), default=None)
+        out_BTNH = attend(self.partitioner, q_BTNH, k_BTKH, v_BTKH, segments_BT, window, sinks_N)
       else:
         new = {"k": k_BTKH, "v": v_BTKH}
         out_BTNH, cache = attend_cached(

@@ -133,7 +133,7 @@ def transfer(network: Network, kind: str, group: Sequence[int], size: int) -> tu
     seconds, hops, rate = _inside_domain(network, kind, near, size * passes)
   if domains > 1:
     # Within a domain, each chip first gets its own part. All chips of the domain then send their parts concurrently.
-    crossing = passes * size * (domains - 1) / domains
+    crossing = size if kind == "collective-permute" else passes * size * (domains - 1) / domains
     crossing = crossing if kind in ("all-to-all", "ragged-all-to-all", "collective-permute") else crossing / len(near)
     seconds += crossing / network.chip.dcn_bandwidth
     rate = network.chip.dcn_bandwidth
@@ -155,7 +155,8 @@ def _inside_domain(network: Network, kind: str, places: list[Place], size: int) 
   """Seconds, hops and bytes per second if links or one switch join all devices of the group."""
   chip, count = network.chip, len(places)
   if not network.torus:
-    return size * (count - 1) / count / chip.link_bandwidth, 1.0, chip.link_bandwidth
+    crossing = 1.0 if kind == "collective-permute" else (count - 1) / count
+    return size * crossing / chip.link_bandwidth, 1.0, chip.link_bandwidth
   coordinates = zip(*(place.coordinates for place in places), strict=True)
   lengths = zip(coordinates, network.torus, strict=False)  # a chip of a flat torus has a third coordinate, always 0
   rings = [ring for of, length in lengths if (ring := ring_of(of, length, chip.wrap))]
@@ -166,7 +167,7 @@ def _inside_domain(network: Network, kind: str, places: list[Place], size: int) 
     seconds = max(ring.devices * size / (4 * ring.links * chip.link_bandwidth) for ring in rings)
     return seconds, hops, size / seconds
   if kind == "collective-permute":
-    one_way = chip.link_bandwidth / rings[0].stride
+    one_way = chip.link_bandwidth / sum(ring.stride for ring in rings)
     return size / one_way, 1.0, one_way
   rate = sum(ring.links for ring in rings) * chip.link_bandwidth
   return size * (count - 1) / count / rate, hops, rate

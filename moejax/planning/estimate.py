@@ -55,7 +55,9 @@ from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips. 8 b
 the 4 there."""
 
 GPU_ATTENTION = 0.55
-"""Fraction of peak that fused attention reaches on H100: 645 TFLOP/s forward (tokamax 0.0.12), about 500 backward."""
+"""Fraction of peak that fused attention reaches on H100: 645 TFLOP/s forward (tokamax 0.0.12), about 500 backward. This
+is cuDNN, with which the published runs were made that the formula is fitted to. Plans price the kernel of moejax
+(`moejax.planning.kernels.TRITON_ATTENTION`)."""
 
 PASSES = 3
 """Passes over the activations of a layer outside products: forward, recomputed or saved, and backward."""

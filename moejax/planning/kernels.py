@@ -12,7 +12,7 @@ import re
 from moejax.config.chips import Chip
 from moejax.errors import UserError
 from moejax.kernels.attention import SCORES
-from moejax.kernels.attention_gpu import LARGEST_BLOCK
+from moejax.kernels.attention_gpu import LARGEST_BLOCK, block_width
 from moejax.planning.program import Instruction
 
 CUBLAS = "__cublas$"
@@ -130,7 +130,7 @@ def gpu_call(call: Instruction, chip: Chip) -> tuple[str, float, float]:
 
 def _attention_flops(kernel: str, heads: list[tuple[int, ...]], window: int) -> tuple[float, float]:
   """FLOPs of a kernel of attention whose first operands with four dimensions are q_BTNH, k_BSKH and v_BSKJ, and those
-  with head dims rounded up to powers of two.
+  with the head dims of the blocks.
 
   Half of the scores are above the diagonal. A window of n positions (0: none) has those of n and one block more, since
   blocks that it contains in part are computed too.
@@ -139,13 +139,10 @@ def _attention_flops(kernel: str, heads: list[tuple[int, ...]], window: int) -> 
   width = min(T, window + LARGEST_BLOCK) if window else T
   scores = B * N * (T * width - width * width / 2)
   of_keys, of_values = ATTENTION_PRODUCTS[kernel]
-  flops, occupied_flops = (2 * scores * (of_keys * H + of_values * J) for H, J in ((H, J), (_power(H), _power(J))))
+  flops, occupied_flops = (
+    2 * scores * (of_keys * H + of_values * J) for H, J in ((H, J), (block_width(H), block_width(J)))
+  )
   return flops, occupied_flops
-
-
-def _power(size: int) -> int:
-  """`size` rounded up to a power of two."""
-  return 1 << (size - 1).bit_length()
 
 
 def _relative_rate(dtype: str) -> float:

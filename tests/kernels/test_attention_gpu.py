@@ -5,13 +5,16 @@ import functools
 import importlib.util
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.kernels.attention import ATTENTION, attention, fused_attention_gpu
+from moejax.kernels.attention import ATTENTION, attention, attention_for, fused_attention_gpu
+from moejax.kernels.attention_gpu import block_width
+from moejax.models.attend import _platform
 
 TOLERANCE = {"float32": 5e-6, "float16": 2e-3, "bfloat16": 1e-2}
 """Of the norm of a difference, relative to the norm. bfloat16 has 8 bits of precision."""
@@ -76,6 +79,7 @@ def test_the_kernels_equal_plain_attention_with_grouped_heads_documents_a_window
     (320, 2, 1, 128, 128, 128, True),
     (160, 2, 2, 192, 128, None, False),  # latent attention
     (200, 2, 1, 24, 48, 1, True),
+    (72, 2, 1, 8, 6, 30, True),
     (136, 2, 1, 256, 256, 100, True),
   ],
 )
@@ -83,6 +87,23 @@ def test_any_head_dimension_type_window_and_length_equals_plain_attention(T, N, 
   if H == 256 and dtype == "float32":
     pytest.skip("plain attention is chosen")
   assert_equals_plain(*operands(2, T, N, K, H, J, dtype), window, sinks)
+
+
+@pytest.mark.parametrize(("head_dim", "width"), [(1, 16), (8, 16), (16, 16), (17, 32), (80, 128), (192, 256)])
+def test_blocks_have_the_columns_of_an_instruction_at_least(head_dim, width):
+  """The interpreter does not show that Triton sums products of fewer columns several times."""
+  assert block_width(head_dim) == width
+
+
+@pytest.mark.parametrize(
+  ("capability", "platform"), [("7.5", "older gpu"), ("8.0", "gpu"), ("12.0", "gpu"), ("gfx942", "older gpu")]
+)
+def test_gpus_without_triton_have_plain_attention(capability, platform):
+  device = types.SimpleNamespace(compute_capability=capability)
+  found = _platform(types.SimpleNamespace(platform="gpu", device=device))
+  q_BTNH = jnp.zeros((1, 16, 1, 16))
+  assert found == platform
+  assert attention_for(found, q_BTNH, q_BTNH) is (fused_attention_gpu if platform == "gpu" else attention)
 
 
 @pytest.mark.slow
@@ -163,6 +184,7 @@ print(compiled.memory_analysis().temp_size_in_bytes)
     ("b200", 4096, 192, 128, None, "bfloat16"),
     ("a100", 4096, 256, 256, 1000, "bfloat16"),
     ("b200", 4096, 128, 128, None, "float32"),
+    ("h100", 256, 8, 4, None, "bfloat16"),
   ],
 )
 def test_it_compiles_with_the_shared_memory_of_every_data_center_gpu_and_no_memory_for_scores(

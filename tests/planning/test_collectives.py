@@ -118,6 +118,14 @@ def test_a_permute_goes_one_way_and_shares_its_links_with_those_between(to, stri
   assert seconds == pytest.approx(stride * 64 * MIB / LINK + HOP_S)
 
 
+def test_a_permute_crosses_a_switch_the_network_or_both_dimensions_of_its_way_with_all_its_bytes():
+  network = Network(CHIPS["h100"], (), tuple(Place((i,), i // 8) for i in range(16)), {"data": 16})
+  for to, rate in ((1, CHIPS["h100"].link_bandwidth), (8, CHIPS["h100"].dcn_bandwidth)):
+    assert transfer(network, "collective-permute", [0, to], 512 * MIB)[0] == pytest.approx(512 * MIB / rate, rel=0.01)
+  diagonal = transfer(torus((8, 4, 4), {"data": 128}), "collective-permute", [0, 16 + 8], 64 * MIB)[0]
+  assert diagonal == pytest.approx(3 * 64 * MIB / LINK, rel=0.01)  # one step in one dimension and two in another
+
+
 def test_a_permute_lasts_as_long_as_its_longest_way_and_nothing_if_each_device_keeps_its_own():
   network = torus((8, 4, 4), {"context": 8, "data": 16})
 
