@@ -1,6 +1,7 @@
 """Implements `moejax tokenizer train`: trains a byte-level BPE tokenizer."""
 
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from moejax.config.data import OnError
@@ -42,7 +43,7 @@ def train_tokenizer(
     path: path of the output file, which must end in .json.
     text_field: as in data.text_field.
     on_error: as in data.on_error.
-    progress: called while text is read. The library shows the progress of the merges.
+    progress: called while text is read. In a terminal, the library shows the progress of the merges.
     warn: called with a warning if records were skipped.
 
   Raises:
@@ -65,6 +66,7 @@ def train_tokenizer(
     vocab_size=vocab_size,
     special_tokens=list(SPECIALS),
     initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=sys.stderr.isatty(),  # it would write empty lines to a log
   )
   skipped = Skipped()
   tokenizer.train_from_iterator(_texts(sources, Reading(text_field, on_error=on_error), progress, skipped), trainer)

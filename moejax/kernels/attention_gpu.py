@@ -2,7 +2,9 @@
 scores out of memory (FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2).
 
 B batch  T query position  S key position  N query heads  K key/value heads  G query heads per key/value head
-H head dim of queries and keys  J head dim of values
+H head dim  J other dimension
+
+Values and outputs have heads of J dimensions.
 
 A lower-case letter is the size of one block: t positions of queries, s of keys, and h and j, the widths of blocks for
 H and J. Blocks may extend beyond their array, where they hold zeros. Arrays without heads or with one

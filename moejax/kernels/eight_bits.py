@@ -5,7 +5,7 @@ absolute value along the contracted dimensions, over the largest number of the t
 row and column, which does not depend on the mesh. CPUs have no such products: XLA computes them from the same rounded
 operands.
 
-R rows, sorted by group  E groups  D columns
+R routed rows  E experts  D embed
 """
 
 from typing import Literal

@@ -1,6 +1,6 @@
 """The grouped matrix product of 8-bit operands: the matrix of each expert times its rows, rounded for each product.
 
-R routed rows  E experts  D embed  F hidden
+R routed rows  E experts  D embed  F hidden  X = D or F
 
 Scales are those of `eight_bits.einsum` for "ERD,EDF->ERF", where each expert has rows of its own: one for each row and
 for each column of each matrix, and, in the gradient of a matrix, whose contracted dimension are the rows of its expert,

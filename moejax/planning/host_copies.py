@@ -10,10 +10,10 @@ HOST_SPACE = 5
 
 HOST_BANDWIDTH = {
   "v4": 16e9, "v5e": 16e9, "v5p": 16e9, "v6e": 32e9, "tpu7x": 16e9, "a100": 32e9, "h100": 64e9, "h200": 64e9,
-  "b200": 64e9,
+  "b200": 64e9, "gb200": 225e9,
 }  # fmt: skip
 """Bytes a second between the host and one device, each way. v4: jax-ml.github.io/scaling-book/tpus; taken for v5e, v5p
-and a core of tpu7x too, and twice that for v6e. NVIDIA: PCIe of the fourth (A100) and fifth generation, data sheets."""
+and a core of tpu7x too, and twice that for v6e. NVIDIA: PCIe of the fourth (A100) and fifth generation, data sheets. GB200: two GPUs share an NVLink-C2C of 450 GB/s each way, data sheet."""
 
 FORWARD = 1 / 3
 """Part of the step during which the forward pass runs."""

@@ -2,7 +2,7 @@
 operands imply.
 
 B batch  N query heads  T query position  S key position  H head dim
-R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension, or head dim of values
+R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension
 """
 
 import dataclasses

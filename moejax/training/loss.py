@@ -3,7 +3,7 @@
 Each loss and metric is first summed over the batch (`loss_sums`) and then divided (`objective`), so that the sums over
 microbatches give the values of the whole batch.
 
-B batch  T query position  D embed  L stacked layers
+B batch  T query position  D embed  L stacked layers  C capacity
 """
 
 import dataclasses

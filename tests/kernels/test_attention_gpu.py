@@ -84,8 +84,10 @@ def test_the_kernels_equal_plain_attention_with_grouped_heads_documents_a_window
   ],
 )
 def test_any_head_dimension_type_window_and_length_equals_plain_attention(T, N, K, H, J, window, sinks, dtype):
-  if H == 256 and dtype == "float32":
-    pytest.skip("plain attention is chosen")
+  if H == 256 and dtype == "float32":  # too wide for the kernels
+    q_BTNH = jnp.zeros((1, T, N, H))
+    assert attention_for("gpu", q_BTNH, q_BTNH) is attention
+    return
   assert_equals_plain(*operands(2, T, N, K, H, J, dtype), window, sinks)
 
 
