@@ -13,7 +13,8 @@ HOST_BANDWIDTH = {
   "b200": 64e9, "gb200": 225e9,
 }  # fmt: skip
 """Bytes a second between the host and one device, each way. v4: jax-ml.github.io/scaling-book/tpus; taken for v5e, v5p
-and a core of tpu7x too, and twice that for v6e. NVIDIA: PCIe of the fourth (A100) and fifth generation, data sheets. GB200: two GPUs share an NVLink-C2C of 450 GB/s each way, data sheet."""
+and a core of tpu7x too, and twice that for v6e. NVIDIA: PCIe of the fourth (A100) and fifth generation, data sheets; of
+GB200, two GPUs share an NVLink-C2C of 450 GB/s each way."""
 
 FORWARD = 1 / 3
 """Part of the step during which the forward pass runs."""
