@@ -26,6 +26,7 @@ from moejax.files import write_whole
 from moejax.planning.estimate import OTHERS, estimate
 from moejax.planning.interval import interval
 from moejax.planning.meshes import on_topology
+from moejax.planning.precision import at_precision
 from moejax.planning.topology import prepare_environment
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
@@ -50,7 +51,7 @@ UTILISATIONS = [n / 200 for n in range(40, 200)]  # that `--fit` tries
 
 def by_formula(row: Row) -> dict[str, Any]:
   """The line of the ledger for a row, by formula."""
-  estimated = estimate(row.experiment, row.topology, speedup=row.speedup)
+  estimated = estimate(at_precision(row.experiment, row.precision), row.topology)
   fits = estimated.memory_bytes <= row.topology.chip.hbm_bytes
   return _line(row, estimated.step_time_s, estimated.memory_bytes, fits, "formula") | {
     "missing": list(row.missing),
@@ -66,7 +67,6 @@ def by_program(row: Row) -> dict[str, Any] | None:
   from moejax.display import Display
   from moejax.planning.compile import compile_step
   from moejax.planning.plan import ROUTER_LOAD, plan_of
-  from moejax.planning.precision import SCOPES
 
   stated = row.experiment.training.gradient_accumulation
   for parts in _possible_parts(row):
@@ -75,7 +75,7 @@ def by_program(row: Row) -> dict[str, Any] | None:
     if not compiled.text:
       continue
     load = 1.0 if row.balanced else ROUTER_LOAD
-    found = plan_of(compiled, row.topology, dict.fromkeys(SCOPES, row.speedup), load)
+    found = plan_of(compiled, row.topology, at_precision(compiled.experiment, row.precision).model.precision, load)
     assert found.breakdown_s
     exposed_s = found.breakdown_s["collective_exposed"]
     line = _line(row, found.step_time_s, found.hbm_bytes_per_device, found.fits, "program")
@@ -198,7 +198,7 @@ def runs_of_the_page() -> list[Row]:
     experiment, moe = on_topology(run.experiment, run.pod), run.experiment.model.moe
     calibrates = not run.source.startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
     found.append(
-      Row(f"{run.topology} {run.name}", experiment, run.pod, (), 1.0, run.published_s, calibrates=calibrates)
+      Row(f"{run.topology} {run.name}", experiment, run.pod, (), "bfloat16", run.published_s, calibrates=calibrates)
     )
   return found
 
@@ -212,7 +212,7 @@ def _of_sisters(of_chip: dict[str, float], chip: str) -> list[float]:
 def _with(row: Row, utilisation: float) -> float:
   """The step time by the formula with this utilisation."""
   constants = dataclasses.replace(OTHERS, utilisation=utilisation)
-  return estimate(row.experiment, row.topology, constants, row.speedup).step_time_s
+  return estimate(at_precision(row.experiment, row.precision), row.topology, constants).step_time_s
 
 
 def _exact_utilisation(row: Row) -> float:

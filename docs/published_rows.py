@@ -17,16 +17,16 @@ from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.config.router import Router
 from moejax.config.sharding import DATA_EXPERT_MODEL, Rules
 from moejax.errors import UserError
-from moejax.planning.kernels import product_speedup
 from moejax.planning.meshes import on_topology
+from moejax.planning.precision import check_precisions
 from moejax.planning.topology import Topology, parse_topology
 
 SUPPORTED = ("sliding window", "sliding window and sinks", "MLA", "host offload", "gb200")
 """Features of `needs` that an experiment expresses."""
 
 EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
-"""Features of `needs` whose products are priced at the rate of the type, where the chip has it: those of routed experts
-as `model.precision.experts`, and the others by what they are divided by. The scales of mxfp8 are not priced."""
+"""Features of `needs` whose products are priced in the type, where the chip has it. A program is compiled with those of
+routed experts (`model.precision.experts`). The scales of mxfp8 are not priced."""
 
 PLAIN_ATTENTION = "axlearn"
 """The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
@@ -65,8 +65,8 @@ class Row:
   topology: Topology
   missing: tuple[str, ...]
   """Features that it is planned without."""
-  speedup: float
-  """Of products outside routed experts that are not in bfloat16."""
+  precision: str
+  """The type in which its large products are priced, as `moejax.planning.precision.at_precision` takes it."""
   published_s: float | None
   balanced: bool = False
   """Whether all experts had the same load."""
@@ -86,19 +86,19 @@ def read_row(values: dict[str, Any]) -> Row:
   shape = values.get("shape")
   if shape is None:
     raise InexpressibleError("a stated shape")
-  missing, speedup = [need for need in needs if need not in SUPPORTED], 1.0
+  missing, bits = [need for need in needs if need not in SUPPORTED], "bfloat16"
   if "fsdp 2 between slices" in values["sharding"]:
     missing.append("FSDP across slices")
   if "sliding window" in needs and "attention" not in shape:
     missing.append("the sliding window, whose length is not stated")
   missing += [what for words, what in UNLIKE if words in str(shape.get("attention"))]
-  topology, of_experts = _topology(values), "compute"
+  topology = _topology(values)
   for need in (need for need in needs if need in EIGHT_BITS):
     try:
-      speedup = product_speedup(topology.chip, EIGHT_BITS[need])
+      check_precisions([EIGHT_BITS[need]], topology)
     except UserError:  # the chip computes such products in bfloat16
       continue
-    of_experts = EIGHT_BITS[need] if shape.get("experts") else of_experts
+    bits = EIGHT_BITS[need]
     if need == EIGHT_BITS[need]:
       missing.remove(need)
   remat = next(policy for words, policy in REMAT if words in values["remat"])
@@ -107,6 +107,7 @@ def read_row(values: dict[str, Any]) -> Row:
   mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
   if mesh.context > 1:
     missing.remove("context parallelism")
+  of_experts = bits if shape.get("experts") and bits != "bfloat16" else "compute"
   experiment = Experiment(
     name=values["id"],
     model=dataclasses.replace(_model(shape, remat, values), precision=Precision(experts=of_experts)),
@@ -128,7 +129,7 @@ def read_row(values: dict[str, Any]) -> Row:
   of_plain = values["framework"].startswith(PLAIN_ATTENTION)
   calibrates = not of_plain and (moe is None or moe.dispatch.has_capacity)
   balanced = any(word in values.get("note", "") for word in ("forced balance", "random routing"))
-  row = Row(values["id"], experiment, topology, tuple(missing), speedup, None, balanced, calibrates)
+  row = Row(values["id"], experiment, topology, tuple(missing), bits, None, balanced, calibrates)
   row = dataclasses.replace(row, plain_attention=of_plain and topology.chip.platform == "gpu")
   return dataclasses.replace(row, published_s=_published_s(values, row))
 

@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )  # fmt: skip
   parser.add_argument(
     "--precision", nargs="+", default=[], metavar="TYPE",
-    help="also plan the products of projections and dense feed-forward layers in these types: bfloat16, fp8, int8",
+    help="also plan the products of projections, feed-forward layers and experts in these types: bfloat16, fp8, int8",
   )  # fmt: skip
   parser.add_argument(
     "--offload", nargs="+", default=[], metavar="GROUP",

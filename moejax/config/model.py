@@ -212,16 +212,19 @@ class Model:
     for attention in self.attention:
       attention.check_model(self)
 
+  @property
+  def products(self) -> tuple[str, ...]:
+    """The fields of `precision` that set the type of a product of this model."""
+    dense = self.num_sparse_layers < self.num_layers or (self.moe is not None and self.moe.num_shared_experts > 0)
+    sparse = self.moe is not None
+    return ("attention", *(("feed_forward",) if dense else ()), *(("experts",) if sparse else ()), "logits")
+
   def _check_precision(self) -> None:
     """Raises UserError for 8-bit products that no layer has."""
     of_experts, of_dense = self.precision.experts, self.precision.feed_forward
-    if of_experts != "compute" and self.moe is None:
+    if of_experts != "compute" and "experts" not in self.products:
       raise UserError(f"model.precision.experts={of_experts!r} has no effect without model.moe; set it to 'compute'")
-    if (
-      of_dense != "compute"
-      and self.num_sparse_layers == self.num_layers
-      and not (self.moe and self.moe.num_shared_experts)
-    ):
+    if of_dense != "compute" and "feed_forward" not in self.products:
       raise UserError(
         f"model.precision.feed_forward={of_dense!r} has no effect because every layer is sparse, without shared "
         "experts; set it to 'compute'"

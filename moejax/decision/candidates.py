@@ -17,9 +17,9 @@ from moejax.decision.forecast import Timed
 from moejax.decision.search_space import Space, variants
 from moejax.errors import UserError
 from moejax.planning.estimate import estimate
-from moejax.planning.kernels import product_speedup
 from moejax.planning.meshes import meshes, on_topology
 from moejax.planning.plan import plan
+from moejax.planning.precision import at_precision, check_precisions
 from moejax.planning.search import ACCUMULATIONS, LARGEST_MODEL_AXIS
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
@@ -104,7 +104,8 @@ def find_candidates(
     raise UserError(f"two experiments are named {repeated[0]!r}; give them different names")
   for experiment in experiments:
     check_chip(experiment.model.precision, topology.chip)
-  speedups = {precision: product_speedup(topology.chip, precision) for precision in space.precision or ("bfloat16",)}
+  precisions = tuple(dict.fromkeys(space.precision or ("bfloat16",)))
+  check_precisions(precisions, topology)
   found: list[Candidate] = []
   reasons: dict[bool, str] = {}
   progress.stage("timing the candidates by formula")
@@ -116,9 +117,9 @@ def find_candidates(
         reasons[experiment.model.moe is None] = str(layout)
         progress.note(f"{name} is skipped: {layout}")
         continue
-      for precision, speedup in speedups.items():
-        estimated = estimate(layout, topology, speedup=speedup)
-        label = name if len(speedups) == 1 else f"{name}, {precision}"
+      for precision in precisions:
+        estimated = estimate(at_precision(layout, precision), topology)
+        label = name if len(precisions) == 1 else f"{name}, {precision}"
         found.append(
           Candidate(
             name=label, experiment=layout, precision=precision, step_time_s=estimated.step_time_s, source="formula",

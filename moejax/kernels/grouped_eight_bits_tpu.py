@@ -87,18 +87,27 @@ def gmm(
       scratch_shapes=[pltpu.VMEM((r, j), sum_dtype(x_RI.dtype))],
     ),
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
-    cost_estimate=pl.CostEstimate(
-      flops=2 * padded_R * I * padded_J,
-      transcendentals=0,
-      bytes_accessed=padded_R * I * pl.cdiv(padded_J, j)
-      + I * padded_J * (E if i == I else len(visits[1]))
-      + padded_R * padded_J * dtype.itemsize,
-    ),
+    cost_estimate=gmm_cost(R, E, I, J, dtype.itemsize),
     interpret=interpret,
     name="gmm_8bit",
   )(visits, x_RI, w_EDF, _padded(x_scales_R[None], 1, r), _padded(w_scales_EJ[:, None], 1, 1, LANES))
   # Tiles without a row of any group are never written and contain arbitrary values.
   return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R, :J], 0)
+
+
+def gmm_cost(R: int, E: int, I: int, J: int, out_itemsize: int) -> pl.CostEstimate:
+  """What `gmm` computes and moves, with its padding."""
+  r, padded_I, padded_J = row_tile(R, E), _whole(I, LANES), _whole(J, LANES)
+  padded_R = _whole(R, r)
+  _, i, j = gmm_tiles(R, E, padded_I, padded_J, 1, out_itemsize=out_itemsize)
+  matrices = E if i == padded_I else padded_R // r + E - 1  # one for each visit, if the summed dimension is split
+  return pl.CostEstimate(
+    flops=2 * padded_R * padded_I * padded_J,
+    transcendentals=0,
+    bytes_accessed=padded_R * padded_I * pl.cdiv(padded_J, j)
+    + matrices * padded_I * padded_J
+    + padded_R * padded_J * out_itemsize,
+  )
 
 
 def tgmm(
@@ -149,7 +158,6 @@ def tgmm(
         scaled = sum_df[rows].astype(jnp.float32) * _column(x_scales_od[:, rows]) * y_scales_of[...]
         out_df[rows] = scaled.astype(dtype)
 
-  rounded = padded_R * (padded_D * pl.cdiv(padded_F, f) + padded_F * pl.cdiv(padded_D, d))
   out_EDF = pl.pallas_call(
     kernel,
     out_shape=jax.ShapeDtypeStruct((E, padded_D, padded_F), dtype),
@@ -166,15 +174,24 @@ def tgmm(
       scratch_shapes=[pltpu.VMEM((d, f), sum_dtype(types[0]))],
     ),
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
-    cost_estimate=pl.CostEstimate(
-      flops=2 * padded_R * padded_D * padded_F,
-      transcendentals=ROUNDING_OPERATIONS * rounded,
-      bytes_accessed=rounded * x_RD.dtype.itemsize + E * padded_D * padded_F * dtype.itemsize,
-    ),
+    cost_estimate=tgmm_cost(R, E, D, F, max(x_RD.dtype.itemsize, y_RF.dtype.itemsize), dtype.itemsize),
     interpret=interpret,
     name="tgmm_8bit",
   )(visits, x_RD, y_RF, *(_padded(a[:, None], 1, 1, LANES) for a in (x_scales_ED, y_scales_EF)))
   return out_EDF[:, :D, :F]
+
+
+def tgmm_cost(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int) -> pl.CostEstimate:
+  """What `tgmm` computes and moves, with its padding. It rounds a tile each time that it reads it."""
+  padded_D, padded_F = _whole(D, LANES), _whole(F, LANES)
+  r, d, f = tgmm_tiles(R, E, padded_D, padded_F, max(itemsize, out_itemsize))
+  padded_R = _whole(R, r)
+  rounded = padded_R * (padded_D * pl.cdiv(padded_F, f) + padded_F * pl.cdiv(padded_D, d))
+  return pl.CostEstimate(
+    flops=2 * padded_R * padded_D * padded_F,
+    transcendentals=ROUNDING_OPERATIONS * rounded,
+    bytes_accessed=rounded * itemsize + E * padded_D * padded_F * out_itemsize,
+  )
 
 
 def largest(x_RD: jax.Array, group_sizes_E: jax.Array, *, interpret: bool = False) -> jax.Array:
@@ -261,3 +278,8 @@ def _padded(a: jax.Array, *multiples: int) -> jax.Array:
   """Pads each dimension with zeros to a multiple."""
   ones = (1,) * (a.ndim - len(multiples))
   return jnp.pad(a, [(0, -size % multiple) for size, multiple in zip(a.shape, (*ones, *multiples), strict=True)])
+
+
+def _whole(size: int, multiple: int) -> int:
+  """The size with padding."""
+  return size + -size % multiple

@@ -10,11 +10,20 @@ import re
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from moejax.config.precision import Operands
 from moejax.planning.calibrated_chip import calibration_of, efficiency_of
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
 from moejax.planning.host_copies import HostLink, host_copy
-from moejax.planning.kernels import CUBLAS, GPU_CALLS, GROUPED_PRODUCTS, gpu_call, price, product_rate
+from moejax.planning.kernels import (
+  CUBLAS,
+  GPU_CALLS,
+  GROUPED_PRODUCTS,
+  gpu_call,
+  price,
+  product_rate,
+  product_speedup,
+)
 from moejax.planning.links import Links
 from moejax.planning.program import Computation, Instruction, Program, trip_count
 
@@ -120,7 +129,7 @@ EVEN = Received()
 def cost(
   program: Program,
   network: Network,
-  speedups: Mapping[str, float] = MappingProxyType({}),
+  bits: Mapping[str, Operands] = MappingProxyType({}),
   received: Received = EVEN,
 ) -> Cost:
   """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any.
@@ -128,10 +137,10 @@ def cost(
   Args:
     program: what is priced.
     network: the chips that run it.
-    speedups: what the time of matrix products is divided by, by scope.
+    bits: the types in which matrix products are priced, by scope; "compute" is that of the program.
     received: the rows that the busiest device receives.
   """
-  reader, chip = _Reader(program, network, speedups, received), network.chip
+  reader, chip = _Reader(program, network, bits, received), network.chip
   reader.run(program.computations[program.entry], 1)
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
   collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)
@@ -156,8 +165,8 @@ def cost(
 class _Reader:
   """Traverses a program, each loop body once, and sums the costs."""
 
-  def __init__(self, program: Program, network: Network, speedups: Mapping[str, float], received: Received):
-    self.program, self.network, self.chip, self.speedups = program, network, network.chip, speedups
+  def __init__(self, program: Program, network: Network, bits: Mapping[str, Operands], received: Received):
+    self.program, self.network, self.chip, self.bits = program, network, network.chip, bits
     self.received = received
     self.exposed_s = 0.0
     self.host = HostTraffic()
@@ -222,7 +231,7 @@ class _Reader:
     if instruction.opcode == "call":
       return self.run(called[instruction.called("to_apply", "calls")[0]], times)
     branches = instruction.called("branch_computations", "true_computation", "false_computation")
-    parts = (self.program, self.network, self.speedups, self.received)
+    parts = (self.program, self.network, self.bits, self.received)
     slowest = max(branches, key=lambda name: _Reader(*parts).run(called[name], 1))
     return self.run(called[slowest], times)
 
@@ -286,19 +295,20 @@ class _Reader:
 
   def _kernel(self, instruction: Instruction, times: int) -> float:
     """A kernel or a call of a library; markers and allocations take no time."""
+    scope, of_pass = scope_of(instruction, self.program)
+    bits = self.bits.get(scope, "compute")
     if instruction.target == "tpu_custom_call":
-      priced = price(instruction)
+      priced = price(instruction, bits)
       name, flops, seconds = instruction.name, priced.flops, priced.seconds(self.chip)
       name = re.sub(r"(_segmented|_no_residuals|_residuals|[.\d]+$)", "", name)
     elif self.chip.platform == "gpu" and instruction.target.startswith(GPU_CALLS):
-      name, flops, seconds = gpu_call(instruction, self.chip)
+      name, flops, seconds = gpu_call(instruction, self.chip, bits, of_pass)
       seconds = seconds if flops or instruction.estimated_s is None else instruction.estimated_s
     else:
       return 0.0
     if name in GROUPED_PRODUCTS:
       filled = self.received.load / self.received.room
       flops, seconds = filled * flops, filled * seconds
-    seconds /= self._speedup(instruction, flops)
     self._work(instruction, f"kernel {name}", seconds, flops, times)
     return seconds
 
@@ -323,7 +333,8 @@ class _Reader:
     return max(flops / rate, moved / self.chip.hbm_bandwidth)
 
   def _speedup(self, instruction: Instruction, flops: float) -> float:
-    return self.speedups.get(scope_of(instruction, self.program)[0], 1.0) if flops and self.speedups else 1.0
+    bits = self.bits.get(scope_of(instruction, self.program)[0], "compute") if flops and self.bits else "compute"
+    return 1.0 if bits == "compute" else product_speedup(self.chip, bits)
 
   def _only_moves(self, instruction: Instruction) -> bool:
     inner = self.program.inner(instruction) if instruction.opcode == "fusion" else None

@@ -90,12 +90,9 @@ class Estimate:
     return sum(self.memory_by_group.values())
 
 
-def estimate(
-  experiment: Experiment, topology: Topology, constants: Constants | None = None, speedup: float = 1.0
-) -> Estimate:
+def estimate(experiment: Experiment, topology: Topology, constants: Constants | None = None) -> Estimate:
   """Estimates memory and step time: products, attention, passes over memory and the update, and the collectives that
-  products do not hide. `speedup` is that of products of projections and dense layers, if they were in 8 bits.
-  """
+  products do not hide."""
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
   if constants is None:
     constants = dataclasses.replace(OTHERS, utilisation=UTILISATION.get(chip.name, OTHERS.utilisation))
@@ -103,7 +100,7 @@ def estimate(
   split = _split(model)
   rate = constants.utilisation * (chip.bfloat16_flops or chip.vector_flops)
   part = _part_of_depths(experiment)
-  products_s = part * tokens * _product_flops(experiment, speedup, chip) / rate
+  products_s = part * tokens * _product_flops(experiment, chip) / rate
   other_s = part * tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, part * tokens)
   moved_s = _moved_s(experiment, topology, tokens, split)
   hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
@@ -132,7 +129,7 @@ def _split(model: Model) -> tuple[float, float]:
   return parameter_counts(model).total - experts, experts
 
 
-def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
+def _product_flops(experiment: Experiment, chip: Chip) -> float:
   """FLOPs per token of all products except those of attention scores, each as many as take its time in bfloat16.
 
   The backward pass recomputes all products but the last of each layer, whose result it does not need, or those whose
@@ -140,9 +137,9 @@ def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   """
   model, precision = experiment.model, experiment.model.precision
 
-  def at(flops: float, bits: Operands, speedup: float = 1.0) -> float:
+  def at(flops: float, bits: Operands) -> float:
     faster = bits != "compute" and chip.platform != "cpu"
-    return flops / (product_speedup(chip, bits) if faster else speedup)
+    return flops / (product_speedup(chip, bits) if faster else 1.0)
 
   depth = model.multi_token_depth
   projections = sum(count * one.matrix_parameters(model) for one, count in _attention_layers(model))
@@ -166,8 +163,8 @@ def _product_flops(experiment: Experiment, speedup: float, chip: Chip) -> float:
   kept = 1 - 1 / model.feed_forward_matrices
   logits = 3 * (1 + depth) * model.vocab_size * model.d_model * (4 / 3 if model.logit_chunks > 1 else 1)
   products = (
-    at((3 + again[0]) * projections, precision.attention, speedup)
-    + at((3 + again[1] * kept) * dense, precision.feed_forward, speedup)
+    at((3 + again[0]) * projections, precision.attention)
+    + at((3 + again[1] * kept) * dense, precision.feed_forward)
     + (3 + again[2] * kept) * routed / _faster_routed(experiment, chip, again[2] * kept)
     + at(logits, precision.logits)
   )

@@ -10,10 +10,12 @@ import math
 import re
 
 from moejax.config.chips import Chip
+from moejax.config.precision import Operands
 from moejax.errors import UserError
 from moejax.kernels.attention import SCORES
 from moejax.kernels.attention_gpu import LARGEST_BLOCK, block_width
-from moejax.planning.program import Instruction
+from moejax.kernels.grouped_eight_bits_tpu import gmm_cost, tgmm_cost
+from moejax.planning.program import BYTES, Instruction
 
 CUBLAS = "__cublas$"
 """Prefix of the custom call targets of cuBLAS and cuBLASLt."""
@@ -24,9 +26,6 @@ PRODUCT_SHARE = 0.79
 RELATIVE_RATE = {"f32": 0.5, "bf16": 1.0, "f16": 1.0, "s8": 2.0}
 """Rate of the tensor cores by type of the operands, to that of bfloat16 (float32 as TF32); 8-bit floats are twice as
 fast. NVIDIA's data sheets of A100 and H100."""
-
-EIGHT_BIT_RATE = 2.0
-"""The same of a matrix unit of a TPU that has 8-bit operands."""
 
 GPU_CALLS = ("__", "mosaic_gpu", "triton")
 """Prefixes of the targets of custom calls that run on a GPU: kernels in Triton or Mosaic, and calls of libraries. Other
@@ -50,9 +49,17 @@ GROUPED_PRODUCTS = ("gmm", "tgmm", "gmm_8bit", "tgmm_8bit", "largest")
 """Names of the kernels of grouped products, on TPU and GPU, and of that which finds the scales of 8-bit operands. They
 take the time of the rows that are there."""
 
+EIGHT_BIT_TYPES = {"fp8": ("f8e4m3fn", "f8e5m2"), "int8": ("s8", "s8")}
+"""Types of the operands of 8-bit products: of values, and of the gradient that is an operand of both products of the
+backward pass."""
+
+EIGHT_BIT_RATE = 2.0
+"""Rate of a matrix unit that has 8-bit operands, to that of bfloat16."""
+
 REACHED = 0.9
-"""Part of that rate which products reach beside the casts and scales of their operands. With it the formula is within
-12 % of what fp8 gains in public runs on tpu7x: Llama 70B and 405B 1.53 times, Qwen3-235B 1.12 times."""
+"""Part of that rate which products reach beside the casts and scales of their operands, where these have no price of
+their own. With it the formula is within 12 % of what fp8 gains in public runs on tpu7x: Llama 70B and 405B 1.53 times,
+Qwen3-235B 1.12 times."""
 
 SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 """Matrix products over the scores: forward q k and p v; dq again q k, and dp, dq; dkv again q k, and dv, dp, dk."""
@@ -98,14 +105,22 @@ def product_speedup(chip: Chip, precision: str) -> float:
   known = ("bfloat16", *chip.eight_bits)
   if precision not in known:
     raise UserError(f"--precision {precision}: the matrix units of {chip.name} have {', '.join(known)}; use these")
-  return 1.0 if precision == "bfloat16" else 2 * REACHED
+  return 1.0 if precision == "bfloat16" else EIGHT_BIT_RATE * REACHED
 
 
-def gpu_call(call: Instruction, chip: Chip) -> tuple[str, float, float]:
+def gpu_call(
+  call: Instruction, chip: Chip, bits: Operands = "compute", of_pass: str = "forward"
+) -> tuple[str, float, float]:
   """Name, FLOPs and seconds of a custom call on GPU other than a product of cuBLAS.
 
   Grouped products and attention take the longer of their FLOPs and their bytes; grouped products with all rows that
   their buffers hold. For the others the bytes count, a lower bound.
+
+  Args:
+    call: the custom call.
+    chip: the GPU.
+    bits: the type in which a grouped product is priced. "compute" is that of its operands.
+    of_pass: the pass of the call, on which the types of 8-bit operands depend.
   """
   operands = _operand_shapes(call.attributes)
   seconds = (call.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)) / chip.hbm_bandwidth
@@ -124,8 +139,13 @@ def gpu_call(call: Instruction, chip: Chip) -> tuple[str, float, float]:
   # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF. Each row meets one matrix.
   rows, columns = matrices[0][1]
   flops = 2.0 * rows * columns * call.shapes[0].dims[-1]
-  rate = TRITON_SHARE[name] * _grouped_rate({dtype for dtype, _ in matrices}) * chip.bfloat16_flops
-  return name, flops, max(flops / rate, seconds)
+  relative = _grouped_rate({dtype for dtype, _ in matrices})
+  if bits != "compute":
+    values, gradients = EIGHT_BIT_TYPES[bits]
+    types = {values} if name == "gmm" and of_pass != "backward" else {values, gradients}
+    relative = product_speedup(chip, bits) if _grouped_rate(types) > 1 else 1.0
+    seconds -= sum(_bytes(dtype, dims) - math.prod(dims) for dtype, dims in matrices) / chip.hbm_bandwidth
+  return name, flops, max(flops / (TRITON_SHARE[name] * relative * chip.bfloat16_flops), seconds)
 
 
 def _attention_flops(kernel: str, heads: list[tuple[int, ...]], window: int) -> tuple[float, float]:
@@ -155,9 +175,10 @@ def _grouped_rate(types: set[str]) -> float:
   return 1.0 if len(types) > 1 and all(dtype.startswith("f8") for dtype in types) else min(map(_relative_rate, types))
 
 
-def price(kernel: Instruction) -> Price:
+def price(kernel: Instruction, bits: Operands = "compute") -> Price:
   """Price of a Mosaic custom call: splash attention from its shapes or, on a part of the sequence, from the scores
-  that its scope counts; other kernels from their own cost estimate."""
+  that its scope counts; other kernels from their own cost estimate. With `bits`, a grouped product of wider operands
+  has the price of the kernel for operands of 8 bits."""
   operands = _operand_shapes(kernel.attributes)
   size = kernel.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)
   splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", kernel.name)
@@ -173,6 +194,8 @@ def price(kernel: Instruction) -> Price:
     scores = (batch[0] if batch else 1) * N * of_head
     per_width = 2 * SPLASH_PRODUCTS[splash[1]] * scores
     return Price(per_width * H, per_width * math.ceil(H / LANES) * LANES, VECTOR_OPERATIONS * scores, size)
+  if bits != "compute" and (product := re.match(r"t?gmm\b", kernel.name)):
+    return _in_eight_bits(kernel, product[0], operands)
   declared = {
     name: float(value)
     for name, value in re.findall(r'"(flops|transcendentals|bytes_accessed)":\s*"?(\d+)', kernel.attributes)
@@ -180,6 +203,20 @@ def price(kernel: Instruction) -> Price:
   flops = declared.get("flops", 0.0)
   occupied = flops / EIGHT_BIT_RATE if "_8bit" in kernel.name else flops
   return Price(flops, occupied, declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size)))
+
+
+def _in_eight_bits(kernel: Instruction, product: str, operands: list[tuple[str, tuple[int, ...]]]) -> Price:
+  """Price of a grouped product of Megablox, if `moejax.kernels.grouped_eight_bits_tpu` computed it. Its product is at
+  the rate of all 8-bit products that are not in the program, which leaves time for the casts before it."""
+  (dtype, (R, D)), (_, other) = [(dtype, dims) for dtype, dims in operands if len(dims) >= 2][:2]
+  out = kernel.shapes[0]
+  # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF.
+  if product == "gmm":
+    found = gmm_cost(R, other[0], D, out.dims[-1], BYTES[out.dtype])
+  else:
+    found = tgmm_cost(R, out.dims[0], D, other[-1], BYTES[dtype], BYTES[out.dtype])
+  occupied = found.flops / (EIGHT_BIT_RATE * REACHED)
+  return Price(found.flops, occupied, found.transcendentals, found.bytes_accessed)
 
 
 def _operand_shapes(attributes: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,12 +1,12 @@
 """The plan of an experiment on a topology: memory, step time, and their breakdown."""
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 from moejax.config.experiment import Experiment
+from moejax.config.fields import with_fields
 from moejax.config.parameters import accepted_choices, flops_per_token_at, parameter_counts, tokens_per_step
+from moejax.config.precision import Precision
 from moejax.notebook import html_table
 from moejax.planning.calibrated_chip import calibration_of
 from moejax.planning.compile import Compiled, RefusedError, compile_step
@@ -27,6 +27,12 @@ quickstart` (6 runs)."""
 
 SHOWN_OPERATIONS = 10
 """Number of the most expensive operations that a plan lists."""
+
+OPERANDS = {
+  "qkv": "attention", "attention_out": "attention", "feed_forward": "feed_forward", "shared_experts": "feed_forward",
+  "experts": "experts", "logits": "logits",
+}  # fmt: skip
+"""Scopes of products with weights, and the field of model.precision that sets the type of their operands."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -249,36 +255,36 @@ def model_flops_per_step(experiment: Experiment) -> int:
 
 
 def plan_of(
-  compiled: Compiled,
-  topology: Topology,
-  speedups: Mapping[str, float] = MappingProxyType({}),
-  load: float = ROUTER_LOAD,
+  compiled: Compiled, topology: Topology, precision: Precision | None = None, load: float = ROUTER_LOAD
 ) -> Plan:
-  """The plan of a compiled step, with the time of matrix products divided by `speedups`, by scope, and dropless layers
-  at a load of the busiest device, or at that for which its receive buffer has room if that is less.
+  """The plan of a compiled step, with dropless layers at a load of the busiest device, or at that for which its receive
+  buffer has room if that is less.
 
-  The formula, which has no scopes, takes the largest.
+  With `precision`, products that have the compute type in the program are priced in its types.
 
   Raises:
     RefusedError: If the program has a loop whose length depends on the data.
   """
+  own = compiled.experiment.model.precision
+  precision = precision or own
+  # What the compiled program computes with 8 bits is priced as such already.
+  bits = {scope: getattr(precision, kind) for scope, kind in OPERANDS.items() if getattr(own, kind) == "compute"}
   received = received_rows(compiled.experiment, load)
   program = parse(compiled.text) if compiled.text else None
   try:
-    found = cost(program, compiled.network, speedups, received) if program else None
+    found = cost(program, compiled.network, bits, received) if program else None
   except DataDependentLoopError as error:
     raise RefusedError(
       f"the program of {compiled.experiment.name} for {topology.name} has a loop whose length depends on the data "
       f"({error}), which cannot be priced; use model.moe.dispatch einsum, or a TPU or GPU topology"
     ) from error
-  speedup = max(speedups.values(), default=1.0)
   return Plan(
     experiment=compiled.experiment,
     topology=topology,
     memory_bytes=compiled.memory,
     compile_time_s=compiled.compile_time_s,
     cached=compiled.cached,
-    step_time_s=found.step_time_s if found else estimate(compiled.experiment, topology, speedup=speedup).step_time_s,
+    step_time_s=found.step_time_s if found else _by_formula(compiled.experiment, topology, precision),
     executed_flops_per_device=found.flops if found else None,
     breakdown_s=found.breakdown_s if found else None,
     kernel_s=found.kernel_s if found else None,
@@ -289,6 +295,11 @@ def plan_of(
     host=found.host if found else None,
     router_load=received.load if exchanges_rows(compiled.experiment) else None,
   )
+
+
+def _by_formula(experiment: Experiment, topology: Topology, precision: Precision) -> float:
+  """Seconds of a step with products in these types."""
+  return estimate(with_fields(experiment, {"model.precision": precision}), topology).step_time_s
 
 
 def received_rows(experiment: Experiment, load: float) -> Received:

@@ -1,26 +1,30 @@
 """What fewer bits in matrix products save: the plan of the same program, with its large products at a higher rate.
 
-The products of projections, dense feed-forward layers and shared experts are priced at the rate of 8-bit operands, in
-the forward and in both backward products, and what they hide is computed anew. Routed experts, logits, routers and
-attention scores stay in bfloat16.
+The products of projections, feed-forward layers and experts are priced at the rate of 8-bit operands, in the forward
+and in both backward products, and what they hide is computed anew. Logits, routers and attention scores stay in
+bfloat16.
+
+Grouped products of dropless layers are priced as the kernels for 8-bit operands are (`moejax.planning.kernels`): on
+TPU with the rounding that a kernel does itself, and on GPU with both backward products of fp8 in bfloat16.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
+from moejax.config.experiment import Experiment
+from moejax.config.fields import with_fields
 from moejax.planning.compile import Compiled
 from moejax.planning.kernels import product_speedup
 from moejax.planning.plan import Plan, plan_of
 from moejax.planning.topology import Topology
 from moejax.terminal import Fitting
 
-SCOPES = {
-  "qkv": "attention", "attention_out": "attention", "feed_forward": "feed_forward", "shared_experts": "feed_forward",
-}  # fmt: skip
-"""Where products are priced with 8-bit operands, and the field of model.precision that sets it."""
+LARGE = ("attention", "feed_forward", "experts")
+"""The fields of model.precision whose products are planned with fewer bits."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,25 +53,32 @@ def plan_precisions(compiled: Compiled, topology: Topology, precisions: list[str
   Raises:
     UserError: the chip has no such products.
   """
-  factors = check_precisions(precisions, topology)
+  check_precisions(precisions, topology)
   plain_s = plan_of(compiled, topology).step_time_s
-  # What the compiled program computes with 8 bits is priced as such already.
-  own = compiled.experiment.model.precision
-  scopes = [scope for scope, kind in SCOPES.items() if getattr(own, kind) == "compute"]
   found = []
-  for precision, factor in zip(precisions, factors, strict=True):
-    planned = plan_of(compiled, topology, dict.fromkeys(scopes, factor))
+  for precision in precisions:
+    planned = plan_of(compiled, topology, at_precision(compiled.experiment, precision).model.precision)
     found.append(AtPrecision(precision, planned, plain_s / planned.step_time_s))
   return found
 
 
-def check_precisions(precisions: list[str], topology: Topology) -> list[float]:
-  """How much faster the products of each precision are than those of bfloat16.
+def at_precision(experiment: Experiment, precision: str) -> Experiment:
+  """The experiment with its large products in this type, except those that it has in 8 bits already."""
+  if precision == "bfloat16":
+    return experiment
+  model = experiment.model
+  changed = [kind for kind in LARGE if kind in model.products and getattr(model.precision, kind) == "compute"]
+  return with_fields(experiment, {f"model.precision.{kind}": precision for kind in changed})
+
+
+def check_precisions(precisions: Sequence[str], topology: Topology) -> None:
+  """Checks that the chip has products of these types.
 
   Raises:
     UserError: the chip has no such products.
   """
-  return [product_speedup(topology.chip, precision) for precision in precisions]
+  for precision in precisions:
+    product_speedup(topology.chip, precision)
 
 
 def precision_page(found: list[AtPrecision]) -> Fitting:

@@ -156,7 +156,7 @@ def test_a_row_in_8_bits_has_the_shape_of_its_bfloat16_row(ledger):
   }  # fmt: skip
   found = ledger.read_row(ledger.whole_row(low, [DENSE, base, low]))
   assert found.id == low["id"] and found.experiment.model == ledger.read_row(base).experiment.model
-  assert found.speedup > 1.5 and found.missing == () and found.published_s is None
+  assert found.precision == "int8" and found.missing == () and found.published_s is None
 
 
 def test_a_row_with_more_shards_than_its_width_has_is_planned_with_replicas(ledger):
