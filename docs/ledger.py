@@ -23,7 +23,7 @@ from moejax.config import Experiment
 from moejax.config.chips import CHIPS
 from moejax.errors import UserError
 from moejax.files import write_whole
-from moejax.planning.estimate import OTHERS, estimate
+from moejax.planning.estimate import OTHERS, Constants, Estimate, estimate
 from moejax.planning.interval import interval
 from moejax.planning.meshes import on_topology
 from moejax.planning.precision import at_precision
@@ -45,13 +45,17 @@ LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
 ROOM = 1.35
 """Programs are compiled if their memory according to the formula is at most this multiple of the limit."""
 
+CUDNN_ATTENTION = 0.55
+"""Fraction of peak that cuDNN's attention, with which the runs on GPU were made, reaches on H100: 645 TFLOP/s forward
+(tokamax 0.0.12), about 500 backward. The formula is fitted to these runs with it."""
+
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
 UTILISATIONS = [n / 200 for n in range(40, 200)]  # that `--fit` tries
 
 
 def by_formula(row: Row) -> dict[str, Any]:
   """The line of the ledger for a row, by formula."""
-  estimated = estimate(at_precision(row.experiment, row.precision), row.topology)
+  estimated = _estimated(row)
   fits = estimated.memory_bytes <= row.topology.chip.hbm_bytes
   return _line(row, estimated.step_time_s, estimated.memory_bytes, fits, "formula") | {
     "missing": list(row.missing),
@@ -211,8 +215,12 @@ def _of_sisters(of_chip: dict[str, float], chip: str) -> list[float]:
 
 def _with(row: Row, utilisation: float) -> float:
   """The step time by the formula with this utilisation."""
-  constants = dataclasses.replace(OTHERS, utilisation=utilisation)
-  return estimate(at_precision(row.experiment, row.precision), row.topology, constants).step_time_s
+  return _estimated(row, dataclasses.replace(OTHERS, utilisation=utilisation)).step_time_s
+
+
+def _estimated(row: Row, constants: Constants | None = None) -> Estimate:
+  """A row by formula, with the attention of its framework."""
+  return estimate(at_precision(row.experiment, row.precision), row.topology, constants, CUDNN_ATTENTION)
 
 
 def _exact_utilisation(row: Row) -> float:

@@ -23,7 +23,7 @@ from moejax.config.parameters import (
 from moejax.config.precision import Operands
 from moejax.config.sharding import shards
 from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS, exposed_by_formula
-from moejax.planning.kernels import LANES, VECTOR_OPERATIONS, product_speedup
+from moejax.planning.kernels import LANES, TRITON_ATTENTION, VECTOR_OPERATIONS, product_speedup
 from moejax.planning.topology import Topology
 
 
@@ -53,11 +53,6 @@ includes what surrounds the product and is not priced otherwise (sorting, copies
 from the published run of Llama 4 Maverick, 5 and 3 from the compiled programs of Qwen3 235B and Llama 4 Scout, and 4.7
 from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips. 8 bits shorten the product, which is 1 of
 the 4 there."""
-
-GPU_ATTENTION = 0.55
-"""Fraction of peak that fused attention reaches on H100: 645 TFLOP/s forward (tokamax 0.0.12), about 500 backward. This
-is cuDNN, with which the published runs were made that the formula is fitted to. Plans price the kernel of moejax
-(`moejax.planning.kernels.TRITON_ATTENTION`)."""
 
 PASSES = 3
 """Passes over the activations of a layer outside products: forward, recomputed or saved, and backward."""
@@ -90,9 +85,21 @@ class Estimate:
     return sum(self.memory_by_group.values())
 
 
-def estimate(experiment: Experiment, topology: Topology, constants: Constants | None = None) -> Estimate:
+def estimate(
+  experiment: Experiment,
+  topology: Topology,
+  constants: Constants | None = None,
+  gpu_attention: float = TRITON_ATTENTION,
+) -> Estimate:
   """Estimates memory and step time: products, attention, passes over memory and the update, and the collectives that
-  products do not hide."""
+  products do not hide.
+
+  Args:
+    experiment: its step is estimated.
+    topology: the devices.
+    constants: those of the chip if None.
+    gpu_attention: fraction of peak that attention reaches on a GPU. By default, that of moejax's kernel.
+  """
   model, mesh, chip = experiment.model, experiment.mesh, topology.chip
   if constants is None:
     constants = dataclasses.replace(OTHERS, utilisation=UTILISATION.get(chip.name, OTHERS.utilisation))
@@ -101,7 +108,7 @@ def estimate(experiment: Experiment, topology: Topology, constants: Constants | 
   rate = constants.utilisation * (chip.bfloat16_flops or chip.vector_flops)
   part = _part_of_depths(experiment)
   products_s = part * tokens * _product_flops(experiment, chip) / rate
-  other_s = part * tokens * _attention_s(experiment, chip) + _passes_s(experiment, chip, part * tokens)
+  other_s = part * tokens * _attention_s(experiment, chip, gpu_attention) + _passes_s(experiment, chip, part * tokens)
   moved_s = _moved_s(experiment, topology, tokens, split)
   hidden_s = min(constants.hidden * moved_s, constants.beside * products_s)
   of_part = tokens * mesh.model / experiment.training.gradient_accumulation
@@ -186,9 +193,9 @@ def _faster_routed(experiment: Experiment, chip: Chip, again: float) -> float:
   return 1 / (1 - part + part / whole)
 
 
-def _attention_s(experiment: Experiment, chip: Chip) -> float:
-  """Seconds per token of scores and values in a fused kernel: on TPU, the price of the kernel that plans price
-  (`moejax.planning.kernels`), whose vector operations are not hidden by its products."""
+def _attention_s(experiment: Experiment, chip: Chip, gpu_attention: float) -> float:
+  """Seconds per token of scores and values in the fused kernels that plans price (`moejax.planning.kernels`), whose
+  vector operations on TPU are not hidden by their products."""
   model, T = experiment.model, experiment.data.sequence_length
   passes = 4 if model.remat == "layer_inputs" else 3  # two products, and again, and three and four
   products = 9 + 2 * (passes - 3)
@@ -200,7 +207,7 @@ def _attention_s(experiment: Experiment, chip: Chip) -> float:
     scores = model.num_heads * seen * (1 - seen / (2 * T))
     head = max(model.head_dim, width)
     if chip.platform == "gpu":
-      seconds += count * 2 * products * scores * head / (GPU_ATTENTION * (chip.bfloat16_flops or chip.vector_flops))
+      seconds += count * 2 * products * scores * head / (gpu_attention * (chip.bfloat16_flops or chip.vector_flops))
       continue
     padded = math.ceil(head / LANES) * LANES
     seconds += count * 2 * products * scores * padded / (chip.bfloat16_flops or chip.vector_flops)

@@ -5,10 +5,14 @@ import dataclasses
 import pytest
 from planning_programs import network_of
 
+from moejax.config import Mesh
 from moejax.config.chips import CHIPS
+from moejax.config.fields import with_fields
 from moejax.kernels.attention import SCORES
 from moejax.planning.cost import cost
+from moejax.planning.estimate import estimate
 from moejax.planning.program import parse
+from moejax.planning.topology import parse_topology
 
 NETWORK = network_of("v5p", (2, 2, 1))
 
@@ -144,3 +148,19 @@ def test_attention_on_a_gpu_multiplies_half_of_the_scores_or_those_of_the_window
   assert (operation.kind, operation.scope) == (f"kernel {name}", "attention")
   assert found.flops == 2 * scores * widths
   assert found.step_time_s == pytest.approx(2 * scores * occupied / (0.38 * gpu.bfloat16_flops))
+
+
+def test_the_formula_prices_attention_on_a_gpu_as_plans_price_its_kernels(tiny_dense):
+  shape = {"num_heads": 8, "num_kv_heads": 2, "head_dim": 128, "remat": "none"}
+  fields = {f"model.{name}": value for name, value in shape.items()} | {"data.sequence_length": 4096, "mesh": Mesh()}
+  batch = {"training.batch_size": 2, "evaluation.batch_size": 2}
+  experiment, topology = with_fields(tiny_dense, fields | batch), parse_topology("gpu:h100:1")
+  of_attention, others = (estimate(experiment, topology, gpu_attention=share) for share in (0.38, float("inf")))
+  gpu, kernels_s = dataclasses.replace(CHIPS["h100"], efficiency=1.0), 0.0
+  for name in ("attention_fwd", "attention_dq", "attention_dkv"):
+    layouts = ", ".join(operand.replace("192", "128") for operand in (Q, K, V))
+    call = GPU_CALLS.format(name=name, target="__gpu$xla.gpu.triton", result=OF_OUT, operands="%x", layouts=layouts)
+    kernels_s += cost(parse(call), dataclasses.replace(NETWORK, chip=gpu)).step_time_s
+  attention_s = of_attention.step_time_s - others.step_time_s
+  assert attention_s == pytest.approx(experiment.model.num_layers * kernels_s)
+  assert estimate(experiment, topology).step_time_s == of_attention.step_time_s

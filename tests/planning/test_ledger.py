@@ -142,6 +142,14 @@ def test_a_row_in_8_bits_is_predicted_faster_than_in_bfloat16(ledger):
   assert 0.8 * plain_s < low_s < plain_s
 
 
+def test_a_row_on_a_gpu_has_the_attention_of_its_framework_and_a_row_on_a_tpu_that_of_moejax(ledger):
+  dense = DENSE | {"sharding": "fsdp 64", "slices": 1}
+  gpu, tpu = (dense | {"chip": chip, "topology": name} for chip, name in (("h100", "gpu:h100:64"), ("v5p", "4x4x4")))
+  for row, is_faster in ((ledger.read_row(gpu), True), (ledger.read_row(tpu), False)):
+    own_s, found_s = estimate(row.experiment, row.topology).step_time_s, ledger.by_formula(row)["predicted_s"]
+    assert found_s < 0.99 * own_s if is_faster else found_s == pytest.approx(own_s, abs=1e-4)
+
+
 def test_a_row_with_context_parallelism_has_that_axis(ledger):
   found = ledger.read_row(DENSE | {"sharding": "fsdp 32 x context 2", "needs": ["context parallelism"]})
   assert (found.experiment.mesh.context, found.experiment.mesh.data, found.missing) == (2, 128, ())
