@@ -16,6 +16,7 @@ import jax
 
 from moejax.config.chips import Chip
 from moejax.config.experiment import Experiment
+from moejax.config.fields import with_fields
 from moejax.config.model import Model
 from moejax.data.integrity import content_checksum
 from moejax.errors import UserError
@@ -28,7 +29,7 @@ from moejax.planning.meshes import on_topology
 from moejax.planning.topology import Topology
 from moejax.progress import SILENT, Progress
 from moejax.training.compiler import Options, compiler_options
-from moejax.training.memory import program_memory
+from moejax.training.memory import argument_bytes, program_memory
 from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
@@ -73,6 +74,9 @@ class Compiled:
   cached: bool
   beyond_memory: bool = False
   """Whether the program was compiled although it does not fit in memory."""
+  moments_bytes: int = 0
+  """Bytes of the moments that the experiment keeps on the host and that the text has on the device. They are among the
+  bytes of the host in `memory`, and their copies are not in the text."""
 
 
 def compile_step(
@@ -93,15 +97,14 @@ def compile_step(
   """
   progress.stage(f"describing {topology.name}")
   experiment = on_topology(experiment, topology)
-  if experiment.optimizer.offload_moments and topology.chip.platform == "gpu":
-    raise UserError(
-      "optimizer.offload_moments=True: XLA describes the arguments of programs for GPU in device memory, wherever they "
-      "are; set it to False, and plan with --offload moments"
-    )
   partitioner = make_partitioner(experiment.mesh, experiment.rules, describe_devices(topology))
   joined = network(topology, partitioner.mesh, experiment.mesh)
   progress.stage(f"lowering {experiment.name}")
-  spec = make_train_spec(experiment, partitioner)
+  # XLA describes the arguments of programs for GPU in device memory, wherever they are.
+  offloads = experiment.optimizer.offload_moments and topology.chip.platform == "gpu"
+  spec = make_train_spec(
+    with_fields(experiment, {"optimizer.offload_moments": False}) if offloads else experiment, partitioner
+  )
   lowered = make_train_step(spec).lower(*abstract_inputs(spec))
   options = step_options(topology.chip, partitioner.device, experiment.model)
   order = [device.id for device in partitioner.mesh.devices.flat]
@@ -123,9 +126,18 @@ def compile_step(
     return Compiled(experiment, joined, text, memory, seconds, cached=False)
 
   found = compiled_with(options)
-  if found.text or not beyond_memory:
-    return found
-  return dataclasses.replace(compiled_with(options | BEYOND_MEMORY), beyond_memory=True)
+  if beyond_memory and not found.text:
+    found = dataclasses.replace(compiled_with(options | BEYOND_MEMORY), beyond_memory=True)
+  return with_moments_on_host(found, argument_bytes(spec.abstract_state.optimizer)) if offloads else found
+
+
+def with_moments_on_host(compiled: Compiled, moments: int) -> Compiled:
+  """A program that has so many bytes of moments on the device, with the memory of a step that keeps them on the host:
+  the device has those of one array of a parameter at a time, which its peak does not count."""
+  before = compiled.memory
+  less = {name: before[name] - moments for name in ("arguments", "output", "total") if name in before}
+  memory = before | less | {"host": before.get("host", 0) + moments}
+  return dataclasses.replace(compiled, memory=memory, moments_bytes=moments)
 
 
 def _compiled(lowered: jax.stages.Lowered, options: Options) -> tuple[str, dict[str, int], float]:

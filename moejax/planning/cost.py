@@ -14,7 +14,7 @@ from moejax.config.precision import Operands
 from moejax.planning.calibrated_chip import calibration_of, efficiency_of
 from moejax.planning.collectives import Collective, Network, collective, rendezvous
 from moejax.planning.flops import cublas_flops, matrix_flops, memory_bytes
-from moejax.planning.host_copies import HostLink, host_copy
+from moejax.planning.host_copies import HostLink, exposed_by_formula, host_bandwidth, host_copy
 from moejax.planning.kernels import (
   CUBLAS,
   GPU_CALLS,
@@ -131,6 +131,7 @@ def cost(
   network: Network,
   bits: Mapping[str, Operands] = MappingProxyType({}),
   received: Received = EVEN,
+  moments_bytes: int = 0,
 ) -> Cost:
   """The cost of a program on the chips of a network, from the compiler's cycle estimates where there are any.
 
@@ -139,8 +140,11 @@ def cost(
     network: the chips that run it.
     bits: the types in which matrix products are priced, by scope; "compute" is that of the program.
     received: the rows that the busiest device receives.
+    moments_bytes: bytes that come from the host and return while the update waits, beside what the program copies.
   """
   reader, chip = _Reader(program, network, bits, received), network.chip
+  moments_s = moments_bytes / host_bandwidth(chip)
+  reader.host = HostTraffic(2 * moments_bytes, 2 * moments_s, exposed_by_formula(0.0, moments_s, 0.0))
   reader.run(program.computations[program.entry], 1)
   operations = sorted(reader.operations.values(), key=lambda operation: -operation.time_s)
   collectives = sorted(reader.collectives.values(), key=lambda priced: -priced.time_s)

@@ -23,6 +23,11 @@ STAYING_LAYERS = 2
 """Layers whose offloaded activations are on the device at any time: that which is moved, and that which is computed."""
 
 
+def host_bandwidth(chip: Chip) -> float:
+  """Bytes a second between the host and a device, each way. A CPU uses the memory of its host."""
+  return HOST_BANDWIDTH.get(chip.name, chip.hbm_bandwidth)
+
+
 def exposed_by_formula(activations_s: float, moments_s: float, step_time_s: float) -> float:
   """Seconds of a step that wait for the host.
 
@@ -72,8 +77,7 @@ class HostLink:
   start of the computation."""
 
   def __init__(self, chip: Chip):
-    # A CPU uses the memory of its host.
-    self._rate = HOST_BANDWIDTH.get(chip.name, chip.hbm_bandwidth)
+    self._rate = host_bandwidth(chip)
     self._free = {True: 0.0, False: 0.0}
     self._arrives: dict[str, float] = {}
 

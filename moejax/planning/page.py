@@ -92,6 +92,8 @@ def _facts(plan: Plan) -> Table:
   if plan.host and plan.host.bytes:
     moved = f"{plan.host.bytes / GIB:.2f} GiB to and from it in {plan.host.time_s:.3g} s"
     rows.append(("host", f"{moved}, of which {plan.host.exposed_s:.3g} s exposed"))
+    if plan.moments_by_formula:
+      rows.append(("", "(moments by formula, since XLA describes programs for GPU with moments on the device)"))
   low, high = plan.step_time_interval_s
   rows += [
     ("step time", Text(f"{plan.step_time_s:.4g} s{' by formula' if plan.refused else ''}", style="bold")),

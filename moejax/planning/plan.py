@@ -152,6 +152,11 @@ class Plan:
     return accepted and (self.topology.chip.platform == "tpu" or self.hbm_bytes_per_device <= self.hbm_limit_bytes)
 
   @property
+  def moments_by_formula(self) -> bool:
+    """Whether memory and copies of moments on the host are computed from a program that has them on the device."""
+    return self.experiment.optimizer.offload_moments and self.topology.chip.platform == "gpu"
+
+  @property
   def step_time_interval_s(self) -> tuple[float, float]:
     """The 80 % prediction interval of the step time."""
     return interval(self.step_time_s, self.topology.chip, self.experiment.model.moe is not None, self.refused)
@@ -214,6 +219,7 @@ class Plan:
       "breakdown_s": self.breakdown_s,
       "kernel_s": self.kernel_s,
       "host": self.host and dataclasses.asdict(self.host),
+      "moments_by_formula": self.moments_by_formula,
       "operations": [operation.to_json() for operation in self.operations[:SHOWN_OPERATIONS]],
       "collectives": [collective.to_json() for collective in self.collectives],
       "calibration": None if calibration is None else dataclasses.asdict(calibration),
@@ -272,7 +278,7 @@ def plan_of(
   received = received_rows(compiled.experiment, load)
   program = parse(compiled.text) if compiled.text else None
   try:
-    found = cost(program, compiled.network, bits, received) if program else None
+    found = cost(program, compiled.network, bits, received, compiled.moments_bytes) if program else None
   except DataDependentLoopError as error:
     raise RefusedError(
       f"the program of {compiled.experiment.name} for {topology.name} has a loop whose length depends on the data "

@@ -2,18 +2,24 @@
 
 import dataclasses
 import importlib.util
+import io
+import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 from planning_programs import network_of
+from rich.console import Console
 
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, Training
-from moejax.config.chips import CHIPS
-from moejax.errors import UserError
+from moejax.config.chips import CHIPS, GIB
+from moejax.planning.compile import Compiled, with_moments_on_host
 from moejax.planning.cost import cost
 from moejax.planning.estimate import estimate
 from moejax.planning.host_copies import HOST_BANDWIDTH
 from moejax.planning.page import plan_page
-from moejax.planning.plan import plan
+from moejax.planning.plan import plan, plan_of
 from moejax.planning.program import parse
 from moejax.planning.topology import parse_topology
 
@@ -156,6 +162,64 @@ def test_a_program_for_tpu_has_what_is_offloaded_on_the_host_and_copies_it(tmp_p
   assert after.to_json()["host"]["bytes"] == after.host.bytes and plan_page(after)
 
 
-def test_moments_on_the_host_are_planned_by_the_formula_for_gpus():
-  with pytest.raises(UserError, match="plan with --offload moments"):
-    plan(dataclasses.replace(OFFLOADING, mesh=Mesh()), parse_topology("gpu:h100:4"))
+PRODUCT = """HloModule m, is_scheduled=true
+
+ENTRY %main (p: bf16[4096,4096]) -> bf16[4096,4096] {
+  %p = bf16[4096,4096]{1,0} parameter(0)
+  ROOT %q = bf16[4096,4096]{1,0} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+"""
+ON_GPU = parse_topology("gpu:h100:4")
+MOMENTS = dataclasses.replace(
+  DENSE, optimizer=dataclasses.replace(DENSE.optimizer, offload_moments=True), mesh=Mesh(data=4)
+)
+
+
+def test_the_plan_of_a_program_for_gpu_has_moments_on_the_host_by_formula():
+  on_device = Compiled(
+    dataclasses.replace(MOMENTS, optimizer=DENSE.optimizer), dataclasses.replace(NETWORK, chip=ON_GPU.chip), PRODUCT,
+    {"arguments": 9 * GIB, "temporaries": 4 * GIB, "output": 8 * GIB, "code": 0, "total": 13 * GIB}, 1.0, cached=False,
+  )  # fmt: skip
+  on_host = with_moments_on_host(dataclasses.replace(on_device, experiment=MOMENTS), 6 * GIB)
+  before, after = plan_of(on_device, ON_GPU), plan_of(on_host, ON_GPU)
+  assert after.memory_bytes == {
+    "arguments": 3 * GIB, "temporaries": 4 * GIB, "output": 2 * GIB, "code": 0, "total": 7 * GIB, "host": 6 * GIB,
+  }  # fmt: skip
+  moments_s = 6 * GIB / HOST_BANDWIDTH["h100"]
+  assert (after.host.bytes, after.host.time_s, after.host.exposed_s) == (12 * GIB, 2 * moments_s, moments_s)
+  assert after.step_time_s - before.step_time_s == pytest.approx(moments_s) == after.breakdown_s["host_exposed"]
+  assert after.to_json()["moments_by_formula"] and not before.to_json()["moments_by_formula"]
+  shown = Console(file=io.StringIO(), width=200)
+  shown.print(plan_page(after))
+  assert "moments by formula" in shown.file.getvalue()
+
+
+OF_GPU = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from moejax.planning.topology import prepare_environment
+from test_host_copies import DENSE, MOMENTS, ON_GPU
+
+prepare_environment(ON_GPU)
+from moejax.planning.plan import plan
+
+print(json.dumps([plan(each, ON_GPU).to_json() for each in (DENSE, MOMENTS)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec("jax_cuda12_plugin") is None, reason="compiling for GPU needs pip install moejax[gpu-plan]"
+)
+def test_moments_on_the_host_leave_the_memory_of_a_gpu(tmp_path, monkeypatch):
+  """In another process, as XLA's flags of this one name devices of CPU."""
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  folder = str(pathlib.Path(__file__).parent)
+  done = subprocess.run([sys.executable, "-c", OF_GPU, folder], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  before, after = json.loads(done.stdout)
+  moments = before["memory_by_group"]["moments"]
+  assert before["hbm_bytes_per_device"] - after["hbm_bytes_per_device"] == pytest.approx(moments, rel=0.05)
+  assert after["memory_bytes"]["host"] == pytest.approx(moments, rel=0.05)
+  assert after["host"]["bytes"] == 2 * after["memory_bytes"]["host"]
+  assert after["step_time_s"] - before["step_time_s"] == pytest.approx(after["host"]["exposed_s"])
