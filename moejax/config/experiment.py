@@ -175,8 +175,10 @@ class Experiment:
     for field, batch in batches.items():
       check_dimensions(field, {"batch": batch}, self.rules, self.mesh)
     check_parameters(self.model, self.rules, self.mesh)
-    for field, batch in batches.items():
-      check_activations(field, self.model, batch, self.data.sequence_length, self.rules, self.mesh)
+    depths = self.model.depths.causal()
+    evaluated = self.model if depths == self.model.depths else dataclasses.replace(self.model, depths=depths)
+    for (field, batch), model in zip(batches.items(), (self.model, evaluated), strict=True):
+      check_activations(field, model, batch, self.data.sequence_length, self.rules, self.mesh)
 
   @property
   def offload_fields(self) -> tuple[str, ...]:

@@ -130,25 +130,34 @@ def check_activations(field: str, model: Model, batch: int, length: int, rules: 
       f"model.depths.kind={model.depths.kind} needs whole sequences; use () for sequence, or mesh.context=1"
     )
   if model.moe:
-    for seen in _lengths(model, length):
-      _check_sparse_layers(field, model.moe, batch, seen, rules, mesh)
+    _check_groups(field, model, model.moe, batch, length, rules, mesh)
+    model.moe.dispatch.check_rules(rules, mesh)
   for dimensions in activations(model, batch, length, rules, mesh):
     of_input = dimensions.keys() <= {"batch", "sequence"}
     check_dimensions(field if of_input else f"activation {' x '.join(dimensions)}", dimensions, rules, mesh)
 
 
-def _check_sparse_layers(field: str, moe: MoE, batch: int, length: int, rules: Rules, mesh: Mesh) -> None:
-  group = moe.group_tokens(length)
+def _check_groups(field: str, model: Model, moe: MoE, batch: int, length: int, rules: Rules, mesh: Mesh) -> None:
+  """Checks that the tokens of sparse layers are whole routing groups, as many on each shard."""
+  group, parts = moe.group_tokens(length), shards(rules, mesh, "outer") * shards(rules, mesh, "groups")
   groups, rest = divmod(batch * length, group)
   if rest:
     raise UserError(
       f"moe.group_size={group} does not divide the {batch * length} tokens of {field} "
       f"({batch} sequences of {length}); use a group size that does"
     )
-  parts = shards(rules, mesh, "outer") * shards(rules, mesh, "groups")
   if groups % parts:
     raise UserError(
       f"{field}: {batch} sequences have {groups} routing groups of moe.group_size={group}, which are not divisible by "
       f"the {parts} shards of mesh ({mesh}); lower moe.group_size or raise the batch size"
     )
-  moe.dispatch.check_rules(rules, mesh)
+  through = model.depths.slots(length)
+  group, rows = moe.group_tokens(through), batch * through // parts
+  if rows % group:
+    # Each divisor of the group size divides all tokens too, which are checked above.
+    raise UserError(
+      f"moe.group_size={group} does not divide the {rows} tokens that go through a sparse layer of model.depths.kind="
+      f"{model.depths.kind}{f' on each of {parts} shards' if parts > 1 else ''}: depths.share={model.depths.share} of "
+      f"data.sequence_length={length} is {through} tokens of each of the {batch} sequences of {field}; use "
+      f"{math.gcd(group, rows)}, or None, with which such a layer has groups of a size of its own"
+    )

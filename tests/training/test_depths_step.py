@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 
 import jax
 import numpy as np
@@ -13,8 +14,9 @@ from training_fixtures import product_flops, spec_of, tiny
 from moejax.config import AllTokens, Mesh, MoE, ThresholdDepths, TopKDepths
 from moejax.config.parameters import flops_per_token, parameter_counts, tokens_per_step
 from moejax.errors import UserError
+from moejax.evaluation.held_out import make_scorer
 from moejax.training.metrics import flatten
-from moejax.training.step import _gradients, abstract_inputs, make_train_step
+from moejax.training.step import BATCH_TYPES, _gradients, abstract_inputs, make_train_step
 
 KINDS = {"top_k": TopKDepths(share=0.25), "threshold": ThresholdDepths(share=0.5, threshold=0.4)}
 SPARSE = {
@@ -136,7 +138,9 @@ TOP_K = TopKDepths()
     ),
     (
       {"depths": TopKDepths(share=0.3), "moe": dataclasses.replace(tiny(True).model.moe, group_size=64)},
-      r"moe\.group_size=64 does not divide the 160 tokens of .* \(16 sequences of 10\)",
+      r"moe\.group_size=64 does not divide the 160 tokens that go through a sparse layer of model\.depths\.kind=top_k: "
+      r"depths\.share=0\.3 of data\.sequence_length=32 is 10 tokens of each of the 16 sequences of "
+      r"training\.batch_size / gradient_accumulation; use 32, or None",
     ),
     (
       {"depths": TOP_K, "num_kv_heads": 4, "attention_experts": 2},
@@ -147,3 +151,33 @@ TOP_K = TopKDepths()
 def test_a_mixture_that_cannot_work_is_refused(fields, message):
   with pytest.raises(UserError, match=f"^{message}"):
     experiment_of(**fields)
+
+
+def of_chosen_tokens(size, parts=1, mesh=None):
+  moe = dataclasses.replace(tiny(True).model.moe, group_size=size)
+  return experiment_of(TopKDepths(share=0.3), parts, mesh, moe=moe)
+
+
+@pytest.mark.parametrize(("parts", "mesh"), [(1, None), (4, None), (1, Mesh(data=4, expert=2))], ids=str)
+def test_the_group_size_that_a_refusal_names_works(parts, mesh):
+  with pytest.raises(UserError, match="tokens that go through a sparse layer") as caught:
+    of_chosen_tokens(64 if mesh is None else 32, parts, mesh)
+  named = int(re.search(r"; use (\d+), or None", str(caught.value))[1])
+  assert of_chosen_tokens(named, parts, mesh) and of_chosen_tokens(None, parts, mesh)
+  if mesh is not None:
+    assert "the 20 tokens that go through a sparse layer of model.depths.kind=top_k on each of 8 shards" in str(
+      caught.value
+    )
+  with pytest.raises(UserError, match="tokens that go through a sparse layer"):
+    of_chosen_tokens(2 * named, parts, mesh)
+
+
+@pytest.mark.slow
+def test_groups_of_chosen_tokens_need_not_divide_those_of_evaluation_which_takes_all_tokens():
+  base = of_chosen_tokens(32)  # 4 sequences have 40 chosen tokens, and 128 in all
+  experiment = dataclasses.replace(base, evaluation=dataclasses.replace(base.evaluation, batch_size=4))
+  spec = spec_of(experiment)
+  make_train_step(spec).trace(*abstract_inputs(spec))
+  batch = {name: jax.ShapeDtypeStruct((4, 32), dtype) for name, dtype in BATCH_TYPES.items()}
+  loss_BT, _ = jax.eval_shape(make_scorer(spec), spec.model.parameters, batch)
+  assert loss_BT.shape == (4, 32)
