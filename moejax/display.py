@@ -58,7 +58,8 @@ class Display(Progress):
     if kind is None:  # leave complete bars on the terminal
       for task, total in ((self._all, 1.0), (self._now, self._stage.total or 1.0)):
         self._progress.update(task, completed=total, total=total)
-    self._progress.stop()
+    if self.console.is_terminal:  # elsewhere, some versions of rich would write an empty line
+      self._progress.stop()
 
   def stage(self, name: str, total: float | None = None, line_every: int | None = None) -> None:
     """Starts a stage. `total` is in the units of `advance`, or None if it is unknown.

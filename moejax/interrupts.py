@@ -101,7 +101,8 @@ def leave() -> NoReturn:
   Otherwise, raises SystemExit.
   """
   if _PROCESS.wakeup is None:
-    print(f"\n{stop_line()}", file=sys.stderr)
+    begin = "\n" if sys.stderr.isatty() else ""  # below a progress bar
+    print(f"{begin}{stop_line()}", file=sys.stderr)
     sys.exit(exit_code())
   end(exit_code(), stop_line())
 
@@ -112,12 +113,13 @@ def end(code: int, line: str) -> NoReturn:
   for function in reversed(_PROCESS.cleanups):
     with contextlib.suppress(Exception):
       function()
-  show_cursor = "\x1b[?25h" if os.isatty(2) else ""  # hidden while a progress bar is drawn
+  # A progress bar hides the cursor, which is in its last line.
+  begin = "\x1b[?25h\n" if os.isatty(2) else ""
   # Write to the file descriptor, because the main thread may hold the lock of sys.stderr.
   with contextlib.suppress(OSError):
     stderr = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # threads of XLA may print about the end of another process
-    os.write(stderr, f"{show_cursor}\n{line}\n".encode())
+    os.write(stderr, f"{begin}{line}\n".encode())
   os._exit(code)
 
 

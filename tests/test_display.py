@@ -4,6 +4,7 @@ import io
 import re
 
 import pytest
+import rich.progress
 from rich.console import Console
 from rich.progress import ProgressSample
 
@@ -48,6 +49,13 @@ def test_outside_a_terminal_each_stage_is_a_line_and_progress_a_line_now_and_the
     shown.advance(3, "loss 5.300")
     shown.advance(4, "loss 5.200")
   assert lines_of(plain) == ["compile x", "train x", "train x 3/200 loss 5.300"]
+
+
+def test_outside_a_terminal_no_version_of_rich_ends_with_an_empty_line(plain, monkeypatch):
+  monkeypatch.setattr(rich.progress.Progress, "stop", lambda bars: bars.console.print())  # as that of rich 13
+  with Display("train x", plain) as shown:
+    shown.stage("compile x")
+  assert lines_of(plain) == ["compile x"]
 
 
 def test_a_line_has_the_time_left_once_it_is_known_less_what_has_passed_since(plain, clock):

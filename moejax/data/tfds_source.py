@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -85,6 +86,8 @@ class TfdsSplit:
     try:
       if pathlib.Path(name).expanduser().is_dir():
         return tfds.builder_from_directory(str(pathlib.Path(name).expanduser()))
+      if not sys.stderr.isatty():
+        tfds.disable_progress_bar()  # of a download, which would fill a log
       builder = tfds.builder(name, file_format="array_record")
       builder.download_and_prepare(file_format="array_record")
       return builder

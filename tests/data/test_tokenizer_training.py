@@ -27,6 +27,11 @@ def test_frequent_words_become_tokens_and_the_size_is_that_asked_for(source, tmp
   assert done == sorted(done) and done[-1] == 1.0
 
 
+def test_outside_a_terminal_the_library_writes_nothing(source, tmp_path, capfd):
+  train_tokenizer([source], 400, tmp_path / "a.json")
+  assert capfd.readouterr() == ("", "")
+
+
 def test_the_text_alone_decides(source, tmp_path):
   for name in ("a", "b"):
     train_tokenizer([source], 400, tmp_path / f"{name}.json")
