@@ -44,6 +44,7 @@ def matched_pair(
   results: Results,
   seeds: tuple[SeedVariance, SeedVariance],
   tolerance: float,
+  shorter: Mapping[float, Results],
 ) -> MatchedPair:
   """A pair with all its candidates.
 
@@ -55,6 +56,7 @@ def matched_pair(
     results: results of the finished runs of each member.
     seeds: variance between seeds of bits per byte and of accuracy.
     tolerance: relative difference of times that are considered equal.
+    shorter: results of the runs of shorter budgets, by the fraction of the whole budget.
   """
   dense = pair.dense.name
   trained = [name for name in (c.name for c in pair.candidates) if results.get(name) and results.get(dense)]
@@ -63,7 +65,7 @@ def matched_pair(
     differences(of(results[dense]), {name: of(results[name]) for name in trained}, variance) if trained else {}
     for of, variance in zip((bits, accuracy), seeds, strict=True)
   )
-  runs = Runs(members, results, bits, seeds[0], tolerance)
+  runs = Runs(members, results, bits, seeds[0], tolerance, shorter)
   candidates = tuple(
     _against(members[dense], members[c.name], measurements, runs, by_bits, by_accuracy) for c in pair.candidates
   )

@@ -28,6 +28,8 @@ class Runs:
   seeds: SeedVariance
   tolerance: float
   """Relative difference of active parameters that are considered equal."""
+  shorter: Mapping[float, Mapping[str, Sequence[Result]]] = dataclasses.field(default_factory=dict)
+  """Results of the runs of shorter budgets, by the fraction of the whole budget."""
 
   def curve(self, name: str, equal: str) -> Curve | None:
     """Bits per byte of a member against time, tokens or FLOPs. None if it is not trained or has no training loss."""
@@ -36,7 +38,8 @@ class Runs:
     if not results or len(known) < len(results):
       return None
     scores = [float(score) for score in self.score(results).by_seed]
-    return fairness.curve(known, scores, *_amounts(self.members[name], equal))
+    finished = {part: self.score(of[name]).value for part, of in self.shorter.items() if of.get(name)}
+    return fairness.curve(known, scores, *_amounts(self.members[name], equal), finished)
 
   def half_width(self, dense: str, other: str) -> float:
     """Half of the interval of the difference of two dense members."""
@@ -76,7 +79,7 @@ def bases(runs: Runs, dense: str, candidate: str, difference: Difference) -> tup
 
 def _basis(equal: str, dense: Curve, candidate: Curve, half: float, note: str | None) -> Basis:
   compared = fairness.equal(dense, candidate, half)
-  interval = ends(compared.difference - half, compared.difference + half)
+  interval = ends(*compared.interval)
   return Basis(
     equal=equal,
     at=compared.at,

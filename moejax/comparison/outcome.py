@@ -66,7 +66,7 @@ def outcome(
   ]
   by_name = {member.name: member for member in members}
   pairs = [
-    matched_pair(pair, match, by_name, measurements, results, seeds, suite.tolerance)
+    matched_pair(pair, match, by_name, measurements, results, seeds, suite.tolerance, shorter)
     for pair, match in zip(suite.pairs, matches, strict=True)
   ]
   pairs = [with_shorter_budgets(pair, shorter, by_name[pair.dense].budget_s or 0.0, suite.tolerance) for pair in pairs]

@@ -78,11 +78,11 @@ def tgmm(
     end, size = ends_E[e], group_sizes_E[e]
     # The first block starts the sum: zeros to add to would cost another pass over [D, F].
     first_DF = jax.lax.cond(
-      size >= large,
+      _large_blocks(size, sizes) > 0,
       lambda: block(*_place(R, large, end - size, end)),
       lambda: block(*_place(R, small, end - size, end)),
     )
-    start = jnp.minimum(end - size + jnp.where(size >= large, large, small), end)
+    start = jnp.minimum(end - size + jnp.where(_large_blocks(size, sizes) > 0, large, small), end)
     sum_DF = _over_blocks(lambda start, own_b, sum_DF: sum_DF + block(start, own_b), R, sizes, start, end, first_DF)
     if scales:
       sum_DF = sum_DF * scales[0][e][:, None] * scales[1][e][None]
@@ -113,11 +113,18 @@ def _block_sizes(R: int, E: int) -> tuple[int, int]:
   """Rows of a block, and of the smaller blocks for the rest of a group.
 
   A block has the mean size of a group, rounded to a power of two within bounds: products of fewer than 32 rows are not
-  cheaper, and those of more than 512 rows are not faster per row. The smaller blocks have a quarter of that, since
-  small blocks waste fewer rows, but each costs a pass over [D, F].
+  cheaper, and those of more than 512 rows are not faster per row. The smaller blocks have an eighth of that, but at
+  least 32 rows, since small blocks waste fewer rows, but each costs a pass over [D, F].
   """
   large = min(max(1 << max(R // E, 1).bit_length() - 1, 128), 512)
-  return min(large, R), min(large // 4, R)
+  return min(large, R), min(max(large // 8, 32), R)
+
+
+def _large_blocks(rows: jax.Array, sizes: tuple[int, int]) -> jax.Array:
+  """The number of large blocks for so many rows. The last one may lack up to a quarter of its rows, which small blocks
+  would compute in six passes or more."""
+  large, _ = sizes
+  return (rows + large // 4) // large
 
 
 def _over_blocks(
@@ -128,11 +135,11 @@ def _over_blocks(
   end: jax.Array,
   carry: jax.Array,
 ) -> jax.Array:
-  """Applies `block` to the rows from `start` to `end`: as many large blocks as fit, then small ones."""
+  """Applies `block` to the rows from `start` to `end`: large blocks, then small ones for the rest."""
   large, small = sizes
-  full = (end - start) // large
-  rest = start + full * large
-  carry = jax.lax.fori_loop(0, full, lambda i, carry: block(*_place(R, large, start + i * large, end), carry), carry)
+  count = _large_blocks(end - start, sizes)
+  rest = jnp.minimum(start + count * large, end)
+  carry = jax.lax.fori_loop(0, count, lambda i, carry: block(*_place(R, large, start + i * large, end), carry), carry)
   return jax.lax.fori_loop(
     0, (end - rest + small - 1) // small, lambda i, carry: block(*_place(R, small, rest + i * small, end), carry), carry
   )

@@ -23,9 +23,15 @@ def loss(active: float, tokens):
   return 5.0 - 0.2 * math.log(active) + 0.5 * (tokens / TOKENS) ** -0.3
 
 
-def runs(sizes: dict[str, float], gain: float, tolerance=0.05) -> Runs:
-  """Two seeds of each member; the candidate, "moe", is better by `gain` than a dense model of its size."""
-  random, members, results = np.random.default_rng(0), {}, {}
+def runs(sizes: dict[str, float], gain: float, tolerance=0.05, shorter=True) -> Runs:
+  """Two seeds of each member; the candidate, "moe", is better by `gain` than a dense model of its size. Of half of the
+  budget, there are finished runs if `shorter`."""
+  random, members, results, halves = np.random.default_rng(0), {}, {}, {}
+  ones = np.ones(200)
+
+  def held_out(bits: float) -> HeldOut:
+    return HeldOut((bits + 1e-3 * random.standard_normal(200)) * NATS_PER_BIT, ones, ones, ones)
+
   for name, active in sizes.items():
     of_moe = gain if name == "moe" else 0.0
     tokens = TOKENS * (2.0 if name == "large" else 1.0)
@@ -34,16 +40,11 @@ def runs(sizes: dict[str, float], gain: float, tolerance=0.05) -> Runs:
       name=name, kind="moe" if name == "moe" else "dense", pair="dense", matched=True, parameters_active=active,
       tokens=tokens, train_time_s=1.0, model_flops_per_token=6 * active,
     )  # fmt: skip
-    ones = np.ones(200)
-    results[name] = [
-      Result(
-        {}, HeldOut((curve_Z[-1] + 1e-3 * random.standard_normal(200)) * NATS_PER_BIT, ones, ones, ones),
-        fairness.relative_curve(STEPS_Z, curve_Z),
-      )
-      for _ in range(2)
-    ]  # fmt: skip
+    relative_Z = fairness.relative_curve(STEPS_Z, curve_Z)
+    results[name] = [Result({}, held_out(curve_Z[-1]), relative_Z) for _ in range(2)]
+    halves[name] = [Result({}, held_out(loss(active, tokens / 2) - of_moe)) for _ in range(2)]
   seeds = seed_variance([bits(each) for each in results.values()])
-  return Runs(members, results, bits, seeds, tolerance)
+  return Runs(members, results, bits, seeds, tolerance, {0.5: halves} if shorter else {})
 
 
 def at_equal_tokens(found: Runs):
@@ -64,6 +65,14 @@ def test_a_larger_candidate_is_compared_with_a_dense_model_of_its_size(gain, act
   expected = {-0.05: "dense better", 0.0: "no difference found", 0.05: "candidate better"}
   assert found.outcome == expected[gain]
   assert "interpolated between dense (1.00M) and large (4.00M)" in found.note
+
+
+def test_a_dense_model_that_is_longer_and_has_no_finished_run_of_this_length_is_not_called_worse():
+  """The larger dense model has twice the tokens."""
+  sizes = {"dense": 1e6, "moe": 3.5e6, "large": 4e6}
+  assert at_equal_tokens(runs(sizes, 0.05))[0].outcome == "candidate better"
+  found, _ = at_equal_tokens(runs(sizes, 0.05, shorter=False))
+  assert found.outcome == "no difference found" and found.bits_per_byte_difference == pytest.approx(-0.05, abs=2e-3)
 
 
 def test_without_a_dense_member_beyond_it_a_candidate_of_another_size_is_not_compared():
