@@ -37,18 +37,16 @@ Attention = Callable[..., jax.Array]
 there are sinks, `sinks_N` is a further argument."""
 
 
-def attention_for(
-  platform: str, q_BTNH: jax.Array, v_BSKH: jax.Array, sinks: bool = False, parts: int = 1
-) -> Attention:
+def attention_for(platform: str, q_BTNH: jax.Array, v_BSKH: jax.Array, parts: int = 1) -> Attention:
   """The fastest implementation for a platform, and for queries and values of these shapes and types: a fused kernel on
   TPU and GPU, which keeps the scores out of HBM.
 
-  On TPU, it has no sinks, and needs a sequence of whole blocks or, if devices have `parts` of the sequence, parts whose
-  halves are whole blocks. On GPU, it takes heads of up to 256 dimensions, or up to 128 in float32, and whole sequences.
-  Anything else is plain attention.
+  On TPU, it needs a sequence of whole blocks or, if devices have `parts` of the sequence, parts whose halves are whole
+  blocks. On GPU, it takes heads of up to 256 dimensions, or up to 128 in float32, and whole sequences. Anything else is
+  plain attention.
   """
   whole = q_BTNH.shape[1] % (LANES * (2 * parts if parts > 1 else 1)) == 0
-  if platform == "tpu" and whole and not sinks:
+  if platform == "tpu" and whole:
     return fused_attention
   if platform == "gpu" and parts == 1 and fits(q_BTNH.dtype, (q_BTNH.shape[-1], v_BSKH.shape[-1])):
     return fused_attention_gpu
@@ -77,6 +75,7 @@ def fused_attention(
   v_BSKH: jax.Array,
   segments_BT: jax.Array,
   window: int | None = None,
+  sinks_N: jax.Array | None = None,
   segments_BS: jax.Array | None = None,
   part: int | jax.Array = 0,
   interpret: bool = False,
@@ -93,6 +92,7 @@ def fused_attention(
     v_BSKH: values.
     segments_BT: number of the document of each query position.
     window: as in `attention`.
+    sinks_N: as in `attention`. They are rounded to the type of the queries, which their gradient has in the kernel.
     segments_BS: number of the document of each key position. None: queries and keys have the same positions.
     part: the number of the part, of S / T.
     interpret: whether the kernel runs without a TPU.
@@ -118,10 +118,11 @@ def fused_attention(
   of_keys_BS = segments_BT if segments_BS is None else segments_BS
   arguments = (
     (q_BTNH * H**-0.5).swapaxes(1, 2), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2),
-    splash.SegmentIds(segments_BT, of_keys_BS),
+    splash.SegmentIds(segments_BT, of_keys_BS), None if sinks_N is None else sinks_N.astype(q_BTNH.dtype),
   )  # fmt: skip
+  axes = (0, 0, 0, 0, None)
   if parts == 1:
-    return jax.vmap(kernel)(*arguments).swapaxes(1, 2)
+    return jax.vmap(kernel, axes)(*arguments).swapaxes(1, 2)
 
   def own(x: jax.Array) -> jax.Array:
     """The rows of this part of an array [1, blocks, width] of the kernel, or of the positions [S]."""
@@ -130,12 +131,22 @@ def fused_attention(
     return jax.lax.dynamic_slice_in_dim(x, part * size, size, axis)
 
   with jax.named_scope(f"{SCORES}{_most_scores(order_S, block, parts, window)}"):
-    return jax.vmap(jax.tree.map(own, kernel))(*arguments).swapaxes(1, 2)
+    return jax.vmap(jax.tree.map(own, kernel), axes)(*arguments).swapaxes(1, 2)
 
 
 def is_folded(parts: int, window: int | None) -> bool:
   """Whether each device attends with an early and a late part of the sequence. With a window, parts have equal work."""
   return parts > 1 and window is None
+
+
+def parts_before(length: int, parts: int, window: int | None) -> int | None:
+  """The number of parts before its own whose keys a part of `length` queries gets. None: it gathers those of all parts.
+
+  Passing n parts on from device to device takes the time of n parts. A gather uses both directions of a ring, and takes
+  that of (parts - 1) / 2.
+  """
+  needed = parts if window is None else -(-(window - 1) // length)
+  return needed if 2 * needed < parts else None
 
 
 def query_order(length: int, parts: int, window: int | None) -> np.ndarray:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from moejax.config.attention import Rotary
 from moejax.config.model import Model
-from moejax.kernels.attention import attention, attention_for, heads_served, is_folded
+from moejax.kernels.attention import attention, attention_for, heads_served, is_folded, parts_before
 from moejax.kernels.cached_attention import cached_attention, store
 from moejax.models.rotary import Angles, rotary_angles
 from moejax.partitioning import Names, Partitioner
@@ -53,11 +53,12 @@ def attend(
 ) -> jax.Array:
   """Returns out_BTNH of tokens that attend to each other. The arguments are those of `kernels.attention.attention`.
 
-  If sequences are sharded, each device gathers the keys and values of its whole sequences. The fused kernel without a
-  window attends with queries that devices exchange before and return after, so that all have equal work.
+  If sequences are sharded, each device gathers the keys and values of its whole sequences or, if the window is short,
+  gets those of the parts before its own. The fused kernel without a window attends with queries that devices exchange
+  before and return after, so that all have equal work.
   """
   parts = partitioner.shards("sequence")
-  best = attention_for(_platform(partitioner), q_BTNH, v_BTKH, sinks_N is not None, parts)
+  best = attention_for(_platform(partitioner), q_BTNH, v_BTKH, parts)
   group = q_BTNH.shape[2] // k_BTKH.shape[2]
 
   def on_device(
@@ -66,11 +67,13 @@ def attend(
     k_BTKH, v_BTKH = (_served(partitioner, q_BTNH, x_BTKH, group) for x_BTKH in (k_BTKH, v_BTKH))
     if parts == 1:
       return best(q_BTNH, k_BTKH, v_BTKH, segments_BT, window, **sinks)
-    k_BSKH, v_BSKH, segments_BS = (partitioner.gather(x, "sequence", 1) for x in (k_BTKH, v_BTKH, segments_BT))
-    part = partitioner.index("sequence")
+    before = parts_before(q_BTNH.shape[1], parts, window)
+    k_BSKH, v_BSKH, segments_BS = (_of_keys(partitioner, x, before) for x in (k_BTKH, v_BTKH, segments_BT + 1))
+    segments_BS -= 1  # before the first part, it becomes -1, the number of no document
+    part = partitioner.index("sequence") if before is None else before
     if best is not attention:
       q_BTNH, segments_BT = (_fold(partitioner, x, window) for x in (q_BTNH, segments_BT))
-      out_BTNH = best(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, segments_BS=segments_BS, part=part)
+      out_BTNH = best(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, **sinks, segments_BS=segments_BS, part=part)
       return _fold(partitioner, out_BTNH, window, back=True)
     first = part * q_BTNH.shape[1]
     return attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, **sinks, segments_BS=segments_BS, first=first)
@@ -91,6 +94,18 @@ def _platform(partitioner: Partitioner) -> str:
   capability = getattr(partitioner.device, "compute_capability", "8.0")
   has_triton = re.fullmatch(r"\d+\.\d+", str(capability)) and float(capability) >= 8.0
   return partitioner.platform if partitioner.platform != "gpu" or has_triton else "older gpu"
+
+
+def _of_keys(partitioner: Partitioner, x_BT: jax.Array, before: int | None) -> jax.Array:
+  """The arrays [B, T, ...] of all parts of the sequences, or of so many parts `before` this device's own and of this,
+  one after the other. Before the first part, there are zeros."""
+  if before is None:
+    return partitioner.gather(x_BT, "sequence", 1)
+  found = [x_BT]
+  for _ in range(before):
+    pairs = [(part, part + 1) for part in range(partitioner.shards("sequence") - 1)]
+    found.insert(0, partitioner.send(found[0], "sequence", pairs))
+  return jnp.concatenate(found, axis=1)
 
 
 def _fold(partitioner: Partitioner, x_BT: jax.Array, window: int | None, back: bool = False) -> jax.Array:

@@ -22,6 +22,7 @@ from moejax.config.parameters import (
 )
 from moejax.config.precision import Operands
 from moejax.config.sharding import shards
+from moejax.kernels.attention import parts_before
 from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS, exposed_by_formula
 from moejax.planning.kernels import LANES, TRITON_ATTENTION, VECTOR_OPERATIONS, product_speedup
 from moejax.planning.topology import Topology
@@ -201,11 +202,9 @@ def _attention_s(experiment: Experiment, chip: Chip, gpu_attention: float) -> fl
   products = 9 + 2 * (passes - 3)
   seconds = 0.0
   for attention, count in _attention_layers(model):
-    flops = attention.score_flops_per_token(model, T)  # of 12 products over all keys
-    width = flops / 12 / model.num_heads / T
-    seen = min(T, T * width / model.head_dim) if width < model.head_dim else T
+    seen = _keys_seen(attention, model, T)
     scores = model.num_heads * seen * (1 - seen / (2 * T))
-    head = max(model.head_dim, width)
+    head = max(model.head_dim, _score_width(attention, model, T))
     if chip.platform == "gpu":
       seconds += count * 2 * products * scores * head / (gpu_attention * (chip.bfloat16_flops or chip.vector_flops))
       continue
@@ -213,6 +212,17 @@ def _attention_s(experiment: Experiment, chip: Chip, gpu_attention: float) -> fl
     seconds += count * 2 * products * scores * padded / (chip.bfloat16_flops or chip.vector_flops)
     seconds += count * passes * VECTOR_OPERATIONS * scores / chip.vector_flops
   return seconds
+
+
+def _score_width(attention: Attention, model: Model, T: int) -> float:
+  """Dimensions of a head in the products of scores and values or, with a window, the part of them that its keys take
+  of all."""
+  return attention.score_flops_per_token(model, T) / 12 / model.num_heads / T
+
+
+def _keys_seen(attention: Attention, model: Model, T: int) -> float:
+  """The largest number of keys that a token attends to."""
+  return min(T, T * _score_width(attention, model, T) / model.head_dim)
 
 
 def _attention_layers(model: Model) -> list[tuple[Attention, int]]:
@@ -283,13 +293,11 @@ def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: t
       / _rate(chip, mesh.model, 1)
     )
   if mesh.context > 1:
-    # Keys and values of whole sequences, gathered and gathered again, and their gradients.
-    layers, heads = (
-      model.num_layers + model.multi_token_depth,
-      model.num_kv_heads / math.gcd(mesh.model, model.num_kv_heads),
-    )
-    size = 3 * layers * tokens * mesh.model * mesh.context * 2 * heads * model.head_dim * 2
-    moved += size * (1 - 1 / mesh.context) / _rate(chip, mesh.context, mesh.model)
+    # Keys and values of other parts of the sequences, in the forward pass and again, and their gradients.
+    heads = model.num_kv_heads / math.gcd(mesh.model, model.num_kv_heads)
+    size = 3 * tokens * mesh.model * 2 * heads * model.head_dim * 2
+    parts = sum(count * _parts_received(experiment, one, chip) for one, count in _attention_layers(model))
+    moved += parts * size / _rate(chip, mesh.context, mesh.model)
     if "context" not in dict(rules)["embed"]:
       moved += 2 * (1 - 1 / mesh.context) * of_gradient * own / _rate(chip, mesh.context, mesh.model)
   near = max(1, mesh.replica // topology.slices)
@@ -298,6 +306,15 @@ def _moved_s(experiment: Experiment, topology: Topology, tokens: float, split: t
     inside = chip.link_bandwidth
   moved += 2 * (1 - 1 / near) * of_gradient * own / inside
   return moved + 2 * (1 - 1 / topology.slices) * of_gradient * own / chip.dcn_bandwidth
+
+
+def _parts_received(experiment: Experiment, attention: Attention, chip: Chip) -> int:
+  """The number of other parts of the sequences that a layer gathers, or as many as take the time in which it gets them
+  from the device before: in one direction of a ring, whose two directions a gather uses."""
+  parts, T = experiment.mesh.context, experiment.data.sequence_length
+  seen = round(_keys_seen(attention, experiment.model, T))
+  before = parts_before(T // parts, parts, seen if seen < T else None)
+  return parts - 1 if before is None else before * (2 if chip.torus else 1)
 
 
 def _rate(chip: Chip, ways: int, stride: int) -> float:

@@ -11,7 +11,8 @@ from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, GroupedQuery, Mesh, Model
 from moejax.config.attention import Rotary
-from moejax.models.attend import Context
+from moejax.experiments.sparse_families import gpt_oss_20b
+from moejax.models.attend import Context, context_of
 from moejax.models.attention import GroupedQueryLayer
 from moejax.models.moe.losses import mutual_information_loss
 from moejax.models.moe.router_counts import sum_counts, token_counts
@@ -73,6 +74,21 @@ def test_the_products_that_tpu_takes_give_the_same_output_and_gradients(monkeypa
   expected = value_and_gradients()
   monkeypatch.setattr(Partitioner, "platform", "tpu")
   chex.assert_trees_all_close(value_and_gradients(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_layers_of_gpt_oss_have_the_fused_kernel_on_tpu(monkeypatch, index):
+  monkeypatch.setattr(Partitioner, "platform", "tpu")
+  model = gpt_oss_20b().model
+  config, partitioner = model.attention[index], make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
+  graph, state = nnx.split(nnx.eval_shape(lambda: GroupedQueryLayer(config, model, partitioner, nnx.Rngs(params=0))))
+
+  def layer(state, x_BTD, segments_BT, positions_BT):
+    return nnx.merge(graph, state)(x_BTD, context_of(model, segments_BT, positions_BT))[0]
+
+  numbers_BT = jax.ShapeDtypeStruct((1, 256), jnp.int32)
+  x_BTD = jax.ShapeDtypeStruct((1, 256, model.d_model), jnp.bfloat16)
+  assert config.sinks and "splash_mha_fwd" in str(jax.make_jaxpr(layer)(state, x_BTD, numbers_BT, numbers_BT))
 
 
 def test_its_mutual_information_reaches_its_router_and_no_other_weight():

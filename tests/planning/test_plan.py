@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from planning_programs import PROGRAMS
 from rich.console import Console
 
-from moejax.config import Mesh
+from moejax.config import GroupedQuery, Mesh
 from moejax.config.chips import CHIPS
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.display import Display
@@ -64,6 +64,16 @@ def display():
 def test_the_formula_counts_the_keys_and_values_that_context_parallelism_gathers(tiny_dense):
   gathering, whole = (replace(tiny_dense, mesh=mesh) for mesh in (Mesh(data=2, context=4), Mesh(data=8)))
   assert estimate(gathering, CPU).step_time_s > estimate(whole, CPU).step_time_s
+
+
+def test_the_formula_counts_fewer_of_them_where_a_window_needs_those_of_one_part_alone(tiny_dense):
+  def received_s(window):
+    model = replace(tiny_dense.model, attention=(GroupedQuery(window=window),))
+    meshes = Mesh(data=2, context=4), Mesh(data=8)
+    gathering_s, whole_s = (estimate(replace(tiny_dense, model=model, mesh=of), CPU).step_time_s for of in meshes)
+    return gathering_s - whole_s
+
+  assert 0 < received_s(9) < received_s(10) == pytest.approx(received_s(None))  # a part has 8 positions
 
 
 def test_a_plan_has_the_promised_keys_and_adds_up_and_is_remembered(tiny_moe, display):
@@ -261,7 +271,9 @@ def test_a_gather_over_a_whole_slice_stays_a_gather_and_wide_heads_fit_in_vmem()
 @needs_libtpu
 def test_parts_of_sequences_have_the_fused_kernel_whose_scores_are_not_in_memory(tiny_dense, display):
   length = 4096
-  experiment = replace(tiny_dense, mesh=Mesh(data=1, context=4), data=replace(tiny_dense.data, sequence_length=length))
+  model = replace(tiny_dense.model, attention=(GroupedQuery(sinks=True),))
+  data, mesh = replace(tiny_dense.data, sequence_length=length), Mesh(data=1, context=4)
+  experiment = replace(tiny_dense, model=model, data=data, mesh=mesh)
   found = plan(experiment, parse_topology("v5p:2x2x1"), display)
   kernels = {operation.kind: operation for operation in found.operations if "splash" in operation.kind}
   assert set(kernels) == {f"kernel splash_mha_{name}" for name in ("fwd", "dq", "dkv")}

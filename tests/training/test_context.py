@@ -62,40 +62,48 @@ def test_sharded_sequences_have_the_gradients_and_metrics_of_one_device(case, me
 
 
 @pytest.mark.slow
-def test_keys_and_values_are_gathered_over_context_and_no_activation_else():
-  experiment = experiment_of("window and sinks", Mesh(data=2, context=4))
-  spec = spec_of(experiment)
+@pytest.mark.parametrize("windows", [False, True])
+def test_keys_and_values_are_gathered_over_context_unless_all_windows_are_short_and_no_activation_else(windows):
+  """A part has 16 positions."""
+  mesh = Mesh(data=2, context=4)
+  experiment = experiment_of("window and sinks", mesh) if windows else tiny(False, mesh=mesh)
+  spec = spec_of(dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, sequence_length=64)))
   text = make_train_step(spec).lower(*abstract_inputs(spec)).compile().as_text()
   gathers = [line for line in text.splitlines() if " all-gather(" in line and "mesh" not in line.split("=")[0]]
-  whole = [line for line in gathers if ",32,8,4]" in line.split(" all-gather(")[0]]
-  assert whole, "keys and values of 32 positions"
-  assert not [line for line in gathers if "[8,32,32]" in line.split(" all-gather(")[0]], "the residual stream stays"
+  whole = [line for line in gathers if ",64,8,4]" in line.split(" all-gather(")[0]]
+  assert bool(whole) != windows, "keys and values of 64 positions"
+  permutes = [line.split(" collective-permute(") for line in text.splitlines() if " collective-permute(" in line]
+  assert any(",16,8,4]" in result for result, _ in permutes) == windows, "those of the part before"
+  assert not [line for line in gathers if "[8,64,32]" in line.split(" all-gather(")[0]], "the residual stream stays"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("window", [None, 200])
+@pytest.mark.parametrize(("window", "sinks"), [(None, True), (200, True), (400, False)])
 @pytest.mark.parametrize("mesh", [Mesh(data=2, context=4), Mesh(data=1, context=4, model=2)], ids=str)
-def test_the_fused_kernel_on_parts_of_sequences_equals_plain_attention(monkeypatch, mesh, window):
+def test_the_fused_kernel_on_parts_of_sequences_equals_plain_attention_on_one_device(monkeypatch, mesh, window, sinks):
   """Outputs and gradients, with documents that end in a part, at its border and in padding. The kernel runs without a
-  TPU."""
-  partitioner = make_partitioner(mesh, tiny(False).rules)
-  keys = jax.random.split(jax.random.key(0), 4)
+  TPU. A part has 256 positions."""
+  keys = jax.random.split(jax.random.key(0), 5)
   q, weight = (jax.random.normal(key, (2, 1024, 4, 16)) for key in keys[:2])
-  k, v = (jax.random.normal(key, (2, 1024, 2, 16)) for key in keys[2:])
+  k, v = (jax.random.normal(key, (2, 1024, 2, 16)) for key in keys[2:4])
+  sinks_N = jax.random.normal(keys[4], (4,)) if sinks else None
   segments = jnp.asarray(np.repeat([[1, 1, 1, 2, 2, 2, 2, 3], [1, 2, 2, 2, 3, 3, 0, 0]], 128, axis=1))
   weight = weight * (segments > 0)[..., None, None]
 
-  def of(kernel):
+  def of(kernel, mesh):
     monkeypatch.setattr(attend, "attention_for", lambda *_: kernel)
+    partitioner = make_partitioner(mesh, tiny(False).rules)
 
-    def weighted(q, k, v):
-      out = attend.attend(partitioner, q, k, v, segments, window)
+    def weighted(q, k, v, sinks_N):
+      out = attend.attend(partitioner, q, k, v, segments, window, sinks_N)
       return jnp.sum(out * weight), out
 
-    (_, out), gradients = jax.jit(jax.value_and_grad(weighted, (0, 1, 2), has_aux=True))(q, k, v)
+    differentiated = (0, 1, 2, 3) if sinks else (0, 1, 2)
+    (_, out), gradients = jax.jit(jax.value_and_grad(weighted, differentiated, has_aux=True))(q, k, v, sinks_N)
     return out * (segments > 0)[..., None, None], *gradients
 
-  for fused, plain in zip(of(functools.partial(fused_attention, interpret=True)), of(attention), strict=True):
+  found, expected = of(functools.partial(fused_attention, interpret=True), mesh), of(attention, Mesh(data=1))
+  for fused, plain in zip(found, expected, strict=True):
     np.testing.assert_allclose(fused, plain, atol=2e-5)
 
 
