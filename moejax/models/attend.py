@@ -101,10 +101,10 @@ def _of_keys(partitioner: Partitioner, x_BT: jax.Array, before: int | None) -> j
   one after the other. Before the first part, there are zeros."""
   if before is None:
     return partitioner.gather(x_BT, "sequence", 1)
+  to_next = [(part, part + 1) for part in range(partitioner.shards("sequence") - 1)]
   found = [x_BT]
   for _ in range(before):
-    pairs = [(part, part + 1) for part in range(partitioner.shards("sequence") - 1)]
-    found.insert(0, partitioner.send(found[0], "sequence", pairs))
+    found.insert(0, partitioner.send(found[0], "sequence", to_next))
   return jnp.concatenate(found, axis=1)
 
 
