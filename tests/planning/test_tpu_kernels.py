@@ -20,14 +20,20 @@ from moejax.planning.program import parse
 from moejax.planning.topology import parse_topology
 from moejax.training.compiler import compiler_options
 
-pytestmark = [
-  pytest.mark.slow,
-  pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="compiling for TPU needs pip install moejax[tpu]"
-  ),
-]
+pytestmark = pytest.mark.skipif(
+  importlib.util.find_spec("libtpu") is None, reason="compiling for TPU needs pip install moejax[tpu]"
+)
 
 TPUS = [chip for chip in CHIPS.values() if chip.platform == "tpu"]
+
+
+def cases(soon, *of):
+  """The slow tests are those of some chips, named in `soon`. The others run every night."""
+  return [
+    pytest.param(chip, *others, id="-".join([chip.name, *others]),
+                 marks=pytest.mark.slow if chip.name in soon else pytest.mark.nightly)
+    for chip, *others in of
+  ]  # fmt: skip
 
 
 def compiled(chip, function, *arguments):
@@ -49,7 +55,7 @@ def kernel_flops(chip, program):
 
 
 @pytest.mark.parametrize(
-  ("chip", "bits"), [(chip, bits) for chip in TPUS for bits in chip.eight_bits], ids=lambda of: getattr(of, "name", of)
+  ("chip", "bits"), cases(("v6e", "tpu7x"), *((chip, bits) for chip in TPUS for bits in chip.eight_bits))
 )
 def test_the_grouped_8_bit_products_of_every_chip_that_has_them_compile_with_their_gradients(chip, bits):
   """With the matrices of Mixtral 8x7B."""
@@ -67,7 +73,7 @@ def test_the_grouped_8_bit_products_of_every_chip_that_has_them_compile_with_the
   assert found == {"gmm_8bit": 2 * 2 * R * D * F, "tgmm_8bit": 2 * R * D * F, "largest": 0}
 
 
-@pytest.mark.parametrize("chip", TPUS, ids=lambda chip: chip.name)
+@pytest.mark.parametrize("chip", cases(("v5e",), *((chip,) for chip in TPUS)))
 def test_attention_with_sinks_compiles_on_the_devices_of_every_chip_and_has_no_scores_in_memory(chip):
   """A layer of gpt-oss with a window and one without."""
   T, queries, keys, width = 4096, 64, 8, 64
