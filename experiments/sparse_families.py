@@ -76,16 +76,16 @@ def deepseek_v3_mtp() -> Experiment:
 
 
 def llama4_scout() -> Experiment:
-  """Llama 4 Scout, without its image encoder: 107.8B in total, 17.2B active. The mesh is for 256 chips. The router's
-  weights multiply the outputs of experts, where Llama 4 multiplies their inputs, and queries and keys have no norm."""
-  scaling = Llama3Scaling(factor=16.0, low_frequency=1.0, high_frequency=1.0001, original_length=8192)
-  model = _llama4(GroupedQuery(chunk=8192, rope_scaling=scaling), num_experts=16, every=1, d_ff=8192)
+  """Llama 4 Scout, without its image encoder: 107.8B in total, 17.2B active. The mesh is for 256 chips."""
+  scaling = Llama3Scaling(factor=16.0, low_frequency=1.0, high_frequency=1.0, original_length=8192)
+  local = GroupedQuery(chunk=8192, rope_scaling=scaling, norm_after_rotary=True)
+  model = _llama4(local, num_experts=16, every=1, d_ff=8192)
   return _experiment("llama4_scout", model, Mesh(data=16, expert=16), 8192, 256, Losses(load_balance=0.001))
 
 
 def llama4_maverick() -> Experiment:
   """Llama 4 Maverick, without its image encoder: 400.7B in total, 17.2B active; every second layer is sparse. The mesh
-  is for 512 chips. It differs from Llama 4 as `llama4_scout` does."""
+  is for 512 chips."""
   model = _llama4(GroupedQuery(chunk=8192), num_experts=128, every=2, d_ff=16_384)
   return _experiment("llama4_maverick", model, Mesh(data=16, expert=32), 8192, 512, Losses(load_balance=0.001))
 
@@ -112,14 +112,14 @@ def _gpt_oss(num_layers: int, num_experts: int) -> Model:
   )
 
 
-def _llama4(chunked: GroupedQuery, num_experts: int, every: int, d_ff: int) -> Model:
+def _llama4(local: GroupedQuery, num_experts: int, every: int, d_ff: int) -> Model:
   return Model(
     num_layers=48,
     d_model=5120,
     num_heads=40,
     num_kv_heads=8,
     head_dim=128,
-    attention=(chunked,) * 3 + (GroupedQuery(rotary_embedding=False),),
+    attention=(local,) * 3 + (GroupedQuery(rotary_embedding=False, score_log_scale=0.1),),
     d_ff=d_ff,
     vocab_size=202_048,
     tie_embeddings=False,
@@ -131,6 +131,7 @@ def _llama4(chunked: GroupedQuery, num_experts: int, every: int, d_ff: int) -> M
       d_ff=8192,
       every=every,
       num_shared_experts=1,
+      weights_on="inputs",
       router=TopKRouter(scores="sigmoid", renormalize=False),
       dispatch=GroupedDispatch(),
     ),

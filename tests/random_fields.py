@@ -39,6 +39,8 @@ NUMBERS_AND_TEXT = {
   "model.attention.0.chunk": ("None", "1", "3", "8", "100"),
   "model.attention.0.rope-theta": ("None", "1e-3", "500"),
   "model.attention.0.score-scale": ("1e-30", "0.5", "1"),
+  "model.attention.0.score-log-scale": ("0", "0.1", "1"),
+  "model.attention.0.score-log-length": ("1", "3", "8192"),
   "model.attention.0.rope-scaling.factor": ("0.5", "1", "8"),
   "model.attention.0.rope-scaling.low-frequency": ("0.5", "1", "8"),
   "model.attention.0.rope-scaling.high-frequency": ("1", "4"),

@@ -50,6 +50,7 @@ FLOORS = (
     "moejax.interop.families",
     "moejax.interop.field_types",
     "moejax.interop.layer_types",
+    "moejax.interop.llama4_layers",
     "moejax.interop.same_function",
   ),
   ("moejax.kernels",),
@@ -81,10 +82,10 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
-MAX_CONFIG_FIELDS = 233
+MAX_CONFIG_FIELDS = 237
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 another third are what published families of models differ in, most of them in values of attention and RoPE."""
-MAX_OF_TRAINING = (186, 22_300)
+MAX_OF_TRAINING = (186, 22_400)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
 MAX_OF_TRAINING_WITHOUT_INPUT = (145, 17_600)
 """The same without data/ and experiments/."""

@@ -9,9 +9,9 @@ from moejax.verb_arguments import helped, required
 
 IMPORT = """\
 HF_DIR contains config.json, *.safetensors and the tokenizer. `hf download MODEL` downloads a model and prints this
-folder. The supported families are Llama, Mistral, Qwen, Mixtral, OLMoE, DeepSeekMoE, DeepSeek-V3, Gemma 3 and gpt-oss.
-If a field of config.json is not supported, an error names it. RUN is a run at step 0 for `moejax generate`, `evaluate`
-and `train`. To train it further, set its data, training and optimizer when it is imported:
+folder. The supported families are Llama, Mistral, Qwen, Mixtral, OLMoE, DeepSeekMoE, DeepSeek-V3, Gemma 3, gpt-oss and
+Llama 4. If a field of config.json is not supported, an error names it. RUN is a run at step 0 for `moejax generate`,
+`evaluate` and `train`. To train it further, set its data, training and optimizer when it is imported:
 
 examples:
   moejax import Qwen3-0.6B /tmp/qwen

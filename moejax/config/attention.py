@@ -15,6 +15,9 @@ from moejax.errors import UserError
 MATRIX = "w_"
 """How the names of parameters begin that are matrices of products. Others are biases, scales and sinks."""
 
+LARGEST_POSITION = 2**31 - 1
+"""Positions are int32."""
+
 
 class Rotary(NamedTuple):
   """A rotary embedding. Layers with equal ones share their angles."""
@@ -80,8 +83,17 @@ class GroupedQuery(Attention, kind="grouped_query"):
   """Base of the rotary embedding of this layer (Gemma 3: 10,000 in local layers). None: model.rope_theta."""
   rope_scaling: RopeScaling = RopeScaling()
   """Scaling of the rotary embedding for long texts (Llama 3.1, gpt-oss)."""
+  norm_after_rotary: bool = False
+  """Whether queries and keys are divided by their root mean square over each head, after the rotary embedding and
+  without a learned scale (Llama 4 Scout). model.qk_norm is before it, and has a scale."""
   score_scale: float = 1.0
   """Factor of the scores, which are also divided by the square root of model.head_dim."""
+  score_log_scale: float = 0.0
+  """The scores of a query at position p of its document, counted from 0, are multiplied by 1 + score_log_scale x
+  ln(1 + floor((p + 1) / score_log_length)) (Llama 4: 0.1 in layers without rotary embedding; compare arXiv 2501.19399).
+  0: they are not."""
+  score_log_length: int = 8192
+  """Number of positions after which the factor of scores rises, where score_log_scale is above 0."""
   sinks: bool = False
   """Whether the softmax has an additional learned logit for each head, which has no value (gpt-oss)."""
   output_bias: bool = False
@@ -93,17 +105,21 @@ class GroupedQuery(Attention, kind="grouped_query"):
         checks.positive(self, name)
     if self.window is not None and self.chunk is not None:
       raise UserError(f"attention.window={self.window} and attention.chunk={self.chunk} exclude each other; set one")
-    if self.rope_theta is not None and not self.rotary_embedding:
-      raise UserError(
-        f"attention.rope_theta={self.rope_theta} would have no effect with attention.rotary_embedding=False; set it to "
-        "None"
-      )
     checks.positive(self, "score_scale")
+    checks.not_negative(self, "score_log_scale")
+    checks.between(self, "score_log_length", 1, LARGEST_POSITION)
     object.__setattr__(self, "rope_scaling", typed(RopeScaling, self.rope_scaling, "attention.rope_scaling"))
-    if self.rope_scaling != RopeScaling() and not self.rotary_embedding:
+    for name in ("rope_theta", "rope_scaling", "norm_after_rotary"):
+      self._check_effect(name, "rotary_embedding")
+    self._check_effect("score_log_length", "score_log_scale")
+
+  def _check_effect(self, name: str, needed: str) -> None:
+    (default,) = (field.default for field in dataclasses.fields(self) if field.name == name)
+    value, default = (each.kind if isinstance(each, RopeScaling) else each for each in (getattr(self, name), default))
+    if value != default and not getattr(self, needed):
       raise UserError(
-        f"attention.rope_scaling={self.rope_scaling.kind} would have no effect with attention.rotary_embedding=False; "
-        "set it to none"
+        f"attention.{name}={value} would have no effect with attention.{needed}={getattr(self, needed)}; set it to "
+        f"{default}"
       )
 
   def check_model(self, model: Any) -> None:

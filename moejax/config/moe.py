@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from typing import Literal, get_args
 
 from moejax.config import checks
 from moejax.config.dispatch import Dispatch
 from moejax.config.plain import typed
 from moejax.config.router import Router
 from moejax.errors import UserError
+
+WeightsOn = Literal["outputs", "inputs"]
 
 BALANCE_LOSSES = ("load_balance", "sequence_balance", "global_balance")
 LOSSES_OF_SPARSE_LAYERS = (*BALANCE_LOSSES, "router_z", "mutual_information")
@@ -34,6 +37,9 @@ class MoE:
   """Whether the output of the shared experts is multiplied by a sigmoid gate (Qwen2-MoE)."""
   bias: bool = False
   """Whether the router and each matrix of the routed experts have a bias (gpt-oss)."""
+  weights_on: WeightsOn = "outputs"
+  """Whether the weight of a choice multiplies the output of the expert or, where each token has one expert, its input
+  (Llama 4)."""
   router: Router = Router()
   """The router, which selects the experts of each token and their weights. In Python, the kind alone, such as "dense",
   selects a router with default fields."""
@@ -62,7 +68,17 @@ class MoE:
         f"use at most {self.num_experts}"
       )
     self.router.check_layer(self.num_experts, self.experts_per_token)
+    self._check_weights()
     self._check_effect("capacity_factor", self.has_capacity, "dispatch einsum and router expert_choice have a capacity")
+
+  def _check_weights(self) -> None:
+    checks.one_of(self, "weights_on", get_args(WeightsOn))
+    if self.weights_on == "inputs" and (self.experts_per_token > 1 or self.router.every_expert):
+      raise UserError(
+        f"moe.weights_on='inputs' needs one expert per token, and moe.experts_per_token={self.experts_per_token} with "
+        f"router.kind={self.router.kind!r} may have several; set experts_per_token to 1 with router.kind='top_k', or "
+        "weights_on to 'outputs'"
+      )
 
   @property
   def has_capacity(self) -> bool:

@@ -49,7 +49,8 @@ class LinearScaling(RopeScaling, kind="linear"):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3Scaling(LinearScaling, kind="llama3"):
-  """Low frequencies are divided by the factor and high ones are not, with a ramp between them (Llama 3.1)."""
+  """Low frequencies are divided by the factor and high ones are not, with a ramp between them (Llama 3.1), or a border
+  where low_frequency and high_frequency are equal (Llama 4 Scout)."""
 
   low_frequency: float = 1.0
   """Rotations within original_length up to which a frequency is low."""
@@ -61,9 +62,9 @@ class Llama3Scaling(LinearScaling, kind="llama3"):
   def __post_init__(self) -> None:
     super().__post_init__()
     checks.positive(self, "low_frequency", "high_frequency", "original_length")
-    if self.low_frequency >= self.high_frequency:
+    if self.low_frequency > self.high_frequency:
       raise UserError(
-        f"rope_scaling.low_frequency={self.low_frequency} must be below rope_scaling.high_frequency="
+        f"rope_scaling.low_frequency={self.low_frequency} must be at most rope_scaling.high_frequency="
         f"{self.high_frequency}; lower it"
       )
 
@@ -126,5 +127,7 @@ class YarnScaling(LinearScaling, kind="yarn"):
 
 
 def _ramp(x: float, low: float, high: float) -> float:
-  """0 up to `low`, 1 from `high`, linear between them."""
+  """0 up to `low`, 1 from `high`, linear between them. If they are equal, 1 only above them."""
+  if low == high:
+    return float(x > high)
   return min(1.0, max(0.0, (x - low) / (high - low)))

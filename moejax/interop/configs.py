@@ -16,6 +16,7 @@ from moejax.errors import UserError
 from moejax.interop.families import COMMON, FAMILIES, LATENT_FIELDS, LAYER, Family
 from moejax.interop.field_types import check_types, short
 from moejax.interop.layer_types import OF_SCORES, attention_of, config_of_attention, rope_of
+from moejax.interop.llama4_layers import LLAMA_4_FIELDS, sparse_step
 from moejax.interop.same_function import differences
 
 Config = Mapping[str, Any]
@@ -40,8 +41,8 @@ SAME: dict[str, Any] = {
 WITHOUT_EFFECT = frozenset(
   """
   _attn_implementation _commit_hash _name_or_path _sliding_window_pattern architectures cache_implementation ep_size
-  experts_per_token head_dim initial_context_length num_mtp_layers num_nextn_predict_layers qk_head_dim
-  rope_local_base_freq sliding_window_pattern attn_implementation auto_map aux_loss_alpha
+  experts_per_token for_llm_compressor head_dim initial_context_length num_mtp_layers num_nextn_predict_layers
+  qk_head_dim rope_local_base_freq sliding_window_pattern attn_implementation auto_map aux_loss_alpha
   bos_token_id dtype eos_token_id gradient_checkpointing id2label initializer_range is_encoder_decoder label2id
   layer_types max_position_embeddings max_window_layers model_type output_attentions output_hidden_states
   output_router_logits pad_token_id pretraining_tp return_dict rope_parameters rope_scaling rope_theta
@@ -219,6 +220,7 @@ def _check_same(config: Config, family: Family) -> None:
   """Raises UserError for a field that would change the function of the model, or that is unknown."""
   used = {*COMMON.values(), *family.fields.values(), *family.moe.values(), OF_SCORES}
   used |= {*LATENT_FIELDS.values()} if family.latent else set()
+  used |= LLAMA_4_FIELDS if family.chunked else set()
   used |= {ALSO[name] for name in used if name in ALSO}
   same = {**SAME, **family.same}
   for name, value in config.items():
@@ -242,6 +244,8 @@ def _value(config: Config, family: Family, theirs: str) -> Any:
     width, each = config.get(theirs) or 0, _value(config, family, "moe_intermediate_size")
     checks.divides(each, "moe_intermediate_size", width, f"config.json: {theirs}")
     return width // each
+  if theirs == "interleave_moe_layer_step":
+    return sparse_step(config)
   for name in (theirs, ALSO.get(theirs, theirs)):
     if (value := config.get(name)) is not None:
       return value

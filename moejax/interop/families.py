@@ -8,6 +8,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from moejax.interop.llama4_layers import LLAMA_4_DEFAULTS
+
 Sliding = Callable[[int, Mapping[str, Any]], bool]
 """Whether a layer, by its number, has a window according to a config.json without layer_types."""
 
@@ -88,6 +90,8 @@ class Tensor:
   """Whether its dimensions are those of the parameter, in the same order."""
   every: tuple[int, int] | None = None
   """The parameter is each n-th entry of the last dimension from the k-th one, as (k, n)."""
+  half: int | None = None
+  """The parameter is the first (0) or the second half (1) of the last dimension."""
   pairs: bool = False
   """Whether the dimensions of outputs that have a rotary embedding, which are the last ones, are stored as pairs that
   are rotated together. In the parameter, they are two halves."""
@@ -129,6 +133,20 @@ OF_DEEPSEEK_V3: Mapping[str, str | Tensor] = (
     "feed_forward.bias_E": "mlp.gate.e_score_correction_bias",
   }
 )
+OF_LLAMA_4: Mapping[str, str | Tensor] = (
+  OF_ATTENTION
+  | _of_feed_forward("feed_forward", "feed_forward")
+  | _of_feed_forward("feed_forward.shared", "feed_forward.shared_expert")
+  | {
+    "attention.w_q_DNH": Tensor("self_attn.q_proj.weight", pairs=True),
+    "attention.w_k_DKH": Tensor("self_attn.k_proj.weight", pairs=True),
+    "feed_forward.w_router_DE": "feed_forward.router.weight",
+    "feed_forward.experts.w_gate_EDF": Tensor("feed_forward.experts.gate_up_proj", as_ours=True, half=0),
+    "feed_forward.experts.w_up_EDF": Tensor("feed_forward.experts.gate_up_proj", as_ours=True, half=1),
+    "feed_forward.experts.w_down_EFD": Tensor("feed_forward.experts.down_proj", as_ours=True),
+  }
+)
+"""In layers without a rotary embedding, queries and keys are permuted too, which does not change their products."""
 LATENT_FIELDS = {
   "kv_rank": "kv_lora_rank", "q_rank": "q_lora_rank", "rotary_dim": "qk_rope_head_dim", "value_dim": "v_head_dim",
 }  # fmt: skip
@@ -153,6 +171,8 @@ class Family:
   from null."""
   latent: bool = False
   """Whether attention is latent, with LATENT_FIELDS."""
+  chunked: bool = False
+  """Whether config.json has the layers of Llama 4, as in `moejax.interop.llama4_layers`."""
   scales_embedding: bool = False
   """Whether the embedding of a token is multiplied by the square root of its width."""
   moe: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -348,6 +368,28 @@ FAMILIES = {
       only={"moe.router.scores": "sigmoid", "moe.router.bias_rate": 0.001},
       same={"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": True},
       defaults={"routed_scaling_factor": 1.0, "n_group": 1, "topk_group": 1},
+    ),
+    Family(
+      model_type="llama4_text",
+      absent=LLAMA_4_DEFAULTS,
+      architecture="Llama4ForCausalLM",
+      tensors=OF_LLAMA_4,
+      fields={"d_ff": "intermediate_size_mlp"},
+      chunked=True,
+      moe={
+        "moe.num_experts": "num_local_experts",
+        "moe.experts_per_token": "num_experts_per_tok",
+        "moe.d_ff": "intermediate_size",
+        "moe.every": "interleave_moe_layer_step",
+      },
+      only={
+        "moe.num_shared_experts": 1,
+        "moe.weights_on": "inputs",
+        "moe.router.scores": "sigmoid",
+        "moe.router.renormalize": False,
+      },
+      balance_loss="router_aux_loss_coef",
+      rope_theta=500_000.0,
     ),
   )
 }

@@ -27,6 +27,10 @@ def _texts(value: Any) -> bool:
   return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
+def _numbers(value: Any) -> bool:
+  return isinstance(value, list) and all(type(item) is int and 0 <= item < MOST_LAYERS for item in value)
+
+
 def _bits(value: Any) -> bool:
   return isinstance(value, list) and all(item in (0, 1) for item in value)
 
@@ -58,7 +62,7 @@ TYPES: Mapping[str, Type] = {
       "sliding_window_pattern", "qk_nope_head_dim", "vocab_size", "intermediate_size", "intermediate_size_mlp",
       "num_experts", "num_local_experts", "num_experts_per_tok", "n_routed_experts", "kv_lora_rank", "q_lora_rank",
       "qk_rope_head_dim", "v_head_dim", "n_group", "topk_group", "decoder_sparse_step", "attention_chunk_size",
-      "interleave_moe_layer_step", "no_rope_layer_interval",
+      "interleave_moe_layer_step", "no_rope_layer_interval", "floor_scale",
     ),
     POSITIVE,
   ),
@@ -67,6 +71,9 @@ TYPES: Mapping[str, Type] = {
   **dict.fromkeys(("tie_word_embeddings", "norm_topk_prob", "use_sliding_window", "use_qk_norm"), BOOL),
   **dict.fromkeys(("hidden_act", "hidden_activation", "scoring_func", "topk_method"), TEXT),
   "no_rope_layers": (_bits, "a list of 0 and 1"),
+  "moe_layers": (_numbers, "a list of the numbers of layers, from 0"),
+  "attn_scale": NUMBER,
+  "attn_temperature_tuning": (lambda value: type(value) in (bool, int), "true, false or an integer"),
 }  # fmt: skip
 """The check and the description of each field. All of them may be null."""
 

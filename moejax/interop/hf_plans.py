@@ -11,12 +11,11 @@ from typing import Any
 
 from moejax.config.fields import with_fields
 from moejax.config.model import Model
-from moejax.config.rope import NoScaling
 from moejax.errors import UserError
 from moejax.interop.configs import model_of, read_config
 from moejax.interop.families import FAMILIES, Family
 from moejax.interop.field_types import check_types
-from moejax.interop.layer_types import FULL, ROPE_TYPES, SLIDING, shortest_pattern
+from moejax.interop.layer_types import FULL, ROPE_TYPES, SLIDING
 
 Config = dict[str, Any]
 
@@ -55,8 +54,8 @@ class _Kin:
   family: str
   convert: Callable[[Config, dict[str, str]], Config]
   """Returns its config.json as one of the family, and adds what moejax lacks to the second argument."""
-  model: Callable[[Config, Model, int], Mapping[str, Any]]
-  """Returns the fields of Model that differ from the family's, by path, for a length of sequences."""
+  model: Callable[[Config], Mapping[str, Any]]
+  """Returns the fields of Model that differ from the family's, by path."""
 
 
 def _gemma(config: Config, missing: dict[str, str]) -> Config:
@@ -87,69 +86,14 @@ def _deepseek_v2(config: Config, missing: dict[str, str]) -> Config:
   return found
 
 
-OF_LLAMA_4 = frozenset({
-  "attention_chunk_size", "attn_scale", "attn_temperature_tuning", "floor_scale", "for_llm_compressor",
-  "interleave_moe_layer_step", "intermediate_size_mlp", "layer_types", "moe_layers", "no_rope_layer_interval",
-  "no_rope_layers", "num_local_experts", "use_qk_norm",
-})  # fmt: skip
-"""Fields that only Llama 4 has, or that other families read differently."""
-
-
-def _llama_4(config: Config, missing: dict[str, str]) -> Config:
-  """Llama 4 as Qwen3-MoE with other layers of attention, a shared expert and another router."""
-  if config.get("use_qk_norm") is not False:
-    missing["use_qk_norm"] = "norms of queries and keys"
-  if config.get("attn_temperature_tuning") is not False:
-    missing["attn_temperature_tuning"] = "attention scores that are scaled by position"
-  missing["router_input"] = "router weights that multiply the inputs of experts: planned with their outputs"
-  step = config.get("interleave_moe_layer_step") or 1
-  moe_layers, layers = config.get("moe_layers"), config.get("num_hidden_layers") or 0
-  if moe_layers is not None and moe_layers != list(range(step - 1, layers, step)):
-    raise UserError(
-      f"config.json: moe_layers={str(moe_layers)[:60]} is not supported; moejax supports every n-th layer, "
-      "interleave_moe_layer_step"
-    )
-  found: Config = {"rope_theta": 500_000.0, "rms_norm_eps": 1e-5, "head_dim": 128, "num_key_value_heads": 8}
-  found |= {name: value for name, value in config.items() if name not in OF_LLAMA_4}
-  rope = found.get("rope_scaling") or {}
-  if rope.get("low_freq_factor") and rope["low_freq_factor"] == rope.get("high_freq_factor"):  # a border, not a ramp
-    found["rope_scaling"] = rope | {"high_freq_factor": 1.0001 * rope["low_freq_factor"]}
-  return found | {
-    "num_experts": config.get("num_local_experts") or 16,
-    "num_experts_per_tok": config.get("num_experts_per_tok") or 1,
-    "moe_intermediate_size": config.get("intermediate_size") or 8192,
-    "intermediate_size": config.get("intermediate_size_mlp") or 16_384,
-    "decoder_sparse_step": step,
-    "norm_topk_prob": False,
-  }
-
-
-def _of_llama_4(config: Config, model: Model, sequence_length: int) -> Mapping[str, Any]:
-  layers, interval = model.num_layers, config.get("no_rope_layer_interval") or 4
-  rotary = config.get("no_rope_layers") or [int((layer + 1) % interval != 0) for layer in range(layers)]
-  if len(rotary) != layers:
-    raise UserError(f"config.json: no_rope_layers has {len(rotary)} entries, but num_hidden_layers={layers}")
-  chunk = config.get("attention_chunk_size")
-  layer = model.attention[0]
-  local = with_fields(layer, {"chunk": chunk if chunk is not None and chunk < sequence_length else None})
-  whole = with_fields(layer, {"rotary_embedding": False, "rope_scaling": NoScaling()})
-  return {
-    "qk_norm": False,
-    "moe.num_shared_experts": 1,
-    "moe.router.scores": "sigmoid",
-    "attention": shortest_pattern(tuple(local if one else whole for one in rotary)),
-  }
-
-
 KIN: Mapping[str, _Kin] = {
-  "gemma": _Kin("gemma3_text", _gemma, lambda *_: {"qk_norm": False, "norm_places": "before"}),
-  "gemma2": _Kin("gemma3_text", _gemma, lambda *_: {"qk_norm": False}),
+  "gemma": _Kin("gemma3_text", _gemma, lambda config: {"qk_norm": False, "norm_places": "before"}),
+  "gemma2": _Kin("gemma3_text", _gemma, lambda config: {"qk_norm": False}),
   "deepseek_v2": _Kin(
     "deepseek_v3",
     _deepseek_v2,
-    lambda config, *_: {"moe.router.bias_rate": 0.0, "moe.router.scores": config.get("scoring_func") or "softmax"},
+    lambda config: {"moe.router.bias_rate": 0.0, "moe.router.scores": config.get("scoring_func") or "softmax"},
   ),
-  "llama4_text": _Kin("qwen3_moe", _llama_4, _of_llama_4),
 }
 
 
@@ -188,7 +132,7 @@ def planned_model(path: pathlib.Path, sequence_length: int, without: tuple[str, 
       f"To plan it without them, add --without {' '.join(missing)}"
     )
   model = model_of(config, sequence_length)
-  return (with_fields(model, kin.model(original, model, sequence_length)) if kin else model), missing
+  return (with_fields(model, kin.model(original)) if kin else model), missing
 
 
 def _neutralize(config: Config, sequence_length: int, missing: dict[str, str]) -> None:
@@ -206,7 +150,7 @@ def _neutralize(config: Config, sequence_length: int, missing: dict[str, str]) -
       missing[name] = what
     config[name] = neutral
   types = config.get("layer_types")
-  if family is not None and family.sliding is None and types is not None:
+  if family is not None and family.sliding is None and not family.chunked and types is not None:
     if set(types) - {FULL, SLIDING}:
       raise UserError(
         f"config.json: layer_types has {', '.join(sorted(set(types)))}; moejax supports only {FULL} and {SLIDING}"

@@ -13,6 +13,7 @@ from moejax.config.model import Model
 from moejax.config.rope import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, YarnScaling
 from moejax.errors import UserError
 from moejax.interop.families import LATENT_FIELDS, Family
+from moejax.interop.llama4_layers import attention_layers, fields_of_layers
 
 Layer = TypeVar("Layer")
 Config = Mapping[str, Any]
@@ -58,6 +59,8 @@ def attention_of(config: Config, family: Family, length: int) -> list[dict[str, 
   Raises:
     UserError: If the layers are not supported.
   """
+  if family.chunked:
+    return list(shortest_pattern(attention_layers(config, length, rope_of(config, family)[1])))
   types = layer_types(config, family, length)
   make = _latent_layer if family.latent else _layer
   layers = {name: make(config, family, name, length) for name in dict.fromkeys(types)}
@@ -194,6 +197,8 @@ def config_of_attention(model: Model, family: Family) -> dict[str, Any]:
   if family.latent:
     return _config_of_latent(model, layers[0]) if isinstance(layers[0], Latent) else {}
   grouped = [layer for layer in layers if isinstance(layer, GroupedQuery)]
+  if family.chunked:
+    return _config_of_chunked(model, grouped) if len(grouped) == len(layers) else {}
   windows = [layer.window for layer in grouped if layer.window is not None]
   local_layers = [layer for layer in grouped if _is_local(layer, family)]
   full_layers = [layer for layer in grouped if not _is_local(layer, family)]
@@ -205,8 +210,8 @@ def config_of_attention(model: Model, family: Family) -> dict[str, Any]:
   found: dict[str, Any] = {"rope_parameters": rope, "sliding_window": window}
   if family.local_theta is not None:
     found[OF_SCORES] = round(model.head_dim / full.score_scale**2)
-  if family.local_theta is None and not isinstance(full.rope_scaling, NoScaling):
-    found["rope_scaling"] = {name: value for name, value in rope.items() if name != "rope_theta"}  # transformers 4
+  if family.local_theta is None:
+    found |= _rope_scaling(rope)
   if local_layers and family.by_layer:
     types = [SLIDING if isinstance(layer, GroupedQuery) and _is_local(layer, family) else FULL for layer in layers]
     found |= {"layer_types": types, "use_sliding_window": True}
@@ -215,6 +220,12 @@ def config_of_attention(model: Model, family: Family) -> dict[str, Any]:
 
 def _is_local(layer: GroupedQuery, family: Family) -> bool:
   return layer.window is not None or (family.local_theta is not None and layer.rope_theta is not None)
+
+
+def _config_of_chunked(model: Model, layers: list[GroupedQuery]) -> dict[str, Any]:
+  rotary = next((layer for layer in layers if layer.rotary_embedding), GroupedQuery())
+  rope = _rope_parameters(model.rope_theta, rotary.rope_scaling)
+  return {**fields_of_layers(layers), "rope_parameters": rope, **_rope_scaling(rope)}
 
 
 def _config_of_latent(model: Model, layer: Latent) -> dict[str, Any]:
@@ -231,3 +242,10 @@ def _rope_parameters(theta: float, scaling: RopeScaling) -> dict[str, Any]:
   names = {kind: name for name, kind in ROPE_TYPES.items()}
   kept = {name: value for name, value in fields.items() if value is not None}
   return {"rope_type": names.get(type(scaling), "default"), "rope_theta": theta, **kept}
+
+
+def _rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any]:
+  """The field of transformers 4 for the scaling in rope_parameters, if there is one."""
+  if rope["rope_type"] == "default":
+    return {}
+  return {"rope_scaling": {name: value for name, value in rope.items() if name != "rope_theta"}}

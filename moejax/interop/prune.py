@@ -79,6 +79,11 @@ def pruned_model(model: Model, keep: int) -> Model:
     raise UserError(
       f"router.expert_groups={groups} is not supported by pruning, because groups must be equal; use a run with 1"
     )
+  if moe.weights_on == "inputs":
+    raise UserError(
+      "moe.weights_on='inputs' is not supported by pruning, which compares weighted outputs of experts; use a run with "
+      "'outputs'"
+    )
   try:
     fewer = dataclasses.replace(moe, num_experts=keep, experts_per_token=min(keep, moe.experts_per_token))
   except UserError as error:

@@ -37,15 +37,17 @@ class Part:
   inputs: int | None
   """Leading dimensions of the part that a product sums over, 0 for a bias; None for what is no part of a product."""
 
-  every: tuple[int, int] | None = None
-  """As `Tensor.every`."""
+  entries: slice | None = None
+  """The entries of their last dimension that are the part. None: all."""
+  sharing: int = 1
+  """Number of parameters that share their last dimension."""
   pairs: int = 0
   """Last dimensions that are stored as pairs, as in `Tensor.pairs`."""
 
   @property
   def their_shape(self) -> tuple[int, ...]:
-    if self.every:
-      return (*self.shape[:-1], self.shape[-1] * self.every[1])
+    if self.entries:
+      return (*self.shape[:-1], self.shape[-1] * self.sharing)
     if self.inputs is None:
       return self.shape
     if self.inputs == 0:
@@ -62,8 +64,8 @@ class Part:
 
   def to_ours(self, theirs: np.ndarray) -> np.ndarray:
     """Our part from their tensor, without a copy where that can be."""
-    if self.every:
-      return theirs[..., self.every[0] :: self.every[1]]
+    if self.entries:
+      return theirs[..., self.entries]
     ours = theirs if self.inputs is None else theirs.T.reshape(self.shape)
     if self.pairs:
       paired = ours[..., -self.pairs :]
@@ -127,7 +129,7 @@ def _parts(model: Model, path: Path, shape: tuple[int, ...], family: Family) -> 
       shape[(1 if stacked else 0) + (0 if expert is None else 1) :],
       str(path[-1]),
       tensor,
-      getattr(model.attention[0], "rotary_dim", 0) if tensor.pairs else 0,
+      _rotary_width(model) if tensor.pairs else 0,
     )
     for i, layer in enumerate(layers)
     for expert in experts
@@ -144,6 +146,12 @@ def _layers(model: Model, path: Path) -> tuple[Sequence[int], bool, Path]:
   return [first + int(path[1]) * period + int(path[3])], False, path[4:]
 
 
+def _rotary_width(model: Model) -> int:
+  """Dimensions of a head with a rotary embedding; 0 if no layer has one."""
+  rotaries = (layer.rotary(model) for layer in model.attention)
+  return next((rotary.width for rotary in rotaries if rotary is not None), 0)
+
+
 def _part(
   theirs: str,
   index: tuple[int, ...],
@@ -154,7 +162,13 @@ def _part(
 ) -> Part:
   of_product = {"w": 2 if ours.endswith("_NHD") else 1, "b": 0}
   inputs = None if tensor and tensor.as_ours else of_product.get(ours.partition("_")[0])
-  return Part(theirs, index, shape, inputs, tensor.every if tensor else None, pairs)
+  entries: slice | None = None
+  sharing = 1
+  if tensor and tensor.every:
+    entries, sharing = slice(tensor.every[0], None, tensor.every[1]), tensor.every[1]
+  elif tensor and tensor.half is not None:
+    entries, sharing = slice(tensor.half * shape[-1], (tensor.half + 1) * shape[-1]), 2
+  return Part(theirs, index, shape, inputs, entries, sharing, pairs)
 
 
 def check_files(files: TensorFiles, parts: Iterable[Part], tied: bool, ignored: tuple[str, ...] = ()) -> None:
@@ -235,13 +249,12 @@ def arrays_of(places: Layout, parameters: Parameters) -> Iterator[tuple[str, np.
 
   for name, found in sharing.items():
     pieces = [theirs(*piece) for piece in found]
-    if found[0][1].every is None:
+    if found[0][1].entries is None:
       (whole,) = pieces
     else:
       whole = np.empty(found[0][1].their_shape, pieces[0].dtype)
       for (_, part), piece in zip(found, pieces, strict=True):
-        assert part.every
-        whole[..., part.every[0] :: part.every[1]] = piece
+        whole[..., part.entries] = piece
     yield name, whole
 
 

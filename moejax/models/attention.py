@@ -16,7 +16,7 @@ from moejax.config.model import Model
 from moejax.kernels.attention import ATTENTION
 from moejax.models.attend import KEYS, QUERIES, Context, KVCache, attend, attend_cached
 from moejax.models.moe.router_counts import RouterCounts, count_probabilities
-from moejax.models.norms import RMSNorm, inner_norm
+from moejax.models.norms import RMSNorm, inner_norm, unit_rms
 from moejax.models.products import Operand, exact_product, operand, product
 from moejax.models.rotary import rotate
 from moejax.models.weights import residual_gain, weight
@@ -49,6 +49,7 @@ class GroupedQueryLayer(nnx.Module):
     self.w_router_DE = weight(rngs, (D, E), (None, None), fan_in=D) if E else None
     self.config = config
     self.rotary = config.rotary(model)
+    self.epsilon = model.norm_epsilon
     self.group_size = model.moe.group_size if model.moe else None  # of whose tokens counts are sums
     self.gradients, self.bits = model.gradient_dtype, model.precision.attention
     self.partitioner = partitioner
@@ -77,8 +78,12 @@ class GroupedQueryLayer(nnx.Module):
       if self.rotary is not None:
         angles = context.angles[self.rotary]
         q_BTNH, k_BTKH = rotate(q_BTNH, angles, by_product=on_tpu), rotate(k_BTKH, angles, by_product=on_tpu)
+      if self.config.norm_after_rotary:
+        q_BTNH, k_BTKH = unit_rms(q_BTNH, self.epsilon), unit_rms(k_BTKH, self.epsilon)
       if self.config.score_scale != 1.0:
         q_BTNH = q_BTNH * self.config.score_scale
+      if self.config.score_log_scale:
+        q_BTNH = (q_BTNH * _log_factors(self.config, context.positions_BT)).astype(q_BTNH.dtype)
       q_BTNH, k_BTKH = constrain(q_BTNH, *QUERIES), constrain(k_BTKH, *KEYS)
       q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
     with jax.named_scope("attention"):
@@ -130,6 +135,12 @@ def _chunks(context: Context, chunk: int | None) -> jax.Array:
   if chunk is None:
     return context.segments_BT
   return context.segments_BT * context.segments_BT.shape[1] + context.positions_BT // chunk
+
+
+def _log_factors(config: GroupedQuery, positions_BT: jax.Array) -> jax.Array:
+  """The factor of the scores of each query, [B, T, 1, 1] in float32 (`GroupedQuery.score_log_scale`)."""
+  lengths_BT = ((positions_BT + 1) // config.score_log_length).astype(jnp.float32)
+  return (1.0 + config.score_log_scale * jnp.log1p(lengths_BT))[..., None, None]
 
 
 def project(x_BTD: jax.Array, w_DNH: Operand, apart: bool) -> jax.Array:

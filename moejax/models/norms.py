@@ -20,10 +20,8 @@ class RMSNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     with jax.named_scope("norm"):
-      x32 = x.astype(jnp.float32)
-      inverse_rms = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
       scale = self.scale_D[...].reshape((1,) * (x.ndim - 1) + (-1,))
-      return (x32 * inverse_rms * (1.0 + scale if self.zero_centered else scale)).astype(x.dtype)
+      return (_over_rms(x, self.epsilon) * (1.0 + scale if self.zero_centered else scale)).astype(x.dtype)
 
 
 class LayerNorm(nnx.Module):
@@ -53,3 +51,14 @@ def residual_norm(model: Model) -> RMSNorm | LayerNorm:
 def inner_norm(model: Model, width: int, name: str | None = None) -> RMSNorm:
   """An RMSNorm within attention."""
   return RMSNorm(width, model.norm_epsilon, name, model.norm == "zero_centered_rms")
+
+
+def unit_rms(x: jax.Array, epsilon: float) -> jax.Array:
+  """x / rms(x) over the last dimension, without a scale."""
+  with jax.named_scope("norm"):
+    return _over_rms(x, epsilon).astype(x.dtype)
+
+
+def _over_rms(x: jax.Array, epsilon: float) -> jax.Array:
+  x32 = x.astype(jnp.float32)
+  return x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + epsilon)

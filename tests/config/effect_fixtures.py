@@ -8,11 +8,14 @@ from moejax.config import (
   Depths,
   Evaluation,
   Experiment,
+  GroupedQuery,
   LinearScaling,
   Mesh,
   Model,
   MoE,
+  Router,
   ThresholdDepths,
+  TopKDepths,
   Training,
 )
 
@@ -28,7 +31,7 @@ DENSE = Experiment(
 
 GROUPED_QUERY = {
   "window": 4, "chunk": 4, "rotary_embedding": False, "rope_theta": 500.0, "sinks": True, "output_bias": True,
-  "score_scale": 0.5, "rope_scaling": LinearScaling(factor=2.0),
+  "score_scale": 0.5, "rope_scaling": LinearScaling(factor=2.0), "norm_after_rotary": True, "score_log_scale": 0.1,
 }  # fmt: skip
 LATENT = {
   "kv_rank": 6, "q_rank": 8, "rotary_dim": 2, "value_dim": 6, "score_scale": 0.5,
@@ -38,6 +41,11 @@ LATENT = {
 
 GROUPED_DISPATCH = {"exchange": "all_gather", "exchange_chunks": 2, "receive_factor": 1.0}
 """The same of the dispatch."""
+
+LLAMA_4 = {
+  "switch": {"model.moe.weights_on": "inputs"}, "log scale": {"model.attention[grouped_query].score_log_length": 3},
+}  # fmt: skip
+"""Other values of fields that need others."""
 
 DEPTHS = {
   "top_k_depths": {
@@ -88,3 +96,15 @@ OPTIMIZERS = {
 def sparse(mesh: Mesh = DENSE.mesh, **moe) -> Experiment:
   fields = {"num_experts": 8, "experts_per_token": 2, "d_ff": 8, "group_size": 32} | moe
   return replace(DENSE, name="sparse", model=replace(DENSE.model, moe=MoE(**fields)), mesh=mesh)
+
+
+MORE_BASES = {
+  "switch": sparse(experts_per_token=1, router=Router(renormalize=False)),
+  "log scale": replace(DENSE, model=replace(DENSE.model, attention=(GroupedQuery(score_log_scale=0.1),))),
+  "top_k_depths": routed(TopKDepths(share=0.5)),
+  "threshold_depths": routed(ThresholdDepths(share=0.5)),
+  "ahead": ahead(),
+}
+"""Further experiments."""
+MORE_CHANGES = LLAMA_4 | DEPTHS | OPTIMIZERS
+"""The changes of their fields, and of optimizers."""

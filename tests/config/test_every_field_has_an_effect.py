@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from effect_fixtures import DENSE, DEPTHS, GROUPED_DISPATCH, GROUPED_QUERY, LATENT, OPTIMIZERS, ahead, routed, sparse
+from effect_fixtures import DENSE, GROUPED_DISPATCH, GROUPED_QUERY, LATENT, MORE_BASES, MORE_CHANGES, sparse
 
 from moejax.comparison import pod_match
 from moejax.comparison.budget import allot
@@ -39,9 +39,7 @@ from moejax.config import (
   Router,
   SpIEL,
   Suite,
-  ThresholdDepths,
   ThresholdRouter,
-  TopKDepths,
   TopPRouter,
   Training,
 )  # fmt: skip
@@ -91,9 +89,7 @@ BASES = {
   "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True, remat="attention")),
   "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
-  "top_k_depths": routed(TopKDepths(share=0.5)),
-  "threshold_depths": routed(ThresholdDepths(share=0.5)),
-  "ahead": ahead(),
+  **MORE_BASES,
   **{kind.__name__.lower(): replace(DENSE, optimizer=kind(learning_rate=1e-3)) for kind in (Lion, Muon, SpIEL)},
   "lora": replace(sparse(), optimizer=LoRA(learning_rate=1e-3)),
 }
@@ -144,9 +140,8 @@ PROGRAM = {
     "mesh.data": 2, "mesh.expert": 1, "mesh.context": 2, "mesh.model": 1, "mesh.replica": 2,
     "rules": tuple((name, () if name == "expert_mlp" else axes) for name, axes in DENSE.rules),
   },
-  **DEPTHS,
   "ahead": {"model.multi_token_depth": 2, "training.losses.multi_token": 0.1},
-  **OPTIMIZERS,
+  **MORE_CHANGES,
 }  # fmt: skip
 
 

@@ -85,6 +85,12 @@ def test_fine_grained_experts_have_the_same_width_in_all_and_the_same_choice():
     ),
     ({"router": Router(expert_groups=3)}, r"moe\.num_experts=8 is not divisible by router\.expert_groups=3"),
     ({"router": Router(expert_groups=8)}, r"moe\.experts_per_token=2 is more than the 1 experts in router\.groups_per"),
+    ({"weights_on": "inputs"}, r"moe\.weights_on='inputs' needs one expert per token, and moe\.experts_per_token=2"),
+    ({"weights_on": "both"}, r"moe\.weights_on='both' is not one of outputs, inputs"),
+    (
+      {"num_experts": 1, "experts_per_token": 1, "router": DenseRouter(), "weights_on": "inputs"},
+      r"moe\.weights_on='inputs' needs .* with router\.kind='dense' may have several; set experts_per_token to 1 with",
+    ),
     ({"num_shared_experts": -1}, r"moe\.num_shared_experts=-1 must be 0 or above"),
     ({"dispatch": "random"}, r"moe\.dispatch\.kind is 'random', not one of einsum, grouped, dense"),
   ],

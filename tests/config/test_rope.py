@@ -16,6 +16,10 @@ CHANGED = {
   "beta_slow": 2.0, "whole_dimensions": False, "attention_factor": 1.5,
 }  # fmt: skip
 MADE = {name: kind(**BASES[name]) for name, kind in kinds(RopeScaling).items()}
+OTHERS = {
+  "yarn of gpt-oss": YarnScaling(factor=32.0, whole_dimensions=False),
+  "llama3 of Llama 4": Llama3Scaling(factor=16.0, high_frequency=1.0),
+}
 
 
 def test_every_field_of_a_scaling_changes_the_angles():
@@ -26,12 +30,12 @@ def test_every_field_of_a_scaling_changes_the_angles():
       assert {other.magnitude, *other.multipliers(64, 5e5)} != found, field.name
 
 
-@pytest.mark.parametrize("name", ["linear", "llama3", "yarn", "yarn of gpt-oss"])
+@pytest.mark.parametrize("name", ["linear", "llama3", "llama3 of Llama 4", "yarn", "yarn of gpt-oss"])
 def test_the_frequencies_are_those_of_transformers(name):
   rope = pytest.importorskip("transformers.modeling_rope_utils", reason="needs transformers")
   from transformers import LlamaConfig
 
-  scaling = YarnScaling(factor=32.0, whole_dimensions=False) if "gpt" in name else MADE[name]
+  scaling = OTHERS.get(name) or MADE[name]
   kind = next(kind for kind, of in ROPE_TYPES.items() if of is type(scaling))
   fields = {theirs: getattr(scaling, ours) for ours, theirs in SCALINGS[type(scaling)].items()}
   given = {field: value for field, value in fields.items() if value is not None}
@@ -45,6 +49,13 @@ def test_the_frequencies_are_those_of_transformers(name):
   assert not np.allclose(scaling.multipliers(64, 150_000.0), 1.0)
 
 
+def test_equal_frequencies_of_llama3_are_a_border_without_a_ramp():
+  found = Llama3Scaling(factor=16.0, low_frequency=2.0, high_frequency=2.0, original_length=100).multipliers(64, 5e5)
+  rotations = 100 * 5e5 ** (-np.arange(0, 64, 2) / 64) / (2 * np.pi)
+  np.testing.assert_array_equal(found, np.where(rotations > 2.0, 1.0, 1 / 16))
+  assert len({*found}) == 2
+
+
 MODEL = Model(num_layers=2, d_model=16, num_heads=4, num_kv_heads=4, head_dim=4, d_ff=8, vocab_size=30)
 
 
@@ -53,8 +64,8 @@ def test_what_cannot_be_scaled_is_refused(kind):
   yarn = kind(rope_scaling=YarnScaling(factor=4.0))
   with pytest.raises(UserError, match=r"rope_theta=1\.0 must be above 1 with rope_scaling.kind yarn"):
     dataclasses.replace(MODEL, rope_theta=1.0, attention=(yarn,))
-  with pytest.raises(UserError, match=r"low_frequency=4\.0 must be below rope_scaling\.high_frequency"):
-    Llama3Scaling(factor=2.0, low_frequency=4.0)
+  with pytest.raises(UserError, match=r"low_frequency=4\.0 must be at most rope_scaling\.high_frequency"):
+    Llama3Scaling(factor=2.0, low_frequency=4.0, high_frequency=3.0)
   with pytest.raises(UserError, match=r"beta_slow=32\.0 must be below"):
     YarnScaling(factor=2.0, beta_slow=32.0)
   with pytest.raises(UserError, match="rope_scaling=yarn would have no effect"):

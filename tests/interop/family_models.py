@@ -66,6 +66,17 @@ MODELS = {
   "deepseek_v3 without a query rank": {
     "model_type": "deepseek_v3", **DEEPSEEK_V3, "q_lora_rank": None, "v_head_dim": 4,
   },
+  "llama4_text": {
+    "intermediate_size": 8, "intermediate_size_mlp": 24, "head_dim": 6, "num_local_experts": 4,
+    "num_experts_per_tok": 1, "interleave_moe_layer_step": 2, "moe_layers": [1, 3], "no_rope_layers": [1, 1, 1, 0],
+    "attention_chunk_size": 3, "use_qk_norm": False, "attn_temperature_tuning": True, "attn_scale": 0.7,
+    "floor_scale": 3,
+  },
+  "llama4_text as Scout": {
+    "model_type": "llama4_text", "intermediate_size": 8, "intermediate_size_mlp": 24, "head_dim": 6,
+    "num_local_experts": 4, "num_experts_per_tok": 1, "no_rope_layers": [1, 0, 1, 0], "attention_chunk_size": 5,
+    "attn_scale": 0.7, "floor_scale": 3, "rope_parameters": {**LLAMA3, "high_freq_factor": 1.0},
+  },
   "deepseek": {
     "n_routed_experts": 4, "n_shared_experts": 2, "num_experts_per_tok": 2, "moe_intermediate_size": 8,
     "norm_topk_prob": False, "first_k_dense_replace": 1,

@@ -19,8 +19,10 @@ from moejax.config.moe import MoE
 from moejax.config.parameters import parameter_counts
 from moejax.config.router import Router
 from moejax.errors import UserError
+from moejax.experiments import EXPERIMENTS
 from moejax.interop.configs import ALSO, config_of, max_length, model_of, read_config
 from moejax.interop.families import FAMILIES
+from moejax.interop.same_function import differences
 
 LLAMA_2_7B = {
   "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096,
@@ -83,6 +85,21 @@ OLMOE_1B_7B = {
   "norm_topk_prob": False, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "clip_qkv": None, "attention_bias": False,
   "max_position_embeddings": 4096, "tie_word_embeddings": False, "router_aux_loss_coef": 0.01,
 }  # fmt: skip
+LLAMA_4_SCOUT = {
+  "model_type": "llama4_text", "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192, "head_dim": 128,
+  "intermediate_size_mlp": 16384, "num_hidden_layers": 48, "num_attention_heads": 40, "num_key_value_heads": 8,
+  "num_local_experts": 16, "num_experts_per_tok": 1, "interleave_moe_layer_step": 1, "moe_layers": [*range(48)],
+  "no_rope_layers": [1, 1, 1, 0] * 12, "attention_chunk_size": 8192, "use_qk_norm": True, "floor_scale": 8192,
+  "attn_temperature_tuning": True, "attn_scale": 0.1, "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "rope_scaling": {
+    "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+  }, "max_position_embeddings": 10485760, "tie_word_embeddings": False, "router_jitter_noise": 0.0,
+  "router_aux_loss_coef": 0.001, "attention_bias": False, "for_llm_compressor": False, "hidden_act": "silu",
+}  # fmt: skip
+LLAMA_4_MAVERICK = LLAMA_4_SCOUT | {
+  "num_local_experts": 128, "interleave_moe_layer_step": 2, "moe_layers": [*range(1, 48, 2)], "use_qk_norm": False,
+  "rope_scaling": None, "max_position_embeddings": 1048576,
+}  # fmt: skip
 PUBLISHED = {
   "Llama 2 7B": (LLAMA_2_7B, 6_738_415_616, 6_738_415_616),
   "Llama 3 8B": (LLAMA_3_8B, 8_030_261_248, 8_030_261_248),
@@ -111,6 +128,41 @@ def test_a_published_configuration_has_the_published_number_of_parameters(name):
 def test_a_model_comes_back_from_the_config_json_that_is_written_for_it(name):
   model = model_of(PUBLISHED[name][0])
   assert model_of(config_of(model, 16)) == model
+
+
+@pytest.mark.parametrize(("name", "config"), [("llama4_scout", LLAMA_4_SCOUT), ("llama4_maverick", LLAMA_4_MAVERICK)])
+def test_the_declared_models_of_llama_4_compute_what_its_config_json_says_and_come_back(name, config):
+  model = model_of(config)
+  assert not [*differences(EXPERIMENTS[name]().model, model)]
+  assert model_of(config_of(model, 16384)) == model
+  assert model_of(config, 8192).attention[0] == dataclasses.replace(model.attention[0], chunk=None)
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"moe_layers": [0, 2]}, r"moe_layers=\[0, 2\] is not supported; moejax supports every n-th layer"),
+    ({"moe_layers": []}, r"moe_layers=\[\] is not supported"),
+    ({"no_rope_layers": [1, 0]}, r"no_rope_layers has 2 entries, but num_hidden_layers=48"),
+    ({"layer_types": ["sliding_attention"] * 48}, r"layer_types has sliding_attention; Llama 4 has only chunked"),
+    ({"num_experts_per_tok": 2}, r"moe\.weights_on='inputs' needs one expert per token"),
+    ({"floor_scale": 0.5}, r"floor_scale=0\.5 must be an integer above 0"),
+  ],
+)
+def test_what_llama_4_says_of_its_layers_is_read_or_refused(fields, message):
+  with pytest.raises(UserError, match=message):
+    model_of(LLAMA_4_SCOUT | fields)
+
+
+def test_layers_of_llama_4_without_lists_follow_its_intervals():
+  lists = dict.fromkeys(("moe_layers", "no_rope_layers", "layer_types"))
+  assert model_of(LLAMA_4_MAVERICK | lists) == model_of(LLAMA_4_MAVERICK)
+  every_second = model_of(LLAMA_4_SCOUT | lists | {"no_rope_layer_interval": 2, "attn_temperature_tuning": False})
+  assert [(layer.rotary_embedding, layer.chunk) for layer in every_second.attention] == [(True, 8192), (False, None)]
+  assert not every_second.attention[1].score_log_scale
+  others = model_of(LLAMA_4_SCOUT | {"layer_types": ["full_attention", "chunked_attention"] * 24})
+  assert [layer.chunk for layer in others.attention] == [None, 8192] * 2
+  assert model_of(config_of(others, 16384)) == others
 
 
 REFUSED = {

@@ -52,11 +52,24 @@ GEMMA_3_12B = {
     "hidden_activation": "gelu_pytorch_tanh", "rope_local_base_freq": 10000.0, "rope_theta": 1000000.0,
   },
 }  # fmt: skip
+LLAMA_4_SCOUT = {
+  "model_type": "llama4", "vision_config": {"hidden_size": 1408},
+  "text_config": {
+    "model_type": "llama4_text", "vocab_size": 202048, "hidden_size": 5120, "intermediate_size": 8192,
+    "intermediate_size_mlp": 16384, "head_dim": 128, "num_hidden_layers": 48, "num_attention_heads": 40,
+    "num_key_value_heads": 8, "num_local_experts": 16, "num_experts_per_tok": 1, "attention_chunk_size": 8192,
+    "no_rope_layers": [], "rms_norm_eps": 1e-5, "rope_theta": 500000.0, "max_position_embeddings": 10485760,
+    "attn_temperature_tuning": 4, "router_jitter_noise": 0.0, "for_llm_compressor": False, "hidden_act": "silu",
+    "rope_scaling": {"factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 1.0, "rope_type": "llama3",
+                     "original_max_position_embeddings": 8192},
+  },
+}  # fmt: skip
 PLANNED = (
   # What is lacking, and the total that is published less what the lacking parts have.
   (LLAMA_31_8B | {"attention_bias": True}, ["attention_bias"], 8_030_261_248),
   (GPT_OSS_20B | {"quantization_config": {"quant_method": "mxfp4"}}, ["quantization_config"], 20_914_757_184),
   (GEMMA_3_12B, ["vision"], 11_766_034_176),
+  (LLAMA_4_SCOUT, ["vision"], 107_769_861_120),
 )
 WHOLE = (
   (LLAMA_31_8B, 8_030_261_248),
@@ -65,6 +78,7 @@ WHOLE = (
   (GPT_OSS_20B, 20_914_757_184),
   (GEMMA_3_12B["text_config"], 11_766_034_176),
   (GEMMA_7B, 8_537_680_896),
+  (LLAMA_4_SCOUT["text_config"], 107_769_861_120),
 )
 
 

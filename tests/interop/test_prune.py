@@ -124,6 +124,11 @@ def test_a_pruned_layer_has_the_matrices_and_router_columns_of_the_kept_experts(
       2,
       r"router.expert_groups=3 is not supported by pruning",
     ),
+    (
+      dataclasses.replace(MODEL.moe, experts_per_token=1, router=Router(renormalize=False), weights_on="inputs"),
+      2,
+      r"moe\.weights_on='inputs' is not supported by pruning",
+    ),
   ],
 )
 def test_what_cannot_be_pruned_is_refused(moe, keep, message):

@@ -16,8 +16,11 @@ pytestmark = pytest.mark.nightly  # PyTorch alone is a large download
 
 @pytest.mark.parametrize(
   "name",
-  ["mistral_7b", "mixtral_8x7b", "qwen3_30b_a3b", "qwen3_235b_a22b", "gemma3_12b", "gpt_oss_20b", "gpt_oss_120b"],
-)
+  [
+    "mistral_7b", "mixtral_8x7b", "qwen3_30b_a3b", "qwen3_235b_a22b", "gemma3_12b", "gpt_oss_20b", "gpt_oss_120b",
+    "llama4_scout", "llama4_maverick",
+  ],
+)  # fmt: skip
 def test_transformers_counts_the_same_parameters(name):
   made = EXPERIMENTS[name]()
   assert isinstance(made, Experiment)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from moejax.config import DATA_EXPERT_MODEL, Attention, GroupedQuery, Latent, Mesh, Model, MoE, YarnScaling
+from moejax.config import DATA_EXPERT_MODEL, Attention, GroupedQuery, Latent, Mesh, Model, MoE, Router, YarnScaling
 from moejax.config.parameters import flops_per_token, parameter_counts
 from moejax.errors import UserError
 from moejax.inference.cache import empty_cache, extend
@@ -29,10 +29,22 @@ MODELS = {
     num_layers=2,
     attention=(dataclasses.replace(LOCAL, output_bias=True), GroupedQuery(sinks=True)),
   ),
-  "chunks": dataclasses.replace(
+  "as Llama 4": dataclasses.replace(
     BASE,
-    attention=(GroupedQuery(chunk=4), GroupedQuery(rotary_embedding=False)),
-    moe=MoE(num_experts=4, experts_per_token=2, d_ff=8, every=2, dispatch="grouped"),
+    attention=(
+      GroupedQuery(chunk=4, norm_after_rotary=True),
+      GroupedQuery(rotary_embedding=False, score_log_scale=0.7, score_log_length=3),
+    ),
+    moe=MoE(
+      num_experts=4,
+      experts_per_token=1,
+      d_ff=8,
+      every=2,
+      num_shared_experts=1,
+      weights_on="inputs",
+      router=Router(scores="sigmoid", renormalize=False),
+      dispatch="grouped",
+    ),
   ),
   "leading dense layers": dataclasses.replace(
     BASE,
@@ -109,14 +121,23 @@ REAL = (SEGMENTS > 0)[..., None]
     (LOCAL, lambda b, t, s: t - s < 3),
     (GroupedQuery(chunk=4), lambda b, t, s: POSITIONS[b, t] // 4 == POSITIONS[b, s] // 4),
     (GroupedQuery(sinks=True, rotary_embedding=False, output_bias=True), lambda b, t, s: True),
+    (
+      GroupedQuery(chunk=4, norm_after_rotary=True),
+      lambda b, t, s: POSITIONS[b, t] // 4 == POSITIONS[b, s] // 4,
+    ),
+    (GroupedQuery(rotary_embedding=False, score_log_scale=0.7, score_log_length=3), lambda b, t, s: True),
   ],
-  ids=["window and sinks", "chunk", "sinks"],
+  ids=["window and sinks", "chunk", "sinks", "norms after the rotary embedding", "scores by position"],
 )
 def test_grouped_queries_equal_loops_over_packed_documents(config, sees):
   layer, (x, context) = layer_of(config, BASE), packed(config, BASE)
   q, k, v = (jnp.einsum("BTD,DNH->BTNH", x, w[...]) for w in (layer.w_q_DNH, layer.w_k_DKH, layer.w_v_DKH))
   if context.angles:
     q, k = (rotate(y, context.angles[config.rotary(BASE)]) for y in (q, k))
+  if config.norm_after_rotary:
+    q, k = (y / np.sqrt(np.square(y).mean(-1, keepdims=True) + 1e-5) for y in map(np.asarray, (q, k)))
+  if config.score_log_scale:
+    q = q * (1 + 0.7 * np.log(1 + (POSITIONS + 1) // 3))[..., None, None]
   sinks = None if layer.sinks_N is None else np.asarray(layer.sinks_N[...])
   out = np.einsum("BTNH,NHD->BTD", loops(*map(np.asarray, (q, k, v)), sees, sinks), layer.w_out_NHD[...])
   out += 0 if layer.b_out_D is None else np.asarray(layer.b_out_D[...])
@@ -145,7 +166,7 @@ def test_latent_attention_equals_loops_with_whole_keys_and_values():
   np.testing.assert_allclose(layer(x, context)[0] * REAL, out * REAL, atol=1e-5)
 
 
-FAST = ("sinks in all", "chunks", "latent")
+FAST = ("sinks in all", "as Llama 4", "latent")
 
 
 @pytest.mark.parametrize(
@@ -205,6 +226,12 @@ def test_what_a_layer_does_not_support_is_refused(fields, message):
     dataclasses.replace(BASE, **fields)
   with pytest.raises(UserError, match="exclude each other"):
     GroupedQuery(window=2, chunk=2)
+  with pytest.raises(UserError, match=r"norm_after_rotary=True would have .*rotary_embedding=False; set it to False"):
+    GroupedQuery(norm_after_rotary=True, rotary_embedding=False)
+  with pytest.raises(UserError, match=r"score_log_length=3 would have .*score_log_scale=0\.0; set it to 8192"):
+    GroupedQuery(score_log_length=3)
+  with pytest.raises(UserError, match=r"score_log_length=2147483648 must lie between 1 and 2147483647"):
+    GroupedQuery(score_log_scale=0.1, score_log_length=2**31)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from moejax.models.norms import LayerNorm, RMSNorm
+from moejax.models.norms import LayerNorm, RMSNorm, unit_rms
 
 
 def test_rms_norm_divides_by_the_root_mean_square():
@@ -16,6 +16,13 @@ def test_rms_norm_keeps_the_type_and_computes_in_float32():
   out = RMSNorm(2, 1e-5, "embed")(jnp.array([[300.0, 300.0]], jnp.bfloat16))
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(out.astype(jnp.float32), 1.0)
+
+
+def test_unit_rms_is_the_norm_without_a_scale():
+  x = jnp.array([[0.3, -2.0, 0.01], [3.0, 0.0, -4.0]])
+  np.testing.assert_array_equal(unit_rms(x, 1e-3), RMSNorm(3, 1e-3, None)(x))
+  np.testing.assert_allclose(unit_rms(x, 0.0)[1], np.array([3.0, 0.0, -4.0]) / np.sqrt(25 / 3), rtol=1e-6)
+  assert unit_rms(x.astype(jnp.bfloat16), 1e-3).dtype == jnp.bfloat16
 
 
 def test_a_zero_centered_scale_is_one_plus_its_parameter():

@@ -1,8 +1,10 @@
 """A sparse feed-forward layer: router, dispatch, experts.
 
 B batch  T query position  D embed  O outer batch  U routing groups  M tokens  E experts
+A experts per token
 """
 
+import dataclasses
 import math
 
 import jax
@@ -16,7 +18,7 @@ from moejax.models.moe.experts import Experts
 from moejax.models.moe.router import route
 from moejax.models.moe.router_counts import RouterCounts, count_choices, count_probabilities
 from moejax.models.moe.routers.scores import probabilities
-from moejax.models.moe.routing import TOKENS, RouterContext
+from moejax.models.moe.routing import TOKENS, RouterContext, Routing
 from moejax.models.products import exact_product, operand, product
 from moejax.models.remat import keep
 from moejax.models.weights import weight
@@ -66,7 +68,8 @@ class MoELayer(nnx.Module):
       context = RouterContext(moe, valid_OUM, self.partitioner, bias_E, keys_B)
       routing = route(moe.router, logits_OUME, context)
       probs_OUME = probabilities(logits_OUME, moe.router)
-    out_OUMD, dropped_OU = dispatch(x_OUMD, routing, self.experts, moe, self.partitioner)
+      sent_OUMD, sent = (x_OUMD, routing) if moe.weights_on == "outputs" else _weighted(x_OUMD, routing)
+    out_OUMD, dropped_OU = dispatch(sent_OUMD, sent, self.experts, moe, self.partitioner)
     if onto_BTD is not None:
       # In the shape of the groups: XLA for TPU then fuses the sum with the product that computes out_OUMD.
       out_OUMD = constrain(onto_BTD.reshape(out_OUMD.shape) + out_OUMD, "outer", "groups", "group_tokens", "act_embed")
@@ -97,6 +100,12 @@ class MoELayer(nnx.Module):
     if self.b_router_E is not None:
       logits_OUME = logits_OUME + self.b_router_E[...].reshape(1, 1, 1, -1)
     return keep(self.partitioner.constrain(logits_OUME, *TOKENS))
+
+
+def _weighted(x_OUMD: jax.Array, routing: Routing) -> tuple[jax.Array, Routing]:
+  """The input of each token times the weight of its only choice, and the routing with weights of 1."""
+  weighted_OUMD = (x_OUMD * routing.weights_OUMA).astype(x_OUMD.dtype)
+  return weighted_OUMD, dataclasses.replace(routing, weights_OUMA=routing.chosen_OUMA.astype(jnp.float32))
 
 
 def _jitter(keys_B: jax.Array, shape: tuple[int, ...], amount: float) -> jax.Array:

@@ -91,5 +91,6 @@ def moe_reference(x_GMD, valid_GM, w_router_DE, gate_EDF, up_EDF, down_EFD, moe,
         continue
       rows[e] += 1
       gate_DF = None if gate_EDF is None else gate_EDF[e]
-      out_GMD[g, m] += weight * expert(x_MD[m], gate_DF, up_EDF[e], down_EFD[e])
+      before, after = (weight, 1.0) if moe.weights_on == "inputs" else (1.0, weight)
+      out_GMD[g, m] += after * expert(before * x_MD[m], gate_DF, up_EDF[e], down_EFD[e])
   return out_GMD, dropped / max(total, 1)

@@ -121,7 +121,11 @@ def test_outputs_of_every_router_with_every_dispatch_equal_a_loop_and_gradients_
   fields = DISPATCHES[dispatch] | (
     {"capacity_factor": 1.0} if config.kind == "expert_choice" and "einsum" in dispatch else {}
   )
-  layer = make_layer(experts_per_token=A, router=config, **fields)
+  check_against_loop(make_layer(experts_per_token=A, router=config, **fields))
+
+
+def check_against_loop(layer):
+  """Output, dropped choices and the gradient along one direction."""
   x_BTD, valid_BT = inputs()
   graph, parameters = split(layer)
   direction = jax.tree.map(lambda w: jax.random.normal(jax.random.key(w.size), w.shape), (parameters, x_BTD))
@@ -146,6 +150,14 @@ def test_outputs_of_every_router_with_every_dispatch_equal_a_loop_and_gradients_
   slope = sum(float(jnp.vdot(g, d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True))
   # A step small enough that no token changes its experts.
   assert slope == pytest.approx((loop(1e-7) - loop(-1e-7)) / 2e-7, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+  "dispatch", ["grouped", *(pytest.param(dispatch, marks=pytest.mark.slow) for dispatch in ("einsum, half", "dense"))]
+)
+def test_weights_on_inputs_equal_a_loop_and_their_gradients_its_finite_differences(dispatch):
+  router = Router(scores="sigmoid", renormalize=False, scale=1.5)
+  check_against_loop(make_layer(experts_per_token=1, router=router, weights_on="inputs", **DISPATCHES[dispatch]))
 
 
 @pytest.mark.parametrize("dispatch", ["einsum, room for all", "grouped", "dense"])
