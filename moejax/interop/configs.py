@@ -80,6 +80,25 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
   return config
 
 
+def read_text_config(folder: pathlib.Path) -> tuple[dict[str, Any], str]:
+  """Reads the config.json of a model of text, or of the text model within a model with images. Returns it, and how the
+  names of its tensors begin.
+
+  Raises:
+    UserError: As `read_config`, or if the text model is missing.
+  """
+  config = read_config(folder)
+  for family in FAMILIES.values():
+    if family.part_of is None or config.get("model_type") != family.part_of[0]:
+      continue
+    text = config.get("text_config")
+    if not isinstance(text, dict):
+      raise UserError(f"{folder}: config.json has no object text_config; download it again")
+    quantized = {name: config[name] for name in ("quantization_config",) if name in config}
+    return {"model_type": family.model_type, **text, **quantized}, family.part_of[1]
+  return config, ""
+
+
 def family_of(config: Config) -> Family:
   """The family of a config.json.
 

@@ -158,6 +158,8 @@ class Family:
   """One `model_type`."""
 
   model_type: str
+  part_of: tuple[str, str] | None = None
+  """The model_type of models with images whose text model this is, and how the names of its tensors begin in them."""
   architecture: str
   """The class of its causal language model."""
   tensors: Mapping[str, str | Tensor] = dataclasses.field(default_factory=lambda: DENSE)
@@ -371,6 +373,7 @@ FAMILIES = {
     ),
     Family(
       model_type="llama4_text",
+      part_of=("llama4", "language_model."),
       absent=LLAMA_4_DEFAULTS,
       architecture="Llama4ForCausalLM",
       tensors=OF_LLAMA_4,

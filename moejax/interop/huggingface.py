@@ -19,7 +19,7 @@ from moejax.interop.configs import (
   max_length,
   model_of,
   multi_token_modules,
-  read_config,
+  read_text_config,
 )
 from moejax.interop.families import FAMILIES
 from moejax.interop.first_checkpoint import check_new_run, save_first, spec_of_new_run
@@ -56,7 +56,7 @@ def imported_experiment(
   Raises:
     UserError: If the model is not supported, or `load_balance` is missing or has no effect.
   """
-  config = read_config(folder)
+  config, _ = read_text_config(folder)
   family, model = family_of(config), model_of(config, sequence_length)
   if model.moe and load_balance is None:
     theirs = config.get(family.balance_loss) if family.balance_loss else None
@@ -90,9 +90,9 @@ def import_model(
   Raises:
     UserError: If the directory contains a run, or the weights do not match the experiment.
   """
-  config = read_config(folder)
+  config, prefix = read_text_config(folder)
   check_model(config, experiment.model, experiment.data.sequence_length)
-  files = open_folder(folder)
+  files = open_folder(folder).within(prefix)
   check_new_run(directory)
   for name in TOKENIZER_FILES:
     (directory / TOKENIZER / name).unlink(missing_ok=True)  # of an import of another model that failed
@@ -107,6 +107,8 @@ def import_model(
   (placed,) = on_devices([experiment], make_tokenizer(experiment.data.tokenizer))
   spec = spec_of_new_run(placed, directory)
   progress.stage(f"read {folder}")
+  if prefix:
+    progress.note(f"{folder} is a model with images: only its text model is imported")
   modules = multi_token_modules(config)
   if ignored := sorted({module for module in modules for name in files.places if name.startswith(module)}):
     progress.note(f"{', '.join(ignored)}*: the modules for multi-token prediction are not imported")

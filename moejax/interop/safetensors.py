@@ -42,6 +42,11 @@ class TensorFiles:
       return np.zeros(shape, dtype)
     return np.memmap(path, dtype, "r", begin, shape)
 
+  def within(self, prefix: str) -> "TensorFiles":
+    """The tensors whose names begin with `prefix`, by the rest of their names."""
+    found = {name: place for name, place in self.places.items() if name.startswith(prefix)}
+    return TensorFiles({name.removeprefix(prefix): place for name, place in found.items()})
+
 
 def open_folder(folder: pathlib.Path) -> TensorFiles:
   """The tensors of a model's folder.

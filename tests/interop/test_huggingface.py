@@ -64,6 +64,36 @@ def test_a_run_that_was_imported_is_exported_bit_for_bit_with_its_tokenizer(spar
     moejax.export_model(tmp_path / "run", tmp_path / "other", dtype="int8")
 
 
+@pytest.mark.slow
+def test_the_text_model_of_a_model_with_images_is_imported_alone(tmp_path):
+  text = folder_of("llama4_text", tmp_path / "text")
+  tensors = [(name, open_folder(text).read(name)) for name in open_folder(text).places]
+  whole = tmp_path / "whole"
+  whole.mkdir()
+  named = [(f"language_model.{name}", array) for name, array in tensors] + [("vision_model.w", np.ones((2, 3)))]
+  write_folder(whole, [(name, array.shape) for name, array in named], (array for _, array in named), "F32")
+  config = {"model_type": "llama4", "vision_config": {"hidden_size": 3}, "text_config": CONFIGS["llama4_text"]}
+  (whole / "config.json").write_text(json.dumps(config))
+  experiment = moejax.import_model(whole, tmp_path / "run", load_balance=0.0)
+  assert experiment.model == model_of(CONFIGS["llama4_text"])
+  moejax.export_model(tmp_path / "run", tmp_path / "back")
+  back = open_folder(tmp_path / "back")
+  assert [*back.places] == [name for name, _ in tensors]
+  for name, array in tensors:
+    np.testing.assert_array_equal(back.read(name), array)
+
+
+def test_a_model_with_images_is_refused_for_what_its_text_model_is_refused_for(tmp_path):
+  for config, message in (
+    ({"text_config": CONFIGS["llama4_text"], "quantization_config": {"quant_method": "fp8"}}, "quantization_config="),
+    ({"text_config": 3}, "has no object text_config"),
+    ({}, "has no object text_config"),
+  ):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama4", **config}))
+    with pytest.raises(UserError, match=message):
+      moejax.import_model(tmp_path, tmp_path / "run", load_balance=0.0)
+
+
 def test_what_only_training_needs_is_asked_for(sparse, tmp_path):
   (sparse / "config.json").write_text(json.dumps(CONFIGS["mixtral"] | {"router_aux_loss_coef": 0.02}))
   with pytest.raises(UserError, match=r"set load_balance=X, .* \(config\.json has router_aux_loss_coef=0\.02\)"):
