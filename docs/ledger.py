@@ -32,6 +32,7 @@ from moejax.planning.topology import prepare_environment
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from published_rows import (
+  CUDNN_ATTENTION,
   PLAIN_ATTENTION,
   InexpressibleError,
   Row,
@@ -44,10 +45,6 @@ LEDGER = pathlib.Path(__file__).parent / "ledger.jsonl"
 
 ROOM = 1.35
 """Programs are compiled if their memory according to the formula is at most this multiple of the limit."""
-
-CUDNN_ATTENTION = 0.55
-"""Fraction of peak that cuDNN's attention, with which the runs on GPU were made, reaches on H100: 645 TFLOP/s forward
-(tokamax 0.0.12), about 500 backward. The formula is fitted to these runs with it."""
 
 COMPILERS = ("jax", "jaxlib", "libtpu", "jax-cuda12-pjrt")
 UTILISATIONS = [n / 200 for n in range(40, 200)]  # that `--fit` tries
@@ -74,12 +71,12 @@ def by_program(row: Row) -> dict[str, Any] | None:
 
   stated = row.experiment.training.gradient_accumulation
   for parts in _possible_parts(row):
+    load = 1.0 if row.balanced else ROUTER_LOAD
     with Display(row.id) as display, attention_as_published(row.plain_attention):
       compiled = compile_step(_in_parts(row.experiment, parts), row.topology, display)
-    if not compiled.text:
-      continue
-    load = 1.0 if row.balanced else ROUTER_LOAD
-    found = plan_of(compiled, row.topology, at_precision(compiled.experiment, row.precision).model.precision, load)
+      if not compiled.text:
+        continue
+      found = plan_of(compiled, row.topology, at_precision(compiled.experiment, row.precision).model.precision, load)
     assert found.breakdown_s
     exposed_s = found.breakdown_s["collective_exposed"]
     line = _line(row, found.step_time_s, found.hbm_bytes_per_device, found.fits, "program")

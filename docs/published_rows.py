@@ -18,6 +18,7 @@ from moejax.config.router import Router
 from moejax.config.sharding import DATA_EXPERT_MODEL, Rules
 from moejax.errors import UserError
 from moejax.planning.meshes import on_topology
+from moejax.planning.plan import ROUTER_LOAD
 from moejax.planning.precision import check_precisions
 from moejax.planning.topology import Topology, parse_topology
 
@@ -30,6 +31,10 @@ routed experts (`model.precision.experts`). The scales of mxfp8 are not priced."
 
 PLAIN_ATTENTION = "axlearn"
 """The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
+
+CUDNN_ATTENTION = 0.55
+"""Fraction of peak that cuDNN's attention, with which the other runs on GPU were made, reaches on H100: 645 TFLOP/s
+forward (tokamax 0.0.12), about 500 backward. The formula is fitted to these runs with it."""
 
 UNLIKE = (("global with head dim", "other heads in global layers"),)
 """Words of the shape of a row, and the features that moejax lacks for it."""
@@ -136,11 +141,14 @@ def read_row(values: dict[str, Any]) -> Row:
 
 @contextlib.contextmanager
 def attention_as_published(plain: bool) -> Iterator[None]:
-  """While it lasts, programs are made with plain attention on every device, if `plain`."""
+  """While it lasts, programs are made with plain attention on every device, if `plain`. Otherwise, the fused kernel on
+  GPU has the price of cuDNN's."""
   from moejax.kernels.attention import attention
   from moejax.models import attend
+  from moejax.planning import kernels
 
-  with mock.patch.object(attend, "attention_for", lambda *_: attention) if plain else contextlib.nullcontext():
+  as_plain = mock.patch.object(attend, "attention_for", lambda *_: attention)
+  with as_plain if plain else mock.patch.object(kernels, "TRITON_ATTENTION", CUDNN_ATTENTION):
     yield
 
 
@@ -189,6 +197,8 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
   if shape.get("experts"):
     note = values.get("note", "")
     capacity = _number(r"capacity masks, ([\d.]+)", note)
+    # Frameworks on GPU have buffers for the rows that are there, not for the most that there can be.
+    room = _number(r"capacity ([\d.]+)", note) or (ROUTER_LOAD if values["topology"].startswith("gpu:") else None)
     shared = shape.get("shared_experts", 0) or round(shape.get("shared_d_ff", 0) / shape["d_ff"])
     moe = MoE(
       num_experts=shape["experts"],
@@ -197,7 +207,7 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
       every=shape.get("every", 1),
       leading_dense=shape.get("dense_layers_first", 0),
       num_shared_experts=shared,
-      dispatch=EinsumDispatch() if capacity else GroupedDispatch(receive_factor=_number(r"capacity ([\d.]+)", note)),
+      dispatch=EinsumDispatch() if capacity else GroupedDispatch(receive_factor=room),
       capacity_factor=capacity or 1.0,
       group_size=values["sequence"] if capacity and "group = a sequence" in note else None,
       **({"router": Router(renormalize=False)} if shape["top_k"] == 1 else {}),
