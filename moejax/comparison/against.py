@@ -60,7 +60,8 @@ def matched_pair(
   """
   dense = pair.dense.name
   trained = [name for name in (c.name for c in pair.candidates) if results.get(name) and results.get(dense)]
-  _check_same_text([result for name in (dense, *trained) for result in results.get(name, ())])
+  of_pair = [result for of in (results, *shorter.values()) for name in (dense, *trained) for result in of.get(name, ())]
+  _check_same_text(of_pair)
   by_bits, by_accuracy = (
     differences(of(results[dense]), {name: of(results[name]) for name in trained}, variance) if trained else {}
     for of, variance in zip((bits, accuracy), seeds, strict=True)

@@ -38,7 +38,10 @@ class Runs:
     if not results or len(known) < len(results):
       return None
     scores = [float(score) for score in self.score(results).by_seed]
-    finished = {part: self.score(of[name]).value for part, of in self.shorter.items() if of.get(name)}
+    seeds = _seeds(results)
+    # While a comparison runs, a shorter budget may be finished with fewer seeds, whose mean is not that of all.
+    shorter = {part: of[name] for part, of in self.shorter.items() if _seeds(of.get(name, ())) == seeds}
+    finished = {part: self.score(of).value for part, of in shorter.items()}
     return fairness.curve(known, scores, *_amounts(self.members[name], equal), finished)
 
   def half_width(self, dense: str, other: str) -> float:
@@ -131,6 +134,10 @@ def _sizes(runs: Runs, dense: str, candidate: str) -> str:
     f"{candidate} has {quantities.count(_active(runs, candidate))} active parameters and {dense} "
     f"{quantities.count(_active(runs, dense))}, and no other dense member of the suite lies beyond it"
   )
+
+
+def _seeds(results: Sequence[Result]) -> list[int]:
+  return [result.summary["seed"] for result in results]
 
 
 def _active(runs: Runs, name: str) -> float:

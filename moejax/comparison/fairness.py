@@ -1,4 +1,4 @@
-"""Compares two members at equal training time, tokens or FLOPs, by reading their loss curves.
+"""Compares two members at equal training time, tokens or FLOPs, by their finished runs and loss curves.
 
 All members of a pair have the same training time by their step times. Their whole runs may still differ in time, and
 they differ in tokens and FLOPs. The curve of a run gives its bits per byte at an earlier point. Where shorter budgets
@@ -27,7 +27,8 @@ class Curve:
   """Seconds, tokens or FLOPs since the start."""
   bits_Z: np.ndarray
   best_Z: np.ndarray
-  """Bits per byte than which a finished run up to this point would not be better: those of the next finished run."""
+  """Bits per byte than which a finished run up to this point is taken not to be better: those of the next finished
+  run, or of the curve itself where they are fewer, since training losses can rise."""
 
   @property
   def end(self) -> float:
@@ -97,7 +98,8 @@ def curve(
   of_finished_Z = np.exp(np.interp(np.log(POINTS), np.log(fractions), np.log([scores[part] for part in fractions])))
   bits_Z *= scores[first] / np.interp(first, POINTS, bits_Z)
   bits_Z = np.where(first <= POINTS, of_finished_Z, bits_Z)
-  return Curve(before + POINTS * own, bits_Z, np.where(first <= POINTS, bits_Z, scores[first]))
+  best_Z = np.where(first <= POINTS, bits_Z, np.minimum(bits_Z, scores[first]))
+  return Curve(before + POINTS * own, bits_Z, best_Z)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +114,8 @@ class Equal:
   """Of the difference. It includes that a run which is read before its end may be as good as its next finished run."""
   factor: Estimate
   """Time, tokens or FLOPs of the dense model divided by those of the candidate, at the lowest loss that both reach.
-  Above 1, the candidate needs less. For FLOPs, it is the factor of Artetxe et al. (arXiv 2112.10684)."""
+  Above 1, the candidate needs less. For FLOPs, it is the factor of Artetxe et al. (arXiv 2112.10684). Where the better
+  model is read from its loss curve, a finished run would need less, so that its lead is a lower bound."""
 
 
 def equal(dense: Curve, candidate: Curve, half_width: float) -> Equal:
@@ -124,5 +127,5 @@ def equal(dense: Curve, candidate: Curve, half_width: float) -> Equal:
 
 
 def _factor(dense: Curve, candidate: Curve) -> float:
-  bits = max(float(dense.bits_Z.min()), float(candidate.bits_Z.min()))
-  return dense.first(bits) / candidate.first(bits)
+  bits = float(np.max([dense.bits_Z.min(), candidate.bits_Z.min()]))
+  return dense.first(bits) / candidate.first(bits) if np.isfinite(bits) else np.nan

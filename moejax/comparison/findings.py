@@ -30,7 +30,7 @@ def verdict(pair: MatchedPair, tolerance: float) -> str:
     if shown.bits_per_byte_detectable is not None:
       said += f"; a difference of {shown.bits_per_byte_detectable:.3f} would have been found with a probability of 80 %"
   else:
-    reasons = "; ".join(shown.notes) or "the loss curves at equal time give another result"
+    reasons = "; ".join(shown.notes) or "the comparison at equal time gives another result"
     return f"not established: {reasons} (measured difference of {shown.moe}: {_difference(shown)})"
   start = [f"{shown.moe} is {shown.start}"] if shown.start else []
   return "; ".join([said, _times(shown, pair.dense, tolerance), *start, *shown.notes])

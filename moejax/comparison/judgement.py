@@ -51,7 +51,7 @@ def outcome(against: Against, tolerance: float) -> str:
   """The outcome at equal step time and equal training time.
 
   Where the training times of the whole runs differ by more than the tolerance, a model is called better only if it is
-  also better at equal time, according to the loss curves.
+  also better at equal time (`bases`).
   """
   if not has_equal_steps(against, tolerance):
     return NOT_ESTABLISHED
@@ -116,7 +116,7 @@ def notes(
     basis = next((basis for basis in against.bases if basis.equal == "time"), None)
     if basis is not None and basis.bits_per_byte_difference is not None:
       at = signed_interval(basis.bits_per_byte_difference, basis.bits_per_byte_difference_interval)
-      text += f"; at equal time, its loss curve gives a difference of {at} bits per byte"
+      text += f"; at equal time, the difference is {at} bits per byte"
     found.append(text)
   if dropped_fraction is not None and dropped_fraction > MANY_DROPPED:
     found.append(f"{against.moe} drops {percent(dropped_fraction)} of its choices of experts")

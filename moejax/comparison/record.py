@@ -145,7 +145,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Basis:
-  """A candidate minus its dense model at equal time, tokens or FLOPs, read from their loss curves."""
+  """A candidate minus its dense model at equal time, tokens or FLOPs, by their finished runs and loss curves."""
 
   equal: str
   """time, tokens (and active parameters) or flops."""

@@ -121,8 +121,8 @@ def _block_sizes(R: int, E: int) -> tuple[int, int]:
 
 
 def _large_blocks(rows: jax.Array, sizes: tuple[int, int]) -> jax.Array:
-  """The number of large blocks for so many rows. The last one may lack up to a quarter of its rows, which small blocks
-  would compute in six passes or more."""
+  """The number of large blocks for so many rows. The last one may lack up to a quarter of its rows, since small blocks
+  would compute the others in six passes or more (three if the large block has 128 rows)."""
   large, _ = sizes
   return (rows + large // 4) // large
 

@@ -41,8 +41,8 @@ def runs(sizes: dict[str, float], gain: float, tolerance=0.05, shorter=True) -> 
       tokens=tokens, train_time_s=1.0, model_flops_per_token=6 * active,
     )  # fmt: skip
     relative_Z = fairness.relative_curve(STEPS_Z, curve_Z)
-    results[name] = [Result({}, held_out(curve_Z[-1]), relative_Z) for _ in range(2)]
-    halves[name] = [Result({}, held_out(loss(active, tokens / 2) - of_moe)) for _ in range(2)]
+    results[name] = [Result({"seed": seed}, held_out(curve_Z[-1]), relative_Z) for seed in range(2)]
+    halves[name] = [Result({"seed": seed}, held_out(loss(active, tokens / 2) - of_moe)) for seed in range(2)]
   seeds = seed_variance([bits(each) for each in results.values()])
   return Runs(members, results, bits, seeds, tolerance, {0.5: halves} if shorter else {})
 
@@ -73,6 +73,16 @@ def test_a_dense_model_that_is_longer_and_has_no_finished_run_of_this_length_is_
   assert at_equal_tokens(runs(sizes, 0.05))[0].outcome == "candidate better"
   found, _ = at_equal_tokens(runs(sizes, 0.05, shorter=False))
   assert found.outcome == "no difference found" and found.bits_per_byte_difference == pytest.approx(-0.05, abs=2e-3)
+
+
+def test_a_shorter_budget_counts_once_it_is_finished_with_all_seeds_of_the_whole_one():
+  sizes = {"dense": 1e6, "moe": 3.5e6, "large": 4e6}
+  whole = runs(sizes, 0.05)
+  (halves,) = whole.shorter.values()
+  first_seed, none = (
+    dataclasses.replace(whole, shorter={0.5: {**halves, "large": halves["large"][:seeds]}}) for seeds in (1, 0)
+  )
+  assert at_equal_tokens(first_seed) == at_equal_tokens(none) != at_equal_tokens(whole)
 
 
 def test_without_a_dense_member_beyond_it_a_candidate_of_another_size_is_not_compared():

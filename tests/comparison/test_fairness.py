@@ -68,6 +68,26 @@ def test_a_run_that_is_read_before_its_decay_is_not_called_worse_for_that(longer
   assert with_shorter.interval == pytest.approx((-gain - 0.01, -gain + 0.01), abs=1e-3)
 
 
+@pytest.mark.parametrize("rises", ["dense", "candidate"])
+def test_where_training_losses_rise_the_interval_still_contains_the_difference(rises):
+  """As by noise, or as a run diverges."""
+  steps_Z = np.arange(1.0, 1001.0)
+  relative = relative_curve(steps_Z, np.where(steps_Z < 900, 2.0, 2.2))
+  assert relative is not None
+  longer, shorter = curve([relative], [2.2], own=1.0), curve([np.ones_like(POINTS)], [2.0], own=0.8)
+  dense, candidate = (longer, shorter) if rises == "dense" else (shorter, longer)
+  found = equal(dense, candidate, half_width=0.01)
+  assert found.difference == pytest.approx(0.0, abs=1e-3) and found.interval == pytest.approx((-0.01, 0.01), abs=1e-3)
+
+
+@pytest.mark.parametrize("diverged", ["dense", "candidate"])
+def test_a_shorter_run_that_diverged_gives_no_number(diverged):
+  longer, shorter = curve([unfinished(0.05)], [law(1.0)], 1.0, shorter={0.5: np.nan}), falling(0.8)
+  found = equal(*((longer, shorter) if diverged == "dense" else (shorter, longer)), half_width=0.01)
+  assert np.isnan([found.difference, *found.interval]).all() and found.factor.interval == (None, None)
+  assert np.isnan(found.factor.value)
+
+
 def test_before_the_shortest_finished_run_a_curve_has_the_shape_of_the_losses():
   relative = unfinished(0.05)
   found = curve([relative], [law(1.0)], own=100.0, shorter={0.5: law(0.5)})

@@ -151,7 +151,7 @@ def test_a_verdict_states_the_size_and_its_interval():
     (candidate(UNKNOWN), "the variation between seeds or documents is unknown"),
     (
       candidate(BETTER, whole=1.2, at_equal_time=UNCLEAR),
-      "over the whole run, m trained 1.200 times as long as d; at equal time, its loss curve gives a difference of "
+      "over the whole run, m trained 1.200 times as long as d; at equal time, the difference is "
       "+0.005 (\N{MINUS SIGN}0.020 to +0.030) bits per byte",
     ),
   ],

@@ -84,6 +84,14 @@ def test_rows_and_weights_may_differ_in_type_and_each_gradient_has_its_own(backe
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("sizes", [[20, 230, 40, 0], [1, 0, 299, 0], [0, 95, 96, 97], [129, 0, 31, 128]])
+def test_on_cpu_the_last_large_block_of_a_group_may_reach_into_other_groups(sizes):
+  """Large blocks have 128 rows, and small ones 32."""
+  x_RD, w_EDF, of_out_RF = operands(300, len(sizes), 5, 3)
+  assert_equals_reference(x_RD, w_EDF, sizes, of_out_RF, "cpu")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["cpu", "tpu", "gpu"])
 @pytest.mark.parametrize("rows, sizes", [(1, [0, 1, 0]), (7, [3, 0, 4]), (5, [5])])
 def test_fewer_rows_than_any_tile_and_dimensions_that_no_tile_divides(rows, sizes, backend):
