@@ -58,9 +58,12 @@ def main() -> None:
   if chosen.torch_python:
     specs["huggingface"] = {"cmd": [chosen.torch_python, __file__, "--worker", "huggingface"]}
   turns = take_turns(specs, chosen.rounds, chosen.steps)
-  print(f"\n{'case':<14} {'median ms':>10} {'x base':>8}")
+  print(f"\n{'case':<14} {'median ms':>10} {'x base':>8} {'x floor':>8}")
   for name, times_s in turns.items():
-    print(f"{name:<14} {1e3 * statistics.median(times_s):>10.1f} {ratio(times_s, turns['base']):>8.2f}")
+    products_s = turns.get("floor-base" if name == "huggingface" else f"floor-{name}")
+    of_products = f"{ratio(times_s, products_s):.2f}" if products_s else ""
+    of_base = f"{ratio(times_s, turns['base']):.2f}"
+    print(f"{name:<14} {1e3 * statistics.median(times_s):>10.1f} {of_base:>8} {of_products:>8}".rstrip())
 
 
 def worker(name: str) -> tuple[Callable[[], None], dict]:
