@@ -1,10 +1,10 @@
 """Prints the constants of moejax/planning/interval.py, from docs/step-time.md and docs/ledger.jsonl.
 
 An error is the logarithm of predicted over published time of a run that was predicted without its own time.
-`calibrated` has runs with the efficiency of the other runs of their chip; `sister` has runs on TPU with the mean
-efficiency of the other TPUs; `formula` has runs of the ledger with constants of the formula that are fitted to the
-other runs. The error of a ratio is the root mean square of the differences between the errors of two runs of one
-framework on one chip.
+`calibrated` has runs with the efficiency of the other runs from which that of their chip comes; `sister` has runs on
+TPU with the mean efficiency of the other TPUs; `formula` has runs of the ledger with constants of the formula that are
+fitted to the other runs. The error of a ratio is the root mean square of the differences between the errors of two runs
+of one framework on one chip.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ import re
 import statistics
 from collections.abc import Iterable
 
+from moejax.config.chips import CHIPS
 from moejax.planning.interval import half_width
 
 DOCS = pathlib.Path(__file__).parent
@@ -49,10 +50,11 @@ def runs(page: str) -> list[Run]:
 
 
 def calibrated_errors(found: list[Run]) -> list[float]:
-  """Of runs on chips with other runs, with the mean efficiency of those."""
+  """Of runs on chips with other runs, or whose sisters have some, with the mean efficiency of those."""
   errors = []
   for run in found:
-    others = _efficiencies(other for other in found if other is not run and other.chip == run.chip)
+    known = CHIPS[run.chip].runs_are_of
+    others = _efficiencies(other for other in found if other is not run and other.chip in known)
     if others and run.efficiency is not None:
       errors.append(math.log(run.efficiency / statistics.geometric_mean(others)))
     elif run.efficiency is None:

@@ -33,7 +33,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
 from published_rows import (
   CUDNN_ATTENTION,
-  PLAIN_ATTENTION,
+  UNSTATED_ATTENTION,
   InexpressibleError,
   Row,
   attention_as_published,
@@ -173,7 +173,7 @@ def fit(rows: list[Row]) -> tuple[dict[str, float], float, dict[str, float]]:
   """The utilisation of each chip with which the formula has the smallest median error on its rows whose time is given,
   that of a GPU without such rows, and the predictions of each of these rows, by id, with what is fitted to the others.
 
-  Dropless rows and those of axlearn, whose attention may not be fused, are predicted and not fitted: their products are
+  Dropless rows and those of axlearn, whose attention is not stated, are predicted and not fitted: their products are
   not what takes longer.
   """
   own: dict[str, dict[float, float]] = {}  # by published time, since a run may be in two lists
@@ -197,7 +197,7 @@ def runs_of_the_page() -> list[Row]:
   found = []
   for run in (*step_time.CALIBRATING, *step_time.CHECKING):
     experiment, moe = on_topology(run.experiment, run.pod), run.experiment.model.moe
-    calibrates = not run.source.startswith(PLAIN_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
+    calibrates = not run.source.startswith(UNSTATED_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
     found.append(
       Row(f"{run.topology} {run.name}", experiment, run.pod, (), "bfloat16", run.published_s, calibrates=calibrates)
     )
@@ -256,9 +256,13 @@ def main() -> None:
 
 
 def compile_rows(rows: list[Row]) -> None:
-  """Adds the lines of rows from their programs. One that has no room, or that the compiler rejects, keeps its line."""
+  """Adds the lines of rows from their programs. One that has no room, or that the compiler rejects, keeps its line, as
+  one does whose program on GPU would have plain attention because devices share sequences."""
   for row in sorted(rows, key=_cheap_first):
     if "uncalibrated_s" in read().get(row.id, {}):
+      continue
+    if row.topology.chip.platform == "gpu" and row.experiment.mesh.context > 1:
+      print(f"{row.id}: its program has plain attention, which the run had not", file=sys.stderr)
       continue
     prepare_environment(row.topology)
     try:

@@ -29,8 +29,12 @@ EIGHT_BITS = {"fp8": "fp8", "mxfp8": "fp8", "int8": "int8"}
 """Features of `needs` whose products are priced in the type, where the chip has it. A program is compiled with those of
 routed experts (`model.precision.experts`). The scales of mxfp8 are not priced."""
 
-PLAIN_ATTENTION = "axlearn"
-"""The framework whose runs on GPU took as long as with plain attention (docs/step-time.md)."""
+UNSTATED_ATTENTION = "axlearn"
+"""The framework of which only the times of runs tell whether they had a fused attention kernel (docs/step-time.md).
+Nothing is fitted to them."""
+
+PLAIN_ATTENTION = 2048
+"""Sequence length of those of its runs, Fuji v1, that took as long on GPU as with plain attention."""
 
 CUDNN_ATTENTION = 0.55
 """Fraction of peak that cuDNN's attention, with which the other runs on GPU were made, reaches on H100: 645 TFLOP/s
@@ -131,12 +135,17 @@ def read_row(values: dict[str, Any]) -> Row:
   except UserError as error:
     raise InexpressibleError(f"mesh: {error}") from error
   moe = experiment.model.moe
-  of_plain = values["framework"].startswith(PLAIN_ATTENTION)
-  calibrates = not of_plain and (moe is None or moe.dispatch.has_capacity)
+  calibrates = not values["framework"].startswith(UNSTATED_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
   balanced = any(word in values.get("note", "") for word in ("forced balance", "random routing"))
   row = Row(values["id"], experiment, topology, tuple(missing), bits, None, balanced, calibrates)
-  row = dataclasses.replace(row, plain_attention=of_plain and topology.chip.platform == "gpu")
+  row = dataclasses.replace(row, plain_attention=ran_plain_attention(values["framework"], experiment, topology))
   return dataclasses.replace(row, published_s=_published_s(values, row))
+
+
+def ran_plain_attention(framework: str, experiment: Experiment, topology: Topology) -> bool:
+  """Whether a run took as long as with plain attention."""
+  v1 = framework.startswith(UNSTATED_ATTENTION) and experiment.data.sequence_length == PLAIN_ATTENTION
+  return v1 and topology.chip.platform == "gpu"
 
 
 @contextlib.contextmanager

@@ -1,16 +1,19 @@
 """Writes docs/step-time.md: predicted against published step times.
 
-`python docs/step_time.py` needs `pip install moejax[tpu]` and minutes for each program that is not cached.
+`python docs/step_time.py` needs `pip install moejax[tpu,gpu-plan]` and minutes for each program that is not cached.
+With `--only gpu` or `--only tpu` it plans the runs of that platform, and the others keep what the page says of them.
 """
 
+import argparse
 import dataclasses
 import pathlib
+import re
 import statistics
 import sys
 from typing import Any
 
 from moejax import lookup
-from moejax.config.chips import CHIPS
+from moejax.config.chips import CHIPS, Chip
 from moejax.config.parameters import flops_per_token, tokens_per_step
 from moejax.display import Display
 from moejax.overrides import override
@@ -18,7 +21,7 @@ from moejax.planning.topology import Topology, parse_topology, prepare_environme
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from published_rows import PLAIN_ATTENTION, attention_as_published
+from published_rows import attention_as_published, ran_plain_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,12 @@ MAXTEXT_22B = (
   "--model.d-ff 24576 --model.activation gelu --training.batch-size 832 --evaluation.batch-size 832 --mesh.data 64"
 )
 RECIPES = "tpu-recipes, training/trillium"
+MAXTEXT_A3 = "MaxText, configs/gpu/a3"
+LLAMA_7B = "--model.vocab-size 32000 --model.tie-embeddings False --model.remat dots"
+LLAMA_70B = (
+  "--model.vocab-size 128256 --data.sequence-length 8192 --training.batch-size 512 --evaluation.batch-size 512 "
+  "--mesh.replica 2 --mesh.data 128"
+)
 
 CALIBRATING = (
   Run("v5p:4x8x8", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 256 v5p", seconds=2.85),
@@ -80,10 +89,16 @@ CALIBRATING = (
     "--model.remat attention --training.gradient-accumulation 6", seconds=6.320,
   ),
   Run(
-    "gpu:h100:256", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 256 H100", "--mesh.replica 32 --mesh.data 8", seconds=2.44
+    "gpu:h100:8", "fuji_7b_v2", f"{MAXTEXT_A3}: Llama 2 7B on 8 H100",
+    f"{LLAMA_7B} --training.batch-size 32 --evaluation.batch-size 32 --mesh.replica 1 --mesh.data 8", seconds=1.535,
   ),
   Run(
-    "gpu:h100:512", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 512 H100", "--mesh.replica 64 --mesh.data 8", seconds=1.54
+    "gpu:h100:16", "fuji_7b_v2", f"{MAXTEXT_A3}: Llama 2 7B on 16 H100",
+    f"{LLAMA_7B} --training.batch-size 64 --evaluation.batch-size 64 --mesh.replica 2 --mesh.data 8", seconds=1.789,
+  ),
+  Run(
+    "gpu:h200:256", "fuji_70b_v2", "MaxText, gpu-recipes, a3ultra: Llama 3.1 70B on 256 H200", LLAMA_70B,
+    seconds=15.516,
   ),
 )  # fmt: skip
 
@@ -106,14 +121,24 @@ CHECKING = (
   Run(
     "v6e:16x16", "fuji_70b_v2", f"{AXLEARN}: 70B v2 on 256 v6e", "--training.gradient-accumulation 4", seconds=19.5
   ),
+  Run(
+    "gpu:h100:256", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 256 H100", "--mesh.replica 32 --mesh.data 8", seconds=2.44
+  ),
+  Run(
+    "gpu:h100:512", "fuji_7b_v1", f"{AXLEARN}: 7B v1 on 512 H100", "--mesh.replica 64 --mesh.data 8", seconds=1.54
+  ),
+  Run(
+    "gpu:h100:256", "fuji_7b_v2", f"{AXLEARN}: 7B v2 on 256 H100", "--mesh.replica 32 --mesh.data 8", seconds=1.78
+  ),
+  Run(
+    "gpu:h100:512", "fuji_70b_v2", f"{AXLEARN}: 70B v2 on 512 H100", "--mesh.replica 4 --mesh.data 128", seconds=12.9
+  ),
 )  # fmt: skip
 
 prepare_environment(CALIBRATING[0].pod)  # JAX reads it when it is imported
 
 # ruff: noqa: E402
 from moejax.planning.plan import Plan, plan
-
-NONE = {"tpu": "none: published products (below)", "gpu": "none: the value of h100"}
 
 PAGE = pathlib.Path(__file__).parent / "step-time.md"
 
@@ -166,19 +191,28 @@ FOOT = """
 
 If FLOP/s are published instead of the time, the time follows from the FLOPs as MaxText counts them: six per parameter
 and token, and attention including its masked half. axlearn saves the attention projections and recomputes the
-feed-forward layers (on v5e it saves those too), as `remat="attention"` does here. Mistral and Fuji 70B offloaded the
-saved values of attention to the host. Their plans do not offload; that of Mistral uses gradient accumulation instead.
-These two, Mixtral, and 32B on v5e need more memory here than the chip has, and are planned nevertheless. The batch size
-of Mixtral is that of its recipe, and the slice is the shape that the table names (8x4x4, although it also says 256
-chips). The shape of MaxText 22B has 22.1B parameters with two matrices in a feed-forward layer, as planned here, and
-would have 29.4B with three.
+feed-forward layers (on v5e it saves those too), as `remat="attention"` does here. Mistral and, on v6e, Fuji 70B
+offloaded the saved values of attention to the host. Their plans do not offload; that of Mistral uses gradient
+accumulation instead. These two, Mixtral, and 32B on v5e need more memory here than the chip has, and are planned
+nevertheless. The batch size of Mixtral is that of its recipe, and the slice is the shape that the table names (8x4x4,
+although it also says 256 chips). The shape of MaxText 22B has 22.1B parameters with two matrices in a feed-forward
+layer, as planned here, and would have 29.4B with three. Llama 2 7B is planned as Fuji 7B with the vocabulary of Llama
+and embeddings of its own, and Llama 3.1 70B as Fuji 70B with that of Llama.
 
-Fuji 7B v1, with sequence length 2048, took longer than v2, with 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on
-256 H100. This suggests that v1 ran without a fused attention kernel, whereas a plan has one. It may explain why the
-runs of axlearn take longer than those of MaxText on the same chip, by two thirds on v5e. On v4, for that reason, v1 is
-compared and not used for calibration. On GPU, for that reason, the plans of this page have plain attention, which takes
-a third of the step of v1. Other plans for GPU have moejax's fused kernel, priced at the rate of Triton kernels of
-attention (38 % of peak). MaxText's GPU runs use the fused attention of cuDNN, and are not listed.
+axlearn does not say which of its runs had a fused attention kernel. Fuji 7B v1, with sequence length 2048, took longer
+than v2, with 4096: 2.44 s and 2.21 s on v5e, 2.44 s and 1.78 s on 256 H100. With plain attention, the program of v2
+would compute for 2.4 s on 256 H100 even at an efficiency of 1, so v2 had a fused kernel; its efficiency is then 0.75.
+That of v1 is 0.74 with plain attention, as if it had none, and 0.51 with a fused kernel. On GPU, v1 is therefore
+planned with plain attention and v2 with a fused kernel. A plan for TPU always has one, which may explain why v1 takes
+longer than runs of MaxText on the same chip, by two thirds on v5e. Since the attention of these runs is inferred from
+their times, they are compared on GPU, as v1 is on v4, and not used for calibration. Fuji 70B v2 on 512 H100 took as
+long as with plain attention (an efficiency of 0.77, against 0.50 with a fused kernel); since its weights are gathered
+over 16 nodes, there may be other causes.
+
+The runs of MaxText on GPU had the fused attention of cuDNN, and calibrate H100 and H200. Their plans, and those of
+Fuji v2, price moejax's kernel at the rate of cuDNN's (55 % of peak). Other plans for GPU price it at the rate of Triton
+kernels of attention (38 % of peak). H100 and H200 have one efficiency: the matrix units are the same, a plan knows the
+memory of each, and the two runs on H100 differ more from each other than from the run on H200.
 
 No run calibrates tpu7x. Its efficiency is that of published products: of matrices 2048 and 4096 wide they reach 679 and
 893 TFLOP/s, for which the compiler estimates 755 and 1,029 TFLOP/s, efficiencies of 0.90 and 0.87, whose geometric mean
@@ -192,47 +226,83 @@ roofline.
 
 
 def main() -> None:
-  """Plans every published run and writes the page."""
+  """Plans the published runs, all or those of one platform, and writes the page."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--only", choices=("gpu", "tpu"), help="plan the runs of this platform and keep the other lines")
+  only = parser.parse_args().only
   with Display("step time") as display:
-    found = {run: planned(run, display) for run in (*CALIBRATING, *CHECKING)}
-  calibrating = "\n".join(_calibrating_line(run, found[run]) for run in CALIBRATING)
-  checked = "\n".join(_checked_line(run, found[run]) for run in CHECKING)
-  ratios = [found[run].step_time_s / run.published_s - 1 for run in CHECKING]
+    chosen = (run for run in (*CALIBRATING, *CHECKING) if only in (None, run.pod.chip.platform))
+    PAGE.write_text(page_of({run: planned(run, display) for run in chosen}, PAGE.read_text()))
+
+
+def page_of(found: dict[Run, Plan], before: str) -> str:
+  """The page with these plans. Runs of platforms without plans keep what the page before says of them."""
+  platforms = {run.pod.chip.platform for run in found}
+  chips = [chip for chip in CHIPS.values() if chip.platform != "cpu"]
+  calibrating = [
+    _calibrating_line(run, found[run]) if run in found else kept(before, _what(run)) for run in CALIBRATING
+  ]
+  of_chips = [
+    _chip_line(chip, found) if chip.platform in platforms else kept(before, _chip_start(chip)) for chip in chips
+  ]
+  alone = [_alone(run, found) if run in found else _kept_alone(before, run) for run in CALIBRATING]
+  checked = [_checked_line(run, found[run]) if run in found else kept(before, _what(run)) for run in CHECKING]
+  ratios = [float(line.strip("| ").rpartition("|")[2]) - 1 for line in checked]
   verdict = f"The errors are between {min(ratios):+.0%} and {max(ratios):+.0%}; the goal is 20 %."
   sources = "\n".join(f"- {_where(run)}, {run.name}: {run.source}{_rate(run)}" for run in (*CALIBRATING, *CHECKING))
-  parts = [HEAD, calibrating, CHECKED.format(chips=_chips(found), alone=_alone(found)), checked, "\n"]
-  PAGE.write_text("".join(parts) + FOOT.format(checked=verdict, sources=sources))
+  between = CHECKED.format(chips="\n".join(of_chips), alone="; ".join(filter(None, alone)))
+  parts = [HEAD, "\n".join(calibrating), between, "\n".join(checked), "\n"]
+  return "".join(parts) + FOOT.format(checked=verdict, sources=sources)
+
+
+def kept(page: str, start: str) -> str:
+  """The line of the page that starts so.
+
+  Raises:
+    SystemExit: If there is none.
+  """
+  line = next((line for line in page.splitlines() if line.startswith(start)), None)
+  if line is None:
+    raise SystemExit(f"{PAGE.name} has no line that starts with {start}; run without --only")
+  return line
+
+
+def _kept_alone(page: str, run: Run) -> str:
+  found = re.search(rf"{re.escape(f'{_where(run)}, {run.name}')} [+-]\d+%", page)
+  return found[0] if found else ""
 
 
 def planned(run: Run, display: Display) -> Plan:
-  """The plan of a published run, with plain attention if it ran on GPU with axlearn."""
-  with attention_as_published(run.pod.chip.platform == "gpu" and run.source.startswith(PLAIN_ATTENTION)):
-    return plan(run.experiment, run.pod, display)
+  """The plan of a published run, with attention as it ran."""
+  experiment = run.experiment
+  with attention_as_published(ran_plain_attention(run.source, experiment, run.pod)):
+    return plan(experiment, run.pod, display)
 
 
-def _chips(found: dict[Run, Plan]) -> str:
-  lines = []
-  for chip in CHIPS.values():
-    if chip.platform == "cpu":
-      continue
-    exact = [_efficiency(run, found[run]) for run in CALIBRATING if run.pod.chip == chip]
-    mean = statistics.geometric_mean(exact) if exact else None
-    origin = f"{len(exact)} above: {mean:.3f}" if mean else NONE[chip.platform]
-    lines.append(f"| {chip.name} | {chip.efficiency:.3f} | {origin} |")
-  return "\n".join(lines)
+def _chip_start(chip: Chip) -> str:
+  return f"| {chip.name} | {chip.efficiency:.3f} |"
 
 
-def _alone(found: dict[Run, Plan]) -> str:
-  """The error of each run, with the efficiency of the other runs of its chip."""
-  parts = []
-  for run in CALIBRATING:
-    others = [_efficiency(other, found[other]) for other in CALIBRATING
-              if other != run and other.pod.chip == run.pod.chip]  # fmt: skip
-    if others:
-      exposed_s = found[run].breakdown_s["collective_exposed"]
-      step_s = exposed_s + (_uncalibrated_s(found[run]) - exposed_s) / statistics.geometric_mean(others)
-      parts.append(f"{_where(run)}, {run.name} {step_s / run.published_s - 1:+.0%}")
-  return "; ".join(parts)
+def _chip_line(chip: Chip, found: dict[Run, Plan]) -> str:
+  chips = " and ".join(chip.runs_are_of)
+  if chip.name in chip.runs_are_of:
+    exact = [_efficiency(run, found[run]) for run in CALIBRATING if run.pod.chip.name in chip.runs_are_of]
+    where = "" if chips == chip.name else f", on {chips}"
+    origin = f"{len(exact)} above{where}: {statistics.geometric_mean(exact):.3f}"
+  else:
+    origin = f"none: the value of {chips}" if chip.platform == "gpu" else "none: published products (below)"
+  return f"{_chip_start(chip)} {origin} |"
+
+
+def _alone(run: Run, found: dict[Run, Plan]) -> str:
+  """The error of a run with the efficiency of the others that its chip is calibrated with. Empty without others."""
+  others = [_efficiency(other, found[other]) for other in CALIBRATING
+            if other != run and other.pod.chip.name in run.pod.chip.runs_are_of]  # fmt: skip
+  if not others:
+    return ""
+  exposed_s = found[run].breakdown_s["collective_exposed"]
+  step_s = exposed_s + (_uncalibrated_s(found[run]) - exposed_s) / statistics.geometric_mean(others)
+  return f"{_where(run)}, {run.name} {step_s / run.published_s - 1:+.0%}"
 
 
 def _uncalibrated_s(found: Plan) -> float:

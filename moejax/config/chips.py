@@ -104,9 +104,10 @@ class Chip:
   efficiency: float = 1.0
   """Predicted divided by measured time of a step without exposed collectives, for the published runs in
   `docs/step-time.md` on the chips of `runs_are_of`."""
-  runs_are_of: str | None = None
-  """The chip whose published runs give the efficiency: this one or, if it has no published runs, a similar GPU. "other
-  TPUs" if published products give it, and runs on other TPUs its error. None if there are no such runs."""
+  runs_are_of: tuple[str, ...] = ()
+  """The chips whose published runs give the efficiency: this one and others of its generation or, if it has no
+  published runs, similar GPUs. Published products give the efficiency of tpu7x, and runs on these chips its error.
+  Empty if there are no such runs."""
 
   @property
   def bfloat16_flops(self) -> float | None:
@@ -120,52 +121,52 @@ CHIPS = {
     Chip(
       name="v4", platform="tpu", device_kinds=("TPU v4",), vector_flops=8.6e12, clock_hz=1.05e9,
       hbm_bytes=int(30.75 * GIB), hbm_bandwidth=1228e9, torus=3, wrap=4, link_bandwidth=4.5e10, dcn_bandwidth=6.25e9,
-      power_w=192, efficiency=0.843, runs_are_of="v4",
+      power_w=192, efficiency=0.843, runs_are_of=("v4",),
     ),
     Chip(
       name="v5e", platform="tpu", device_kinds=("TPU v5 lite", "TPU v5e"), vector_flops=6.1e12,
       clock_hz=1.5e9, hbm_bytes=int(15.75 * GIB), hbm_bandwidth=819e9, torus=2, wrap=16, link_bandwidth=4.5e10,
-      dcn_bandwidth=3.125e9, eight_bits=("int8",), efficiency=0.901, runs_are_of="v5e",
+      dcn_bandwidth=3.125e9, eight_bits=("int8",), efficiency=0.901, runs_are_of=("v5e",),
     ),
     Chip(
       name="v5p", platform="tpu", device_kinds=("TPU v5", "TPU v5p"), vector_flops=14.3e12,
       clock_hz=1.75e9, hbm_bytes=int(95.74 * GIB), hbm_bandwidth=2765e9, torus=3, wrap=4, link_bandwidth=9e10,
-      dcn_bandwidth=6.25e9, eight_bits=("int8",), efficiency=0.934, runs_are_of="v5p",
+      dcn_bandwidth=6.25e9, eight_bits=("int8",), efficiency=0.934, runs_are_of=("v5p",),
     ),
     Chip(
       name="v6e", platform="tpu", device_kinds=("TPU v6 lite", "TPU v6e"), vector_flops=7.2e12,
       clock_hz=1.75e9, hbm_bytes=int(31.25 * GIB), hbm_bandwidth=1640e9, torus=2, wrap=16, link_bandwidth=9e10,
-      dcn_bandwidth=12.5e9, eight_bits=("int8",), efficiency=0.943, runs_are_of="v6e",
+      dcn_bandwidth=12.5e9, eight_bits=("int8",), efficiency=0.943, runs_are_of=("v6e",),
     ),
     Chip(  # per core, which is what JAX calls a device
       name="tpu7x", platform="tpu", device_kinds=("TPU7x",), vector_flops=9e12,
       clock_hz=2.2e9, hbm_bytes=int(94.75 * GIB), hbm_bandwidth=3690e9, torus=3, wrap=4, link_bandwidth=4.5e10,
-      dcn_bandwidth=6.25e9, eight_bits=("fp8",), efficiency=0.884, runs_are_of="other TPUs",
+      dcn_bandwidth=6.25e9, eight_bits=("fp8",), efficiency=0.884, runs_are_of=("v4", "v5e", "v5p", "v6e"),
     ),
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100-SXM4-80GB",), vector_flops=19.5e12,
       hbm_bytes=int(80e9), hbm_bandwidth=2039e9, torus=0, link_bandwidth=300e9, domain=8, dcn_bandwidth=25e9,
-      eight_bits=("int8",), power_w=400, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("int8",), power_w=400, efficiency=0.781, runs_are_of=("h100", "h200"),
     ),
     Chip(
       name="h100", platform="gpu", device_kinds=("NVIDIA H100 80GB HBM3",), vector_flops=67e12,
       hbm_bytes=int(80e9), hbm_bandwidth=3350e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.781, runs_are_of=("h100", "h200"),
     ),
     Chip(
       name="h200", platform="gpu", device_kinds=("NVIDIA H200",), vector_flops=67e12,
       hbm_bytes=int(141e9), hbm_bandwidth=4800e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.781, runs_are_of=("h100", "h200"),
     ),
     Chip(
       name="b200", platform="gpu", device_kinds=("NVIDIA B200",), vector_flops=75e12,
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=1000, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=1000, efficiency=0.781, runs_are_of=("h100", "h200"),
     ),
     Chip(  # of a rack of 72 (NVL72), which one switch connects
       name="gb200", platform="gpu", device_kinds=("NVIDIA GB200",), vector_flops=80e12,
       hbm_bytes=int(186e9), hbm_bandwidth=8000e9, torus=0, link_bandwidth=900e9, domain=72, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=1200, efficiency=0.672, runs_are_of="h100",
+      eight_bits=("fp8", "int8"), power_w=1200, efficiency=0.781, runs_are_of=("h100", "h200"),
     ),
     Chip(  # one core of a server, by order of magnitude: peaks differ between CPUs, so MFU is not reported
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,

@@ -114,9 +114,9 @@ def _runs(plan: Plan) -> str:
   calibration = calibration_of(chip)
   if calibration is not None and not plan.refused:
     return f"{_count(calibration.runs)} on {chip.name} in the calibration file"
-  if plan.refused or chip.runs_are_of is None:
+  if plan.refused or not chip.runs_are_of:
     return "errors of the formula" if plan.refused else f"errors of the formula (no run on {chip.name})"
-  return f"runs on {chip.name}" if chip.runs_are_of == chip.name else f"runs on {chip.runs_are_of}, none on {chip.name}"
+  return f"runs on {', '.join(chip.runs_are_of)}{'' if chip.name in chip.runs_are_of else f'; none on {chip.name}'}"
 
 
 def _count(runs: int) -> str:

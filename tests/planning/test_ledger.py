@@ -150,6 +150,19 @@ def test_a_row_on_a_gpu_has_the_attention_of_its_framework_and_a_row_on_a_tpu_th
     assert found_s < 0.99 * own_s if is_faster else found_s == pytest.approx(own_s, abs=1e-4)
 
 
+def test_a_row_on_a_gpu_is_compiled_with_the_attention_that_its_run_had(ledger, capsys):
+  gpu = DENSE | {"sharding": "fsdp 64", "slices": 1, "chip": "h100", "topology": "gpu:h100:64"}
+  found = [
+    ledger.read_row(gpu | {"framework": framework, "sequence": length}).plain_attention
+    for framework, length in (("MaxText", 2048), ("axlearn", 4096), ("axlearn", 2048))
+  ]
+  assert found == [False, False, True]
+  # Where devices share sequences, moejax has no fused kernel on GPU, so that nothing is compiled.
+  of_parts = gpu | {"id": "none", "sharding": "fsdp 32 x context 2", "needs": ["context parallelism"]}
+  ledger.compile_rows([ledger.read_row(of_parts)])
+  assert "none: its program has plain attention" in capsys.readouterr().err and "none" not in ledger.read()
+
+
 def test_a_row_with_context_parallelism_has_that_axis(ledger):
   found = ledger.read_row(DENSE | {"sharding": "fsdp 32 x context 2", "needs": ["context parallelism"]})
   assert (found.experiment.mesh.context, found.experiment.mesh.data, found.missing) == (2, 128, ())
