@@ -10,7 +10,8 @@ Every case has the same width and the same active parameters: 2048 tokens (8 x 2
 training run; `zipf` moves the router's bias so that the busiest of 8 experts gets 37 % of the choices. The gradient is
 that of the input and of all weights. Workers take turns (`workers.py`); what counts is the median over rounds of the
 ratio to `base` of the same round. On two CPU cores the goals are: e128 at most 1.25 times base, fine at most 1.3 times,
-and Hugging Face at least 2 times.
+router, sort, gathers and sums (`base` without `experts-base`) at most 0.25 times the products (`floor-base`), and
+Hugging Face's layer slower than ours.
 
 The weights of 128 experts are 201 MB, which a step reads twice and whose gradient it writes: with 2048 tokens, 32 rows
 an expert, that traffic alone outweighs the products.
@@ -38,7 +39,8 @@ CASES: dict[str, dict] = {
   "dense": {"dispatch": "dense"},
 }
 FLOORS = ("base", "e128", "fine")
-"""Cases whose products alone are timed too, as batched products of equal groups: `floor-base` and so on."""
+"""Cases whose products alone are timed too, as batched products of equal groups (`floor-base` and so on), and whose
+experts are, on routed rows that lie ready (`experts-base`). The rest of a layer is router, sort, gathers and sums."""
 
 
 def main() -> None:
@@ -47,20 +49,20 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=5, help="steps in a turn, of which the median counts")
   parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES, help="which of ours")
   parser.add_argument("--torch-python", help="a Python with torch and transformers")
-  parser.add_argument("--worker", help="be this worker instead: a case, floor-CASE or huggingface")
+  parser.add_argument("--worker", help="be this worker instead: a case, experts-CASE, floor-CASE or huggingface")
   chosen = parser.parse_args()
   if chosen.worker:
     serve(*worker(chosen.worker))
     return
   names = list(dict.fromkeys(["base", *chosen.cases]))
-  names += [f"floor-{name}" for name in names if name in FLOORS]
+  names += [f"{part}-{name}" for name in names if name in FLOORS for part in ("experts", "floor")]
   specs = {name: {"cmd": [sys.executable, __file__, "--worker", name]} for name in names}
   if chosen.torch_python:
     specs["huggingface"] = {"cmd": [chosen.torch_python, __file__, "--worker", "huggingface"]}
   turns = take_turns(specs, chosen.rounds, chosen.steps)
   print(f"\n{'case':<14} {'median ms':>10} {'x base':>8} {'x floor':>8}")
   for name, times_s in turns.items():
-    products_s = turns.get("floor-base" if name == "huggingface" else f"floor-{name}")
+    products_s = turns.get("floor-base" if name == "huggingface" else f"floor-{name.removeprefix('experts-')}")
     of_products = f"{ratio(times_s, products_s):.2f}" if products_s else ""
     of_base = f"{ratio(times_s, turns['base']):.2f}"
     print(f"{name:<14} {1e3 * statistics.median(times_s):>10.1f} {of_base:>8} {of_products:>8}".rstrip())
@@ -69,6 +71,8 @@ def main() -> None:
 def worker(name: str) -> tuple[Callable[[], None], dict]:
   if name == "huggingface":
     return huggingface()
+  if name.startswith("experts-"):
+    return experts(name.removeprefix("experts-"))
   return floor(name.removeprefix("floor-")) if name.startswith("floor-") else ours(name)
 
 
@@ -93,6 +97,35 @@ def floor(name: str) -> tuple[Callable[[], None], dict]:
     jax.block_until_ready(gradient(x_ERD, gate_EDF, up_EDF, down_EFD))
 
   return step, {"case": f"floor-{name}"}
+
+
+def experts(name: str) -> tuple[Callable[[], None], dict]:
+  """The experts of a case alone, forwards and backwards, on rows of random choices that lie ready."""
+  import jax
+  import jax.numpy as jnp
+
+  from moejax.models.moe.experts import Weights
+  from moejax.models.moe.experts_on_cpu import feed_forward_on_cpu
+  from moejax.models.products import Operand
+
+  case = BASE | CASES[name]
+  E, A, F = case["num_experts"], case["experts_per_token"], case["d_ff"]
+  _, choices_MA = jax.lax.top_k(jax.random.normal(jax.random.key(0), (B * T, E)), A)
+  sizes_E = jnp.bincount(choices_MA.reshape(-1), length=E)
+  rows_RD, of_out_RD = (jax.random.normal(jax.random.key(seed), (B * T * A, D)) for seed in (1, 2))
+  shapes = {"gate": (E, D, F), "up": (E, D, F), "down": (E, F, D)}
+  matrices = {name: jax.random.normal(jax.random.key(3 + i), shapes[name]) for i, name in enumerate(shapes)}
+
+  def loss(rows_RD: jax.Array, matrices: dict[str, jax.Array]) -> jax.Array:
+    weights = Weights({name: Operand(matrix, None) for name, matrix in matrices.items()}, {}, "swiglu")
+    return jnp.sum(feed_forward_on_cpu(rows_RD, sizes_E, weights) * of_out_RD)
+
+  gradient = jax.jit(jax.grad(loss, argnums=(0, 1)))
+
+  def step() -> None:
+    jax.block_until_ready(gradient(rows_RD, matrices))
+
+  return step, {"case": f"experts-{name}", "largest": int(sizes_E.max())}
 
 
 def ours(name: str) -> tuple[Callable[[], None], dict]:

@@ -20,6 +20,7 @@ from moejax.kernels.grouped_eight_bits import Spread, rounded_grouped_matmul
 from moejax.kernels.grouped_matmul import grouped_matmul
 from moejax.models.moe.exchange import exchange, plan_transfers
 from moejax.models.moe.experts import FEW, NAMES, NAMES_OF_BIASES, Experts, Weights
+from moejax.models.moe.experts_on_cpu import feed_forward_on_cpu
 from moejax.models.moe.few_tokens import visit_experts
 from moejax.models.moe.routing import TOKENS, Routing
 from moejax.models.moe.sorted_rows import combine_rows, sort_by_expert, take_rows
@@ -181,35 +182,45 @@ _of_few_tokens.defvjp(lambda *arrays: jax.vjp(_by_rows, *arrays), lambda pullbac
 def _feed_forward(
   rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights, partitioner: Partitioner | None
 ) -> jax.Array:
-  """Applies each expert to its rows. If the hidden dimension is sharded, the result is this device's part of the
-  sum. 8-bit products need the partitioner, by which devices agree on scales."""
+  """Applies each expert to its rows; unused rows give zeros. If the hidden dimension is sharded, the result is this
+  device's part of the sum. Without a partitioner, the device is a CPU, and products do not round to 8 bits."""
   with jax.named_scope("experts"):
+    if weights["up"].bits == "compute" and (partitioner is None or partitioner.platform == "cpu"):
+      return feed_forward_on_cpu(rows_RD, sizes_e, weights)
+    assert partitioner is not None
+    return _by_grouped_products(rows_RD, sizes_e, weights, partitioner)
 
-    def multiply(rows_RX: jax.Array, weight: Operand, into: bool = True) -> jax.Array:
-      if weight.bits == "compute":
-        return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
-      assert partitioner is not None
-      spread = _spread(partitioner, into)
-      return rounded_grouped_matmul(rows_RX, weight.value, sizes_e, weight.bits, wide_EDF=weight.wide, spread=spread)
 
-    expert_R = jnp.repeat(jnp.arange(len(sizes_e)), sizes_e, total_repeat_length=len(rows_RD))
+def _by_grouped_products(
+  rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights, partitioner: Partitioner
+) -> jax.Array:
+  def multiply(rows_RX: jax.Array, weight: Operand, into: bool = True) -> jax.Array:
+    if weight.bits == "compute":
+      return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
+    spread = _spread(partitioner, into)
+    return rounded_grouped_matmul(rows_RX, weight.value, sizes_e, weight.bits, wide_EDF=weight.wide, spread=spread)
 
-    def biased(name: str, rows_RX: jax.Array) -> jax.Array:
-      return rows_RX + weights.biases[name][expert_R] if name in weights.biases else rows_RX
+  R, e = len(rows_RD), len(sizes_e)
+  expert_R = jnp.repeat(jnp.arange(e + 1), jnp.append(sizes_e, R - jnp.sum(sizes_e)), total_repeat_length=R)
 
-    def down(gate_Rf: jax.Array | None, up_Rf: jax.Array) -> jax.Array:
-      gate_Rf = None if gate_Rf is None else biased("gate", gate_Rf)
-      return biased("down", multiply(weights.activate(gate_Rf, biased("up", up_Rf)), weights["down"], into=False))
+  def biased(name: str, rows_RX: jax.Array) -> jax.Array:
+    if name not in weights.biases:
+      return rows_RX
+    return rows_RX + weights.biases[name].at[expert_R].get(mode="fill", fill_value=0)  # unused rows have no expert
 
-    if "gate" not in weights:
-      return down(None, keep(multiply(rows_RD, weights["up"])))
-    if weights["up"].shape[-1] < NARROW and weights["up"].bits == "compute":  # rounded rows would share a scale
-      side_by_side = lambda *pair: jnp.concatenate(pair, axis=-1)  # noqa: E731
-      both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])))
-      gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
-    else:
-      gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
-    return down(gate_Rf, up_Rf)
+  def down(gate_Rf: jax.Array | None, up_Rf: jax.Array) -> jax.Array:
+    gate_Rf = None if gate_Rf is None else biased("gate", gate_Rf)
+    return biased("down", multiply(weights.activate(gate_Rf, biased("up", up_Rf)), weights["down"], into=False))
+
+  if "gate" not in weights:
+    return down(None, keep(multiply(rows_RD, weights["up"])))
+  if weights["up"].shape[-1] < NARROW and weights["up"].bits == "compute":  # rounded rows would share a scale
+    side_by_side = lambda *pair: jnp.concatenate(pair, axis=-1)  # noqa: E731
+    both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])))
+    gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
+  else:
+    gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
+  return down(gate_Rf, up_Rf)
 
 
 def _spread(partitioner: Partitioner, into: bool) -> Spread:
