@@ -27,6 +27,11 @@ LARGEST_BLOCK = 1024
 """Largest block of the fused kernel, in positions, for heads of at most LANES dimensions. The backward pass of larger
 blocks does not fit in VMEM. Blocks of wider heads are shorter by the same factor."""
 
+STEP_SCORES = 100_000
+"""Scores that take as long as the fixed time of one block: 0.33 us on v5e (JAX's guide to matrix multiplication in
+Pallas on TPU: 262,144 products of 128 x 128 x 128 take 92 ms), in which the kernels compute 70,000 (v5e) to 150,000
+(v5p) scores."""
+
 SCORES = "scores_"
 """Prefix of a scope around the fused kernel on one part of the sequence. The number after it counts the scores that the
 kernel computes for a head of a sequence, on the device with the most. Plans read it, since operand shapes do not tell
@@ -99,9 +104,7 @@ def fused_attention(
   """
   (T, N, H), S = q_BTNH.shape[1:], k_BSKH.shape[1]
   parts = S // T
-  largest = max(LANES, LARGEST_BLOCK * LANES // max(LANES, H))
-  consecutive = T // 2 if is_folded(parts, window) else T
-  block = max(size for size in range(LANES, largest + 1, LANES) if consecutive % size == 0)
+  block = block_size(T, parts, window, H)
   seen = splash.CausalMask((S, S)) if window is None else splash.LocalMask((S, S), (window - 1, 0), 0)
   seen.q_sequence = order_S = query_order(S, parts, window)
   kernel = splash.make_splash_mha(
@@ -132,6 +135,25 @@ def fused_attention(
 
   with jax.named_scope(f"{SCORES}{_most_scores(order_S, block, parts, window)}"):
     return jax.vmap(jax.tree.map(own, kernel), axes)(*arguments).swapaxes(1, 2)
+
+
+def block_size(length: int, parts: int, window: int | None, H: int) -> int:
+  """The positions of a block of the fused kernel for a part of `length` queries with heads of H dimensions.
+
+  Without a window, the largest that divides the part. A window touches parts of the blocks at its ends, so that small
+  blocks have fewer masked scores but more often the fixed time of a block: the size is that of the least time.
+  """
+  largest = max(LANES, LARGEST_BLOCK * LANES // max(LANES, H))
+  consecutive = length // 2 if is_folded(parts, window) else length
+  sizes = [size for size in range(LANES, largest + 1, LANES) if consecutive % size == 0]
+  if window is None:
+    return max(sizes)
+  order_S = query_order(length * parts, parts, window)
+
+  def time(size: int) -> float:
+    return _most_scores(order_S, size, parts, window) * (1 + STEP_SCORES / size**2)
+
+  return min(sizes, key=time)
 
 
 def is_folded(parts: int, window: int | None) -> bool:

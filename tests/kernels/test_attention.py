@@ -11,6 +11,7 @@ from moejax.kernels.attention import (
   _most_scores,
   attention,
   attention_for,
+  block_size,
   fused_attention,
   fused_attention_gpu,
   parts_before,
@@ -154,6 +155,51 @@ def test_the_counted_scores_are_those_of_the_blocks_that_the_part_with_the_most_
   mask = (behind >= 0) & (behind < (window or length))
   blocks = mask.reshape(parts, -1, block, length // block, block).any(axis=(2, 4))
   assert _most_scores(order, block, parts, window) == blocks.sum(axis=(1, 2)).max() * block**2
+
+
+@pytest.mark.parametrize(
+  ("window", "parts", "width", "block"),
+  [
+    (None, 1, 128, 1024),
+    (None, 1, 256, 512),
+    (None, 16, 128, 256),  # half a part
+    (128, 1, 64, 256),  # gpt-oss
+    (512, 1, 256, 512),  # Gemma 3
+    (1024, 1, 128, 512),
+    (1024, 1, 256, 512),
+    (4096, 1, 128, 1024),  # Mistral
+    (128, 4, 64, 256),
+    (1, 1, 128, 256),
+  ],
+)
+def test_blocks_are_as_large_as_the_kernel_takes_or_smaller_with_a_short_window(window, parts, width, block):
+  assert block_size(8192 // parts, parts, window, width) == block
+
+
+@pytest.mark.parametrize(
+  ("window", "before", "after"), [(128, 15 * 1024**2, 63 * 256**2), (1024, 15 * 1024**2, 45 * 512**2)]
+)
+def test_smaller_blocks_of_a_window_have_fewer_scores(window, before, after):
+  """In a sequence of 8192 positions."""
+  order = query_order(8192, 1, window)
+  assert _most_scores(order, 1024, 1, window) == before
+  assert _most_scores(order, block_size(8192, 1, window, 128), 1, window) == after
+
+
+@pytest.mark.slow
+def test_a_window_over_several_blocks_of_the_fused_kernel_equals_the_plain_one_with_gradients():
+  window = 128
+  q, k, v, weight = jax.random.normal(jax.random.key(0), (4, 1, 1024, 2, 8))
+  assert block_size(1024, 1, window, 8) < 1024
+  segments_BT = jnp.asarray(np.repeat([1, 2, 3], [600, 300, 124]))[None]
+
+  def gradients(attend):
+    return jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, segments_BT, window) * weight), (0, 1, 2))(q, k, v)
+
+  for mine, other in zip(
+    gradients(functools.partial(fused_attention, interpret=True)), gradients(attention), strict=True
+  ):
+    np.testing.assert_allclose(mine, other, atol=1e-5 * np.abs(other).max())
 
 
 @pytest.mark.parametrize("window", [None, 10])
