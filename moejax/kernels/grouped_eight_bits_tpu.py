@@ -5,9 +5,9 @@ R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dim
 D and F may be either way round. A lower-case letter is the size of one tile, and o is one row.
 
 Megablox, which the other products use, takes no 8-bit operands; these kernels take its order of visits. The rows of a
-gradient of weights are rounded inside its kernel, where their expert is known: rounding them before would need a gather
-of scales [R, D] and another pass over the rows. Tiles of 8 bits are 32 x 128, so that every dimension is padded to
-multiples of 128.
+gradient of weights are rounded by kernels that know their expert, for which XLA would gather scales [R, D]: once before
+the product, unless the product reads them so few times that rounding them there costs less. Tiles of 8 bits are
+32 x 128, so that every dimension is padded to multiples of 128.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.experimental.pallas.ops.tpu.megablox.gmm import make_group_metadata
 
 from moejax.kernels.eight_bits import sum_dtype, to_eight_bits
-from moejax.kernels.grouped_matmul_tpu import gmm_tiles, row_tile, tgmm_tiles
+from moejax.kernels.grouped_matmul_tpu import Tiles, gmm_tiles, row_tile, tgmm_tiles
 
 Ref = Any
 """A reference of Pallas to an array in memory, for which JAX has no public type."""
@@ -28,6 +28,13 @@ LANES = 128
 
 ROUNDING_OPERATIONS = 4
 """Vector operations to round one value: a product, two comparisons and a cast."""
+
+MASK_OPERATIONS = 3
+"""Vector operations to mask one value of 8 bits: a selection, and casts to 32 bits and back."""
+
+MOST_ROUNDED = 2
+"""How many times `tgmm` rounds an operand itself. A pass before it moves 3 bytes for each value, which on every chip
+takes as long as at least 1.8 times ROUNDING_OPERATIONS."""
 
 
 def gmm(
@@ -124,14 +131,17 @@ def tgmm(
   """Returns out_EDF: for each group its rows of x, transposed, times its rows of y, both rounded to their 8-bit types
   at the scales of the group, times the scales. Zeros for an empty group."""
   R, D, F, E = len(x_RD), x_RD.shape[1], y_RF.shape[1], len(group_sizes_E)
-  r = row_tile(R, E)
-  x_RD, y_RF = _padded(x_RD, r, LANES), _padded(y_RF, r, LANES)
-  (padded_R, padded_D), padded_F = x_RD.shape, y_RF.shape[1]
-  itemsize = max(x_RD.dtype.itemsize, y_RF.dtype.itemsize, dtype.itemsize)
-  r, d, f = tgmm_tiles(R, E, padded_D, padded_F, itemsize)
+  itemsize = max(x_RD.dtype.itemsize, y_RF.dtype.itemsize)
+  (r, d, f), (reads_x, reads_y) = _tgmm_tiles(R, E, D, F, itemsize, dtype.itemsize)
+  x, y = _padded(x_RD, r, LANES), _padded(y_RF, r, LANES)
+  (padded_R, padded_D), padded_F = x.shape, y.shape[1]
+  if reads_x > MOST_ROUNDED:
+    x = rounded_rows(x_RD, group_sizes_E, x_scales_ED, types[0], transpose=True, interpret=interpret)
+  if reads_y > MOST_ROUNDED:
+    y = rounded_rows(y_RF, group_sizes_E, y_scales_EF, types[1], transpose=False, interpret=interpret)
   visits, count = _visits(group_sizes_E, padded_R, r, empty=True)
 
-  def kernel(visits: Any, x_rd: Ref, y_rf: Ref, x_scales_od: Ref, y_scales_of: Ref, out_df: Ref, sum_df: Ref) -> None:
+  def kernel(visits: Any, x: Ref, y_rf: Ref, x_scales_od: Ref, y_scales_of: Ref, out_df: Ref, sum_df: Ref) -> None:
     z = pl.program_id(2)
 
     @pl.when(_is_first(visits, z))
@@ -140,16 +150,20 @@ def tgmm(
 
     start, end = _rows_of(visits, z, r)
 
-    @pl.when(start < end)
-    def _() -> None:
-      def values(a: Ref, scales: Ref) -> jax.Array:
-        # Both operands are masked, since rows of other groups may be infinite.
-        own = _is_own(0, a.shape, start, end)
-        return jnp.where(own, a[...].astype(jnp.float32) * (1 / scales[...]), 0.0)
-
-      x_dr = to_eight_bits(values(x_rd, x_scales_od).swapaxes(0, 1), types[0])
-      y_8 = to_eight_bits(values(y_rf, y_scales_of), types[1])
+    def add(rows: Rows | None = None) -> None:
+      x_dr = _eight_bits(x, x_scales_od, types[0], True, rows)
+      y_8 = _eight_bits(y_rf, y_scales_of, types[1], False, rows)
       sum_df[...] += jax.lax.dot(x_dr, y_8, preferred_element_type=sum_df.dtype)
+
+    is_whole = (start <= 0) & (r <= end)
+
+    @pl.when(is_whole)
+    def _() -> None:
+      add()
+
+    @pl.when((start < end) & ~is_whole)
+    def _() -> None:
+      add((start, end))  # both operands are masked, since rows of other groups may be infinite
 
     @pl.when(_is_last(visits, z, pl.num_programs(2)))
     def _() -> None:
@@ -158,6 +172,7 @@ def tgmm(
         scaled = sum_df[rows].astype(jnp.float32) * _column(x_scales_od[:, rows]) * y_scales_of[...]
         out_df[rows] = scaled.astype(dtype)
 
+  of_x = ((r, d), lambda n, m, z, v: (v[2][z], m)) if x.dtype != types[0] else ((d, r), lambda n, m, z, v: (m, v[2][z]))
   out_EDF = pl.pallas_call(
     kernel,
     out_shape=jax.ShapeDtypeStruct((E, padded_D, padded_F), dtype),
@@ -165,7 +180,7 @@ def tgmm(
       num_scalar_prefetch=1,
       grid=(pl.cdiv(padded_F, f), pl.cdiv(padded_D, d), count),
       in_specs=[
-        pl.BlockSpec((r, d), lambda n, m, z, v: (v[2][z], m)),
+        pl.BlockSpec(*of_x),
         pl.BlockSpec((r, f), lambda n, m, z, v: (v[2][z], n)),
         pl.BlockSpec((None, 1, d), lambda n, m, z, v: (v[1][z], 0, m)),
         pl.BlockSpec((None, 1, f), lambda n, m, z, v: (v[1][z], 0, n)),
@@ -174,23 +189,114 @@ def tgmm(
       scratch_shapes=[pltpu.VMEM((d, f), sum_dtype(types[0]))],
     ),
     compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary", "arbitrary")),
-    cost_estimate=tgmm_cost(R, E, D, F, max(x_RD.dtype.itemsize, y_RF.dtype.itemsize), dtype.itemsize),
+    cost_estimate=tgmm_cost(R, E, D, F, itemsize, dtype.itemsize),
     interpret=interpret,
     name="tgmm_8bit",
-  )(visits, x_RD, y_RF, *(_padded(a[:, None], 1, 1, LANES) for a in (x_scales_ED, y_scales_EF)))
+  )(visits, x, y, *(_padded(a[:, None], 1, 1, LANES) for a in (x_scales_ED, y_scales_EF)))
   return out_EDF[:, :D, :F]
 
 
+Rows = tuple[jax.Array, jax.Array]
+"""The first of some rows of a tile, and that after the last."""
+
+
+def _eight_bits(a: Ref, scales_o: Ref, dtype: jnp.dtype, transpose: bool, rows: Rows | None) -> jax.Array:
+  """An operand of `tgmm` in 8 bits, transposed if `transpose`, which it already is if it was rounded before. With
+  `rows`, all others are 0."""
+  rounds = a.dtype != dtype
+  if not rounds and rows is None:
+    return a[...]
+  wide = a[...].astype(jnp.float32) * (1 / scales_o[...]) if rounds else a[...].astype(sum_dtype(dtype))
+  if rows is not None:
+    own = _is_own(0, a.shape, *rows, axis=1 if transpose and not rounds else 0)
+    wide = jnp.where(own, wide, jnp.zeros_like(wide))
+  return to_eight_bits(wide.swapaxes(0, 1) if transpose else wide, dtype) if rounds else wide.astype(dtype)
+
+
+def _tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int) -> tuple[Tiles, tuple[int, int]]:
+  """The tiles of `tgmm`, and how many times it reads x and y."""
+  D, F = _whole(D, LANES), _whole(F, LANES)
+  r, d, f = tgmm_tiles(R, E, D, F, itemsize, out_itemsize)
+  return (r, d, f), (pl.cdiv(F, f), pl.cdiv(D, d))
+
+
 def tgmm_cost(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int) -> pl.CostEstimate:
-  """What `tgmm` computes and moves, with its padding. It rounds a tile each time that it reads it."""
-  padded_D, padded_F = _whole(D, LANES), _whole(F, LANES)
-  r, d, f = tgmm_tiles(R, E, padded_D, padded_F, max(itemsize, out_itemsize))
-  padded_R = _whole(R, r)
-  rounded = padded_R * (padded_D * pl.cdiv(padded_F, f) + padded_F * pl.cdiv(padded_D, d))
+  """What `tgmm` computes and moves, with its padding, after operands that it does not round itself are rounded."""
+  (r, *_), reads = _tgmm_tiles(R, E, D, F, itemsize, out_itemsize)
+  rows, widths = _whole(R, r), (_whole(D, LANES), _whole(F, LANES))
+  masked = min(2 * E, rows // r + E - 1) * r  # the rows of the first and of the last tile of each group
+  operations = moved = 0
+  for width, times in zip(widths, reads, strict=True):
+    rounds = times <= MOST_ROUNDED
+    operations += times * width * (ROUNDING_OPERATIONS * rows if rounds else MASK_OPERATIONS * masked)
+    moved += times * width * rows * (itemsize if rounds else 1)
   return pl.CostEstimate(
-    flops=2 * padded_R * padded_D * padded_F,
-    transcendentals=ROUNDING_OPERATIONS * rounded,
-    bytes_accessed=rounded * itemsize + E * padded_D * padded_F * out_itemsize,
+    flops=2 * rows * widths[0] * widths[1],
+    transcendentals=operations,
+    bytes_accessed=moved + E * widths[0] * widths[1] * out_itemsize,
+  )
+
+
+def bytes_before_tgmm(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int) -> int:
+  """Bytes of the passes that find the scales of its operands and, where `tgmm` does not, round them."""
+  _, reads = _tgmm_tiles(R, E, D, F, itemsize, out_itemsize)
+  rounded = [width for width, times in zip((D, F), reads, strict=True) if times > MOST_ROUNDED]
+  return R * (D + F) * itemsize + sum(rounding_cost(R, E, width, itemsize).bytes_accessed for width in rounded)
+
+
+def rounded_rows(
+  x_RD: jax.Array,
+  group_sizes_E: jax.Array,
+  scales_ED: jax.Array,
+  dtype: jnp.dtype,
+  *,
+  transpose: bool,
+  interpret: bool = False,
+) -> jax.Array:
+  """Returns the rows of each group rounded at its scales, with both dimensions padded, as [R, D] or, with `transpose`,
+  as [D, R]. Rows of no group contain arbitrary values."""
+  R, D = x_RD.shape
+  r = row_tile(R, len(group_sizes_E))
+  x_RD = _padded(x_RD, r, LANES)
+  padded_R, padded_D = x_RD.shape
+  d = _column_tile(padded_D)
+  visits, count = _visits(group_sizes_E, padded_R, r, empty=False)
+
+  def kernel(visits: Any, x_rd: Ref, scales_od: Ref, out: Ref, scaled_rd: Ref) -> None:
+    # A tile that several groups share is written again, with the rows of one more group, before it leaves VMEM.
+    own = _is_own(0, (r, d), *_rows_of(visits, pl.program_id(1), r))
+    scaled_rd[...] = jnp.where(own, x_rd[...].astype(jnp.float32) * (1 / scales_od[...]), scaled_rd[...])
+    out[...] = to_eight_bits(scaled_rd[...].swapaxes(0, 1) if transpose else scaled_rd[...], dtype)
+
+  of_out = ((d, r), lambda m, z, v: (m, v[2][z])) if transpose else ((r, d), lambda m, z, v: (v[2][z], m))
+  return pl.pallas_call(
+    kernel,
+    out_shape=jax.ShapeDtypeStruct((padded_D, padded_R) if transpose else (padded_R, padded_D), dtype),
+    grid_spec=pltpu.PrefetchScalarGridSpec(
+      num_scalar_prefetch=1,
+      grid=(padded_D // d, count),
+      in_specs=[
+        pl.BlockSpec((r, d), lambda m, z, v: (v[2][z], m)),
+        pl.BlockSpec((None, 1, d), lambda m, z, v: (v[1][z], 0, m)),
+      ],
+      out_specs=pl.BlockSpec(*of_out),
+      scratch_shapes=[pltpu.VMEM((r, d), jnp.float32)],
+    ),
+    compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "arbitrary")),
+    cost_estimate=rounding_cost(R, len(group_sizes_E), D, x_RD.dtype.itemsize),
+    interpret=interpret,
+    name="rounded_rows",
+  )(visits, x_RD, _padded(scales_ED[:, None], 1, 1, LANES))
+
+
+def rounding_cost(R: int, E: int, D: int, itemsize: int) -> pl.CostEstimate:
+  """What `rounded_rows` computes and moves, with its padding."""
+  r = row_tile(R, E)
+  rows, columns = _whole(R, r), _whole(D, LANES)
+  return pl.CostEstimate(
+    flops=0,
+    transcendentals=ROUNDING_OPERATIONS * (rows + (E - 1) * r) * columns,
+    bytes_accessed=rows * columns * (itemsize + 1),
   )
 
 
@@ -201,7 +307,7 @@ def largest(x_RD: jax.Array, group_sizes_E: jax.Array, *, interpret: bool = Fals
   r = row_tile(R, E)
   x_RD = _padded(x_RD, r, LANES)
   padded_R, padded_D = x_RD.shape
-  d = max(size for size in range(LANES, min(padded_D, 8 * LANES) + 1, LANES) if padded_D % size == 0)
+  d = _column_tile(padded_D)
   visits, count = _visits(group_sizes_E, padded_R, r, empty=True)
 
   def kernel(visits: Any, x_rd: Ref, out_od: Ref) -> None:
@@ -263,15 +369,20 @@ def _is_last(visits: Visits, z: jax.Array, count: jax.Array | int) -> jax.Array:
   return (z == count - 1) | (visits[1][z] != visits[1][jnp.minimum(z + 1, count - 1)])
 
 
-def _is_own(first: int, shape: tuple[int, ...], start: jax.Array, end: jax.Array) -> jax.Array:
-  """Marks the rows from `start` to `end` of a part of a tile that starts at row `first`."""
-  row = first + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+def _is_own(first: int, shape: tuple[int, ...], start: jax.Array, end: jax.Array, axis: int = 0) -> jax.Array:
+  """Marks the rows from `start` to `end` of a part of a tile that starts at row `first`. Rows are dimension `axis`."""
+  row = first + jax.lax.broadcasted_iota(jnp.int32, shape, axis)
   return (start <= row) & (row < end)
 
 
 def _column(row: jax.Array) -> jax.Array:
   """Turns [1, 128] into [128, 1]. The units for transposes take squares."""
   return jnp.broadcast_to(row, (LANES, LANES)).swapaxes(0, 1)[:, :1]
+
+
+def _column_tile(D: int) -> int:
+  """The largest tile of up to 1024 columns that divides D."""
+  return max(size for size in range(LANES, min(D, 8 * LANES) + 1, LANES) if D % size == 0)
 
 
 def _padded(a: jax.Array, *multiples: int) -> jax.Array:

@@ -59,8 +59,8 @@ def gmm_tiles(R: int, E: int, I: int, J: int, itemsize: int, out_itemsize: int |
   return tile_R, *_best(_splits(I, whole=out_itemsize is not None), _splits(J), moved, held)
 
 
-def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int) -> Tiles:
-  """Tiles that move the fewest elements between HBM and VMEM."""
+def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int | None = None) -> Tiles:
+  """Tiles that move the fewest elements between HBM and VMEM. `out_itemsize` is that of the result alone."""
   tile_R = row_tile(R, E)
 
   def moved(tile_D: int, tile_F: int) -> int:
@@ -69,7 +69,8 @@ def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int) -> Tiles:
   def held(tile_D: int, tile_F: int) -> int:
     # Rows are masked in float32 before the product.
     masked = 4 * tile_R * (tile_D + tile_F)
-    return 2 * itemsize * (tile_R * tile_D + tile_R * tile_F + tile_D * tile_F) + 4 * tile_D * tile_F + masked
+    result = (2 * (out_itemsize or itemsize) + 4) * tile_D * tile_F
+    return 2 * itemsize * (tile_R * tile_D + tile_R * tile_F) + result + masked
 
   return tile_R, *_best(_splits(D), _splits(F), moved, held)
 

@@ -14,7 +14,7 @@ from moejax.config.precision import Operands
 from moejax.errors import UserError
 from moejax.kernels.attention import SCORES
 from moejax.kernels.attention_gpu import LARGEST_BLOCK, block_width
-from moejax.kernels.grouped_eight_bits_tpu import gmm_cost, tgmm_cost
+from moejax.kernels.grouped_eight_bits_tpu import bytes_before_tgmm, gmm_cost, tgmm_cost
 from moejax.planning.program import BYTES, Instruction
 
 CUBLAS = "__cublas$"
@@ -45,9 +45,9 @@ ATTENTION_PRODUCTS = {"fwd": (1, 1), "dq": (2, 1), "dkv": (2, 2)}
 """Products of the kernels of `moejax.kernels.attention_gpu`, over the head dim of keys and over that of values: forward
 q k, and p v; dq again q k, and dq, and dp; dkv again q k, and dk, and dp, and dv."""
 
-GROUPED_PRODUCTS = ("gmm", "tgmm", "gmm_8bit", "tgmm_8bit", "largest")
-"""Names of the kernels of grouped products, on TPU and GPU, and of that which finds the scales of 8-bit operands. They
-take the time of the rows that are there."""
+GROUPED_PRODUCTS = ("gmm", "tgmm", "gmm_8bit", "tgmm_8bit", "largest", "rounded_rows")
+"""Names of the kernels of grouped products, on TPU and GPU, and of those which find the scales of 8-bit operands and
+round them. They take the time of the rows that are there."""
 
 EIGHT_BIT_TYPES = {"fp8": ("f8e4m3fn", "f8e5m2"), "int8": ("s8", "s8")}
 """Types of the operands of 8-bit products: of values, and of the gradient that is an operand of both products of the
@@ -83,12 +83,14 @@ class Price:
   those of 8-bit operands."""
   vector_operations: float
   bytes: int
+  bytes_before: int = 0
+  """Those of passes over its operands before the kernel, whose time is that of their bytes."""
 
   def seconds(self, chip: Chip) -> float:
-    """Seconds on `chip`: the larger of the matrix plus vector time and the memory time."""
+    """Seconds on `chip`: the larger of the matrix plus vector time and the memory time, and the passes before."""
     assert chip.bfloat16_flops
     compute_s = self.occupied_flops / chip.bfloat16_flops + self.vector_operations / chip.vector_flops
-    return max(compute_s, self.bytes / chip.hbm_bandwidth)
+    return max(compute_s, self.bytes / chip.hbm_bandwidth) + self.bytes_before / chip.hbm_bandwidth
 
 
 def product_rate(chip: Chip, dtype: str) -> float:
@@ -206,17 +208,18 @@ def price(kernel: Instruction, bits: Operands = "compute") -> Price:
 
 
 def _in_eight_bits(kernel: Instruction, product: str, operands: list[tuple[str, tuple[int, ...]]]) -> Price:
-  """Price of a grouped product of Megablox, if `moejax.kernels.grouped_eight_bits_tpu` computed it. Its product is at
-  the rate of all 8-bit products that are not in the program, which leaves time for the casts before it."""
+  """Price of a grouped product of Megablox, if `moejax.kernels.grouped_eight_bits_tpu` computed it. `gmm` is at the
+  rate of all 8-bit products that are not in the program, which leaves time for the casts before it. `tgmm` has the
+  passes of the kernels that find the scales of its operands and round them."""
   (dtype, (R, D)), (_, other) = [(dtype, dims) for dtype, dims in operands if len(dims) >= 2][:2]
   out = kernel.shapes[0]
   # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF.
   if product == "gmm":
     found = gmm_cost(R, other[0], D, out.dims[-1], BYTES[out.dtype])
-  else:
-    found = tgmm_cost(R, out.dims[0], D, other[-1], BYTES[dtype], BYTES[out.dtype])
-  occupied = found.flops / (EIGHT_BIT_RATE * REACHED)
-  return Price(found.flops, occupied, found.transcendentals, found.bytes_accessed)
+    return Price(found.flops, found.flops / (EIGHT_BIT_RATE * REACHED), 0.0, found.bytes_accessed)
+  sizes = R, out.dims[0], D, other[-1], BYTES[dtype], BYTES[out.dtype]
+  found, before = tgmm_cost(*sizes), bytes_before_tgmm(*sizes)
+  return Price(found.flops, found.flops / EIGHT_BIT_RATE, found.transcendentals, found.bytes_accessed, before)
 
 
 def _operand_shapes(attributes: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -5,7 +5,8 @@ and in both backward products, and what they hide is computed anew. Logits, rout
 bfloat16.
 
 Grouped products of dropless layers are priced as the kernels for 8-bit operands are (`moejax.planning.kernels`): on
-TPU with the rounding that a kernel does itself, and on GPU with both backward products of fp8 in bfloat16.
+TPU with the passes that round the operands of the gradient of matrices, and on GPU with both backward products of fp8
+in bfloat16.
 """
 
 import dataclasses

@@ -99,6 +99,20 @@ def test_tpu_tiles_may_split_every_dimension_and_leave_a_rest(bits, monkeypatch)
   assert_equals_reference(unlike(300, E, 900, 450, sizes), sizes, bits, "tpu")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("inner, outer", [(640, 90), (90, 640)])
+def test_on_tpu_one_operand_of_the_gradient_of_matrices_may_be_rounded_before_the_kernel(
+  inner, outer, bits, monkeypatch
+):
+  monkeypatch.setattr(grouped_matmul_tpu, "VMEM_BYTES", 600_000)
+  sizes = [140, 0, 1, 127, 9]
+  of_scales = 300 * (inner + outer) * 4
+  of_narrow = 384 * 128 * (4 + 1)  # which is read for every tile of the wide one
+  assert grouped_eight_bits_tpu.bytes_before_tgmm(300, E, inner, outer, 4, 4) == of_scales + of_narrow
+  assert_equals_reference(unlike(300, E, inner, outer, sizes), sizes, bits, "tpu")
+
+
 @pytest.mark.parametrize("bits", BITS)
 def test_experts_with_equal_groups_have_the_scales_of_a_batched_product(bits):
   x_RD, w_EDF, of_out_RF = operands(40, 4, 16, 24)

@@ -8,7 +8,7 @@ from moejax.config import Mesh, Model, MoE, Precision
 from moejax.config.chips import CHIPS
 from moejax.config.fields import with_fields
 from moejax.errors import UserError
-from moejax.kernels.grouped_eight_bits_tpu import tgmm_cost
+from moejax.kernels.grouped_eight_bits_tpu import bytes_before_tgmm, tgmm_cost
 from moejax.planning.collectives import Network, Place
 from moejax.planning.compile import Compiled
 from moejax.planning.estimate import estimate
@@ -95,10 +95,10 @@ GROUPED = {
 }
 
 
-def kernels(platform: str, operations: int = 0, suffix: str = "") -> str:
+def kernels(platform: str, operations: int = 0, moved: int = 1, suffix: str = "") -> str:
   """A program with the grouped products of a layer, as kernels of a TPU or GPU."""
   target = {"tpu": "tpu_custom_call", "gpu": "__gpu$xla.gpu.triton"}[platform]
-  declared = f'"flops":"{2 * R * D * F}","transcendentals":"{operations}","bytes_accessed":"1"'
+  declared = f'"flops":"{2 * R * D * F}","transcendentals":"{operations}","bytes_accessed":"{moved}"'
   calls = [
     f'  %{name.replace(".", suffix + ".")} = {result} custom-call(%p), custom_call_target="{target}", '
     f"operand_layout_constraints={{s32[{E}]{{0}}, {operands}}}, "
@@ -133,17 +133,16 @@ def test_grouped_products_on_a_tpu_have_the_price_of_the_kernels_for_8_bits(plan
   of_kernel = gains(found)
   assert of_kernel["kernel gmm", "forward"] == of_kernel["kernel gmm", "backward"] == pytest.approx(2 * REACHED)
   assert of_kernel["kernel tgmm", "backward"] < of_kernel["kernel gmm", "backward"]
-  # Beside the part of the rate that the casts take, this is the plan of a program that has these kernels.
+  # With the passes over its operands, this is the plan of a program that has these kernels.
   own = with_fields(tiny_moe, {"model.precision.experts": "fp8"})
   work = tgmm_cost(R, E, D, F, 2, 4)
-  (compiled,) = planned(kernels("tpu", work.transcendentals, "_8bit"), "fp8", experiment=own)
+  (compiled,) = planned(kernels("tpu", work.transcendentals, work.bytes_accessed, "_8bit"), "fp8", experiment=own)
   seconds, of_compiled = (
     {of.kind.removesuffix("_8bit"): of.time_s for of in one.plan.operations if of.of_pass == "backward"}
     for one in (found[1], compiled)
   )
-  product_s = 2 * R * D * F / TPU7X.chip.bfloat16_flops / TPU7X.chip.efficiency
-  casts_s = product_s / 2 * (1 / REACHED - 1)
-  assert seconds["kernel tgmm"] == pytest.approx(of_compiled["kernel tgmm"] + casts_s)
+  passes_s = bytes_before_tgmm(R, E, D, F, 2, 4) / TPU7X.chip.hbm_bandwidth / TPU7X.chip.efficiency
+  assert seconds["kernel tgmm"] == pytest.approx(of_compiled["kernel tgmm"] + passes_s)
 
 
 BATCHED = f"""HloModule m, is_scheduled=true

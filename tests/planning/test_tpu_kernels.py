@@ -45,20 +45,22 @@ def compiled(chip, function, *arguments):
   return jax.jit(function).lower(*shapes).compile(compiler_options=compiler_options(device))
 
 
-def kernel_flops(chip, program):
-  """FLOPs of the kernels of a program, by name, as plans count them."""
-  found = collections.Counter()
+def kernels(chip, program):
+  """FLOPs and seconds of the kernels of a program, by name, as plans count them."""
+  flops, seconds = collections.Counter(), collections.Counter()
   for operation in cost(parse(program.as_text()), network_of(chip.name, (2, 2, 1)[: chip.torus])).operations:
     if operation.kind.startswith("kernel "):
-      found[operation.kind.removeprefix("kernel ")] += operation.flops
-  return dict(found)
+      name = operation.kind.removeprefix("kernel ")
+      flops[name] += operation.flops
+      seconds[name] += operation.time_s
+  return dict(flops), dict(seconds)
 
 
 @pytest.mark.parametrize(
   ("chip", "bits"), cases(("v6e", "tpu7x"), *((chip, bits) for chip in TPUS for bits in chip.eight_bits))
 )
 def test_the_grouped_8_bit_products_of_every_chip_that_has_them_compile_with_their_gradients(chip, bits):
-  """With the matrices of Mixtral 8x7B."""
+  """With the matrices of Mixtral 8x7B, whose gradient takes less time than in bfloat16 on tpu7x."""
   R, E, D, F = 16_384, 8, 4096, 14_336
 
   def product_and_gradients(x_RD, wide_EDF, sizes_E, of_out_RF):
@@ -69,8 +71,11 @@ def test_the_grouped_8_bit_products_of_every_chip_that_has_them_compile_with_the
     return out_RF, *pull_back(of_out_RF)
 
   arguments = ((R, D), jnp.bfloat16), ((E, D, F), jnp.float32), ((E,), jnp.int32), ((R, F), jnp.bfloat16)
-  found = kernel_flops(chip, compiled(chip, product_and_gradients, *arguments))
-  assert found == {"gmm_8bit": 2 * 2 * R * D * F, "tgmm_8bit": 2 * R * D * F, "largest": 0}
+  flops, seconds = kernels(chip, compiled(chip, product_and_gradients, *arguments))
+  if chip.name == "tpu7x":
+    of_gradient_s = sum(seconds[name] for name in ("tgmm_8bit", "largest", "rounded_rows"))
+    assert of_gradient_s < 2 * R * D * F / chip.bfloat16_flops / chip.efficiency
+  assert flops == {"gmm_8bit": 2 * 2 * R * D * F, "tgmm_8bit": 2 * R * D * F, "largest": 0, "rounded_rows": 0}
 
 
 @pytest.mark.parametrize("chip", cases(("v5e",), *((chip,) for chip in TPUS)))
@@ -91,7 +96,7 @@ def test_attention_with_sinks_compiles_on_the_devices_of_every_chip_and_has_no_s
   # Of 4 x 4 blocks of 1024 positions those up to the diagonal; of 16 x 16 of 256 the two that a window touches.
   scores = 10 * 1024**2 + 31 * 256**2
   of_product = 2 * queries * scores * width
-  assert kernel_flops(chip, program) == {
+  assert kernels(chip, program)[0] == {
     "splash_mha_fwd": 2 * of_product, "splash_mha_dq": 3 * of_product, "splash_mha_dkv": 4 * of_product
   }  # fmt: skip
   assert program.memory_analysis().temp_size_in_bytes < queries * T * T
