@@ -15,9 +15,6 @@ from moejax.errors import UserError
 MATRIX = "w_"
 """How the names of parameters begin that are matrices of products. Others are biases, scales and sinks."""
 
-LARGEST_POSITION = 2**31 - 1
-"""Positions are int32."""
-
 
 class Rotary(NamedTuple):
   """A rotary embedding. Layers with equal ones share their angles."""
@@ -105,9 +102,8 @@ class GroupedQuery(Attention, kind="grouped_query"):
         checks.positive(self, name)
     if self.window is not None and self.chunk is not None:
       raise UserError(f"attention.window={self.window} and attention.chunk={self.chunk} exclude each other; set one")
-    checks.positive(self, "score_scale")
+    checks.positive(self, "score_scale", "score_log_length")
     checks.not_negative(self, "score_log_scale")
-    checks.between(self, "score_log_length", 1, LARGEST_POSITION)
     object.__setattr__(self, "rope_scaling", typed(RopeScaling, self.rope_scaling, "attention.rope_scaling"))
     for name in ("rope_theta", "rope_scaling", "norm_after_rotary"):
       self._check_effect(name, "rotary_embedding")

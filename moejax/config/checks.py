@@ -8,6 +8,8 @@ from moejax.errors import UserError
 
 LARGEST_INTEGER = 2**53
 """No count is larger, and a float holds every one up to it."""
+LARGEST_COUNT = 2**31 - 1
+"""The largest number of int32, in which programs have positions and counts."""
 SMALLEST, LARGEST = 1e-30, 1e38
 """Between them, a number of float32 is neither 0 nor infinite."""
 BELOW_ONE = 1 - 2**-24
@@ -16,22 +18,23 @@ SEEDS = 2**32
 """JAX takes a seed modulo this number."""
 
 
-def positive(owner: object, *names: str) -> None:
-  """Raises unless every named field is above zero, and a number that float32 or a counter holds."""
+def positive(owner: object, *names: str, largest: int = LARGEST_COUNT) -> None:
+  """Raises unless every named field is above zero, and a number that float32 or, if it is an integer, int32 holds. Only
+  integers that no program computes with may have another `largest` value."""
   for name in names:
     value = getattr(owner, name)
     if not value > 0:
       raise UserError(f"{_path(owner, name)}={value} must be above 0")
-    _in_range(owner, name)
+    _in_range(owner, name, largest)
 
 
-def not_negative(owner: object, *names: str) -> None:
-  """Raises unless every named field is 0 or above, and a number that float32 or a counter holds."""
+def not_negative(owner: object, *names: str, largest: int = LARGEST_COUNT) -> None:
+  """Raises unless every named field is 0 or above, and a number that float32 or, if it is an integer, int32 holds."""
   for name in names:
     value = getattr(owner, name)
     if not value >= 0:
       raise UserError(f"{_path(owner, name)}={value} must be 0 or above")
-    _in_range(owner, name)
+    _in_range(owner, name, largest)
 
 
 def seed(owner: object, name: str) -> None:
@@ -84,12 +87,12 @@ def divides(divisor: int, divisor_name: str, value: int, value_name: str) -> Non
     raise UserError(f"{value_name}={value} is not divisible by {divisor_name}={divisor}; use {nearest}")
 
 
-def _in_range(owner: object, name: str) -> None:
-  """Raises where the field is a number that would become 0 or infinite where it is used."""
+def _in_range(owner: object, name: str, largest: int) -> None:
+  """Raises where the field is a number that would become 0, infinite or another integer where it is used."""
   value = getattr(owner, name)
   if isinstance(value, int):
-    if value > LARGEST_INTEGER:
-      raise UserError(f"{_path(owner, name)} must be at most 2^53, about 9e15, and has {len(str(value))} digits")
+    if value > largest:
+      raise UserError(f"{_path(owner, name)}={value} must be at most {largest}; use a smaller value")
   elif value > LARGEST:
     raise UserError(f"{_path(owner, name)}={value} must be at most {LARGEST:g}, so that it is finite in float32")
   elif 0 < value < SMALLEST:

@@ -42,9 +42,11 @@ class Evaluation:
 
   def __post_init__(self) -> None:
     checks.positive(self, "batch_size")
-    for name in ("max_tokens", "every", "task_limit"):
+    for name in ("every", "task_limit"):
       if getattr(self, name) is not None:
         checks.positive(self, name)
+    if self.max_tokens is not None:
+      checks.positive(self, "max_tokens", largest=checks.LARGEST_INTEGER)
 
 
 MATCHABLE_FIELDS = (
@@ -89,6 +91,7 @@ class Experiment:
     if self.model.moe:
       self.model.moe.check_combinations()
     checks.divides(self.model.logit_chunks, "model.logit_chunks", self.data.sequence_length, "data.sequence_length")
+    self._check_counts()
     self._check_losses()
     self._check_multi_token()
     self._check_depths()
@@ -109,6 +112,18 @@ class Experiment:
     models."""
     if "model.d_ff" in self.matchable and self.model.num_sparse_layers == self.model.num_layers:
       raise UserError("matchable='model.d_ff' would have no effect because every layer is sparse; use model.moe.d_ff")
+
+  def _check_counts(self) -> None:
+    """Checks that int32 counts the tokens of a batch and their choices of experts."""
+    moe, length = self.model.moe, self.data.sequence_length
+    choices = 1 if moe is None else moe.num_experts if moe.router.every_expert else moe.experts_per_token
+    for name, batch in (("training", self.training.batch_size), ("evaluation", self.evaluation.batch_size)):
+      if batch * length * choices > checks.LARGEST_COUNT:
+        of_experts = f" and {choices} experts for each token" if choices > 1 else ""
+        raise UserError(
+          f"{name}.batch_size={batch} with data.sequence_length={length}{of_experts} has {batch * length * choices} to "
+          f"count in one batch, and may have at most {checks.LARGEST_COUNT}; lower {name}.batch_size"
+        )
 
   def _check_losses(self) -> None:
     for name, coefficient in dataclasses.asdict(self.training.losses).items():

@@ -174,7 +174,7 @@ class SpIEL(Optimizer):
     super().__post_init__()
     checks.positive(self, "density", "epsilon")
     checks.between(self, "density", 0, 1)
-    checks.between(self, "interval", 1, 2**31 - 1)
+    checks.positive(self, "interval")
     checks.between(self, "replaced", 0, 1)
     checks.between(self, "accumulated", 1, self.interval)
     checks.below_one(self, "beta1", "beta2")

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from moejax.config.attention import GroupedQuery, Latent
-from moejax.config.checks import LARGEST_INTEGER
+from moejax.config.checks import LARGEST_COUNT
 from moejax.config.model import Model
 from moejax.config.rope import LinearScaling, Llama3Scaling, NoScaling, RopeScaling, YarnScaling
 from moejax.errors import UserError
@@ -206,7 +206,7 @@ def config_of_attention(model: Model, family: Family) -> dict[str, Any]:
   rope = _rope_parameters(model.rope_theta, full.rope_scaling)
   if family.local_theta is not None:
     rope = {FULL: rope, SLIDING: _rope_parameters(local.rope_theta or model.rope_theta, local.rope_scaling)}
-  window = windows[0] if windows else LARGEST_INTEGER if local_layers else None
+  window = windows[0] if windows else LARGEST_COUNT if local_layers else None
   found: dict[str, Any] = {"rope_parameters": rope, "sliding_window": window}
   if family.local_theta is not None:
     found[OF_SCORES] = round(model.head_dim / full.score_scale**2)

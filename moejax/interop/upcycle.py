@@ -65,7 +65,8 @@ class Upcycling:
 
   def __post_init__(self) -> None:
     checks.positive(self, "experts", "active", "granularity", "every")
-    checks.not_negative(self, "noise", "distill_tokens")
+    checks.not_negative(self, "noise")
+    checks.not_negative(self, "distill_tokens", largest=checks.LARGEST_INTEGER)
     checks.seed(self, "seed")
     if self.distill_tokens:
       if self.active > self.experts * self.granularity:

@@ -91,7 +91,8 @@ class GroupedQueryLayer(nnx.Module):
       if cache is None:
         segments_BT = _chunks(context, config.chunk)
         # Tokens of one chunk are fewer positions apart than its length, so that kernels can skip blocks.
-        window = min((limit for limit in (config.window, config.chunk) if limit), default=None)
+        limit = config.window or config.chunk
+        window = limit if limit and limit < T else None
         out_BTNH = attend(self.partitioner, q_BTNH, k_BTKH, v_BTKH, segments_BT, window, sinks_N)
       else:
         new = {"k": k_BTKH, "v": v_BTKH}
@@ -132,9 +133,10 @@ def _keys_and_values(cache: KVCache) -> tuple[jax.Array, jax.Array]:
 
 def _chunks(context: Context, chunk: int | None) -> jax.Array:
   """The number of the document of each token or, with chunks, a number of its chunk."""
-  if chunk is None:
+  T = context.segments_BT.shape[1]
+  if chunk is None or chunk >= T:
     return context.segments_BT
-  return context.segments_BT * context.segments_BT.shape[1] + context.positions_BT // chunk
+  return context.segments_BT * -(-T // chunk) + context.positions_BT // chunk
 
 
 def _log_factors(config: GroupedQuery, positions_BT: jax.Array) -> jax.Array:

@@ -18,11 +18,11 @@ def test_pieces_of_a_sequence_attend_as_the_whole_does_whatever_the_slots_held_b
   q, k, v = draw(0, 2, 9, 4, 8), draw(1, 2, 9, kv_heads, 8), draw(2, 2, 9, kv_heads, 8)
   expected = attention(q, k, v, jnp.ones((2, 9), int))
   kept = (100 * draw(3, 2, 12, kv_heads, 8), 100 * draw(4, 2, 12, kv_heads, 8))
-  pieces = []
+  pieces, all_of_them = [], 2**31 - 1  # a window and a chunk without effect
   for start, end in ((0, 4), (4, 5), (5, 9)):
     positions_BT = jnp.broadcast_to(jnp.arange(start, end), (2, end - start))
     kept = [store(old, new[:, start:end], positions_BT) for old, new in zip(kept, (k, v), strict=True)]
-    pieces.append(cached_attention(q[:, start:end], *kept, positions_BT))
+    pieces.append(cached_attention(q[:, start:end], *kept, positions_BT, all_of_them, all_of_them))
   np.testing.assert_allclose(jnp.concatenate(pieces, axis=1), expected, atol=1e-5)
   np.testing.assert_array_equal(kept[0][:, :9], k)
 

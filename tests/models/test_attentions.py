@@ -126,8 +126,18 @@ REAL = (SEGMENTS > 0)[..., None]
       lambda b, t, s: POSITIONS[b, t] // 4 == POSITIONS[b, s] // 4,
     ),
     (GroupedQuery(rotary_embedding=False, score_log_scale=0.7, score_log_length=3), lambda b, t, s: True),
+    (GroupedQuery(window=2**31 - 1), lambda b, t, s: True),
+    (GroupedQuery(chunk=2**31 - 1), lambda b, t, s: True),
   ],
-  ids=["window and sinks", "chunk", "sinks", "norms after the rotary embedding", "scores by position"],
+  ids=[
+    "window and sinks",
+    "chunk",
+    "sinks",
+    "norms after the rotary embedding",
+    "scores by position",
+    "largest window",
+    "largest chunk",
+  ],
 )
 def test_grouped_queries_equal_loops_over_packed_documents(config, sees):
   layer, (x, context) = layer_of(config, BASE), packed(config, BASE)
