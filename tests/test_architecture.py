@@ -85,9 +85,9 @@ MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 236
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 another third are what published families of models differ in, most of them in values of attention and RoPE."""
-MAX_OF_TRAINING = (188, 22_600)
+MAX_OF_TRAINING = (188, 22_750)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (147, 17_900)
+MAX_OF_TRAINING_WITHOUT_INPUT = (147, 18_050)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 
