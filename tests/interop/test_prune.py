@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -87,14 +86,21 @@ def test_the_skip_ratio_is_the_median_weight_of_second_choices():
 def test_layer_inputs_are_those_of_the_layers_in_the_whole_model():
   model, parameters = make(MODEL)
   found = list(layer_inputs(model, parameters, [BATCH]))
-  transformer = model.module(parameters)
-  context = context_of(MODEL, jnp.asarray(BATCH["segments"]), jnp.asarray(BATCH["positions"]))
-  x_BTD = parameters["embedding_VD"][BATCH["tokens"]]
-  for layer, block in zip(found, transformer.layers[0].blocks, strict=True):
-    np.testing.assert_allclose(layer.inputs[0], block.attend(x_BTD, context, None)[1], rtol=1e-4, atol=1e-5)
-    x_BTD, _, _ = block(x_BTD, context, None, None)
-  expected = transformer(*(jnp.asarray(BATCH[name]) for name in ("tokens", "segments", "positions")))[0]
-  np.testing.assert_allclose(transformer.final_norm(x_BTD), expected, rtol=1e-4, atol=1e-5)
+
+  @jax.jit
+  def by_layer(parameters, tokens_BT, *of_documents):
+    """The inputs of the feed-forward layers, the output of the last block, and that of the whole model."""
+    transformer, context = model.module(parameters), context_of(MODEL, *of_documents)
+    inputs, x_BTD = [], parameters["embedding_VD"][tokens_BT]
+    for block in transformer.layers[0].blocks:
+      inputs.append(block.attend(x_BTD, context, None)[1])
+      x_BTD, _, _ = block(x_BTD, context, None, None)
+    return inputs, transformer.final_norm(x_BTD), transformer(tokens_BT, *of_documents)[0]
+
+  inputs, out_BTD, expected_BTD = by_layer(parameters, *(BATCH[name] for name in ("tokens", "segments", "positions")))
+  for layer, expected in zip(found, inputs, strict=True):
+    np.testing.assert_allclose(layer.inputs[0], expected, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(out_BTD, expected_BTD, rtol=1e-4, atol=1e-5)
 
 
 def test_a_pruned_layer_has_the_matrices_and_router_columns_of_the_kept_experts():

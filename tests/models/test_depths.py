@@ -37,7 +37,7 @@ def routed(depths, attention=None, moe=None):
   attention = attention or GroupedQuery()
   model = dataclasses.replace(DENSE, depths=depths, attention=(attention,), moe=moe)
   placement = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
-  return model, RoutedBlock(attention, model, moe is not None, placement, nnx.Rngs(params=0))
+  return model, nnx.jit(lambda: RoutedBlock(attention, model, moe is not None, placement, nnx.Rngs(params=0)))()
 
 
 def packed():
@@ -107,9 +107,13 @@ def test_the_chosen_tokens_of_each_document_go_through_the_layer_as_a_text_of_th
 def test_with_all_tokens_the_layer_is_that_of_a_dense_model_times_the_weights():
   model, module = routed(TopKDepths(every=1, share=1.0))
   x_BTD, segments_BT, positions_BT = packed()
-  context = context_of(model, jnp.asarray(segments_BT), jnp.asarray(positions_BT))
-  out_BTD, counts, _ = module(jnp.asarray(x_BTD), context, None, None)
-  whole_BTD, _, _ = module.block(jnp.asarray(x_BTD), context, None, None)
+
+  @jax.jit
+  def routed_and_whole(x_BTD, *of_documents):
+    arguments = x_BTD, context_of(model, *of_documents), None, None
+    return *module(*arguments)[:2], module.block(*arguments)[0]
+
+  out_BTD, counts, whole_BTD = routed_and_whole(x_BTD, segments_BT, positions_BT)
   weight_BT1 = x_BTD @ np.asarray(module.w_router_DX[...])
   real_BT1 = (segments_BT > 0)[..., None]
   np.testing.assert_allclose(out_BTD, np.where(real_BT1, x_BTD + weight_BT1 * (whole_BTD - x_BTD), x_BTD), atol=2e-5)
@@ -138,7 +142,8 @@ def test_only_chosen_tokens_take_capacity():
   model, module = routed(TopKDepths(every=1, share=1 / 3), moe=moe)
   module.block.feed_forward.w_router_DE[...] = jnp.zeros((DENSE.d_model, 4))  # ties, which the first expert wins
   x_BTD, segments_BT, positions_BT = packed()
-  _, counts, _ = module(jnp.asarray(x_BTD), context_of(model, segments_BT, positions_BT), None, None)
+  run = jax.jit(lambda x_BTD, *of_documents: module(x_BTD, context_of(model, *of_documents), None, None)[1])
+  counts = run(x_BTD, segments_BT, positions_BT)
   through_B = np.minimum(4, (segments_BT > 0).sum(axis=1))
   choices_BE = np.asarray(counts[CHOSEN]["choices"])[0]
   np.testing.assert_array_equal(choices_BE, through_B[:, None] * [1, 0, 0, 0])

@@ -58,15 +58,20 @@ MODELS = {
 }  # fmt: skip
 
 
+def new(model):
+  partitioner = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
+  return Transformer(model, partitioner, nnx.Rngs(params=0))
+
+
+@functools.cache
+def shapes(model):
+  """The model without its numbers."""
+  return nnx.eval_shape(lambda: new(model))
+
+
 @functools.cache
 def make(model):
-  partitioner = make_partitioner(Mesh(data=1), DATA_EXPERT_MODEL, jax.devices()[:1])
-
-  def new():
-    return Transformer(model, partitioner, nnx.Rngs(params=0))
-
-  graph = nnx.split(nnx.eval_shape(new))[0]
-  return nnx.merge(graph, jax.jit(lambda: nnx.to_pure_dict(nnx.split(new())[1]))())
+  return nnx.merge(nnx.split(shapes(model))[0], jax.jit(lambda: nnx.to_pure_dict(nnx.split(new(model))[1]))())
 
 
 def logits(model, tokens_BT, segments_BT=None):
@@ -120,12 +125,12 @@ def test_packed_documents_do_not_see_each_other():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_formula_counts_the_parameters_that_the_model_makes(name):
-  made = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(make(MODELS[name]))[1]))
+  made = sum(leaf.size for leaf in jax.tree.leaves(nnx.split(shapes(MODELS[name]))[1]))
   assert made == parameter_counts(MODELS[name]).total
 
 
 def test_layers_follow_the_period_of_dense_and_sparse():
-  blocks = make(SPARSE).layers.blocks
+  blocks = shapes(SPARSE).layers.blocks
   assert [type(block.feed_forward).__name__ for block in blocks] == ["MLPLayer", "MoELayer"]
 
 

@@ -57,16 +57,34 @@ def normalized(x_TD, norm):
   return x_TD / np.sqrt((x_TD**2).mean(-1, keepdims=True) + norm.epsilon) * np.asarray(norm.scale_D[...])
 
 
-def of_document(transformer, tokens_T, prefix):
+def alone(length):
+  """Segments and positions of one document."""
+  positions_BT = jnp.arange(length)[None]
+  return jnp.ones_like(positions_BT), positions_BT
+
+
+@functools.cache
+def compiled(experiment):
+  """The layers of the model, and the block of one of its modules, as functions that compile once for each length."""
+  model = spec_of(experiment).model
+
+  def layers(parameters, tokens_BT):
+    return model.module(parameters)(tokens_BT, *alone(tokens_BT.shape[1]))[0]
+
+  def block(parameters, x_BTD, module):
+    transformer = model.module(parameters)
+    context = context_of(transformer.model, *alone(x_BTD.shape[1]))
+    return transformer.multi_token[module].block(x_BTD, context, None, None)[0]
+
+  return jax.jit(layers), jax.jit(block, static_argnums=2)
+
+
+def of_document(experiment, parameters, tokens_T, prefix):
   """The summed cross-entropy and the number of targets of each depth, for one document alone."""
+  transformer, (layers, block) = spec_of(experiment).model.module(parameters), compiled(experiment)
   table_VD = np.asarray(transformer.embedding_VD[...], np.float64)
-
-  def context(length):
-    positions_BT = jnp.arange(length)[None]
-    return jnp.ones_like(positions_BT), positions_BT
-
-  x_BTD, _ = transformer(jnp.asarray(tokens_T)[None], *context(len(tokens_T)))
-  features_TD, found = np.asarray(x_BTD[0], np.float64), []
+  x_BTD, found = layers(parameters, tokens_T[None]), []
+  features_TD = np.asarray(x_BTD[0], np.float64)
   for depth, module in enumerate(transformer.multi_token, 1):
     length = len(tokens_T) - depth  # positions that have a token `depth` later
     if length < 1:
@@ -75,8 +93,7 @@ def of_document(transformer, tokens_T, prefix):
     state_TD = normalized(features_TD[:length], module.state_norm) @ np.asarray(module.w_state_DJ[...])
     token_TD = normalized(table_VD[tokens_T[depth:]], module.token_norm) @ np.asarray(module.w_token_DJ[...])
     x_BTD = jnp.asarray((state_TD + token_TD)[None], jnp.float32)
-    x_BTD, _, _ = module.block(x_BTD, context_of(transformer.model, *context(length)), None, None)
-    features_TD = np.asarray(x_BTD[0], np.float64)
+    features_TD = np.asarray(block(parameters, x_BTD, depth - 1)[0], np.float64)
     logits_TV = normalized(features_TD, module.final_norm) @ table_VD.T
     loss, count = 0.0, 0
     for t in range(length - 1):
@@ -97,11 +114,11 @@ def test_the_loss_is_that_of_a_loop_over_documents(sparse, prefix):
   parameters = spec.init_state(0).parameters
   sums = jax.jit(lambda parameters: loss_sums(spec.model.module(parameters), batch))(parameters)
   _, metrics = objective(sums, denominators(batch, experiment.model), experiment.model, experiment.training.losses)
-  transformer, expected_Z2 = spec.model.module(parameters), np.zeros((2, 2))
+  expected_Z2 = np.zeros((2, 2))
   for row, lengths in enumerate(LENGTHS):
     at = 0
     for length in lengths:
-      expected_Z2 += of_document(transformer, batch["tokens"][row, at : at + length], prefix)
+      expected_Z2 += of_document(experiment, parameters, batch["tokens"][row, at : at + length], prefix)
       at += length
   assert (expected_Z2[:, 1] > 10).all()
   for depth in (1, 2):
@@ -140,10 +157,14 @@ def gradients_of(parts, mesh=None):
   return jax.device_get(function(*placed))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("parts", "mesh"),
-  [(4, None), (2, Mesh(data=2, expert=2, model=1)), (1, Mesh(replica=2, data=1, expert=4)), (1, Mesh(data=2, model=4))],
+  [
+    pytest.param(4, None, marks=pytest.mark.nightly),
+    pytest.param(2, Mesh(data=2, expert=2, model=1), marks=pytest.mark.slow),
+    pytest.param(1, Mesh(replica=2, data=1, expert=4), marks=pytest.mark.nightly),
+    pytest.param(1, Mesh(data=2, model=4), marks=pytest.mark.slow),
+  ],
   ids=str,
 )
 def test_parts_and_meshes_have_the_gradients_and_metrics_of_one_device(parts, mesh):
