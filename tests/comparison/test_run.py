@@ -257,6 +257,8 @@ DAMAGES = {
   "list": lambda content: b"[[1, 2], {}]\n",
   "object": lambda content: b'{"steps": "many", "dense": {"step_time_s": "fast"}, "sha256": 7, "held_out": null}\n',
 }
+ALIKE = ("empty", "text", "list")
+"""What readers refuse as they refuse a truncated file, or a null."""
 
 
 def numbers(result: dict) -> dict:
@@ -277,8 +279,9 @@ def without_curves(found: dict) -> dict:
   return found | {"pairs": pairs, "members": members, "finding": None}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize(
+  "damage", [pytest.param(name, marks=pytest.mark.nightly if name in ALIKE else pytest.mark.slow) for name in DAMAGES]
+)
 def test_a_damaged_file_is_made_again_or_named_and_changes_no_number(resumed, text, tmp_path, damage):
   """Of a whole comparison: those that may be named each alone, and the rest at once. Corpora and checkpoints have
   tests of their own."""

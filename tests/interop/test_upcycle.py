@@ -72,8 +72,9 @@ def by_layer(parameters, model):
   return [layers[p]["blocks"][b] for p in range(model.num_periods) for b in range(model.period)]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("pattern", [1, 2, 4])
+@pytest.mark.parametrize(  # with 2, `every` is less, equal and more
+  "pattern", [pytest.param(n, marks=pytest.mark.slow if n == 2 else pytest.mark.nightly) for n in (1, 2, 4)]
+)
 def test_every_layer_keeps_its_place_for_each_pattern_of_attention_and_form_of_the_layers(pattern):
   attention = tuple(Attention(window=i + 2) for i in range(pattern))
   random = np.random.default_rng(0)

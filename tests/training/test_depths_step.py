@@ -57,9 +57,15 @@ def gradients_of(kind, parts=1, mesh=None):
   return jax.device_get(jax.jit(lambda parameters, batch: _gradients(spec, parameters, batch))(*placed))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", [*KINDS, *SPARSE])
-@pytest.mark.parametrize(("parts", "mesh"), [(4, None), (2, Mesh(data=2, expert=2, model=2))], ids=str)
+@pytest.mark.parametrize(
+  ("parts", "mesh"),
+  [
+    pytest.param(4, None, marks=pytest.mark.nightly),
+    pytest.param(2, Mesh(data=2, expert=2, model=2), marks=pytest.mark.slow),  # parts too, and a mesh
+  ],
+  ids=str,
+)
 def test_parts_and_meshes_train_routed_layers_as_one_device_does(kind, parts, mesh):
   gradients, metrics = gradients_of(kind, parts, mesh)
   check_equal((gradients, metrics), gradients_of(kind))
@@ -84,7 +90,12 @@ def test_parts_and_meshes_train_routed_layers_as_one_device_does(kind, parts, me
 
 @pytest.mark.parametrize(
   ("depth", "sparse"),
-  [(0, False), (1, False), *(pytest.param(depth, True, marks=pytest.mark.slow) for depth in (0, 1))],
+  [  # what has a module has all that is without one
+    (1, False),
+    pytest.param(1, True, marks=pytest.mark.slow),
+    pytest.param(0, False, marks=pytest.mark.nightly),
+    pytest.param(0, True, marks=pytest.mark.nightly),
+  ],
 )
 def test_a_traced_step_of_routed_layers_has_the_products_of_the_formula(depth, sparse):
   base = tiny(False)

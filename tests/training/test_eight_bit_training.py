@@ -131,7 +131,9 @@ def test_dropless_experts_round_as_one_device_does_on_every_mesh_and_as_einsum_d
   expected = gradients(sparse=True, dispatch=GroupedDispatch(), experts=bits)
   rounding = distances(expected, gradients(sparse=True, dispatch=GroupedDispatch()))
   assert max(rounding.values()) > 1e-3
-  others = [gradients(mesh, True, dropless, experts=bits) for mesh in MESHES]
+  # Without an expert axis nothing is exchanged, in neither way.
+  meshes = [mesh for mesh in MESHES if mesh.expert > 1 or exchange == "all_to_all"]
+  others = [gradients(mesh, True, dropless, experts=bits) for mesh in meshes]
   for other in (*others, gradients(sparse=True, dispatch=EinsumDispatch(), experts=bits)):
     found = distances(other, expected)
     assert max(found[path] / rounding[path] for path in found) < 0.2, (found, rounding)

@@ -107,8 +107,9 @@ def test_a_run_that_is_interrupted_twice_ends_with_the_very_bits_of_one_that_is_
   assert without_times(read_metrics(stopped.directory)) == without_times(read_metrics(straight.directory))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", ["fp8", "int8"])
+@pytest.mark.parametrize(
+  "bits", [pytest.param("fp8", marks=pytest.mark.slow), pytest.param("int8", marks=pytest.mark.nightly)]
+)
 def test_a_run_with_8_bit_products_resumes_to_the_very_bits_of_one_that_is_not_stopped(tmp_path, corpus_and_data, bits):
   """Scales are those of the values at hand, and no state. The experts are spread over devices, whose scales agree."""
   fields = {

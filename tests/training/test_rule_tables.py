@@ -21,7 +21,7 @@ KINDS = ("dense", "moe", "mixture of attention")
 @pytest.mark.parametrize(
   ("kind", "seed"),
   [
-    pytest.param(kind, seed, marks=pytest.mark.slow if seed < 5 else pytest.mark.nightly)
+    pytest.param(kind, seed, marks=pytest.mark.slow if seed < 2 else pytest.mark.nightly)
     for kind in KINDS
     for seed in range(20)
   ],
@@ -42,12 +42,11 @@ def test_any_table_that_is_accepted_gives_loss_and_gradients_of_one_device(kind,
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_table_that_is_accepted_traces(kind):
-  for seed in (100, 101):
-    _, many = draw(np.random.default_rng([seed, KINDS.index(kind)]), kind)
-    spec = spec_of(many)
-    state, batch, _ = abstract_inputs(spec)
-    found, _ = jax.eval_shape(lambda *given, d=spec: _gradients(d, *given), state.parameters, batch)
-    assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, state.parameters)
+  _, many = draw(np.random.default_rng([100, KINDS.index(kind)]), kind)
+  spec = spec_of(many)
+  state, batch, _ = abstract_inputs(spec)
+  found, _ = jax.eval_shape(lambda *given: _gradients(spec, *given), state.parameters, batch)
+  assert jax.tree.map(lambda x: x.shape, found) == jax.tree.map(lambda x: x.shape, state.parameters)
 
 
 def gradients(experiment, parameters):
