@@ -150,6 +150,18 @@ needs_gpu_compiler = pytest.mark.skipif(
   importlib.util.find_spec("jax_cuda12_plugin") is None, reason="compiling for GPU needs pip install moejax[gpu-plan]"
 )
 
+CASES = [
+  ("a100", 4096, 128, 128, None, "bfloat16"),
+  ("h100", 4096, 128, 128, 1000, "bfloat16"),
+  ("h100", 4200, 80, 80, None, "float16"),
+  ("h200", 4096, 64, 64, None, "bfloat16"),
+  ("b200", 4096, 192, 128, None, "bfloat16"),
+  ("a100", 4096, 256, 256, 1000, "bfloat16"),
+  ("b200", 4096, 128, 128, None, "float32"),
+  ("h100", 256, 8, 4, None, "bfloat16"),
+]
+"""Chip, T, H, J, window and dtype."""
+
 COMPILES = """
 import re, sys
 import jax, jax.numpy as jnp
@@ -157,44 +169,32 @@ from jax.experimental import topologies
 from moejax.kernels.attention import fused_attention_gpu
 from moejax.planning import gpu_target
 
-chip, T, H, J, window, dtype, shared = eval(sys.argv[1])
-target = re.sub(r"(shared_memory_per_block_optin:) \\d+", rf"\\1 {shared}", gpu_target.describe(chip))
-device = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target).devices[0]
-here = jax.sharding.SingleDeviceSharding(device)
-shape = lambda *dims, dtype=dtype: jax.ShapeDtypeStruct(dims, dtype, sharding=here)
-arguments = shape(2, T, 6, H), shape(2, T, 2, H), shape(2, T, 2, J), shape(6, dtype="float32")
-segments_BT = shape(2, T, dtype="int32")
+def temporary_bytes(chip, T, H, J, window, dtype, shared):
+  target = re.sub(r"(shared_memory_per_block_optin:) \\d+", rf"\\1 {shared}", gpu_target.describe(chip))
+  device = topologies.get_topology_desc(platform="cuda", topology="1x1x1", target_config=target).devices[0]
+  here = jax.sharding.SingleDeviceSharding(device)
+  shape = lambda *dims, dtype=dtype: jax.ShapeDtypeStruct(dims, dtype, sharding=here)
+  arguments = shape(2, T, 6, H), shape(2, T, 2, H), shape(2, T, 2, J), shape(6, dtype="float32")
+  segments_BT = shape(2, T, dtype="int32")
 
-def weighted(q, k, v, sinks_N, segments_BT):
-  return fused_attention_gpu(q, k, v, segments_BT, window, sinks_N).astype(jnp.float32).sum()
+  def weighted(q, k, v, sinks_N, segments_BT):
+    return fused_attention_gpu(q, k, v, segments_BT, window, sinks_N).astype(jnp.float32).sum()
 
-lowered = jax.jit(jax.value_and_grad(weighted, (0, 1, 2, 3))).lower(*arguments, segments_BT)
-compiled = lowered.compile()
-print(compiled.memory_analysis().temp_size_in_bytes)
+  lowered = jax.jit(jax.value_and_grad(weighted, (0, 1, 2, 3))).lower(*arguments, segments_BT)
+  return lowered.compile().memory_analysis().temp_size_in_bytes
+
+for case in eval(sys.argv[1]):
+  print(temporary_bytes(*case, 99 * 2**10), flush=True)
 """
 
 
 @pytest.mark.slow
 @needs_gpu_compiler
-@pytest.mark.parametrize(
-  ("chip", "T", "H", "J", "window", "dtype"),
-  [
-    ("a100", 4096, 128, 128, None, "bfloat16"),
-    ("h100", 4096, 128, 128, 1000, "bfloat16"),
-    ("h100", 4200, 80, 80, None, "float16"),
-    ("h200", 4096, 64, 64, None, "bfloat16"),
-    ("b200", 4096, 192, 128, None, "bfloat16"),
-    ("a100", 4096, 256, 256, 1000, "bfloat16"),
-    ("b200", 4096, 128, 128, None, "float32"),
-    ("h100", 256, 8, 4, None, "bfloat16"),
-  ],
-)
-def test_it_compiles_with_the_shared_memory_of_every_data_center_gpu_and_no_memory_for_scores(
-  chip, T, H, J, window, dtype
-):
+def test_it_compiles_with_the_shared_memory_of_every_data_center_gpu_and_no_memory_for_scores():
   """99 KiB are those of L4, A10 and L40S. In another process, as XLA's flags of this one name devices of CPU."""
-  case = repr((chip, T, H, J, window, dtype, 99 * 2**10))
-  done = subprocess.run([sys.executable, "-c", COMPILES, case], capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr[-2000:]
-  scores = 4 * 2 * 6 * T * T
-  assert int(done.stdout) < scores / 8
+  done = subprocess.run([sys.executable, "-c", COMPILES, repr(CASES)], capture_output=True, text=True)
+  found = [int(line) for line in done.stdout.split()]
+  assert done.returncode == 0, (CASES[len(found)], done.stderr[-2000:])
+  for case, temporary_bytes in zip(CASES, found, strict=True):
+    scores = 4 * 2 * 6 * case[1] ** 2
+    assert temporary_bytes < scores / 8, case
