@@ -81,6 +81,19 @@ def test_the_formula_is_within_a_third_of_the_compiled_plans_of_the_listed_scale
     assert found.memory_bytes / 2**30 == pytest.approx(size, rel=0.33)
 
 
+def test_devices_of_the_model_axis_share_what_is_saved_of_the_residual_stream():
+  """GiB of compiled programs for 256 and 512 H100."""
+  for name, topology, options, size in (
+    ("moe_12b6_16e", "gpu:h100:256", "--mesh.data 4 --mesh.model 4 --rules.embed data expert", 52.8),
+    ("moe_29b6_16e", "gpu:h100:512", "--mesh.replica 2 --mesh.data 4 --mesh.model 4 --rules.embed data expert", 78.7),
+  ):
+    experiment = override(listed(name), options.split())
+    found = estimate(experiment, parse_topology(topology)).memory_bytes
+    assert found / 2**30 == pytest.approx(size, rel=0.15)
+    whole = replace(experiment, rules=tuple((axis, () if axis == "act_embed" else to) for axis, to in experiment.rules))
+    assert estimate(whole, parse_topology(topology)).memory_bytes > 1.4 * found
+
+
 def test_capacity_that_drops_choices_saves_their_rows():
   few = listed("moe_6b4_64e")
   assert few.model.moe and few.model.moe.capacity_factor == 0.625
