@@ -279,9 +279,10 @@ A search chose the options of these rows (`moejax plan NAME --topology TOPOLOGY 
 meshes, policies of rematerialization and numbers of microbatches, it compiles those that its formula ranks first. For
 each model, four to six configurations were compiled in two searches, between which the memory of the formula was
 corrected, and the row is the fastest one that fits. Of those of `dense_12b6` and `moe_29b6_16e`, one fits, and four
-need up to 8 % more memory than there is. Models with 64 experts were not searched. Eight GPUs share a switch (450 GB/s),
-and nodes are connected by a network of 50 GB/s per GPU, so that the exchange of tokens and the sums of gradients take
-more of the step than on v5p.
+need up to 8 % more memory than there is. Models with 64 experts were not searched. Eight GPUs share a switch of 450
+GB/s, and nodes are connected by a network of 50 GB/s per GPU, so that the exchange of tokens and the sums of gradients
+take more of the step than on v5p. The attention kernel for GPU skips the blocks above the diagonal, which MFU counts
+and "executed" does not.
 
 """
 

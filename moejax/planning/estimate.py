@@ -391,10 +391,10 @@ def _saved(experiment: Experiment, tokens: float) -> dict[str, float]:
     sizes["others"] = (wide * (0.5 if model.moe else 1), 1)
   elif model.remat == "none":
     sizes["others"] = (2 * (heads + wide), 8)
-  layers, stream = model.num_layers + model.multi_token_depth, model.d_model / shards(experiment.rules, mesh, "act_embed")
+  layers = model.num_layers + model.multi_token_depth
+  stream = model.d_model / shards(experiment.rules, mesh, "act_embed")
   return {
-    name: 2 * tokens * layers * (within / mesh.model + residual * stream)
-    for name, (within, residual) in sizes.items()
+    name: 2 * tokens * layers * (within / mesh.model + residual * stream) for name, (within, residual) in sizes.items()
   }
 
 

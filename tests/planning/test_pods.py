@@ -31,11 +31,13 @@ def test_the_page_is_what_the_command_makes_of_its_step_times(pods):
 
 
 def test_no_row_uses_the_matrix_units_less_than_its_mfu_says(pods):
-  """MFU counts accepted work alone, all of which is executed; of attention it counts the masked half too."""
+  """MFU counts accepted work alone, all of which is executed; of attention it counts the masked half too, which the
+  kernel on GPU skips."""
   for line in (DOCS / "pods.md").read_text().splitlines():
     cells = [cell.strip() for cell in line.strip("|").split("|")]
     if len(cells) == 10 and cells[6].endswith("%"):
-      assert float(cells[6][:-1]) < 1.02 * float(cells[7][:-1]), line
+      most = 1.05 if cells[1].startswith("gpu:") else 1.02
+      assert float(cells[6][:-1]) < most * float(cells[7][:-1]), line
 
 
 def test_a_step_of_dense_experts_counts_every_choice_and_one_with_a_small_capacity_fewer(pods):
