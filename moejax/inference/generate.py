@@ -15,7 +15,7 @@ import numpy as np
 from moejax.inference.buckets import batches_by_length, bucket
 from moejax.inference.cache import Cache, cache_shardings, empty_cache, extend, row_sharding
 from moejax.inference.dropless import check_batch_size
-from moejax.inference.expert_views import separate_experts
+from moejax.inference.expert_views import round_experts, separate_experts
 from moejax.inference.sampling import GREEDY, Sampling, sample
 from moejax.models.abstract import AbstractModel, Parameters
 from moejax.models.moe.experts import FEW
@@ -76,7 +76,7 @@ class Generator:
     program = functools.partial(jax.jit, out_shardings=(everywhere, cache), donate_argnums=1)
     self._prefill = program(prefill, in_shardings=(None, cache, batch, rows, everywhere, everywhere))
     self._decode = program(decode, in_shardings=(None, cache, everywhere, rows, everywhere, everywhere))
-    self._separated: tuple[Parameters, Parameters] = ({}, {})
+    self._prepared: tuple[Parameters, Parameters] = ({}, {})
 
   def generate(
     self,
@@ -136,11 +136,12 @@ class Generator:
 
   def _for(self, length: int, parameters: Parameters) -> Parameters:
     """The parameters in the form that is fastest for `length` tokens of each row."""
-    if length * self._batch_size > FEW:
+    rounds = self._model.config.precision.experts != "compute"
+    if length * self._batch_size > FEW and not rounds:
       return parameters
-    if self._separated[0] is not parameters:
-      self._separated = parameters, separate_experts(self._model, parameters)
-    return self._separated[1]
+    if self._prepared[0] is not parameters:
+      self._prepared = parameters, (round_experts if rounds else separate_experts)(self._model, parameters)
+    return self._prepared[1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,9 +34,30 @@ class Spread:
   """Of F."""
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class RoundedMatrices:
+  """The matrices of all experts, rounded once for many products without gradients."""
+
+  values_EDF: jax.Array
+  scales_EF: jax.Array
+
+  @property
+  def shape(self) -> tuple[int, ...]:
+    return self.values_EDF.shape
+
+  def __len__(self) -> int:
+    return len(self.values_EDF)
+
+
+def rounded_matrices(w_EDF: jax.Array, bits: EightBits) -> RoundedMatrices:
+  """The matrices as `rounded_grouped_matmul` rounds them."""
+  return RoundedMatrices(*_rounded(w_EDF, jnp.dtype(VALUES[bits]), 1, ()))
+
+
 def rounded_grouped_matmul(
   x_RD: jax.Array,
-  w_EDF: jax.Array,
+  w_EDF: jax.Array | RoundedMatrices,
   group_sizes_E: jax.Array,
   bits: EightBits,
   *,
@@ -49,11 +70,14 @@ def rounded_grouped_matmul(
   If D is spread over devices, the result is this device's part of the sum.
 
   Args:
+    w_EDF: the matrices, or what `rounded_matrices` made of them, which has no gradients and is not spread.
     bits: the type of the operands.
     spread: mesh axes over which dimensions are spread.
   """
   if x_RD.shape[0] == 0:
     return jnp.zeros((0, w_EDF.shape[2]), x_RD.dtype)
+  if isinstance(w_EDF, RoundedMatrices):
+    return _of_rounded(x_RD, w_EDF.values_EDF, w_EDF.scales_EF, group_sizes_E.astype(jnp.int32), spread, backend)
   receiver = w_EDF if wide_EDF is None else wide_EDF
   value = jax.lax.stop_gradient(w_EDF)
   return _product(x_RD, value, receiver, group_sizes_E.astype(jnp.int32), bits, spread, backend, receiver.dtype)
@@ -71,10 +95,21 @@ def _product(
   gradient: jnp.dtype,
 ) -> jax.Array:
   """The product. `receiver`, whose dtype is `gradient`, receives the gradient of the weight."""
-  dtype = jnp.dtype(VALUES[bits])
-  x_8, x_scales_R = _rounded(x_RD, dtype, 1, spread.inner)
-  w_8, w_scales_EF = _rounded(w_EDF, dtype, 1, spread.inner)
-  return _run("gmm", backend, x_8, w_8, group_sizes_E, x_scales_R, w_scales_EF, transpose_w=False, dtype=x_RD.dtype)
+  w_8, w_scales_EF = _rounded(w_EDF, jnp.dtype(VALUES[bits]), 1, spread.inner)
+  return _of_rounded(x_RD, w_8, w_scales_EF, group_sizes_E, spread, backend)
+
+
+def _of_rounded(
+  x_RD: jax.Array,
+  w_8_EDF: jax.Array,
+  w_scales_EF: jax.Array,
+  group_sizes_E: jax.Array,
+  spread: Spread,
+  backend: Backend,
+) -> jax.Array:
+  """The product with matrices that are rounded already."""
+  x_8, x_scales_R = _rounded(x_RD, w_8_EDF.dtype, 1, spread.inner)
+  return _run("gmm", backend, x_8, w_8_EDF, group_sizes_E, x_scales_R, w_scales_EF, transpose_w=False, dtype=x_RD.dtype)
 
 
 def _forward(

@@ -12,9 +12,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from inference_fixtures import DENSE, EIGHT, ONE, SPARSE, make
 
 from moejax.config import DenseRouter, MoE
+from moejax.config.precision import Precision
 from moejax.inference import expert_views
+from moejax.inference import generate as generate_module
 from moejax.inference.dropless import inference_model
-from moejax.inference.expert_views import separate_experts
+from moejax.inference.expert_views import round_experts, separate_experts
 from moejax.inference.generate import Generator
 from moejax.inference.sparse import Sparse
 from moejax.models.moe.experts import FEW
@@ -55,6 +57,30 @@ def test_other_parameters_are_unchanged(model, mesh):
   separate = separate_experts(abstract, parameters)
   assert jax.tree.structure(separate) == jax.tree.structure(parameters)
   assert all(a is b for a, b in zip(jax.tree.leaves(separate), jax.tree.leaves(parameters), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", ["fp8", "int8"])
+def test_experts_that_are_rounded_once_generate_the_tokens_of_those_rounded_for_every_token(bits, monkeypatch):
+  model, parameters = make(dataclasses.replace(SPARSE, layers="unrolled", precision=Precision(experts=bits)))
+  of_8_bits = [leaf for leaf in jax.tree.leaves(round_experts(model, parameters)) if leaf.dtype.itemsize == 1]
+  assert len(of_8_bits) == 3
+  prompts = [[3, 1, 4, 1, 5], [2], list(range(FEW + 1))]
+
+  def generate():
+    stops = [lambda ids: False] * len(prompts)
+    return dict(Generator(model, 2, 40).generate(parameters, prompts, stops, max_new=6))
+
+  once = generate()
+  monkeypatch.setattr(generate_module, "round_experts", lambda model, parameters: parameters)
+  assert once == generate()
+  assert len({tuple(ids) for ids in once.values()}) == len(prompts)
+
+
+@pytest.mark.parametrize(("model", "mesh"), [(SPARSE, EIGHT), (dataclasses.replace(SPARSE, layers="scanned"), ONE)])
+def test_experts_of_several_devices_and_stacks_of_layers_are_not_rounded_before(model, mesh):
+  abstract, parameters = make(dataclasses.replace(model, precision=Precision(experts="fp8")), mesh)
+  assert all(leaf.dtype.itemsize == 4 for leaf in jax.tree.leaves(round_experts(abstract, parameters)))
 
 
 def test_more_arrays_than_a_program_compiles_in_seconds_stay_stacked(monkeypatch):

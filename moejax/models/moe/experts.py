@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Activation, Model
+from moejax.kernels.grouped_eight_bits import RoundedMatrices
 from moejax.models.activations import activate
 from moejax.models.products import Operand, operand, product
 from moejax.models.remat import keep, of_kept
@@ -27,8 +28,8 @@ NAMES_OF_BIASES = {"gate": ("experts", "expert_mlp"), "up": ("experts", "expert_
 FEW = 32
 """Number of tokens up to which, on CPU, reading the matrices takes longer than the products."""
 
-Matrices = jax.Array | tuple[jax.Array, ...]
-"""The matrices of all experts: a stack or, for decoding on CPU, arrays of their own."""
+Matrices = jax.Array | tuple[jax.Array, ...] | RoundedMatrices
+"""The matrices of all experts: a stack or, for generation, arrays of their own or rounded to 8 bits."""
 
 
 @jax.tree_util.register_dataclass
@@ -88,6 +89,8 @@ class Experts(nnx.Module):
     if isinstance(matrices, tuple):
       # Only `visit_experts` uses this operand. It converts the matrices of the experts that it visits.
       return Operand(matrices, None)  # type: ignore[arg-type]
+    if isinstance(matrices, RoundedMatrices):
+      return Operand(matrices, None, self.bits)  # type: ignore[arg-type]
     return operand(matrices, dtype, self.gradients, self.bits)
 
   def on_capacity(self, x_OERD: jax.Array) -> jax.Array:
