@@ -64,7 +64,7 @@ def _forward(
 ) -> tuple[jax.Array, Saved]:
   blocks, ends_E = row_blocks(len(rows_RD), len(sizes_E)), jnp.cumsum(sizes_E)
   into = [name for name in values if name != "down"]
-  experts_E = jnp.argsort(sizes_E == 0, stable=True)  # those with rows come first, and only they are visited
+  experts_E = _with_rows_first(sizes_E)
 
   def expert(i: jax.Array, out: tuple[jax.Array, Arrays]) -> tuple[jax.Array, Arrays]:
     e = experts_E[i]
@@ -92,8 +92,10 @@ def _backward(
 ) -> tuple[jax.Array, None, Arrays | None, Arrays | None, Arrays]:
   rows_RD, sizes_E, values, biases, products_RF = saved
   blocks, ends_E = row_blocks(len(rows_RD), len(sizes_E)), jnp.cumsum(sizes_E)
+  experts_E = _with_rows_first(sizes_E)
 
-  def expert(e: jax.Array, gradients: tuple[jax.Array, Arrays, Arrays]) -> tuple[jax.Array, Arrays, Arrays]:
+  def expert(i: jax.Array, gradients: tuple[jax.Array, Arrays, Arrays]) -> tuple[jax.Array, Arrays, Arrays]:
+    e = experts_E[i]
     matrix, bias = _of_expert(values, e), _of_expert(biases, e)
 
     def gradient(block: Block) -> tuple[jax.Array, tuple[Arrays, Arrays]]:
@@ -115,11 +117,16 @@ def _backward(
 
   zeros_of_values = {name: jnp.zeros(w.shape, jnp.float32 if widened else w.dtype) for name, w in values.items()}
   zeros = jnp.zeros_like(rows_RD), zeros_of_values, jax.tree.map(jnp.zeros_like, biases)
-  of_rows_RD, of_values, of_biases = jax.lax.fori_loop(0, len(sizes_E), expert, zeros)
+  of_rows_RD, of_values, of_biases = jax.lax.fori_loop(0, jnp.sum(sizes_E > 0), expert, zeros)
   return of_rows_RD, None, *((None, of_values) if widened else (of_values, {})), of_biases
 
 
 _feed_forward.defvjp(_forward, _backward)
+
+
+def _with_rows_first(sizes_E: jax.Array) -> jax.Array:
+  """The experts, of which only those with rows are visited."""
+  return jnp.argsort(sizes_E == 0, stable=True)
 
 
 def _of_expert(arrays: Arrays, e: jax.Array) -> Arrays:
