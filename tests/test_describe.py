@@ -129,17 +129,17 @@ def test_the_list_has_a_line_for_each_with_kind_and_size(tiny_dense, tiny_moe, t
 
 
 @pytest.mark.parametrize(
-  ("vocab_size", "short"),
+  ("fields", "short"),
   [
-    (1, "3.94k"),  # 3920 parameters of layers, and 16 x vocab_size
-    (62_223, "999k"),  # 999,488
-    (62_224, "1M"),  # 999,504
-    (64_375_000, "1.03B"),
-    (100_000_000_000, "1.6T"),
+    ({"vocab_size": 1}, "3.94k"),  # 3920 parameters of layers, and 16 x vocab_size
+    ({"vocab_size": 62_223}, "999k"),  # 999,488
+    ({"vocab_size": 62_224}, "1M"),  # 999,504
+    ({"vocab_size": 64_375_000}, "1.03B"),
+    ({"num_layers": 17, "d_ff": 2_000_000_000}, "1.63T"),
   ],
 )
-def test_counts_have_three_digits_and_a_unit(tiny_dense, vocab_size, short):
-  model = replace(tiny_dense.model, vocab_size=vocab_size)
+def test_counts_have_three_digits_and_a_unit(tiny_dense, fields, short):
+  model = replace(tiny_dense.model, **fields)
   assert f"dense dense {short} / {short}" in words(list_page([("dense", replace(tiny_dense, model=model), "")]))
 
 

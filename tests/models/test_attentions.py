@@ -240,7 +240,7 @@ def test_what_a_layer_does_not_support_is_refused(fields, message):
     GroupedQuery(norm_after_rotary=True, rotary_embedding=False)
   with pytest.raises(UserError, match=r"score_log_length=3 would have .*score_log_scale=0\.0; set it to 8192"):
     GroupedQuery(score_log_length=3)
-  with pytest.raises(UserError, match=r"score_log_length=2147483648 must lie between 1 and 2147483647"):
+  with pytest.raises(UserError, match=r"score_log_length=2147483648 must be at most 2147483647"):
     GroupedQuery(score_log_scale=0.1, score_log_length=2**31)
 
 
