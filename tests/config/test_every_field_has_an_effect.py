@@ -211,7 +211,7 @@ def test_a_receive_factor_decides_how_many_rows_a_device_has_with_every_router(r
   assert base.model.moe
   tokens_of_device = 8 * 32 // 4
   rows = math.ceil(0.3 * tokens_of_device * base.model.moe.choices_per_token(32))
-  of_rows = f"f32[{rows},{2 * 12}]"  # gate and up
+  of_rows = f"f32[{rows},12]"  # hidden units
   assert of_rows not in forward(base)
   assert of_rows in forward(changed(base, "model.moe.dispatch.receive_factor", 0.3))
 
