@@ -304,7 +304,7 @@ class _Reader:
     if instruction.target == "tpu_custom_call":
       priced = price(instruction, bits)
       name, flops, seconds = instruction.name, priced.flops, priced.seconds(self.chip)
-      name = re.sub(r"(_segmented|_no_residuals|_residuals|\.\d.*$|\d+$)", "", name)  # rounded_rows.2.x
+      name = re.sub(r"(_segmented|_no_residuals|_residuals|\.\d.*$|\d+$)", "", name)  # as in gmm.2.clone
     elif self.chip.platform == "gpu" and instruction.target.startswith(GPU_CALLS):
       name, flops, seconds = gpu_call(instruction, self.chip, bits, of_pass)
       seconds = seconds if flops or instruction.estimated_s is None else instruction.estimated_s

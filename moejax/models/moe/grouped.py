@@ -194,6 +194,8 @@ def _feed_forward(
 def _by_grouped_products(
   rows_RD: jax.Array, sizes_e: jax.Array, weights: Weights, partitioner: Partitioner
 ) -> jax.Array:
+  """Computes each product for all rows before the next: on TPU and GPU, and with 8-bit operands."""
+
   def multiply(rows_RX: jax.Array, weight: Operand, into: bool = True) -> jax.Array:
     if weight.bits == "compute":
       return grouped_matmul(rows_RX, weight.value, sizes_e, wide_EDF=weight.wide)
