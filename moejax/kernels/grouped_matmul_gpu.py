@@ -5,7 +5,8 @@ R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dim
 D and F may be either way round. A lower-case letter is the size of one tile.
 
 The first row tile of a group starts where the group starts, so that no row is computed for two groups. Rows of other
-groups are masked. A tile that would extend beyond R starts earlier, and masks the rows before its own.
+groups are masked. A tile that would extend beyond R starts earlier, and masks the rows before its own. Rows of no group
+are tiles as well, into which `gmm` writes zeros.
 
 Pallas multiplies operands of one type. An e4m3 and an e5m2 operand, of the products of the backward pass, are read as 8
 bits and multiplied in bfloat16, which holds their values.
@@ -26,6 +27,9 @@ Ref = Any
 
 TILE = 128
 """The largest number of rows and columns of an output tile."""
+
+DEPTH = 32
+"""Elements that a tensor core sums at once of 8 bits; of wider types they are fewer."""
 
 TILE_BYTES = 128
 """Bytes of one row of an operand's tile: 128 of 8 bits, 64 bfloat16 or 32 float32."""
@@ -48,11 +52,11 @@ def gmm(
   R, dtype, operands = len(x_RI), dtype or x_RI.dtype, x_RI.dtype
   J = w_EDF.shape[1 if transpose_w else 2]
   if scales:
-    scales = _aligned(scales[0], 0), _aligned(scales[1], 1)
+    scales = _enough_rows(scales[0]), _aligned(scales[1], 1)
   else:
     operands = jnp.promote_types(x_RI.dtype, w_EDF.dtype)
     x_RI, w_EDF = x_RI.astype(operands), w_EDF.astype(operands)
-  x_RI, w_EDF = _aligned(x_RI, 0, 1), _aligned(w_EDF, 1, 2)
+  x_RI, w_EDF = _aligned(_enough_rows(x_RI), 1), _aligned(w_EDF, 1, 2)
   padded_R, I = x_RI.shape
   padded_J = w_EDF.shape[1 if transpose_w else 2]
   r, i, j = _row_tile(padded_R, len(w_EDF)), _tile(I, TILE_BYTES // operands.itemsize), _tile(padded_J, TILE)
@@ -66,8 +70,7 @@ def gmm(
     interpret=interpret,
     name="gmm",
   )(experts_Z, starts_Z, ends_Z, x_RI, w_EDF, *scales)
-  # Rows of no group are never written and contain arbitrary values.
-  return jnp.where(jnp.arange(R)[:, None] < jnp.sum(group_sizes_E), out_RJ[:R, :J], 0)
+  return out_RJ[:R, :J]
 
 
 def _gmm_kernel(
@@ -88,8 +91,14 @@ def _gmm_kernel(
   e, start, end = experts_Z[z], starts_Z[z], ends_Z[z]
   R, I = x_RI.shape
   first = jnp.minimum(start, R - r)
+  own_r1 = _own_rows(first, r, start, end)
+  is_group = e < w_EDF.shape[0]
 
-  @pl.when(start < end)
+  @pl.when((start < end) & ~is_group)
+  def _() -> None:
+    plgpu.store(out_RJ.at[pl.ds(first, r), columns], jnp.zeros((r, j), out_RJ.dtype), mask=own_r1)
+
+  @pl.when((start < end) & is_group)
   def _() -> None:
     def add(step: jax.Array, sum_rj: jax.Array) -> jax.Array:
       summed = pl.ds(step * i, i)
@@ -101,7 +110,6 @@ def _gmm_kernel(
     if scales:
       of_rows_r, of_columns_j = plgpu.load(scales[0].at[pl.ds(first, r)]), plgpu.load(scales[1].at[e, columns])
       sum_rj = sum_rj.astype(jnp.float32) * of_rows_r[:, None] * of_columns_j[None, :]
-    own_r1 = _own_rows(first, r, start, end)
     plgpu.store(out_RJ.at[pl.ds(first, r), columns], sum_rj.astype(out_RJ.dtype), mask=own_r1)
 
 
@@ -123,7 +131,7 @@ def tgmm(
     operands, scales = types[0], (_aligned(scales[0], 1), _aligned(scales[1], 1))
   else:
     x_RD, y_RF = x_RD.astype(operands), y_RF.astype(operands)
-  x_RD, y_RF = _aligned(x_RD, 0, 1), _aligned(y_RF, 0, 1)
+  x_RD, y_RF = (_aligned(_enough_rows(rows_RX), 1) for rows_RX in (x_RD, y_RF))
   padded_D, padded_F = x_RD.shape[1], y_RF.shape[1]
   r, d, f = _below(len(x_RD), TILE_BYTES // operands.itemsize), _tile(padded_D, TILE), _tile(padded_F, TILE)
   ends_E = jnp.cumsum(group_sizes_E)
@@ -166,7 +174,7 @@ def largest(x_RD: jax.Array, group_sizes_E: jax.Array, *, interpret: bool = Fals
   """Returns out_ED: the largest absolute value of each column in the rows of each group, in float32; zeros for an empty
   group."""
   D, E = x_RD.shape[1], len(group_sizes_E)
-  x_RD = _aligned(x_RD, 0, 1)
+  x_RD = _aligned(_enough_rows(x_RD), 1)
   R, padded_D = x_RD.shape
   r, d = _below(R, TILE), _tile(padded_D, TILE)
   ends_E = jnp.cumsum(group_sizes_E)
@@ -204,15 +212,16 @@ def _alike(x: jax.Array, y: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _visits(group_sizes_E: jax.Array, R: int, r: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Expert, first row and end of every row tile. There are as many as the worst load needs; unused ones have no
-  rows."""
+  """Expert, first row and end of every row tile, of which the rows of no group, whose expert is E, come last. There are
+  as many as the worst load needs; unused ones have no rows."""
   E = len(group_sizes_E)
-  Z = R // r + E  # each group has a partly filled tile at most
-  tiles_E, ends_E = pl.cdiv(group_sizes_E, r), jnp.cumsum(group_sizes_E)
-  experts_Z = jnp.repeat(jnp.arange(E, dtype=jnp.int32), tiles_E, total_repeat_length=Z)
-  tile_Z = jnp.arange(Z, dtype=jnp.int32) - (jnp.cumsum(tiles_E) - tiles_E)[experts_Z]
-  starts_Z = (ends_E - group_sizes_E)[experts_Z] + tile_Z * r
-  return experts_Z, starts_Z, jnp.clip(ends_E[experts_Z], starts_Z, starts_Z + r)
+  Z = R // r + E + 1  # each group has a partly filled tile at most, and the rows of no group too
+  sizes = jnp.append(group_sizes_E, R - jnp.sum(group_sizes_E))
+  tiles, ends = pl.cdiv(sizes, r), jnp.cumsum(sizes)
+  experts_Z = jnp.repeat(jnp.arange(E + 1, dtype=jnp.int32), tiles, total_repeat_length=Z)
+  tile_Z = jnp.arange(Z, dtype=jnp.int32) - (jnp.cumsum(tiles) - tiles)[experts_Z]
+  starts_Z = (ends - sizes)[experts_Z] + tile_Z * r
+  return experts_Z, starts_Z, jnp.clip(ends[experts_Z], starts_Z, starts_Z + r)
 
 
 def _own_rows(first: jax.Array, r: int, start: jax.Array, end: jax.Array) -> jax.Array:
@@ -222,8 +231,13 @@ def _own_rows(first: jax.Array, r: int, start: jax.Array, end: jax.Array) -> jax
 
 
 def _aligned(a: jax.Array, *axes: int) -> jax.Array:
-  """Pads these dimensions with zeros to multiples of 32, the depth of a tensor core for 8 bits; others need less."""
-  return jnp.pad(a, [(0, -size % 32 if axis in axes else 0) for axis, size in enumerate(a.shape)])
+  """Pads these dimensions with zeros to multiples of DEPTH."""
+  return jnp.pad(a, [(0, -size % DEPTH if axis in axes else 0) for axis, size in enumerate(a.shape)])
+
+
+def _enough_rows(a_RX: jax.Array) -> jax.Array:
+  """Pads fewer rows than a tile needs. More rows are not copied, whatever their number."""
+  return jnp.pad(a_RX, [(0, max(0, DEPTH - len(a_RX))), *[(0, 0)] * (a_RX.ndim - 1)])
 
 
 def _tile(size: int, limit: int) -> int:

@@ -74,7 +74,10 @@ def exchange(x_RD: jax.Array, there: Slices, back: Slices, rows: int, longest: i
     longest: the largest number of rows that one device can send to another.
     axis: mesh axes of the experts.
   """
-  arguments = (x_RD, jnp.zeros((rows, x_RD.shape[1]), x_RD.dtype), *there)
+  # The exchange overwrites its zeros. Those that depend on the rows are written for each exchange; constant ones would
+  # be written once, before the loop over layers, and copied for each exchange, which reads them too.
+  zero, x_RD = jax.lax.optimization_barrier((jnp.zeros((), x_RD.dtype), x_RD))
+  arguments = (x_RD, jnp.full((rows, x_RD.shape[1]), zero), *there)
   ragged = functools.partial(jax.lax.ragged_all_to_all, axis_name=axis)
   padded = functools.partial(_padded, longest=longest, axis=axis)
   return jax.lax.platform_dependent(*arguments, tpu=ragged, cuda=ragged, default=padded)
