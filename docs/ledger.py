@@ -36,7 +36,7 @@ from published_rows import (
   UNSTATED_ATTENTION,
   InexpressibleError,
   Row,
-  attention_as_published,
+  kernels_as_published,
   read_row,
   whole_row,
 )
@@ -72,7 +72,7 @@ def by_program(row: Row) -> dict[str, Any] | None:
   stated = row.experiment.training.gradient_accumulation
   for parts in _possible_parts(row):
     load = 1.0 if row.balanced else ROUTER_LOAD
-    with Display(row.id) as display, attention_as_published(row.plain_attention):
+    with Display(row.id) as display, kernels_as_published(row.plain_attention):
       compiled = compile_step(_in_parts(row.experiment, parts), row.topology, display)
       if not compiled.text:
         continue
@@ -216,8 +216,9 @@ def _with(row: Row, utilisation: float) -> float:
 
 
 def _estimated(row: Row, constants: Constants | None = None) -> Estimate:
-  """A row by formula, with the attention of its framework."""
-  return estimate(at_precision(row.experiment, row.precision), row.topology, constants, CUDNN_ATTENTION)
+  """A row by formula, with the kernels of its framework."""
+  with kernels_as_published(row.plain_attention):
+    return estimate(at_precision(row.experiment, row.precision), row.topology, constants, CUDNN_ATTENTION)
 
 
 def _exact_utilisation(row: Row) -> float:

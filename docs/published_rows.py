@@ -40,6 +40,10 @@ CUDNN_ATTENTION = 0.55
 """Fraction of peak that cuDNN's attention, with which the other runs on GPU were made, reaches on H100: 645 TFLOP/s
 forward (tokamax 0.0.12), about 500 backward. The formula is fitted to these runs with it."""
 
+CUTLASS_GROUPED = 0.71
+"""Fraction of peak that CUTLASS's grouped product, with which frameworks in PyTorch train, reaches on H200: 704 TFLOP/s
+for 16 groups of 128,000 rows and matrices of 7168 x 7168 (pytorch/pytorch, pull request 156203)."""
+
 UNLIKE = (("global with head dim", "other heads in global layers"),)
 """Words of the shape of a row, and the features that moejax lacks for it."""
 
@@ -136,10 +140,13 @@ def read_row(values: dict[str, Any]) -> Row:
     raise InexpressibleError(f"mesh: {error}") from error
   moe = experiment.model.moe
   calibrates = not values["framework"].startswith(UNSTATED_ATTENTION) and (moe is None or moe.dispatch.has_capacity)
-  balanced = any(word in values.get("note", "") for word in ("forced balance", "random routing"))
-  row = Row(values["id"], experiment, topology, tuple(missing), bits, None, balanced, calibrates)
+  row = Row(values["id"], experiment, topology, tuple(missing), bits, None, _is_balanced(values), calibrates)
   row = dataclasses.replace(row, plain_attention=ran_plain_attention(values["framework"], experiment, topology))
   return dataclasses.replace(row, published_s=_published_s(values, row))
+
+
+def _is_balanced(values: dict[str, Any]) -> bool:
+  return any(word in values.get("note", "") for word in ("forced balance", "random routing"))
 
 
 def ran_plain_attention(framework: str, experiment: Experiment, topology: Topology) -> bool:
@@ -149,15 +156,22 @@ def ran_plain_attention(framework: str, experiment: Experiment, topology: Topolo
 
 
 @contextlib.contextmanager
-def attention_as_published(plain: bool) -> Iterator[None]:
-  """While it lasts, programs are made with plain attention on every device, if `plain`. Otherwise, the fused kernel on
-  GPU has the price of cuDNN's."""
+def kernels_as_published(plain_attention: bool) -> Iterator[None]:
+  """While it lasts, programs are made with plain attention on every device, if `plain_attention`. Otherwise, the fused
+  kernel on GPU has the price of cuDNN's. Grouped products on GPU have the price of CUTLASS's, in formulas too."""
   from moejax.kernels.attention import attention
   from moejax.models import attend
-  from moejax.planning import kernels
+  from moejax.planning import estimate, kernels
 
   as_plain = mock.patch.object(attend, "attention_for", lambda *_: attention)
-  with as_plain if plain else mock.patch.object(kernels, "TRITON_ATTENTION", CUDNN_ATTENTION):
+  as_fused = mock.patch.object(kernels, "TRITON_ATTENTION", CUDNN_ATTENTION)
+  of_products = dict.fromkeys(kernels.TRITON_SHARE, CUTLASS_GROUPED)
+  by_formula = kernels.PRODUCT_SHARE / CUTLASS_GROUPED
+  with (
+    as_plain if plain_attention else as_fused,
+    mock.patch.dict(kernels.TRITON_SHARE, of_products),
+    mock.patch.dict(estimate.GROUPED, gpu=by_formula),
+  ):
     yield
 
 
@@ -205,9 +219,10 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
   gated = "two matrices" not in shape.get("activation", "") and values.get("model") not in TWO_MATRICES
   if shape.get("experts"):
     note = values.get("note", "")
+    load = 1.0 if _is_balanced(values) else ROUTER_LOAD
     capacity = _number(r"capacity masks, ([\d.]+)", note)
     # Frameworks on GPU have buffers for the rows that are there, not for the most that there can be.
-    room = _number(r"capacity ([\d.]+)", note) or (ROUTER_LOAD if values["topology"].startswith("gpu:") else None)
+    room = _number(r"capacity ([\d.]+)", note) or (load if values["topology"].startswith("gpu:") else None)
     shared = shape.get("shared_experts", 0) or round(shape.get("shared_d_ff", 0) / shape["d_ff"])
     moe = MoE(
       num_experts=shape["experts"],

@@ -21,7 +21,7 @@ from moejax.planning.topology import Topology, parse_topology, prepare_environme
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 
-from published_rows import attention_as_published, ran_plain_attention
+from published_rows import kernels_as_published, ran_plain_attention
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +273,9 @@ def _kept_alone(page: str, run: Run) -> str:
 
 
 def planned(run: Run, display: Display) -> Plan:
-  """The plan of a published run, with attention as it ran."""
+  """The plan of a published run, with the kernels of its framework."""
   experiment = run.experiment
-  with attention_as_published(ran_plain_attention(run.source, experiment, run.pod)):
+  with kernels_as_published(ran_plain_attention(run.source, experiment, run.pod)):
     return plan(experiment, run.pod, display)
 
 
