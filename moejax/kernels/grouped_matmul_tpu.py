@@ -5,6 +5,7 @@ R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dim
 D and F may be either way round.
 """
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -47,24 +48,30 @@ def gmm_tiles(R: int, E: int, I: int, J: int, itemsize: int, out_itemsize: int |
   dimension is a whole number of tiles, since a rest of 8 bits cannot be masked."""
   tile_R = row_tile(R, E)
 
-  def moved(tile_I: int, tile_J: int) -> int:
-    # A weight tile stays in VMEM while the row tiles of its group pass, unless I is split.
-    times = E if tile_I >= I else visits(R, E, tile_R)
-    return R * I * _count(J, tile_J) + times * I * J
-
   def held(tile_I: int, tile_J: int) -> int:
     result = (2 * (out_itemsize or itemsize) + 4) * tile_R * tile_J
     return 2 * itemsize * (tile_R * tile_I + tile_I * tile_J) + result
 
+  moved = functools.partial(_gmm_moved, R, E, I, J)
   return tile_R, *_best(_splits(I, whole=out_itemsize is not None), _splits(J), moved, held)
+
+
+def _gmm_moved(R: int, E: int, I: int, J: int, tile_I: int, tile_J: int) -> int:
+  """Elements of both operands that `gmm` reads. A weight tile stays in VMEM while the row tiles of its group pass,
+  unless I is split."""
+  times = E if tile_I >= I else visits(R, E, row_tile(R, E))
+  return R * I * _count(J, tile_J) + times * I * J
+
+
+def gmm_bytes(R: int, E: int, I: int, J: int, itemsize: int, out_itemsize: int) -> int:
+  """Bytes that `gmm` moves. Megablox declares more: the weight again for each row tile of a group."""
+  _, tile_I, tile_J = gmm_tiles(R, E, I, J, itemsize)
+  return itemsize * _gmm_moved(R, E, I, J, tile_I, tile_J) + out_itemsize * R * J
 
 
 def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int | None = None) -> Tiles:
   """Tiles that move the fewest elements between HBM and VMEM. `out_itemsize` is that of the result alone."""
   tile_R = row_tile(R, E)
-
-  def moved(tile_D: int, tile_F: int) -> int:
-    return R * D * _count(F, tile_F) + R * F * _count(D, tile_D)
 
   def held(tile_D: int, tile_F: int) -> int:
     # Rows are masked in float32 before the product.
@@ -72,7 +79,18 @@ def tgmm_tiles(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int 
     result = (2 * (out_itemsize or itemsize) + 4) * tile_D * tile_F
     return 2 * itemsize * (tile_R * tile_D + tile_R * tile_F) + result + masked
 
-  return tile_R, *_best(_splits(D), _splits(F), moved, held)
+  return tile_R, *_best(_splits(D), _splits(F), functools.partial(_tgmm_moved, R, D, F), held)
+
+
+def _tgmm_moved(R: int, D: int, F: int, tile_D: int, tile_F: int) -> int:
+  """Elements of both operands that `tgmm` reads."""
+  return R * D * _count(F, tile_F) + R * F * _count(D, tile_D)
+
+
+def tgmm_bytes(R: int, E: int, D: int, F: int, itemsize: int, out_itemsize: int) -> int:
+  """Bytes that `tgmm` moves."""
+  _, tile_D, tile_F = tgmm_tiles(R, E, D, F, max(itemsize, out_itemsize))
+  return itemsize * _tgmm_moved(R, D, F, tile_D, tile_F) + out_itemsize * E * D * F
 
 
 def row_tile(R: int, E: int) -> int:
@@ -87,6 +105,12 @@ def row_tile(R: int, E: int) -> int:
 def visits(R: int, E: int, tile_R: int) -> int:
   """The largest number of row tiles of a product: a tile in which another group starts counts again."""
   return _count(R, tile_R) + E - 1
+
+
+def padding(R: int, E: int) -> float:
+  """Rows that the matrix unit computes for each that is there: those of a tile count for every group in it."""
+  tile_R = row_tile(R, E)
+  return visits(R, E, tile_R) * tile_R / R
 
 
 def _best(

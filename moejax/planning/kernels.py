@@ -15,6 +15,7 @@ from moejax.errors import UserError
 from moejax.kernels.attention import SCORES
 from moejax.kernels.attention_gpu import LARGEST_BLOCK, block_width
 from moejax.kernels.grouped_eight_bits_tpu import bytes_before_tgmm, gmm_cost, tgmm_cost
+from moejax.kernels.grouped_matmul_tpu import gmm_bytes, padding, tgmm_bytes
 from moejax.planning.program import BYTES, Instruction
 
 CUBLAS = "__cublas$"
@@ -79,8 +80,8 @@ class Price:
 
   flops: float
   occupied_flops: float
-  """Those in bfloat16 that take as long: with the head dimension padded to the width of the matrix unit, and half of
-  those of 8-bit operands."""
+  """Those in bfloat16 that take as long: with the head dimension padded to the width of the matrix unit, with all rows
+  of the tiles of grouped products, and half of those of 8-bit operands."""
   vector_operations: float
   bytes: int
   bytes_before: int = 0
@@ -179,8 +180,7 @@ def _grouped_rate(types: set[str]) -> float:
 
 def price(kernel: Instruction, bits: Operands = "compute") -> Price:
   """Price of a Mosaic custom call: splash attention from its shapes or, on a part of the sequence, from the scores
-  that its scope counts; other kernels from their own cost estimate. With `bits`, a grouped product of wider operands
-  has the price of the kernel for operands of 8 bits."""
+  that its scope counts; other kernels from their own cost estimate, which grouped products correct."""
   operands = _operand_shapes(kernel.attributes)
   size = kernel.bytes + sum(_bytes(dtype, dims) for dtype, dims in operands)
   splash = re.match(r"splash_m[hq]a_(fwd|dq|dkv)", kernel.name)
@@ -196,30 +196,45 @@ def price(kernel: Instruction, bits: Operands = "compute") -> Price:
     scores = (batch[0] if batch else 1) * N * of_head
     per_width = 2 * SPLASH_PRODUCTS[splash[1]] * scores
     return Price(per_width * H, per_width * math.ceil(H / LANES) * LANES, VECTOR_OPERATIONS * scores, size)
-  if bits != "compute" and (product := re.match(r"t?gmm\b", kernel.name)):
-    return _in_eight_bits(kernel, product[0], operands)
   declared = {
     name: float(value)
     for name, value in re.findall(r'"(flops|transcendentals|bytes_accessed)":\s*"?(\d+)', kernel.attributes)
   }
-  flops = declared.get("flops", 0.0)
-  occupied = flops / EIGHT_BIT_RATE if "_8bit" in kernel.name else flops
-  return Price(flops, occupied, declared.get("transcendentals", 0.0), int(declared.get("bytes_accessed", size)))
+  found = Price(
+    flops := declared.get("flops", 0.0),
+    flops / EIGHT_BIT_RATE if "_8bit" in kernel.name else flops,
+    declared.get("transcendentals", 0.0),
+    int(declared.get("bytes_accessed", size)),
+  )
+  matrices = [operand for operand in operands if len(operand[1]) >= 2][:2]
+  product = re.match(r"(t?gmm)(_8bit)?\b", kernel.name)
+  return _grouped(kernel, product[1], matrices, found, bits) if product and len(matrices) == 2 else found
 
 
-def _in_eight_bits(kernel: Instruction, product: str, operands: list[tuple[str, tuple[int, ...]]]) -> Price:
-  """Price of a grouped product of Megablox, if `moejax.kernels.grouped_eight_bits_tpu` computed it. `gmm` is at the
-  rate of all 8-bit products that are not in the program, which leaves time for the casts before it. `tgmm` has the
-  passes of the kernels that find the scales of its operands and round them."""
-  (dtype, (R, D)), (_, other) = [(dtype, dims) for dtype, dims in operands if len(dims) >= 2][:2]
+def _grouped(
+  kernel: Instruction, product: str, matrices: list[tuple[str, tuple[int, ...]]], declared: Price, bits: Operands
+) -> Price:
+  """Price of a grouped product, with the rows that its tiles compute twice.
+
+  Megablox declares more bytes than it moves. With `bits`, its products are priced as if those of
+  `moejax.kernels.grouped_eight_bits_tpu` took their place: `gmm` at the rate of all 8-bit products that are not in the
+  program, which leaves time for the casts before it, and `tgmm` with the passes of the kernels that find the scales of
+  its operands and round them."""
+  (dtype, of_x), (_, of_other) = matrices
   out = kernel.shapes[0]
-  # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD and y_RF to out_EDF.
-  if product == "gmm":
-    found = gmm_cost(R, other[0], D, out.dims[-1], BYTES[out.dtype])
-    return Price(found.flops, found.flops / (EIGHT_BIT_RATE * REACHED), 0.0, found.bytes_accessed)
-  sizes = R, out.dims[0], D, other[-1], BYTES[dtype], BYTES[out.dtype]
-  found, before = tgmm_cost(*sizes), bytes_before_tgmm(*sizes)
-  return Price(found.flops, found.flops / EIGHT_BIT_RATE, found.transcendentals, found.bytes_accessed, before)
+  # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD, which may be transposed, and y_RF to out_EDF.
+  R, E, D, F = (*of_x[:1], *of_other[:1], *of_x[1:], *out.dims[1:]) if product == "gmm" else (*of_other[:1], *out.dims)
+  sizes = R, E, D, F, BYTES[dtype], BYTES[out.dtype]
+  found = declared
+  if "_8bit" not in kernel.name and bits == "compute":
+    found = dataclasses.replace(declared, bytes=(gmm_bytes if product == "gmm" else tgmm_bytes)(*sizes))
+  elif "_8bit" not in kernel.name and product == "gmm":
+    work = gmm_cost(R, E, D, F, BYTES[out.dtype])
+    found = Price(work.flops, work.flops / (EIGHT_BIT_RATE * REACHED), 0.0, work.bytes_accessed)
+  elif "_8bit" not in kernel.name:
+    work, before = tgmm_cost(*sizes), bytes_before_tgmm(*sizes)
+    found = Price(work.flops, work.flops / EIGHT_BIT_RATE, work.transcendentals, work.bytes_accessed, before)
+  return dataclasses.replace(found, occupied_flops=found.occupied_flops * padding(R, E))
 
 
 def _operand_shapes(attributes: str) -> list[tuple[str, tuple[int, ...]]]:

@@ -1,6 +1,7 @@
 """What kernels and library calls on a GPU cost, for which the compiler has no estimate."""
 
 import dataclasses
+import itertools
 
 import pytest
 from planning_programs import network_of
@@ -9,6 +10,7 @@ from moejax.config import Mesh
 from moejax.config.chips import CHIPS
 from moejax.config.fields import with_fields
 from moejax.kernels.attention import SCORES
+from moejax.kernels.grouped_matmul_tpu import gmm_bytes, gmm_tiles, row_tile
 from moejax.planning.cost import cost
 from moejax.planning.estimate import estimate
 from moejax.planning.program import parse
@@ -86,6 +88,43 @@ ENTRY %main (x: bf16[64,64]) -> bf16[64,64] {{
   assert seconds("gmm_8bit") == seconds("tgmm_8bit") == pytest.approx(plain / 2)
   added = seconds("tgmm_8bit", 10**12) - plain / 2
   assert added == pytest.approx(1e12 / chip.vector_flops)
+
+
+MEGABLOX = """HloModule m, is_scheduled=true
+
+ENTRY %main (n: s32[{E}]) -> bf16[{R},{J}] {{
+  %n = s32[{E}]{{0}} parameter(0)
+  ROOT %gmm.1 = bf16[{R},{J}]{{1,0}} custom-call(%n, %x, %w), custom_call_target="tpu_custom_call", operand_layout_constraints={{s32[{E}]{{0}}, bf16[{R},{I}]{{1,0}}, bf16[{E},{I},{J}]{{2,1,0}}}}, backend_config={{"custom_call_config":{{"cost_estimate":{{"flops":"{flops}","transcendentals":"0","bytes_accessed":"{moved}"}}}}}}
+}}
+"""  # noqa: E501
+
+
+def fetched(R, E, I, J):
+  """Bytes that `gmm` reads in bfloat16: Pallas fetches a block when it is not that of the step before."""
+  r, i, j = gmm_tiles(R, E, I, J, 2)
+  size = R // E - 7  # borders of groups are within tiles
+  visits = [(z // r, min(z // size, E - 1)) for z in range(R)]
+  blocks, moved = (None, None), 0
+  for n, (tile, expert), k in itertools.product(range(-(-J // j)), dict.fromkeys(visits), range(-(-I // i))):
+    before, blocks = blocks, ((tile, k), (expert, k, n))
+    moved += 2 * (r * i * (blocks[0] != before[0]) + i * j * (blocks[1] != before[1]))
+  return moved
+
+
+@pytest.mark.parametrize(
+  ("R", "E", "I", "J"), [(65536, 16, 2048, 768), (65536, 16, 768, 2048), (16384, 8, 4096, 2048), (32768, 1, 2048, 8192)]
+)
+def test_a_grouped_product_on_a_tpu_moves_the_bytes_of_its_tiles_and_computes_all_their_rows(R, E, I, J):
+  """Megablox declares the bytes of a matrix for each row tile of its group."""
+  chip = dataclasses.replace(CHIPS["tpu7x"], efficiency=1.0)
+  flops = 2 * R * I * J
+  assert gmm_bytes(R, E, I, J, 2, 2) - 2 * R * J == pytest.approx(fetched(R, E, I, J), rel=0.15)
+  found = cost(
+    parse(MEGABLOX.format(R=R, E=E, I=I, J=J, flops=flops, moved=10**12)), dataclasses.replace(NETWORK, chip=chip)
+  )
+  assert found.flops == flops
+  compute_s = flops * (1 + (E - 1) * row_tile(R, E) / R) / chip.bfloat16_flops
+  assert found.step_time_s == pytest.approx(max(compute_s, gmm_bytes(R, E, I, J, 2, 2) / chip.hbm_bandwidth))
 
 
 @pytest.mark.parametrize(
