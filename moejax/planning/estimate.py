@@ -58,13 +58,20 @@ the 4 there."""
 PASSES = 3
 """Passes over the activations of a layer outside products: forward, recomputed or saved, and backward."""
 
-COPIES, COPIES_OF_PARTS, IN_LAYER, IN_LOGITS = 12, 6, 8, 7
+COPIES = {"tpu": (12, 6), "gpu": (2, 3)}
 """Bytes per parameter of copies (in the compute type, and around the update), and more of them with gradient
-accumulation; bytes per number inside a layer, and per logit. The experts of dropless layers are not copied.
+accumulation. The experts of dropless layers are not copied.
 
-Fitted to compiled programs for TPU. For the 19 of docs/pods.md (`python docs/pods.py --memory`), the median error is
-6 %, and the largest is 14 %. For GPU, programs of dense models need 4 to 16 % less than this, or a quarter less with
-gradient accumulation."""
+These and the next two are fitted to compiled programs. For the 19 for TPU of docs/pods.md (`python docs/pods.py
+--memory`), the median error is 6 %, and the largest is 14 %. For 38 programs for GPU, of searches for the models of
+docs/pods.md on H100 and of docs/ledger.jsonl, they are 3 % and 9 %, except that three dropless models need 11 to 40 %
+more than this."""
+
+IN_LAYER = {"tpu": 8, "gpu": 6}
+"""Bytes per number inside a layer."""
+
+IN_LOGITS = 7
+"""Bytes per logit."""
 
 REDUCES_TWICE = ("v4", "v5e", "v5p", "v6e")
 """TPUs for which libtpu sums gradients over all chips of a slice by an all-reduce, which moves twice the bytes of the
@@ -117,7 +124,7 @@ def estimate(
   step_time_s = products_s + other_s + moved_s - hidden_s
   return Estimate(
     step_time_s + _host_s(experiment, chip, of_part, split, step_time_s),
-    _memory(experiment, of_part, *split),
+    _memory(experiment, chip, of_part, *split),
     sum(_saved(experiment, of_part).values()),
   )
 
@@ -340,19 +347,27 @@ def _of_masks(experiment: Experiment) -> float:
 
 
 def _memory(
-  experiment: Experiment, tokens: float, dense_parameters: float, expert_parameters: float
+  experiment: Experiment, chip: Chip, tokens: float, dense_parameters: float, expert_parameters: float
 ) -> dict[str, float]:
   """Bytes by group at the peak, which is either within a layer or at the logits. `tokens` is the number of tokens of a
   microbatch on one device."""
   model, mesh, own = experiment.model, experiment.mesh, _own(experiment, dense_parameters, expert_parameters)
   dropless = model.moe and isinstance(model.moe.dispatch, GroupedDispatch)
-  copied = _own(experiment, dense_parameters, 0.0) if dropless else own
+  copies, of_parts = COPIES["gpu" if chip.platform == "gpu" else "tpu"]
+  in_parts = experiment.training.gradient_accumulation > 1
+  copied = (copies + of_parts * in_parts) * (_own(experiment, dense_parameters, 0.0) if dropless else own)
+  of_gradient = 4 if model.gradient_dtype == "float32" else 2
   layer = 2 * dense_parameters / model.num_layers / mesh.model
   if model.moe:
-    layer += 2 * expert_parameters / _sparse_layers(model) / (mesh.expert * mesh.model)
-  copied *= COPIES + (COPIES_OF_PARTS if experiment.training.gradient_accumulation > 1 else 0)
+    of_experts = expert_parameters / _sparse_layers(model) / (mesh.expert * mesh.model)
+    layer += 2 * of_experts
+    if dropless:
+      copied += in_parts * of_gradient * _own(experiment, 0.0, expert_parameters)  # those of a microbatch
+      if shards(experiment.rules, mesh, "expert_embed") > 1:
+        # The gradients of a whole layer before their sum, and on GPU the gathered matrices transposed.
+        layer += (of_gradient + 2 * (chip.platform == "gpu")) * of_experts
   of_layer = {
-    "of_layer": IN_LAYER * tokens * (model.d_model + _wide(experiment) / mesh.model),
+    "of_layer": IN_LAYER["gpu" if chip.platform == "gpu" else "tpu"] * tokens * (model.d_model + _wide(experiment) / mesh.model),
     "gathered_weights": layer,
     "exchange_buffers": _exchange_buffers(experiment, tokens),
   }
