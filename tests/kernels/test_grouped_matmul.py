@@ -5,6 +5,9 @@ Kernels for TPU and GPU run in Pallas' interpreter. Group sizes are traced, so t
 
 import contextlib
 import functools
+import importlib.util
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -213,3 +216,40 @@ def test_shapes_that_do_not_fit_are_refused(x_shape, w_shape, sizes_shape):
 def test_other_types_are_refused():
   with pytest.raises(TypeError, match="float16"):
     grouped_matmul(jnp.zeros((4, 3), jnp.float16), jnp.zeros((2, 3, 6)), jnp.zeros(2, jnp.int32))
+
+
+PASSES = """
+import jax, jax.numpy as jnp
+from moejax.kernels.grouped_matmul import grouped_matmul
+from moejax.planning.cost import NO_WORK
+from moejax.planning.devices import describe_devices
+from moejax.planning.program import parse
+from moejax.planning.topology import parse_topology, prepare_environment
+
+topology = parse_topology("gpu:h100:8")
+prepare_environment(topology)
+here = jax.sharding.SingleDeviceSharding(describe_devices(topology)[0])
+shape = lambda dtype, *dims: jax.ShapeDtypeStruct(dims, dtype, sharding=here)
+R, E, D, F = 4103, 8, 256, 512
+
+def gradients(x_RD, w_EDF, sizes_E, of_out_RF):
+  return jax.vjp(lambda x, w: grouped_matmul(x, w, sizes_E), x_RD, w_EDF)[1](of_out_RF)
+
+arguments = shape("bfloat16", R, D), shape("bfloat16", E, D, F), shape("int32", E), shape("bfloat16", R, F)
+program = parse(jax.jit(gradients).lower(*arguments).compile().as_text())
+for instruction in program.computations[program.entry].instructions:
+  if instruction.opcode not in NO_WORK and instruction.bytes > R * D:
+    print(instruction.opcode)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+  importlib.util.find_spec("jax_cuda12_plugin") is None, reason="compiling for GPU needs pip install moejax[gpu-plan]"
+)
+def test_on_gpu_the_kernels_alone_read_and_write_the_rows():
+  """No number of rows is padded, and rows of no group are zeros without another pass. In another process, as XLA's
+  flags of this one name devices of CPU."""
+  done = subprocess.run([sys.executable, "-c", PASSES], capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-2000:]
+  assert done.stdout.split() == ["custom-call"] * 2
