@@ -36,7 +36,8 @@ ROOM = 1.35
 """Configurations are tried if their memory according to the formula is at most this multiple of the limit."""
 
 MARGIN = 1.1
-"""The same multiple, after the formula has been corrected by compiled programs."""
+"""The same multiple, after the formula has been corrected by compiled programs. As long as none of them fits, it is its
+inverse, so that a search does not spend all tries on configurations that miss the limit by a little."""
 
 ACCUMULATIONS = (1, 2, 4, 8, 16, 32)
 
@@ -77,7 +78,8 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
   refusal = None
   ratios: list[float] = []
   for number in range(1, tries + 1):
-    room = MARGIN / statistics.median(ratios) if ratios else ROOM
+    margin = MARGIN if any(found.plan.fits for found in tried) else 1 / MARGIN
+    room = margin / statistics.median(ratios) if ratios else ROOM
     taken = _next(waiting, room * topology.chip.hbm_bytes)
     if taken is None:
       break

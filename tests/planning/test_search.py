@@ -177,6 +177,23 @@ def test_what_compiled_programs_need_corrects_what_a_search_tries_next(monkeypat
   assert largest(0.5) > 1.35 > 1.1 >= largest(1.0)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fits", [True, False])
+def test_until_something_fits_a_search_tries_what_is_likely_to(monkeypatch, fits):
+  """Programs that need what the formula says: the search tries up to 1.1 times the limit once something fits, and not
+  more than the limit divided by 1.1 before."""
+  experiment = listed("moe_29b6_64e")
+
+  def sized(candidate, *_):
+    size = int(estimate(candidate, V5P).memory_bytes)
+    return replace(planned(candidate, 1.0 if fits else None, size), topology=V5P)
+
+  monkeypatch.setattr("moejax.planning.search.plan", sized)
+  sizes = [one.plan.hbm_bytes_per_device / V5P.chip.hbm_bytes for one in search(experiment, V5P, 12)]
+  assert sum(size > 1.1 for size in sizes) <= 1  # the first, which nothing corrects
+  assert (sum(size > 1 / 1.1 for size in sizes) <= 1) is not fits
+
+
 def test_gradients_of_replicas_on_other_slices_take_time():
   experiment = listed("dense_6b4")
   one = replace(experiment, mesh=Mesh(replica=2, data=64, model=4))
