@@ -20,6 +20,7 @@ from moejax.config.fields import OF_SPARSE_MEMBERS, with_fields, with_members
 from moejax.config.kinds import check_functions
 from moejax.config.walk import walk
 from moejax.errors import UserError
+from moejax.gpu_memory import use_gpu_memory
 from moejax.optional import library
 from moejax.processes.environment import is_one_of_several
 from moejax.progress import SILENT, Progress
@@ -62,7 +63,7 @@ def replace(configuration: Configuration, **fields: Any) -> Configuration:
 
 
 def join() -> None:
-  """Connects the processes of a multi-process program. In a program with a single process, it does nothing.
+  """Connects the processes of a multi-process program, and lets JAX use the memory of GPUs (`moejax.gpu_memory`).
 
   `train`, `compare` and `evaluate` call it first.
 
@@ -70,6 +71,7 @@ def join() -> None:
     UserError: If the environment variables that describe the processes are incomplete.
     Failure: If other processes are missing.
   """
+  use_gpu_memory()
   if is_one_of_several():
     from moejax.processes.join import join
 

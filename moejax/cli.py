@@ -7,6 +7,7 @@ from typing import NoReturn
 from moejax import interrupts, lookup, processes
 from moejax.command_line import make_parser
 from moejax.errors import Failure, UserError, reason, users_mistake
+from moejax.gpu_memory import use_gpu_memory
 from moejax.user_files import failure_of_users_code
 
 USERS_MISTAKE = 2
@@ -22,6 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     SystemExit: When the command is done. Any other exception is a bug.
   """
   interrupts.forget()
+  use_gpu_memory()
   try:
     given = sys.argv[1:] if arguments is None else arguments
     known, overrides = make_parser(given[0] if given else "").parse_known_args(given)

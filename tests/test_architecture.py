@@ -28,6 +28,7 @@ FLOORS = (
     "moejax.results",
     "moejax.terminal",
     "moejax.command_line",
+    "moejax.gpu_memory",
     "moejax.huge_pages",
     "moejax.optional",
     "moejax.field_values",
@@ -85,9 +86,9 @@ MAX_FUNCTION_LINES = 80
 MAX_CONFIG_FIELDS = 236
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 another third are what published families of models differ in, most of them in values of attention and RoPE."""
-MAX_OF_TRAINING = (188, 22_750)
+MAX_OF_TRAINING = (189, 22_850)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (147, 18_050)
+MAX_OF_TRAINING_WITHOUT_INPUT = (147, 18_150)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

@@ -108,7 +108,8 @@ def visits(R: int, E: int, tile_R: int) -> int:
 
 
 def padding(R: int, E: int) -> float:
-  """Rows that the matrix unit computes for each that is there: those of a tile count for every group in it."""
+  """Rows that the matrix unit computes for each that is there: those of a tile count for every group in it. All rows
+  are those of a group."""
   tile_R = row_tile(R, E)
   return visits(R, E, tile_R) * tile_R / R
 

@@ -105,8 +105,9 @@ def compile_step(
   spec = make_train_spec(
     with_fields(experiment, {"optimizer.offload_moments": False}) if offloads else experiment, partitioner
   )
-  lowered = make_train_step(spec).lower(*abstract_inputs(spec))
-  options = step_options(topology.chip, partitioner.device, experiment.model)
+  inputs = abstract_inputs(spec)
+  lowered = make_train_step(spec).lower(*inputs)
+  options = step_options(topology.chip, partitioner.device, experiment.model, argument_bytes(inputs))
   order = [device.id for device in partitioner.mesh.devices.flat]
   shown = lowered.as_text()
 
@@ -156,9 +157,9 @@ def _compiled(lowered: jax.stages.Lowered, options: Options) -> tuple[str, dict[
   return text, memory, time.perf_counter() - begin
 
 
-def step_options(chip: Chip, device: jax.Device, model: Model | None = None) -> Options:
+def step_options(chip: Chip, device: jax.Device, model: Model | None = None, arguments: int = 0) -> Options:
   """The options with which a program is compiled that is to be priced."""
-  options = compiler_options(device, model)
+  options = compiler_options(device, model, arguments)
   if chip.platform == "gpu":
     options = options | WITHOUT_GPU | (ESTIMATES if gpu_target.is_priced(chip.name) else {})
   return options

@@ -353,7 +353,8 @@ def _memory(
   microbatch on one device."""
   model, mesh, own = experiment.model, experiment.mesh, _own(experiment, dense_parameters, expert_parameters)
   dropless = model.moe and isinstance(model.moe.dispatch, GroupedDispatch)
-  copies, of_parts = COPIES["gpu" if chip.platform == "gpu" else "tpu"]
+  platform = "gpu" if chip.platform == "gpu" else "tpu"
+  copies, of_parts = COPIES[platform]
   in_parts = experiment.training.gradient_accumulation > 1
   copied = (copies + of_parts * in_parts) * (_own(experiment, dense_parameters, 0.0) if dropless else own)
   of_gradient = 4 if model.gradient_dtype == "float32" else 2
@@ -367,7 +368,7 @@ def _memory(
         # The gradients of a whole layer before their sum, and on GPU the gathered matrices transposed.
         layer += (of_gradient + 2 * (chip.platform == "gpu")) * of_experts
   of_layer = {
-    "of_layer": IN_LAYER["gpu" if chip.platform == "gpu" else "tpu"] * tokens * (model.d_model + _wide(experiment) / mesh.model),
+    "of_layer": IN_LAYER[platform] * tokens * (model.d_model + _wide(experiment) / mesh.model),
     "gathered_weights": layer,
     "exchange_buffers": _exchange_buffers(experiment, tokens),
   }

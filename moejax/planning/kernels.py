@@ -224,7 +224,7 @@ def _grouped(
   out = kernel.shapes[0]
   # gmm: x_RI and w_EDF to out_RJ. tgmm: x_RD, which may be transposed, and y_RF to out_EDF.
   R, E, D, F = (*of_x[:1], *of_other[:1], *of_x[1:], *out.dims[1:]) if product == "gmm" else (*of_other[:1], *out.dims)
-  sizes = R, E, D, F, BYTES[dtype], BYTES[out.dtype]
+  sizes = R, E, D, F, BYTES.get(dtype, 1), BYTES[out.dtype]
   found = declared
   if "_8bit" not in kernel.name and bits == "compute":
     found = dataclasses.replace(declared, bytes=(gmm_bytes if product == "gmm" else tgmm_bytes)(*sizes))

@@ -36,8 +36,9 @@ ROOM = 1.35
 """Configurations are tried if their memory according to the formula is at most this multiple of the limit."""
 
 MARGIN = 1.1
-"""The same multiple, after the formula has been corrected by compiled programs. As long as none of them fits, it is its
-inverse, so that a search does not spend all tries on configurations that miss the limit by a little."""
+"""The same multiple, after the formula has been corrected by compiled programs. As long as none of them fits,
+configurations within the inverse come first, so that a search does not spend all tries on those that miss the limit by
+a little."""
 
 ACCUMULATIONS = (1, 2, 4, 8, 16, 32)
 
@@ -78,9 +79,9 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
   refusal = None
   ratios: list[float] = []
   for number in range(1, tries + 1):
-    margin = MARGIN if any(found.plan.fits for found in tried) else 1 / MARGIN
-    room = margin / statistics.median(ratios) if ratios else ROOM
-    taken = _next(waiting, room * topology.chip.hbm_bytes)
+    margins = (MARGIN,) if any(found.plan.fits for found in tried) else (1 / MARGIN, MARGIN)
+    rooms = [margin / statistics.median(ratios) for margin in margins] if ratios else [ROOM]
+    taken = _next(waiting, [room * topology.chip.hbm_bytes for room in rooms])
     if taken is None:
       break
     layout, (candidate, estimated) = taken
@@ -93,8 +94,9 @@ def search(experiment: Experiment, topology: Topology, tries: int, progress: Pro
       progress.note(f"  {error}")
       refusal = error
       continue
-    if found.plan.fits:
-      layout.clear()
+    # Of the same layout, what is slower is of no use after a fit, and otherwise what needs as much memory.
+    better = "step_time_s" if found.plan.fits else "memory_bytes"
+    layout[:] = [one for one in layout if getattr(one[1], better) < getattr(estimated, better)]
     ratios.append(found.plan.hbm_bytes_per_device / estimated.memory_bytes)
     progress.note(f"  {found.plan.step_time_s:.4g} s" if found.plan.fits else "  does not fit")
     tried.append(found)
@@ -112,21 +114,21 @@ def _by_layout(found: Iterable[Experiment], topology: Topology) -> list[list[Est
   return [sorted(group, key=lambda one: one[1].step_time_s) for group in groups.values()]
 
 
-def _next(waiting: list[list[Estimated]], limit_bytes: float) -> tuple[list[Estimated], Estimated] | None:
-  """Selects the next configuration to compile: the fastest according to the formula that fits, or the fastest of all.
+def _next(waiting: list[list[Estimated]], limits: Iterable[float]) -> tuple[list[Estimated], Estimated] | None:
+  """Takes the next configuration to compile from its group: the fastest according to the formula that needs at most the
+  first limit, or the next one. If none does, the one that needs the least memory.
 
   Returns the remaining configurations of its group, and the configuration."""
-  fitting = [
-    (group, at)
-    for group in waiting
-    if (at := next((n for n, one in enumerate(group) if one[1].memory_bytes <= limit_bytes), None)) is not None
-  ]
-  ranked = fitting or [(group, 0) for group in waiting if group]
-  if not ranked:
+  ways = [(group, one) for group in waiting for one in group]
+  if not ways:
     return None
-  group, at = min(ranked, key=lambda found: found[0][found[1]][1].step_time_s)
-  chosen = group[at]
-  del group[: at + 1]
+  fitting = ([way for way in ways if way[1][1].memory_bytes <= limit] for limit in limits)
+  ranked = next(filter(None, fitting), [])
+  if ranked:
+    group, chosen = min(ranked, key=lambda way: way[1][1].step_time_s)
+  else:
+    group, chosen = min(ways, key=lambda way: way[1][1].memory_bytes)
+  group.remove(chosen)
   return group, chosen
 
 

@@ -203,7 +203,8 @@ def _compile_step(spec: TrainSpec) -> tuple[TrainStep, Memory, float]:
   check_fits(what, Memory(argument_bytes(inputs[0]), 0), partitioner, remedy)
   begin = time.perf_counter()
   lowered = make_train_step(spec).lower(*inputs)
-  step = lowered.compile(compiler_options=compiler_options(partitioner.device, experiment.model))
+  options = compiler_options(partitioner.device, experiment.model, argument_bytes(inputs))
+  step = lowered.compile(compiler_options=options)
   compile_time_s = time.perf_counter() - begin
   memory = program_memory(step)
   check_fits(what, memory, partitioner, remedy)

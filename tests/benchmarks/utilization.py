@@ -27,6 +27,7 @@ from moejax.config.parameters import parameter_counts
 from moejax.partitioning import make_partitioner
 from moejax.training.clock import fetch_work
 from moejax.training.compiler import compiler_options
+from moejax.training.memory import argument_bytes
 from moejax.training.state import make_train_spec
 from moejax.training.step import abstract_inputs, make_train_step
 
@@ -72,8 +73,9 @@ def measure(name: str, chosen: argparse.Namespace) -> dict:
   """Step time and utilization of one model, and the rate of the product that it is held against."""
   made = experiment(name, chosen)
   spec = make_train_spec(made, make_partitioner(made.mesh, made.rules))
-  lowered = make_train_step(spec).lower(*abstract_inputs(spec))
-  step = lowered.compile(compiler_options=compiler_options(spec.partitioner.device, spec.experiment.model))
+  inputs = abstract_inputs(spec)
+  options = compiler_options(spec.partitioner.device, spec.experiment.model, argument_bytes(inputs))
+  step = make_train_step(spec).lower(*inputs).compile(compiler_options=options)
   state, batch = spec.init_state(0), random_batch(made)
   times_s, rates = [], []
   for i in range(chosen.steps + 2):

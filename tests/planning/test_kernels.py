@@ -127,6 +127,27 @@ def test_a_grouped_product_on_a_tpu_moves_the_bytes_of_its_tiles_and_computes_al
   assert found.step_time_s == pytest.approx(max(compute_s, gmm_bytes(R, E, I, J, 2, 2) / chip.hbm_bandwidth))
 
 
+@pytest.mark.parametrize("name", ["gmm_8bit.2.clone", "tgmm_8bit.1", "tgmm_8bit.3.x"])
+def test_grouped_products_on_a_tpu_may_have_operands_of_8_bits_and_two_dimensional_scales(name):
+  """An operand that was rounded before, by a kernel that transposes it, is not rounded in the product."""
+  x, w, out = {
+    "gmm": ("f8e4m3fn[8192,1024]{1,0}", "f8e4m3fn[8,1024,512]{2,1,0}", "bf16[8192,512]{1,0}"),
+    "tgmm": ("f8e4m3fn[1024,8192]{1,0}", "bf16[8192,512]{1,0}", "bf16[8,1024,512]{2,1,0}"),
+  }[name.partition("_")[0]]
+  flops = 2 * 8192 * 1024 * 512
+  text = f"""HloModule m, is_scheduled=true
+
+ENTRY %main (n: s32[8]) -> {out} {{
+  %n = s32[8]{{0}} parameter(0)
+  ROOT %{name} = {out} custom-call(%n, %x, %w, %s), custom_call_target="tpu_custom_call", operand_layout_constraints={{s32[8]{{0}}, {x}, {w}, f32[1,8192]{{1,0}}}}, backend_config={{"custom_call_config":{{"cost_estimate":{{"flops":"{flops}","transcendentals":"0","bytes_accessed":"1"}}}}}}
+}}
+"""  # noqa: E501
+  chip = dataclasses.replace(CHIPS["tpu7x"], efficiency=1.0)
+  found = cost(parse(text), dataclasses.replace(NETWORK, chip=chip))
+  of_tiles = 1 + 7 * row_tile(8192, 8) / 8192
+  assert found.step_time_s == pytest.approx(of_tiles * flops / 2 / chip.bfloat16_flops)
+
+
 @pytest.mark.parametrize(
   "target", ["__gpu$xla.gpu.triton", "__cub$DeviceRadixSort", "__cudnn$fmhaSoftmax", "mosaic_gpu_v2"]
 )

@@ -194,6 +194,23 @@ def test_until_something_fits_a_search_tries_what_is_likely_to(monkeypatch, fits
   assert (sum(size > 1 / 1.1 for size in sizes) <= 1) is not fits
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("fraction", [0.3, 0.8, 0.97])
+def test_a_search_finds_what_fits_where_little_does(monkeypatch, fraction):
+  """Programs need a constant multiple of what the formula says, by which the smallest takes this part of the memory."""
+  topology, experiment = parse_topology("v5e:16x16"), listed("dense_6b4")
+  sizes = {candidate: estimate(candidate, topology).memory_bytes for candidate in candidates(experiment, topology)}
+  share = fraction * topology.chip.hbm_bytes / min(sizes.values())
+
+  def sized(candidate, *_):
+    size = int(share * sizes[candidate])
+    seconds = estimate(candidate, topology).step_time_s
+    return replace(planned(candidate, seconds if size <= topology.chip.hbm_bytes else None, size), topology=topology)
+
+  monkeypatch.setattr("moejax.planning.search.plan", sized)
+  assert search(experiment, topology, 4)[0].plan.fits
+
+
 def test_gradients_of_replicas_on_other_slices_take_time():
   experiment = listed("dense_6b4")
   one = replace(experiment, mesh=Mesh(replica=2, data=64, model=4))
