@@ -106,14 +106,16 @@ def preferred(formula: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]
   """The line of a row from its program, if it has one, or by formula. The line has both predictions.
 
   A program of a dense model in more microbatches than the run had gathers its weights more often, and the formula is
-  closer. Of dropless layers, the formula does not know all that moves their rows.
+  closer. Of dropless layers, the formula does not know all that moves their rows, so that such a program counts if it
+  fits.
   """
   if "uncalibrated_s" not in before:
     return formula | {"formula_s": formula["predicted_s"]}
   program = again(before)
   kept = {key: program[key] for key in ("uncalibrated_s", "exposed_s", "microbatches")}
   alike = program["microbatches"] == formula["microbatches"]
-  line = program if alike or formula["model"] == "moe" else formula | kept
+  counts = alike or (formula["model"] == "moe" and program["fits"])
+  line = program if counts else formula | kept
   return line | {"formula_s": formula["predicted_s"], "program_s": program["predicted_s"]}
 
 

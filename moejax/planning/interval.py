@@ -13,8 +13,8 @@ from moejax.config.chips import Chip
 from moejax.planning.calibrated_chip import calibration_of
 
 HALF_WIDTH = {
-  "calibrated": {"dense": 0.4, "moe": 0.4},
-  "sister": {"dense": 0.4, "moe": 0.4},
+  "calibrated": {"dense": 0.37, "moe": 0.37},
+  "sister": {"dense": 0.37, "moe": 0.37},
   "formula": {"dense": 0.26, "moe": 0.59},
 }
 """Of the logarithm of a step time, at 80 %, by kind of model. calibrated: 17 runs of docs/step-time.md on chips with
