@@ -213,13 +213,15 @@ def test_a_row_that_does_not_calibrate_is_predicted_with_what_is_fitted_to_the_o
 
 def test_a_line_from_a_program_follows_the_efficiency_of_its_chip(ledger, monkeypatch):
   line = {"id": "a", "chip": "v5e", "model": "dense", "exposed_s": 1.0, "uncalibrated_s": 3.0, "microbatches": 1}
+  line |= {"fits": True}
   monkeypatch.setitem(ledger.CHIPS, "v5e", dataclasses.replace(ledger.CHIPS["v5e"], efficiency=0.5))
   formula = {"predicted_s": 7.0, "model": "dense", "microbatches": 1, "source": "formula"}
   assert ledger.preferred(formula, line)["predicted_s"] == 5.0
-  # Of a program in more microbatches than the run had, only that of sparse layers is closer than the formula.
+  # Of a program in more microbatches than the run had, only that of sparse layers is closer than the formula, if it fits.
   more = line | {"microbatches": 2}
   assert ledger.preferred(formula, more)["predicted_s"] == ledger.preferred(formula, {})["predicted_s"] == 7.0
   assert ledger.preferred(formula | {"model": "moe"}, more | {"model": "moe"})["predicted_s"] == 5.0
+  assert ledger.preferred(formula | {"model": "moe"}, more | {"model": "moe", "fits": False})["predicted_s"] == 7.0
   for before in (line, more):
     found = ledger.preferred(formula, before)
     assert (found["formula_s"], found["program_s"]) == (7.0, 5.0)
