@@ -217,7 +217,8 @@ def test_a_line_from_a_program_follows_the_efficiency_of_its_chip(ledger, monkey
   monkeypatch.setitem(ledger.CHIPS, "v5e", dataclasses.replace(ledger.CHIPS["v5e"], efficiency=0.5))
   formula = {"predicted_s": 7.0, "model": "dense", "microbatches": 1, "source": "formula"}
   assert ledger.preferred(formula, line)["predicted_s"] == 5.0
-  # Of a program in more microbatches than the run had, only that of sparse layers is closer than the formula, if it fits.
+  # Of a program in more microbatches than the run had, only that of sparse layers is closer than the formula, if it
+  # fits.
   more = line | {"microbatches": 2}
   assert ledger.preferred(formula, more)["predicted_s"] == ledger.preferred(formula, {})["predicted_s"] == 7.0
   assert ledger.preferred(formula | {"model": "moe"}, more | {"model": "moe"})["predicted_s"] == 5.0
