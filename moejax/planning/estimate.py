@@ -63,9 +63,9 @@ COPIES = {"tpu": (12, 6), "gpu": (2, 3)}
 accumulation. The experts of dropless layers are not copied.
 
 These and the next two are fitted to compiled programs. For the 19 for TPU of docs/pods.md (`python docs/pods.py
---memory`), the median error is 6 %, and the largest is 14 %. For 38 programs for GPU, of searches for the models of
-docs/pods.md on H100 and of docs/ledger.jsonl, they are 3 % and 9 %, except that three dropless models need 11 to 40 %
-more than this."""
+--memory`), the median error is 9 %, and the largest is 18 %. For 18 programs for GPU of docs/pods.md and
+docs/ledger.jsonl with fused attention, they are 5 % and 9 %, except that three dropless models need 11 to 40 % more
+than this."""
 
 IN_LAYER = {"tpu": 8, "gpu": 6}
 """Bytes per number inside a layer."""
