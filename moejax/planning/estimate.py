@@ -51,9 +51,9 @@ of a large product.
 
 On GPU, this is cuBLAS against the grouped products of `moejax.planning.kernels`: 0.79 to 0.42 of the peak. On TPU, it
 includes what surrounds the product and is not priced otherwise (sorting, copies of rows, buffers for uneven load): 6
-from the published run of Llama 4 Maverick, 5 and 3 from the compiled programs of Qwen3 235B and Llama 4 Scout, and 4.7
-from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips. 8 bits shorten the product, which is 1 of
-the 4 there."""
+from the published run of Llama 4 Maverick, 2.9 and 1.6 from the compiled programs of Qwen3 235B and Llama 4 Scout, and
+4.7 from the 20 hours after which OLMoE overtook a dense model on 128 v5e chips. 8 bits shorten the product, which is 1
+of the 4 there."""
 
 PASSES = 3
 """Passes over the activations of a layer outside products: forward, recomputed or saved, and backward."""
