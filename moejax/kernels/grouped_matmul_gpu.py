@@ -1,6 +1,7 @@
 """Grouped matrix products on GPU: two Triton kernels, written in Pallas.
 
-R routed rows  E experts  D embed  F hidden  I contracted dimension  J other dimension  Z = row tiles of all groups
+R routed rows  E experts  D embed  F hidden  X = D or F  I contracted dimension  J other dimension
+Z = row tiles of all groups
 
 D and F may be either way round. A lower-case letter is the size of one tile.
 
