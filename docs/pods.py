@@ -260,9 +260,9 @@ the same base, top-2 routing, and experts as wide as the dense layer in every se
 layer computes 1.25 rows per token where a dense layer computes 1, which alone is 6 to 8 % of the step. With 16 experts,
 the increase is below 10 % for 6.4B and 29.5B. With experts on 12.6B, the whole batch does not fit in memory on the
 declared mesh (according to the formula), and two microbatches take longer. With 64 experts on 29.5B it fits and takes
-longer than two microbatches (6.263 s). A row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16, its largest slice, 64 experts on the 29.5B base do not fit: 596B
-parameters with two moments and gradients take 35 GiB of the 31 GiB per chip. Nor do 64 experts on 12.6B with any of the
-options that were tried.
+longer than two microbatches (6.263 s). A row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16,
+its largest slice, 64 experts on the 29.5B base do not fit: 596B parameters with two moments and gradients take 35 GiB
+of the 31 GiB per chip. Nor do 64 experts on 12.6B with any of the options that were tried.
 
 On v5p, a search was run for each scale (`moejax plan NAME --topology TOPOLOGY --search --tries 4 --model.gradient-dtype
 compute`): of all valid meshes, policies of rematerialization and numbers of microbatches, it compiles the four that its
