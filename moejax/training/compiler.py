@@ -94,8 +94,8 @@ def compiler_options(device: jax.Device, model: Model | None = None, arguments: 
 
 
 def _whole_memory(size: int, arguments: int) -> Options:
-  """The option with which XLA for GPU schedules for all memory that a run uses (`moejax.gpu_memory`). None if the
-  arguments take SCHEDULED of the memory, of which no factor leaves more."""
+  """The option with which XLA for GPU schedules for all memory that a run uses (`moejax.gpu_memory`). Empty if the
+  arguments alone take SCHEDULED of the memory, since no factor raises a limit of zero."""
   left = SCHEDULED * size / SHARE - arguments
   factor = math.floor(100 * (size - arguments) / left) if left > 0 else 0
   return {"xla_gpu_memory_limit_slop_factor": str(factor)} if factor > FACTOR else {}
