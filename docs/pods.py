@@ -82,13 +82,18 @@ SCALES = (
   ),
 )
 
+EARLIER = SCALES[-4:]
+"""Rows whose programs were compiled before 2026-11-27. Today's need less memory."""
+
 SEARCHED = (
   Row("dense_6b4", H100),
   Row("moe_6b4_16e", H100, "--mesh.data 8 --mesh.model 2", against="dense_6b4"),
   Row("moe_6b4_64e", H100, against="dense_6b4"),
   Row("dense_12b6", H100, "--mesh.replica 32 --mesh.data 8 --training.gradient-accumulation 2"),
   Row("moe_12b6_16e", H100, "--mesh.data 4 --mesh.model 4 --rules.embed data expert", against="dense_12b6"),
+  Row("moe_12b6_64e", H100, "--mesh.data 2 --mesh.model 2", against="dense_12b6"),
   Row("dense_29b6", H100_512, "--mesh.replica 4 --mesh.model 2"),
+  Row("moe_29b6_64e", H100_512, "--mesh.data 2 --mesh.model 4", against="dense_29b6"),
   Row(
     "moe_29b6_16e",
     H100_512,
@@ -262,7 +267,8 @@ the increase is below 10 % for 6.4B and 29.5B. With experts on 12.6B, the whole 
 declared mesh (according to the formula), and two microbatches take longer. With 64 experts on 29.5B it fits and takes
 longer than two microbatches (6.263 s). A row with `--mesh.expert 1` is the same model with 2D sharding. On v6e:16x16,
 its largest slice, 64 experts on the 29.5B base do not fit: 596B parameters with two moments and gradients take 35 GiB
-of the 31 GiB per chip. Nor do 64 experts on 12.6B with any of the options that were tried.
+of the 31 GiB per chip. The last four rows on v6e were compiled before 2026-11-27. Programs have needed up to a quarter
+less memory since, and by formula 64 experts on 12.6B now fit (29.3 GiB).
 
 On v5p, a search was run for each scale (`moejax plan NAME --topology TOPOLOGY --search --tries 4 --model.gradient-dtype
 compute`): of all valid meshes, policies of rematerialization and numbers of microbatches, it compiles the four that its
@@ -273,8 +279,13 @@ what was found: 2.601 s for 16 experts on 6.4B (`--rules.embed data`), 6.114 s f
 --mesh.expert 4 --rules.embed data --training.gradient-accumulation 1`) and 5.966 s for 64 experts on 29.5B
 (`--mesh.data 4 --mesh.model 2 --training.gradient-accumulation 1`). In the last two, the formula ranks whole batches
 above two microbatches. Dense 12.6B and 29.5B take 2.6 % and 5.7 % less time without gradient accumulation than with
-`--training.gradient-accumulation 2`. On v6e, where a compilation takes ten minutes or more, no search was run: the
-options were chosen by hand and not tuned equally well.
+`--training.gradient-accumulation 2`.
+
+On v6e, where a compilation takes 3 to 20 minutes, two searches with `--tries 2` were run. Neither found a faster
+configuration than that of the table, which was chosen by hand: of `dense_6b4` 1.771 s (`--mesh.replica 8 --mesh.data 32
+--training.gradient-accumulation 2`), since the formula takes saving more to be faster than recomputing it, and of
+`moe_29b6_16e` 11.66 s (`--mesh.data 4 --mesh.model 4 --rules.embed data expert --training.gradient-accumulation 8`).
+The options of the other rows on v6e were not tuned equally well.
 """
 
 SEARCHED_HEAD = """
@@ -282,13 +293,14 @@ SEARCHED_HEAD = """
 
 A search chose the options of these rows (`moejax plan NAME --topology TOPOLOGY --search --tries 4`): of all valid
 meshes, policies of rematerialization and numbers of microbatches, it compiles those that its formula ranks first. For
-each model, four to six configurations were compiled in two searches, between which the memory of the formula was
-corrected, and the row is the fastest one that fits. Of those of `dense_12b6` and `moe_29b6_16e`, one fits, and four
-need up to 8 % more memory than there is. All four of `moe_6b4_64e` fit; 64 experts on the larger bases were not
-searched. The rows were compiled again since XLA schedules for all memory of the GPU, and the searches were not run
-again. Eight GPUs share a switch of 450 GB/s, and nodes are connected by a network of 50 GB/s per GPU, so that the
-exchange of tokens and the sums of gradients take more of the step than on v5p. The attention kernel for GPU skips the
-blocks above the diagonal, which MFU counts and "executed" does not.
+each of the others, four to six configurations were compiled in two searches, between which the memory of the formula
+was corrected, and the row is the fastest one that fits. Of those of `dense_12b6` and `moe_29b6_16e`, one fits, and four
+need up to 8 % more memory than there is. With 64 experts, one search compiled four configurations for each base: all
+fit on 6.4B, three on 12.6B and two on 29.5B, and the next best takes 1 to 4 % longer. Since the other searches, XLA
+schedules for all memory of the GPU, for which the rows but not the searches were run again. Eight GPUs share a switch
+of 450 GB/s, and nodes are connected by a network of 50 GB/s per GPU, so that the exchange of tokens and the sums of
+gradients take more of the step than on v5p. The attention kernel for GPU skips the blocks above the diagonal, which MFU
+counts and "executed" does not.
 
 """
 

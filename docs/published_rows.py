@@ -47,6 +47,12 @@ for 16 groups of 128,000 rows and matrices of 7168 x 7168 (pytorch/pytorch, pull
 UNLIKE = (("global with head dim", "other heads in global layers"),)
 """Words of the shape of a row, and the features that moejax lacks for it."""
 
+HALF_WEIGHTS = "bf16 weights"
+"""Words of a note of a run whose parameters were in bfloat16."""
+
+SHARDS_OPTIMIZER = "Megatron"
+"""The framework that, without `fsdp`, shares the state of the optimizer among replicas."""
+
 TWO_MATRICES = ("MaxText 22B",)
 """Models with the size in their name if a feed-forward layer has two matrices (here 22.1B; 29.4B with three)."""
 
@@ -105,6 +111,8 @@ def read_row(values: dict[str, Any]) -> Row:
   if "sliding window" in needs and "attention" not in shape:
     missing.append("the sliding window, whose length is not stated")
   missing += [what for words, what in UNLIKE if words in str(shape.get("attention"))]
+  if HALF_WEIGHTS in values.get("note", ""):
+    missing.append("weights in bfloat16")
   topology = _topology(values)
   for need in (need for need in needs if need in EIGHT_BITS):
     try:
@@ -120,6 +128,8 @@ def read_row(values: dict[str, Any]) -> Row:
   mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
   if mesh.context > 1:
     missing.remove("context parallelism")
+  if mesh.replica > 1 and values["framework"].startswith(SHARDS_OPTIMIZER) and "fsdp" not in values["sharding"]:
+    missing.append("optimizer state shared among replicas")
   of_experts = bits if shape.get("experts") and bits != "bfloat16" else "compute"
   experiment = Experiment(
     name=values["id"],
@@ -249,6 +259,7 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
     activation="swiglu" if gated else "gelu",
     moe=moe,
     attention=_attention(shape),
+    logit_chunks=int(_number(r"logits in (\d+) parts", values["remat"]) or 1),
     compute_dtype="bfloat16",
     gradient_dtype="compute",  # as the frameworks that were timed
     remat=remat,

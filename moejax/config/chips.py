@@ -146,27 +146,27 @@ CHIPS = {
     Chip(
       name="a100", platform="gpu", device_kinds=("NVIDIA A100-SXM4-80GB",), vector_flops=19.5e12,
       hbm_bytes=int(80e9), hbm_bandwidth=2039e9, torus=0, link_bandwidth=300e9, domain=8, dcn_bandwidth=25e9,
-      eight_bits=("int8",), power_w=400, efficiency=0.760, runs_are_of=("h100", "h200"),
+      eight_bits=("int8",), power_w=400, efficiency=0.753, runs_are_of=("h100", "h200"),
     ),
     Chip(
       name="h100", platform="gpu", device_kinds=("NVIDIA H100 80GB HBM3",), vector_flops=67e12,
       hbm_bytes=int(80e9), hbm_bandwidth=3350e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.760, runs_are_of=("h100", "h200"),
+      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.753, runs_are_of=("h100", "h200"),
     ),
     Chip(
       name="h200", platform="gpu", device_kinds=("NVIDIA H200",), vector_flops=67e12,
       hbm_bytes=int(141e9), hbm_bandwidth=4800e9, torus=0, link_bandwidth=450e9, domain=8, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.760, runs_are_of=("h100", "h200"),
+      eight_bits=("fp8", "int8"), power_w=700, efficiency=0.753, runs_are_of=("h100", "h200"),
     ),
     Chip(
       name="b200", platform="gpu", device_kinds=("NVIDIA B200",), vector_flops=75e12,
       hbm_bytes=int(180e9), hbm_bandwidth=7700e9, torus=0, link_bandwidth=900e9, domain=8, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=1000, efficiency=0.760, runs_are_of=("h100", "h200"),
+      eight_bits=("fp8", "int8"), power_w=1000, efficiency=0.753, runs_are_of=("h100", "h200"),
     ),
     Chip(  # of a rack of 72 (NVL72), which one switch connects
       name="gb200", platform="gpu", device_kinds=("NVIDIA GB200",), vector_flops=80e12,
       hbm_bytes=int(186e9), hbm_bandwidth=8000e9, torus=0, link_bandwidth=900e9, domain=72, dcn_bandwidth=50e9,
-      eight_bits=("fp8", "int8"), power_w=1200, efficiency=0.760, runs_are_of=("h100", "h200"),
+      eight_bits=("fp8", "int8"), power_w=1200, efficiency=0.753, runs_are_of=("h100", "h200"),
     ),
     Chip(  # one core of a server, by order of magnitude: peaks differ between CPUs, so MFU is not reported
       name="cpu", platform="cpu", device_kinds=(), vector_flops=1e11, hbm_bytes=4 * GIB,

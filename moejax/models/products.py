@@ -18,6 +18,9 @@ from moejax.config.model import GradientDtype
 from moejax.config.precision import Operands
 from moejax.kernels import eight_bits
 
+Dtypes = tuple[jnp.dtype | None, jnp.dtype | None, jnp.dtype]
+"""Of the result of a product, of its gradient in the backward pass (None: as it is), and of the weight's gradient."""
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +46,9 @@ def operand(weight: jax.Array, dtype: jnp.dtype, gradients: GradientDtype, bits:
   return Operand(jax.lax.stop_gradient(weight.astype(dtype)), weight, bits)
 
 
-def product(equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | None = None) -> jax.Array:
+def product(
+  equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | None = None, rounds_gradient: bool = False
+) -> jax.Array:
   """`jnp.einsum` of activations and a weight.
 
   Args:
@@ -51,35 +56,41 @@ def product(equation: str, x: jax.Array, weight: Operand, result: jnp.dtype | No
     x: activations.
     weight: the weight.
     result: dtype of the result. None means that of the activations.
+    rounds_gradient: whether the gradient of a wider result is rounded to the dtype of activations before the products
+      of the backward pass, which GPUs would otherwise compute in float32. TPUs round within these products.
   """
   if weight.bits != "compute":
     receiver = weight.value if weight.wide is None else weight.wide
     value = jax.lax.stop_gradient(weight.value)
     return _rounded_product(equation, result or x.dtype, weight.bits, receiver.dtype, x, value, receiver)
-  if weight.wide is None:
-    return jnp.einsum(equation, x, weight.value, preferred_element_type=result)
-  return _product(equation, result, x, weight.value, weight.wide)
+  if weight.wide is None and result in (None, x.dtype):
+    return jnp.einsum(equation, x, weight.value)
+  receiver = weight.value if weight.wide is None else weight.wide
+  of_result = x.dtype if rounds_gradient else result
+  return _product(equation, (result, of_result, receiver.dtype), x, jax.lax.stop_gradient(weight.value), receiver)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.Array, wide: jax.Array) -> jax.Array:
-  return jnp.einsum(equation, x, value, preferred_element_type=result)
+def _product(equation: str, dtypes: Dtypes, x: jax.Array, value: jax.Array, receiver: jax.Array) -> jax.Array:
+  """The product of x and `value`. `receiver` receives the gradient of the weight."""
+  return jnp.einsum(equation, x, value, preferred_element_type=dtypes[0])
 
 
 def _product_forward(
-  equation: str, result: jnp.dtype | None, x: jax.Array, value: jax.Array, wide: jax.Array
+  equation: str, dtypes: Dtypes, x: jax.Array, value: jax.Array, receiver: jax.Array
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  return _product(equation, result, x, value, wide), (x, value)
+  return _product(equation, dtypes, x, value, receiver), (x, value)
 
 
 def _product_backward(
-  equation: str, result: jnp.dtype | None, saved: tuple[jax.Array, jax.Array], of_out: jax.Array
+  equation: str, dtypes: Dtypes, saved: tuple[jax.Array, jax.Array], of_out: jax.Array
 ) -> tuple[jax.Array, None, jax.Array]:
-  x, value = saved
+  (x, value), (_, of_result, gradient) = saved, dtypes
   of_activations, of_weight, out = eight_bits.letters(equation)
-  (of_x,) = jax.vjp(lambda x: jnp.einsum(equation, x, value, preferred_element_type=result), x)[1](of_out)
-  of_wide = jnp.einsum(f"{of_activations},{out}->{of_weight}", x, of_out, preferred_element_type=jnp.float32)
-  return of_x, None, of_wide
+  of_out = of_out.astype(of_result or of_out.dtype)
+  (of_x,) = jax.vjp(lambda x: jnp.einsum(equation, x, value, preferred_element_type=of_out.dtype), x)[1](of_out)
+  of_w = jnp.einsum(f"{of_activations},{out}->{of_weight}", x, of_out, preferred_element_type=gradient)
+  return of_x, None, of_w
 
 
 _product.defvjp(_product_forward, _product_backward)

@@ -146,15 +146,16 @@ class Transformer(nnx.Module):
     x_BTD, _, caches = self._layers(tokens_BT, segments_BT, positions_BT, caches, None)
     return x_BTD, caches
 
-  def logits(self, x_MD: jax.Array) -> jax.Array:
-    """Returns logits_MV in float32."""
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Returns logits_MV of x_MD, or logits_BTV of x_BTD, in float32."""
     with jax.named_scope("logits"):
-      tied = self.w_logits_DV is None
+      tokens, tied = "M" if x.ndim == 2 else "BT", self.w_logits_DV is None
       weight = self.embedding_VD if self.w_logits_DV is None else self.w_logits_DV
-      held = operand(weight[...], x_MD.dtype, self.model.gradient_dtype, self.model.precision.logits)
-      logits_MV = product("MD,VD->MV" if tied else "MD,DV->MV", x_MD, held, result=jnp.float32)
+      held = operand(weight[...], x.dtype, self.model.gradient_dtype, self.model.precision.logits)
+      equation, on_gpu = f"{tokens}D,{'VD' if tied else 'DV'}->{tokens}V", self.partitioner.platform == "gpu"
+      logits = product(equation, x, held, result=jnp.float32, rounds_gradient=on_gpu)
       cap = self.model.logit_cap
-      return logits_MV if cap is None else cap * jnp.tanh(logits_MV / cap)
+      return logits if cap is None else cap * jnp.tanh(logits / cap)
 
   def score(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
     """Scores each target token against the features at its position, one chunk of the sequences after the other."""
@@ -184,7 +185,7 @@ class Transformer(nnx.Module):
 
   def _score_sharded_sequences(self, x_BTD: jax.Array, targets_BT: jax.Array) -> TargetScores:
     """The same without flattened tokens, which cannot be sharded over batch and sequence."""
-    logits_BTV = self.partitioner.constrain(jax.vmap(self.logits)(x_BTD), "batch", "sequence", "vocab")
+    logits_BTV = self.partitioner.constrain(self.logits(x_BTD), "batch", "sequence", "vocab")
     whole_vocabulary = self.partitioner.shards("vocab") == 1
     with jax.named_scope("loss"):
       score = jax.vmap(lambda logits_TV, targets_T: cross_entropy(logits_TV, targets_T, whole_vocabulary))

@@ -40,7 +40,7 @@ class Constants:
   """Fraction of the time of products during which collectives can overlap."""
 
 
-UTILISATION = {"v4": 0.705, "v5e": 0.785, "v5p": 0.73, "v6e": 0.59, "tpu7x": 0.725, "h100": 0.46, "h200": 0.6}
+UTILISATION = {"v4": 0.7, "v5e": 0.785, "v5p": 0.73, "v6e": 0.59, "tpu7x": 0.725, "h100": 0.46, "h200": 0.6}
 OTHERS = Constants(utilisation=0.53, hidden=0.9, beside=0.6)
 """Fitted to published runs: the utilisation by chip, and the constants of a GPU without runs, which differ from those
 of the other chips only in the utilisation. `python docs/ledger.py ROWS.jsonl --fit` prints them."""
@@ -58,20 +58,19 @@ of the 4 there."""
 PASSES = 3
 """Passes over the activations of a layer outside products: forward, recomputed or saved, and backward."""
 
-COPIES = {"tpu": (12, 6), "gpu": (2, 3)}
-"""Bytes per parameter of copies (in the compute type, and around the update), and more of them with gradient
-accumulation. The experts of dropless layers are not copied.
+COPIES = {"tpu": (2, 4), "gpu": (2, 3)}
+"""Bytes per parameter of copies in the compute type, and what gradient accumulation adds for the gradients of the
+microbatches before. The experts of dropless layers are not copied.
 
-These and the next two are fitted to compiled programs. For the 19 for TPU of docs/pods.md (`python docs/pods.py
---memory`), the median error is 9 %, and the largest is 18 %. For 18 programs for GPU of docs/pods.md and
-docs/ledger.jsonl with fused attention, they are 5 % and 9 %, except that three dropless models need 11 to 40 % more
-than this."""
+These and the next two are fitted to compiled programs. Of the 36 for TPU in tests/planning/programs/searched.jsonl, the
+median error is 1 %, and the largest is 3 %. Of the 17 for GPU of docs/pods.md and docs/ledger.jsonl with fused
+attention, they are 2 % and 13 %."""
 
-IN_LAYER = {"tpu": 8, "gpu": 6}
+IN_LAYER = {"tpu": 5, "gpu": 6}
 """Bytes per number inside a layer."""
 
-IN_LOGITS = 7
-"""Bytes per logit."""
+IN_LOGITS = {"tpu": 4, "gpu": 6}
+"""Bytes per logit: in float32, and on GPU their gradient in bfloat16, which TPUs compute within its two products."""
 
 REDUCES_TWICE = ("v4", "v5e", "v5p", "v6e")
 """TPUs for which libtpu sums gradients over all chips of a slice by an all-reduce, which moves twice the bytes of the
@@ -85,7 +84,7 @@ class Estimate:
   step_time_s: float
   memory_by_group: dict[str, float]
   """Bytes of parameters, gradients, moments, copies, activations, gathered_weights, exchange_buffers and logits. Those
-  of the last three that are not held at the peak are 0."""
+  that are not held at the peak are 0."""
   saved_activations: float
   """Bytes of the activations that the forward pass saves for the backward pass, in one part of the batch."""
 
@@ -365,22 +364,31 @@ def _memory(
     if dropless:
       copied += in_parts * of_gradient * _own(experiment, 0.0, expert_parameters)  # those of a microbatch
       if shards(experiment.rules, mesh, "expert_embed") > 1:
-        # The gradients of a whole layer before their sum, and on GPU the gathered matrices transposed.
+        # The gradients of a whole layer before their sum. On GPU, the gathered matrices transposed, and in float32 the
+        # layout in which they are gathered.
         layer += (of_gradient + 2 * (chip.platform == "gpu")) * of_experts
+        copied += 4 * (chip.platform == "gpu") * _own(experiment, 0.0, expert_parameters)
   of_layer = {
     "of_layer": IN_LAYER[platform] * tokens * (model.d_model + _wide(experiment) / mesh.model),
     "gathered_weights": layer,
     "exchange_buffers": _exchange_buffers(experiment, tokens),
+    "gradients": 4 * own,
   }
-  of_logits = {"logits": IN_LOGITS * tokens * model.vocab_size / mesh.model / model.logit_chunks}
+  # The output projection is gathered, a part of it in a second layout, and its gradient is whole before it is summed
+  # over devices. With chunks of logits, so is the sum of the gradients of the chunks before.
+  per_logit, per_weight = IN_LOGITS[platform] / model.logit_chunks, 3 + of_gradient + 4 * (model.logit_chunks > 1)
+  of_logits = {
+    "logits": (per_logit * tokens + per_weight * model.d_model) * model.vocab_size / mesh.model,
+    # XLA for TPU allocates the other gradients when the backward pass through the layers begins.
+    "gradients": 0.0 if platform == "tpu" else 4 * own,
+  }
   at_peak = max(of_layer, of_logits, key=lambda groups: sum(groups.values()))
   return {
     "parameters": 4 * own,
-    "gradients": 4 * own,
     "moments": 0.0 if experiment.optimizer.offload_moments else experiment.optimizer.moment_bytes * own,
     "copies": copied,
     "activations": _saved_on_device(experiment, tokens) + at_peak.pop("of_layer", 0.0),
-    **dict.fromkeys(("gathered_weights", "exchange_buffers", "logits"), 0.0),
+    **dict.fromkeys(("gradients", "gathered_weights", "exchange_buffers", "logits"), 0.0),
     **at_peak,
   }
 
@@ -398,15 +406,18 @@ def _saved(experiment: Experiment, tokens: float) -> dict[str, float]:
   model, mesh = experiment.model, experiment.mesh
   heads, wide = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim, _wide(experiment)
   # What `model` shares among devices, and copies of the residual stream, which the rules share.
-  sizes: dict[str, tuple[float, int]] = {"layer_inputs": (0, 1)}
+  sizes: dict[str, tuple[float, float]] = {"layer_inputs": (0, 1)}
+  # The rows of experts with a capacity, before and after them. Of other dispatches, one copy.
+  has_capacity = model.moe and model.moe.dispatch.has_capacity
+  rows = (2 * _rows(experiment) if has_capacity else 1.0) / model.moe.every if model.moe else 0.0
   if "attention" in SAVED[model.remat]:
     sizes["attention"] = (heads, 1)
   if model.remat == "products":
-    sizes["products"] = (wide, 1)
+    sizes["products"] = (wide, rows)
   elif model.remat == "dots":
-    sizes["others"] = (wide * (0.5 if model.moe else 1), 1)
+    sizes["others"] = (wide * (0.5 if model.moe else 1), 0)
   elif model.remat == "none":
-    sizes["others"] = (2 * (heads + wide), 8)
+    sizes["others"] = (2 * (heads + wide), 8 + rows)
   layers = model.num_layers + model.multi_token_depth
   stream = model.d_model / shards(experiment.rules, mesh, "act_embed")
   return {
@@ -438,10 +449,11 @@ def _host_s(experiment: Experiment, chip: Chip, tokens: float, split: tuple[floa
 def _wide(experiment: Experiment) -> float:
   """Numbers of one token inside a feed-forward layer, on average over dense and sparse ones."""
   model = experiment.model
-  dense = 2.0 * model.d_ff
+  matrices = model.feed_forward_matrices - 1
+  dense = float(matrices * model.d_ff)
   if model.moe is None:
     return dense
-  return (_rows(experiment) * 2 * model.moe.d_ff + (model.moe.every - 1) * dense) / model.moe.every
+  return (_rows(experiment) * matrices * model.moe.d_ff + (model.moe.every - 1) * dense) / model.moe.every
 
 
 def _rows(experiment: Experiment) -> float:

@@ -22,7 +22,7 @@ other runs; only one is of an MoE model, so that both kinds have the quantile of
 the mean efficiency of the other TPUs, or as calibrated if that is wider. formula: 13 dense and 2 MoE runs of
 docs/ledger.jsonl, for which a formula takes the place of the compiled program."""
 
-RATIO_ERROR = 0.2
+RATIO_ERROR = 0.19
 """Standard deviation of the error of the logarithm of the ratio of two step times on one chip: the root mean square of
 the differences between the errors of two runs of one framework on one chip in docs/step-time.md, of which there are
 twelve. Errors that both share cancel."""

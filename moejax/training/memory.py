@@ -44,14 +44,16 @@ def counted_memory(found: Any, platform: str) -> Memory:
   include gaps between buffers. On CPU, the reported peak does not include temporaries.
 
   The reported peak also includes what is in the memory of the host. Arguments there are deducted. Activations there are
-  not, because they need not be there when the device has its peak; the result is then an upper bound.
+  not, because they need not be there when the device has its peak. The sum of temporaries and outputs does not include
+  them, so that the smaller of the peak and this sum is an upper bound.
   """
-  arguments = found.argument_size_in_bytes
+  arguments, code = found.argument_size_in_bytes, found.generated_code_size_in_bytes
+  summed = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
   peak = found.peak_memory_in_bytes - found.host_argument_size_in_bytes
-  if platform != "cpu" and peak >= arguments:
-    return Memory(arguments, peak - arguments + found.generated_code_size_in_bytes)
-  returned = found.output_size_in_bytes - found.alias_size_in_bytes
-  return Memory(arguments, found.temp_size_in_bytes + returned + found.generated_code_size_in_bytes)
+  if platform == "cpu" or peak < arguments:
+    return Memory(arguments, summed + code)
+  more = peak - arguments
+  return Memory(arguments, (min(more, summed) if found.host_temp_size_in_bytes else more) + code)
 
 
 def argument_bytes(tree: object) -> int:

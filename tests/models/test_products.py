@@ -55,6 +55,28 @@ def test_a_weights_gradient_is_rounded_only_where_it_is_asked_for(gradients, low
   assert low <= error(of_w_DF, x_MD.astype(jnp.float32).T @ of_out_MF.astype(jnp.float32)) <= high
 
 
+@pytest.mark.parametrize("gradients", ["float32", "compute"])
+def test_the_gradient_of_a_wider_result_is_rounded_only_where_it_is_asked_for(gradients):
+  """Float32 logits of activations in bfloat16."""
+  x_MD, of_out_MV, w_DV = draw(0, 64, 32).astype(jnp.bfloat16), draw(1, 64, 48), draw(2, 32, 48)
+  kept_DV = w_DV.astype(jnp.bfloat16).astype(jnp.float32)
+
+  def gradients_with(rounds):
+    def out(x_MD, w_DV):
+      held = operand(w_DV, x_MD.dtype, gradients)
+      return product("MD,DV->MV", x_MD, held, result=jnp.float32, rounds_gradient=rounds)
+
+    out_MV, back = jax.vjp(out, x_MD, w_DV)
+    assert out_MV.dtype == jnp.float32
+    return back(of_out_MV)
+
+  for rounds, of_result_MV in ((False, of_out_MV), (True, of_out_MV.astype(jnp.bfloat16).astype(jnp.float32))):
+    of_x_MD, of_w_DV = gradients_with(rounds)
+    close = 1e-5 if gradients == "float32" else 1e-2
+    assert of_x_MD.dtype == jnp.bfloat16 and error(of_x_MD, of_result_MV @ kept_DV.T) < 1e-2
+    assert of_w_DV.dtype == jnp.float32 and error(of_w_DV, x_MD.astype(jnp.float32).T @ of_result_MV) < close
+
+
 def test_float32_activations_take_the_plain_product():
   weight = operand(draw(0, 4, 4), jnp.float32, "float32")
   assert weight.wide is None
@@ -126,6 +148,15 @@ def matrices_widened(program, spec):
 def test_no_matrixs_gradient_is_ever_bfloat16_in_the_train_step(case):
   assert not matrices_widened(*lowered(case, "float32"))
   assert matrices_widened(*lowered(case, "compute"))
+
+
+def test_with_gradients_in_the_compute_type_the_products_of_every_matrixs_gradient_are_bfloat16():
+  program, spec = lowered("dense", "compute")
+  shapes = {tuple(sorted(leaf.shape[-2:])) for leaf in jax.tree.leaves(spec.model.parameters) if leaf.ndim > 1}
+  assert (80, 272) in shapes, "the output projection"
+  found = re.findall(r"stablehlo\.dot_general .* -> tensor<(\d+)x(\d+)x(\w+)>", program)
+  types = [dtype for *shape, dtype in found if tuple(sorted(map(int, shape))) in shapes]
+  assert types and set(types) == {"bf16"}
 
 
 def test_the_routers_product_is_float32_at_full_precision():

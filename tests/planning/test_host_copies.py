@@ -158,6 +158,8 @@ def test_a_program_for_tpu_has_what_is_offloaded_on_the_host_and_copies_it(tmp_p
   assert before.memory_bytes["arguments"] - after.memory_bytes["arguments"] == pytest.approx(moments, rel=0.05)
   assert after.memory_bytes["host"] > moments and after.host.bytes > 2 * moments
   assert after.hbm_bytes_per_device < before.hbm_bytes_per_device
+  on_device = sum(after.memory_bytes[what] for what in ("arguments", "temporaries", "code"))
+  assert after.hbm_bytes_per_device <= on_device, "activations on the host take no memory of the device"
   assert 0 < after.host.exposed_s <= after.host.time_s
   assert after.to_json()["host"]["bytes"] == after.host.bytes and plan_page(after)
 

@@ -185,6 +185,20 @@ def test_libtpu_takes_a_program_where_its_own_count_is_below_its_limit():
     assert 0.999 * limit < min(refused) < 1.03 * limit, chip
 
 
+def test_what_a_program_keeps_on_the_host_takes_no_memory_of_the_device():
+  """Statistics of the step of Llama 3.1 8B on v6e:2x4 with the saved activations offloaded, which libtpu compiles: its
+  peak, of which 27.1 GiB are on the host, is above the limit."""
+  fact = SimpleNamespace(
+    argument_size_in_bytes=12046048768, temp_size_in_bytes=19522292576, output_size_in_bytes=12045397184,
+    alias_size_in_bytes=12045397184, generated_code_size_in_bytes=101696512, host_argument_size_in_bytes=0,
+    host_temp_size_in_bytes=29091692544, peak_memory_in_bytes=41137768128,
+  )  # fmt: skip
+  limit = CHIPS["v6e"].hbm_bytes
+  assert fact.peak_memory_in_bytes > limit > counted_memory(fact, "tpu").total > 0.9 * limit
+  fact.host_temp_size_in_bytes = 0
+  assert counted_memory(fact, "tpu").total > limit
+
+
 def test_mfu_counts_neither_dropped_choices_nor_padding(tiny_moe):
   """A capacity of half the balanced load accepts half of the choices; twice the balanced load is padding."""
 

@@ -50,6 +50,6 @@ def test_a_step_of_dense_experts_counts_every_choice_and_one_with_a_small_capaci
 
 
 def test_the_formula_has_the_memory_of_the_compiled_programs(pods):
-  ratios = list(pods.memory_by_formula((DOCS / "pods.md").read_text()).values())
-  errors = [abs(ratio - 1) for ratio in ratios]
-  assert len(errors) > 15 and statistics.median(errors) < 0.1 and max(errors) < 0.25
+  ratios = pods.memory_by_formula((DOCS / "pods.md").read_text())
+  errors = [abs(ratio - 1) for row, ratio in ratios.items() if row not in pods.EARLIER]
+  assert len(errors) > 14 and statistics.median(errors) < 0.03 and max(errors) < 0.1

@@ -25,7 +25,7 @@ FILE = pathlib.Path(__file__).parent / "programs" / "memory.json"
 ROWS = 1024
 TILE = 1024
 """Columns are a multiple of this, so that no layout pads them."""
-KEPT = ("argument", "temp", "output", "alias", "generated_code", "host_argument")
+KEPT = ("argument", "temp", "output", "alias", "generated_code", "host_argument", "host_temp")
 
 
 def step(state, x):
