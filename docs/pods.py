@@ -293,14 +293,14 @@ SEARCHED_HEAD = """
 
 A search chose the options of these rows (`moejax plan NAME --topology TOPOLOGY --search --tries 4`): of all valid
 meshes, policies of rematerialization and numbers of microbatches, it compiles those that its formula ranks first. For
-each of the others, four to six configurations were compiled in two searches, between which the memory of the formula
-was corrected, and the row is the fastest one that fits. Of those of `dense_12b6` and `moe_29b6_16e`, one fits, and four
-need up to 8 % more memory than there is. With 64 experts, one search compiled four configurations for each base: all
-fit on 6.4B, three on 12.6B and two on 29.5B, and the next best takes 1 to 4 % longer. Since the other searches, XLA
-schedules for all memory of the GPU, for which the rows but not the searches were run again. Eight GPUs share a switch
-of 450 GB/s, and nodes are connected by a network of 50 GB/s per GPU, so that the exchange of tokens and the sums of
-gradients take more of the step than on v5p. The attention kernel for GPU skips the blocks above the diagonal, which MFU
-counts and "executed" does not.
+each dense model and each with 16 experts, four to six configurations were compiled in two searches, between which the
+memory of the formula was corrected, and the row is the fastest one that fits. Of those of `dense_12b6` and
+`moe_29b6_16e`, one fits, and four need up to 8 % more memory than there is. With 64 experts, one search compiled four
+configurations for each base: all fit on 6.4B, three on 12.6B and two on 29.5B, and the next best takes 1 to 4 % longer.
+Since the other searches, XLA schedules for all memory of the GPU, for which the rows but not the searches were run
+again. Eight GPUs share a switch of 450 GB/s, and nodes are connected by a network of 50 GB/s per GPU, so that the
+exchange of tokens and the sums of gradients take more of the step than on v5p. The attention kernel for GPU skips the
+blocks above the diagonal, which MFU counts and "executed" does not.
 
 """
 
