@@ -107,10 +107,10 @@ def test_the_grouped_product_gives_its_gradient_to_the_wide_form():
 
 
 @functools.cache
-def lowered(case, gradients):
+def lowered(case, gradients, context=1):
   """The train step with activations in bfloat16, before any compiler, and its spec."""
   sparse, fields = CASES[case]
-  base = tiny(sparse, mesh=Mesh(data=2, expert=2, model=2))
+  base = tiny(sparse, mesh=Mesh(data=2, expert=2 // context, context=context, model=2))
   moe = dataclasses.replace(base.model.moe, d_ff=24, every=1, **fields) if sparse else None
   # Widths that no two tensors share by chance.
   model = dataclasses.replace(
@@ -157,6 +157,15 @@ def test_with_gradients_in_the_compute_type_the_products_of_every_matrixs_gradie
   found = re.findall(r"stablehlo\.dot_general .* -> tensor<(\d+)x(\d+)x(\w+)>", program)
   types = [dtype for *shape, dtype in found if tuple(sorted(map(int, shape))) in shapes]
   assert types and set(types) == {"bf16"}
+
+
+@pytest.mark.parametrize("gradients", ["float32", "compute"])
+def test_no_sequence_has_a_gradient_of_the_output_projection_of_its_own(gradients):
+  """Where sequences are sharded, too."""
+  program, _ = lowered("dense", gradients, context=2)
+  dots = re.findall(r"stablehlo\.dot_general .* -> tensor<([\dx]+)x\w+>", program)
+  found = [shape for shape in dots if {"80", "272"} <= set(shape.split("x"))]
+  assert found and all(shape.count("x") == 1 for shape in found), found
 
 
 def test_the_routers_product_is_float32_at_full_precision():
