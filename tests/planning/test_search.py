@@ -96,8 +96,8 @@ def test_the_formula_ranks_by_a_time_within_a_third_of_that_of_the_program():
 
 
 def test_the_formula_has_the_memory_of_the_programs_of_searches():
-  """Bytes of a device of the programs that searches on v5p compiled (`moejax plan NAME --topology TOPOLOGY --search
-  --model.gradient-dtype compute`), including those that do not fit."""
+  """Bytes of a device of the programs that searches compiled (`moejax plan NAME --topology TOPOLOGY --search
+  --model.gradient-dtype compute`), including those that do not fit. The formula is fitted to those for v5p."""
   errors = []
   for line in SEARCHED.read_text().splitlines():
     name, topology, options, size = json.loads(line)
