@@ -12,8 +12,8 @@ from unittest import mock
 from moejax.config import AdamW, Data, Evaluation, Experiment, Mesh, Model, MoE, Precision, Training
 from moejax.config.attention import Attention, GroupedQuery, Latent
 from moejax.config.dispatch import EinsumDispatch, GroupedDispatch
-from moejax.config.model import SAVED, Remat, Saved
 from moejax.config.parameters import flops_per_token, tokens_per_step
+from moejax.config.remat import Remat, Saved
 from moejax.config.router import Router
 from moejax.config.sharding import DATA_EXPERT_MODEL, Rules
 from moejax.errors import UserError
@@ -57,18 +57,25 @@ TWO_MATRICES = ("MaxText 22B",)
 """Models with the size in their name if a feed-forward layer has two matrices (here 22.1B; 29.4B with three)."""
 
 REMAT: tuple[tuple[str, Remat], ...] = (
-  # Words of a row's `remat`, the first that is there.
+  # Words of a row's `remat`, the first that is there. Without any of them, it names values.
   ("as moejax's maxtext", "layer_inputs"),
-  ("q, k, v", "attention"),
-  ("attention context and second", "attention"),
   ("kept but those of the feed-forward", "attention"),
   ("dots and attention", "dots"),
   ("minimal", "dots"),
-  ("layer input", "layer_inputs"),
   ("full", "layer_inputs"),
   ("not stated", "attention"),
   ("none stated", "attention"),
 )
+
+VALUES: tuple[tuple[str, tuple[Saved, ...]], ...] = (
+  ("q, k, v", ("queries", "keys_values")),
+  ("k, v", ("keys_values",)),
+  ("attention context", ("context",)),
+  ("attention output", ("attention_out",)),
+  ("layer input", ("layer_inputs",)),
+  ("second feed-forward product", ("experts_out",)),
+)
+"""Values of `moejax.config.remat` by words of a row's `remat`."""
 
 
 class InexpressibleError(Exception):
@@ -122,7 +129,6 @@ def read_row(values: dict[str, Any]) -> Row:
     bits = EIGHT_BITS[need]
     if need == EIGHT_BITS[need]:
       missing.remove(need)
-  remat = next(policy for words, policy in REMAT if words in values["remat"])
   if "sequence" not in values or not values["sequence"]:
     raise InexpressibleError("a stated sequence length")
   mesh = _mesh(values["sharding"], topology, bool(shape.get("experts")))
@@ -133,7 +139,7 @@ def read_row(values: dict[str, Any]) -> Row:
   of_experts = bits if shape.get("experts") and bits != "bfloat16" else "compute"
   experiment = Experiment(
     name=values["id"],
-    model=dataclasses.replace(_model(shape, remat, values), precision=Precision(experts=of_experts)),
+    model=dataclasses.replace(_model(shape, values), precision=Precision(experts=of_experts)),
     data=Data(sequence_length=values["sequence"]),
     training=Training(batch_size=values["global_batch"], gradient_accumulation=_parts(values, mesh)),
     optimizer=AdamW(learning_rate=3e-4),
@@ -224,7 +230,7 @@ def _topology(values: dict[str, Any]) -> Topology:
   return parse_topology(name, values["slices"])
 
 
-def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model:
+def _model(shape: dict[str, Any], values: dict[str, Any]) -> Model:
   moe = None
   gated = "two matrices" not in shape.get("activation", "") and values.get("model") not in TWO_MATRICES
   if shape.get("experts"):
@@ -246,6 +252,7 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
       group_size=values["sequence"] if capacity and "group = a sequence" in note else None,
       **({"router": Router(renormalize=False)} if shape["top_k"] == 1 else {}),
     )
+  remat, saved, offloaded = _rematerialization(values["remat"], moe is not None)
   return Model(
     num_layers=shape["layers"],
     d_model=shape["d_model"],
@@ -263,7 +270,8 @@ def _model(shape: dict[str, Any], remat: Remat, values: dict[str, Any]) -> Model
     compute_dtype="bfloat16",
     gradient_dtype="compute",  # as the frameworks that were timed
     remat=remat,
-    offload_activations=_offloaded(values["remat"], remat),
+    save_activations=saved,
+    offload_activations=offloaded,
   )
 
 
@@ -272,10 +280,19 @@ def _number(pattern: str, words: str) -> float | None:
   return float(found[1].rstrip(".")) if found else None
 
 
-def _offloaded(words: str, remat: Remat) -> tuple[Saved, ...]:
-  """As in `layer input, q, k, v and attention output moved to the host`."""
-  moved = "layer input" in words
-  return tuple(name for name in SAVED[remat] if moved or name != "layer_inputs") if "to the host" in words else ()
+def _rematerialization(words: str, sparse: bool) -> tuple[Remat, tuple[Saved, ...], tuple[Saved, ...]]:
+  """The policy, and the values that are saved and those that are offloaded, as in `layer input and q, k, v moved to the
+  host, attention context kept`. The backward pass of a dense layer does not read its last product."""
+  policy = next((policy for known, policy in REMAT if known in words), None)
+  moved = words.partition("moved to the host")[0] if "moved to the host" in words else ""
+  named, offloaded = (
+    tuple(dict.fromkeys(value for known, values in VALUES if known in part for value in values))
+    for part in (words, moved)
+  )
+  if not sparse:
+    named, offloaded = (tuple(value for value in part if value != "experts_out") for part in (named, offloaded))
+  saved = () if policy else tuple(value for value in named if value != "layer_inputs")
+  return policy or ("selected" if saved else "layer_inputs"), saved, offloaded
 
 
 def _attention(shape: dict[str, Any]) -> tuple[Attention, ...]:

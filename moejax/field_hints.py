@@ -45,6 +45,7 @@ ALIASES = {
   "model.norm_epsilon": "norm_eps rms_norm_eps layer_norm_eps",
   "model.activation": "act hidden_act activation_function",
   "model.compute_dtype": "dtype precision bf16 fp16 mixed_precision torch_dtype",
+  "model.save_activations": "save_only_these_names saved_activations",
   "model.remat": "remat_policy gradient_checkpointing activation_checkpointing recompute checkpointing rematerialize",
   "model.multi_token_depth": "mtp mtp_num_layers num_nextn_predict_layers n_future_tokens multi_token",
   "model.moe.num_experts": "experts n_experts num_local_experts n_routed_experts",

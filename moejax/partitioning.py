@@ -110,9 +110,18 @@ class Partitioner:
     """Within `on_each_device`: the index of this device's shard of the logical axis."""
     return jax.lax.axis_index(self.axes(name)) if self.axes(name) else jnp.zeros((), jnp.int32)
 
-  def gather(self, x: jax.Array, name: str, dimension: int) -> jax.Array:
-    """Within `on_each_device`: all shards of `x`, gathered along `dimension`, which has this logical axis."""
-    return jax.lax.all_gather(x, self.axes(name), axis=dimension, tiled=True) if self.axes(name) else x
+  def gather(self, x: jax.Array, name: str, dimension: int, apart: bool = False) -> jax.Array:
+    """Within `on_each_device`: all shards of `x`, gathered along `dimension`, which has this logical axis.
+
+    With `apart`, the shards are gathered as they lie in memory, and then transposed. Otherwise XLA for GPU transposes
+    parameters before they are gathered, and keeps that copy of all layers.
+    """
+    if not self.axes(name):
+      return x
+    if not apart:
+      return jax.lax.all_gather(x, self.axes(name), axis=dimension, tiled=True)
+    shards = jax.lax.all_gather(x, self.axes(name))
+    return jnp.moveaxis(shards, 0, dimension).reshape(*x.shape[:dimension], -1, *x.shape[dimension + 1 :])
 
   def send(self, x: jax.Array, name: str, pairs: Sequence[tuple[int, int]]) -> jax.Array:
     """Within `on_each_device`: the `x` of the sender in the pair (sender, receiver) whose receiver is this device. The

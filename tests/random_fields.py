@@ -31,6 +31,7 @@ NUMBERS_AND_TEXT = {
   "model.logit-cap": ("None", "1e-6", "5", "1e6"),
   "model.logit-chunks": ("1", "2", "4"),
   "model.offload-activations": ("", "attention", "products layer_inputs", "layer_inputs"),
+  "model.save-activations": ("", "context", "queries keys_values", "attention", "experts_in", "feed_forward_in"),
   "model.depths.every": ("1", "2", "3"),
   "model.depths.share": ("1e-3", "0.25", "0.5", "1"),
   "model.depths.threshold": ("1e-3", "0.5", "0.9"),

@@ -83,12 +83,12 @@ ACCELERATED = {"jax", "jaxlib", "flax", "optax", "orbax", "grain"}
 
 MAX_FILE_LINES = 500
 MAX_FUNCTION_LINES = 80
-MAX_CONFIG_FIELDS = 236
+MAX_CONFIG_FIELDS = 237
 """A quarter of them are what the literature's routers and dispatches differ in, each field named for its paper;
 another third are what published families of models differ in, most of them in values of attention and RoPE."""
-MAX_OF_TRAINING = (189, 22_850)
+MAX_OF_TRAINING = (190, 23_000)
 """Files and lines that `moejax train` imports, of which processes/ has 6 and 750."""
-MAX_OF_TRAINING_WITHOUT_INPUT = (147, 18_150)
+MAX_OF_TRAINING_WITHOUT_INPUT = (148, 18_300)
 """The same without data/ and experiments/."""
 SAYS_NOTHING = ("utils", "util", "common", "helpers", "helper", "misc", "types")
 

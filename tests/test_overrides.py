@@ -242,11 +242,12 @@ BAD_VALUES = [
   ),
   (
     ["--model.remat", "all"],
-    "model.remat='all' is not one of none, products, dots, attention, layer_inputs; give one as in --model.remat none",
+    "model.remat='all' is not one of none, products, dots, attention, layer_inputs, selected; give one as in "
+    "--model.remat none",
   ),
   (
     ["--model.remat", "dotz"],
-    "model.remat='dotz' is not one of none, products, dots, attention, layer_inputs; did you mean dots?",
+    "model.remat='dotz' is not one of none, products, dots, attention, layer_inputs, selected; did you mean dots?",
   ),
   (["4", "--model.num-layers"], "unexpected argument '4'; fields are set as --PATH VALUE, as in --model.num-layers 4"),
 ]

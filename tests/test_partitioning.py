@@ -196,6 +196,25 @@ def test_shards_are_gathered_numbered_and_added_up_by_the_names_of_their_dimensi
     np.testing.assert_array_equal(mine, other)
 
 
+@pytest.mark.parametrize("dimension", [0, 1, 2])
+def test_shards_that_are_gathered_as_they_lie_in_memory_are_those_that_are_gathered_in_place(cube, dimension):
+  x_BHD = jnp.arange(8.0 * 6 * 4).reshape(8, 6, 4)
+  own = tuple("batch" if axis == dimension else None for axis in range(3))
+
+  def losses(apart, x_bhd):
+    def whole(x_bhd):
+      return cube.on_each_device(lambda x: cube.gather(x, "batch", dimension, apart), (own,), (None,) * 3, True)(x_bhd)
+
+    return whole(x_bhd), jax.grad(lambda x: jnp.sum(jnp.sin(whole(x))))(x_bhd)
+
+  x_BHD = jnp.moveaxis(x_BHD, 0, dimension)
+  for found, expected in zip(
+    *(jax.jit(losses, static_argnums=0)(apart, x_BHD) for apart in (True, False)), strict=True
+  ):
+    np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(losses(True, x_BHD)[0], x_BHD)
+
+
 def test_axes_of_one_device_shard_nothing(cube, single):
   assert cube.axes("batch") == ("data", "expert") and cube.axes("experts") == ("expert",)
   assert single.axes("batch") == single.axes("experts") == ()

@@ -12,6 +12,7 @@ from moejax.config.feed_forward import FeedForward
 from moejax.config.moe import MoE
 from moejax.config.plain import typed
 from moejax.config.precision import Precision
+from moejax.config.remat import OF_EXPERTS, Remat, Saved, policies_that_save, saved_values, values_of
 from moejax.config.resume import RUN_MAY_CHANGE
 from moejax.errors import UserError
 
@@ -22,17 +23,12 @@ QkNormOver = Literal["head", "all_heads"]
 Norm = Literal["rms", "zero_centered_rms", "layer"]
 NormPlaces = Literal["before", "after", "both"]
 GradientDtype = Literal["float32", "compute"]
-Remat = Literal["none", "products", "dots", "attention", "layer_inputs"]
-Saved = Literal["attention", "products", "layer_inputs"]
 
-SAVED: dict[str, tuple[Saved, ...]] = {
-  "none": (),
-  "products": ("attention", "products", "layer_inputs"),
-  "dots": ("attention", "layer_inputs"),
-  "attention": ("attention", "layer_inputs"),
-  "layer_inputs": ("layer_inputs",),
-}
-"""The groups of values that each value of `Model.remat` saves by name, so that they can be offloaded."""
+OF_PROGRAM = (
+  "compute_dtype", "gradient_dtype", "precision", "logit_chunks", "remat", "save_activations", "offload_activations",
+  "layers",
+)  # fmt: skip
+"""Fields of a model that only affect how it is computed, up to rounding."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -113,12 +109,16 @@ class Model:
   remat: Remat = dataclasses.field(default="none", metadata=RUN_MAY_CHANGE)
   """Which values of each layer are saved for the backward pass; the others are recomputed. none: save everything.
   products: save attention, matrix products, and the inputs and outputs of experts. dots: save matrix products without a
-  batch dimension (not those of experts). attention: save queries, keys, values and the output of attention.
-  layer_inputs: save only the inputs of layers."""
+  batch dimension (not those of experts). attention: save queries, keys, values, and the context and the output of
+  attention. layer_inputs: save only the inputs of layers. selected: save these and save_activations."""
+  save_activations: tuple[Saved, ...] = dataclasses.field(default=(), metadata=RUN_MAY_CHANGE)
+  """What remat="selected" saves besides the inputs of layers: queries, keys_values, context (the output of the
+  attention kernel), attention_out (the output of the layer), feed_forward_in and feed_forward_out (the products into
+  and out of the hidden layer), and of experts expert_rows (their inputs), experts_in and experts_out. attention: all of
+  the first four. products: all of the others."""
   offload_activations: tuple[Saved, ...] = dataclasses.field(default=(), metadata=RUN_MAY_CHANGE)
-  """Which of the values that remat saves are kept in host memory between the forward and the backward pass. attention:
-  queries, keys, values and the output of attention. products: the other matrix products, and the inputs and outputs of
-  experts. layer_inputs: the inputs of layers."""
+  """Which of the values that remat saves by name are kept in host memory between the forward and the backward pass: the
+  names of save_activations, or layer_inputs."""
   layers: Layers = "scanned"
   """scanned: stack the weights of all layers and compile one layer (`jax.lax.scan`). unrolled: compile every layer
   separately, which is faster for small models on CPU, where slicing stacked weights copies them."""
@@ -142,8 +142,7 @@ class Model:
         "model.gradient_dtype='compute' has no effect with model.compute_dtype='float32'; set it to 'float32', or "
         "compute_dtype to 'bfloat16'"
       )
-    checks.one_of(self, "remat", get_args(Remat))
-    self._check_offload()
+    self._check_remat()
     checks.one_of(self, "layers", get_args(Layers))
     checks.one_of(self, "qk_norm_over", get_args(QkNormOver))
     if self.qk_norm_over != "head" and not self.qk_norm:
@@ -176,17 +175,48 @@ class Model:
         f"{FeedForward().kind} or raise moe.every"
       )
 
-  def _check_offload(self) -> None:
-    """Raises UserError if a group of values is unknown, or not saved by name."""
+  def _check_remat(self) -> None:
+    """Raises UserError if what is saved or offloaded is unknown, or has no effect."""
+    checks.one_of(self, "remat", get_args(Remat))
+    for field in ("save_activations", "offload_activations"):
+      for name in getattr(self, field):
+        if name not in get_args(Saved):
+          raise UserError(f"model.{field}={name!r} is not one of {', '.join(get_args(Saved))}")
+    self._check_save()
     for name in self.offload_activations:
-      if name not in get_args(Saved):
-        raise UserError(f"model.offload_activations={name!r} is not one of {', '.join(get_args(Saved))}")
-      if name not in SAVED[self.remat]:
-        remats = " or ".join(remat for remat, saved in SAVED.items() if name in saved)
+      if not set(values_of((name,))) <= set(self.saved_values):
+        remats = " or ".join((*policies_that_save(name), "selected with this value in save_activations"))
         raise UserError(
           f"model.offload_activations={name!r} would have no effect because model.remat={self.remat!r} does not save "
           f"these values by name; set remat to {remats}, or remove it"
         )
+
+  def _check_save(self) -> None:
+    if self.save_activations and self.remat != "selected":
+      raise UserError(
+        f"model.save_activations={' '.join(self.save_activations)} would have no effect with "
+        f"model.remat={self.remat!r}; set remat to 'selected', or save_activations to ()"
+      )
+    if self.remat == "selected" and not self.save_activations:
+      raise UserError(
+        "model.remat='selected' without model.save_activations is the same as 'layer_inputs'; set remat to that, or "
+        "name what to save, as in --model.save-activations context"
+      )
+    for name in self.save_activations:
+      if name == "layer_inputs":
+        raise UserError("model.save_activations='layer_inputs' is always saved; remove it")
+      if not self._reads(name):
+        raise UserError(
+          f"model.save_activations={name!r} would have no effect because no backward pass of a layer reads these "
+          "values in this model; remove it"
+        )
+
+  def _reads(self, name: str) -> bool:
+    """Whether the backward pass of a layer reads the values that `name` of `save_activations` stands for."""
+    has_dense = "feed_forward" in self.products
+    if name == "feed_forward_out":  # by a norm, or by a later layer that is computed again with it
+      return has_dense and (self.norm_places != "before" or self.period > 1 or self.moe is not None)
+    return has_dense if name == "feed_forward_in" else self.moe is not None or name not in OF_EXPERTS
 
   def _check_depths(self) -> None:
     if not self.depths.is_routed:
@@ -229,6 +259,17 @@ class Model:
         f"model.precision.feed_forward={of_dense!r} has no effect because every layer is sparse, without shared "
         "experts; set it to 'compute'"
       )
+
+  @property
+  def saved_values(self) -> tuple[str, ...]:
+    """The values of a layer that `remat` saves by name (`moejax.config.remat`)."""
+    return saved_values(self.remat, self.save_activations)
+
+  def with_remat(self, remat: Remat, save_activations: tuple[Saved, ...] = ()) -> "Model":
+    """The model with another rematerialization. Values that it does not save are not offloaded."""
+    saved = set(saved_values(remat, save_activations))
+    offloaded = tuple(name for name in self.offload_activations if set(values_of((name,))) <= saved)
+    return dataclasses.replace(self, remat=remat, save_activations=save_activations, offload_activations=offloaded)
 
   @property
   def qk_norm_widths(self) -> tuple[int, int]:

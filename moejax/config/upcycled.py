@@ -3,7 +3,7 @@
 import dataclasses
 
 from moejax.config import checks
-from moejax.config.model import Model
+from moejax.config.model import OF_PROGRAM, Model
 from moejax.config.router import TopKRouter
 from moejax.errors import UserError
 
@@ -52,7 +52,8 @@ class Upcycled:
 
 
 def check_convertible(name: str, dense: Model, sparse: Model) -> None:
-  """Checks that a dense model can be converted to a sparse one that initially computes the same function.
+  """Checks that a dense model can be converted to a sparse one that initially computes the same function up to
+  rounding, which may be to 8 bits.
 
   Raises:
     UserError: If it cannot.
@@ -61,10 +62,12 @@ def check_convertible(name: str, dense: Model, sparse: Model) -> None:
   assert moe
   for field in dataclasses.fields(Model):
     there, here = getattr(dense, field.name), getattr(sparse, field.name)
-    if there != here and field.name not in ("moe", "remat", "logit_chunks"):
+    # Whether layers are scanned decides how parameters are stacked.
+    may_differ = ("moe", *(field for field in OF_PROGRAM if field != "layers"))
+    if there != here and field.name not in may_differ:
       raise UserError(
         f"upcycled {name!r}: model.{field.name}={here!r} must be that of the dense model, {there!r}; only its "
-        "feed-forward layers can differ"
+        f"feed-forward layers, and {', '.join(may_differ[1:])}, can differ"
       )
   if dense.feed_forward.kind != "mlp":
     raise UserError(f"upcycled {name!r}: feed_forward={dense.feed_forward.kind!r} cannot be converted; use 'mlp'")

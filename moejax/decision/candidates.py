@@ -10,9 +10,9 @@ from typing import Any, get_args
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.experiment import Experiment
 from moejax.config.fields import with_fields
-from moejax.config.model import Remat
 from moejax.config.parameters import parameter_counts, tokens_per_step
 from moejax.config.precision import check_chip
+from moejax.config.remat import Remat
 from moejax.decision.forecast import Timed
 from moejax.decision.search_space import Space, variants
 from moejax.errors import UserError
@@ -166,9 +166,9 @@ def placed(experiment: Experiment, topology: Topology) -> Experiment | UserError
 def _saving_memory(own: Sequence[Experiment]) -> Iterator[Experiment]:
   """The experiment with other rematerialization and gradient accumulation."""
   for experiment, remat, parts in itertools.product(own, get_args(Remat), ACCUMULATIONS):
-    changes = {"model.remat": remat, "training.gradient_accumulation": parts}
     with contextlib.suppress(UserError):
-      yield with_fields(experiment, changes)
+      model = experiment.model.with_remat(remat)
+      yield with_fields(experiment, {"model": model, "training.gradient_accumulation": parts})
 
 
 def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
@@ -176,9 +176,9 @@ def _meshes(experiment: Experiment, topology: Topology) -> Iterator[Experiment]:
   moe = experiment.model.moe
   for mesh in meshes(topology, moe.num_experts if moe else 1, LARGEST_MODEL_AXIS):
     for remat, parts in itertools.product(dict.fromkeys((experiment.model.remat, "layer_inputs")), (1, 4, 16)):
-      changes = {"mesh": mesh, "model.remat": remat, "training.gradient_accumulation": parts}
       with contextlib.suppress(UserError):
-        yield with_fields(experiment, changes)
+        model = experiment.model if remat == experiment.model.remat else experiment.model.with_remat(remat)
+        yield with_fields(experiment, {"mesh": mesh, "model": model, "training.gradient_accumulation": parts})
 
 
 def compiled(candidate: Candidate, topology: Topology, progress: Progress = SILENT) -> Candidate:

@@ -22,7 +22,7 @@ def inference_model(config: Model, partitioner: Partitioner, sparse: Sparse | No
   Raises:
     UserError: the rules cannot place a parameter, or as `dropless` and `sparse_model`.
   """
-  model = dropless(dataclasses.replace(config, remat="none", offload_activations=(), depths=config.depths.causal()))
+  model = dropless(dataclasses.replace(config.with_remat("none"), depths=config.depths.causal()))
   partitioner = dataclasses.replace(partitioner, rules=of_whole_sequences(partitioner.rules))
   return abstract_model(model if sparse is None else sparse_model(model, sparse), partitioner)
 

@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from moejax.config.model import Model, Remat
+from moejax.config.model import Model
 from moejax.config.moe import MoE
+from moejax.config.remat import OF_EXPERTS, Remat, Saved
 from moejax.config.router import TopKRouter
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
@@ -23,23 +24,39 @@ DEFAULTS: Mapping[str, Any] = {
 }  # fmt: skip
 """Of MaxText's base.yml."""
 
-USED = {*DEFAULTS, "base_moe_mlp_dim", "interleave_moe_layer_step", "first_num_dense_layers", "norm_topk_prob",
-        "num_vocab_tiling", "scan_layers"}  # fmt: skip
-"""Settings that a plan uses."""
-
 MESH = {"data": "replica", "fsdp": "data", "expert": "expert", "tensor": "model"}
 """Our mesh axes by the names of MaxText's."""
 
-REMAT: Mapping[str, Remat] = {
-  "full": "layer_inputs",
-  "minimal": "dots",
-  "minimal_flash": "dots",
-  "minimal_with_context": "dots",
-  "save_qkv_proj": "attention",
-  "save_dot_except_mlp": "attention",
-  "save_dot_with_context_except_mlp": "attention",
-  "qkv_proj_offloaded": "attention",
+PROJECTIONS: tuple[Saved, ...] = ("queries", "keys_values")
+
+REMAT: Mapping[str, tuple[Remat, tuple[Saved, ...]]] = {
+  "full": ("layer_inputs", ()),
+  "minimal": ("dots", ()),
+  "minimal_flash": ("dots", ()),
+  "minimal_with_context": ("dots", ()),
+  "save_qkv_proj": ("selected", PROJECTIONS),
+  "save_out_proj": ("selected", ("attention_out",)),
+  "save_dot_except_mlp": ("selected", (*PROJECTIONS, "attention_out")),
+  "save_dot_with_context_except_mlp": ("attention", ()),
+  "qkv_proj_offloaded": ("selected", PROJECTIONS),
 }
+"""`Model.remat` and `Model.save_activations` by MaxText's remat_policy."""
+
+TENSORS: Mapping[str, Saved] = {
+  "query_proj": "queries", "mla_q": "queries", "key_proj": "keys_values", "value_proj": "keys_values",
+  "mla_kv": "keys_values", "context": "context", "out_proj": "attention_out", "mlpwi": "feed_forward_in",
+  "mlpwi_0": "feed_forward_in", "mlpwi_1": "feed_forward_in", "mlpwo": "feed_forward_out",
+  "moe_mlpwi_0": "experts_in", "moe_mlpwi_1": "experts_in", "moe_mlpwo": "experts_out",
+}  # fmt: skip
+"""The values of `Model.save_activations` by the tensors to which remat_policy=custom gives a place: remat, device or
+offload."""
+
+USED = {*DEFAULTS, *TENSORS, "decoder_layer_input", "base_moe_mlp_dim", "interleave_moe_layer_step",
+        "first_num_dense_layers", "norm_topk_prob", "num_vocab_tiling", "scan_layers"}  # fmt: skip
+"""Settings that a plan uses."""
+
+TOGETHER = (("key_proj", "value_proj"), ("mlpwi_0", "mlpwi_1"), ("moe_mlpwi_0", "moe_mlpwi_1"))
+"""Tensors that are one value here."""
 
 LACKS: Mapping[str, tuple[tuple[Any, ...], str]] = {
   "quantization": (("",), "products in {}"),
@@ -99,7 +116,7 @@ WITHOUT_EFFECT = re.compile(
   r"load_balance_loss_weight|sa_.*|wi_tile.*|wo_tile.*|tile_.*|scan_layers_per_stage|allow_split_physical_axes|"
   r"optimize_mesh_for_tpu_v6e|custom_mesh|packing|num_epoch|colocated.*|.*_path|.*_dir|.*_directory|context_parallel_load_balance|"
   r"rope_use_scale|original_max_position_embeddings|max_position_embeddings|mscale|rope_factor|beta_.*|qk_.*head_dim|v_head_dim|"
-  r"mtp_loss_scaling_factor|attn_.*query_scale|moe_mlpwi.*|shardy|subslice.*|internal_.*|record_.*|max_checkify|add_bos|add_eos|"
+  r"mtp_loss_scaling_factor|attn_.*query_scale|shardy|subslice.*|internal_.*|record_.*|max_checkify|add_bos|add_eos|"
   r"use_(ragged|vertex|dpo|sft|grpo|qwix|tokamax|jax|replicator|custom_sort|max_logit|batch).*"
 )
 """Names of settings that do not change the time of a step, or only tell more of a feature in LACKS."""
@@ -146,8 +163,8 @@ def read_maxtext(path: pathlib.Path, overrides: tuple[str, ...]) -> MaxText:
   policy = config["remat_policy"]
   if config["dtype"] not in ("bfloat16", "float32"):
     raise UserError(f"dtype={config['dtype']!r} of {path} is not supported; override it with bfloat16 or float32")
-  if policy not in REMAT:
-    known = ", ".join(REMAT)
+  if policy not in (*REMAT, "custom"):
+    known = ", ".join((*REMAT, "custom"))
     raise UserError(f"remat_policy={policy!r} of {path} has no equal in moejax; override it with one of {known}")
   return MaxText(
     model=_model(config, missing),
@@ -181,6 +198,7 @@ def _model(config: Mapping[str, Any], missing: dict[str, str]) -> Model:
     dispatch="grouped" if dropless else "einsum",  # type: ignore[arg-type]  # a name stands for its class
     capacity_factor=1.0 if dropless else config["capacity_factor"],
   ) if experts > 1 else None  # fmt: skip
+  remat, saved, offloaded = _remat(config, missing)
   return Model(
     num_layers=config["base_num_decoder_layers"] * of_layers,
     d_model=config["base_emb_dim"] * of_width,
@@ -199,9 +217,44 @@ def _model(config: Mapping[str, Any], missing: dict[str, str]) -> Model:
     moe=moe,
     compute_dtype=config["dtype"],
     layers="scanned" if config.get("scan_layers", True) else "unrolled",
-    remat=REMAT[config["remat_policy"]],
-    offload_activations=("attention",) if "offload" in config["remat_policy"] else (),
+    remat=remat,
+    save_activations=saved,
+    offload_activations=offloaded,
   )
+
+
+def _remat(config: Mapping[str, Any], missing: dict[str, str]) -> tuple[Remat, tuple[Saved, ...], tuple[Saved, ...]]:
+  """`Model.remat`, `Model.save_activations` and `Model.offload_activations`."""
+  if (policy := config["remat_policy"]) != "custom":
+    remat, saved = REMAT[policy]
+    return remat, saved, saved if "offload" in policy else ()
+  places = {
+    name: config[name] for name in (*TENSORS, "decoder_layer_input") if config.get(name) in ("device", "offload")
+  }
+  for pair in TOGETHER:
+    first, second = (places.get(name, "remat") for name in pair)
+    if first != second:
+      missing[pair[0]] = f"{pair[0]}={first} with {pair[1]}={second}"
+  values = {name: _values(TENSORS[name], config) for name in places if name in TENSORS}
+  saved = tuple(dict.fromkeys(value for found in values.values() for value in found))
+  offloaded = tuple(
+    dict.fromkeys(value for name, found in values.items() for value in found if places[name] == "offload")
+  )
+  if places.get("decoder_layer_input") == "offload":
+    offloaded = (*offloaded, "layer_inputs")
+  return "selected" if saved else "layer_inputs", saved, offloaded
+
+
+def _values(value: Saved, config: Mapping[str, Any]) -> tuple[Saved, ...]:
+  """The values of a tensor that the backward pass of a model reads. The names of dense feed-forward layers are those of
+  experts, too."""
+  if value not in ("feed_forward_in", "feed_forward_out"):
+    return (value,) if config["num_experts"] > 1 or value not in OF_EXPERTS else ()
+  if config["num_experts"] == 1:
+    return (value,) if value == "feed_forward_in" else ()
+  every, leading = config.get("interleave_moe_layer_step", 1), config.get("first_num_dense_layers", 0)
+  has_dense = every > 1 or leading > 0 or config["shared_experts"] > 0
+  return (*((value,) if has_dense else ()), "experts_in" if value == "feed_forward_in" else "experts_out")
 
 
 def _scales(scale: int) -> tuple[int, int, int, int]:

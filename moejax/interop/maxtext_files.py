@@ -144,6 +144,12 @@ KINDS = (
   ),
   ("text", lambda value: isinstance(value, str), "remat_policy dtype decoder_block attention attention_type"),
   (
+    "remat, device or offload",
+    lambda value: value in ("remat", "device", "offload"),
+    "decoder_layer_input query_proj key_proj value_proj mla_q mla_kv context out_proj mlpwi mlpwi_0 mlpwi_1 mlpwo "
+    "moe_mlpwi_0 moe_mlpwi_1 moe_mlpwo",
+  ),
+  (
     "a list of one or two names",
     lambda value: isinstance(value, list) and len(value) in (1, 2) and all(isinstance(one, str) for one in value),
     "mlp_activations",

@@ -6,14 +6,9 @@ from typing import Any
 
 from moejax.config.dispatch import GroupedDispatch
 from moejax.config.kinds import KIND, OfSeveralKinds
-from moejax.config.model import Model
+from moejax.config.model import OF_PROGRAM, Model
 from moejax.config.router import Router, TopKRouter
 from moejax.interop.layer_types import shortest_pattern
-
-OF_PROGRAM = (
-  "compute_dtype", "gradient_dtype", "precision", "logit_chunks", "remat", "offload_activations", "layers",
-)  # fmt: skip
-"""Fields of a model that only affect how it is computed, up to rounding."""
 
 
 def differences(ours: Model, theirs: Model) -> Iterator[tuple[str, Any, Any]]:

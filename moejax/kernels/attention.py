@@ -17,7 +17,7 @@ from moejax.kernels.attention_gpu import fits, triton_attention
 MASKED = -1e30
 """Logit of a masked pair. It is finite, so that a padded row, which attends to nothing, has no NaN."""
 
-ATTENTION = "attention"
+CONTEXT = "context"
 """Name of the values that attention may save for the backward pass (`jax.checkpoint`)."""
 
 LANES = 128
@@ -71,7 +71,7 @@ def fused_attention_gpu(
 
   `interpret` runs the kernels without a GPU.
   """
-  return triton_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, sinks_N, ATTENTION, interpret)
+  return triton_attention(q_BTNH, k_BSKH, v_BSKH, segments_BT, window, sinks_N, CONTEXT, interpret)
 
 
 def fused_attention(
@@ -115,7 +115,7 @@ def fused_attention(
     ),
     head_shards=1,
     q_seq_shards=parts,
-    residual_checkpoint_name=ATTENTION,
+    residual_checkpoint_name=CONTEXT,
     interpret=interpret,
   )
   of_keys_BS = segments_BT if segments_BS is None else segments_BS
@@ -250,7 +250,7 @@ def attention(
   probs_XYS = softmax_with_sinks(logits_BKGTS, sinks_N).astype(v_BSKH.dtype).reshape(B * K, G * T, S)
   out_XYH = jnp.einsum("XYS,XSH->XYH", probs_XYS, v_XSH)
   out_BTNH = out_XYH.reshape(B, K, G, T, -1).transpose(0, 3, 1, 2, 4).reshape(B, T, N, -1)
-  return checkpoint_name(out_BTNH, ATTENTION)
+  return checkpoint_name(out_BTNH, CONTEXT)
 
 
 def softmax_with_sinks(logits_BKGTS: jax.Array, sinks_N: jax.Array | None) -> jax.Array:

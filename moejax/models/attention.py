@@ -9,15 +9,14 @@ The experts are of query heads, so that E = G; all B x T tokens are M.
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.attention import GroupedQuery
 from moejax.config.model import Model
-from moejax.kernels.attention import ATTENTION
 from moejax.models.attend import KEYS, QUERIES, Context, KVCache, attend, attend_cached
 from moejax.models.moe.router_counts import RouterCounts, count_probabilities
 from moejax.models.norms import RMSNorm, inner_norm, unit_rms
 from moejax.models.products import Operand, exact_product, operand, product
+from moejax.models.remat import keep
 from moejax.models.rotary import rotate
 from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Partitioner
@@ -72,7 +71,7 @@ class GroupedQueryLayer(nnx.Module):
       q_BTNH = _biased(project(x_BTD, self._operand(self.w_q_DNH, x_BTD), apart), self.b_q_NH)
       k_BTKH = _biased(project(x_BTD, self._operand(self.w_k_DKH, x_BTD), apart), self.b_k_KH)
       v_BTKH = _biased(project(x_BTD, self._operand(self.w_v_DKH, x_BTD), apart), self.b_v_KH)
-      v_BTKH = checkpoint_name(v_BTKH, ATTENTION)
+      v_BTKH = keep(v_BTKH, "keys_values")
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = _normed(q_BTNH, self.q_norm), _normed(k_BTKH, self.k_norm)
       if self.rotary is not None:
@@ -85,7 +84,7 @@ class GroupedQueryLayer(nnx.Module):
       if self.config.score_log_scale:
         q_BTNH = (q_BTNH * _log_factors(self.config, context.positions_BT)).astype(q_BTNH.dtype)
       q_BTNH, k_BTKH = constrain(q_BTNH, *QUERIES), constrain(k_BTKH, *KEYS)
-      q_BTNH, k_BTKH = checkpoint_name(q_BTNH, ATTENTION), checkpoint_name(k_BTKH, ATTENTION)
+      q_BTNH, k_BTKH = keep(q_BTNH, "queries"), keep(k_BTKH, "keys_values")
     with jax.named_scope("attention"):
       config, sinks_N = self.config, None if self.sinks_N is None else self.sinks_N[...]
       if cache is None:
@@ -112,7 +111,7 @@ class GroupedQueryLayer(nnx.Module):
         weights_BTN = jnp.tile(probs_BTE, self.w_k_DKH.shape[1]).astype(x_BTD.dtype)  # heads lie as [K, G]
         out_BTNH = out_BTNH * weights_BTN[..., None]
     with jax.named_scope("attention_out"):
-      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), apart), ATTENTION)
+      out_BTD = keep(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), apart), "attention_out")
       if self.b_out_D is not None:
         out_BTD = out_BTD + self.b_out_D[...].astype(out_BTD.dtype)[None, None]
     return constrain(out_BTD, "batch", "sequence", "act_embed"), counted, cache

@@ -43,10 +43,10 @@ class MLPLayer(nnx.Module):
       x_MD = x_BTD.reshape(-1, D)  # flattened: twice as fast backwards on CPU
       gate_MF = None
       if self.w_gate_DF is not None:
-        gate_MF = keep(product("MD,DF->MF", x_MD, self._operand(self.w_gate_DF, dtype)))
-      up_MF = keep(product("MD,DF->MF", x_MD, self._operand(self.w_up_DF, dtype)))
+        gate_MF = keep(product("MD,DF->MF", x_MD, self._operand(self.w_gate_DF, dtype)), "feed_forward_in")
+      up_MF = keep(product("MD,DF->MF", x_MD, self._operand(self.w_up_DF, dtype)), "feed_forward_in")
       hidden_MF = constrain(activate(self.activation, gate_MF, up_MF), "batch", "mlp")
-      out_MD = keep(product("MF,FD->MD", hidden_MF, self._operand(self.w_down_FD, dtype)))
+      out_MD = keep(product("MF,FD->MD", hidden_MF, self._operand(self.w_down_FD, dtype)), "feed_forward_out")
       return constrain(out_MD.reshape(B, T, D), "batch", "sequence", "act_embed")
 
   def _of_sharded_sequences(self, x_BTD: jax.Array) -> jax.Array:
@@ -55,10 +55,10 @@ class MLPLayer(nnx.Module):
     with jax.named_scope("feed_forward"):
       gate_BTF = None
       if self.w_gate_DF is not None:
-        gate_BTF = keep(product("BTD,DF->BTF", x_BTD, self._operand(self.w_gate_DF, dtype)))
-      up_BTF = keep(product("BTD,DF->BTF", x_BTD, self._operand(self.w_up_DF, dtype)))
+        gate_BTF = keep(product("BTD,DF->BTF", x_BTD, self._operand(self.w_gate_DF, dtype)), "feed_forward_in")
+      up_BTF = keep(product("BTD,DF->BTF", x_BTD, self._operand(self.w_up_DF, dtype)), "feed_forward_in")
       hidden_BTF = constrain(activate(self.activation, gate_BTF, up_BTF), "batch", "sequence", "mlp")
-      out_BTD = keep(product("BTF,FD->BTD", hidden_BTF, self._operand(self.w_down_FD, dtype)))
+      out_BTD = keep(product("BTF,FD->BTD", hidden_BTF, self._operand(self.w_down_FD, dtype)), "feed_forward_out")
       return constrain(out_BTD, "batch", "sequence", "act_embed")
 
   def _operand(self, weight: nnx.Param, dtype: jnp.dtype) -> Operand:

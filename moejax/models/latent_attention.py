@@ -6,15 +6,14 @@ B batch  T query position  D embed  N query heads  H head dim  X = kv_rank or q_
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.attention import Latent
 from moejax.config.model import Model
-from moejax.kernels.attention import ATTENTION
 from moejax.models.attend import QUERIES, Context, KVCache, attend, attend_cached
 from moejax.models.attention import join
 from moejax.models.norms import inner_norm
 from moejax.models.products import Operand, operand, product
+from moejax.models.remat import keep
 from moejax.models.rotary import rotate
 from moejax.models.weights import residual_gain, weight
 from moejax.partitioning import Partitioner
@@ -72,7 +71,7 @@ class LatentLayer(nnx.Module):
     else:
       out_BTNH, cache = self._attend_cached(plain_BTNH, rotated_BTNH, narrow_BTX, key_BT1X, context, cache)
     with jax.named_scope("attention_out"):
-      out_BTD = checkpoint_name(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), apart), ATTENTION)
+      out_BTD = keep(join(out_BTNH, self._operand(self.w_out_NHD, x_BTD), apart), "attention_out")
     return self.partitioner.constrain(out_BTD, "batch", "sequence", "act_embed"), None, cache
 
   def _queries(self, x_BTD: jax.Array) -> jax.Array:
@@ -90,9 +89,9 @@ class LatentLayer(nnx.Module):
       both_BTNH = product("BTX,XNH->BTNH", narrow_BTX, self._operand(self.w_kv_up_XNH, narrow_BTX))
       k_BTNH, v_BTNH = jnp.split(constrain(both_BTNH, *QUERIES), [self.head_dim], axis=-1)
       shared_BTNH = jnp.broadcast_to(key_BT1X, rotated_BTNH.shape)
-      q_BTNH = checkpoint_name(jnp.concatenate([plain_BTNH, rotated_BTNH], axis=-1), ATTENTION)
-      k_BTNH = checkpoint_name(jnp.concatenate([k_BTNH, shared_BTNH], axis=-1), ATTENTION)
-      v_BTNH = checkpoint_name(v_BTNH, ATTENTION)
+      q_BTNH = keep(jnp.concatenate([plain_BTNH, rotated_BTNH], axis=-1), "queries")
+      k_BTNH = keep(jnp.concatenate([k_BTNH, shared_BTNH], axis=-1), "keys_values")
+      v_BTNH = keep(v_BTNH, "keys_values")
     with jax.named_scope("attention"):
       return attend(self.partitioner, q_BTNH, k_BTNH, v_BTNH, context.segments_BT)
 

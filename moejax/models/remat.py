@@ -9,38 +9,27 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from moejax.config.model import Model
+from moejax.config.remat import values_of
 from moejax.host_memory import HOST
-from moejax.kernels.attention import ATTENTION
-
-PRODUCTS = "products"
-"""Name under which `keep` saves values for the backward pass. Attention saves its own as `ATTENTION`."""
 
 LAYER_INPUTS = "layer_inputs"
 """Name of the inputs of layers, which are always saved, if they are offloaded."""
 
-_ATTENTION = jax.checkpoint_policies.save_only_these_names(ATTENTION)
-_save = jax.checkpoint_policies.save_from_both_policies
-
 Policy = Callable[..., Any]
 """Decides which values `jax.checkpoint` saves, and where."""
-
-POLICIES: dict[str, Policy] = {
-  "products": jax.checkpoint_policies.save_only_these_names(ATTENTION, PRODUCTS),
-  "dots": _save(jax.checkpoint_policies.dots_with_no_batch_dims_saveable, _ATTENTION),
-  "attention": _ATTENTION,
-  "layer_inputs": jax.checkpoint_policies.nothing_saveable,
-}
-"""Policies of `jax.checkpoint` by the value of `model.remat`."""
 
 
 def policy(model: Model) -> Policy:
   """The policy of `model.remat`, with the values of `model.offload_activations` saved in the memory of the host."""
-  save = POLICIES[model.remat]
+  policies = jax.checkpoint_policies
+  save = policies.save_only_these_names(*model.saved_values)
+  if model.remat == "dots":
+    save = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, save)
   if not model.offload_activations:
     return save
   offload = jax.checkpoint_policies.save_and_offload_only_these_names(
     names_which_can_be_saved=(),
-    names_which_can_be_offloaded=model.offload_activations,
+    names_which_can_be_offloaded=values_of(model.offload_activations),
     offload_src="device",
     offload_dst=HOST,
   )
@@ -75,13 +64,12 @@ def recomputed(module: nnx.Module, model: Model, call: Callable[..., Any]) -> Ca
   return functools.partial(run, nnx.as_pure(parameters))
 
 
-def keep(x: jax.Array) -> jax.Array:
-  """Marks x to be saved for the backward pass by the policy `products`: the result of a matrix product, rows that were
-  sent between devices, or a router's choice."""
-  return checkpoint_name(x, PRODUCTS)
+def keep(x: jax.Array, value: str) -> jax.Array:
+  """Marks x to be saved for the backward pass where `model.remat` saves this value of `moejax.config.remat`."""
+  return checkpoint_name(x, value)
 
 
-def of_kept(products: Callable[..., Any]) -> Callable[..., Any]:
+def of_kept(products: Callable[..., Any], value: str) -> Callable[..., Any]:
   """Returns `products`, a function of x and more, whose backward pass reads x as saved by `keep`.
 
   Only the backward pass sees the saved copy. JAX rounds a saved value that others use too (`reduce_precision`), for
@@ -90,7 +78,7 @@ def of_kept(products: Callable[..., Any]) -> Callable[..., Any]:
   run = jax.custom_vjp(products)
 
   def forwards(x: jax.Array, *more: Any) -> tuple[Any, tuple[Any, ...]]:
-    return products(x, *more), (keep(x), *more)
+    return products(x, *more), (keep(x, value), *more)
 
   def backwards(kept: tuple[Any, ...], into: Any) -> tuple[Any, ...]:
     return jax.vjp(products, *kept)[1](into)

@@ -13,7 +13,7 @@ from moejax.config.chips import Chip
 from moejax.config.depths import Depths
 from moejax.config.dispatch import DenseDispatch, GroupedDispatch
 from moejax.config.experiment import Experiment
-from moejax.config.model import SAVED, Model
+from moejax.config.model import Model
 from moejax.config.parameters import (
   flops_per_token,
   parameter_counts,
@@ -21,9 +21,17 @@ from moejax.config.parameters import (
   tokens_through_sparse_layers,
 )
 from moejax.config.precision import Operands
+from moejax.config.remat import values_of
 from moejax.config.sharding import shards
 from moejax.kernels.attention import parts_before
-from moejax.planning.host_copies import HOST_BANDWIDTH, STAYING_LAYERS, exposed_by_formula
+from moejax.planning.activations import (
+  exchange_buffers,
+  hidden_per_token,
+  recomputed,
+  saved_bytes,
+  saved_on_device,
+)
+from moejax.planning.host_copies import HOST_BANDWIDTH, exposed_by_formula
 from moejax.planning.kernels import LANES, TRITON_ATTENTION, VECTOR_OPERATIONS, product_speedup
 from moejax.planning.topology import Topology
 
@@ -125,7 +133,7 @@ def estimate(
   return Estimate(
     step_time_s + _host_s(experiment, chip, of_part, split, step_time_s),
     _memory(experiment, chip, of_part, *split),
-    sum(_saved(experiment, of_part).values()),
+    sum(saved_bytes(experiment, of_part).values()),
   )
 
 
@@ -171,11 +179,7 @@ def _product_flops(experiment: Experiment, chip: Chip) -> float:
     grouped = GROUPED.get(chip.platform, 1.0) if isinstance(moe.dispatch, GroupedDispatch) else 1.0
     rows = moe.num_experts if isinstance(moe.dispatch, DenseDispatch) else moe.experts_per_token
     routed = expert * rows * (moe.capacity_factor if moe.dispatch.has_capacity else grouped)
-  again = {
-    "dots": (0.0, 0.0, 1.0),
-    "attention": (0.0, 1.0, 1.0),
-    "layer_inputs": (1.0, 1.0, 1.0),
-  }.get(model.remat, (0.0, 0.0, 0.0))
+  again = recomputed(model)
   kept = 1 - 1 / model.feed_forward_matrices
   logits = 3 * (1 + depth) * model.vocab_size * model.d_model * (4 / 3 if model.logit_chunks > 1 else 1)
   products = (
@@ -206,7 +210,8 @@ def _attention_s(experiment: Experiment, chip: Chip, gpu_attention: float) -> fl
   """Seconds per token of scores and values in the fused kernels that plans price (`moejax.planning.kernels`), whose
   vector operations on TPU are not hidden by their products."""
   model, T = experiment.model, experiment.data.sequence_length
-  passes = 4 if model.remat == "layer_inputs" else 3  # two products, and again, and three and four
+  # Two products, and again, and three and four.
+  passes = 3 if model.remat == "none" or "context" in model.saved_values else 4
   products = 9 + 2 * (passes - 3)
   seconds = 0.0
   for attention, count in _attention_layers(model):
@@ -248,7 +253,7 @@ def _passes_s(experiment: Experiment, chip: Chip, tokens: float) -> float:
   """Seconds of what memory bandwidth limits: norms, activations and residuals, the rows that sparse layers sort, logits
   in float32, and the optimizer's update."""
   model, mesh = experiment.model, experiment.mesh
-  of_layer = 8 * model.d_model + 1.5 * _wide(experiment)
+  of_layer = 8 * model.d_model + 1.5 * hidden_per_token(experiment)
   if model.moe and isinstance(model.moe.dispatch, GroupedDispatch):
     of_layer += 4 * model.moe.experts_per_token * model.d_model / model.moe.every
   layers, logits = model.num_layers + model.multi_token_depth, 1 + model.multi_token_depth
@@ -365,14 +370,12 @@ def _memory(
     if dropless:
       copied += in_parts * of_gradient * _own(experiment, 0.0, expert_parameters)  # those of a microbatch
       if shards(experiment.rules, mesh, "expert_embed") > 1:
-        # The gradients of a whole layer before their sum. On GPU, the gathered matrices transposed, and in float32 the
-        # layout in which they are gathered.
+        # The gradients of a whole layer before their sum. On GPU, the gathered matrices before they are transposed.
         layer += (of_gradient + 2 * (chip.platform == "gpu")) * of_experts
-        copied += 4 * (chip.platform == "gpu") * _own(experiment, 0.0, expert_parameters)
   of_layer = {
-    "of_layer": IN_LAYER[platform] * tokens * (model.d_model + _wide(experiment) / mesh.model),
+    "of_layer": IN_LAYER[platform] * tokens * (model.d_model + hidden_per_token(experiment) / mesh.model),
     "gathered_weights": layer,
-    "exchange_buffers": _exchange_buffers(experiment, tokens),
+    "exchange_buffers": exchange_buffers(experiment, tokens),
     "gradients": 4 * own,
   }
   # The output projection is gathered, a part of it in a second layout, and its gradient is whole before it is summed
@@ -388,7 +391,7 @@ def _memory(
     "parameters": 4 * own,
     "moments": 0.0 if experiment.optimizer.offload_moments else experiment.optimizer.moment_bytes * own,
     "copies": copied,
-    "activations": _saved_on_device(experiment, tokens) + at_peak.pop("of_layer", 0.0),
+    "activations": saved_on_device(experiment, tokens) + at_peak.pop("of_layer", 0.0),
     **dict.fromkeys(("gradients", "gathered_weights", "exchange_buffers", "logits"), 0.0),
     **at_peak,
   }
@@ -401,93 +404,14 @@ def _own(experiment: Experiment, dense_parameters: float, expert_parameters: flo
   return (dense_parameters / embed + expert_parameters / experts) / mesh.model
 
 
-def _saved(experiment: Experiment, tokens: float) -> dict[str, float]:
-  """Bytes that the forward pass saves on one device for the backward pass, by group as in `Model.offload_activations`.
-  Other values are in the group `others`."""
-  model, mesh = experiment.model, experiment.mesh
-  heads, wide = (model.num_heads + model.num_kv_heads) * 2 * model.head_dim, _wide(experiment)
-  # What `model` shares among devices, and copies of the residual stream, which the rules share.
-  sizes: dict[str, tuple[float, float]] = {"layer_inputs": (0, 1)}
-  # The rows of experts with a capacity, before and after them. Of other dispatches, one copy.
-  has_capacity = model.moe and model.moe.dispatch.has_capacity
-  rows = (2 * _rows(experiment) if has_capacity else 1.0) / model.moe.every if model.moe else 0.0
-  if "attention" in SAVED[model.remat]:
-    sizes["attention"] = (heads, 1)
-  if model.remat == "products":
-    sizes["products"] = (wide, rows)
-  elif model.remat == "dots":
-    sizes["others"] = (wide * (0.5 if model.moe else 1), 0)
-  elif model.remat == "none":
-    sizes["others"] = (2 * (heads + wide), 8 + rows)
-  layers = model.num_layers + model.multi_token_depth
-  stream = model.d_model / shards(experiment.rules, mesh, "act_embed")
-  return {
-    name: 2 * tokens * layers * (within / mesh.model + residual * stream) for name, (within, residual) in sizes.items()
-  }
-
-
-def _saved_on_device(experiment: Experiment, tokens: float) -> float:
-  """Bytes of `_saved` that are on the device at any time."""
-  model = experiment.model
-  staying = min(1.0, STAYING_LAYERS / model.num_layers)
-  sizes = _saved(experiment, tokens).items()
-  return sum(size * (staying if name in model.offload_activations else 1.0) for name, size in sizes)
-
-
 def _host_s(experiment: Experiment, chip: Chip, tokens: float, split: tuple[float, float], step_time_s: float) -> float:
   """Seconds of a step that wait for what the experiment keeps in the memory of the host."""
   rate = HOST_BANDWIDTH.get(chip.name)
   if rate is None:
     return 0.0
-  saved = _saved(experiment, tokens)
-  moved = sum(saved[name] for name in dict.fromkeys(experiment.model.offload_activations))
+  saved = saved_bytes(experiment, tokens)
+  moved = sum(saved.get(name, 0.0) for name in values_of(experiment.model.offload_activations))
   activations_s = moved * experiment.training.gradient_accumulation / rate
   offloads = experiment.optimizer.offload_moments
   moments = experiment.optimizer.moment_bytes * _own(experiment, *split) if offloads else 0.0
   return exposed_by_formula(activations_s, moments / rate, step_time_s)
-
-
-def _wide(experiment: Experiment) -> float:
-  """Numbers of one token inside a feed-forward layer, on average over dense and sparse ones."""
-  model = experiment.model
-  matrices = model.feed_forward_matrices - 1
-  dense = float(matrices * model.d_ff)
-  if model.moe is None:
-    return dense
-  return (_rows(experiment) * matrices * model.moe.d_ff + (model.moe.every - 1) * dense) / model.moe.every
-
-
-def _rows(experiment: Experiment) -> float:
-  """Number of rows per token that the experts compute, including padding."""
-  moe = experiment.model.moe
-  assert moe
-  if isinstance(moe.dispatch, DenseDispatch):
-    return moe.num_experts
-  if moe.dispatch.has_capacity:
-    return moe.experts_per_token * moe.capacity_factor
-  return moe.experts_per_token * buffer_factor(experiment)
-
-
-def buffer_factor(experiment: Experiment) -> float:
-  """Rows of the receive buffer of a dropless layer divided by the balanced load. The worst case if it is not
-  limited."""
-  moe, ways = experiment.model.moe, experiment.mesh.expert
-  if moe is None or not isinstance(moe.dispatch, GroupedDispatch) or not exchanges_rows(experiment):
-    return 1.0
-  per_token = moe.choices_per_token(moe.group_tokens(experiment.data.sequence_length))
-  worst = ways * min(moe.experts_per_token, moe.num_experts // ways) / per_token
-  return worst if moe.dispatch.receive_factor is None else min(worst, moe.dispatch.receive_factor)
-
-
-def exchanges_rows(experiment: Experiment) -> bool:
-  """Whether dropless layers send rows to the devices of their experts."""
-  dispatch = experiment.model.moe.dispatch if experiment.model.moe else None
-  return experiment.mesh.expert > 1 and isinstance(dispatch, GroupedDispatch) and dispatch.exchange == "all_to_all"
-
-
-def _exchange_buffers(experiment: Experiment, tokens: float) -> float:
-  """Bytes of the rows that one layer sends and receives in the forward and backward pass."""
-  moe = experiment.model.moe
-  if moe is None or experiment.mesh.expert == 1:
-    return 0.0
-  return 4 * 2 * tokens * _rows(experiment) * experiment.model.d_model / experiment.mesh.model

@@ -1,6 +1,7 @@
 """Suggests remedies if a plan does not fit in memory or a resource limits the step time."""
 
-from moejax.planning.estimate import buffer_factor, estimate
+from moejax.planning.activations import buffer_factor
+from moejax.planning.estimate import estimate
 from moejax.planning.plan import Plan
 from moejax.planning.search import candidates, difference
 

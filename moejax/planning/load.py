@@ -17,7 +17,7 @@ from rich.text import Text
 from moejax.config.experiment import Experiment
 from moejax.config.fields import with_fields
 from moejax.errors import UserError
-from moejax.planning.estimate import exchanges_rows
+from moejax.planning.activations import exchanges_rows
 from moejax.planning.measured_run import MeasuredRun, read_measured_run
 from moejax.planning.plan import Plan, plan
 from moejax.planning.topology import Topology

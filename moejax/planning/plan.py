@@ -8,10 +8,11 @@ from moejax.config.fields import with_fields
 from moejax.config.parameters import accepted_choices, flops_per_token_at, parameter_counts, tokens_per_step
 from moejax.config.precision import Precision
 from moejax.notebook import html_table
+from moejax.planning.activations import buffer_factor, exchanges_rows
 from moejax.planning.calibrated_chip import calibration_of
 from moejax.planning.compile import Compiled, RefusedError, compile_step
 from moejax.planning.cost import Cost, HostTraffic, PricedCollective, Received, cost
-from moejax.planning.estimate import buffer_factor, estimate, exchanges_rows
+from moejax.planning.estimate import estimate
 from moejax.planning.interval import interval
 from moejax.planning.largest_arrays import LargeArray, largest_arrays
 from moejax.planning.program import DataDependentLoopError, parse

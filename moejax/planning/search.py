@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moejax.config.experiment import Experiment
-from moejax.config.model import SAVED, Remat
+from moejax.config.remat import Remat, Saved
 from moejax.config.sharding import Mesh
 from moejax.errors import UserError
 from moejax.planning.compile import RefusedError
@@ -41,6 +41,9 @@ configurations within the inverse come first, so that a search does not spend al
 a little."""
 
 ACCUMULATIONS = (1, 2, 4, 8, 16, 32)
+
+SELECTIONS: tuple[tuple[Saved, ...], ...] = (("context",), ("queries", "keys_values", "context"))
+"""Values of `Model.save_activations` between "layer_inputs" and "attention"."""
 
 
 Estimated = tuple[Experiment, Estimate]
@@ -109,7 +112,7 @@ def _by_layout(found: Iterable[Experiment], topology: Topology) -> list[list[Est
   """Groups configurations that differ only in gradient accumulation. The fastest according to the formula is first."""
   groups: dict[tuple, list[Estimated]] = {}
   for candidate in found:
-    layout = (candidate.mesh, candidate.rules, candidate.model.remat)
+    layout = (candidate.mesh, candidate.rules, candidate.model.saved_values, candidate.model.remat)
     groups.setdefault(layout, []).append((candidate, estimate(candidate, topology)))
   return [sorted(group, key=lambda one: one[1].step_time_s) for group in groups.values()]
 
@@ -171,10 +174,13 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Experimen
   # Without experts, no product has a batch dimension, so that dots is the same as products.
   twin = "products" if experiment.model.remat == "dots" else "dots"
   same = {"none"} if moe or experiment.model.attention_experts else {"none", twin}
-  remats = [remat for remat in get_args(Remat) if remat not in same]
+  remats: list[tuple[Remat, tuple[Saved, ...]]] = [
+    (remat, ()) for remat in get_args(Remat) if remat not in same and remat != "selected"
+  ]
+  remats += [("selected", saved) for saved in dict.fromkeys((*SELECTIONS, experiment.model.save_activations)) if saved]
   for mesh in meshes(topology, moe.num_experts if moe else 1, LARGEST_MODEL_AXIS, experiment.mesh.context):
-    for embed, remat, parts in itertools.product(_embed(mesh), remats, ACCUMULATIONS):
-      changed = _variant(experiment, mesh, embed, remat, parts)
+    for embed, (remat, saved), parts in itertools.product(_embed(mesh), remats, ACCUMULATIONS):
+      changed = _variant(experiment, mesh, embed, parts, remat, saved)
       if changed is not None:
         yield changed
 
@@ -184,8 +190,12 @@ def difference(experiment: Experiment, candidate: Experiment) -> list[str]:
   options = mesh_options(experiment.mesh, candidate.mesh)
   if dict(experiment.rules)["embed"] != dict(candidate.rules)["embed"]:
     options.append(f"--rules.embed {' '.join(dict(candidate.rules)['embed'])}")
-  if experiment.model.remat != candidate.model.remat:
-    options.append(f"--model.remat {candidate.model.remat}")
+  before, after = experiment.model, candidate.model
+  if before.remat != after.remat:
+    options.append(f"--model.remat {after.remat}")
+  for name in ("save_activations", "offload_activations"):
+    if getattr(before, name) != getattr(after, name):
+      options.append(" ".join((f"--model.{name.replace('_', '-')}", *getattr(after, name))))
   if experiment.training.gradient_accumulation != candidate.training.gradient_accumulation:
     options.append(f"--training.gradient-accumulation {candidate.training.gradient_accumulation}")
   return options
@@ -200,10 +210,11 @@ def _embed(mesh: Mesh) -> list[tuple[str, ...]]:
   return [axes for axes, size in thick.items() if size == most][:1] or [("data", "expert")]
 
 
-def _variant(experiment: Experiment, mesh: Mesh, embed: tuple[str, ...], remat: Remat, parts: int) -> Experiment | None:
+def _variant(
+  experiment: Experiment, mesh: Mesh, embed: tuple[str, ...], parts: int, remat: Remat, saved: tuple[Saved, ...]
+) -> Experiment | None:
   try:
-    offloaded = tuple(name for name in experiment.model.offload_activations if name in SAVED[remat])
-    model = dataclasses.replace(experiment.model, remat=remat, offload_activations=offloaded)
+    model = experiment.model.with_remat(remat, saved)
     training = dataclasses.replace(experiment.training, gradient_accumulation=parts)
     rules = tuple((name, embed if name == "embed" else axes) for name, axes in dict(experiment.rules).items())
     return dataclasses.replace(experiment, model=model, training=training, mesh=mesh, rules=rules)

@@ -216,9 +216,10 @@ def _less_memory(experiment: Experiment) -> str:
   """The remedy if a training step needs too much memory."""
   training, remat = experiment.training, experiment.model.remat
   smallest = remat == "layer_inputs"
+  of_selected = " and model.save_activations to ()" if remat == "selected" else ""
   return (
     f"lower training.batch_size={training.batch_size}, "
     f"raise training.gradient_accumulation={training.gradient_accumulation}, "
-    + ("" if smallest else f"set model.remat={remat} to layer_inputs, ")
+    + ("" if smallest else f"set model.remat={remat} to layer_inputs{of_selected}, ")
     + "or use more devices (mesh)"
   )

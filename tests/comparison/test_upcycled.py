@@ -21,6 +21,7 @@ from moejax.config import (
   Mesh,
   MoE,
   Pair,
+  Precision,
   TopKRouter,
   Upcycled,
   WarmupStableDecay,
@@ -136,6 +137,10 @@ def test_a_candidate_that_cannot_start_from_its_dense_model_is_refused_by_name(t
   deeper = dataclasses.replace(pair.candidates[1], model=dataclasses.replace(pair.candidates[1].model, num_layers=3))
   with pytest.raises(UserError, match="num_layers=3 must be that of the dense model, 2"):
     dataclasses.replace(pair, candidates=(pair.candidates[0], deeper))
+  lower = dataclasses.replace(
+    pair.candidates[1].model, compute_dtype="bfloat16", precision=Precision(experts="int8"), remat="layer_inputs"
+  )
+  dataclasses.replace(pair, candidates=(pair.candidates[0], dataclasses.replace(pair.candidates[1], model=lower)))
   for upcycled, message in (
     ((Upcycled(candidate="other"),), "'other' is not a candidate for 'dense'; its candidates are sparse, up"),
     ((Upcycled(candidate="up"), Upcycled(candidate="up")), "given 2 times"),

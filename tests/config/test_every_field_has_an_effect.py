@@ -86,7 +86,7 @@ BASES = {
   "grouped": GROUPED,
   "heads": replace(DENSE, model=replace(DENSE.model, attention_experts=2)),
   "latent": replace(DENSE, model=replace(DENSE.model, num_kv_heads=4, attention=(Latent(kv_rank=8, rotary_dim=4),))),
-  "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True, remat="attention")),
+  "normed": replace(DENSE, model=replace(DENSE.model, qk_norm=True, remat="selected", save_activations=("context",))),
   "shared": sparse(num_shared_experts=1),
   "meshed": replace(sparse(FOUR), model=replace(sparse().model, num_heads=8, num_kv_heads=4)),
   **MORE_BASES,
@@ -134,7 +134,10 @@ PROGRAM = {
   "grouped": {f"model.moe.dispatch[grouped].{name}": value for name, value in GROUPED_DISPATCH.items()},
   "heads": {"training.losses.attention_mutual_information": 0.1},
   "latent": {f"model.attention[latent].{name}": value for name, value in LATENT.items()},
-  "normed": {"model.qk_norm_over": "all_heads", "model.offload_activations": ("attention",)},
+  "normed": {
+    "model.qk_norm_over": "all_heads", "model.save_activations": ("queries",),
+    "model.offload_activations": ("context",),
+  },
   "shared": {"model.moe.shared_gate": True},
   "meshed": {
     "mesh.data": 2, "mesh.expert": 1, "mesh.context": 2, "mesh.model": 1, "mesh.replica": 2,

@@ -11,8 +11,8 @@ def test_what_does_not_decide_a_result_may_change_in_a_run():
   assert {*changeable(Experiment, "run")} == {
     "model.logit_chunks", "model.remat", "data.prefetch", "training.checkpoints", "training.log_every", "evaluation",
     "mesh", "rules", "matchable", "model.moe.dispatch.exchange", "model.moe.dispatch.exchange_chunks",
-    "model.offload_activations", "optimizer.offload_moments", "training.anomalies.max_skipped",
-    "training.anomalies.then",
+    "model.save_activations", "model.offload_activations", "optimizer.offload_moments",
+    "training.anomalies.max_skipped", "training.anomalies.then",
   }  # fmt: skip
 
 

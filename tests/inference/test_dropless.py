@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from moejax.config import DATA_EXPERT_MODEL, ExpertChoiceRouter, Mesh, Model, MoE
-from moejax.config.model import SAVED
+from moejax.config.remat import SAVED
 from moejax.errors import UserError
 from moejax.inference.dropless import inference_model
 from moejax.interop.same_function import differences
@@ -53,7 +53,10 @@ def test_an_inference_model_equals_the_model_whose_capacity_drops_nothing_and_no
 @pytest.mark.parametrize("remat", SAVED)
 def test_what_training_keeps_for_the_backward_pass_does_not_matter(remat):
   """A model that was trained with offloaded activations is the same for inference."""
-  trained = dataclasses.replace(TRAINED, remat=remat, offload_activations=SAVED[remat])
+  selected = ("context", "products") if remat == "selected" else ()
+  trained = dataclasses.replace(
+    TRAINED, remat=remat, save_activations=selected, offload_activations=(*SAVED[remat], *selected)
+  )
   plain = inference_model(dataclasses.replace(TRAINED, remat="none"), PARTITIONER)
   assert inference_model(trained, PARTITIONER).config == plain.config
   assert not list(differences(trained, TRAINED))

@@ -155,7 +155,7 @@ def test_a_maxtext_configuration_has_its_overrides_mesh_and_batch(tmp_path):
   assert not without
   assert parameter_counts(found.model).total == 6_738_415_616
   assert found.mesh.shape == {"replica": 2, "data": 64, "expert": 1, "context": 1, "model": 1}
-  assert found.data.sequence_length == 4096 and found.model.remat == "attention"
+  assert found.data.sequence_length == 4096 and found.model.saved_values == ("layer_inputs", "queries", "keys_values")
   assert found.training.batch_size == 4 * 128 * 2 and found.training.gradient_accumulation == 2
 
 
@@ -185,13 +185,41 @@ def test_what_maxtext_has_and_moejax_lacks_is_named(tmp_path):
   assert tuple(without) == features
 
 
-def test_what_maxtext_offloads_of_attention_is_offloaded(tmp_path):
-  name = maxtext(tmp_path, LLAMA_2_7B, "remat_policy=qkv_proj_offloaded")
-  model = foreign_experiment(name, 8, ())[0].model
-  assert (model.remat, model.offload_activations) == ("attention", ("attention",))
+@pytest.mark.parametrize(
+  ("tensors", "saved", "offloaded"),
+  [
+    (["remat_policy=qkv_proj_offloaded"], ("queries", "keys_values"), ("queries", "keys_values")),
+    (["remat_policy=custom", "context=device", "decoder_layer_input=offload"], ("context",), ("layer_inputs",)),
+    (
+      ["remat_policy=custom", "key_proj=offload", "value_proj=offload", "out_proj=device", "query_proj=remat"],
+      ("keys_values", "attention_out"),
+      ("keys_values",),
+    ),
+    (["remat_policy=custom", "mlpwo=offload", "decoder_layer_input=device"], (), ()),  # not read in a dense layer
+  ],
+)
+def test_what_maxtext_saves_and_offloads_is_so_here(tensors, saved, offloaded, tmp_path):
+  model = foreign_experiment(maxtext(tmp_path, LLAMA_2_7B, *tensors), 8, ())[0].model
+  assert model.remat == ("selected" if saved else "layer_inputs")
+  assert (model.save_activations, model.offload_activations) == (saved, offloaded)
 
 
-@pytest.mark.parametrize("wrong", ["remat_policy=mystery", "per_device_batch_size", "global_parameter_scale=3"])
+def test_what_maxtext_saves_of_experts_is_saved_and_what_it_saves_apart_is_named(tmp_path):
+  tensors = ("remat_policy=custom", "moe_mlpwi_0=device", "moe_mlpwi_1=device", "moe_mlpwo=offload")
+  model = foreign_experiment(maxtext(tmp_path, MIXTRAL_8X7B, *tensors), 8, ())[0].model
+  assert model.save_activations == ("experts_in", "experts_out")
+  assert model.offload_activations == ("experts_out",)
+  assert foreign_experiment(maxtext(tmp_path, MIXTRAL_8X7B, "remat_policy=custom", "mlpwo=device"), 8, ())[
+    0
+  ].model.save_activations == ("experts_out",)
+  with pytest.raises(UserError, match="moe_mlpwi_0=device with moe_mlpwi_1=remat"):
+    foreign_experiment(maxtext(tmp_path, MIXTRAL_8X7B, *tensors[:2]), 8, ())
+
+
+@pytest.mark.parametrize(
+  "wrong",
+  ["remat_policy=mystery", "context=host", "per_device_batch_size", "global_parameter_scale=3"],
+)
 def test_overrides_that_mean_nothing_are_refused(wrong, tmp_path):
   with pytest.raises(UserError):
     foreign_experiment(maxtext(tmp_path, LLAMA_2_7B, wrong), 8, ())

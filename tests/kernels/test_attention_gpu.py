@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from moejax.kernels.attention import ATTENTION, attention, attention_for, fused_attention_gpu
+from moejax.kernels.attention import CONTEXT, attention, attention_for, fused_attention_gpu
 from moejax.kernels.attention_gpu import block_width
 from moejax.models.attend import _platform
 
@@ -131,7 +131,7 @@ def kernels_read(jaxpr):
   return [call.params["name"] for call in calls if read & {id(x) for x in call.outvars}]
 
 
-@pytest.mark.parametrize(("names", "forward_passes"), [((ATTENTION,), 1), ((), 2)])
+@pytest.mark.parametrize(("names", "forward_passes"), [((CONTEXT,), 1), ((), 2)])
 def test_the_backward_pass_computes_what_is_not_saved_again_and_no_more(names, forward_passes):
   (q, k, v, sinks_N), segments_BT = operands(1, 64, 2, 1, 16, 16)
 

@@ -123,7 +123,33 @@ def test_microbatches_are_as_many_as_a_device_needs_for_its_share_of_the_batch(l
 def test_remat_as_on_another_number_of_chips_is_that_of_its_row(ledger):
   base = DENSE | {"model": "m", "chips": 64, "remat": "layer input, attention context, q, k, v kept on the device"}
   other = base | {"id": "c", "chips": 256, "remat": "as on 64"}
-  assert ledger.read_row(ledger.whole_row(other, [base, other])).experiment.model.remat == "attention"
+  model = ledger.read_row(ledger.whole_row(other, [base, other])).experiment.model
+  assert set(model.saved_values) == {"layer_inputs", "context", "queries", "keys_values"}
+  assert not model.offload_activations
+
+
+@pytest.mark.parametrize(
+  ("words", "remat", "saved", "offloaded"),
+  [
+    ("full, layer input moved to the host", "layer_inputs", (), ("layer_inputs",)),
+    (
+      "layer input, q, k, v and attention output moved to the host",
+      "selected",
+      ("queries", "keys_values", "attention_out"),
+      ("queries", "keys_values", "attention_out", "layer_inputs"),
+    ),
+    (
+      "layer input and second feed-forward product moved to the host, k, v kept; first moment bf16",
+      "selected",
+      ("keys_values",),
+      ("layer_inputs",),
+    ),
+    ("all products and attention context kept but those of the feed-forward; fused attention", "attention", (), ()),
+  ],
+)
+def test_values_that_a_row_saves_and_offloads(ledger, words, remat, saved, offloaded):
+  model = ledger.read_row(DENSE | {"remat": words}).experiment.model
+  assert (model.remat, model.save_activations, model.offload_activations) == (remat, saved, offloaded)
 
 
 def test_eight_bits_take_no_less_time_on_a_chip_that_lacks_them(ledger):

@@ -65,15 +65,29 @@ def test_a_dense_model_has_no_expert_axis():
 
 @pytest.mark.slow
 def test_a_dense_model_is_not_tried_with_two_names_of_one_policy():
-  assert {found.model.remat for found in candidates(listed("dense_6b4"), V5P)} == {"dots", "attention", "layer_inputs"}
+  remats = {found.model.remat for found in candidates(listed("dense_6b4"), V5P)}
+  assert remats == {"dots", "attention", "layer_inputs", "selected"}
   assert {found.model.remat for found in candidates(listed("moe_6b4_64e"), V5P)} > {"products", "dots"}
+
+
+def test_the_options_of_a_candidate_give_that_candidate():
+  base = override(listed("dense_6b4"), ["--model.remat", "attention", "--model.offload-activations", "attention"])
+  found = {one.model.saved_values: one for one in candidates(base, V5P) if one.model.remat == "selected"}
+  for candidate in (*found.values(), *candidates(next(iter(found.values())), V5P)):
+    options = " ".join(difference(base, candidate)).split()
+    assert override(base, options).model == candidate.model
+
+
+SAVING_LESS = (
+  ("products", ()), ("dots", ()), ("attention", ()), ("selected", ("queries", "keys_values", "context")),
+  ("selected", ("context",)), ("layer_inputs", ()),
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["dense_6b4", "moe_6b4_64e"])
 def test_keeping_less_takes_longer_and_less_memory(name):
   experiment = listed(name)
-  policies = ("products", "dots", "attention", "layer_inputs")
-  found = [estimate(replace(experiment, model=replace(experiment.model, remat=remat)), V5P) for remat in policies]
+  found = [estimate(replace(experiment, model=experiment.model.with_remat(*less)), V5P) for less in SAVING_LESS]
   assert sorted(found, key=lambda one: one.step_time_s) == found
   assert sorted(found, key=lambda one: -one.memory_bytes) == found
 

@@ -1,5 +1,6 @@
 """Offload to the memory of the host: the same training as without it, with the arrays where they should be."""
 
+import collections
 import dataclasses
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from training_fixtures import fresh_state, run_steps, spec_of, tiny
 
-from moejax.config import AdamW, Checkpoints, LoRA, Mesh, Muon
+from moejax.config import AdamW, Checkpoints, LoRA, Mesh, Muon, Precision
 from moejax.errors import UserError
 from moejax.host_memory import check_host_memory, is_on_host, without_effect
 from moejax.models.abstract import parameter_name
@@ -19,11 +20,12 @@ from moejax.training.step import abstract_inputs, make_train_step
 CUBE = Mesh(data=2, expert=2, model=2)
 
 
-def offloading(sparse=False, remat="products", activations=(), moments=False, optimizer=AdamW, **fields):
+def offloading(sparse=False, remat="products", activations=(), moments=False, optimizer=AdamW, saved=(), **fields):
   base = tiny(sparse, **fields)
+  of_remat = {"remat": remat, "save_activations": saved, "offload_activations": activations}
   return dataclasses.replace(
     base,
-    model=dataclasses.replace(base.model, remat=remat, offload_activations=activations, d_ff=48),
+    model=dataclasses.replace(base.model, **of_remat, d_ff=48),
     optimizer=optimizer(learning_rate=3e-3, offload_moments=moments),
   )
 
@@ -71,14 +73,20 @@ def test_a_device_without_memory_of_its_host_is_refused_and_a_cpu_is_noted():
       "attention",
       r"'attention' would have no effect because model\.remat='none'.*to products or dots or atten",
     ),
-    ("attention", "products", r"'products' would have no effect because .* set remat to products, or remove it$"),
-    ("products", "logits", r"'logits' is not one of attention, products, layer_inputs$"),
+    (
+      "attention",
+      "products",
+      r"'products' would have no effect because .* set remat to products or selected .*, or remove",
+    ),
+    ("products", "logits", r"'logits' is not one of attention, products, layer_inputs, queries, .* experts_out$"),
   ],
 )
 def test_what_remat_does_not_save_by_name_cannot_be_offloaded(remat, group, message):
   with pytest.raises(UserError, match=rf"^model\.offload_activations={message}"):
     offloading(remat=remat, activations=(group,))
 
+
+B, T, D, N, H, F = 16, 32, 32, 8, 4, 48
 
 GROUPS = [
   ("products", ("attention",)), ("products", ("products",)), ("products", ("layer_inputs",)),
@@ -106,13 +114,29 @@ def saved_of_layers(experiment):
   return found
 
 
+@pytest.mark.parametrize("remat", ["products", "dots", "attention"])
+def test_what_is_saved_does_not_depend_on_the_precision_of_gradients_or_products(remat):
+  precisions = (
+    {"compute_dtype": "float32"}, {"compute_dtype": "bfloat16"},
+    {"compute_dtype": "bfloat16", "gradient_dtype": "compute"},
+    {"compute_dtype": "bfloat16", "precision": Precision(attention="int8", feed_forward="int8")},
+  )  # fmt: skip
+  saved = []
+  for fields in precisions:
+    experiment = offloading(remat=remat)
+    model = dataclasses.replace(experiment.model, **fields)
+    saved.append(collections.Counter(saved_of_layers(dataclasses.replace(experiment, model=model))))
+  of_dense = {} if remat == "attention" else {((B * T, F), False): 2}
+  expected = {((B, T, N, H), False): 4, ((B, T, D), False): 2} | of_dense
+  assert saved == [expected] * len(precisions)
+
+
 @pytest.mark.parametrize(("remat", "activations"), GROUPS)
 def test_the_values_that_are_offloaded_and_no_others_leave_the_device(remat, activations):
   before = saved_of_layers(offloading(remat=remat))
   after = saved_of_layers(offloading(remat=remat, activations=activations))
   assert not any(on_host for _, on_host in before)
   assert sorted(shape for shape, _ in before) == sorted(shape for shape, _ in after), "nothing is saved twice"
-  B, T, D, N, H, F = 16, 32, 32, 8, 4, 48
   of_group = {"attention": {(B, T, N, H)}, "products": {(B, T, F), (B * T, F)}, "layer_inputs": {(B, T, D)}}
   offloaded = {shape for shape, on_host in after if on_host}
   assert all(offloaded & of_group[group] for group in activations)
@@ -122,14 +146,64 @@ def test_the_values_that_are_offloaded_and_no_others_leave_the_device(remat, act
   assert not any(kept & of_group[group] for group in unique)
 
 
+HEADS, HIDDEN, ROUTED, ROWS = (B, T, N, H), (B * T, F), (1, B * T // 16, 16, 8), (8, 128)
+OF_ROUTER = [ROUTED, ROUTED, (*ROUTED[:3], 2)]  # logits, rows of capacity and choices
+VALUES = {
+  "queries": [HEADS], "keys_values": [HEADS, HEADS], "context": [HEADS], "attention_out": [(B, T, D)],
+  "feed_forward_in": [HIDDEN, HIDDEN],
+}  # fmt: skip
+"""The arrays of a value in a layer, by name."""
+
+SPARSE_VALUES = {
+  # In a dense layer and the sparse one after it. The input of the latter is the sum of all outputs before.
+  "feed_forward_in": [HIDDEN, HIDDEN],
+  "feed_forward_out": [(B * T, D)],
+  "expert_rows": [*OF_ROUTER, (*ROWS, D)],
+  "experts_in": [*OF_ROUTER, (*ROWS, 16), (*ROWS, 16)],
+  "experts_out": [*OF_ROUTER, (1, B * T // 16, 8, 4, D)],
+}
+
+
+@pytest.mark.parametrize(
+  ("sparse", "values"), [(False, VALUES), pytest.param(True, SPARSE_VALUES, marks=pytest.mark.slow)]
+)
+def test_a_value_that_is_selected_is_saved_and_no_other(sparse, values):
+  def saved(**fields):
+    return collections.Counter(shape for shape, _ in saved_of_layers(offloading(sparse, **fields)))
+
+  inputs = saved(remat="layer_inputs")
+  for name, shapes in values.items():
+    assert saved(remat="selected", saved=(name,)) - inputs == collections.Counter(shapes), name
+  names, every = tuple(values), [shape for shapes in values.values() for shape in shapes]
+  if not sparse:
+    assert saved(remat="selected", saved=names) - inputs == collections.Counter(every) == saved() - inputs
+
+
+@pytest.mark.parametrize(
+  ("fields", "message"),
+  [
+    ({"remat": "attention", "saved": ("context",)}, "save_activations=context would have no effect with .*'attention'"),
+    ({"remat": "selected"}, "remat='selected' without model.save_activations is the same as 'layer_inputs'"),
+    ({"remat": "selected", "saved": ("layer_inputs",)}, "'layer_inputs' is always saved"),
+    ({"remat": "selected", "saved": ("router",)}, "save_activations='router' is not one of attention, products, "),
+    ({"remat": "selected", "saved": ("feed_forward_out",)}, "no effect because no backward pass of a layer reads"),
+    ({"remat": "selected", "saved": ("context",), "activations": ("attention",)}, "'attention' would have no effect"),
+  ],
+)
+def test_a_selection_without_effect_is_refused(fields, message):
+  with pytest.raises(UserError, match=rf"^model\..*{message}"):
+    offloading(**fields)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "fields",
   [
     {"sparse": True, "mesh": CUBE, "activations": ("attention", "products", "layer_inputs"), "moments": True},
     {"remat": "layer_inputs", "activations": ("layer_inputs",), "moments": True, "optimizer": Muon},
+    {"remat": "selected", "saved": ("context", "feed_forward_out"), "sparse": True, "activations": ("context",)},
   ],
-  ids=["MoE on 8 devices", "dense on one device"],
+  ids=["MoE on 8 devices", "dense on one device", "selected values"],
 )
 def test_training_is_the_same_as_without_offload(fields):
   state, losses, _ = run_steps(offloading(**fields), steps=3)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from moejax.config.dispatch import DenseDispatch, Dispatch, EinsumDispatch, GroupedDispatch, Priority
 from moejax.config.kinds import described, function_of, running
 from moejax.config.moe import MoE
+from moejax.config.remat import ROUTER
 from moejax.errors import UserError
 from moejax.models.moe.experts import Experts
 from moejax.models.moe.grouped import grouped_dispatch
@@ -42,7 +43,7 @@ def einsum_dispatch(
   E, C = moe.num_experts, moe.capacity(M)
   mask_names = ("outer", "groups", "group_tokens", None, "capacity")
   with jax.named_scope("dispatch"):
-    row_OUME = keep(capacity_rows(routing, E, config.priority))
+    row_OUME = keep(capacity_rows(routing, E, config.priority), ROUTER)
     is_row_OUMEC = row_OUME[..., None] == jnp.arange(C).reshape(1, 1, 1, 1, -1)
     dispatch_OUMEC = constrain(is_row_OUMEC.astype(x_OUMD.dtype), *mask_names)  # 0 and 1 are exact in every type
     x_OUECD = jnp.einsum("OUMEC,OUMD->OUECD", dispatch_OUMEC, x_OUMD)
@@ -58,7 +59,7 @@ def einsum_dispatch(
     x_OERD = constrain(x_OERD, "outer", "experts", None, "act_embed")
     x_OERD = constrain(x_OERD, "outer", None, "groups", "act_embed")
     x_OUECD = x_OERD.reshape(O, E, U, C, D).swapaxes(1, 2)
-    out_OUMD = of_kept(functools.partial(jnp.einsum, "OUECD,OUMEC->OUMD"))(x_OUECD, combine_OUMEC)
+    out_OUMD = of_kept(functools.partial(jnp.einsum, "OUECD,OUMEC->OUMD"), "experts_out")(x_OUECD, combine_OUMEC)
     out_OUMD = constrain(out_OUMD, "outer", "groups", "group_tokens", "act_embed")
   return out_OUMD, jnp.sum(row_OUME >= C, axis=(2, 3))
 

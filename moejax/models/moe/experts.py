@@ -111,7 +111,7 @@ class Experts(nnx.Module):
 
       # The rows are saved after the all-to-all. Before it, the backward pass would repeat the all-to-all.
       into = {name: weights[name] for name in ("gate", "up") if name in weights}
-      wide_ERF = {name: keep(x_ERF) for name, x_ERF in of_kept(wide)(x_ERD, into).items()}
+      wide_ERF = {name: keep(x_ERF, "experts_in") for name, x_ERF in of_kept(wide, "expert_rows")(x_ERD, into).items()}
       wide_ERF = {name: weights.biased(name, x_ERF) for name, x_ERF in wide_ERF.items()}
       hidden_ERF = hidden(weights.activate(wide_ERF.get("gate"), wide_ERF["up"]))
       out_ERD = weights.biased("down", product("ERF,EFD->ERD", hidden_ERF, weights["down"]))
@@ -135,7 +135,7 @@ class Experts(nnx.Module):
     def wide(matrix: str) -> jax.Array:
       hidden_YX = times(weights[matrix])
       names = ("outer", "groups", "group_tokens", None, "expert_mlp")
-      hidden_OUMEF = keep(self.partitioner.constrain(hidden_YX.reshape(*tokens, E, F), *names))
+      hidden_OUMEF = keep(self.partitioner.constrain(hidden_YX.reshape(*tokens, E, F), *names), "experts_in")
       return hidden_OUMEF + weights.biases[matrix][None, None, None] if matrix in weights.biases else hidden_OUMEF
 
     with jax.named_scope("experts"):

@@ -84,7 +84,8 @@ def _forward(
   start_RF = {name: jnp.zeros((len(rows_RD), values[name].shape[2]), rows_RD.dtype) for name in into}
   out_RD, products_RF = jax.lax.fori_loop(0, jnp.sum(sizes_E > 0), expert, (jnp.zeros_like(rows_RD), start_RF))
   # Both are kept, since a backward pass that needs one of them would compute all three products again.
-  return keep(out_RD), (rows_RD, sizes_E, values, biases, jax.tree.map(keep, products_RF))
+  products_RF = {name: keep(x_RF, "experts_in") for name, x_RF in products_RF.items()}
+  return keep(out_RD, "experts_out"), (rows_RD, sizes_E, values, biases, products_RF)
 
 
 def _backward(

@@ -135,10 +135,10 @@ def _by_all_to_all(
     order = sort_by_expert(experts_mA, chosen_mA, moe.num_experts, m * A)
     plan = plan_transfers(order.sizes_E, axis, room)
     rows_rd = exchange(take_rows(x_md, order), plan.to_experts, plan.to_tokens, room, longest, axis)
-    rows_rD = partitioner.gather(keep(rows_rd), "act_embed", 1)
+    rows_rD = partitioner.gather(keep(rows_rd, "expert_rows"), "act_embed", 1)
   out_rd = _summed(_feed_forward(rows_rD, plan.sizes_e, weights, partitioner), partitioner)
   with jax.named_scope("combine"):
-    out_rd = keep(exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis))
+    out_rd = keep(exchange(out_rd, plan.to_tokens, plan.to_experts, m * A, longest, axis), "experts_out")
     return combine_rows(out_rd, weights_mA, order), plan.dropped
 
 
@@ -215,13 +215,13 @@ def _by_grouped_products(
     return biased("down", multiply(weights.activate(gate_Rf, biased("up", up_Rf)), weights["down"], into=False))
 
   if "gate" not in weights:
-    return down(None, keep(multiply(rows_RD, weights["up"])))
+    return down(None, keep(multiply(rows_RD, weights["up"]), "experts_in"))
   if weights["up"].shape[-1] < NARROW and weights["up"].bits == "compute":  # rounded rows would share a scale
     side_by_side = lambda *pair: jnp.concatenate(pair, axis=-1)  # noqa: E731
-    both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])))
+    both_R2f = keep(multiply(rows_RD, jax.tree.map(side_by_side, weights["gate"], weights["up"])), "experts_in")
     gate_Rf, up_Rf = jnp.split(both_R2f, 2, axis=-1)
   else:
-    gate_Rf, up_Rf = keep(multiply(rows_RD, weights["gate"])), keep(multiply(rows_RD, weights["up"]))
+    gate_Rf, up_Rf = (keep(multiply(rows_RD, weights[name]), "experts_in") for name in ("gate", "up"))
   return down(gate_Rf, up_Rf)
 
 
@@ -236,9 +236,11 @@ def _spread(partitioner: Partitioner, into: bool) -> Spread:
 
 def _whole(weights: Weights, partitioner: Partitioner) -> Weights:
   """The weights of this device's experts, gathered along D. Of devices whose outputs are summed, one has the bias."""
+  on_gpu = partitioner.platform == "gpu"
 
   def gather(name: str, weight: Operand) -> Operand:
-    return jax.tree.map(lambda w: partitioner.gather(w, "expert_embed", NAMES[name].index("expert_embed")), weight)
+    dimension = NAMES[name].index("expert_embed")
+    return jax.tree.map(lambda w: partitioner.gather(w, "expert_embed", dimension, apart=on_gpu), weight)
 
   biases = dict(weights.biases)
   if "down" in biases and partitioner.axes("expert_mlp"):

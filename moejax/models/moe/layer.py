@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from moejax.config.model import Model
+from moejax.config.remat import ROUTER
 from moejax.models.feed_forward import MLPLayer
 from moejax.models.moe.dispatch import dispatch
 from moejax.models.moe.experts import Experts
@@ -99,7 +100,7 @@ class MoELayer(nnx.Module):
     logits_OUME = exact_product("OUMD,DE->OUME", x_OUMD, self.w_router_DE[...])
     if self.b_router_E is not None:
       logits_OUME = logits_OUME + self.b_router_E[...].reshape(1, 1, 1, -1)
-    return keep(self.partitioner.constrain(logits_OUME, *TOKENS))
+    return keep(self.partitioner.constrain(logits_OUME, *TOKENS), ROUTER)
 
 
 def _weighted(x_OUMD: jax.Array, routing: Routing) -> tuple[jax.Array, Routing]:

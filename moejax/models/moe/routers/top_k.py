@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from moejax.config.remat import ROUTER
 from moejax.config.router import TopKRouter
 from moejax.models.moe.routers.scores import log_scores, noisy, of_choices, on_own_tokens, scores, weighted
 from moejax.models.moe.routing import RouterContext, Routing
@@ -30,7 +31,7 @@ def top_k(router: TopKRouter, logits_OUME: jax.Array, context: RouterContext) ->
       order = tuple(jnp.where(allowed_OUME, x_OUME, -jnp.inf) for x_OUME in order)
     return _best(order, context.moe.experts_per_token)[-1]
 
-  experts_OUMA = keep(on_own_tokens(best, context.partitioner, len(order))(*order))
+  experts_OUMA = keep(on_own_tokens(best, context.partitioner, len(order))(*order), ROUTER)
   chosen_OUMA = jnp.broadcast_to(context.valid_OUM[..., None], experts_OUMA.shape)
   if router.skip_below:
     log_score_OUMA = jax.lax.stop_gradient(of_choices(log_scores(logits_OUME, router), experts_OUMA))

@@ -6,6 +6,7 @@ O outer batch  U routing groups  M tokens  E experts  A experts per token
 import jax
 import jax.numpy as jnp
 
+from moejax.config.remat import ROUTER
 from moejax.config.router import TopPRouter
 from moejax.models.moe.routers.scores import noisy, of_choices, on_own_tokens, scores, weighted
 from moejax.models.moe.routing import RouterContext, Routing
@@ -19,7 +20,7 @@ def top_p(router: TopPRouter, logits_OUME: jax.Array, context: RouterContext) ->
   def best(noisy_OUME: jax.Array) -> jax.Array:
     return jax.lax.top_k(noisy_OUME, context.moe.experts_per_token)[1]
 
-  experts_OUMA = keep(on_own_tokens(best, context.partitioner)(noisy(router, logits_OUME, context)))
+  experts_OUMA = keep(on_own_tokens(best, context.partitioner)(noisy(router, logits_OUME, context)), ROUTER)
   score_OUMA = jax.lax.stop_gradient(of_choices(scores(logits_OUME, router), experts_OUMA))
   before_OUMA = jnp.cumsum(score_OUMA, axis=-1) - score_OUMA
   first_A = jnp.arange(context.moe.experts_per_token).reshape(1, 1, 1, -1) == 0  # cumsum - x may round to above 0
