@@ -48,7 +48,7 @@ class Constants:
   """Fraction of the time of products during which collectives can overlap."""
 
 
-UTILISATION = {"v4": 0.7, "v5e": 0.785, "v5p": 0.73, "v6e": 0.59, "tpu7x": 0.725, "h100": 0.46, "h200": 0.6}
+UTILISATION = {"v4": 0.7, "v5e": 0.785, "v5p": 0.73, "v6e": 0.635, "tpu7x": 0.74, "h100": 0.46, "h200": 0.6}
 OTHERS = Constants(utilisation=0.53, hidden=0.9, beside=0.6)
 """Fitted to published runs: the utilisation by chip, and the constants of a GPU without runs, which differ from those
 of the other chips only in the utilisation. `python docs/ledger.py ROWS.jsonl --fit` prints them."""
