@@ -307,8 +307,8 @@ needs_gpu_compiler = pytest.mark.skipif(
 
 @needs_gpu_compiler
 @pytest.mark.parametrize(
-  "gpu", [*(pytest.param(gpu, marks=pytest.mark.slow) for gpu in ("a100", "h100", "b200")),
-          *(pytest.param(gpu, marks=pytest.mark.nightly) for gpu in ("h200", "gb200"))]
+  "gpu", [*(pytest.param(gpu, marks=pytest.mark.slow) for gpu in ("a100", "b200")),
+          *(pytest.param(gpu, marks=pytest.mark.nightly) for gpu in ("h100", "h200", "gb200"))]
 )  # fmt: skip
 def test_a_sparse_step_compiles_for_every_gpu_in_bfloat16(gpu, mine, cache):
   """In another process, as XLA's flags of this one name devices of CPU."""
