@@ -257,8 +257,8 @@ DAMAGES = {
   "list": lambda content: b"[[1, 2], {}]\n",
   "object": lambda content: b'{"steps": "many", "dense": {"step_time_s": "fast"}, "sha256": 7, "held_out": null}\n',
 }
-ALIKE = ("empty", "text", "list")
-"""What readers refuse as they refuse a truncated file, or a null."""
+ALIKE = ("empty", "binary", "text", "list")
+"""What readers refuse as they refuse a truncated file (tests/test_files.py, test_stages.py), or a null."""
 
 
 def numbers(result: dict) -> dict:

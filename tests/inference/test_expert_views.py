@@ -59,8 +59,10 @@ def test_other_parameters_are_unchanged(model, mesh):
   assert all(a is b for a, b in zip(jax.tree.leaves(separate), jax.tree.leaves(parameters), strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", ["fp8", "int8"])
+# Of int8, products of 8 bits have tests of their own (tests/kernels/test_grouped_eight_bits.py).
+@pytest.mark.parametrize(
+  "bits", [pytest.param("fp8", marks=pytest.mark.slow), pytest.param("int8", marks=pytest.mark.nightly)]
+)
 def test_experts_that_are_rounded_once_generate_the_tokens_of_those_rounded_for_every_token(bits, monkeypatch):
   model, parameters = make(dataclasses.replace(SPARSE, layers="unrolled", precision=Precision(experts=bits)))
   of_8_bits = [leaf for leaf in jax.tree.leaves(round_experts(model, parameters)) if leaf.dtype.itemsize == 1]
@@ -89,8 +91,14 @@ def test_more_arrays_than_a_program_compiles_in_seconds_stay_stacked(monkeypatch
   assert separate_experts(model, parameters) is parameters
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["top-k", "biased experts", "DS-MoE with few experts"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param("top-k", marks=pytest.mark.nightly),  # as the next one, without biases
+    pytest.param("biased experts", marks=pytest.mark.slow),
+    pytest.param("DS-MoE with few experts", marks=pytest.mark.slow),
+  ],
+)
 def test_separate_experts_generate_the_tokens_of_stacks(name, monkeypatch):
   model, parameters = make(
     {

@@ -94,20 +94,27 @@ FOUR = Mesh(data=2, model=4)
 """More devices along model than there are key/value heads."""
 
 
-@pytest.mark.slow
+ON_ONE = (
+  "experts up to a probability", "experts by biased sigmoid scores, some skipped", "experts of the best groups",
+  "sparse, shared expert, unrolled",
+)  # fmt: skip
+"""Whose choices lie on devices as those of other sparse models do."""
+
+
 @pytest.mark.parametrize(
   ("name", "mesh", "rules"),
   [
-    *((name, ONE if name == "sparse, shared expert, unrolled" else EIGHT, {}) for name in MODELS),
-    ("dense, grouped queries, scanned", FOUR, {}),
-    ("dense, grouped queries, scanned", FOUR, {"heads": (), "kv_heads": (), "head_dim": ("model",)}),
-    pytest.param("dense, grouped queries, scanned", EIGHT, {"heads": ()}, marks=pytest.mark.slow),
-    pytest.param("experts of heads, untied, capped, unrolled", FOUR, {"kv_heads": ()}, marks=pytest.mark.slow),
-    pytest.param(
-      "sparse, qk-norm, scanned",
-      EIGHT,
-      {"kv_heads": ("expert", "model"), "embed": ("data",), "batch": ("data",)},
-      marks=pytest.mark.slow,
+    *(pytest.param(name, ONE if name in ON_ONE else EIGHT, {}, marks=pytest.mark.slow) for name in MODELS),
+    *(pytest.param(name, EIGHT, {}, marks=pytest.mark.nightly) for name in ON_ONE[:3]),
+    *(
+      pytest.param(*case, marks=pytest.mark.slow)
+      for case in (
+        ("dense, grouped queries, scanned", FOUR, {}),
+        ("dense, grouped queries, scanned", FOUR, {"heads": (), "kv_heads": (), "head_dim": ("model",)}),
+        ("dense, grouped queries, scanned", EIGHT, {"heads": ()}),
+        ("experts of heads, untied, capped, unrolled", FOUR, {"kv_heads": ()}),
+        ("sparse, qk-norm, scanned", EIGHT, {"kv_heads": ("expert", "model"), "embed": ("data",), "batch": ("data",)}),
+      )
     ),
   ],
   ids=str,
