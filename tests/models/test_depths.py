@@ -82,20 +82,24 @@ def test_the_chosen_tokens_of_each_document_go_through_the_layer_as_a_text_of_th
   x_BTD, segments_BT, positions_BT = packed()
   run = jax.jit(lambda *given: module(given[0], context_of(model, *given[1:]), None, None)[:2])
   out_BTD, counts = run(x_BTD, segments_BT, positions_BT)
-  alone = jax.jit(
-    lambda x, positions: module.block(x, context_of(model, jnp.ones_like(positions), positions), None, None)[:2]
-  )
-  expected_BTD, expected_E = x_BTD.copy(), 0
+  expected_BTD, texts = x_BTD.copy(), []
   for row, segments_T in enumerate(segments_BT):
     chosen, weights_T = chosen_by_hand(module, depths, x_BTD[row], segments_T > 0)
     assert int(counts[DEPTHS]["through"][row]) == len(chosen)
-    for number in set(segments_T) - {0}:
-      of_document = [t for t in chosen if segments_T[t] == number]
-      if of_document:
-        x_TD = x_BTD[row, of_document]
-        after_BTD, of_experts = alone(x_TD[None], positions_BT[row, of_document][None])
-        expected_BTD[row, of_document] = x_TD + weights_T[of_document, None] * (np.asarray(after_BTD[0]) - x_TD)
-        expected_E += np.sum(of_experts[EXPERTS]["choices"], axis=(0, 1)) if moe else 0
+    of_documents = ([t for t in chosen if segments_T[t] == number] for number in set(segments_T) - {0})
+    texts += [(row, chosen, weights_T) for chosen in of_documents if chosen]
+  # Each document in a row of its own, one program for all of them.
+  alone_BTD = np.zeros((len(texts), *x_BTD.shape[1:]), np.float32)
+  real_BT, places_BT = np.zeros((2, *alone_BTD.shape[:2]), np.int32)
+  for number, (row, of_document, _) in enumerate(texts):
+    alone_BTD[number, : len(of_document)], real_BT[number, : len(of_document)] = x_BTD[row, of_document], 1
+    places_BT[number, : len(of_document)] = positions_BT[row, of_document]
+  alone = jax.jit(lambda x_BTD, *given: module.block(x_BTD, context_of(model, *given), None, None)[:2])
+  after_BTD, of_experts = alone(alone_BTD, real_BT, places_BT)
+  expected_E = np.sum(of_experts[EXPERTS]["choices"], axis=(0, 1)) if moe else 0
+  for (row, of_document, weights_T), after_TD in zip(texts, np.asarray(after_BTD), strict=True):
+    x_TD = x_BTD[row, of_document]
+    expected_BTD[row, of_document] = x_TD + weights_T[of_document, None] * (after_TD[: len(of_document)] - x_TD)
   np.testing.assert_allclose(out_BTD, expected_BTD, atol=2e-5)
   if moe:  # a token that skips the layer, and padding, are of no expert
     np.testing.assert_array_equal(np.sum(counts[CHOSEN]["choices"], axis=(0, 1)), expected_E)
