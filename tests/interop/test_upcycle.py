@@ -84,7 +84,7 @@ def test_every_layer_keeps_its_place_for_each_pattern_of_attention_and_form_of_t
     sparse = dataclasses.replace(upcycled_model(dense, how), layers=other)
     models = [abstract_model(each, make_partitioner(Mesh(), DATA_EXPERT_MODEL)) for each in (dense, sparse)]
     drawn = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), models[0].parameters)
-    made = upcycled_parameters(drawn, dense, sparse, how, jax.random.key(0))
+    made = jax.device_get(upcycled_parameters(drawn, dense, sparse, how, jax.random.key(0)))
     jax.tree.map(lambda there, here: np.testing.assert_equal(here.shape, there.shape), models[1].parameters, made)
     for number, (there, here) in enumerate(zip(by_layer(drawn, dense), by_layer(made, sparse), strict=True), 1):
       np.testing.assert_array_equal(here["attention"]["w_q_DNH"], there["attention"]["w_q_DNH"])

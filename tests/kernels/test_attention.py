@@ -41,7 +41,7 @@ def test_attention_equals_loops_over_positions_and_heads(kv_heads):
   q_BTNH = random.normal(size=(2, 7, 4, 6)).astype(np.float32)
   k_BSKH, v_BSKH = random.normal(size=(2, 2, 7, kv_heads, 6)).astype(np.float32)
   segments_BT = np.array([[1, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 1, 0, 0]])
-  out_BTNH = attention(q_BTNH, k_BSKH, v_BSKH, jnp.asarray(segments_BT))
+  out_BTNH = jax.jit(attention)(q_BTNH, k_BSKH, v_BSKH, segments_BT)
   np.testing.assert_allclose(out_BTNH, reference(q_BTNH, k_BSKH, v_BSKH, segments_BT), atol=1e-5)
 
 
@@ -54,7 +54,7 @@ def test_gradients_equal_those_of_the_library_on_one_document():
   def theirs(q, k, v):
     return jnp.sum(jax.nn.dot_product_attention(q, k, v, is_causal=True) * weight)
 
-  for mine, other in zip(jax.grad(ours, (0, 1, 2))(q, k, v), jax.grad(theirs, (0, 1, 2))(q, k, v), strict=True):
+  for mine, other in zip(*(jax.jit(jax.grad(of, (0, 1, 2)))(q, k, v) for of in (ours, theirs)), strict=True):
     np.testing.assert_allclose(mine, other, atol=1e-5)
 
 
@@ -90,14 +90,15 @@ def test_the_fused_kernel_equals_the_plain_one_with_gradients_for_grouped_heads_
     (_, out_BTNH), gradients = jax.value_and_grad(weighted, differentiated, has_aux=True)(*arguments)
     return out_BTNH, *gradients
 
+  run = jax.jit(results, static_argnums=0)
   q, k, v = (x.astype(dtype) for x in (q, k, v))
-  found = results(functools.partial(fused_attention, interpret=True), q, k, v, sinks_N)
-  expected = results(attention, *(x.astype(jnp.float32) for x in (q, k, v)), sinks_N)
+  found = run(functools.partial(fused_attention, interpret=True), q, k, v, sinks_N)
+  expected = run(attention, *(x.astype(jnp.float32) for x in (q, k, v)), sinks_N)
   for mine, other, like in zip(found, expected, (q, q, k, v, sinks_N), strict=False):
     assert mine.dtype == like.dtype and mine.shape == other.shape
     # The terms of the gradient of a sink cancel.
     limit = TOLERANCE[dtype] * (3 if mine.ndim == 1 else 1)
-    assert np.linalg.norm(np.asarray(mine, np.float64) - other) < limit * np.linalg.norm(other)
+    assert np.linalg.norm(np.asarray(mine, np.float64) - np.asarray(other)) < limit * np.linalg.norm(other)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +195,8 @@ def test_a_window_over_several_blocks_of_the_fused_kernel_equals_the_plain_one_w
   segments_BT = jnp.asarray(np.repeat([1, 2, 3], [600, 300, 124]))[None]
 
   def gradients(attend):
-    return jax.grad(lambda q, k, v: jnp.sum(attend(q, k, v, segments_BT, window) * weight), (0, 1, 2))(q, k, v)
+    total = lambda q, k, v: jnp.sum(attend(q, k, v, segments_BT, window) * weight)  # noqa: E731
+    return jax.jit(jax.grad(total, (0, 1, 2)))(q, k, v)
 
   for mine, other in zip(
     gradients(functools.partial(fused_attention, interpret=True)), gradients(attention), strict=True
@@ -205,12 +207,13 @@ def test_a_window_over_several_blocks_of_the_fused_kernel_equals_the_plain_one_w
 @pytest.mark.parametrize("window", [None, 10])
 def test_a_part_of_the_queries_has_its_rows_of_the_whole(window):
   random = np.random.default_rng(0)
-  q_BTNH, k_BSNH, v_BSNH = (jnp.asarray(random.normal(size=(1, 64, 2, 8)), jnp.float32) for _ in range(3))
-  segments_BT = jnp.asarray(np.repeat([1, 2, 3], [38, 15, 11]))[None]
-  whole_BTNH = attention(q_BTNH, k_BSNH, v_BSNH, segments_BT, window)
+  q_BTNH, k_BSNH, v_BSNH = (np.asarray(random.normal(size=(1, 64, 2, 8)), np.float32) for _ in range(3))
+  segments_BT = np.repeat([1, 2, 3], [38, 15, 11])[None]
+  run = jax.jit(attention, static_argnames=("window", "first"))
+  whole_BTNH = np.asarray(run(q_BTNH, k_BSNH, v_BSNH, segments_BT, window=window))
   for first in (0, 32):
     part = slice(first, first + 32)
-    out_BTNH = attention(
-      q_BTNH[:, part], k_BSNH, v_BSNH, segments_BT[:, part], window, segments_BS=segments_BT, first=first
+    out_BTNH = run(
+      q_BTNH[:, part], k_BSNH, v_BSNH, segments_BT[:, part], window=window, segments_BS=segments_BT, first=first
     )
     np.testing.assert_allclose(out_BTNH, whole_BTNH[:, part], atol=2e-5)

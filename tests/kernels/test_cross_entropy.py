@@ -24,7 +24,7 @@ def test_values_and_gradients_of_both_outputs_equal_plain_jax(whole_vocabulary):
       loss_M, log_normalizer_M = function(logits_MV)
       return jnp.sum(loss_M * of_loss_M) + jnp.sum(jnp.square(log_normalizer_M) * of_normalizer_M)
 
-    return jax.value_and_grad(total)
+    return jax.jit(jax.value_and_grad(total))
 
   mine = scalar(lambda x: cross_entropy(x, targets_M, whole_vocabulary))(logits_MV)
   other = scalar(lambda x: plain(x, targets_M))(logits_MV)

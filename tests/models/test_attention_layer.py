@@ -45,6 +45,13 @@ def test_the_output_is_the_weighted_sum_of_every_experts_heads():
   x_BTD, context = inputs()
   angles = context.angles[ROTARY]
   out_BTD, *_ = nnx.jit(lambda layer, x_BTD: layer(x_BTD, context))(layer, x_BTD)
+  expected_BTD, weights_BTE = nnx.jit(weighted_sum)(layer, x_BTD, angles)
+  np.testing.assert_allclose(out_BTD, expected_BTD, atol=1e-5)
+  assert float(jnp.std(weights_BTE)) > 0.1
+
+
+def weighted_sum(layer, x_BTD, angles):
+  """The output of the layer and the weights of its experts."""
   k_BTKH, v_BTKH = (jnp.einsum("BTD,DKH->BTKH", x_BTD, w[...]) for w in (layer.w_k_DKH, layer.w_v_DKH))
   k_BTKH = rotate(k_BTKH, angles)
   weights_BTE = jax.nn.softmax(x_BTD @ layer.w_router_DE[...], axis=-1)
@@ -57,8 +64,7 @@ def test_the_output_is_the_weighted_sum_of_every_experts_heads():
       logits_BTS = jnp.where(jnp.tril(jnp.ones((T, T), bool))[None], logits_BTS, -jnp.inf)
       seen_BTH = jnp.einsum("BTS,BSH->BTH", jax.nn.softmax(logits_BTS, axis=-1), v_BTKH[:, :, k])
       expected_BTD += weights_BTE[..., e, None] * (seen_BTH @ layer.w_out_NHD[head])
-  np.testing.assert_allclose(out_BTD, expected_BTD, atol=1e-5)
-  assert float(jnp.std(weights_BTE)) > 0.1
+  return expected_BTD, weights_BTE
 
 
 def test_the_products_that_tpu_takes_give_the_same_output_and_gradients(monkeypatch):

@@ -1,5 +1,8 @@
 """Capacity: who stands where in line for an expert's rows."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,12 +14,17 @@ from moejax.models.moe.routing import Routing
 
 def rows(experts_MA, chosen_M=None, priority="choice", num_experts=3):
   """Place in line of each choice, [M, A]."""
-  experts_OUMA = jnp.asarray(experts_MA)[None, None]
-  chosen_OUMA = jnp.ones(experts_OUMA.shape, bool)
+  experts_OUMA = np.asarray(experts_MA)[None, None]
+  chosen_OUMA = np.ones(experts_OUMA.shape, bool)
   if chosen_M is not None:
-    chosen_OUMA = chosen_OUMA & jnp.asarray(chosen_M)[None, None, :, None]
-  row_OUME = capacity_rows(Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), chosen_OUMA), num_experts, priority)
-  return np.take_along_axis(np.asarray(row_OUME[0, 0]), np.asarray(experts_MA), axis=-1)
+    chosen_OUMA = chosen_OUMA & np.asarray(chosen_M)[None, None, :, None]
+  row_OUME = run(experts_OUMA, chosen_OUMA, num_experts, priority)
+  return np.take_along_axis(np.asarray(row_OUME)[0, 0], np.asarray(experts_MA), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def run(experts_OUMA, chosen_OUMA, num_experts, priority):
+  return capacity_rows(Routing(experts_OUMA, jnp.ones(experts_OUMA.shape), chosen_OUMA), num_experts, priority)
 
 
 def test_first_choices_stand_before_any_second_choice():

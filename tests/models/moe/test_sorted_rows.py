@@ -1,5 +1,7 @@
 """Tokens to rows sorted by expert and back, values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,11 @@ EXPERTS_MA = np.array([[2, 0], [0, 1], [2, 1], [5, -1]])  # 5 and -1 are somebod
 CHOSEN_MA = np.array([[True, True], [True, False], [True, True], [True, True]])
 
 
+sort = jax.jit(sort_by_expert, static_argnums=(2, 3))
+
+
 def order(rows=6):
-  return sort_by_expert(jnp.asarray(EXPERTS_MA), jnp.asarray(CHOSEN_MA), 3, rows)
+  return sort(jnp.asarray(EXPERTS_MA), jnp.asarray(CHOSEN_MA), 3, rows)
 
 
 def test_rows_are_sorted_by_expert_and_then_by_token_and_void_choices_have_none():
@@ -30,7 +35,7 @@ def test_keys_and_places_that_do_not_fit_into_one_number_are_sorted_all_the_same
 
 
 def test_an_expert_without_tokens_has_no_rows():
-  found = sort_by_expert(jnp.array([[0], [3]]), jnp.ones((2, 1), bool), 4, 2)
+  found = sort(jnp.array([[0], [3]]), jnp.ones((2, 1), bool), 4, 2)
   np.testing.assert_array_equal(found.sizes_E, [1, 0, 0, 1])
 
 
@@ -52,9 +57,14 @@ def test_taking_and_combining_equal_loops_and_so_do_their_gradients(rows):
     return out
 
   arguments = jnp.asarray(x_MD, jnp.float32), jnp.asarray(weights_MA, jnp.float32)
-  np.testing.assert_allclose(fast(*arguments), loop(*arguments), rtol=1e-5, atol=1e-6)
   of_out = jnp.asarray(random.normal(size=(4, 3)), jnp.float32)
-  mine, theirs = (jax.vjp(function, *arguments)[1](of_out) for function in (fast, loop))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def output_and_gradients(function, *arguments):
+    out, pull_back = jax.vjp(function, *arguments)
+    return out, *pull_back(of_out)
+
+  mine, theirs = (output_and_gradients(function, *arguments) for function in (fast, loop))
   for one, other in zip(mine, theirs, strict=True):
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
 
@@ -66,6 +76,6 @@ def test_rows_of_no_choice_get_no_gradient():
 
 
 def test_sums_over_a_tokens_rows_are_float32_whatever_the_rows_are():
-  found = sort_by_expert(jnp.array([[0, 1]]), jnp.ones((1, 2), bool), 2, 2)
+  found = sort(jnp.array([[0, 1]]), jnp.ones((1, 2), bool), 2, 2)
   out = combine_rows(jnp.array([[256.0], [1.0]], jnp.bfloat16), jnp.ones((1, 2)), found)
   assert out.dtype == jnp.float32 and float(out[0, 0]) == 257.0  # bfloat16 rounds it to 256
