@@ -114,7 +114,7 @@ def test_a_slow_host_is_named(text, tmp_path):
   directory = tmp_path / "run"
   code = (
     "import time, numpy; from moejax.data import packing, pipeline; stack = pipeline.stack\n"
-    "def slow(rows): time.sleep(1.5); return stack(rows)\n"
+    "def slow(rows): time.sleep(1.0); return stack(rows)\n"
     "pipeline.stack = slow; from moejax.__main__ import command; command()"
   )
   command = train(text, directory, "dense", "--training.steps", "10", "--data.prefetch", "1")
