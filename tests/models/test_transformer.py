@@ -134,8 +134,14 @@ def test_layers_follow_the_period_of_dense_and_sparse():
   assert [type(block.feed_forward).__name__ for block in blocks] == ["MLPLayer", "MoELayer"]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["sparse", "dropless", "ds_moe"])
+@pytest.mark.parametrize(
+  "name",
+  [
+    pytest.param("sparse", marks=pytest.mark.slow),
+    pytest.param("dropless", marks=pytest.mark.slow),
+    pytest.param("ds_moe", marks=pytest.mark.nightly),  # whose layers are stacked and recomputed as those
+  ],
+)
 def test_unrolled_layers_and_recomputation_give_the_same_logits_and_gradients(name):
   model = MODELS[name]
   if name != "sparse":  # of which every second layer is dense
