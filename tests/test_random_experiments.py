@@ -187,9 +187,11 @@ def check(seeds: range, text: pathlib.Path, tmp_path: pathlib.Path, capsys) -> N
       raise
 
 
-@pytest.mark.slow
-def test_some_random_experiments_are_refused_in_one_line_or_train(text, tmp_path, capsys):
-  check(range(16), text, tmp_path, capsys)
+@pytest.mark.parametrize(
+  "seeds", [pytest.param(range(8), marks=pytest.mark.slow), pytest.param(range(8, 16), marks=pytest.mark.nightly)]
+)
+def test_some_random_experiments_are_refused_in_one_line_or_train(seeds, text, tmp_path, capsys):
+  check(seeds, text, tmp_path, capsys)
 
 
 @pytest.mark.nightly
