@@ -57,34 +57,42 @@ def normalized(x_TD, norm):
   return x_TD / np.sqrt((x_TD**2).mean(-1, keepdims=True) + norm.epsilon) * np.asarray(norm.scale_D[...])
 
 
+LONGEST = 32
+
+
 def alone(length):
-  """Segments and positions of one document."""
-  positions_BT = jnp.arange(length)[None]
-  return jnp.ones_like(positions_BT), positions_BT
+  """Segments and positions of one document, which padding follows, so that one program serves all lengths."""
+  positions_BT = jnp.arange(LONGEST)[None]
+  return (positions_BT < length).astype(jnp.int32), positions_BT
+
+
+def lengthened(rows):
+  """One document, [1, LONGEST, ...]."""
+  return np.pad(rows, [(0, LONGEST - len(rows)), *[(0, 0)] * (rows.ndim - 1)])[None]
 
 
 @functools.cache
 def compiled(experiment):
-  """The layers of the model, and the block of one of its modules, as functions that compile once for each length."""
+  """The layers of the model, and the block of one of its modules, as functions of a document with this length."""
   model = spec_of(experiment).model
 
-  def layers(parameters, tokens_BT):
-    return model.module(parameters)(tokens_BT, *alone(tokens_BT.shape[1]))[0]
+  def layers(parameters, tokens_BT, length):
+    return model.module(parameters)(tokens_BT, *alone(length))[0]
 
-  def block(parameters, x_BTD, module):
+  def block(parameters, x_BTD, length, module):
     transformer = model.module(parameters)
-    context = context_of(transformer.model, *alone(x_BTD.shape[1]))
+    context = context_of(transformer.model, *alone(length))
     return transformer.multi_token[module].block(x_BTD, context, None, None)[0]
 
-  return jax.jit(layers), jax.jit(block, static_argnums=2)
+  return jax.jit(layers), jax.jit(block, static_argnums=3)
 
 
 def of_document(experiment, parameters, tokens_T, prefix):
   """The summed cross-entropy and the number of targets of each depth, for one document alone."""
   transformer, (layers, block) = spec_of(experiment).model.module(parameters), compiled(experiment)
   table_VD = np.asarray(transformer.embedding_VD[...], np.float64)
-  x_BTD, found = layers(parameters, tokens_T[None]), []
-  features_TD = np.asarray(x_BTD[0], np.float64)
+  x_BTD, found = layers(parameters, lengthened(tokens_T), len(tokens_T)), []
+  features_TD = np.asarray(x_BTD, np.float64)[0, : len(tokens_T)]
   for depth, module in enumerate(transformer.multi_token, 1):
     length = len(tokens_T) - depth  # positions that have a token `depth` later
     if length < 1:
@@ -92,8 +100,8 @@ def of_document(experiment, parameters, tokens_T, prefix):
       continue
     state_TD = normalized(features_TD[:length], module.state_norm) @ np.asarray(module.w_state_DJ[...])
     token_TD = normalized(table_VD[tokens_T[depth:]], module.token_norm) @ np.asarray(module.w_token_DJ[...])
-    x_BTD = jnp.asarray((state_TD + token_TD)[None], jnp.float32)
-    features_TD = np.asarray(block(parameters, x_BTD, depth - 1)[0], np.float64)
+    x_BTD = lengthened((state_TD + token_TD).astype(np.float32))
+    features_TD = np.asarray(block(parameters, x_BTD, length, depth - 1), np.float64)[0, :length]
     logits_TV = normalized(features_TD, module.final_norm) @ table_VD.T
     loss, count = 0.0, 0
     for t in range(length - 1):
@@ -112,8 +120,13 @@ def test_the_loss_is_that_of_a_loop_over_documents(sparse, prefix):
   spec, batch = spec_of(experiment), packed(experiment, prefix)
   batch = {name: rows[: len(LENGTHS)] for name, rows in batch.items()}
   parameters = spec.init_state(0).parameters
-  sums = jax.jit(lambda parameters: loss_sums(spec.model.module(parameters), batch))(parameters)
-  _, metrics = objective(sums, denominators(batch, experiment.model), experiment.model, experiment.training.losses)
+
+  @jax.jit
+  def metrics_of(parameters):
+    sums = loss_sums(spec.model.module(parameters), batch)
+    return objective(sums, denominators(batch, experiment.model), experiment.model, experiment.training.losses)[1]
+
+  metrics = metrics_of(parameters)
   expected_Z2 = np.zeros((2, 2))
   for row, lengths in enumerate(LENGTHS):
     at = 0
