@@ -109,21 +109,35 @@ def distances(one, other):
           for path in other if other[path].size > 1000}  # fmt: skip
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", ["fp8", "int8"])
-@pytest.mark.parametrize("kinds", [("attention", "feed_forward", "logits"), ("experts",)], ids=["dense", "experts"])
-def test_every_mesh_rounds_as_one_device_does(bits, kinds):
+DENSE, EXPERTS = ("attention", "feed_forward", "logits"), ("experts",)
+
+
+@pytest.mark.parametrize(
+  ("kinds", "bits", "meshes"),
+  [
+    pytest.param(DENSE, "fp8", MESHES, id="dense, fp8", marks=pytest.mark.slow),
+    # How values are placed depends neither on their type nor on whether a product has experts.
+    pytest.param(DENSE, "int8", MESHES[1:2], id="dense, int8", marks=pytest.mark.slow),
+    pytest.param(EXPERTS, "fp8", MESHES[1:2], id="experts, fp8", marks=pytest.mark.slow),
+    *(
+      pytest.param(kinds, bits, MESHES, id=f"every mesh, {kinds[-1]}, {bits}", marks=pytest.mark.nightly)
+      for kinds, bits in ((DENSE, "int8"), (EXPERTS, "fp8"), (EXPERTS, "int8"))
+    ),
+  ],
+)
+def test_every_mesh_rounds_as_one_device_does(kinds, bits, meshes):
   """The scales are of whole rows and columns. A sum in another order may round a value to its neighbour in 8 bits."""
-  sparse, chosen = kinds == ("experts",), dict.fromkeys(kinds, bits)
+  sparse, chosen = kinds == EXPERTS, dict.fromkeys(kinds, bits)
   expected = gradients(sparse=sparse, **chosen)
   rounding = distances(expected, gradients(sparse=sparse))
-  for mesh in MESHES:
+  for mesh in meshes:
     found = distances(gradients(mesh, sparse, **chosen), expected)
     assert max(found[path] / rounding[path] for path in found) < 0.2, (mesh, found, rounding)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("bits", ["fp8", "int8"])
+@pytest.mark.parametrize(
+  "bits", [pytest.param("fp8", marks=pytest.mark.slow), pytest.param("int8", marks=pytest.mark.nightly)]
+)
 @pytest.mark.parametrize("exchange", ["all_to_all", "all_gather"])
 def test_dropless_experts_round_as_one_device_does_on_every_mesh_and_as_einsum_does_without_drops(bits, exchange):
   """Rows of one expert may be on several devices, which agree on the scales of its gradient."""

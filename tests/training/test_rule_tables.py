@@ -21,7 +21,8 @@ KINDS = ("dense", "moe", "mixture of attention")
 @pytest.mark.parametrize(
   ("kind", "seed"),
   [
-    pytest.param(kind, seed, marks=pytest.mark.slow if seed < 2 else pytest.mark.nightly)
+    # Of dense models, test_context.py and test_step.py have meshes too.
+    pytest.param(kind, seed, marks=pytest.mark.slow if seed < 1 + (kind != "dense") else pytest.mark.nightly)
     for kind in KINDS
     for seed in range(20)
   ],
