@@ -152,10 +152,10 @@ def test_a_process_that_is_behind_in_training_ends_all_and_is_named():
 @pytest.mark.slow
 def test_a_program_that_is_stopped_as_a_whole_goes_on_when_it_is_continued():
   """As SLURM suspends a job."""
-  body = "processes.gather(me)\nprint('met', flush=True)\nfor _ in range(12): time.sleep(0.3)"
-  with begun(body, 2, MOEJAX_HANG_TIMEOUT_S="2.5") as both:
+  body = "processes.gather(me)\nprint('met', flush=True)\nfor _ in range(20): time.sleep(0.3)"
+  with begun(body, 2, MOEJAX_HANG_TIMEOUT_S="4") as both:
     assert [child.stdout.readline().strip() for child in both] == ["met", "met"]
-    for number, wait_s in ((signal.SIGSTOP, 5), (signal.SIGCONT, 0)):
+    for number, wait_s in ((signal.SIGSTOP, 8), (signal.SIGCONT, 0)):
       for child in both:
         child.send_signal(number)
       time.sleep(wait_s)
