@@ -104,6 +104,11 @@ class Experiment:
       raise UserError(
         "optimizer.routers=True would have no effect: no layer is sparse; set it to False or set model.moe"
       )
+    if unread := self.model.unread_activations:
+      raise UserError(
+        f"model.save_activations={' '.join(unread)} would have no effect because the backward pass of no layer of this "
+        "model reads these values; remove them"
+      )
     self._check_schedule()
     self._check_sharding()
 

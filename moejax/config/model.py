@@ -205,18 +205,17 @@ class Model:
     for name in self.save_activations:
       if name == "layer_inputs":
         raise UserError("model.save_activations='layer_inputs' is always saved; remove it")
-      if not self._reads(name):
-        raise UserError(
-          f"model.save_activations={name!r} would have no effect because no backward pass of a layer reads these "
-          "values in this model; remove it"
-        )
 
-  def _reads(self, name: str) -> bool:
-    """Whether the backward pass of a layer reads the values that `name` of `save_activations` stands for."""
-    has_dense = "feed_forward" in self.products
-    if name == "feed_forward_out":  # by a norm, or by a later layer that is computed again with it
-      return has_dense and (self.norm_places != "before" or self.period > 1 or self.moe is not None)
-    return has_dense if name == "feed_forward_in" else self.moe is not None or name not in OF_EXPERTS
+  @property
+  def unread_activations(self) -> tuple[Saved, ...]:
+    """The names in `save_activations` whose values the backward pass of no layer reads."""
+    unread: set[str] = set() if self.moe else {*OF_EXPERTS}
+    if "feed_forward" not in self.products:
+      unread |= {"feed_forward_in", "feed_forward_out"}
+    # It is read by a norm, or by a later layer that is computed again with it.
+    if self.norm_places == "before" and self.period == 1 and not self.moe:
+      unread |= {"feed_forward_out"}
+    return tuple(name for name in self.save_activations if name in unread)
 
   def _check_depths(self) -> None:
     if not self.depths.is_routed:

@@ -114,6 +114,14 @@ def saved_of_layers(experiment):
   return found
 
 
+def test_parts_of_a_model_keep_its_selection():
+  """A selection that a part does not read is not refused in it."""
+  experiment = offloading(sparse=True, remat="selected", saved=("feed_forward_in", "experts_in"))
+  assert experiment.model.last_layer.unread_activations == ("feed_forward_in",)
+  with pytest.raises(UserError, match="feed_forward_in would have no effect"):
+    dataclasses.replace(experiment, model=experiment.model.last_layer)
+
+
 @pytest.mark.parametrize("remat", ["products", "dots", "attention"])
 def test_what_is_saved_does_not_depend_on_the_precision_of_gradients_or_products(remat):
   precisions = (
@@ -186,7 +194,10 @@ def test_a_value_that_is_selected_is_saved_and_no_other(sparse, values):
     ({"remat": "selected"}, "remat='selected' without model.save_activations is the same as 'layer_inputs'"),
     ({"remat": "selected", "saved": ("layer_inputs",)}, "'layer_inputs' is always saved"),
     ({"remat": "selected", "saved": ("router",)}, "save_activations='router' is not one of attention, products, "),
-    ({"remat": "selected", "saved": ("feed_forward_out",)}, "no effect because no backward pass of a layer reads"),
+    (
+      {"remat": "selected", "saved": ("feed_forward_out",)},
+      "=feed_forward_out would have no effect because the backward",
+    ),
     ({"remat": "selected", "saved": ("context",), "activations": ("attention",)}, "'attention' would have no effect"),
   ],
 )
