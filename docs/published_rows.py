@@ -61,7 +61,6 @@ REMAT: tuple[tuple[str, Remat], ...] = (
   ("as moejax's maxtext", "layer_inputs"),
   ("kept but those of the feed-forward", "attention"),
   ("dots and attention", "dots"),
-  ("minimal", "dots"),
   ("full", "layer_inputs"),
   ("not stated", "attention"),
   ("none stated", "attention"),
@@ -291,6 +290,10 @@ def _rematerialization(words: str, sparse: bool) -> tuple[Remat, tuple[Saved, ..
   )
   if not sparse:
     named, offloaded = (tuple(value for value in part if value != "experts_out") for part in (named, offloaded))
+  if policy is None and "minimal" in words:  # all matrix products of a dense model, as XLA's policy of that name
+    named = ("queries", "keys_values", "attention_out", "feed_forward_in")
+  if policy is None and not named:
+    raise InexpressibleError(f"rematerialization: {words}")
   saved = () if policy else tuple(value for value in named if value != "layer_inputs")
   return policy or ("selected" if saved else "layer_inputs"), saved, offloaded
 

@@ -185,7 +185,9 @@ class Model:
     self._check_save()
     for name in self.offload_activations:
       if not set(values_of((name,))) <= set(self.saved_values):
-        remats = " or ".join((*policies_that_save(name), "selected with this value in save_activations"))
+        policies = policies_that_save(name)
+        by_name = [] if "selected" in policies else ["selected with this value in save_activations"]
+        remats = " or ".join((*policies, *by_name))
         raise UserError(
           f"model.offload_activations={name!r} would have no effect because model.remat={self.remat!r} does not save "
           f"these values by name; set remat to {remats}, or remove it"
@@ -212,8 +214,9 @@ class Model:
     unread: set[str] = set() if self.moe else {*OF_EXPERTS}
     if "feed_forward" not in self.products:
       unread |= {"feed_forward_in", "feed_forward_out"}
-    # It is read by a norm, or by a later layer that is computed again with it.
-    if self.norm_places == "before" and self.period == 1 and not self.moe:
+    # It is read by a norm, a gate, a router of tokens, or a later layer that is computed again with it.
+    gated = self.moe is not None and self.moe.shared_gate
+    if self.norm_places == "before" and self.period == 1 and not gated and not self.depths.is_routed:
       unread |= {"feed_forward_out"}
     return tuple(name for name in self.save_activations if name in unread)
 

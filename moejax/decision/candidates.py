@@ -79,6 +79,7 @@ class Candidate:
       "precision": self.precision,
       "mesh": self.experiment.mesh.shape,
       "remat": self.experiment.model.remat,
+      "save_activations": list(self.experiment.model.save_activations),
       "gradient_accumulation": self.experiment.training.gradient_accumulation,
       "tokens_per_step": tokens_per_step(self.experiment),
       "step_time_s": self.step_time_s,
@@ -167,7 +168,7 @@ def _saving_memory(own: Sequence[Experiment]) -> Iterator[Experiment]:
   """The experiment with other rematerialization and gradient accumulation."""
   for experiment, remat, parts in itertools.product(own, get_args(Remat), ACCUMULATIONS):
     with contextlib.suppress(UserError):
-      model = experiment.model.with_remat(remat)
+      model = experiment.model.with_remat(remat, experiment.model.save_activations if remat == "selected" else ())
       yield with_fields(experiment, {"model": model, "training.gradient_accumulation": parts})
 
 

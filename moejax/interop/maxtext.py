@@ -27,20 +27,17 @@ DEFAULTS: Mapping[str, Any] = {
 MESH = {"data": "replica", "fsdp": "data", "expert": "expert", "tensor": "model"}
 """Our mesh axes by the names of MaxText's."""
 
-PROJECTIONS: tuple[Saved, ...] = ("queries", "keys_values")
+_QKV: tuple[Saved, ...] = ("queries", "keys_values")
+_ATTENTION: tuple[Saved, ...] = (*_QKV, "attention_out")
+_ALL: tuple[Saved, ...] = (*_ATTENTION, "feed_forward_in", "feed_forward_out")
 
-REMAT: Mapping[str, tuple[Remat, tuple[Saved, ...]]] = {
-  "full": ("layer_inputs", ()),
-  "minimal": ("dots", ()),
-  "minimal_flash": ("dots", ()),
-  "minimal_with_context": ("dots", ()),
-  "save_qkv_proj": ("selected", PROJECTIONS),
-  "save_out_proj": ("selected", ("attention_out",)),
-  "save_dot_except_mlp": ("selected", (*PROJECTIONS, "attention_out")),
-  "save_dot_with_context_except_mlp": ("attention", ()),
-  "qkv_proj_offloaded": ("selected", PROJECTIONS),
-}
-"""`Model.remat` and `Model.save_activations` by MaxText's remat_policy."""
+REMAT: Mapping[str, tuple[Saved, ...]] = {
+  "full": (), "minimal": _ALL, "minimal_flash": (*_ALL, "context"), "minimal_with_context": (*_ALL, "context"),
+  "minimal_offloaded": _ALL, "save_qkv_proj": _QKV, "save_out_proj": ("attention_out",),
+  "save_dot_except_mlp": _ATTENTION, "save_dot_except_mlpwi": (*_ATTENTION, "feed_forward_out"),
+  "save_dot_with_context_except_mlp": (*_ATTENTION, "context"), "qkv_proj_offloaded": _QKV,
+}  # fmt: skip
+"""The values that MaxText's remat_policy saves or, if it ends in `offloaded`, offloads."""
 
 TENSORS: Mapping[str, Saved] = {
   "query_proj": "queries", "mla_q": "queries", "key_proj": "keys_values", "value_proj": "keys_values",
@@ -59,6 +56,7 @@ TOGETHER = (("key_proj", "value_proj"), ("mlpwi_0", "mlpwi_1"), ("moe_mlpwi_0", 
 """Tensors that are one value here."""
 
 LACKS: Mapping[str, tuple[tuple[Any, ...], str]] = {
+  **{name: (("remat",), f"{name}={{}} of a remat_policy") for name in ("qkv_proj", "query_wa_proj", "kv_wa_proj")},
   "quantization": (("",), "products in {}"),
   "weight_dtype": (("float32",), "weights in {}: planned with float32"),
   "attention": (
@@ -226,8 +224,8 @@ def _model(config: Mapping[str, Any], missing: dict[str, str]) -> Model:
 def _remat(config: Mapping[str, Any], missing: dict[str, str]) -> tuple[Remat, tuple[Saved, ...], tuple[Saved, ...]]:
   """`Model.remat`, `Model.save_activations` and `Model.offload_activations`."""
   if (policy := config["remat_policy"]) != "custom":
-    remat, saved = REMAT[policy]
-    return remat, saved, saved if "offload" in policy else ()
+    saved = tuple(dict.fromkeys(value for name in REMAT[policy] for value in _values(name, config)))
+    return "selected" if saved else "layer_inputs", saved, saved if policy.endswith("offloaded") else ()
   places = {
     name: config[name] for name in (*TENSORS, "decoder_layer_input") if config.get(name) in ("device", "offload")
   }

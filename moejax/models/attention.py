@@ -72,6 +72,10 @@ class GroupedQueryLayer(nnx.Module):
       k_BTKH = _biased(project(x_BTD, self._operand(self.w_k_DKH, x_BTD), apart), self.b_k_KH)
       v_BTKH = _biased(project(x_BTD, self._operand(self.w_v_DKH, x_BTD), apart), self.b_v_KH)
       v_BTKH = keep(v_BTKH, "keys_values")
+      # The backward pass of a norm reads its input. What comes after it is computed again from that.
+      has_norm = self.q_norm is not None or self.config.norm_after_rotary
+      if has_norm:
+        q_BTNH, k_BTKH = keep(q_BTNH, "queries"), keep(k_BTKH, "keys_values")
       if self.q_norm and self.k_norm:
         q_BTNH, k_BTKH = _normed(q_BTNH, self.q_norm), _normed(k_BTKH, self.k_norm)
       if self.rotary is not None:
@@ -84,7 +88,8 @@ class GroupedQueryLayer(nnx.Module):
       if self.config.score_log_scale:
         q_BTNH = (q_BTNH * _log_factors(self.config, context.positions_BT)).astype(q_BTNH.dtype)
       q_BTNH, k_BTKH = constrain(q_BTNH, *QUERIES), constrain(k_BTKH, *KEYS)
-      q_BTNH, k_BTKH = keep(q_BTNH, "queries"), keep(k_BTKH, "keys_values")
+      if not has_norm:
+        q_BTNH, k_BTKH = keep(q_BTNH, "queries"), keep(k_BTKH, "keys_values")
     with jax.named_scope("attention"):
       config, sinks_N = self.config, None if self.sinks_N is None else self.sinks_N[...]
       if cache is None:

@@ -17,25 +17,39 @@ def saved_bytes(experiment: Experiment, tokens: float) -> dict[str, float]:
   of_dense, of_sparse = _hidden_per_token(experiment)
   # What `model` shares among devices, and copies of the residual stream, which the rules share.
   sizes: dict[str, tuple[float, float]] = {"layer_inputs": (0, 1)}
-  # The rows of experts with a capacity, before and after them. Of other dispatches, one copy.
-  has_capacity = model.moe and model.moe.dispatch.has_capacity
-  of_experts = (rows_per_token(experiment) if has_capacity else 0.5) / model.moe.every if model.moe else 0.0
+  before, after = _rows_before_and_after(experiment)
   sizes |= {name: (size, 0) for name, size in of_attention.items()}
   sizes |= {
     "attention_out": (0, 1),
-    "feed_forward_in": (of_dense, 0),
-    "expert_rows": (0, of_experts),
+    "feed_forward_in": (of_dense + _of_shared_experts(model), 0),
+    "expert_rows": (0, before),
     "experts_in": (of_sparse, 0),
-    "experts_out": (0, of_experts),
+    "experts_out": (0, after),
   }
   sizes = {name: size for name, size in sizes.items() if name in ("layer_inputs", *model.saved_values)}
   if model.remat == "none":
-    sizes["others"] = (2 * (sum(of_attention.values()) + of_dense + of_sparse), 8 + 2 * of_experts)
+    sizes["others"] = (2 * (sum(of_attention.values()) + of_dense + of_sparse), 8 + before + after)
   layers = model.num_layers + model.multi_token_depth
   stream = model.d_model / shards(experiment.rules, mesh, "act_embed")
   return {
     name: 2 * tokens * layers * (within / mesh.model + residual * stream) for name, (within, residual) in sizes.items()
   }
+
+
+def _rows_before_and_after(experiment: Experiment) -> tuple[float, float]:
+  """Rows per token that experts receive, where they are exchanged, and return, on average over all layers."""
+  moe = experiment.model.moe
+  if moe is None or isinstance(moe.dispatch, DenseDispatch):
+    return 0.0, 0.0
+  if moe.dispatch.has_capacity:
+    return (rows_per_token(experiment) / moe.every,) * 2
+  return rows_per_token(experiment) * exchanges_rows(experiment) / moe.every, moe.experts_per_token / moe.every
+
+
+def _of_shared_experts(model: Model) -> float:
+  """Numbers of one token inside shared experts, on average over all layers."""
+  moe = model.moe
+  return (model.feed_forward_matrices - 1) * moe.num_shared_experts * moe.d_ff / moe.every if moe else 0.0
 
 
 def saved_on_device(experiment: Experiment, tokens: float) -> float:

@@ -1,5 +1,6 @@
 """Suggests remedies if a plan does not fit in memory or a resource limits the step time."""
 
+from moejax.config.remat import GROUPS
 from moejax.planning.activations import buffer_factor
 from moejax.planning.estimate import estimate
 from moejax.planning.plan import Plan
@@ -76,9 +77,12 @@ def _collectives(plan: Plan, step_time_s: float, exposed_s: float) -> list[str]:
 
 
 def _recomputed(plan: Plan, step_time_s: float) -> list[str]:
-  more = PREVIOUS_REMAT.get(plan.experiment.model.remat)
+  model = plan.experiment.model
+  more = PREVIOUS_REMAT.get(model.remat)
+  if model.remat == "selected" and set(model.saved_values) < {"layer_inputs", *GROUPS["attention"]}:
+    more = "attention --model.save-activations"  # which becomes empty
   again_s = sum(operation.time_s for operation in plan.operations if operation.of_pass == "recompute")
-  room = plan.hbm_limit_bytes > GROWTH.get(more or "none", 1.0) * plan.hbm_bytes_per_device
+  room = plan.hbm_limit_bytes > GROWTH.get((more or "none").split()[0], 1.0) * plan.hbm_bytes_per_device
   if more and again_s > 0.05 * step_time_s and room:
     return [
       f"{again_s / step_time_s:.0%} of the step time is recomputation, and memory is free; try --model.remat {more}"

@@ -81,9 +81,8 @@ def _facts(plan: Plan) -> Table:
     ("model FLOPs per step", f"{plan.model_flops_per_step:.4g}"),
   ]
   if not plan.refused:
-    rows.append(
-      ("executed FLOPs per device", f"{plan.executed_flops_per_device:.4g} (remat {plan.experiment.model.remat})")
-    )
+    remat = " ".join((plan.experiment.model.remat, *plan.experiment.model.save_activations))
+    rows.append(("executed FLOPs per device", f"{plan.executed_flops_per_device:.4g} (remat {remat})"))
   if plan.router_load is not None:
     usual = (
       " (as routers have it after training; --load RUN uses that of a run)" if plan.router_load == ROUTER_LOAD else ""

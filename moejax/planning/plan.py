@@ -200,6 +200,7 @@ class Plan:
       "devices": self.topology.devices,
       "mesh": self.experiment.mesh.shape,
       "remat": self.experiment.model.remat,
+      "save_activations": list(self.experiment.model.save_activations),
       "tokens_per_step": self.tokens_per_step,
       "parameters_total": parameters.total,
       "parameters_active": parameters.active,

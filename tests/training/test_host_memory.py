@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from training_fixtures import fresh_state, run_steps, spec_of, tiny
 
-from moejax.config import AdamW, Checkpoints, LoRA, Mesh, Muon, Precision
+from moejax.config import AdamW, Checkpoints, GroupedQuery, LoRA, Mesh, Muon, Precision
 from moejax.errors import UserError
 from moejax.host_memory import check_host_memory, is_on_host, without_effect
 from moejax.models.abstract import parameter_name
@@ -112,6 +112,18 @@ def saved_of_layers(experiment):
 
   visit(jaxpr)
   return found
+
+
+@pytest.mark.parametrize("value", ["queries", "keys_values"])
+def test_queries_and_keys_that_are_saved_are_not_projected_again_with_norms_either(value):
+  def products(saved, **fields):
+    experiment = offloading(remat="selected" if saved else "layer_inputs", saved=saved)
+    spec = spec_of(dataclasses.replace(experiment, model=dataclasses.replace(experiment.model, **fields)))
+    return str(make_train_step(spec).trace(*abstract_inputs(spec)).jaxpr).count("dot_general[")
+
+  plain, normed, normed_after = ({}, {"qk_norm": True}, {"attention": (GroupedQuery(norm_after_rotary=True),)})
+  spared = [products((), **fields) - products((value,), **fields) for fields in (plain, normed, normed_after)]
+  assert spared == [1 if value == "queries" else 2] * 3
 
 
 def test_parts_of_a_model_keep_its_selection():

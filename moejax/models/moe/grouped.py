@@ -170,7 +170,7 @@ def _by_rows(
   with jax.named_scope("dispatch"):
     order = sort_by_expert(experts_MA, chosen_MA, e, M * min(A, e))
     rows_RD = take_rows(x_MD, order)
-  out_RD = _feed_forward(rows_RD, order.sizes_E, weights, partitioner)
+  out_RD = keep(_feed_forward(rows_RD, order.sizes_E, weights, partitioner), "experts_out")
   with jax.named_scope("combine"):
     return combine_rows(out_RD, weights_MA, order)
 
