@@ -114,7 +114,7 @@ def saved_of_layers(experiment):
   return found
 
 
-@pytest.mark.parametrize("value", ["queries", "keys_values"])
+@pytest.mark.parametrize("value", ["queries", pytest.param("keys_values", marks=pytest.mark.slow)])
 def test_queries_and_keys_that_are_saved_are_not_projected_again_with_norms_either(value):
   def products(saved, **fields):
     experiment = offloading(remat="selected" if saved else "layer_inputs", saved=saved)
@@ -134,7 +134,9 @@ def test_parts_of_a_model_keep_its_selection():
     dataclasses.replace(experiment, model=experiment.model.last_layer)
 
 
-@pytest.mark.parametrize("remat", ["products", "dots", "attention"])
+@pytest.mark.parametrize(
+  "remat", [pytest.param("products", marks=pytest.mark.slow), "dots", pytest.param("attention", marks=pytest.mark.slow)]
+)
 def test_what_is_saved_does_not_depend_on_the_precision_of_gradients_or_products(remat):
   precisions = (
     {"compute_dtype": "float32"}, {"compute_dtype": "bfloat16"},
