@@ -48,16 +48,9 @@ def on_one_device(case):
   return parameters, gradients(experiment, parameters)
 
 
-@pytest.mark.parametrize(
-  ("case", "mesh"),
-  [
-    # For dense layers, the axis of experts is one more of data, which the second mesh has.
-    pytest.param(case, mesh, marks=pytest.mark.slow if sparse or mesh.expert == 1 else pytest.mark.nightly)
-    for case, (sparse, _) in CASES.items()
-    for mesh in MESHES
-  ],
-  ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES, ids=str)
+@pytest.mark.parametrize("case", CASES)
 def test_sharded_sequences_have_the_gradients_and_metrics_of_one_device(case, mesh):
   parameters, (expected, expected_metrics) = on_one_device(case)
   found, metrics = gradients(experiment_of(case, mesh), parameters)
@@ -84,18 +77,9 @@ def test_keys_and_values_are_gathered_over_context_unless_all_windows_are_short_
   assert not [line for line in gathers if "[8,64,32]" in line.split(" all-gather(")[0]], "the residual stream stays"
 
 
-@pytest.mark.parametrize(
-  ("mesh", "window", "sinks"),
-  [
-    # Where heads are sharded too, each device sees the same parts: one window of them is in the gate.
-    pytest.param(
-      mesh, window, sinks, marks=pytest.mark.nightly if mesh.model > 1 and window != 200 else pytest.mark.slow
-    )
-    for mesh in (Mesh(data=2, context=4), Mesh(data=1, context=4, model=2))
-    for window, sinks in ((None, True), (200, True), (400, False))
-  ],
-  ids=str,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "sinks"), [(None, True), (200, True), (400, False)])
+@pytest.mark.parametrize("mesh", [Mesh(data=2, context=4), Mesh(data=1, context=4, model=2)], ids=str)
 def test_the_fused_kernel_on_parts_of_sequences_equals_plain_attention_on_one_device(monkeypatch, mesh, window, sinks):
   """Outputs and gradients, with documents that end in a part, at its border and in padding. The kernel runs without a
   TPU. A part has 256 positions."""
