@@ -15,11 +15,11 @@ def saved_bytes(experiment: Experiment, tokens: float) -> dict[str, float]:
   model, mesh = experiment.model, experiment.mesh
   of_attention = _value_sizes(model)
   of_dense, of_sparse = _hidden_per_token(experiment)
-  # What `model` shares among devices, and copies of the residual stream, which the rules share.
-  sizes: dict[str, tuple[float, float]] = {"layer_inputs": (0, 1)}
   before, after = _rows_before_and_after(experiment)
-  sizes |= {name: (size, 0) for name, size in of_attention.items()}
-  sizes |= {
+  # What `model` shares among devices, and copies of the residual stream, which the rules share.
+  sizes: dict[str, tuple[float, float]] = {
+    "layer_inputs": (0, 1),
+    **{name: (size, 0) for name, size in of_attention.items()},
     "attention_out": (0, 1),
     "feed_forward_in": (of_dense + _of_shared_experts(model), 0),
     "expert_rows": (0, before),

@@ -72,8 +72,8 @@ microbatches before. The experts of dropless layers are not copied.
 
 These and the next two are fitted to compiled programs. Of the 36 for v5p in tests/planning/programs/searched.jsonl, the
 median error is 1 %, and the largest is 3 %. Of programs for TPU that they are not fitted to, up to 8 % are missing
-(`python docs/pods.py --memory`). None of these saves only layer inputs. Of the 20 for GPU of docs/pods.md and
-docs/ledger.jsonl with fused attention, the errors are 3 % and 13 %."""
+(`python docs/pods.py --memory`). Of the 20 for GPU of docs/pods.md and docs/ledger.jsonl with fused attention, the
+errors are 3 % and 13 %."""
 
 IN_LAYER = {"tpu": 5, "gpu": 6}
 """Bytes per number inside a layer."""

@@ -80,12 +80,14 @@ def _recomputed(plan: Plan, step_time_s: float) -> list[str]:
   model = plan.experiment.model
   more = PREVIOUS_REMAT.get(model.remat)
   if model.remat == "selected" and set(model.saved_values) < {"layer_inputs", *GROUPS["attention"]}:
-    more = "attention --model.save-activations"  # which becomes empty
+    more = "attention"
+  without_selection = " --model.save-activations" if model.save_activations else ""
   again_s = sum(operation.time_s for operation in plan.operations if operation.of_pass == "recompute")
-  room = plan.hbm_limit_bytes > GROWTH.get((more or "none").split()[0], 1.0) * plan.hbm_bytes_per_device
+  room = plan.hbm_limit_bytes > GROWTH.get(more or "none", 1.0) * plan.hbm_bytes_per_device
   if more and again_s > 0.05 * step_time_s and room:
     return [
-      f"{again_s / step_time_s:.0%} of the step time is recomputation, and memory is free; try --model.remat {more}"
+      f"{again_s / step_time_s:.0%} of the step time is recomputation, and memory is free; try --model.remat "
+      f"{more}{without_selection}"
     ]
   return []
 
